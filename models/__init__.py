@@ -1,0 +1,60 @@
+"""The one door to the models: create_model, list_models, load_pretrained.
+
+Shape legend, used in every file: B images, N tokens, D width, H heads, d = D / H, C classes, P patch side, (h, w) grid.
+"""
+
+from pathlib import Path
+
+from configs import MODELS
+
+from .attention import record_attention
+from .pretrained import LoadReport, checkpoint_head, load_pretrained, save_npz
+from .published import find_checkpoint
+from .vit import ModelError, VisionTransformer
+
+__all__ = ["LoadReport", "ModelError", "VisionTransformer", "create_model", "find_checkpoint", "list_models",
+           "load_pretrained", "record_attention", "save_npz"]
+
+
+def list_models() -> list[str]:
+    """The names that create_model knows."""
+    return list(MODELS)
+
+
+def create_model(name_or_config, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
+                 pretrained: str | Path | None = None, head: str = "zero", **overrides) -> VisionTransformer:
+    """A model in training mode whose `model(images)` gives logits (B, num_classes).
+
+    name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
+    num_classes:    default 1000; with head="keep" the file's own count.
+    img_size:       side or (height, width) in pixels; default the row's.
+    pretrained:     a .npz file, or a published name, which is looked up in ./checkpoint and else downloaded.
+    head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
+    overrides:      other values for keys of the row, such as dropout_rate=0.1.
+    model.load_report says what was used, resized, fresh and left out (None without `pretrained`).
+    Raises ModelError with one line for anything that does not exist or does not fit.
+    """
+    if isinstance(name_or_config, str):
+        if name_or_config not in MODELS:
+            raise ModelError(f"no model is called {name_or_config!r}; there are {', '.join(MODELS)}")
+        name_or_config = MODELS[name_or_config]
+    config = name_or_config.copy_and_resolve_references()
+    unknown = set(overrides) - set(config)
+    if unknown:
+        raise ModelError(f"a model has no {', '.join(sorted(unknown))}; its keys are {', '.join(sorted(config))}")
+    config.update(overrides)
+    if head not in ("zero", "keep"):
+        raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
+    if head == "keep" and pretrained is None:
+        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
+    if pretrained is not None:
+        pretrained = find_checkpoint(pretrained)
+    if head == "keep":
+        classes, representation = checkpoint_head(pretrained)
+        num_classes = classes if num_classes is None else num_classes
+        config.representation_size = representation
+    size = config.img_size if img_size is None else img_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    model = VisionTransformer(config, 1000 if num_classes is None else num_classes, size)
+    model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
+    return model

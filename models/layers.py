@@ -1,0 +1,59 @@
+"""What every family stacks: patch embedding, MLP, encoder block.
+
+Differences from the paper: none. From Google's code: none in the mathematics; LayerNorm eps is 1e-6 as there.
+Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
+"""
+
+from torch import Tensor, nn
+
+from .attention import SelfAttention
+
+NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image, or a ResNet's feature map, into P x P patches and projects each to D."""
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int, backbone: nn.Module | None = None):
+        super().__init__()
+        if backbone is not None:
+            self.backbone = backbone
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) -> (B, h * w, D), rows first"""
+        if hasattr(self, "backbone"):
+            images = self.backbone(images)
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """D -> mlp_dim -> D with GELU. `gelu`: "tanh" as in Google's models, "erf" as in DeiT, CaiT, MAE and timm."""
+
+    def __init__(self, dim: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, mlp_dim)
+        self.act = nn.GELU(approximate={"tanh": "tanh", "erf": "none"}[gelu])
+        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.drop = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str,
+                 dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = SelfAttention(dim, num_heads, dropout_rate, attention_dropout_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, mlp_dim, gelu, dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

@@ -1,0 +1,138 @@
+"""Published checkpoints by name: found in ./checkpoint, or downloaded into it.
+
+Google's files stand at https://storage.googleapis.com/vit_models/FOLDER/FILE.npz (google-research/vision_transformer,
+README). MODEL_ZOO.md lists them with sizes and accuracies. VIT_CHECKPOINT_URL names another server with the same
+tree (a mirror), VIT_CHECKPOINT_DIR another folder than ./checkpoint.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from .vit import ModelError
+
+SERVER = "https://storage.googleapis.com/vit_models"
+VIT_2020 = ["ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-B_8", "R50+ViT-B_16"]
+PUBLISHED = {
+    "imagenet21k": [*VIT_2020, "ViT-H_14", "R26+ViT-B_32", "R50+ViT-L_32"],
+    "imagenet21k+imagenet2012": [*VIT_2020, "ViT-B_16-224", "ViT-L_16-224"],
+    "sam": ["ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-S_16"],
+}
+# AugReg has over 50,000 files; their names hold the settings they were trained with.
+AUGREG = re.compile(r"(Ti_16|S_32|S_16|B_32|B_16|B_8|L_16|R_Ti_16|R26_S_32|R50_L_32)-[a-zA-Z0-9._-]+")
+TIMEOUT_S = 30
+CHUNK = 1 << 20
+
+
+def published_name(name: str) -> str | None:
+    """'ViT-B_16' -> 'imagenet21k/ViT-B_16'; None for what is no published name.
+
+    Our spelling of a hybrid (R50-ViT-B_16) is accepted beside the file's (R50+ViT-B_16).
+    """
+    folder, _, file = name.removesuffix(".npz").rpartition("/")
+    file = re.sub(r"^(R\d+)-(?=ViT)", r"\1+", file)
+    if folder == "augreg" and AUGREG.fullmatch(file):
+        return f"augreg/{file}"
+    folder = folder or "imagenet21k"
+    return f"{folder}/{file}" if file in PUBLISHED.get(folder, []) else None
+
+
+def url_of(name: str) -> str:
+    server = os.environ.get("VIT_CHECKPOINT_URL", SERVER).rstrip("/")
+    return f"{server}/{urllib.parse.quote(name)}.npz"          # quotes the plus, which is a space in some servers
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The local file for a path or a published name, downloading it if need be. Raises ModelError.
+
+    An existing path always wins. Without a folder the name means imagenet21k.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    name = published_name(str(name_or_path))
+    if name is None:
+        raise ModelError(
+            f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
+            f"{', '.join(PUBLISHED)}, augreg (MODEL_ZOO.md lists them)")
+    checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
+    own_place = checkpoints / f"{name}.npz"
+    # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
+    by_hand = checkpoints / f"{Path(name).name}.npz"
+    for path in (own_place, by_hand) if name.startswith("imagenet21k/") else (own_place,):
+        if path.is_file():
+            return path
+    download(url_of(name), own_place)
+    return own_place
+
+
+def download(url: str, path: Path) -> None:
+    """Fetches `url` to `path`: with a progress bar, going on where an earlier try broke off, whole or not at all.
+
+    What has arrived waits in PATH.part, and the server's mark of that version in PATH.part.etag, so that pieces of
+    two versions are never joined. Raises ModelError with the URL and the place to put the file by hand.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, mark = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
+    have = part.stat().st_size if part.exists() and mark.exists() else 0
+    request = urllib.request.Request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", mark.read_text())
+    try:
+        try:
+            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:                             # 416: all of it was here, or the part is of no use
+                raise
+            part.unlink()
+            response = urllib.request.urlopen(url, timeout=TIMEOUT_S)
+        with response:
+            if response.status != 206:
+                have = 0
+            if response.headers.get("ETag"):
+                mark.write_text(response.headers["ETag"])
+            total = _receive(response, part, have, path.name)
+        if total is not None and part.stat().st_size != total:
+            raise OSError(f"the connection broke off at {part.stat().st_size} of {total} bytes; run again to go on from there")
+        _verify(part, response.headers)
+    except OSError as error:                                  # URLError, timeouts and full disks among them
+        raise ModelError(f"could not download {url} ({getattr(error, 'reason', error)}); "
+                         f"fetch it on another machine and put it at {path}") from error
+    os.replace(part, path)
+    mark.unlink(missing_ok=True)
+
+
+def _receive(response, part: Path, have: int, title: str) -> int | None:
+    """Appends the body to `part`; returns the length of the whole file if the server told it."""
+    from tqdm import tqdm
+
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    with open(part, "ab" if have else "wb") as stream, tqdm(
+            total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=f"downloading {title}") as bar:
+        while chunk := response.read(CHUNK):
+            stream.write(chunk)
+            bar.update(len(chunk))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return total
+
+
+def _verify(part: Path, headers) -> None:
+    """Against the MD5 that Google's storage sends in `x-goog-hash`, where there is one. Raises OSError."""
+    sent = [word.strip() for line in headers.get_all("x-goog-hash") or [] for word in line.split(",")]
+    for word in sent:
+        if word.startswith("md5="):
+            digest = hashlib.md5()
+            with open(part, "rb") as stream:
+                while chunk := stream.read(CHUNK):
+                    digest.update(chunk)
+            if base64.b64encode(digest.digest()).decode() != word.removeprefix("md5="):
+                part.unlink()
+                raise OSError("what arrived does not match the server's MD5; run again to fetch it anew")
+

@@ -1,0 +1,115 @@
+"""The ResNet stem of the hybrids: BiT's ResNet-v2-like units in the form Google's ViT code uses.
+
+Kolesnikov et al., "Big Transfer" (arXiv 1912.11370). As in Google's vit_jax/models_resnet.py and unlike the BiT
+paper: units are post-activation (conv, norm, relu; the last relu after the sum). Details that a checkpoint needs:
+- weights are standardised as (w - mean) / (std + 1e-5): the eps stands outside the root;
+- GroupNorm has 32 groups and eps 1e-6 everywhere, the projection's norm included;
+- padding is TensorFlow's 'SAME': the odd pixel goes to the bottom and the right; max-pooling pads with -inf.
+
+The state dict has timm's names (stem, stages.S.blocks.U, downsample).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS, NORM_EPS, STANDARDISE_EPS = 32, 1e-6, 1e-5
+
+
+def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    """(B, C, h, w) padded so that a window of `kernel` every `stride` gives ceil(h / stride) x ceil(w / stride)."""
+    totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
+    (top, bottom), (left, right) = [(total // 2, total - total // 2) for total in totals]
+    return F.pad(x, (left, right, top, bottom), value=value) if any(totals) else x
+
+
+class StdConv2d(nn.Conv2d):
+    """Convolution without bias, of standardised weights, with 'SAME' padding."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In float32 also under autocast: the variance of a kernel loses too much in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight.float()
+            std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
+            weight = ((weight - mean) / (std + STANDARDISE_EPS)).to(self.weight.dtype)
+        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS)
+
+
+class Projection(nn.Module):
+    """The shortcut of a unit that changes width or resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv = StdConv2d(in_channels, out_channels, 1, stride)
+        self.norm = group_norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 to four times the width; `downsample` in the first unit of every stage."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, project: bool):
+        super().__init__()
+        if project:
+            self.downsample = Projection(in_channels, 4 * width, stride)
+        self.conv1, self.norm1 = StdConv2d(in_channels, width, 1), group_norm(width)
+        self.conv2, self.norm2 = StdConv2d(width, width, 3, stride), group_norm(width)
+        self.conv3, self.norm3 = StdConv2d(width, 4 * width, 1), group_norm(4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.downsample(x) if hasattr(self, "downsample") else x
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return F.relu(self.norm3(self.conv3(x)) + shortcut)
+
+
+class Stem(nn.Module):
+    """7x7 convolution with stride 2, norm, relu, 3x3 max-pooling with stride 2."""
+
+    def __init__(self, in_channels: int, width: int):
+        super().__init__()
+        self.conv = StdConv2d(in_channels, width, 7, 2)
+        self.norm = group_norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return F.max_pool2d(pad_same(x, 3, 2, value=float("-inf")), 3, 2)
+
+
+class Stage(nn.Module):
+    """`units` bottlenecks, the first with the stride."""
+
+    def __init__(self, in_channels: int, width: int, units: int, stride: int):
+        super().__init__()
+        self.blocks = nn.Sequential(*[
+            Bottleneck(4 * width if unit else in_channels, width, 1 if unit else stride, project=unit == 0)
+            for unit in range(units)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class ResNet(nn.Module):
+    """(B, in_channels, height, width) -> (B, out_channels, height / reduction, width / reduction)"""
+
+    def __init__(self, layers: tuple[int, ...], width: int, in_channels: int):
+        super().__init__()
+        self.stem = Stem(in_channels, width)
+        outputs = [width] + [4 * width * 2 ** stage for stage in range(len(layers))]
+        self.stages = nn.Sequential(*[
+            Stage(outputs[stage], width * 2 ** stage, units, stride=2 if stage else 1)
+            for stage, units in enumerate(layers)])
+        self.out_channels = outputs[-1]
+        self.reduction = 4 * 2 ** max(len(layers) - 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x))

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets itself up as train.sh does, and runs the tests and the style check. Arguments go to pytest:
+#   bash test.sh                    everything
+#   bash test.sh -m 'not slow'      the quick ones
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source utils/python.sh
+
+use_python requirements-test.txt torch torchvision numpy tensorboard tqdm ml_collections matplotlib pytest scipy ruff
+"$PYTHON" -m ruff check .
+"$PYTHON" -m pytest "$@"

@@ -1,0 +1,284 @@
+"""Fine-tunes a Vision Transformer: configuration -> data, model, optimizer -> the step loop.
+
+bash train.sh starts this file once per GPU through torchrun; `python train.py --name x` runs it on one device.
+Exit codes: 0 done; 2 bad input, told in one line. A traceback is a bug of this program.
+
+Imports stand in the functions that need them: a wrong flag is told at once, not after PyTorch has been loaded.
+"""
+
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import configs
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main(argv: list[str]) -> int:
+    try:
+        given = configs.parse(argv)
+        if "resume_path" not in given:
+            check_batch(configs.resolve(given))
+        from utils import distributed
+
+        with distributed.group(given.get("device", "auto")) as world:
+            run, state, path = configure(given, world)
+            if run.eval_only:
+                evaluate_only(run, world, state, path)
+            else:
+                train(given, run, world, state, path)
+        return 0
+    except ValueError as error:
+        if type(error).__module__.partition(".")[0] not in ("configs", "models", "utils"):
+            raise                                  # not a word of ours to the user, but a bug
+        return tell(error)
+
+
+def tell(error: ValueError) -> int:
+    """Prints the one line, on rank 0 alone, and returns the exit code.
+
+    torchrun turns any failure into code 1 and a traceback of its own. train.sh therefore names a file that takes
+    the code, and the ranks end quietly. A bad image is known to one rank alone, which has to stop the others.
+    """
+    alone = type(error).__name__ == "ImageError" and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if alone or int(os.environ.get("RANK", 0)) == 0:
+        print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    if "VIT_STATUS_FILE" not in os.environ:
+        return 2
+    Path(os.environ["VIT_STATUS_FILE"]).write_text("2")
+    return 2 if alone else 0
+
+
+def check_batch(run) -> None:
+    """Raises ConfigError, naming the nearest sizes, if the batch cannot be cut into equal micro-batches."""
+    ranks, parts = int(os.environ.get("WORLD_SIZE", 1)), run.gradient_accumulation_steps
+    unit = ranks * parts
+    if run.train_batch_size % unit:
+        below = run.train_batch_size // unit * unit
+        near = f"{below} or {below + unit}" if below else f"{unit}"
+        raise configs.ConfigError(f"--train_batch_size {run.train_batch_size} is not divisible by {ranks} processes x "
+                                  f"{parts} micro-steps: take {near}")
+
+
+def configure(given: dict, world):
+    """-> (the resolved configuration, RunState to resume from or None, its file or None)"""
+    from utils import checkpoint, distributed, run_folder
+
+    if "resume_path" not in given:
+        return configs.resolve(given), None, None
+    path, complaints = distributed.on_main(world, lambda: run_folder.find_checkpoint(given["resume_path"]))
+    state = distributed.first_on_node(world, lambda: checkpoint.load(path))
+    run = configs.resolve_resumed(given, state.config)
+    check_batch(run)
+    if run.num_steps < state.step and not run.eval_only:
+        raise configs.ConfigError(f"--num_steps {run.num_steps}: {path} is at step {state.step} already")
+    if world.is_main:
+        for complaint in complaints:
+            print(f"warning: {complaint}; going back to the checkpoint before it")
+        print(f"resuming {path} at step {state.step} of {run.num_steps}")
+        for name in sorted(set(given) - {"resume_path"}):
+            if name == "pretrained_dir":
+                print("--resume_path wins: --pretrained_dir is not used")
+            elif run[name] != state.config.get(name):
+                print(f"changed: --{name} {run[name]} (was {state.config.get(name)})")
+    return run, state, path
+
+
+def build(run, world, state):
+    """-> (splits, model on the device, precision, prepare: uint8 images on the device -> the model's input)"""
+    import torch
+
+    from models import create_model
+    from utils import checkpoint, data, distributed, precision
+    from utils.augment import normalise
+
+    splits = distributed.first_on_node(world, lambda: data.load_splits(run.dataset, run.data_dir))
+    torch.manual_seed(run.seed)
+    if state is None:
+        pretrained = distributed.first_on_node(world, lambda: pretrained_file(run))
+        head = "keep" if run.eval_only and pretrained else "zero"
+        model = create_model(run.model_type, len(splits.classes), run.img_size, pretrained, head,
+                             dropout_rate=run.dropout_rate)
+    else:
+        if list(splits.classes) != state.classes:
+            raise checkpoint.CheckpointError(
+                f"the checkpoint has {len(state.classes)} classes ({', '.join(state.classes[:3])}, ...), the data in "
+                f"{run.data_dir} have {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
+        model = create_model(configs.ConfigDict(state.architecture), len(splits.classes), run.img_size)
+        model.load_state_dict(state.model)
+    chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
+    model = model.to(world.device, chosen.weights)
+    if world.is_main:
+        place = (torch.cuda.get_device_name(world.device) if world.device.type == "cuda"
+                 else f"CPU with {torch.get_num_threads()} threads")
+        count = sum(parameter.numel() for parameter in model.parameters())
+        source = "from the checkpoint" if state else model.load_report or "from scratch"
+        print(f"device: {world.size} x {place}\nprecision: {chosen.name} ({why})")
+        print(f"data: {run.dataset}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
+              f"{len(splits.val)} {splits.val_name}"
+              + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+        print(f"model: {run.model_type} at {'x'.join(map(str, model.img_size))} px, {count:,} parameters\nweights: {source}",
+              flush=True)
+    mean, std = model.config.mean, model.config.std
+    return splits, model, chosen, lambda images: normalise(images, mean, std, chosen.weights)
+
+
+def pretrained_file(run) -> Path | None:
+    """What --pretrained_dir means: a path, a published name, 'auto' (the model's own published file) or 'none'."""
+    from models import find_checkpoint
+
+    if run.pretrained_dir == "none":
+        return None
+    if run.pretrained_dir != "auto":
+        return find_checkpoint(run.pretrained_dir)
+    embedded = configs.EMBEDDED.get(run.model_type)
+    return find_checkpoint(ROOT / embedded if embedded else run.model_type)
+
+
+def loading_of(run, world, model) -> dict:
+    """What the training and evaluation loaders share."""
+    from utils import data
+
+    workers = data.default_workers(run.dataset, world.local_size) if run.num_workers is None else run.num_workers
+    return {"img_size": model.img_size, "num_workers": workers, "pin_memory": world.device.type == "cuda"}
+
+
+def train(given: dict, run, world, state, path) -> None:
+    from utils import checkpoint, data, distributed, engine, optim, precision, run_folder
+    from utils.report import Report
+    from utils.schedule import factor, is_time
+
+    started = time.monotonic()
+    splits, model, chosen, prepare = build(run, world, state)
+    optimizer = optim.build_optimizer(run.optimizer, model.parameters(), run.learning_rate, run.weight_decay)
+    scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
+    best, first, done, seconds, counts = {}, {}, 0, 0.0, {}
+    if state is not None:
+        optimizer.load_state_dict(state.optimizer)
+        scaler.load_state_dict(state.scaler)
+        best, first, done, seconds = state.best, state.first, state.step, state.seconds
+        counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
+    trainer = engine.Trainer(
+        distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
+        batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps,
+        max_grad_norm=run.max_grad_norm, seed=run.seed, **counts)
+
+    loading = loading_of(run, world, model)
+    micro_batches = world.size * run.gradient_accumulation_steps
+    order = data.StepOrder(len(splits.train), run.train_batch_size, micro_batches, world.rank, world.size, run.seed,
+                           done, run.num_steps)
+    batches = iter(data.train_loader(splits.train, order, augmentation=run.augmentation, can_flip=splits.can_flip,
+                                     seed=run.seed, **loading))
+
+    def evaluate(split, confusion=False):
+        loader = data.eval_loader(split, batch_size=run.eval_batch_size, rank=world.rank, world_size=world.size, **loading)
+        return engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), confusion)
+
+    def save(file: Path) -> None:
+        if world.is_main:
+            checkpoint.save(file, checkpoint.RunState(
+                trainer.step, trainer.updates, trainer.skips, model.state_dict(), optimizer.state_dict(),
+                scaler.state_dict(), best, first, run.to_dict(), model.config.to_dict(), list(splits.classes),
+                seconds + time.monotonic() - started))
+
+    folder = distributed.on_main(world, lambda: open_folder(given, run, state, path))
+    run.name, run.output_dir = folder.name, str(folder.parent)
+    log_folder = Path(run.log_dir) / run.name
+    if world.is_main:
+        run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size)
+        print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
+        print(f"run folder: {folder}", flush=True)
+    report = Report(folder if world.is_main else None, log_folder, done, run.num_steps)
+    report.session("resume" if state else "start", done, world_size=world.size)
+    result = None
+    try:
+        if not first:
+            result = evaluate(splits.test)
+            first = {"accuracy": result.top1}
+            report.evaluation(0, "test", result)
+        while trainer.step < run.num_steps:
+            rate = run.learning_rate * factor(trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type)
+            report.train(trainer.train_step(batches, rate))
+            if is_time(trainer.step, run.eval_every, run.num_steps):
+                result = evaluate(splits.val)
+                report.evaluation(trainer.step, splits.val_name, result)
+                if result.top1 > best.get("accuracy", -1.0):
+                    best = {"step": trainer.step, "accuracy": result.top1}
+                    save(folder / checkpoint.BEST_FILE)
+            if is_time(trainer.step, run.save_every, run.num_steps):
+                save(checkpoint.step_path(folder, trainer.step))
+                if world.is_main:
+                    checkpoint.retain(folder, run.keep_checkpoints)
+        separate_test = splits.test is not splits.val
+        if separate_test or run.confusion_matrix or trainer.step == done:
+            result = evaluate(splits.test, run.confusion_matrix)
+        if separate_test and trainer.step > done:
+            report.evaluation(trainer.step, "test", result)
+        report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
+    except engine.DivergedError as error:
+        saved = [str(file) for file in checkpoint.step_files(folder)[:1]]
+        raise engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}") from error
+    finally:
+        report.close()
+    if world.is_main:
+        summarise(run, splits, folder, log_folder, first, result, best, time.monotonic() - started)
+
+
+def open_folder(given: dict, run, state, path) -> Path:
+    from utils import run_folder
+
+    if state is None:
+        return run_folder.create(run.output_dir, run.name, run.dataset)
+    return run_folder.resume(path, state.step, given.get("output_dir"), given.get("name"))
+
+
+def evaluate_only(run, world, state, path) -> None:
+    from utils import data, engine
+
+    splits, model, chosen, prepare = build(run, world, state)
+    loader = data.eval_loader(splits.test, batch_size=run.eval_batch_size, rank=world.rank, world_size=world.size,
+                              **loading_of(run, world, model))
+    result = engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix)
+    if world.is_main:
+        print(f"test accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} "
+              f"({result.images} images)")
+        if run.confusion_matrix:
+            write_confusion(path.parent if path else Path("."), result, splits.classes)
+
+
+def write_confusion(folder: Path, result, classes) -> None:
+    from utils import metrics
+
+    for file in metrics.write_confusion(folder, result.confusion, classes):
+        print(f"  wrote {file}")
+
+
+def summarise(run, splits, folder, log_folder, first, result, best, seconds) -> None:
+    """The last words of a run: what came out, where it is, and what one might type next."""
+    from utils import checkpoint, plots, run_folder
+
+    curves = folder / "curves.png"
+    plots.save(plots.learning_curves(run_folder.read_log(folder), f"{run.name}: {run.model_type} on {run.dataset}"), curves)
+    newest = checkpoint.step_files(folder)[0]
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
+    print(f"  test accuracy  {first['accuracy']:.2%} before, {result.top1:.2%} after ({result.images} images)")
+    if best:
+        print(f"  best           {best['accuracy']:.2%} on {splits.val_name} at step {best['step']}: "
+              f"{folder / checkpoint.BEST_FILE}")
+    print(f"  checkpoint     {newest}")
+    print(f"  curves         {curves}")
+    print(f"  TensorBoard    {log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")
+    if run.confusion_matrix:
+        write_confusion(folder, result, splits.classes)
+    print("Next:")
+    print(f"  {python} train.py --eval_only --resume_path {folder / checkpoint.BEST_FILE}")
+    print(f"  RESUME_PATH={folder} NUM_STEPS={2 * run.num_steps} bash train.sh")
+    print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 bash train.sh        (downloads both)")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

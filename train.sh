@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Fine-tunes a Vision Transformer, one process a GPU. Edit the variables here, or set them for one run:
+#   DATASET=cifar100 MODEL_TYPE=ViT-B_16 GPUS=0,1 NAME=c100 bash train.sh --learning_rate 0.01
+# What is left empty is filled by train.py (python train.py --help). Flags after the script win over the variables.
+# DRY_RUN=1 prints the command and stops.
+
+DATASET=${DATASET:-}                    # digits (embedded, the default) cifar10 cifar100 imagenet folder
+DATA_DIR=${DATA_DIR:-}                  # where the data lie or are downloaded to: data
+MODEL_TYPE=${MODEL_TYPE:-}              # a row of configs.py, such as ViT-B_16 or R50-ViT-B_16
+PRETRAINED_DIR=${PRETRAINED_DIR:-}      # a .npz file, a published name (imagenet21k/ViT-B_16), or none
+RESUME_PATH=${RESUME_PATH:-}            # run folder (output/NAME) or checkpoint file to go on from; wins over PRETRAINED_DIR
+NAME=${NAME:-}                          # name of the run; results go to output/NAME
+IMG_SIZE=${IMG_SIZE:-}                  # 224, or height x width: 224x160
+TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-}  # images an optimizer step, over all GPUs and micro-steps
+EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-}    # images an evaluation batch, per GPU
+GRAD_STEPS=${GRAD_STEPS:-}              # micro-steps that each GPU's share of the batch is cut into
+NUM_STEPS=${NUM_STEPS:-}                # optimizer steps
+WARMUP_STEPS=${WARMUP_STEPS:-}
+DECAY_TYPE=${DECAY_TYPE:-}              # cosine or linear
+LEARNING_RATE=${LEARNING_RATE:-}
+SEED=${SEED:-}
+PRECISION=${PRECISION:-}                # auto fp32 bf16 fp16
+FP16_OPT_LEVEL=${FP16_OPT_LEVEL:-}      # O0 O1 O2 O3, with PRECISION=fp16
+
+GPUS=${GPUS:-}                          # such as 0,1; empty: all of them, or the CPU
+NPROC=${NPROC:-}                        # processes on this node; empty: the number of GPUs, else 1
+NNODES=${NNODES:-1}                     # more than one node: the same command on each, with its NODE_RANK
+NODE_RANK=${NODE_RANK:-0}
+MASTER_ADDR=${MASTER_ADDR:-}            # host name or address of node 0
+MASTER_PORT=${MASTER_PORT:-29500}
+
+# ---------------------------------------------------------------------------------------------------------------
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source utils/python.sh
+
+for number in NPROC NNODES NODE_RANK MASTER_PORT; do
+    [[ "${!number}" =~ ^[0-9]*$ ]] || fail "$number=${!number} is not a number"
+done
+if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
+    fail "NNODES=$NNODES needs MASTER_ADDR, the host name or address of node 0 (and NODE_RANK=0..$((NNODES - 1)) on each)"
+fi
+use_python requirements.txt torch torchvision numpy tensorboard tqdm ml_collections matplotlib
+
+devices=${GPUS:-${CUDA_VISIBLE_DEVICES:-}}
+if [ -z "$NPROC" ]; then
+    if [ -n "$devices" ] && [ "$devices" != -1 ]; then
+        NPROC=$(tr ',' '\n' <<<"$devices" | grep -c .)
+    elif [ "${CUDA_VISIBLE_DEVICES-unset}" = unset ] && command -v nvidia-smi >/dev/null; then
+        NPROC=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || NPROC=1
+    else
+        NPROC=1
+    fi
+fi
+
+flags=()
+add() { if [ -n "$2" ]; then flags+=("--$1" "$2"); fi; }
+add dataset "$DATASET"
+add data_dir "$DATA_DIR"
+add model_type "$MODEL_TYPE"
+add pretrained_dir "$PRETRAINED_DIR"
+add resume_path "$RESUME_PATH"
+add name "$NAME"
+add img_size "$IMG_SIZE"
+add train_batch_size "$TRAIN_BATCH_SIZE"
+add eval_batch_size "$EVAL_BATCH_SIZE"
+add gradient_accumulation_steps "$GRAD_STEPS"
+add num_steps "$NUM_STEPS"
+add warmup_steps "$WARMUP_STEPS"
+add decay_type "$DECAY_TYPE"
+add learning_rate "$LEARNING_RATE"
+add seed "$SEED"
+add precision "$PRECISION"
+add fp16_opt_level "$FP16_OPT_LEVEL"
+
+launcher=(--standalone)
+if [ "$NNODES" -gt 1 ]; then
+    launcher=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+fi
+# Processes on one machine share its cores; torchrun alone would give each of them a single one.
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+settings=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NPROC - 1) / NPROC))}")
+[ -z "$GPUS" ] || settings+=("CUDA_VISIBLE_DEVICES=$GPUS")
+command=(env "${settings[@]}" "$PYTHON" -m torch.distributed.run "${launcher[@]}" --nproc_per_node "$NPROC"
+    train.py ${flags[@]+"${flags[@]}"} "$@")
+
+printf '%q ' "${command[@]}"
+echo
+[ "${DRY_RUN:-}" != 1 ] || exit 0
+
+# torchrun answers any failure with code 1: train.py leaves its own code here.
+VIT_STATUS_FILE=$(mktemp)
+export VIT_STATUS_FILE
+trap 'rm -f "$VIT_STATUS_FILE"' EXIT
+code=0
+"${command[@]}" || code=$?
+told=$(cat "$VIT_STATUS_FILE")
+exit "${told:-$code}"

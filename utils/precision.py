@@ -1,0 +1,107 @@
+"""FP16_OPT_LEVEL, bf16 and fp32 as one table: what is computed in which type.
+
+The levels are named as in NVIDIA's Apex, whose users know them; here they stand for torch's own automatic mixed
+precision:
+  O0  float32
+  O1  autocast to float16, dynamic loss scaling, float32 weights
+  O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch keeps a master copy
+      by not converting them at all)
+  O3  weights and everything else float16, no loss scaling: a speed ceiling that may diverge
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import torch
+
+GROWTH_INTERVAL = 2000       # steps without overflow before the loss scale doubles
+INITIAL_SCALE = 2.0 ** 16    # a larger start only burns the first steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    name: str
+    compute: torch.dtype                    # what matrix products run in
+    weights: torch.dtype = torch.float32
+    scales_loss: bool = False
+    half_gradients: bool = False            # across the network
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        if self.compute == self.weights:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.compute)
+
+
+LEVELS = {
+    "O0": Precision("fp32 (O0)", torch.float32),
+    "O1": Precision("fp16 autocast, loss scaling (O1)", torch.float16, scales_loss=True),
+    "O2": Precision("fp16 autocast, loss scaling, fp16 gradient traffic (O2)", torch.float16, scales_loss=True,
+                    half_gradients=True),
+    "O3": Precision("all fp16 (O3)", torch.float16, weights=torch.float16),
+}
+FP32 = Precision("fp32", torch.float32)
+BF16 = Precision("bf16 autocast", torch.bfloat16)
+
+
+def choose(precision: str, opt_level: str, device: torch.device) -> tuple[Precision, str]:
+    """-> (what to do, why, for the log). `precision`: auto, fp32, bf16 or fp16."""
+    if precision == "fp16":
+        chosen = LEVELS[opt_level]
+        why = "all weights are float16: this may diverge, compare with O1" if opt_level == "O3" else "asked for"
+        return chosen, why
+    if precision in ("fp32", "bf16"):
+        return (FP32 if precision == "fp32" else BF16), "asked for"
+    native, why = multiplies_bfloat16(device)
+    return (BF16 if native else FP32), why
+
+
+def multiplies_bfloat16(device: torch.device) -> tuple[bool, str]:
+    """Whether the processor has matrix units for bfloat16 (elsewhere it is emulated and slower than float32)."""
+    if device.type == "cuda":
+        name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        return major >= 8, f"{name}, compute capability {major}.{minor}{'' if major >= 8 else ' (below 8.0)'}"
+    cpuinfo = Path("/proc/cpuinfo")
+    has_amx = cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+    return has_amx, "CPU with AMX" if has_amx else "CPU without AMX"
+
+
+class LossScaler:
+    """torch's GradScaler, or one that keeps a fixed scale, or none: one interface for the step.
+
+    `fixed` = 0: dynamic. State goes into the checkpoint; {} where the loss is not scaled.
+    """
+
+    def __init__(self, precision: Precision, device: torch.device, fixed: float = 0.0):
+        self.fixed = fixed
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=fixed or INITIAL_SCALE,
+                                            growth_interval=GROWTH_INTERVAL, enabled=precision.scales_loss)
+
+    @property
+    def enabled(self) -> bool:
+        return self._scaler.is_enabled()
+
+    @property
+    def scale(self) -> float:
+        return self._scaler.get_scale()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._scaler.step(optimizer)
+
+    def update(self) -> None:
+        """After every step, taken or skipped: the scale falls by half after an overflow, grows after 2,000 good steps."""
+        if self.enabled:
+            self._scaler.update(new_scale=self.fixed or None)
+
+    def state_dict(self) -> dict:
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.enabled:
+            self._scaler.load_state_dict(state)

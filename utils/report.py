@@ -1,0 +1,156 @@
+"""The run's events: an append-only log.jsonl, and its readers (progress bar or plain lines, TensorBoard).
+
+An event is a flat dict with "event" and "step"; what is not in it is not shown anywhere. Only rank 0 reports.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from .engine import StepReport
+from .metrics import EvalReport
+
+PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
+
+
+class Report:
+    """`folder` None: report nothing (the other ranks)."""
+
+    def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int):
+        self._readers, self._log, self._console = [], None, None
+        if folder is None:
+            return
+        self._log = open(folder / "log.jsonl", "a")
+        self._console = (_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)
+        self._readers = [self._console]
+        if tensorboard_dir is not None:
+            self._readers.append(_TensorBoard(tensorboard_dir, first_step))
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches; not an event."""
+        if self._console is not None:
+            self._console.say(text)
+
+    def train(self, report: StepReport) -> None:
+        self._write({
+            "event": "train", "step": report.step, "loss": report.loss, "lr": report.learning_rate,
+            "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
+            "images_per_second": report.images_per_second})
+
+    def evaluation(self, step: int, split: str, report: EvalReport) -> None:
+        self._write({
+            "event": "eval", "step": step, "split": split, "images": report.images, "loss": report.loss,
+            "accuracy": report.top1, "top5": report.top5})
+
+    def session(self, kind: str, step: int, **details) -> None:
+        """"start", "resume" or "end" of a session, with what should be remembered of it."""
+        self._write({"event": kind, "step": step, "time": round(time.time(), 3), **details})
+
+    def _write(self, event: dict) -> None:
+        if self._log is None:
+            return
+        # JSON has no NaN and no infinity.
+        plain = {key: str(value) if isinstance(value, float) and not abs(value) < float("inf") else value
+                 for key, value in event.items()}
+        self._log.write(json.dumps(plain) + "\n")
+        self._log.flush()
+        for reader in self._readers:
+            reader.read(event)
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def _evaluation_line(event: dict) -> str:
+    return (f"step {event['step']}: {event['split']} accuracy {event['accuracy']:.2%}, top-5 {event['top5']:.2%}, "
+            f"loss {event['loss']:.4f} ({event['images']} images)")
+
+
+def _skip_line(event: dict) -> str:
+    return f"step {event['step']}: gradients overflowed float16, update skipped, loss scale {event['loss_scale']:g} lowered"
+
+
+class _Bar:
+    """A tqdm bar on the terminal: loss, learning rate, images/s, remaining time."""
+
+    def __init__(self, first_step: int, total_steps: int):
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, desc="training")
+
+    def say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stdout)
+
+    def read(self, event: dict) -> None:
+        if event["event"] == "train":
+            speed = f"{event['images_per_second']:.0f} images/s"
+            self._bar.set_postfix_str(f"loss {event['loss']:.4f}, lr {event['lr']:.2e}, {speed}", refresh=False)
+            self._bar.update(event["step"] - self._bar.n)
+            if event["skipped"]:
+                self.say(_skip_line(event))
+        elif event["event"] == "eval":
+            self.say(_evaluation_line(event))
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    """Plain lines, about PLAIN_LINES of them over the run, where there is no terminal."""
+
+    def __init__(self, first_step: int, total_steps: int):
+        self._first, self._total, self._started = first_step, total_steps, time.monotonic()
+        self._every = max(1, total_steps // PLAIN_LINES)
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def read(self, event: dict) -> None:
+        step = event["step"]
+        if event["event"] == "train":
+            if event["skipped"]:
+                self.say(_skip_line(event))
+            if step % self._every == 0 or step == self._total:
+                elapsed = time.monotonic() - self._started
+                left = elapsed / max(1, step - self._first) * (self._total - step)
+                self.say(f"step {step}/{self._total}: loss {event['loss']:.4f}, lr {event['lr']:.2e}, "
+                         f"{event['images_per_second']:.0f} images/s, {_clock(left)} left")
+        elif event["event"] == "eval":
+            self.say(_evaluation_line(event))
+
+    def close(self) -> None:
+        pass
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class _TensorBoard:
+    """Scalars under the names that users of the ViT-pytorch scripts know."""
+
+    TAGS = {"train": {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm",
+                      "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second"},
+            "eval": {"accuracy": "accuracy", "top5": "top5", "loss": "loss"}}
+
+    def __init__(self, folder: Path, first_step: int):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")      # quiet, should TensorFlow be installed
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an earlier session wrote after the checkpoint is void: its steps come again.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+
+    def read(self, event: dict) -> None:
+        for field, tag in self.TAGS.get(event["event"], {}).items():
+            if event[field] is not None:
+                tag = f"{event['split']}/{tag}" if event["event"] == "eval" else tag
+                self._writer.add_scalar(tag, event[field], event["step"])
+
+    def close(self) -> None:
+        self._writer.close()

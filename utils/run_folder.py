@@ -1,0 +1,172 @@
+"""The folder of a run: claimed by one process group at a time, never written over.
+
+    OUTPUT_DIR/NAME/
+      config.json            the resolved configuration, versions, git commit
+      log.jsonl              append-only events (report.py)
+      step-00000100.pt ...   RunStates (checkpoint.py), the newest few
+      best.pt                the RunState of the best evaluation
+      curves.png
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+import torchvision
+
+from .checkpoint import BEST_FILE, CheckpointError, newest_intact, step_files, verify
+
+LOG_FILE, CONFIG_FILE, LOCK_FILE = "log.jsonl", "config.json", ".lock"
+
+
+class FolderError(ValueError):
+    """A run folder that cannot be used: one line."""
+
+
+class InUseError(FolderError):
+    """Another process is at work in it."""
+
+
+def create(output_dir: str, name: str | None, stem: str) -> Path:
+    """Makes the folder of a new run: OUTPUT_DIR/NAME, or the first free one of STEM, STEM-2, STEM-3, ...
+
+    Raises FolderError if NAME already holds a run or is in use, or the place cannot be written.
+    """
+    candidates = [name] if name else [stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000)]
+    for candidate in candidates:
+        folder = Path(output_dir) / candidate
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise FolderError(f"{folder} is a file, not a folder: give another --name or --output_dir") from None
+        except OSError as error:
+            raise FolderError(f"cannot write {folder}: {error.strerror}; give another --output_dir") from error
+        try:
+            descriptor = _lock(folder)
+        except InUseError:
+            if name:
+                raise
+            continue
+        # A start that ended before its first checkpoint left nothing to go on from: its folder is free.
+        if not step_files(folder) and not (folder / BEST_FILE).exists():
+            write_log(folder, [])
+            return folder
+        os.close(descriptor)
+    raise FolderError(f"{Path(output_dir) / candidates[0]} already holds a run: go on with it by "
+                      f"RESUME_PATH={Path(output_dir) / candidates[0]}, or give another NAME (--name)")
+
+
+def _lock(folder: Path) -> int:
+    """Keeps other processes out until this one ends, however it ends, or closes the descriptor.
+
+    A POSIX record lock, which forked loader workers do not inherit. Raises InUseError if another process holds it.
+    """
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise FolderError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        owner = (folder / LOCK_FILE).read_text().strip() or "another process"
+        raise InUseError(f"{folder} is in use by {owner}: wait for it or stop it") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+    return descriptor
+
+
+def find_checkpoint(resume_path: str) -> tuple[Path, list[str]]:
+    """A checkpoint file as it is, or a run folder's newest intact one -> (file, complaints about newer ones).
+
+    Raises CheckpointError: a run is never silently started from scratch.
+    """
+    path = Path(resume_path)
+    if path.is_dir():
+        return newest_intact(path)
+    if not path.is_file():
+        raise CheckpointError(f"nothing to resume at {path}: give a run folder (output/NAME) or a checkpoint file")
+    return path, []
+
+
+def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None) -> Path:
+    """The folder in which a run goes on: its own, or a new one if NAME or OUTPUT_DIR say so (its log is copied).
+
+    Going on in its own folder from anything but its newest checkpoint would leave files of two histories there:
+    FolderError says how to branch off instead.
+    """
+    home = checkpoint.parent
+    target = Path(output_dir or home.parent) / (name or home.name)
+    if target.resolve() != home.resolve():
+        folder = create(str(target.parent), target.name, target.name)
+        events = read_log(home)
+        write_log(folder, [event for event in events if event["step"] <= step])
+        return folder
+    _lock(home)
+    newer = [path.name for path in step_files(home) if path.name > f"step-{step:08d}.pt" and _is_intact(path)]
+    if newer:
+        raise FolderError(f"{checkpoint} is at step {step}, but {home} goes on to {newer[0]}: resume the folder, "
+                          f"or give a new NAME (--name) to branch off from step {step}")
+    write_log(home, [event for event in read_log(home) if event["step"] <= step])
+    return home
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        verify(path)
+        return True
+    except CheckpointError:
+        return False
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Events of log.jsonl; a last line that was cut off by a crash is left out."""
+    events = []
+    try:
+        lines = (folder / LOG_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def write_log(folder: Path, events: list[dict]) -> None:
+    """Replaces log.jsonl in one go."""
+    unfinished = folder / f"{LOG_FILE}.tmp"
+    unfinished.write_text("".join(json.dumps(event) + "\n" for event in events))
+    os.replace(unfinished, folder / LOG_FILE)
+
+
+def write_config(folder: Path, config: dict, architecture: dict, world_size: int) -> None:
+    """config.json: what was run, with versions and the git commit, for people and scripts; nothing reads it back."""
+    content = {
+        "config": config,
+        "architecture": architecture,
+        "world_size": world_size,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": torchvision.__version__},
+        "commit": _commit(),
+    }
+    unfinished = folder / f"{CONFIG_FILE}.tmp"
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, folder / CONFIG_FILE)
+
+
+def _commit() -> str | None:
+    """Of this program, with '+' if files differ from it; None outside a git checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+                                capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
