@@ -35,9 +35,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utils/python.sh
 
-for number in NPROC NNODES NODE_RANK MASTER_PORT; do
-    [[ "${!number}" =~ ^[0-9]*$ ]] || fail "$number=${!number} is not a number"
+for number in NPROC NNODES MASTER_PORT; do
+    [[ "${!number}" =~ ^([1-9][0-9]*)?$ ]] || fail "$number=${!number} is not a positive number"
 done
+[[ "$NODE_RANK" =~ ^[0-9]+$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK=$NODE_RANK is not one of 0..$((NNODES - 1))"
 if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
     fail "NNODES=$NNODES needs MASTER_ADDR, the host name or address of node 0 (and NODE_RANK=0..$((NNODES - 1)) on each)"
 fi

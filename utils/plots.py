@@ -37,16 +37,25 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
-def predictions(images: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], labels: Sequence[int]) -> Figure:
-    """images (B, height, width, 3) uint8; probabilities (B, C): each image with its three most probable classes."""
-    figure = Figure(figsize=(2.2 * len(images), 2.9), layout="constrained")
-    for axes, image, row, label in zip(np.atleast_1d(figure.subplots(1, len(images))), images, probabilities, labels):
-        axes.imshow(image)
-        axes.axis("off")
+def predictions(images: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
+                labels: Sequence[int | None] | None = None, captions: Sequence[str] | None = None) -> Figure:
+    """images (B, height, width, 3) uint8, probabilities (B, C): each image with its three most probable classes.
+
+    Titles are the true classes where `labels` are given (green where right, red where wrong), else the captions.
+    """
+    labels = labels or [None] * len(images)
+    captions = captions or [""] * len(images)
+    figure = Figure(figsize=(max(1.5 * len(images), 3), 2.6), layout="constrained")
+    axes_row = np.atleast_1d(figure.subplots(1, len(images)))
+    for axes, image, row, label, caption in zip(axes_row, images, probabilities, labels, captions):
         best = row.argsort()[::-1][:3]
-        axes.set_title(f"true: {classes[label]}", fontsize="medium", color="tab:green" if best[0] == label else "tab:red")
-        text = "\n".join(f"{classes[index]}: {row[index]:.1%}" for index in best)
-        axes.text(0.5, -0.06, text, transform=axes.transAxes, ha="center", va="top", fontsize="small")
+        axes.imshow(image)
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel("\n".join(f"{classes[index]}: {row[index]:.1%}" for index in best), fontsize="small")
+        if label is None:
+            axes.set_title(caption, fontsize="medium")
+        else:
+            axes.set_title(f"true: {classes[label]}", fontsize="medium", color="tab:green" if best[0] == label else "tab:red")
     return figure
 
 
@@ -81,7 +90,7 @@ def attention_of_layers(image: np.ndarray, heats: np.ndarray, title: str = "") -
         axes.imshow(image.mean(axis=-1), cmap="gray", alpha=0.5)
         drawn = axes.imshow(heat, cmap="viridis", vmin=0, vmax=1, alpha=0.75)
         axes.set_title(f"layer {number}", fontsize="medium")
-    figure.colorbar(drawn, ax=list(grid), shrink=0.7, label="attention (each layer's maximum = 1)")
+    figure.colorbar(drawn, ax=list(grid), shrink=0.7, label="share of the maximum")
     figure.suptitle(title)
     return figure
 

@@ -46,24 +46,29 @@ BF16 = Precision("bf16 autocast", torch.bfloat16)
 
 def choose(precision: str, opt_level: str, device: torch.device) -> tuple[Precision, str]:
     """-> (what to do, why, for the log). `precision`: auto, fp32, bf16 or fp16."""
-    if precision == "fp16":
-        chosen = LEVELS[opt_level]
-        why = "all weights are float16: this may diverge, compare with O1" if opt_level == "O3" else "asked for"
-        return chosen, why
-    if precision in ("fp32", "bf16"):
-        return (FP32 if precision == "fp32" else BF16), "asked for"
-    native, why = multiplies_bfloat16(device)
-    return (BF16 if native else FP32), why
+    if precision == "auto":
+        native, why = has_units_for(torch.bfloat16, device)
+        return (BF16 if native else FP32), why
+    chosen = {"fp32": FP32, "bf16": BF16, "fp16": LEVELS[opt_level]}[precision]
+    reasons = ["asked for"]
+    if chosen.compute != torch.float32 and not has_units_for(chosen.compute, device)[0]:
+        reasons.append("this processor only emulates it: slower than fp32")
+    if chosen.weights == torch.float16:
+        reasons.append("may diverge: compare with O1")
+    return chosen, "; ".join(reasons)
 
 
-def multiplies_bfloat16(device: torch.device) -> tuple[bool, str]:
-    """Whether the processor has matrix units for bfloat16 (elsewhere it is emulated and slower than float32)."""
+def has_units_for(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
+    """-> (whether the processor multiplies matrices of bfloat16 or float16 by itself, which processor that is)"""
     if device.type == "cuda":
-        name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-        return major >= 8, f"{name}, compute capability {major}.{minor}{'' if major >= 8 else ' (below 8.0)'}"
+        capability = torch.cuda.get_device_capability(device)
+        needed = (8, 0) if dtype == torch.bfloat16 else (7, 0)
+        name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
+        return capability >= needed, name if capability >= needed else f"{name} (below {needed[0]}.{needed[1]})"
     cpuinfo = Path("/proc/cpuinfo")
-    has_amx = cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
-    return has_amx, "CPU with AMX" if has_amx else "CPU without AMX"
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    wanted = ["amx_bf16"] if dtype == torch.bfloat16 else ["amx_fp16", "avx512_fp16"]
+    return any(flag in flags for flag in wanted), "CPU with AMX" if "amx_bf16" in flags else "CPU without AMX"
 
 
 class LossScaler:

@@ -1,0 +1,89 @@
+"""README, MODEL_ZOO and CONTRIBUTING say what is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import configs
+from models import list_models
+from models.published import published_name, url_of
+
+ROOT = Path(__file__).resolve().parent.parent
+README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the bash blocks, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+SHELL = [line for line in commands(README) + commands(ZOO) if re.search(r"bash train(_fp16)?\.sh", line)]
+PYTHON = [line for line in commands(README) + commands(ZOO) if line.startswith("python train.py")]
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_a_documented_script_command_makes_a_valid_run(run_script, line):
+    """Dry: the variables become flags that train.py accepts together."""
+    words = shlex.split(line)
+    at = words.index("bash")
+    variables = dict(word.split("=", 1) for word in words[:at])
+    done = run_script(words[at + 1], *words[at + 2:], **variables | {"DRY_RUN": "1"})
+    assert done.returncode == 0, done.stderr
+    printed = shlex.split(done.stdout.splitlines()[-1])
+    given = configs.parse(printed[printed.index("train.py") + 1:])
+    if "resume_path" not in given:
+        configs.resolve(given)
+
+
+@pytest.mark.parametrize("line", PYTHON)
+def test_a_documented_python_command_is_valid(line):
+    given = configs.parse(shlex.split(line)[2:])
+    if "resume_path" not in given:
+        configs.resolve(given)
+
+
+def test_the_commands_are_there():
+    assert "bash train.sh" in commands(README) and "bash test.sh" in commands(README)
+    assert len(SHELL) > 6 and len(PYTHON) > 3
+
+
+def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
+    section = README.split("## Variables of train.sh")[1].split("\n## ")[0]
+    first_cells = "".join(line.split("|")[1] for line in section.splitlines() if "|" in line)
+    documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", first_cells))
+    script = set(re.findall(r"^([A-Z0-9_]+)=\$\{\1:-", (ROOT / "train.sh").read_text(), re.MULTILINE))
+    assert documented == script
+    rows = {cells[1].strip(" `"): cells[3] for line in section.splitlines() if len(cells := line.split("|")) == 5}
+    big, digits = configs.resolve({"dataset": "cifar10"}), configs.resolve({})
+    for variable, flag in (("TRAIN_BATCH_SIZE", "train_batch_size"), ("NUM_STEPS", "num_steps"), ("WARMUP_STEPS", "warmup_steps"),
+                           ("LEARNING_RATE", "learning_rate")):
+        assert str(big[flag]) in rows[variable] and str(digits[flag]) in rows[variable], variable
+    for variable, flag in (("EVAL_BATCH_SIZE", "eval_batch_size"), ("SEED", "seed"), ("FP16_OPT_LEVEL", "fp16_opt_level"),
+                           ("DECAY_TYPE", "decay_type"), ("DATA_DIR", "data_dir"), ("PRECISION", "precision")):
+        assert str(big[flag]) in rows[variable], variable
+    assert all(name in section for name in list_models())
+
+
+def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
+    rows = re.findall(r"^\| `([^`]+/[^`]+)` \| `([^`]+)` \|.*\((https?://[^)]+)\)|^\| `([^`]+/[^`]+)` \| `([^`]+)` \|.*<(https?://[^>]+)>",
+                      ZOO, re.MULTILINE)
+    rows = [[part for part in row if part] for row in rows]
+    assert len(rows) > 40
+    for name, model, url in rows:
+        assert published_name(name) == name and url_of(name) == url, name
+        assert model in list_models(), model
+
+
+def test_every_default_checkpoint_can_be_found():
+    for model in list_models():
+        name = configs.DEFAULT_WEIGHTS.get(model, model)
+        assert (ROOT / name).is_file() or published_name(name), model
+
+
+def test_named_files_exist():
+    for text in (README, CONTRIBUTING):
+        for name in re.findall(r"`((?:models|utils|assets|tests)/[\w./-]*|\w+\.(?:py|sh|md|ipynb))`", text):
+            assert (ROOT / name).exists(), name

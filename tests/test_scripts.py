@@ -1,0 +1,277 @@
+"""The shell scripts as a user runs them, in processes of their own."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import configs
+from utils import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ("--num_steps", "4", "--eval_every", "4", "--train_batch_size", "16", "--eval_batch_size", "100")
+
+
+def command_of(done: subprocess.CompletedProcess) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout.strip().splitlines()[-1])
+
+
+def flags_of(words: list[str]) -> dict:
+    return configs.parse(words[words.index("train.py") + 1:])
+
+
+# ---------------------------------------------------------------------------------------------------- the runs
+
+
+@pytest.mark.slow
+def test_train_sh_fine_tunes_the_embedded_default(run_script, tmp_path):
+    """The first command of the README, then the ones its last lines propose."""
+    started = time.monotonic()
+    done = run_script("train.sh")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 90
+    before, after = map(float, re.search(r"([\d.]+)% before, ([\d.]+)% after \(500 images\)", done.stdout).groups())
+    assert before < 20 and after > 90, (before, after)
+    folder = tmp_path / "output" / "digits"
+    assert (folder / "best.pt").exists() and (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "logs" / "digits").iterdir()) and "Traceback" not in done.stderr
+
+    done = run_script("train.sh", RESUME_PATH=str(folder), NUM_STEPS="105")
+    assert done.returncode == 0 and "step 105 of 105" in done.stdout, done.stderr
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "train"] == list(range(1, 106))
+
+    done = subprocess.run([sys.executable, "train.py", "--eval_only", "--resume_path", str(folder / "best.pt")], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"test accuracy 9\d\.\d\d%", done.stdout), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_train_fp16_sh(run_script, tmp_path, level):
+    done = run_script("train_fp16.sh", *QUICK, FP16_OPT_LEVEL=level)
+    assert done.returncode == 0, done.stderr
+    assert f"({level})" in done.stdout
+    events = [json.loads(line) for line in (tmp_path / "output/digits/log.jsonl").read_text().splitlines()]
+    assert all(event["loss_scale"] for event in events if event["event"] == "train")
+
+
+@pytest.mark.slow
+def test_resume_path_may_be_a_file_and_hold_spaces(run_script, tmp_path):
+    """And paths with spaces survive the way through bash and torchrun."""
+    place = tmp_path / "a folder"
+    assert run_script("train.sh", *QUICK, "--output_dir", str(place), NAME="r").returncode == 0
+    file = checkpoint.step_files(place / "r")[0]
+    done = subprocess.run(["bash", "train.sh", "--num_steps", "5", "--log_dir", str(tmp_path / "logs")], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"PYTHON": sys.executable, "RESUME_PATH": str(file)})
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(checkpoint.step_files(place / "r")[0]).step == 5
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(run_script, tmp_path):
+    """20 steps on one process, on two, and on two with accumulation: losses to 1e-5 relative, weights to 1e-5; every
+    image of the evaluation counted once; and 10 + 10 steps on two processes equal 20 bit for bit."""
+    flags = ("--num_steps", "20", "--eval_every", "10", "--train_batch_size", "32", "--dropout_rate", "0")
+    runs = {"one": {}, "two": {"NPROC": "2"}, "accumulated": {"NPROC": "2", "GRAD_STEPS": "2"}, "halves": {"NPROC": "2"}}
+    events, states = {}, {}
+    for name, variables in runs.items():
+        steps = ("--warmup_steps", "2")
+        done = run_script("train.sh", *flags, *steps, NAME=name, **variables)
+        assert done.returncode == 0, done.stderr
+        if name == "halves":      # go back to step 10 and come again
+            folder = tmp_path / "output" / name
+            (folder / "step-00000020.pt").unlink()
+            done = run_script("train.sh", NPROC="2", RESUME_PATH=str(folder))
+            assert done.returncode == 0 and "at step 10 of 20" in done.stdout, done.stdout + done.stderr
+        log = tmp_path / "output" / name / "log.jsonl"
+        events[name] = [json.loads(line) for line in log.read_text().splitlines()]
+        states[name] = checkpoint.load(tmp_path / "output" / name / "step-00000020.pt")
+    for name in ("two", "accumulated"):
+        for one, other in zip(events["one"], events[name]):
+            assert one["event"] == other["event"] and one["step"] == other["step"]
+            if "loss" in one:
+                assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+            assert one.get("images") == other.get("images")
+        for key, weight in states["one"].model.items():
+            assert (states[name].model[key] - weight).abs().max() < 1e-5, key
+    for key, weight in states["two"].model.items():
+        assert states["halves"].model[key].equal(weight), key
+
+
+# ------------------------------------------------------------------------------------------------ the variables
+
+VARIABLES = {
+    "DATASET": ("cifar100", "dataset", "cifar100"),
+    "DATA_DIR": ("my data", "data_dir", "my data"),
+    "MODEL_TYPE": ("ViT-B_16", "model_type", "ViT-B_16"),
+    "IMG_SIZE": ("384", "img_size", 384),
+    "NAME": ("c100", "name", "c100"),
+    "TRAIN_BATCH_SIZE": ("256", "train_batch_size", 256),
+    "EVAL_BATCH_SIZE": ("32", "eval_batch_size", 32),
+    "GRAD_STEPS": ("4", "gradient_accumulation_steps", 4),
+    "NUM_STEPS": ("500", "num_steps", 500),
+    "WARMUP_STEPS": ("100", "warmup_steps", 100),
+    "DECAY_TYPE": ("linear", "decay_type", "linear"),
+    "LEARNING_RATE": ("0.01", "learning_rate", 0.01),
+    "RESUME_PATH": ("output/a b", "resume_path", "output/a b"),
+    "PRETRAINED_DIR": ("checkpoint/ViT-B_16.npz", "pretrained_dir", "checkpoint/ViT-B_16.npz"),
+    "SEED": ("7", "seed", 7),
+    "PRECISION": ("fp16", "precision", "fp16"),
+    "FP16_OPT_LEVEL": ("O1", "fp16_opt_level", "O1"),
+}
+LAUNCH = {"GPUS", "NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def test_every_variable_of_the_script_is_tested():
+    named = set(re.findall(r"^([A-Z0-9_]+)=\$\{\1:-", (ROOT / "train.sh").read_text(), re.MULTILINE))
+    assert named == set(VARIABLES) | LAUNCH
+
+
+def test_every_variable_reaches_train_py(run_script):
+    done = run_script("train.sh", DRY_RUN="1", **{name: value for name, (value, _, _) in VARIABLES.items()})
+    assert flags_of(command_of(done)) == {flag: parsed for _, flag, parsed in VARIABLES.values()}
+
+
+def test_nothing_set_passes_nothing(run_script):
+    words = command_of(run_script("train.sh", DRY_RUN="1"))
+    assert flags_of(words) == {} and "--standalone" in words and words[words.index("--nproc_per_node") + 1] == "1"
+
+
+def test_flags_after_the_script_win(run_script):
+    done = run_script("train.sh", "--learning_rate", "0.5", DRY_RUN="1", LEARNING_RATE="0.1")
+    assert flags_of(command_of(done))["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize(("variables", "processes", "setting"), [
+    ({"GPUS": "0,1"}, "2", "CUDA_VISIBLE_DEVICES=0,1"), ({"GPUS": "3"}, "1", "CUDA_VISIBLE_DEVICES=3"),
+    ({"NPROC": "4"}, "4", None), ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "3", None), ({"GPUS": "0,1", "NPROC": "1"}, "1", None)])
+def test_number_of_processes(run_script, variables, processes, setting):
+    words = command_of(run_script("train.sh", DRY_RUN="1", **variables))
+    assert words[words.index("--nproc_per_node") + 1] == processes
+    assert setting is None or setting in words
+
+
+def test_several_nodes(run_script):
+    variables = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501", "NPROC": "8"}
+    words = command_of(run_script("train.sh", DRY_RUN="1", **variables))
+    assert "--standalone" not in words
+    for flag, value in (("--nnodes", "2"), ("--node_rank", "1"), ("--master_addr", "node0"), ("--master_port", "29501")):
+        assert words[words.index(flag) + 1] == value
+
+
+@pytest.mark.slow
+def test_the_printed_command_can_be_pasted(run_script, tmp_path):
+    line = run_script("train.sh", *QUICK, "--output_dir", str(tmp_path / "a b"), "--log_dir", str(tmp_path), DRY_RUN="1").stdout
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "a b" / "digits" / "best.pt").exists(), done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(("variables", "words"), [
+    ({"NNODES": "2"}, "MASTER_ADDR"), ({"NPROC": "two"}, "NPROC=two"), ({"NNODES": "many"}, "NNODES=many"),
+    ({"NPROC": "0"}, "NPROC=0")])
+def test_bad_variables_are_told_at_once(run_script, variables, words):
+    done = run_script("train.sh", DRY_RUN="1", **variables)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "variables", "words"), [
+    (("--nonsense", "1"), {}, "--nonsense"),
+    ((), {"PRETRAINED_DIR": "no/such.npz", "NPROC": "2"}, "no/such.npz"),
+    (("--train_batch_size", "33"), {"NPROC": "2"}, "take 32 or 34"),
+    ((), {"GPUS": "0"}, "GPUS=0 asks for GPUs"),
+])
+def test_bad_input_through_torchrun_is_one_line_and_exit_code_2(run_script, flags, variables, words):
+    import torch
+
+    if "GPUS" in variables and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = run_script("train.sh", *flags, **variables)
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 2 and len(errors) == 1 and words in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------- setting itself up
+
+STUB = """#!/usr/bin/env bash
+# A Python without PyTorch: notes what it is asked, and makes an environment whose Python is another stub.
+echo "$(basename "$0") $*" >> "{log}"
+case "$*" in
+    "-m venv .venv") mkdir -p .venv/bin; cp "{inner}" .venv/bin/python ;;
+    *" -m pip install"*|"-m pip install"*) {pip} ;;
+    "--version") echo "Python 3.12.0" ;;
+    -c*) exec "{real}" "$@" ;;
+    *) {modules} ;;
+esac
+"""
+
+
+@pytest.fixture
+def bare_machine(tmp_path, monkeypatch):
+    """A copy of the scripts beside a Python that lacks everything; `pip install` makes the modules appear."""
+    project, log = tmp_path / "pro ject", tmp_path / "calls"
+    (project / "utils").mkdir(parents=True)
+    for name in ("train.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements-test.txt", "train_fp16.sh"):
+        shutil.copy(ROOT / name, project / name)
+
+    def stub(name: str, pip: str, modules: str) -> Path:
+        path = tmp_path / name
+        path.write_text(STUB.format(log=log, inner=tmp_path / "inner", real=sys.executable, pip=pip, modules=modules))
+        path.chmod(path.stat().st_mode | stat.S_IEXEC)
+        return path
+
+    stub("inner", "touch .venv/installed", "[ -e .venv/installed ]")
+    return project, log, stub("python3", "exit 1", "exit 1")
+
+
+def test_first_use_makes_the_environment_once(run_script, bare_machine):
+    project, log, python = bare_machine
+    done = run_script("train.sh", cwd=project, PYTHON=str(python))
+    assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr
+    assert "-m pip install --disable-pip-version-check --quiet -r requirements.txt" in log.read_text()
+    assert ".venv/bin/python -m torch.distributed.run" in done.stdout
+    log.unlink()
+    done = run_script("train.sh", cwd=project, PYTHON=str(python))
+    assert done.returncode == 0 and "installing" not in done.stdout and "pip" not in log.read_text()
+
+
+def test_an_interrupted_installation_is_taken_up_again(run_script, bare_machine):
+    project, log, python = bare_machine
+    assert run_script("train.sh", cwd=project, PYTHON=str(python)).returncode == 0
+    (project / ".venv" / "installed").unlink()
+    done = run_script("train.sh", cwd=project, PYTHON=str(python))
+    assert done.returncode == 0 and "installing" in done.stdout and log.read_text().count("-m venv") == 1
+
+
+def test_dry_run_installs_nothing(run_script, bare_machine):
+    project, _, python = bare_machine
+    done = run_script("train.sh", cwd=project, PYTHON=str(python), DRY_RUN="1")
+    assert command_of(done)[2] == ".venv/bin/python" and not (project / ".venv").exists()
+
+
+def test_python_that_is_too_old_or_missing_is_told(run_script, bare_machine):
+    project, _, _ = bare_machine
+    done = run_script("train.sh", cwd=project, PYTHON="/no/such/python")
+    assert done.returncode == 2 and "Python 3.10 or newer" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_machine):
+    project, log, python = bare_machine
+    done = run_script("test.sh", "-m", "not slow", cwd=project, PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text()
+    assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "python -m pytest -m not slow" in calls

@@ -1,0 +1,487 @@
+"""Whole runs of train.py: files and events, exact resume, what every flag does, refused input."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import configs
+import train
+from utils import checkpoint
+from utils.data import IMAGE_FORMATS
+
+
+def state_of(folder="output/digits"):
+    return checkpoint.load(checkpoint.step_files(Path(folder))[0])
+
+
+def events_of(folder="output/digits", kinds=("train", "eval")):
+    """Without what a clock decides."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("images_per_second", "time", "seconds")}
+            for line in lines if line["event"] in kinds]
+
+
+def differences(a, b, path="") -> list[str]:
+    """Where two nested values differ; tensors bit for bit."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [found for i, pair in enumerate(zip(a, b)) for found in differences(*pair, f"{path}/{i}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+    return [] if same else [path]
+
+
+def make_tree(root: Path, classes=("ant", "bee"), images=6, splits=("train", "val")) -> Path:
+    random = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(images):
+                pixels = random.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+
+
+def test_a_run_leaves_what_the_readme_names(run_train, capsys):
+    assert run_train("--num_steps", 5, "--eval_every", 2) == 0
+    folder = Path("output/digits")
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [".lock", "best.pt", "config.json", "curves.png", "log.jsonl", "step-00000004.pt", "step-00000005.pt"]
+    assert list(Path("logs/digits").iterdir())
+    content = json.loads((folder / "config.json").read_text())
+    assert content["config"]["num_steps"] == 5 and content["config"]["learning_rate"] == 1e-3
+    assert content["architecture"]["hidden_size"] == 64 and content["versions"]["torch"] == torch.__version__
+    events = events_of(kinds=("start", "train", "eval", "end"))
+    assert [(event["event"], event["step"], event.get("split")) for event in events] == [
+        ("start", 0, None), ("eval", 0, "test"), ("train", 1, None), ("train", 2, None), ("eval", 2, "val"),
+        ("train", 3, None), ("train", 4, None), ("eval", 4, "val"), ("train", 5, None), ("eval", 5, "val"),
+        ("eval", 5, "test"), ("end", 5, None)]
+    assert events[1]["images"] == 60 and events[4]["images"] == 40
+    said = capsys.readouterr().out
+    for words in ("test accuracy", "before", "after", "output/digits/step-00000005.pt", "output/digits/curves.png",
+                  "logs/digits", "Next:", "RESUME_PATH=output/digits NUM_STEPS=10 bash train.sh", "--eval_only"):
+        assert words in said, words
+
+
+def test_unnamed_runs_get_folders_of_their_own(run_train):
+    assert run_train() == run_train() == 0
+    assert sorted(path.name for path in Path("output").iterdir()) == ["digits", "digits-2"]
+
+
+def test_best_is_the_best_evaluation(run_train):
+    assert run_train("--num_steps", 12, "--eval_every", 3, "--learning_rate", 0.01) == 0
+    best = checkpoint.load(Path("output/digits/best.pt"))
+    accuracies = {event["step"]: event["accuracy"] for event in events_of() if event.get("split") == "val"}
+    assert best.best == {"step": best.step, "accuracy": max(accuracies.values())}
+    assert accuracies[best.step] == max(accuracies.values())
+    assert state_of().best == best.best
+
+
+def test_eval_only_repeats_the_evaluation_and_writes_nothing(run_train, capsys):
+    assert run_train("--num_steps", 6) == 0
+    before = {path: path.read_bytes() for path in Path("output").rglob("*") if path.is_file()}
+    expected = [event for event in events_of() if event.get("split") == "test"][-1]
+    capsys.readouterr()
+    assert run_train("--eval_only", "--resume_path", "output/digits") == 0
+    assert f"test accuracy {expected['accuracy']:.2%}" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in Path("output").rglob("*") if path.is_file()}
+
+
+def test_eval_only_keeps_the_head_of_a_pretrained_file(run_train, capsys, tmp_path):
+    """A trained run, exported to Google's layout, scores the same from there."""
+    from models import create_model, save_npz
+
+    assert run_train("--num_steps", 8, "--learning_rate", 0.01) == 0
+    expected = [event for event in events_of() if event.get("split") == "test"][-1]
+    model = create_model("ViT-Nano_2", 10)
+    model.load_state_dict(state_of().model)
+    save_npz(model, tmp_path / "model.npz")
+    capsys.readouterr()
+    assert run_train("--eval_only", "--pretrained_dir", tmp_path / "model.npz") == 0
+    assert f"test accuracy {expected['accuracy']:.2%}" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------- resume
+
+RESUMED = {
+    "inside an epoch": ["--train_batch_size", 64],
+    "workers, augmentation, dropout": ["--num_workers", 2, "--augmentation", "crop", "--dropout_rate", 0.2],
+    "accumulation": ["--gradient_accumulation_steps", 4, "--dropout_rate", 0.1],
+    "fp16 O1": ["--fp16", "--fp16_opt_level", "O1"],
+    "fp16 O3": ["--fp16", "--fp16_opt_level", "O3", "--optimizer", "sgd"],
+    "fp16 with overflows": ["--fp16", "--loss_scale", 2.0 ** 15],
+    "bf16, sgd": ["--precision", "bf16", "--optimizer", "sgd", "--weight_decay", 0.01, "--learning_rate", 0.05],
+}
+
+
+@pytest.mark.parametrize("flags", RESUMED.values(), ids=RESUMED)
+def test_resume_is_exact(run_train, monkeypatch, tmp_path, flags):
+    """11 + 11 steps equal 22 steps bit for bit; an epoch is 17 1/7 steps of 64 images: step 11 lies inside the first."""
+    flags = ["--num_steps", 22, "--eval_every", 8, "--save_every", 11, "--name", "r", *flags]
+    assert run_train(*flags, "--output_dir", "whole") == 0
+    # The same run, killed right after its checkpoint at step 11.
+    real_save = checkpoint.save
+
+    def save_and_die(path, state):
+        real_save(path, state)
+        if path.name == "step-00000011.pt":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(*flags, "--output_dir", "parts")
+    monkeypatch.setattr(checkpoint, "save", real_save)
+    assert run_train("--resume_path", "parts/r") == 0
+
+    whole, parts = vars(state_of("whole/r")), vars(state_of("parts/r"))
+    for session in (whole, parts):
+        session.pop("seconds")
+        session["config"] = {k: v for k, v in session["config"].items() if k not in ("output_dir", "resume_path")}
+    assert differences(whole, parts) == []
+    assert events_of("whole/r") == events_of("parts/r")
+    best = [vars(checkpoint.load(Path(folder) / "r/best.pt"))["model"] for folder in ("whole", "parts")]
+    assert differences(*best) == []
+
+
+def test_a_finished_run_goes_on_with_more_steps(run_train, capsys):
+    assert run_train("--num_steps", 4, "--name", "r") == 0
+    assert run_train("--resume_path", "output/r", "--num_steps", 6) == 0
+    assert "changed: --num_steps 6 (was 4)" in capsys.readouterr().out
+    assert state_of("output/r").step == 6 and state_of("output/r").updates == 6
+    assert [event["step"] for event in events_of("output/r", ("train",))] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_resumed_as_it_is_trains_nothing_and_tells_the_result_again(run_train, capsys):
+    assert run_train("--name", "r") == 0
+    before, events = Path("output/r/step-00000004.pt").read_bytes(), events_of("output/r")
+    said = [line for line in capsys.readouterr().out.splitlines() if "before" in line]
+    assert run_train("--resume_path", "output/r") == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "before" in line] == said
+    assert Path("output/r/step-00000004.pt").read_bytes() == before and events_of("output/r") == events
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_train, capsys):
+    assert run_train("--num_steps", 8, "--eval_every", 4, "--name", "r") == 0
+    newest = Path("output/r/step-00000008.pt")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert run_train("--resume_path", "output/r") == 0
+    said = capsys.readouterr().out
+    assert "warning: output/r/step-00000008.pt: damaged" in said and "resuming output/r/step-00000004.pt at step 4" in said
+    assert [event["step"] for event in events_of("output/r", ("train",))] == list(range(1, 9))
+    assert state_of("output/r").step == 8
+
+
+def test_branching_off_keeps_both_histories(run_train):
+    assert run_train("--num_steps", 8, "--name", "r") == 0
+    before = events_of("output/r")
+    assert run_train("--resume_path", "output/r/step-00000004.pt", "--name", "branch", "--num_steps", 5) == 0
+    assert events_of("output/r") == before
+    assert [event["step"] for event in events_of("output/branch", ("train",))] == [1, 2, 3, 4, 5]
+
+
+def test_resume_wins_over_pretrained_dir(run_train, capsys):
+    assert run_train("--name", "r") == 0
+    assert run_train("--resume_path", "output/r", "--pretrained_dir", "no/such/file", "--num_steps", 5) == 0
+    assert "--pretrained_dir is not used" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------- every flag acts: none left out
+
+# Flags that change what is learnt: the weights after a few steps are not those of the run without the flag.
+LEARNING = {
+    "dataset": ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"],
+    "recipe": ["--recipe", "vit-paper"],
+    "model_type": ["--model_type", "ViT-Ti_16", "--img_size", 16, "--recipe", "digits"],
+    "img_size": ["--img_size", "8x10"],
+    "pretrained_dir": ["--pretrained_dir", "start.npz"],
+    "train_batch_size": ["--train_batch_size", 24],
+    "num_steps": ["--num_steps", 5],
+    "warmup_steps": ["--warmup_steps", 2],
+    "decay_type": ["--decay_type", "linear"],
+    "optimizer": ["--optimizer", "sgd"],
+    "learning_rate": ["--learning_rate", 2e-3],
+    "weight_decay": ["--weight_decay", 0.1],
+    "max_grad_norm": ["--max_grad_norm", 0.01, "--optimizer", "sgd"],
+    "dropout_rate": ["--dropout_rate", 0.5],
+    "augmentation": ["--augmentation", "crop"],
+    "precision": ["--precision", "bf16"],
+    "fp16": ["--fp16"],
+    "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O3", "--optimizer", "sgd"],
+    "seed": ["--seed", 1],
+}
+COMPARED_WITH = {"max_grad_norm": ["--optimizer", "sgd"],
+                 "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O1", "--optimizer", "sgd"]}
+
+
+@pytest.mark.parametrize("flag", LEARNING)
+def test_a_learning_flag_acts(run_train, flag):
+    make_tree(Path("tree"))
+    from models import create_model, save_npz
+
+    torch.manual_seed(7)
+    save_npz(create_model("ViT-Nano_2", 3), "start.npz")
+    assert run_train("--name", "without", *COMPARED_WITH.get(flag, [])) == 0
+    assert run_train("--name", "with", *LEARNING[flag]) == 0
+    without, with_flag = state_of("output/without").model, state_of("output/with").model
+    assert differences(without, with_flag), flag
+
+
+def spy(monkeypatch, owner, name) -> list[dict]:
+    """Records the keyword arguments of every call of owner.name."""
+    calls, real = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs))
+    return calls
+
+
+def check_name(run_train, monkeypatch, capsys):
+    assert run_train("--name", "mine") == 0 and Path("output/mine/best.pt").exists()
+
+
+def check_data_dir(run_train, monkeypatch, capsys):
+    make_tree(Path("elsewhere"))
+    flags = ["--dataset", "folder", "--model_type", "ViT-Nano_2"]
+    assert run_train(*flags, "--data_dir", "elsewhere") == 0 and run_train(*flags) == 2
+
+
+def check_resume_path(run_train, monkeypatch, capsys):
+    assert run_train() == 0 and run_train("--resume_path", "output/digits", "--num_steps", 5) == 0
+    assert state_of().step == 5
+
+
+def check_output_dir(run_train, monkeypatch, capsys):
+    assert run_train("--output_dir", "a/b c") == 0 and Path("a/b c/digits/best.pt").exists()
+
+
+def check_log_dir(run_train, monkeypatch, capsys):
+    assert run_train("--log_dir", "events") == 0 and list(Path("events/digits").iterdir())
+
+
+def check_eval_batch_size(run_train, monkeypatch, capsys):
+    from utils import data
+
+    calls = spy(monkeypatch, data, "eval_loader")
+    assert run_train("--eval_batch_size", 7) == 0 and {call["batch_size"] for call in calls} == {7}
+    batch = next(iter(data.eval_loader(data.digits("").val, **calls[0])))
+    assert len(batch.targets) == 7
+
+
+def check_gradient_accumulation_steps(run_train, monkeypatch, capsys):
+    from utils import engine
+
+    sizes, real = [], engine.Trainer._backward
+    monkeypatch.setattr(engine.Trainer, "_backward", lambda self, batch: sizes.append(len(batch.targets)) or real(self, batch))
+    assert run_train("--gradient_accumulation_steps", 4) == 0 and sizes == [4] * 16
+
+
+def check_eval_every(run_train, monkeypatch, capsys):
+    assert run_train("--eval_every", 3) == 0
+    assert [event["step"] for event in events_of() if event.get("split") == "val"] == [3, 4]
+
+
+def check_save_every(run_train, monkeypatch, capsys):
+    assert run_train("--save_every", 3) == 0
+    assert [path.name for path in checkpoint.step_files(Path("output/digits"))] == ["step-00000004.pt", "step-00000003.pt"]
+
+
+def check_keep_checkpoints(run_train, monkeypatch, capsys):
+    assert run_train("--save_every", 1, "--keep_checkpoints", 3) == 0
+    assert len(checkpoint.step_files(Path("output/digits"))) == 3
+
+
+def check_loss_scale(run_train, monkeypatch, capsys):
+    assert run_train("--fp16", "--loss_scale", 128) == 0
+    assert {event["loss_scale"] for event in events_of(kinds=("train",))} == {128.0}
+
+
+def check_device(run_train, monkeypatch, capsys):
+    if torch.cuda.is_available():
+        assert run_train("--device", "cuda") == 0 and torch.cuda.get_device_name() in capsys.readouterr().out
+    else:
+        assert run_train("--device", "cuda") == 2 and "sees no GPU" in capsys.readouterr().err
+
+
+def check_num_workers(run_train, monkeypatch, capsys):
+    from utils import data
+
+    calls = spy(monkeypatch, data, "DataLoader")
+    assert run_train("--num_workers", 1) == 0 and {call["num_workers"] for call in calls} == {1}
+
+
+def check_eval_only(run_train, monkeypatch, capsys):
+    assert run_train() == 0
+    capsys.readouterr()
+    assert run_train("--resume_path", "output/digits", "--eval_only", "--num_steps", 9) == 0
+    assert state_of().step == 4 and "step 5" not in capsys.readouterr().out
+
+
+def check_confusion_matrix(run_train, monkeypatch, capsys):
+    assert run_train("--confusion_matrix") == 0
+    rows = [line.split(",") for line in Path("output/digits/confusion.csv").read_text().splitlines()]
+    assert rows[0][1:] == list("0123456789") and sum(int(cell) for row in rows[1:] for cell in row[1:]) == 60
+    assert len(Path("output/digits/per_class.csv").read_text().splitlines()) == 11
+
+
+CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
+
+
+@pytest.mark.parametrize("flag", CHECKS)
+def test_another_flag_acts(run_train, monkeypatch, capsys, flag):
+    CHECKS[flag](run_train, monkeypatch, capsys)
+
+
+def test_no_flag_is_left_out():
+    assert set(LEARNING) | set(CHECKS) == set(configs.FLAGS) and not set(LEARNING) & set(CHECKS)
+
+
+# -------------------------------------------------------------------- bad input: one line, exit code 2, no run left
+
+FOREIGN = {"page.npz": b"<html>404</html>", "empty.npz": b"", "weights.pth": b"PK\x03\x04 not a zip",
+           "page.pt": b"<html>404</html>" * 100}
+REFUSED = {
+    "unknown flag": (["--learning_rat", 0.1], "--learning_rat"),
+    "abbreviated flag": (["--learning", 0.1], "--learning"),
+    "not a number": (["--num_steps", "many"], "--num_steps"),
+    "negative": (["--num_steps", -1], "must be 1 or more"),
+    "infinite": (["--learning_rate", "inf"], "finite"),
+    "unknown model": (["--model_type", "ViT-Q_16"], "ViT-B_16"),
+    "unknown data set": (["--dataset", "cifar11"], "cifar10"),
+    "name with a path": (["--name", "../up"], "letters, digits"),
+    "retired flag": (["--local_rank", 0], "torchrun"),
+    "indivisible batch": (["--train_batch_size", 50, "--gradient_accumulation_steps", 4], "take 48 or 52"),
+    "batch below its parts": (["--train_batch_size", 3, "--gradient_accumulation_steps", 4], "take 4"),
+    "warm-up longer than the run": (["--warmup_steps", 9], "--warmup_steps 9"),
+    "missing checkpoint": (["--pretrained_dir", "no/such.npz"], "no/such.npz"),
+    "a page for a checkpoint": (["--pretrained_dir", "page.npz"], "page.npz"),
+    "an empty checkpoint": (["--pretrained_dir", "empty.npz"], "empty.npz"),
+    "a foreign checkpoint": (["--pretrained_dir", "weights.pth"], "weights.pth"),
+    "a checkpoint of other things": (["--pretrained_dir", "other.npz"], "other.npz"),
+    "weights of another model": (
+        ["--pretrained_dir", "start.npz", "--model_type", "ViT-Ti_16", "--img_size", 16], "--model_type"),
+    "wrong head": (["--pretrained_dir", "start.npz", "--eval_only"], "3 classes, the model 10"),
+    "bad image size": (["--img_size", 9], "take 8 or 10"),
+    "image size in words": (["--img_size", "big"], "224"),
+    "no such data": (["--dataset", "folder", "--data_dir", "nowhere"], "nowhere"),
+    "missing val": (["--dataset", "folder", "--data_dir", "trainonly"], "trainonly/val"),
+    "different classes": (["--dataset", "folder", "--data_dir", "differ"], "wasp"),
+    "empty class": (["--dataset", "folder", "--data_dir", "hollow"], "of class bee"),
+    "too few classes for ImageNet": (["--dataset", "imagenet", "--data_dir", "tree"], "--dataset folder"),
+    "nothing to resume": (["--resume_path", "output/none"], "output/none"),
+    "resume a page": (["--resume_path", "page.pt"], "page.pt"),
+    "resume a folder without checkpoints": (["--resume_path", "tree"], "no intact checkpoint"),
+    "contradicting precision": (["--fp16", "--precision", "bf16"], "contradict"),
+    "loss scale without fp16": (["--loss_scale", 8], "fp16"),
+    "level without fp16": (["--fp16_opt_level", "O1"], "--fp16"),
+    "output below a file": (["--output_dir", "page.pt/x"], "page.pt"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_and_exit_code_2(run_train, capsys, case):
+    flags, words = REFUSED[case]
+    from models import create_model, save_npz
+
+    for name, content in FOREIGN.items():
+        Path(name).write_bytes(content)
+    np.savez("other.npz", weights=np.zeros(3, np.float32))
+    save_npz(create_model("ViT-Nano_2", 3), "start.npz")
+    make_tree(Path("tree"))
+    make_tree(Path("trainonly"), splits=("train",))
+    make_tree(Path("differ"))
+    (Path("differ/val/bee")).rename("differ/val/wasp")
+    make_tree(Path("hollow"))
+    for image in Path("hollow/val/bee").iterdir():
+        image.unlink()
+    assert run_train(*flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: error: ") and said.count("\n") == 1 and words in said, said
+    assert not Path("output").exists() or not list(Path("output").rglob("*.pt"))
+
+
+def test_run_folder_in_use(run_train, capsys):
+    assert run_train("--name", "r") == 0
+    before = {path: path.read_bytes() for path in Path("output/r").iterdir()}
+    assert run_train("--name", "r") == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("output/r").iterdir()}
+
+
+def test_a_truncated_image_is_named(run_train, capsys):
+    image = make_tree(Path("tree")) / "train" / "bee" / "3.png"
+    image.write_bytes(image.read_bytes()[:40])
+    assert run_train("--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--num_workers", 1) == 2
+    said = capsys.readouterr().err
+    assert "tree/train/bee/3.png" in said and said.count("\n") == 1
+    assert "PNG" in IMAGE_FORMATS
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["before the first checkpoint", "after one"])
+def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train, capsys, monkeypatch, kept):
+    from utils import engine
+
+    real = engine.Trainer._backward
+
+    def spoil(self, batch):
+        loss = real(self, batch)
+        return loss * math.nan if self.step == 2 else loss
+
+    monkeypatch.setattr(engine.Trainer, "_backward", spoil)
+    assert run_train("--save_every", 1 if kept else 4, "--name", "r") == 2
+    said = capsys.readouterr().err
+    assert "step 3: loss nan; samples " in said and said.count("\n") == 1
+    assert ("step-00000002.pt" if kept else "none yet") in said
+    assert [event["step"] for event in events_of("output/r", ("train",))] == [1, 2]
+    if not kept:      # nothing to go on from: the name is free for another try
+        monkeypatch.setattr(engine.Trainer, "_backward", real)
+        assert run_train("--name", "r") == 0
+
+
+KEPT = {"learning_rate": 0.5, "seed": 3, "train_batch_size": 32, "model_type": "ViT-B_16", "img_size": 16,
+        "dataset": "cifar10", "precision": "bf16", "optimizer": "sgd", "decay_type": "linear", "weight_decay": 0.5}
+
+
+@pytest.mark.parametrize("flag", KEPT)
+def test_what_must_not_change_on_resume_is_refused(run_train, capsys, flag):
+    assert run_train("--name", "r") == 0
+    before = {path: path.read_bytes() for path in Path("output/r").iterdir()}
+    assert run_train("--resume_path", "output/r", f"--{flag}", KEPT[flag]) == 2
+    said = capsys.readouterr().err
+    assert f"--{flag} {KEPT[flag]}" in said and said.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in Path("output/r").iterdir()}
+
+
+def test_resuming_on_other_classes_is_refused(run_train, capsys):
+    flags = ["--dataset", "folder", "--model_type", "ViT-Nano_2", "--name", "r"]
+    assert run_train(*flags, "--data_dir", make_tree(Path("one"))) == 0
+    make_tree(Path("two"), classes=("cat", "dog"))
+    assert run_train("--resume_path", "output/r", "--data_dir", "two", "--num_steps", 5) == 2
+    assert "not the same task" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, run_train):
+    from utils import schedule
+
+    def broken(*_):
+        raise ValueError("a genuine bug")
+
+    monkeypatch.setattr(schedule, "factor", broken)
+    with pytest.raises(ValueError, match="a genuine bug"):
+        run_train()
+
+
+def test_wrong_flags_are_told_before_torch_is_loaded():
+    import subprocess
+    import sys
+
+    code = "import sys, train; code = train.main(['--nonsense']); sys.exit(1 if 'torch' in sys.modules else code)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=train.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
