@@ -7,6 +7,7 @@ Imports stand in the functions that need them: a wrong flag is told at once, not
 """
 
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -22,9 +23,9 @@ def main(argv: list[str]) -> int:
         given = configs.parse(argv)
         if "resume_path" not in given:
             check_batch(configs.resolve(given))
-        # Idle threads sleep instead of spinning. Spinning is no faster here, and on a machine that others use too it
-        # makes a step wait for threads that are not running (30 times slower in a trial). Read when PyTorch loads.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
+        # else wait for threads that are not running (ten times slower and more). Read when PyTorch loads libgomp.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from utils import distributed
 
         with distributed.group(given.get("device", "auto")) as world:
@@ -278,8 +279,8 @@ def summarise(run, splits, folder, log_folder, first, result, best, seconds) -> 
     if run.confusion_matrix:
         write_confusion(folder, result, splits.classes)
     print("Next:")
-    print(f"  {python} train.py --eval_only --resume_path {folder / checkpoint.BEST_FILE}")
-    print(f"  RESUME_PATH={folder} NUM_STEPS={2 * run.num_steps} bash train.sh")
+    print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(folder / checkpoint.BEST_FILE))}")
+    print(f"  RESUME_PATH={shlex.quote(str(folder))} NUM_STEPS={2 * run.num_steps} bash train.sh")
     print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 bash train.sh        (downloads both)")
 
 

@@ -48,7 +48,8 @@ def start(device: str = "auto", timeout_s: int = 1800) -> World:
     if use_gpu:
         torch.cuda.set_device(place)
     if size > 1:
-        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s),
+                                device_id=place if use_gpu else None)
     return World(rank, size, local_rank, local_size, place)
 
 
