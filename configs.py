@@ -105,8 +105,8 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    if not 0 <= int(text) < 2 ** 63:
+        raise argparse.ArgumentTypeError(f"must be 0 or more (and below 2 ** 63), not {text}")
     return int(text)
 
 

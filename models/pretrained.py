@@ -184,27 +184,31 @@ def _convert(names: _Names, sources: tuple[str, ...], rule: str, ours: str, mode
     """Reads the arrays of one row and applies its rule. Shapes are compared from the headers before anything is read."""
     parameter = model.get_parameter(ours)
     shapes = [names.shape(source) for source in sources]
-    count = sum(math.prod(shape) for shape in shapes)
     if rule == "position":
-        (_, tokens, width), = shapes if len(shapes[0]) == 3 else [(0, 0, 0)]
-        side = math.isqrt(max(tokens - model.num_prefix_tokens, 0))
-        fits = side > 0 and side * side == tokens - model.num_prefix_tokens and width == parameter.shape[-1]
+        grid = _grid_of(shapes[0], model)
+        fits = grid is not None
     else:
-        fits = [_TO_FILE[rule](parameter, model, part).shape for part in range(len(sources))] == shapes
+        blank = torch.empty_like(parameter, device="meta")
+        fits = [_TO_FILE[rule](blank, model, part).shape for part in range(len(sources))] == shapes
     if not fits:
         raise ModelError(f"{names.file.path}: {sources[0]} has shape {shapes[0]}, which does not fit the model's {ours} "
                          f"{tuple(parameter.shape)}; is --model_type right?")
     arrays = [names.read(source) for source in sources]
-    assert sum(array.numel() for array in arrays) == count
-    if rule == "position":
-        old_grid = (side, side)
-        if old_grid != model.grid:
-            report.resized[ours] = f"{side}x{side} -> {model.grid[0]}x{model.grid[1]}"
-        value = resize_positions(arrays[0], old_grid, model.grid)
-    else:
-        value = _FROM_FILE[rule](arrays)
     report.used.append(ours)
-    return value
+    if rule != "position":
+        return _FROM_FILE[rule](arrays)
+    if grid != model.grid:
+        report.resized[ours] = f"{grid[0]}x{grid[1]} -> {model.grid[0]}x{model.grid[1]}"
+    return resize_positions(arrays[0], grid, model.grid)
+
+
+def _grid_of(shape: tuple[int, ...], model: VisionTransformer) -> tuple[int, int] | None:
+    """The grid of a position table, which is square in every published file; None if the table is not the model's kind."""
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != model.config.hidden_size:
+        return None
+    patches = shape[1] - model.num_prefix_tokens
+    side = math.isqrt(max(patches, 0))
+    return (side, side) if side > 0 and side * side == patches else None
 
 
 _FROM_FILE = {

@@ -22,8 +22,10 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
         rate.plot(steps, [event["lr"] for event in train], color="tab:gray")
     for colour, (split, series) in zip(("tab:orange", "tab:green", "tab:red"), evaluations.items()):
         steps = [event["step"] for event in series]
-        loss.plot(steps, [float(event["loss"]) for event in series], "o-", label=split, markersize=3, color=colour)
-        for field, name, style in (("accuracy", "top-1", "o-"), ("top5", "top-5", "o:")):
+        # Two values (before and after) are no curve: a line between them would look like one.
+        line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
+        loss.plot(steps, [float(event["loss"]) for event in series], line, label=split, markersize=3, color=colour)
+        for field, name, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
             accuracy.plot(steps, [100 * event[field] for event in series], style, label=f"{split} {name}", markersize=3,
                           color=colour)
     for axes, name in ((loss, "cross-entropy loss"), (accuracy, "accuracy in %"), (rate, "learning rate")):
