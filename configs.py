@@ -10,6 +10,7 @@ of a second, before PyTorch is loaded.
 
 import argparse
 import re
+import shlex
 
 from ml_collections import ConfigDict
 
@@ -272,10 +273,12 @@ def resolve_resumed(given: dict, saved: dict) -> ConfigDict:
 
     Raises ConfigError where a given flag would make it another run.
     """
-    # `--fp16` is one spelling of the precision, so compare what it says.
-    asked = dict(given)
+    # `--fp16` is one spelling of the precision, so compare what it says. A flag younger than the checkpoint had its default.
+    asked, saved = dict(given), {name: default for name, (_, default, _) in FLAGS.items()} | saved
     if asked.pop("fp16", False):
         asked.setdefault("precision", "fp16")
+    if asked.get("precision") == "auto":
+        del asked["precision"]         # whatever it chose then holds: another processor must not change the run
     for name, value in asked.items():
         if name not in MAY_CHANGE_ON_RESUME and _plain(value) != _plain(saved[name]):
             raise ConfigError(
@@ -283,8 +286,7 @@ def resolve_resumed(given: dict, saved: dict) -> ConfigDict:
                 f"leave --{name} out, or start a new run without --resume_path")
     if asked.get("num_steps", saved["num_steps"]) < saved["warmup_steps"]:
         raise ConfigError(f"--num_steps {asked['num_steps']} is less than the run's {saved['warmup_steps']} warm-up steps")
-    # Flags that came into being after the checkpoint have their defaults.
-    return _locked({name: default for name, (_, default, _) in FLAGS.items()} | saved | asked)
+    return _locked(saved | asked)
 
 
 def as_flags(run: ConfigDict) -> str:
@@ -295,7 +297,8 @@ def as_flags(run: ConfigDict) -> str:
         if kind is None and value:
             words.append(f"--{name}")
         elif kind is not None and value is not None and (value != default or default is None):
-            words.append(f"--{name} {'x'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}")
+            text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+            words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)
 
 

@@ -114,6 +114,8 @@ def build(run, world, state):
         model = create_model(configs.ConfigDict(state.architecture), len(splits.classes), run.img_size)
         model.load_state_dict(state.model)
     chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
+    if run.precision == "auto":
+        run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     model = model.to(world.device, chosen.weights)
     if world.is_main:
         place = (torch.cuda.get_device_name(world.device) if world.device.type == "cuda"

@@ -7,6 +7,7 @@ each other before an array is read, and members are read one by one, only those 
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +18,10 @@ MAX_MEMBERS = 16_384
 MAX_RATIO = 100          # unpacked / packed; weights hardly shrink, and the largest measured here is below 10
 RATIO_FREE_BYTES = 1 << 24   # arrays of zeros (a head) shrink a lot: below this size a member may
 MAX_HEADER = 4096
+
+
+# What zipfile and numpy raise on damaged archives.
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
 
 
 class NpzError(ValueError):
@@ -30,13 +35,16 @@ class NpzFile:
         self.path = Path(path)
         try:
             self._zip = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        except DAMAGE as error:
             raise NpzError(f"{path}: not a readable .npz archive ({error})") from error
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
         infos = self._zip.infolist()
         if len(infos) > MAX_MEMBERS:
             raise NpzError(f"{path}: {len(infos)} members, more than any checkpoint has")
+        if sum(info.compress_size for info in infos) > self.path.stat().st_size:
+            names = ", ".join(repr(info.filename.removesuffix(".npy")) for info in infos[:3])
+            raise NpzError(f"{path}: its members ({names}, ...) claim more bytes than the file has")
         for info in infos:
             self._add(info)
 
@@ -65,7 +73,9 @@ class NpzFile:
             try:
                 with self._zip.open(self._members[name]) as stream:
                     shape, _, dtype, offset = self._parse_header(stream, name)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error) as error:
+            except NpzError:
+                raise
+            except DAMAGE as error:
                 raise NpzError(f"{self.path}: member {name!r} is damaged ({error})") from error
             size = offset + math.prod(shape) * dtype.itemsize
             if size != self._members[name].file_size:
@@ -80,8 +90,9 @@ class NpzFile:
                 raise ValueError(f"version {version}")
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran_order, dtype = read(stream, max_header_size=MAX_HEADER)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, UnicodeError) as error:
-            raise NpzError(f"{self.path}: member {name!r} has no readable array header ({error})") from error
+        except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise NpzError(f"{self.path}: member {name!r} has no readable array header ({reason})") from error
         if dtype.kind not in "fiu" or dtype.hasobject:
             raise NpzError(f"{self.path}: member {name!r} holds {dtype}, not plain numbers")
         if any(side < 0 for side in shape):
@@ -95,7 +106,9 @@ class NpzFile:
             with self._zip.open(self._members[name]) as stream:
                 _, fortran_order, _, _ = self._parse_header(stream, name)
                 data = stream.read()             # to the end of the member: only that verifies the CRC
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error) as error:
+        except NpzError:
+            raise
+        except DAMAGE as error:
             raise NpzError(f"{self.path}: member {name!r} is damaged ({error})") from error
         if len(data) != math.prod(shape) * dtype.itemsize:
             raise NpzError(f"{self.path}: member {name!r} is cut off")

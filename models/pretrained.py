@@ -87,10 +87,10 @@ def checkpoint_head(path: str | Path) -> tuple[int, int]:
     """(classes, width of pre_logits or 0) of a Google .npz file, from its headers alone. Raises ModelError."""
     with open_checkpoint(path) as file:
         names = _Names(file)
-        if "head/bias" not in names.all:
+        if not {"head/kernel", "head/bias"} <= names.all:
             raise ModelError(f"{path}: holds no head to keep")
-        representation = names.shape("pre_logits/bias")[0] if "pre_logits/bias" in names.all else 0
-        return names.shape("head/bias")[0], representation
+        representation = names.outputs("pre_logits") if "pre_logits/bias" in names.all else 0
+        return names.outputs("head"), representation
 
 
 def open_checkpoint(path: str | Path) -> NpzFile:
@@ -120,6 +120,14 @@ class _Names:
             return self.file.shape(self.prefix + name)
         except NpzError as error:
             raise ModelError(str(error)) from error
+
+    def outputs(self, layer: str) -> int:
+        """Width of a dense layer, if its kernel and bias agree about it."""
+        bias = self.shape(f"{layer}/bias")
+        kernel = self.shape(f"{layer}/kernel") if f"{layer}/kernel" in self.all else ()
+        if len(bias) != 1 or kernel[1:] != bias:
+            raise ModelError(f"{self.file.path}: {layer}/kernel {kernel} does not fit {layer}/bias {bias}")
+        return bias[0]
 
     def read(self, name: str) -> Tensor:
         try:
@@ -166,8 +174,8 @@ def _check_names(names: _Names, rows: list, model: VisionTransformer, head: str)
     unknown = names.all - sources - left
     if unknown:
         raise ModelError(f"{path}: the file has arrays that the model lacks: {_some(unknown)}; is --model_type right?")
-    if head == "keep" and names.shape("head/bias")[0] != model.num_classes:
-        raise ModelError(f"{path}: its head has {names.shape('head/bias')[0]} classes, the model {model.num_classes}; "
+    if head == "keep" and names.outputs("head") != model.num_classes:
+        raise ModelError(f"{path}: its head has {names.outputs('head')} classes, the model {model.num_classes}; "
                          "head='keep' needs the same number, head='zero' starts a new head")
 
 
@@ -186,13 +194,14 @@ def _convert(names: _Names, sources: tuple[str, ...], rule: str, ours: str, mode
     shapes = [names.shape(source) for source in sources]
     if rule == "position":
         grid = _grid_of(shapes[0], model)
-        fits = grid is not None
+        misfits = [0] if grid is None else []
     else:
         blank = torch.empty_like(parameter, device="meta")
-        fits = [_TO_FILE[rule](blank, model, part).shape for part in range(len(sources))] == shapes
-    if not fits:
-        raise ModelError(f"{names.file.path}: {sources[0]} has shape {shapes[0]}, which does not fit the model's {ours} "
-                         f"{tuple(parameter.shape)}; is --model_type right?")
+        wanted = [_TO_FILE[rule](blank, model, part).shape for part in range(len(sources))]
+        misfits = [part for part, shape in enumerate(shapes) if shape != wanted[part]]
+    if misfits:
+        raise ModelError(f"{names.file.path}: {sources[misfits[0]]} has shape {shapes[misfits[0]]}, which does not fit the "
+                         f"model's {ours} {tuple(parameter.shape)}; is --model_type right?")
     arrays = [names.read(source) for source in sources]
     report.used.append(ours)
     if rule != "position":

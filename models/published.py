@@ -12,6 +12,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from .vit import ModelError
@@ -71,40 +72,45 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches `url` to `path`: with a progress bar, going on where an earlier try broke off, whole or not at all.
+    """Fetches an .npz file to `path`: with a progress bar, going on where an earlier try broke off, whole or not at all.
 
     What has arrived waits in PATH.part, and the server's mark of that version in PATH.part.etag, so that pieces of
     two versions are never joined. Raises ModelError with the URL and the place to put the file by hand.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part, mark = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
-    have = part.stat().st_size if part.exists() and mark.exists() else 0
-    request = urllib.request.Request(url)
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", mark.read_text())
     try:
-        try:
-            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:                             # 416: all of it was here, or the part is of no use
-                raise
-            part.unlink()
-            response = urllib.request.urlopen(url, timeout=TIMEOUT_S)
-        with response:
-            if response.status != 206:
-                have = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open(url, part, mark) as response:
+            have = part.stat().st_size if response.status == 206 else 0
             if response.headers.get("ETag"):
                 mark.write_text(response.headers["ETag"])
             total = _receive(response, part, have, path.name)
-        if total is not None and part.stat().st_size != total:
-            raise OSError(f"the connection broke off at {part.stat().st_size} of {total} bytes; run again to go on from there")
-        _verify(part, response.headers)
-    except OSError as error:                                  # URLError, timeouts and full disks among them
-        raise ModelError(f"could not download {url} ({getattr(error, 'reason', error)}); "
-                         f"fetch it on another machine and put it at {path}") from error
-    os.replace(part, path)
+            if total is not None and part.stat().st_size != total:
+                raise OSError(f"the connection broke off at {part.stat().st_size} of {total} bytes; run again to go on")
+            _verify(part, response.headers)
+        os.replace(part, path)
+    except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
+        raise ModelError(f"could not download {url} ({reason}); fetch it on another machine and put it at {path}") from error
     mark.unlink(missing_ok=True)
+
+
+def _open(url: str, part: Path, mark: Path):
+    """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
+    have = part.stat().st_size if part.exists() and mark.exists() else 0
+    if have:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text()})
+        try:
+            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:                             # 416: nothing follows what is here
+                raise
+        else:
+            if response.status != 206 or response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                return response
+            response.close()                                  # a part, but not the one that was asked for
+        part.unlink()
+    return urllib.request.urlopen(url, timeout=TIMEOUT_S)
 
 
 def _receive(response, part: Path, have: int, title: str) -> int | None:
@@ -124,15 +130,17 @@ def _receive(response, part: Path, have: int, title: str) -> int | None:
 
 
 def _verify(part: Path, headers) -> None:
-    """Against the MD5 that Google's storage sends in `x-goog-hash`, where there is one. Raises OSError."""
+    """As the MD5 says that Google's storage sends in `x-goog-hash`, and an archive, no sign-in page. Raises OSError."""
+    with open(part, "rb") as stream:
+        start = stream.read(2)
+        digest = hashlib.md5(start)
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
     sent = [word.strip() for line in headers.get_all("x-goog-hash") or [] for word in line.split(",")]
-    for word in sent:
-        if word.startswith("md5="):
-            digest = hashlib.md5()
-            with open(part, "rb") as stream:
-                while chunk := stream.read(CHUNK):
-                    digest.update(chunk)
-            if base64.b64encode(digest.digest()).decode() != word.removeprefix("md5="):
-                part.unlink()
-                raise OSError("what arrived does not match the server's MD5; run again to fetch it anew")
-
+    md5 = next((word.removeprefix("md5=") for word in sent if word.startswith("md5=")), None)
+    if md5 not in (None, base64.b64encode(digest.digest()).decode()):
+        part.unlink()
+        raise OSError("what arrived does not match the server's MD5; run again to fetch it anew")
+    if start != b"PK":
+        part.unlink()
+        raise OSError("what arrived is no .npz archive; a sign-in page of the network, perhaps")

@@ -16,6 +16,9 @@ from torch.utils.data import Subset
 import train
 from utils import data
 
+# The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -63,7 +63,7 @@ def test_third_parties_stay_behind_their_fence(library):
 
 
 def test_configs_imports_ml_collections_and_the_standard_library_alone():
-    assert {name.partition(".")[0] for name in imports_of("configs")} <= {"ml_collections", "argparse", "re"}
+    assert {name.partition(".")[0] for name in imports_of("configs")} <= {"ml_collections", "argparse", "re", "shlex"}
 
 
 def test_every_module_has_a_test_of_its_own():

@@ -84,7 +84,8 @@ def test_two_processes_learn_what_one_learns(run_script, tmp_path):
 
     With SGD: the gradient of a key's bias is zero but for rounding, and AdamW makes whole steps of that rounding.
     """
-    flags = ("--num_steps", "20", "--eval_every", "10", "--train_batch_size", "32", "--optimizer", "sgd", "--learning_rate", "0.03")
+    flags = ("--num_steps", "20", "--eval_every", "10", "--train_batch_size", "32", "--optimizer", "sgd",
+             "--learning_rate", "0.03")
     runs = {"one": {}, "two": {"NPROC": "2"}, "accumulated": {"NPROC": "2", "GRAD_STEPS": "2"}, "halves": {"NPROC": "2"}}
     events, states = {}, {}
     for name, variables in runs.items():

@@ -116,9 +116,10 @@ def load(path: Path) -> RunState:
     verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    fields = {field.name for field in dataclasses.fields(RunState)}
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.keys() != fields:
         raise CheckpointError(f"{path}: not a checkpoint of this version of the program (format {FORMAT})")
     return RunState(**content)
 

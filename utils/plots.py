@@ -45,8 +45,8 @@ def predictions(images: np.ndarray, probabilities: np.ndarray, classes: Sequence
 
     Titles are the true classes where `labels` are given (green where right, red where wrong), else the captions.
     """
-    labels = labels or [None] * len(images)
-    captions = captions or [""] * len(images)
+    labels = [None] * len(images) if labels is None else labels
+    captions = [""] * len(images) if captions is None else captions
     figure = Figure(figsize=(max(1.5 * len(images), 3), 2.6), layout="constrained")
     axes_row = np.atleast_1d(figure.subplots(1, len(images)))
     for axes, image, row, label, caption in zip(axes_row, images, probabilities, labels, captions):

@@ -78,8 +78,8 @@ class LossScaler:
     """
 
     def __init__(self, precision: Precision, device: torch.device, fixed: float = 0.0):
-        self.fixed = fixed
-        self._scaler = torch.amp.GradScaler(device.type, init_scale=fixed or INITIAL_SCALE,
+        self.fixed = float(fixed)
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=self.fixed or INITIAL_SCALE,
                                             growth_interval=GROWTH_INTERVAL, enabled=precision.scales_loss)
 
     @property

@@ -99,7 +99,7 @@ def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None
     Going on in its own folder from anything but its newest checkpoint would leave files of two histories there:
     FolderError says how to branch off instead.
     """
-    home = checkpoint.parent
+    home = checkpoint.parent if checkpoint.parent.name not in ("", "..") else checkpoint.parent.resolve()
     target = Path(output_dir or home.parent) / (name or home.name)
     if target.resolve() != home.resolve():
         folder = create(str(target.parent), target.name, target.name)
@@ -107,10 +107,15 @@ def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None
         write_log(folder, [event for event in events if event["step"] <= step])
         return folder
     _lock(home)
-    newer = [path.name for path in step_files(home) if path.name > f"step-{step:08d}.pt" and _is_intact(path)]
+    newer, damaged = [], []
+    for path in step_files(home):
+        if path.name > f"step-{step:08d}.pt":
+            (newer if _is_intact(path) else damaged).append(path.name)
     if newer:
         raise FolderError(f"{checkpoint} is at step {step}, but {home} goes on to {newer[0]}: resume the folder, "
                           f"or give a new NAME (--name) to branch off from step {step}")
+    for name in damaged:      # out of the way, or they would count among the newest when old checkpoints are deleted
+        (home / name).rename(home / f"{name}.damaged")
     write_log(home, [event for event in read_log(home) if event["step"] <= step])
     return home
 

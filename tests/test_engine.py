@@ -1,0 +1,392 @@
+"""Optimizer steps and evaluation: the reference's traces, accumulation, overflow, divergence, dropout."""
+
+import copy
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from configs import architecture
+from models import create_model
+from utils import data, engine
+from utils.augment import normalise
+from utils.data import Batch, Key
+from utils.distributed import World
+from utils.engine import DivergedError, Trainer
+from utils.optim import build_optimizer
+from utils.precision import BF16, FP32, LEVELS, LossScaler
+from utils.schedule import factor
+
+FIXTURES = Path(__file__).parent / "fixtures" / "train"
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 0, 1, CPU)
+DIGITS = data.digits("")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small products gain nothing from threads, and lose tenfold where other processes are at work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def to_input(images, dtype=torch.float32):
+    return normalise(images, (0.5,) * 3, (0.5,) * 3, dtype)
+
+
+# ---------------------------------------------------------------------------------- traces of the reference
+
+# Absolute. Losses and weights agree within 1e-6, gradient norms (up to 3) within 2e-6. The final logits agree within
+# 7e-6 where the processor has vector instructions, within 1.5e-5 without them (ATEN_CPU_CAPABILITY=default).
+TOLERANCE = {"final_logits_first16": 3e-5}
+OTHER_TOLERANCES = 1e-5
+TRACES = [f"zh{head}_{rest}" for head in (0, 1) for rest in (
+    "cosine_wd0_acc1", "cosine_wd0_acc4", "cosine_wd0.01_acc1", "linear_wd0_acc1", "linear_wd0.01_acc1")]
+
+
+def reference_batches(images, labels, steps: int, micro_steps: int):
+    """Step s sees images 16 (s % 3) .. 16 (s % 3) + 15, cut into micro-batches."""
+    for step, micro in itertools.product(range(steps), range(micro_steps)):
+        size = 16 // micro_steps
+        first = 16 * (step % 3) + micro * size
+        index = range(first, first + size)
+        yield Batch(images[index], labels[index], [Key(step, micro, 0, number) for number in index])
+
+
+@pytest.mark.parametrize("tag", TRACES)
+def test_trace_of_the_reference(tag):
+    zero_head, decay, weight_decay, micro_steps = re.fullmatch(r"zh(\d)_(\w+)_wd([\d.]+)_acc(\d)", tag).groups()
+    with np.load(FIXTURES / "train.npz") as file:
+        expected = {name.split("/")[2]: file[name] for name in file.files if name.startswith(f"train/jeon_{tag}/")}
+        side, patch, hidden, mlp, heads, layers, classes = file["train/cfg"].tolist()
+        warmup, total, peak = file["train/warmup_total_lr"].tolist()
+        images = torch.from_numpy(file["train/images"]).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(file["train/labels"])
+    row = architecture(patch, hidden, mlp, heads, layers, img_size=side, gelu="erf")
+    model = create_model(row, classes, pretrained=FIXTURES / "train_init.npz", head="keep")
+    if zero_head == "1":
+        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(model.head.bias)
+    optimizer = build_optimizer("sgd", model.parameters(), peak, float(weight_decay))
+    trainer = Trainer(model, optimizer, LossScaler(FP32, CPU), FP32, ALONE, to_input, batch_size=16,
+                      micro_steps=int(micro_steps), max_grad_norm=1.0, seed=0)
+    batches = reference_batches(images, labels, int(total), int(micro_steps))
+    reports = [trainer.train_step(batches, peak * factor(trainer.updates + 1, warmup, total, decay)) for _ in range(int(total))]
+
+    model.eval()
+    with torch.no_grad():
+        logits = model(to_input(images[:16]))
+    got = {"loss": [report.loss for report in reports], "lr": [report.learning_rate for report in reports],
+           "grad_norm_before_clip": [report.grad_norm for report in reports], "final_logits_first16": logits.numpy(),
+           "final_head_weight": model.head.weight.detach().numpy(),
+           "final_qw0_row0": model.blocks[0].attn.qkv.weight[0].detach().numpy()}
+    assert got.keys() == expected.keys()
+    for name in got:
+        np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=TOLERANCE.get(name, OTHER_TOLERANCES), err_msg=name)
+    assert [report.step for report in reports] == list(range(1, 21)) and trainer.updates == 20
+    assert expected["loss"][0] - expected["loss"][-1] > 0.5          # it learns: the trace is no flat line
+
+
+# ------------------------------------------------------------------------------------------------------ steps
+
+
+class Setup:
+    """A small network on digits. `go(n)` trains n steps; `spoil` is called with every gradient of the first weight."""
+
+    def __init__(self, row=FP32, micro_steps=1, clip=1.0, dropout=0.0, optimizer="sgd", rate=0.1, fixed_scale=0.0, seed=1,
+                 start=0, batch_size=32, device=CPU):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(dropout),
+                                   nn.Linear(32, 10)).to(device, row.weights)
+        self.optimizer = build_optimizer(optimizer, self.model.parameters(), rate, 0.0)
+        self.scaler = LossScaler(row, device, fixed_scale)
+        self.rate, self.spoil, self.blacken = rate, lambda gradient: gradient, False
+        self.model[1].weight.register_hook(lambda gradient: self.spoil(gradient))
+        self.trainer = Trainer(
+            self.model, self.optimizer, self.scaler, row, World(0, 1, 0, 1, device), lambda images: self.prepare(images, row),
+            batch_size=batch_size, micro_steps=micro_steps, max_grad_norm=clip, seed=seed, step=start, updates=start)
+        order = data.StepOrder(len(DIGITS.train), batch_size, micro_steps, 0, 1, 5, start, 1000)
+        self.batches = iter(data.train_loader(DIGITS.train, order, img_size=(8, 8), augmentation="none", can_flip=False, seed=5,
+                                              num_workers=0, pin_memory=False))
+
+    def prepare(self, images, row):
+        return to_input(images, row.weights) * (float("nan") if self.blacken else 1)
+
+    def go(self, steps=1) -> list[engine.StepReport]:
+        return [self.trainer.train_step(self.batches, self.rate) for _ in range(steps)]
+
+    def losses(self, steps) -> list[float]:
+        return [report.loss for report in self.go(steps)]
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([parameter.detach().float().flatten() for parameter in self.model.parameters()]).clone()
+
+    def state(self) -> str:
+        """Everything that a step may change in weights and optimizer"""
+        return str(([p.tolist() for p in self.model.parameters()], copy.deepcopy(self.optimizer.state_dict())))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("micro_steps", [2, 4])
+def test_accumulation_changes_nothing_but_the_rounding(optimizer, micro_steps):
+    rate = 0.1 if optimizer == "sgd" else 3e-3
+    whole, parts = Setup(optimizer=optimizer, rate=rate), Setup(optimizer=optimizer, rate=rate, micro_steps=micro_steps)
+    start = whole.weights()
+    assert parts.losses(20) == pytest.approx(whole.losses(20), rel=1e-5)
+    difference = (parts.weights() - whole.weights()).norm() / (whole.weights() - start).norm()
+    assert difference < 1e-5
+
+
+def test_the_report_of_a_step():
+    setup = Setup()
+    batch = next(iter(data.train_loader(
+        DIGITS.train, data.StepOrder(len(DIGITS.train), 32, 1, 0, 1, 5, 0, 1), img_size=(8, 8), augmentation="none",
+        can_flip=False, seed=5, num_workers=0, pin_memory=False)))
+    model = copy.deepcopy(setup.model)
+    loss = nn.functional.cross_entropy(model(to_input(batch.images)), batch.targets)       # the mean
+    loss.backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    report, = setup.go()
+    assert report.step == 1 and report.learning_rate == 0.1 and report.loss_scale is None and not report.skipped
+    assert report.loss == pytest.approx(loss.item(), rel=1e-6) and report.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+    assert report.images_per_second > 0
+    assert all(parameter.grad is None for parameter in setup.model.parameters())
+    assert setup.optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("row", [LEVELS["O1"], LEVELS["O2"], LEVELS["O3"], BF16], ids=lambda row: row.name)
+def test_low_precision_trains(row):
+    full, low = Setup().losses(30), Setup(row).losses(30)
+    assert low[-1] < 0.6 * low[0]
+    assert low == pytest.approx(full, rel=0.05) and low != full
+
+
+@pytest.mark.parametrize("fixed", [0.0, 1024.0])
+def test_an_overflow_is_skipped(fixed):
+    setup = Setup(LEVELS["O1"], fixed_scale=fixed, micro_steps=2)
+    scale = fixed or 65536.0
+    setup.go(2)
+    before = setup.state()
+    setup.spoil = lambda gradient: gradient * float("inf")
+    report, = setup.go()
+    assert report.skipped and report.step == 3 and report.loss_scale == scale and not report.grad_norm < float("inf")
+    assert setup.state() == before
+    assert (setup.trainer.step, setup.trainer.updates, setup.trainer.skips) == (3, 2, 1)
+    assert setup.scaler.scale == (fixed or scale / 2)
+    setup.spoil = lambda gradient: gradient
+    report, = setup.go()
+    assert not report.skipped and report.step == 4 and report.loss_scale == (fixed or scale / 2)
+    assert (setup.trainer.step, setup.trainer.updates, setup.trainer.skips) == (4, 3, 0)
+    assert setup.state() != before and setup.weights().isfinite().all()
+
+
+def test_a_skipped_step_uses_up_its_images_and_nothing_else():
+    """Two skips, then a step: the weights are those of a run that started at that step."""
+    setup, other = Setup(LEVELS["O1"], fixed_scale=1024.0), Setup(LEVELS["O1"], fixed_scale=1024.0, start=2)
+    setup.spoil = lambda gradient: gradient * float("nan")
+    assert [report.skipped for report in setup.go(2)] == [True, True]
+    setup.spoil = lambda gradient: gradient
+    assert setup.losses(1) == other.losses(1)
+    assert torch.equal(setup.weights(), other.weights())
+
+
+@pytest.mark.parametrize("fixed", [0.0, 1024.0])
+def test_ten_overflows_in_a_row_are_too_many(fixed):
+    setup = Setup(LEVELS["O1"], fixed_scale=fixed)
+    setup.go(1)
+    before = setup.state()
+    setup.spoil = lambda gradient: gradient * float("inf")
+    assert all(report.skipped for report in setup.go(9))
+    with pytest.raises(DivergedError, match=r"step 11: 10 gradient overflows in a row") as told:
+        setup.go()
+    assert "\n" not in str(told.value) and setup.state() == before
+
+
+def test_a_good_step_ends_the_row():
+    setup = Setup(LEVELS["O1"])
+    calls = itertools.count()
+    setup.spoil = lambda gradient: gradient * (float("inf") if next(calls) % 9 else 1)      # 8 bad ones, a good one, ...
+    assert sum(report.skipped for report in setup.go(27)) == 24
+
+
+def test_overflows_are_counted_over_a_resume():
+    setup = Setup(LEVELS["O1"], start=9)
+    setup.trainer.skips = 9
+    setup.spoil = lambda gradient: gradient * float("inf")
+    with pytest.raises(DivergedError):
+        setup.go()
+
+
+@pytest.mark.parametrize("row", [FP32, BF16, LEVELS["O1"], LEVELS["O3"]], ids=lambda row: row.name)
+def test_a_loss_that_is_not_finite_stops_the_run(row):
+    setup = Setup(row, micro_steps=2)
+    setup.go(2)
+    before = setup.state()
+    keys = [key for batch in data.StepOrder(len(DIGITS.train), 32, 2, 0, 1, 5, 2, 3) for key in batch]
+    setup.blacken = True
+    with pytest.raises(DivergedError) as told:
+        setup.go()
+    samples = ", ".join(str(key.index) for key in keys[:16])
+    assert f"step 3: loss nan; samples {samples}, ...;" in str(told.value) and "\n" not in str(told.value)
+    assert setup.state() == before and setup.trainer.updates == 2
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+@pytest.mark.parametrize("row", [FP32, BF16], ids=lambda row: row.name)
+def test_a_gradient_that_is_not_finite_stops_the_run_where_nothing_is_scaled(row, value):
+    setup = Setup(row, batch_size=4)
+    setup.go(1)
+    before = setup.state()
+    setup.spoil = lambda gradient: torch.full_like(gradient, float(value))
+    with pytest.raises(DivergedError, match=rf"step 2: gradient norm {value}; samples \d+, \d+, \d+, \d+; try"):
+        setup.go()
+    assert setup.state() == before
+
+
+def test_clipping():
+    updates = {}
+    for clip in (0, 1e6, 0.01):
+        setup = Setup(clip=clip, rate=1.0)
+        start = setup.weights()
+        report, = setup.go()
+        assert report.grad_norm > 0.1                               # before clipping, whatever the limit
+        updates[clip] = (setup.weights() - start, report.grad_norm)
+    assert torch.equal(updates[0][0], updates[1e6][0])
+    assert updates[0][0].norm() == pytest.approx(updates[0][1], rel=1e-4)
+    assert updates[0.01][0].norm() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(updates[0.01][0] / 0.01, updates[0][0] / updates[0][0].norm(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [0.0, 8.0])
+def test_clipping_sees_unscaled_gradients(fixed):
+    """Clipping scaled gradients would make the update 65,536 times too small, without any error."""
+    updates, norms = [], []
+    for row in (FP32, LEVELS["O1"]):
+        setup = Setup(row, clip=0.05, rate=1.0, fixed_scale=fixed if row.scales_loss else 0.0)
+        start = setup.weights()
+        norms.append(setup.go()[0].grad_norm)
+        updates.append(setup.weights() - start)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-2)
+    assert updates[1].norm() == pytest.approx(0.05, rel=1e-3) and (updates[1] - updates[0]).norm() < 0.05 * 0.02
+
+
+# ---------------------------------------------------------------------------------------------------- dropout
+
+
+def masks(steps, start=0, micro_steps=2, micros=None, seed=1) -> dict[tuple[int, int], torch.Tensor]:
+    """(step, micro) -> what dropout leaves of ones"""
+    micros = micros or range(micro_steps)
+    found, model = {}, nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10))
+    trainer = Trainer(model, build_optimizer("sgd", model.parameters(), 0.0, 0.0), LossScaler(FP32, CPU), FP32, ALONE,
+                      lambda images: torch.ones(images.shape), batch_size=8, micro_steps=len(micros), max_grad_norm=0, seed=seed,
+                      step=start)
+    position = iter(itertools.product(range(start, start + steps), micros))
+    model[1].register_forward_hook(lambda module, inputs, output: found.__setitem__(next(position), output.detach()))
+    batches = (Batch(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), [Key(step, micro, 0, 0)] * 4)
+               for step, micro in itertools.product(range(start, start + steps), micros))
+    for _ in range(steps):
+        trainer.train_step(batches, 0.0)
+    return found
+
+
+def test_dropout_is_a_function_of_seed_step_and_micro_batch():
+    torch.manual_seed(1)
+    first = masks(6)
+    assert len(first) == 12 and not any(torch.equal(a, b) for a, b in itertools.combinations(first.values(), 2))
+    torch.manual_seed(2)
+    for again in (masks(6), masks(2, start=4), masks(6, micros=[1])):       # again; after a restart; as the second of two ranks
+        assert all(torch.equal(mask, first[position]) for position, mask in again.items())
+    assert not any(torch.equal(mask, first[position]) for position, mask in masks(6, seed=2).items())
+
+
+def test_a_run_that_starts_later_has_the_same_losses():
+    whole, tail = Setup(dropout=0.5, rate=0.0), Setup(dropout=0.5, rate=0.0, start=3)
+    assert whole.losses(6)[3:] == tail.losses(3)
+
+
+def test_a_batch_of_another_step_is_noticed():
+    setup = Setup()
+    next(setup.batches)
+    with pytest.raises(AssertionError):
+        setup.go()
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(model, split=DIGITS.val, batch_size=32, row=FP32, confusion=False):
+    loader = data.eval_loader(split, batch_size=batch_size, img_size=(8, 8), rank=0, world_size=1, num_workers=0,
+                              pin_memory=False)
+    return engine.evaluate(model, loader, to_input, row, ALONE, 10, confusion)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, 500])
+def test_evaluation_counts_every_image_once(batch_size):
+    setup = Setup(dropout=0.5)
+    setup.go(5)
+    got = evaluate(setup.model, batch_size=batch_size, confusion=True)
+    images = torch.stack([torch.from_numpy(np.array(DIGITS.val[index][0])).permute(2, 0, 1) for index in range(200)])
+    labels = torch.tensor([DIGITS.val[index][1] for index in range(200)])
+    model = copy.deepcopy(setup.model).eval()
+    with torch.no_grad():
+        logits = model(to_input(images))
+    assert got.images == 200
+    assert got.top1 == (logits.argmax(1) == labels).sum().item() / 200
+    assert got.top5 == (logits.topk(5).indices == labels[:, None]).sum().item() / 200
+    assert got.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert torch.equal(got.confusion.sum(1), torch.bincount(labels, minlength=10))
+    assert got.confusion.diag().sum() == (logits.argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_model_as_it_was(training):
+    setup = Setup(dropout=0.5)
+    setup.go(2)
+    setup.model.train(training)
+    before = setup.state()
+    seen = []
+    handle = setup.model[4].register_forward_hook(lambda module, *_: seen.append(module.training))
+    assert evaluate(setup.model) == evaluate(setup.model)             # no dropout in it
+    handle.remove()
+    assert set(seen) == {False} and setup.model.training is training and setup.model[4].training is training
+    assert setup.state() == before
+    setup.go(1)
+
+
+@pytest.mark.parametrize("row", [LEVELS["O1"], BF16], ids=lambda row: row.name)
+def test_evaluation_runs_in_the_precision(row):
+    setup, types = Setup(), []
+    setup.model[5].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    assert evaluate(setup.model, row=row).loss == pytest.approx(evaluate(setup.model).loss, rel=0.02)
+    assert types[0] == row.compute and types[-1] == torch.float32
+
+
+# -------------------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("row", [FP32, BF16, LEVELS["O1"], LEVELS["O3"]], ids=lambda row: row.name)
+def test_steps_on_a_gpu_follow_the_cpu(row):
+    assert Setup(row, device=torch.device("cuda")).losses(20) == pytest.approx(Setup().losses(20), rel=0.05)
+
+
+@pytest.mark.gpu
+def test_an_overflow_is_skipped_on_a_gpu():
+    setup = Setup(LEVELS["O1"], device=torch.device("cuda"))
+    setup.go(2)
+    before = setup.state()
+    setup.spoil = lambda gradient: gradient * float("inf")
+    assert setup.go()[0].skipped and setup.state() == before and setup.scaler.scale == 32768
+
+
+@pytest.mark.gpu
+def test_dropout_on_a_gpu_is_a_function_of_the_step():
+    device = torch.device("cuda")
+    whole, tail = Setup(dropout=0.5, rate=0.0, device=device), Setup(dropout=0.5, rate=0.0, start=3, device=device)
+    assert whole.losses(6)[3:] == pytest.approx(tail.losses(3), rel=1e-6)

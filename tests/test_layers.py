@@ -1,0 +1,66 @@
+"""Patch embedding, MLP and encoder block against their formulas."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.layers import Block, Mlp, PatchEmbed
+
+
+def test_patches_go_by_rows_and_each_is_projected_by_itself():
+    embed, images = PatchEmbed(4, 3, 6), torch.randn(2, 3, 8, 12)
+    tokens = embed(images)
+    assert tokens.shape == (2, 2 * 3, 6)
+    for row in range(2):
+        for column in range(3):
+            patch = images[:, :, 4 * row: 4 * row + 4, 4 * column: 4 * column + 4].flatten(1)
+            want = patch @ embed.proj.weight.flatten(1).t() + embed.proj.bias
+            torch.testing.assert_close(tokens[:, 3 * row + column], want, atol=1e-5, rtol=1e-5)
+
+
+def test_patches_of_a_backbone_s_features():
+    backbone = torch.nn.Conv2d(3, 5, 2, stride=2)
+    embed, images = PatchEmbed(2, 5, 6, backbone), torch.randn(2, 3, 8, 12)
+    assert torch.equal(embed(images), embed.proj(backbone(images)).flatten(2).transpose(1, 2))
+    assert not hasattr(PatchEmbed(2, 5, 6), "backbone")
+
+
+@pytest.mark.parametrize("gelu, formula", [
+    ("tanh", lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))),
+    ("erf", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))),
+])
+def test_gelu(gelu, formula):
+    """The two forms differ by up to 5e-4: a tolerance far below tells them apart."""
+    mlp = Mlp(4, 64, gelu).double()
+    x = torch.linspace(-4, 4, 40, dtype=torch.float64).view(2, 5, 4)
+    want = formula(x @ mlp.fc1.weight.t() + mlp.fc1.bias) @ mlp.fc2.weight.t() + mlp.fc2.bias
+    torch.testing.assert_close(mlp(x), want, atol=1e-12, rtol=0)
+
+
+def test_gelu_has_two_forms():
+    with pytest.raises(KeyError):
+        Mlp(4, 8, "quick")
+
+
+def test_block_is_pre_norm_with_two_shortcuts():
+    torch.manual_seed(0)
+    block, x = Block(8, 2, 16, "tanh"), torch.randn(2, 5, 8)
+    for norm in (block.norm1, block.norm2):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+
+    def norm(module, value):
+        return F.layer_norm(value, (8,), module.weight, module.bias, eps=1e-6)
+
+    middle = x + block.attn(norm(block.norm1, x))
+    assert torch.equal(block(x), middle + block.mlp(norm(block.norm2, middle)))
+
+
+def test_eps_of_the_norms():
+    """At activations of 1e-3, torch's default of 1e-5 would shrink them to a third."""
+    block, x = Block(64, 2, 16, "tanh"), 1e-3 * torch.randn(2, 5, 64)
+    for norm in (block.norm1, block.norm2):
+        var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+        torch.testing.assert_close(norm(x), (x - mean) / (var + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)

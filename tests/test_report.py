@@ -1,0 +1,179 @@
+"""Events in log.jsonl, and what its readers show."""
+
+import json
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.engine import StepReport
+from utils.metrics import EvalReport
+from utils.report import PLAIN_LINES, Report
+
+
+def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0) -> StepReport:
+    return StepReport(step, loss, 0.001 * step, norm, scale, skipped, 100.0)
+
+
+def eval_report(accuracy=0.75, loss=0.25) -> EvalReport:
+    return EvalReport(200, loss, accuracy, 0.99)
+
+
+def events(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def session(folder, tensorboard=None, first=0, last=4, total=4, accuracy=0.75) -> None:
+    report = Report(folder, tensorboard, first, total)
+    report.session("resume" if first else "start", first, world_size=2)
+    for step in range(first + 1, last + 1):
+        report.train(step_report(step))
+    report.evaluation(last, "val", eval_report(accuracy))
+    report.session("end", last, seconds=1.5)
+    report.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- log
+
+
+def test_events(tmp_path):
+    session(tmp_path, last=1)
+    start, train, evaluation, end = events(tmp_path)
+    assert start.pop("time") > 1.7e9 and end.pop("time") > 1.7e9
+    assert start == {"event": "start", "step": 0, "world_size": 2}
+    assert train == {"event": "train", "step": 1, "loss": 0.5, "lr": 0.001, "grad_norm": 2.0, "loss_scale": None,
+                     "skipped": False, "images_per_second": 100.0}
+    assert evaluation == {"event": "eval", "step": 1, "split": "val", "images": 200, "loss": 0.25, "accuracy": 0.75, "top5": 0.99}
+    assert end == {"event": "end", "step": 1, "seconds": 1.5}
+
+
+def test_a_later_session_appends(tmp_path):
+    session(tmp_path, last=2)
+    before = (tmp_path / "log.jsonl").read_text()
+    session(tmp_path, first=2)
+    assert (tmp_path / "log.jsonl").read_text().startswith(before)
+    assert [event["step"] for event in events(tmp_path) if event["event"] == "train"] == [1, 2, 3, 4]
+
+
+def test_events_are_written_at_once(tmp_path):
+    report = Report(tmp_path, None, 0, 4)
+    report.train(step_report(1))
+    assert len(events(tmp_path)) == 1
+    report.close()
+
+
+def test_numbers_that_json_does_not_have_are_words(tmp_path):
+    report = Report(tmp_path, tmp_path / "tensorboard", 0, 1)
+    report.train(step_report(1, loss=float("nan"), norm=float("inf")))
+    report.evaluation(1, "val", eval_report(loss=float("-inf")))
+    report.close()
+    train, evaluation = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.jsonl").open())
+    assert (train["loss"], train["grad_norm"], evaluation["loss"]) == ("nan", "inf", "-inf")
+    assert [float(train["loss"]) != float(train["loss"]), float(train["grad_norm"])] == [True, float("inf")]
+
+
+def test_other_ranks_write_and_say_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = Report(None, tmp_path / "tensorboard", 0, 1)
+    report.say("hello")
+    report.session("start", 0)
+    report.train(step_report(1))
+    report.evaluation(1, "val", eval_report())
+    report.close()
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------------ console
+
+
+@pytest.mark.parametrize(("total", "lines"), [(4, 4), (100, PLAIN_LINES), (10_000, PLAIN_LINES), (107, 22)])
+def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, total, lines):
+    report = Report(tmp_path, None, 0, total)
+    for step in range(1, total + 1):
+        report.train(step_report(step))
+    report.close()
+    said, complaints = capsys.readouterr()
+    said = said.splitlines()
+    assert len(said) == lines and complaints == "" and "\r" not in "".join(said)
+    assert said[-1] == f"step {total}/{total}: loss 0.5000, lr {0.001 * total:.2e}, 100 images/s, 0:00:00 left"
+
+
+def test_what_is_said_of_evaluations_and_skips(tmp_path, capsys):
+    report = Report(tmp_path, None, 0, 1000)
+    report.say("hello")
+    report.train(step_report(1, skipped=True, scale=65536.0))
+    report.train(step_report(2))
+    report.evaluation(2, "val", eval_report())
+    report.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "hello",
+        "step 1: gradients overflowed float16, update skipped, loss scale 65536 lowered",
+        "step 2: val accuracy 75.00%, top-5 99.00%, loss 0.2500 (200 images)"]
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_the_time_that_is_left(tmp_path, capsys, monkeypatch, first):
+    """Of this session: 100 s for 10 steps, so 3 h 20 min for 1,200 more."""
+    clock = iter([1000.0, 1100.0])
+    monkeypatch.setattr("utils.report.time.monotonic", lambda: next(clock))
+    report = Report(tmp_path, None, first, 1210 + first)
+    monkeypatch.setattr(report._console, "_every", first + 10)
+    report.train(step_report(first + 10))
+    assert "3:20:00 left" in capsys.readouterr().out
+
+
+def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    report = Report(tmp_path, None, 3, 5)
+    report.train(step_report(4, skipped=True, scale=8.0))
+    report.evaluation(4, "val", eval_report())
+    report.train(step_report(5, loss=0.125))
+    report.close()
+    said, bar = capsys.readouterr()
+    assert "val accuracy 75.00%" in said and "loss scale 8 lowered" in said
+    assert "5/5" in bar and "loss 0.1250" in bar and "100 images/s" in bar and "3/5" in bar
+
+
+# -------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def curves(folder) -> dict[str, list[tuple[int, float]]]:
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return {tag: [(point.step, point.value) for point in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_tensorboard_curves(tmp_path):
+    report = Report(tmp_path, tmp_path / "tensorboard", 0, 2)
+    report.evaluation(0, "test", eval_report(0.125))
+    report.train(step_report(1, scale=1024.0))
+    report.train(step_report(2, scale=512.0))
+    report.evaluation(2, "val", eval_report(0.5))
+    report.close()
+    found = curves(tmp_path / "tensorboard")
+    assert set(found) == {"train/loss", "train/lr", "train/grad_norm", "train/loss_scale", "train/images_per_second",
+                          "test/accuracy", "test/top5", "test/loss", "val/accuracy", "val/top5", "val/loss"}
+    assert found["train/loss"] == [(1, 0.5), (2, 0.5)] and found["train/loss_scale"] == [(1, 1024.0), (2, 512.0)]
+    assert found["train/lr"] == [(1, pytest.approx(0.001)), (2, pytest.approx(0.002))]
+    assert found["test/accuracy"] == [(0, 0.125)] and found["val/accuracy"] == [(2, 0.5)]
+
+
+def test_no_loss_scale_no_curve(tmp_path):
+    session(tmp_path, tmp_path / "tensorboard")
+    assert "train/loss_scale" not in curves(tmp_path / "tensorboard")
+
+
+def test_a_resumed_run_has_every_step_once(tmp_path):
+    """The first session went on to step 6 after its last checkpoint, that of step 3."""
+    session(tmp_path, tmp_path / "tensorboard", last=3, total=8, accuracy=0.25)
+    session(tmp_path, tmp_path / "tensorboard", first=3, last=6, total=8, accuracy=0.375)
+    session(tmp_path, tmp_path / "tensorboard", first=3, last=8, total=8, accuracy=0.5)
+    found = curves(tmp_path / "tensorboard")
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 9))
+    assert found["val/accuracy"] == [(3, 0.25), (8, 0.5)]
+
+
+def test_a_folder_that_is_taken_over_shows_the_new_run_alone(tmp_path):
+    session(tmp_path, tmp_path / "tensorboard", last=6)
+    session(tmp_path, tmp_path / "tensorboard", last=2)
+    assert [step for step, _ in curves(tmp_path / "tensorboard")["train/loss"]] == [1, 2]
