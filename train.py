@@ -87,7 +87,8 @@ def configure(given: dict, world):
             if name == "pretrained_dir":
                 print("--resume_path wins: --pretrained_dir is not used")
             elif run[name] != state.config.get(name):
-                print(f"changed: --{name} {run[name]} (was {state.config.get(name)})")
+                print(f"changed: --{name} {run[name]} (was {state.config.get(name)})"
+                      + ("; the learning-rate schedule is laid anew over all of them" if name == "num_steps" else ""))
     return run, state, path
 
 

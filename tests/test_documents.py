@@ -45,6 +45,14 @@ def test_a_documented_python_command_is_valid(line):
         configs.resolve(given)
 
 
+def test_the_python_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    result = {}
+    exec(code, result)
+    assert result["logits"].shape == (4, 10) and "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out
+
+
 def test_the_commands_are_there():
     assert "bash train.sh" in commands(README) and "bash test.sh" in commands(README)
     assert len(SHELL) > 6 and len(PYTHON) > 3
