@@ -120,6 +120,7 @@ def test_recording_in_training_keeps_gradients_and_random_numbers():
         results.append([logits.detach()] + [parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results))
     torch.testing.assert_close(maps[0].sum(-1), torch.ones(2, 2, 17))           # the weights before dropout
+    assert not any(map.requires_grad for map in maps)                           # no graph is held for them
 
 
 def test_maps_are_in_the_order_of_the_layers():

@@ -39,6 +39,14 @@ def test_gelu(gelu, formula):
     torch.testing.assert_close(mlp(x), want, atol=1e-12, rtol=0)
 
 
+def test_dropout_stands_after_both_layers_of_the_mlp():
+    mlp, places = Mlp(4, 64, "tanh", dropout_rate=0.5), []
+    mlp.drop.register_forward_hook(lambda _, args, output: places.append((args[0].shape, output)))
+    result = mlp(torch.randn(2, 5, 4))
+    assert [shape for shape, _ in places] == [(2, 5, 64), (2, 5, 4)] and places[1][1] is result
+    assert 0.3 < (places[0][1] == 0).float().mean() < 0.7
+
+
 def test_gelu_has_two_forms():
     with pytest.raises(KeyError):
         Mlp(4, 8, "quick")

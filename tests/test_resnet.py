@@ -80,6 +80,18 @@ def test_bottleneck(stride_of_unit, project):
     torch.testing.assert_close(unit(x), F.relu(y + shortcut))
 
 
+def test_eps_and_groups_of_every_norm():
+    """At activations of 1e-3, an eps of 1e-5 would shrink them to a third."""
+    norms = [module for module in ResNet((2, 1), 32, 3).modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) == 1 + 3 * 3 + 2
+    for norm in norms:
+        x = 1e-3 * torch.randn(2, norm.num_channels, 4, 4)
+        groups = x.view(2, 32, -1)
+        var, mean = torch.var_mean(groups, dim=-1, correction=0, keepdim=True)
+        want = ((groups - mean) / (var + 1e-6).sqrt()).view_as(x)
+        torch.testing.assert_close(norm(x), want, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("layers, reduction, channels", [((), 4, 32), ((1,), 4, 128), ((2, 1), 8, 256), ((1, 1, 1), 16, 512)])
 def test_reduction_and_channels(layers, reduction, channels):
     """What the model computes its grid and its patch embedding from."""
