@@ -112,8 +112,8 @@ def not_negative(text: str) -> int:
 
 
 def not_negative_number(text: str) -> float:
-    if not 0 <= float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 or more and finite, not {text}")
+    if not 0 <= float(text) < 1e30:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, finite and below 1e30, not {text}")
     return float(text)
 
 
@@ -227,12 +227,17 @@ def resolve(given: dict) -> ConfigDict:
             raise ConfigError(f"no setting is called {name!r}")
     run = {name: default for name, (_, default, _) in FLAGS.items()} | given
     row = DEFAULTS_OF_DATASET.get(run["dataset"], DEFAULTS_OF_DATASET[None])
+    if run["dataset"] == "digits" and "data_dir" in given:
+        raise ConfigError(f"--data_dir {run['data_dir']} is not used by the embedded digits: "
+                          "give --dataset (DATASET=folder for images of your own)")
+    if run["eval_only"] and run["pretrained_dir"] == "none":
+        raise ConfigError("--eval_only needs something to evaluate: give --resume_path, or a --pretrained_dir with a head")
     if run["model_type"] is None:
         run["model_type"] = row["model_type"]
     if run["model_type"] not in MODELS:
         raise ConfigError(f"--model_type {run['model_type']}: no such model; there are {', '.join(MODELS)}")
     if run["recipe"] == "auto":
-        run["recipe"] = row["recipe"] if run["model_type"] == row["model_type"] else "vit-paper"
+        run["recipe"] = row["recipe"]
     for name, value in RECIPES[run["recipe"]].items():
         if run[name] is None:
             run[name] = value
@@ -263,7 +268,7 @@ def _resolve_precision(run: dict, given: dict) -> None:
             raise ConfigError(f"--fp16 and --precision {run['precision']} contradict each other: give one")
         run["precision"] = "fp16"
     if "fp16_opt_level" in given and run["precision"] != "fp16":
-        raise ConfigError("--fp16_opt_level acts with fp16 alone: add --fp16 (or --precision fp16)")
+        raise ConfigError("--fp16_opt_level acts with fp16 alone: add --fp16 (PRECISION=fp16 for train.sh)")
     if run["loss_scale"] and (run["precision"] != "fp16" or run["fp16_opt_level"] in ("O0", "O3")):
         raise ConfigError("--loss_scale acts with fp16 at O1 or O2 alone: the other modes do not scale the loss")
 
@@ -275,8 +280,8 @@ def resolve_resumed(given: dict, saved: dict) -> ConfigDict:
     """
     # `--fp16` is one spelling of the precision, so compare what it says. A flag younger than the checkpoint had its default.
     asked, saved = dict(given), {name: default for name, (_, default, _) in FLAGS.items()} | saved
-    if asked.pop("fp16", False):
-        asked.setdefault("precision", "fp16")
+    if asked.pop("fp16", False) and asked.setdefault("precision", "fp16") != "fp16":
+        raise ConfigError(f"--fp16 and --precision {asked['precision']} contradict each other: give one")
     if asked.get("precision") == "auto":
         del asked["precision"]         # whatever it chose then holds: another processor must not change the run
     for name, value in asked.items():
@@ -290,13 +295,16 @@ def resolve_resumed(given: dict, saved: dict) -> ConfigDict:
 
 
 def as_flags(run: ConfigDict) -> str:
-    """The resolved configuration as it could be typed."""
+    """The resolved configuration as it could be typed: all of it but what does not act."""
+    silent = {"loss_scale"} if not run.loss_scale else set()
+    silent |= {"fp16_opt_level"} if run.precision != "fp16" else set()
+    silent |= {"data_dir"} if run.dataset == "digits" else set()
     words = []
-    for name, (kind, default, _) in FLAGS.items():
+    for name, (kind, _, _) in FLAGS.items():
         value = run[name]
         if kind is None and value:
             words.append(f"--{name}")
-        elif kind is not None and value is not None and (value != default or default is None):
+        elif kind is not None and value is not None and name not in silent:
             text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
             words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)

@@ -13,16 +13,19 @@ import textwrap
 import time
 from pathlib import Path
 
-import configs
-
 ROOT = Path(__file__).resolve().parent
+try:
+    import configs
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py: error: this Python lacks {error.name}: run .venv/bin/python train.py (bash train.sh makes it), "
+             "or install requirements.txt")
 
 
 def main(argv: list[str]) -> int:
     try:
         given = configs.parse(argv)
         if "resume_path" not in given:
-            check_batch(configs.resolve(given))
+            check_batch(configs.resolve(given), "--train_batch_size")
         # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
         # else wait for threads that are not running (ten times slower and more). Read when PyTorch loads libgomp.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -38,33 +41,38 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         if type(error).__module__.partition(".")[0] not in ("configs", "models", "utils"):
             raise                                  # not a word of ours to the user, but a bug
-        return tell(error)
+        return tell(str(error), alone=type(error).__name__ == "ImageError")
+    except OSError as error:                       # the system's word on a file: no such folder, no permission, disk full
+        if error.filename is None:
+            raise
+        return tell(f"{error.filename}: {error.strerror}", alone=True)
 
 
-def tell(error: ValueError) -> int:
-    """Prints the one line, on rank 0 alone, and returns the exit code.
+def tell(message: str, alone: bool) -> int:
+    """Prints the one line, once a node, and returns the exit code. `alone`: only this process may know of the error.
 
-    torchrun turns any failure into code 1 and a traceback of its own. train.sh therefore names a file that takes
-    the code, and the ranks end quietly. A bad image is known to one rank alone, which has to stop the others.
+    torchrun turns any failure into code 1 and a traceback of its own. train.sh therefore names a file that takes the
+    code, and the processes end quietly, if they all do: those of another node, or ignorant ones, have to be stopped.
     """
-    alone = type(error).__name__ == "ImageError" and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if alone or int(os.environ.get("RANK", 0)) == 0:
-        print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    size, local_size = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if alone or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     if "VIT_STATUS_FILE" not in os.environ:
         return 2
     Path(os.environ["VIT_STATUS_FILE"]).write_text("2")
-    return 2 if alone else 0
+    return 2 if (alone and size > 1) or size > local_size else 0
 
 
-def check_batch(run) -> None:
-    """Raises ConfigError, naming the nearest sizes, if the batch cannot be cut into equal micro-batches."""
+def check_batch(run, may_change: str) -> None:
+    """Raises ConfigError if the batch cannot be cut into equal micro-batches; the nearest sizes, or what else to change."""
     ranks, parts = int(os.environ.get("WORLD_SIZE", 1)), run.gradient_accumulation_steps
     unit = ranks * parts
-    if run.train_batch_size % unit:
+    if run.train_batch_size % unit and not run.eval_only:
         below = run.train_batch_size // unit * unit
         near = f"{below} or {below + unit}" if below else f"{unit}"
+        advice = f"take {near}" if may_change == "--train_batch_size" else f"change {may_change}"
         raise configs.ConfigError(f"--train_batch_size {run.train_batch_size} is not divisible by {ranks} processes x "
-                                  f"{parts} micro-steps: take {near}")
+                                  f"{parts} micro-steps: {advice}")
 
 
 def configure(given: dict, world):
@@ -72,11 +80,14 @@ def configure(given: dict, world):
     from utils import checkpoint, distributed, run_folder
 
     if "resume_path" not in given:
-        return configs.resolve(given), None, None
+        run = configs.resolve(given)
+        if run.name and not run.eval_only:
+            distributed.on_main(world, lambda: run_folder.check_free(run.output_dir, run.name))
+        return run, None, None
     path, complaints = distributed.on_main(world, lambda: run_folder.find_checkpoint(given["resume_path"]))
     state = distributed.first_on_node(world, lambda: checkpoint.load(path))
     run = configs.resolve_resumed(given, state.config)
-    check_batch(run)
+    check_batch(run, "--gradient_accumulation_steps (GRAD_STEPS) or the number of processes (NPROC)")
     if run.num_steps < state.step and not run.eval_only:
         raise configs.ConfigError(f"--num_steps {run.num_steps}: {path} is at step {state.step} already")
     if world.is_main:
@@ -86,9 +97,11 @@ def configure(given: dict, world):
         for name in sorted(set(given) - {"resume_path"}):
             if name == "pretrained_dir":
                 print("--resume_path wins: --pretrained_dir is not used")
-            elif run[name] != state.config.get(name):
+            elif run[name] != state.config.get(name) and name != "eval_only":
                 print(f"changed: --{name} {run[name]} (was {state.config.get(name)})"
                       + ("; the learning-rate schedule is laid anew over all of them" if name == "num_steps" else ""))
+        if state.step == run.num_steps and not run.eval_only:
+            print("nothing is left to train: a larger --num_steps (NUM_STEPS) goes on", flush=True)
     return run, state, path
 
 
@@ -97,24 +110,26 @@ def build(run, world, state):
     import torch
 
     from models import create_model
-    from utils import checkpoint, data, distributed, precision
+    from utils import data, distributed, precision
     from utils.augment import normalise
 
     splits = distributed.first_on_node(world, lambda: data.load_splits(run.dataset, run.data_dir))
-    torch.manual_seed(run.seed)
-    if state is None:
-        pretrained = distributed.first_on_node(world, lambda: pretrained_file(run))
-        head = "keep" if run.eval_only and pretrained else "zero"
-        model = create_model(run.model_type, len(splits.classes), run.img_size, pretrained, head,
-                             dropout_rate=run.dropout_rate)
-    else:
-        if list(splits.classes) != state.classes:
-            raise checkpoint.CheckpointError(
-                f"the checkpoint has {len(state.classes)} classes ({', '.join(state.classes[:3])}, ...), the data in "
-                f"{run.data_dir} have {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
-        model = create_model(configs.ConfigDict(state.architecture), len(splits.classes), run.img_size)
-        model.load_state_dict(state.model)
+    def create():
+        torch.manual_seed(run.seed)
+        if state is not None:
+            model = create_model(configs.ConfigDict(state.architecture), len(splits.classes), run.img_size)
+            model.load_state_dict(state.model)
+            return model
+        head = "keep" if run.eval_only else "zero"
+        return create_model(run.model_type, len(splits.classes), run.img_size, pretrained_file(run), head,
+                            dropout_rate=run.dropout_rate)
+
+    if state is not None:
+        same_data(splits, state, run)
+    model = distributed.first_on_node(world, create)
     chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
+    if state is not None:
+        why = why.replace("asked for", "as the run began")
     if run.precision == "auto":
         run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     model = model.to(world.device, chosen.weights)
@@ -131,6 +146,20 @@ def build(run, world, state):
               flush=True)
     mean, std = model.config.mean, model.config.std
     return splits, model, chosen, lambda images: normalise(images, mean, std, chosen.weights)
+
+
+def same_data(splits, state, run) -> None:
+    """Raises CheckpointError unless the data are those of the checkpoint's run, as far as that can be told cheaply."""
+    from utils import checkpoint
+
+    if list(splits.classes) != state.classes:
+        raise checkpoint.CheckpointError(
+            f"the checkpoint has {len(state.classes)} classes ({', '.join(state.classes[:3])}, ...), the data in "
+            f"{run.data_dir} have {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
+    if len(splits.train) != state.train_images and not run.eval_only:
+        raise checkpoint.CheckpointError(
+            f"the run has trained on {state.train_images} images, {run.data_dir} now holds {len(splits.train)}: the order of "
+            "the samples would be another; restore the data, or start a new run")
 
 
 def pretrained_file(run) -> Path | None:
@@ -162,11 +191,11 @@ def train(given: dict, run, world, state, path) -> None:
     splits, model, chosen, prepare = build(run, world, state)
     optimizer = optim.build_optimizer(run.optimizer, model.parameters(), run.learning_rate, run.weight_decay)
     scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
-    best, first, done, seconds, counts = {}, {}, 0, 0.0, {}
+    first, done, seconds, counts = {}, 0, 0.0, {}
     if state is not None:
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
-        best, first, done, seconds = state.best, state.first, state.step, state.seconds
+        first, done, seconds = state.first, state.step, state.seconds
         counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
     trainer = engine.Trainer(
         distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
@@ -189,9 +218,9 @@ def train(given: dict, run, world, state, path) -> None:
             checkpoint.save(file, checkpoint.RunState(
                 trainer.step, trainer.updates, trainer.skips, model.state_dict(), optimizer.state_dict(),
                 scaler.state_dict(), best, first, run.to_dict(), model.config.to_dict(), list(splits.classes),
-                seconds + time.monotonic() - started))
+                len(splits.train), seconds + time.monotonic() - started))
 
-    folder = distributed.on_main(world, lambda: open_folder(given, run, state, path))
+    folder, best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
     run.name, run.output_dir = folder.name, str(folder.parent)
     log_folder = Path(run.log_dir) / run.name
     if world.is_main:
@@ -202,6 +231,8 @@ def train(given: dict, run, world, state, path) -> None:
     report.session("resume" if state else "start", done, world_size=world.size)
     result = None
     try:
+        if state is not None and folder.resolve() != path.parent.resolve():
+            save(checkpoint.step_path(folder, done))           # a branch begins with what it came from
         if not first:
             result = evaluate(splits.test)
             first = {"accuracy": result.top1}
@@ -226,7 +257,9 @@ def train(given: dict, run, world, state, path) -> None:
             report.evaluation(trainer.step, "test", result)
         report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
     except engine.DivergedError as error:
-        saved = [str(file) for file in checkpoint.step_files(folder)[:1]]
+        samples = [key.index for key in order.keys_of(trainer.step)]
+        report.session("diverged", trainer.step + 1, samples=samples)
+        saved = [str(file) for file in checkpoint.step_files(folder)[:1]] if world.is_main else []
         raise engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}") from error
     finally:
         report.close()
@@ -234,12 +267,18 @@ def train(given: dict, run, world, state, path) -> None:
         summarise(run, splits, folder, log_folder, first, result, best, time.monotonic() - started)
 
 
-def open_folder(given: dict, run, state, path) -> Path:
-    from utils import run_folder
+def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
+    """-> (the run's folder, its best evaluation so far: that of best.pt there, or {})"""
+    from utils import checkpoint, run_folder
 
     if state is None:
-        return run_folder.create(run.output_dir, run.name, run.dataset)
-    return run_folder.resume(path, state.step, given.get("output_dir"), given.get("name"))
+        return run_folder.create(run.output_dir, run.name, run.dataset), {}
+    folder = run_folder.resume(path, state.step, given.get("output_dir"), given.get("name"))
+    try:
+        kept = checkpoint.load(folder / checkpoint.BEST_FILE).best
+    except checkpoint.CheckpointError:
+        kept = None
+    return folder, state.best if kept == state.best else {}
 
 
 def evaluate_only(run, world, state, path) -> None:
@@ -284,7 +323,8 @@ def summarise(run, splits, folder, log_folder, first, result, best, seconds) -> 
     print("Next:")
     print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(folder / checkpoint.BEST_FILE))}")
     print(f"  RESUME_PATH={shlex.quote(str(folder))} NUM_STEPS={2 * run.num_steps} bash train.sh")
-    print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 bash train.sh        (downloads both)")
+    if run.dataset == "digits":
+        print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
 
 
 if __name__ == "__main__":

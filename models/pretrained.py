@@ -100,7 +100,9 @@ def open_checkpoint(path: str | Path) -> NpzFile:
     try:
         return NpzFile(path)
     except NpzError as error:
-        raise ModelError(f"{error}; Google's checkpoints are .npz files: download it again if it was cut off") from error
+        hint = ("a PyTorch checkpoint; a run goes on by --resume_path" if "data.pkl" in str(error)
+                else "Google's checkpoints are .npz files: download it again if it was cut off")
+        raise ModelError(f"{error}; {hint}") from error
 
 
 class _Names:

@@ -100,6 +100,11 @@ def stride(config) -> int:
 
 def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
     """Raises ModelError unless the sizes fit each other."""
+    for name in ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers"):
+        if config[name] < 1:
+            raise ModelError(f"{name} {config[name]}: must be 1 or more")
+    if len(img_size) != 2 or not all(isinstance(side, int) for side in img_size):
+        raise ModelError(f"img_size {img_size}: must be a side or (height, width), in whole pixels")
     if config.hidden_size % config.num_heads:
         raise ModelError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}")
     if config.classifier not in ("token", "gap"):

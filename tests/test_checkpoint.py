@@ -17,7 +17,7 @@ def state(step=3, **changes) -> RunState:
     values = {"step": step, "updates": step - 1, "skips": 1, "model": {"weight": torch.arange(6.0).view(2, 3)}, "optimizer": {},
               "scaler": {"scale": 65536.0}, "best": {"step": 2, "accuracy": 0.5}, "first": {"accuracy": 0.125},
               "config": {"img_size": (8, 10), "name": None, "learning_rate": 1e-3}, "architecture": {"mean": (0.5, 0.5, 0.5)},
-              "classes": ["a", "b"], "seconds": 1.5}
+              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
     return RunState(**values | changes)
 
 

@@ -19,7 +19,7 @@ OTHER = {
     "keep_checkpoints": "5", "precision": "fp16", "fp16": None, "fp16_opt_level": "O1", "loss_scale": "64.0",
     "device": "cpu", "num_workers": "6", "seed": "1", "eval_only": None, "confusion_matrix": None}
 # What a flag needs beside it to make sense.
-WITH = {"fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"]}
+WITH = {"fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "folder"]}
 
 
 def typed(name: str) -> list[str]:
@@ -188,7 +188,7 @@ def test_other_data_start_from_the_paper(dataset):
 
 
 @pytest.mark.parametrize(("argv", "recipe"), [
-    (["--model_type", "ViT-B_16"], "vit-paper"), (["--model_type", "ViT-Nano_2"], "digits"),
+    (["--model_type", "ViT-B_16"], "digits"), (["--model_type", "ViT-Nano_2"], "digits"),
     (["--dataset", "cifar10", "--model_type", "ViT-Nano_2"], "vit-paper"), (["--recipe", "vit-paper"], "vit-paper"),
     (["--dataset", "cifar10", "--recipe", "digits"], "digits")], ids=shown)
 def test_which_recipe(argv, recipe):

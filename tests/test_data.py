@@ -397,3 +397,16 @@ def test_data_sets_are_those_of_the_configuration():
     import configs
 
     assert tuple(data.DATASETS) == configs.FLAGS["dataset"][0]
+
+
+def test_sixteen_bit_images_keep_their_range(tmp_path):
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    image, _ = data.FileImages([(str(tmp_path / "ramp.png"), 0)])[0]
+    assert image.mode == "RGB" and np.asarray(image)[..., 0].ravel().tolist() == list(range(256))
+
+
+def test_all_samples_of_a_step_are_those_of_its_ranks():
+    orders = [data.StepOrder(50, 12, 4, rank, 2, 0, 3, 5) for rank in range(2)]
+    dealt = [key for order in orders for batch in list(order)[:2] for key in batch]
+    assert orders[1].keys_of(3) == dealt

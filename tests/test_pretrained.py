@@ -330,7 +330,7 @@ def empty_archive(path, marker):
 @pytest.mark.parametrize("make, message", [
     (pickled_member, "'head/bias' holds object, not plain numbers"),
     (pickled_file, "not a readable .npz archive"),
-    (torch_file, "is not an array; Google's checkpoints are .npz files"),
+    (torch_file, "is not an array; a PyTorch checkpoint; a run goes on by --resume_path"),
     (old_torch_file, "not a readable .npz archive"),
     (html, "not a readable .npz archive .*download it again"),
     (cut_off, "not a readable .npz archive .*download it again"),

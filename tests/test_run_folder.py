@@ -25,7 +25,7 @@ def output(tmp_path) -> Path:
 
 
 def add_checkpoint(folder: Path, step: int, spoilt=False) -> Path:
-    state = checkpoint.RunState(step, step, 0, {}, {}, {}, {}, {}, {}, {}, [], 0.0)
+    state = checkpoint.RunState(step, step, 0, {}, {}, {}, {}, {}, {}, {}, [], 7, 0.0)
     path = step_path(folder, step)
     checkpoint.save(path, state)
     if spoilt:
@@ -38,6 +38,7 @@ def make_run(output: Path, name="r", steps=(4, 8)) -> Path:
     folder = output / name
     folder.mkdir(parents=True)
     write_log(folder, [{"event": "start", "step": 0}] + [{"event": "train", "step": step} for step in range(1, max(steps) + 1)])
+    (folder / "config.json").write_text("{}")
     for step in steps:
         add_checkpoint(folder, step)
     return folder

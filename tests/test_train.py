@@ -12,7 +12,6 @@ from PIL import Image
 import configs
 import train
 from utils import checkpoint
-from utils.data import IMAGE_FORMATS
 
 
 def state_of(folder="output/digits"):
@@ -116,7 +115,7 @@ RESUMED = {
     "workers, augmentation, dropout": ["--num_workers", 2, "--augmentation", "crop", "--dropout_rate", 0.2],
     "accumulation": ["--gradient_accumulation_steps", 4, "--dropout_rate", 0.1],
     "fp16 O1": ["--fp16", "--fp16_opt_level", "O1"],
-    "fp16 O3": ["--fp16", "--fp16_opt_level", "O3", "--optimizer", "sgd"],
+    "fp16 O3": ["--fp16", "--fp16_opt_level", "O3"],
     "fp16 with overflows": ["--fp16", "--loss_scale", 2.0 ** 15],
     "bf16, sgd": ["--precision", "bf16", "--optimizer", "sgd", "--weight_decay", 0.01, "--learning_rate", 0.05],
 }
@@ -189,6 +188,59 @@ def test_branching_off_keeps_both_histories(run_train):
     assert [event["step"] for event in events_of("output/branch", ("train",))] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_branch_has_the_best_checkpoint_it_speaks_of(run_train, capsys, steps):
+    """Also where nothing is left to train."""
+    assert run_train("--name", "r") == 0
+    assert run_train("--resume_path", "output/r/step-00000004.pt", "--name", "branch", "--num_steps", steps) == 0
+    branch = Path("output/branch")
+    assert state_of(branch).step == steps and "output/branch/best.pt" in capsys.readouterr().out
+    assert checkpoint.load(branch / "best.pt").best == state_of(branch).best
+
+
+def test_going_back_behind_the_best_forgets_it(run_train):
+    assert run_train("--num_steps", 12, "--eval_every", 4, "--learning_rate", 0.01, "--keep_checkpoints", 9, "--name", "r",
+                     "--warmup_steps", 2) == 0
+    best = checkpoint.load(Path("output/r/best.pt")).step
+    assert best > 4, "the run of this test improves"
+    for step in (8, 12):
+        checkpoint.step_path(Path("output/r"), step).unlink()
+    assert run_train("--resume_path", "output/r", "--num_steps", 7) == 0
+    assert checkpoint.load(Path("output/r/best.pt")).best == state_of("output/r").best == {
+        "step": 7, "accuracy": state_of("output/r").best["accuracy"]}
+
+
+def test_a_run_with_its_best_checkpoint_alone_can_go_on(run_train):
+    assert run_train("--name", "r") == 0
+    for path in checkpoint.step_files(Path("output/r")):
+        path.unlink()
+    assert run_train("--resume_path", "output/r", "--num_steps", 6) == 0 and state_of("output/r").step == 6
+
+
+def test_a_checkpoint_outside_its_run_needs_a_name(run_train, capsys):
+    assert run_train("--name", "r") == 0
+    Path("elsewhere").mkdir()
+    Path("output/r/best.pt").rename("elsewhere/best.pt")
+    assert run_train("--resume_path", "elsewhere/best.pt", "--num_steps", 6) == 2
+    assert "--name" in capsys.readouterr().err and len(list(Path("elsewhere").iterdir())) == 1
+    assert run_train("--resume_path", "elsewhere/best.pt", "--num_steps", 6, "--name", "s") == 0
+    assert state_of("output/s").step == 6
+
+
+def test_evaluation_does_not_ask_for_a_divisible_batch(run_train, monkeypatch):
+    assert run_train("--name", "r") == 0
+    assert run_train("--resume_path", "output/r", "--eval_only", "--gradient_accumulation_steps", 5) == 0
+    assert run_train("--resume_path", "output/r", "--num_steps", 6, "--gradient_accumulation_steps", 5) == 2
+
+
+def test_other_data_are_refused_on_resume(run_train, capsys):
+    tree = make_tree(Path("tree"))
+    assert run_train("--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--name", "r") == 0
+    (tree / "train" / "bee" / "more.png").write_bytes((tree / "train" / "bee" / "1.png").read_bytes())
+    assert run_train("--resume_path", "output/r", "--num_steps", 6) == 2
+    assert "12 images" in capsys.readouterr().err
+
+
 def test_resume_wins_over_pretrained_dir(run_train, capsys):
     assert run_train("--name", "r") == 0
     assert run_train("--resume_path", "output/r", "--pretrained_dir", "no/such/file", "--num_steps", 5) == 0
@@ -216,11 +268,11 @@ LEARNING = {
     "augmentation": ["--augmentation", "crop"],
     "precision": ["--precision", "bf16"],
     "fp16": ["--fp16"],
-    "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O3", "--optimizer", "sgd"],
+    "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O3"],
     "seed": ["--seed", 1],
 }
 COMPARED_WITH = {"max_grad_norm": ["--optimizer", "sgd"],
-                 "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O1", "--optimizer", "sgd"]}
+                 "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O1"]}
 
 
 @pytest.mark.parametrize("flag", LEARNING)
@@ -380,6 +432,11 @@ REFUSED = {
     "resume a folder without checkpoints": (["--resume_path", "tree"], "no intact checkpoint"),
     "contradicting precision": (["--fp16", "--precision", "bf16"], "contradict"),
     "loss scale without fp16": (["--loss_scale", 8], "fp16"),
+    "data folder that digits do not use": (["--data_dir", "tree"], "--dataset"),
+    "evaluation of nothing": (["--eval_only", "--pretrained_dir", "none"], "--resume_path"),
+    "weights of a run": (["--pretrained_dir", "run.pt"], "--resume_path"),
+    "TensorBoard below a file": (["--log_dir", "page.pt"], "page.pt"),
+    "both spellings at odds": (["--fp16", "--precision", "fp32"], "contradict"),
     "level without fp16": (["--fp16_opt_level", "O1"], "--fp16"),
     "output below a file": (["--output_dir", "page.pt/x"], "page.pt"),
 }
@@ -394,6 +451,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run_train, capsys, case):
         Path(name).write_bytes(content)
     np.savez("other.npz", weights=np.zeros(3, np.float32))
     save_npz(create_model("ViT-Nano_2", 3), "start.npz")
+    torch.save({"weights": torch.zeros(3)}, "run.pt")
     make_tree(Path("tree"))
     make_tree(Path("trainonly"), splits=("train",))
     make_tree(Path("differ"))
@@ -421,7 +479,6 @@ def test_a_truncated_image_is_named(run_train, capsys):
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--num_workers", 1) == 2
     said = capsys.readouterr().err
     assert "tree/train/bee/3.png" in said and said.count("\n") == 1
-    assert "PNG" in IMAGE_FORMATS
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["before the first checkpoint", "after one"])
@@ -438,6 +495,8 @@ def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train
     assert run_train("--save_every", 1 if kept else 4, "--name", "r") == 2
     said = capsys.readouterr().err
     assert "step 3: loss nan; samples " in said and said.count("\n") == 1
+    event, = events_of("output/r", ("diverged",))
+    assert event["step"] == 3 and len(event["samples"]) == 16
     assert ("step-00000002.pt" if kept else "none yet") in said
     assert [event["step"] for event in events_of("output/r", ("train",))] == [1, 2]
     if not kept:      # nothing to go on from: the name is free for another try

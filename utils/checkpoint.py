@@ -42,6 +42,7 @@ class RunState:
     config: dict                    # the resolved configuration
     architecture: dict              # the row of configs.MODELS as used
     classes: list[str]
+    train_images: int               # of the data set: with another number the order of the samples would be another
     seconds: float                  # spent so far, over all sessions of the run
     format: str = FORMAT
 
@@ -131,9 +132,13 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def newest_intact(folder: Path) -> tuple[Path, list[str]]:
-    """-> (the newest step checkpoint that verifies, what is wrong with newer ones). Raises CheckpointError."""
+    """-> (the newest step checkpoint that verifies, what is wrong with newer ones). Raises CheckpointError.
+
+    best.pt serves where there is no other: a run that ended between its first evaluation and its first checkpoint.
+    """
     complaints = []
-    for path in step_files(folder):
+    best = folder / BEST_FILE
+    for path in [*step_files(folder), *([best] if best.exists() else [])]:
         try:
             verify(path)
             return path, complaints

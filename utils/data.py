@@ -77,7 +77,10 @@ class FileImages(Dataset):
         path, label = self.samples[index]
         try:
             with open(path, "rb") as stream:
-                return Image.open(stream, formats=IMAGE_FORMATS).convert("RGB"), label
+                image = Image.open(stream, formats=IMAGE_FORMATS)
+                if image.mode.startswith("I;16"):          # Pillow would clip 16 bits to 8: nearly all white
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                return image.convert("RGB"), label
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(f"{path}: cannot be read as an image ({error}); remove or replace it") from error
 
@@ -97,7 +100,7 @@ def cifar(kind: type[datasets.CIFAR10], data_dir: str) -> Splits:
         train, test = (kind(data_dir, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{kind.__name__} is not in {data_dir} and cannot be downloaded ({getattr(error, 'reason', error)}); "
-                        f"fetch {kind.url} on another machine and put it there") from error
+                        f"fetch {kind.url} on another machine and put it at {Path(data_dir) / kind.filename}") from error
     arrays = [ArrayImages(split.data, np.array(split.targets)) for split in (train, test)]
     return Splits(arrays[0], arrays[1], arrays[1], "test", tuple(train.classes))
 
@@ -191,6 +194,11 @@ class StepOrder(Sampler):
                 first = step * self.batch_size + micro * self.micro_size
                 yield [self.key(step, micro, position) for position in range(first, first + self.micro_size)]
 
+    def keys_of(self, step: int) -> list[Key]:
+        """All samples of a step, of every rank."""
+        first = step * self.batch_size
+        return [self.key(step, offset // self.micro_size, first + offset) for offset in range(self.batch_size)]
+
     def key(self, step: int, micro: int, position: int) -> Key:
         epoch, offset = divmod(position, self.images)
         if epoch not in self._permutations:
@@ -264,4 +272,4 @@ def default_workers(dataset: str, local_world_size: int) -> int:
     if dataset == "digits":
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(0, min(4, cores // local_world_size - 1)) if cores // local_world_size > 1 else 0
+    return max(0, min(4, cores // local_world_size - 1))

@@ -55,11 +55,11 @@ class Tally:
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str]) -> list[Path]:
     """confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy) -> the two files"""
     matrix, per_class = folder / "confusion.csv", folder / "per_class.csv"
-    with open(matrix, "w", newline="") as stream:
+    with open(matrix, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         rows = csv.writer(stream)
         rows.writerow(["true \\ predicted", *classes])
         rows.writerows([name, *counts] for name, counts in zip(classes, confusion.tolist()))
-    with open(per_class, "w", newline="") as stream:
+    with open(per_class, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         rows = csv.writer(stream)
         rows.writerow(["class", "images", "accuracy"])
         for label, name in enumerate(classes):

@@ -12,7 +12,10 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+        parameters = list(parameters)
+        # The usual 1e-8 is zero in float16, and 0 / 0 is the first update of a weight without gradient.
+        eps = 1e-4 if any(parameter.dtype == torch.float16 for parameter in parameters) else 1e-8
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, eps=eps)
     raise ValueError(f"no optimizer is called {name!r}: sgd or adamw")
 
 

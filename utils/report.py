@@ -72,7 +72,7 @@ def _evaluation_line(event: dict) -> str:
 
 
 def _skip_line(event: dict) -> str:
-    return f"step {event['step']}: gradients overflowed float16, update skipped, loss scale {event['loss_scale']:g} lowered"
+    return f"step {event['step']}: gradients overflowed float16, update skipped (loss scale {event['loss_scale']:g})"
 
 
 class _Bar:

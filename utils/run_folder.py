@@ -12,11 +12,12 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torchvision
 
 from .checkpoint import BEST_FILE, CheckpointError, newest_intact, step_files, verify
 
@@ -51,13 +52,13 @@ def create(output_dir: str, name: str | None, stem: str) -> Path:
             if name:
                 raise
             continue
-        # A start that ended before its first checkpoint left nothing to go on from: its folder is free.
-        if not step_files(folder) and not (folder / BEST_FILE).exists():
+        if not _holds_run(folder):
             write_log(folder, [])
             return folder
         os.close(descriptor)
-    raise FolderError(f"{Path(output_dir) / candidates[0]} already holds a run: go on with it by "
-                      f"RESUME_PATH={Path(output_dir) / candidates[0]}, or give another NAME (--name)")
+        if name:
+            check_free(output_dir, name)
+    raise FolderError(f"{output_dir} holds {len(candidates)} runs called {stem}: give a NAME (--name)")
 
 
 def _lock(folder: Path) -> int:
@@ -93,18 +94,35 @@ def find_checkpoint(resume_path: str) -> tuple[Path, list[str]]:
     return path, []
 
 
+def check_free(output_dir: str, name: str) -> None:
+    """Raises FolderError if OUTPUT_DIR/NAME already holds a run: what `create` would say, before time is spent."""
+    folder = Path(output_dir) / name
+    if folder.is_dir() and _holds_run(folder):
+        raise FolderError(f"{folder} already holds a run: go on with it by RESUME_PATH={folder}, or give another NAME (--name)")
+
+
+def _holds_run(folder: Path) -> bool:
+    """A start that ended before its first checkpoint left nothing to go on from: its folder is free."""
+    return bool(step_files(folder)) or (folder / BEST_FILE).exists()
+
+
 def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None) -> Path:
     """The folder in which a run goes on: its own, or a new one if NAME or OUTPUT_DIR say so (its log is copied).
 
     Going on in its own folder from anything but its newest checkpoint would leave files of two histories there:
-    FolderError says how to branch off instead.
+    FolderError says how to branch off instead. So it does for a checkpoint that lies outside a run folder.
     """
     home = checkpoint.parent if checkpoint.parent.name not in ("", "..") else checkpoint.parent.resolve()
-    target = Path(output_dir or home.parent) / (name or home.name)
+    at_home = (home / CONFIG_FILE).exists()
+    if not at_home and not name:
+        raise FolderError(f"{checkpoint} lies outside its run folder: give a NAME (--name) for the folder to go on in")
+    target = Path(output_dir or (home.parent if at_home else "output")) / (name or home.name)
     if target.resolve() != home.resolve():
         folder = create(str(target.parent), target.name, target.name)
-        events = read_log(home)
-        write_log(folder, [event for event in events if event["step"] <= step])
+        if at_home:
+            write_log(folder, [event for event in read_log(home) if event["step"] <= step])
+            if (home / BEST_FILE).exists():
+                shutil.copyfile(home / BEST_FILE, folder / BEST_FILE)
         return folder
     _lock(home)
     newer, damaged = [], []
@@ -132,14 +150,17 @@ def read_log(folder: Path) -> list[dict]:
     """Events of log.jsonl; a last line that was cut off by a crash is left out."""
     events = []
     try:
-        lines = (folder / LOG_FILE).read_text().splitlines()
+        lines = (folder / LOG_FILE).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(event, dict):
+            break
+        events.append(event)
     return events
 
 
@@ -156,8 +177,7 @@ def write_config(folder: Path, config: dict, architecture: dict, world_size: int
         "config": config,
         "architecture": architecture,
         "world_size": world_size,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "torchvision": torchvision.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")},
         "commit": _commit(),
     }
     unfinished = folder / f"{CONFIG_FILE}.tmp"
