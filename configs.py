@@ -125,7 +125,7 @@ def fraction(text: str) -> float:
 
 def image_size(text: str) -> int | tuple[int, int]:
     """'224' or, for a non-square image, '224x160' (height x width)."""
-    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", text):
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", text):
         raise argparse.ArgumentTypeError(f"must be a side in pixels (224) or height x width (224x160), not {text!r}")
     sides = tuple(int(side) for side in text.split("x"))
     return sides[0] if len(sides) == 1 or sides[0] == sides[1] else sides
@@ -246,10 +246,10 @@ def resolve(given: dict) -> ConfigDict:
         run["img_size"] = model.img_size
     if run["dropout_rate"] is None:
         run["dropout_rate"] = model.dropout_rate
-    if run["warmup_steps"] > run["num_steps"]:
-        if "warmup_steps" in given:
-            raise ConfigError(f"--warmup_steps {run['warmup_steps']} is more than --num_steps {run['num_steps']}")
-        run["warmup_steps"] = run["num_steps"] // 10   # the recipe's warm-up is meant for its own length
+    if "warmup_steps" not in given:
+        run["warmup_steps"] = min(run["warmup_steps"], run["num_steps"] // 10)   # the recipe's is meant for its own length
+    elif run["warmup_steps"] > run["num_steps"]:
+        raise ConfigError(f"--warmup_steps {run['warmup_steps']} is more than --num_steps {run['num_steps']}")
     if run["save_every"] is None:
         run["save_every"] = run["eval_every"]
     _resolve_precision(run, given)

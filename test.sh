@@ -3,7 +3,7 @@
 #   bash test.sh                    everything
 #   bash test.sh -m 'not slow'      the quick ones
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source utils/python.sh
 
 use_python requirements-test.txt torch torchvision numpy tensorboard tqdm ml_collections matplotlib pytest scipy ruff

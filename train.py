@@ -8,6 +8,7 @@ Imports stand in the functions that need them: a wrong flag is told at once, not
 
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import time
@@ -31,21 +32,32 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from utils import distributed
 
+        code = 0
         with distributed.group(given.get("device", "auto")) as world:
-            run, state, path = configure(given, world)
-            if run.eval_only:
-                evaluate_only(run, world, state, path)
-            else:
-                train(given, run, world, state, path)
-        return 0
+            try:
+                run, state, path = configure(given, world)
+                if run.eval_only:
+                    evaluate_only(run, world, state, path)
+                else:
+                    train(given, run, world, state, path)
+            except ValueError as error:
+                if not is_ours(error) or type(error).__name__ == "ImageError":
+                    raise
+                code = tell(str(error), alone=False)   # every process is here, and they leave the group together
+        return code
     except ValueError as error:
-        if type(error).__module__.partition(".")[0] not in ("configs", "models", "utils"):
-            raise                                  # not a word of ours to the user, but a bug
+        if not is_ours(error):
+            raise
         return tell(str(error), alone=type(error).__name__ == "ImageError")
     except OSError as error:                       # the system's word on a file: no such folder, no permission, disk full
         if error.filename is None:
             raise
         return tell(f"{error.filename}: {error.strerror}", alone=True)
+
+
+def is_ours(error: ValueError) -> bool:
+    """Whether it is a word of ours to the user (ConfigError, ModelError, DataError, ...); any other is a bug."""
+    return type(error).__module__.partition(".")[0] in ("configs", "models", "utils")
 
 
 def tell(message: str, alone: bool) -> int:
@@ -57,7 +69,7 @@ def tell(message: str, alone: bool) -> int:
     size, local_size = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if alone or int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if "VIT_STATUS_FILE" not in os.environ:
+    if "VIT_STATUS_FILE" not in os.environ or "LOCAL_RANK" not in os.environ:
         return 2
     Path(os.environ["VIT_STATUS_FILE"]).write_text("2")
     return 2 if (alone and size > 1) or size > local_size else 0
@@ -114,6 +126,10 @@ def build(run, world, state):
     from utils.augment import normalise
 
     splits = distributed.first_on_node(world, lambda: data.load_splits(run.dataset, run.data_dir))
+    facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test))
+    if any(other != facts for other in distributed.gather(world, facts)):
+        raise data.DataError(f"the nodes have different data in {run.data_dir}: classes or numbers of images differ")
+
     def create():
         torch.manual_seed(run.seed)
         if state is not None:
@@ -132,6 +148,8 @@ def build(run, world, state):
         why = why.replace("asked for", "as the run began")
     if run.precision == "auto":
         run.precision = "bf16" if chosen is precision.BF16 else "fp32"
+    if chosen.compute == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False      # convolutions on a GPU would round to TF32 unasked
     model = model.to(world.device, chosen.weights)
     if world.is_main:
         place = (torch.cuda.get_device_name(world.device) if world.device.type == "cuda"
@@ -196,6 +214,7 @@ def train(given: dict, run, world, state, path) -> None:
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
         first, done, seconds = state.first, state.step, state.seconds
+        state.model, state.optimizer = {}, {}        # a copy of both is in memory now
         counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
     trainer = engine.Trainer(
         distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
@@ -260,7 +279,8 @@ def train(given: dict, run, world, state, path) -> None:
         samples = [key.index for key in order.keys_of(trainer.step)]
         report.session("diverged", trainer.step + 1, samples=samples)
         saved = [str(file) for file in checkpoint.step_files(folder)[:1]] if world.is_main else []
-        raise engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}") from error
+        raise engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}; "
+                                   f"{folder / run_folder.LOG_FILE} lists all samples of the step") from error
     finally:
         report.close()
     if world.is_main:
@@ -309,7 +329,11 @@ def summarise(run, splits, folder, log_folder, first, result, best, seconds) -> 
     curves = folder / "curves.png"
     plots.save(plots.learning_curves(run_folder.read_log(folder), f"{run.name}: {run.model_type} on {run.dataset}"), curves)
     newest = checkpoint.step_files(folder)[0]
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    python = sys.executable
+    if Path(python).is_relative_to(Path.cwd()):
+        python = os.path.relpath(python)
+    elif shutil.which("python") and os.path.samefile(shutil.which("python"), python):
+        python = "python"
     print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
     print(f"  test accuracy  {first['accuracy']:.2%} before, {result.top1:.2%} after ({result.images} images)")
     if best:

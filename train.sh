@@ -32,13 +32,15 @@ MASTER_PORT=${MASTER_PORT:-29500}
 # ---------------------------------------------------------------------------------------------------------------
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")"
+script=${BASH_SOURCE[0]}
+[ ! -L "$script" ] || script=$(readlink -f "$script")
+CDPATH='' cd -- "$(dirname -- "$script")"     # all relative paths are meant from here
 source utils/python.sh
 
 for number in NPROC NNODES MASTER_PORT; do
-    [[ "${!number}" =~ ^([1-9][0-9]*)?$ ]] || fail "$number=${!number} is not a positive number"
+    [[ "${!number}" =~ ^([1-9][0-9]{0,4})?$ ]] || fail "$number=${!number} is not a positive number"
 done
-[[ "$NODE_RANK" =~ ^[0-9]+$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK=$NODE_RANK is not one of 0..$((NNODES - 1))"
+[[ "$NODE_RANK" =~ ^[0-9]{1,5}$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK=$NODE_RANK is not one of 0..$((NNODES - 1))"
 if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
     fail "NNODES=$NNODES needs MASTER_ADDR, the host name or address of node 0 (and NODE_RANK=0..$((NNODES - 1)) on each)"
 fi
@@ -47,7 +49,7 @@ use_python requirements.txt torch torchvision numpy tensorboard tqdm ml_collecti
 devices=${GPUS:-${CUDA_VISIBLE_DEVICES:-}}
 if [ -z "$NPROC" ]; then
     if [ -n "$devices" ] && [ "$devices" != -1 ]; then
-        NPROC=$(tr ',' '\n' <<<"$devices" | grep -c .)
+        NPROC=$(tr ',' '\n' <<<"$devices" | grep -c '[^ ]') || fail "GPUS=$devices names no device: such as GPUS=0,1"
     elif [ "${CUDA_VISIBLE_DEVICES-unset}" = unset ] && command -v nvidia-smi >/dev/null; then
         NPROC=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || NPROC=1
     else
@@ -94,7 +96,11 @@ echo
 VIT_STATUS_FILE=$(mktemp)
 export VIT_STATUS_FILE
 trap 'rm -f "$VIT_STATUS_FILE"' EXIT
+# In the background, so that a signal to this script reaches the launcher instead of leaving it behind.
+"${command[@]}" &
+trap 'kill -TERM $! 2>/dev/null' TERM INT HUP
 code=0
-"${command[@]}" || code=$?
+wait $! || code=$?
+while kill -0 $! 2>/dev/null; do wait $! || code=$?; done      # a signal ends the first wait, not the launcher
 told=$(cat "$VIT_STATUS_FILE")
 exit "${told:-$code}"

@@ -253,7 +253,13 @@ _TO_FILE = {
 
 
 def save_npz(model: VisionTransformer, path: str | Path) -> None:
-    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all."""
+    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all.
+
+    Raises ModelError for a grid that is not square: the layout does not say which grid a table belongs to.
+    """
+    if model.grid[0] != model.grid[1]:
+        raise ModelError(f"a position table of {model.grid[0]} x {model.grid[1]} patches cannot be told from a square one in a "
+                         ".npz file: take a square img_size")
     rows = _expand(GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"], model)
     arrays = {}
     for ours, sources, rule in rows:

@@ -6,12 +6,15 @@ tree (a mirror), VIT_CHECKPOINT_DIR another folder than ./checkpoint.
 """
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -67,8 +70,28 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     for path in (own_place, by_hand) if name.startswith("imagenet21k/") else (own_place,):
         if path.is_file():
             return path
-    download(url_of(name), own_place)
+    with _one_at_a_time(own_place):
+        if not own_place.is_file():              # another process may have fetched it while this one waited
+            download(url_of(name), own_place)
     return own_place
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Two runs that miss the same file must not write into the same unfinished one."""
+    lock = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(lock, "w")
+    except OSError as error:
+        raise ModelError(f"could not download {url_of(f'{path.parent.name}/{path.stem}')} (cannot write {path.parent}: "
+                         f"{error.strerror}); fetch it on another machine and put it at {path}") from error
+    with stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)       # given back when the stream closes, or the process ends
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def download(url: str, path: Path) -> None:

@@ -109,7 +109,7 @@ def test_nothing_given_is_nothing_filled():
 
 
 @pytest.mark.parametrize(("text", "value"), [
-    ("224", 224), ("8", 8), ("224x160", (224, 160)), ("160x224", (160, 224)), ("224x224", 224), ("99999", 99999)])
+    ("224", 224), ("8", 8), ("224x160", (224, 160)), ("160x224", (160, 224)), ("224x224", 224), ("9999", 9999)])
 def test_image_sizes(text, value):
     assert parse(["--img_size", text]) == {"img_size": value}
 
@@ -217,8 +217,9 @@ def test_dropout_and_image_size_come_from_the_model(model_type, rate):
 
 
 @pytest.mark.parametrize(("argv", "warmup"), [
-    (["--num_steps", "5"], 0), (["--num_steps", "9"], 0), (["--num_steps", "10"], 10), (["--num_steps", "50"], 10),
-    (["--dataset", "cifar10", "--num_steps", "300"], 30), (["--dataset", "cifar10", "--num_steps", "500"], 500),
+    (["--num_steps", "5"], 0), (["--num_steps", "10"], 1), (["--num_steps", "50"], 5), (["--num_steps", "200"], 10),
+    (["--dataset", "cifar10", "--num_steps", "300"], 30), (["--dataset", "cifar10", "--num_steps", "500"], 50),
+    (["--dataset", "cifar10", "--num_steps", "6000"], 500),
     (["--num_steps", "5", "--warmup_steps", "5"], 5), (["--num_steps", "5", "--warmup_steps", "0"], 0)], ids=shown)
 def test_warm_up_of_short_runs(argv, warmup):
     assert run_of(*argv)["warmup_steps"] == warmup

@@ -101,7 +101,7 @@ def test_two_processes_learn_what_one_learns(run_script, tmp_path):
         events[name] = [json.loads(line) for line in log.read_text().splitlines()]
         states[name] = checkpoint.load(tmp_path / "output" / name / "step-00000020.pt")
     for name in ("two", "accumulated"):
-        for one, other in zip(events["one"], events[name]):
+        for one, other in zip(events["one"], events[name], strict=True):
             assert one["event"] == other["event"] and one["step"] == other["step"]
             if "loss" in one:
                 assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -215,8 +215,9 @@ STUB = """#!/usr/bin/env bash
 # A Python without PyTorch: notes what it is asked, and makes an environment whose Python is another stub.
 echo "$(basename "$0") $*" >> "{log}"
 case "$*" in
-    "-m venv .venv") mkdir -p .venv/bin; cp "{inner}" .venv/bin/python ;;
+    "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "{inner}" .venv/bin/python ;;
     *" -m pip install"*|"-m pip install"*) {pip} ;;
+    "-m pip --version") [ -e "$(dirname "$0")/../.." ] ;;
     "--version") echo "Python 3.12.0" ;;
     -c*) exec "{real}" "$@" ;;
     *) {modules} ;;
@@ -253,6 +254,18 @@ def test_first_use_makes_the_environment_once(run_script, bare_machine):
     assert done.returncode == 0 and "installing" not in done.stdout and "pip" not in log.read_text()
 
 
+def test_an_environment_without_pip_is_made_anew(run_script, bare_machine):
+    """What a Python without its venv package leaves behind."""
+    project, log, python = bare_machine
+    broken = project / ".venv" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/usr/bin/env bash\nexit 1\n")
+    broken.chmod(0o755)
+    done = run_script("train.sh", cwd=project, PYTHON=str(python))
+    assert done.returncode == 0 and ".venv/bin/python -m torch.distributed.run" in done.stdout, done.stderr
+    assert "-m venv --clear .venv" in log.read_text()
+
+
 def test_an_interrupted_installation_is_taken_up_again(run_script, bare_machine):
     project, log, python = bare_machine
     assert run_script("train.sh", cwd=project, PYTHON=str(python)).returncode == 0
@@ -279,3 +292,42 @@ def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_
     assert done.returncode == 0, done.stderr
     calls = log.read_text()
     assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "python -m pytest -m not slow" in calls
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of running processes that hold `text` (on Linux; elsewhere none can be seen)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:                       # it has ended meanwhile
+            continue
+        found += [line] if text in line else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_name", ["TERM", "INT"])
+def test_a_signal_to_the_script_leaves_nothing_running(tmp_path, signal_name):
+    """And the run can be gone on with."""
+    import signal
+
+    environment = os.environ | {"PYTHON": sys.executable, "NAME": "r"}
+    script = subprocess.Popen(["bash", "train.sh", "--num_steps", "100000", "--warmup_steps", "1", "--eval_every", "5",
+                               "--train_batch_size", "16", "--output_dir", str(tmp_path / "o"), "--log_dir", str(tmp_path / "l")],
+                              cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "o" / "r"
+    deadline = time.monotonic() + 120
+    while not (folder.exists() and checkpoint.step_files(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    script.send_signal(getattr(signal, f"SIG{signal_name}"))
+    assert script.wait(timeout=60) != 0
+    assert processes_naming(str(tmp_path / "o")) == []
+    assert checkpoint.newest_intact(folder)[0]
+
+
+def test_the_script_may_be_called_through_a_link_and_from_elsewhere(run_script, tmp_path):
+    (tmp_path / "link.sh").symlink_to(ROOT / "train.sh")
+    done = subprocess.run(["bash", str(tmp_path / "link.sh")], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable, "CDPATH": str(tmp_path)})
+    assert done.returncode == 0 and "train.py" in done.stdout, done.stderr

@@ -41,8 +41,9 @@ def start(device: str = "auto", timeout_s: int = 7200) -> World:
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if device == "cuda" and not gpus:
         raise DeviceError("--device cuda: PyTorch sees no GPU here (nvidia-smi and torch.cuda.is_available() tell more)")
-    if device == "auto" and not gpus and asked not in ("", "-1"):
-        raise DeviceError(f"GPUS={asked} asks for GPUs, but PyTorch sees none: leave GPUS out to train on the CPU")
+    if device == "auto" and not gpus and asked[:1].isdigit():
+        raise DeviceError(f"GPUS={asked} asks for GPUs, but PyTorch sees none: leave GPUS (CUDA_VISIBLE_DEVICES) out "
+                          "to train on the CPU")
     use_gpu = gpus > 0 and device != "cpu"
     if use_gpu and local_size > gpus:
         raise DeviceError(f"{local_size} processes on this node but {gpus} GPUs: set NPROC={gpus}")
@@ -56,7 +57,12 @@ def start(device: str = "auto", timeout_s: int = 7200) -> World:
 
 
 def stop() -> None:
+    """Leaves the group, when all the others do. Call it when nothing refers to a wrapped model any more."""
     if dist.is_initialized():
+        # gloo aborts a process (SIGABRT, in a quarter of the trials) that leaves while another is still connected, or
+        # while a DistributedDataParallel that waits for the garbage collector still holds the group.
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -82,6 +88,14 @@ def on_main(world: World, function: Callable):
     return outcome[0]
 
 
+def gather(world: World, value) -> list:
+    """The values of all ranks, on every rank."""
+    values = [value] * world.size
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def first_on_node(world: World, function: Callable):
     """Runs `function` on one process of each node, then on the others: what it downloads or writes is there for them.
 
@@ -94,10 +108,7 @@ def first_on_node(world: World, function: Callable):
                 result = function()
             except ValueError as caught:
                 error = caught
-        if dist.is_initialized():
-            errors = [None] * world.size
-            dist.all_gather_object(errors, error)
-            error = next((other for other in errors if other is not None), None)
+        error = next((other for other in gather(world, error) if other is not None), None)
     if error is not None:
         raise error
     return result
@@ -128,12 +139,7 @@ def without_sync(model: nn.Module) -> contextlib.AbstractContextManager:
 def group(device: str = "auto") -> Iterator[World]:
     """start() and stop() around a block."""
     world = start(device)
-    try:
-        yield world
-        if dist.is_initialized():
-            # gloo aborts a process (SIGABRT, in a quarter of the trials) that leaves while another is still connected,
-            # or while a DistributedDataParallel that waits for the garbage collector still holds the group.
-            gc.collect()
-            dist.barrier()
-    finally:
-        stop()
+    yield world
+    # Not in a `finally`: after an error that one process alone has, the others do not come here, and waiting for them
+    # would hide the traceback. The launcher stops them.
+    stop()

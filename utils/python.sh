@@ -22,7 +22,8 @@ use_python() {
     fi
     echo "First use: installing what $requirements lists into .venv ($("$active" --version 2>&1)). PyTorch is large" \
         "(with its GPU libraries a few GB), so this takes some minutes; it happens once."
-    [ -x .venv/bin/python ] || "$active" -m venv .venv ||
+    # A .venv without pip is what a Python without its venv package leaves behind.
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$active" -m venv --clear .venv ||
         fail "cannot make a virtual environment: install Python's venv and pip (on Debian and Ubuntu: apt install python3-venv)"
     .venv/bin/python -m pip install --disable-pip-version-check --quiet -r "$requirements" ||
         fail "installing failed (the lines above say why); run the script again to go on"

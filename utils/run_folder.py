@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import BEST_FILE, CheckpointError, newest_intact, step_files, verify
+from .checkpoint import BEST_FILE, STEP_FILE, CheckpointError, newest_intact, step_files, verify
 
 LOG_FILE, CONFIG_FILE, LOCK_FILE = "log.jsonl", "config.json", ".lock"
 
@@ -53,6 +53,7 @@ def create(output_dir: str, name: str | None, stem: str) -> Path:
                 raise
             continue
         if not _holds_run(folder):
+            _set_log_aside(folder)
             write_log(folder, [])
             return folder
         os.close(descriptor)
@@ -94,6 +95,13 @@ def find_checkpoint(resume_path: str) -> tuple[Path, list[str]]:
     return path, []
 
 
+def _set_log_aside(folder: Path) -> None:
+    """Keeps the log of a start that left no checkpoint, or whose checkpoints were deleted, as log-1.jsonl, log-2.jsonl, ..."""
+    if read_log(folder):
+        number = next(number for number in range(1, 10_000) if not (folder / f"log-{number}.jsonl").exists())
+        (folder / LOG_FILE).rename(folder / f"log-{number}.jsonl")
+
+
 def check_free(output_dir: str, name: str) -> None:
     """Raises FolderError if OUTPUT_DIR/NAME already holds a run: what `create` would say, before time is spent."""
     folder = Path(output_dir) / name
@@ -127,11 +135,13 @@ def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None
     _lock(home)
     newer, damaged = [], []
     for path in step_files(home):
-        if path.name > f"step-{step:08d}.pt":
+        if int(STEP_FILE.fullmatch(path.name)[1]) > step:
             (newer if _is_intact(path) else damaged).append(path.name)
     if newer:
         raise FolderError(f"{checkpoint} is at step {step}, but {home} goes on to {newer[0]}: resume the folder, "
                           f"or give a new NAME (--name) to branch off from step {step}")
+    for unfinished in home.glob("*.tmp"):      # of a process that was killed while it wrote
+        unfinished.unlink()
     for name in damaged:      # out of the way, or they would count among the newest when old checkpoints are deleted
         (home / name).rename(home / f"{name}.damaged")
     write_log(home, [event for event in read_log(home) if event["step"] <= step])
