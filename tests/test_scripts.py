@@ -315,13 +315,18 @@ def test_a_signal_to_the_script_leaves_nothing_running(tmp_path, signal_name):
     environment = os.environ | {"PYTHON": sys.executable, "NAME": "r"}
     script = subprocess.Popen(["bash", "train.sh", "--num_steps", "100000", "--warmup_steps", "1", "--eval_every", "5",
                                "--train_batch_size", "16", "--output_dir", str(tmp_path / "o"), "--log_dir", str(tmp_path / "l")],
-                              cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                              cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              # Tests that run in the background inherit an ignored SIGINT, which bash could not trap.
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     folder = tmp_path / "o" / "r"
     deadline = time.monotonic() + 120
-    while not (folder.exists() and checkpoint.step_files(folder)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    script.send_signal(getattr(signal, f"SIG{signal_name}"))
-    assert script.wait(timeout=60) != 0
+    try:
+        while not (folder.exists() and checkpoint.step_files(folder)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        script.send_signal(getattr(signal, f"SIG{signal_name}"))
+        assert script.wait(timeout=60) != 0
+    finally:
+        script.terminate()
     assert processes_naming(str(tmp_path / "o")) == []
     assert checkpoint.newest_intact(folder)[0]
 
