@@ -75,7 +75,6 @@ def test_numbers_that_json_does_not_have_are_words(tmp_path):
 def test_other_ranks_write_and_say_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = Report(None, tmp_path / "tensorboard", 0, 1)
-    report.say("hello")
     report.session("start", 0)
     report.train(step_report(1))
     report.evaluation(1, "val", eval_report())
@@ -100,13 +99,11 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, total, lines):
 
 def test_what_is_said_of_evaluations_and_skips(tmp_path, capsys):
     report = Report(tmp_path, None, 0, 1000)
-    report.say("hello")
     report.train(step_report(1, skipped=True, scale=65536.0))
     report.train(step_report(2))
     report.evaluation(2, "val", eval_report())
     report.close()
     assert capsys.readouterr().out.splitlines() == [
-        "hello",
         "step 1: gradients overflowed float16, update skipped (loss scale 65536)",
         "step 2: val accuracy 75.00%, top-5 99.00%, loss 0.2500 (200 images)"]
 

@@ -59,7 +59,7 @@ def start(device: str = "auto", timeout_s: int = 7200) -> World:
 def stop() -> None:
     """Leaves the group, when all the others do. Call it when nothing refers to a wrapped model any more."""
     if dist.is_initialized():
-        # gloo aborts a process (SIGABRT, in a quarter of the trials) that leaves while another is still connected, or
+        # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or
         # while a DistributedDataParallel that waits for the garbage collector still holds the group.
         gc.collect()
         dist.barrier()

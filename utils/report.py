@@ -19,19 +19,13 @@ class Report:
     """`folder` None: report nothing (the other ranks)."""
 
     def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int):
-        self._readers, self._log, self._console = [], None, None
+        self._readers, self._log = [], None
         if folder is None:
             return
         self._log = open(folder / "log.jsonl", "a")
-        self._console = (_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)
-        self._readers = [self._console]
+        self._readers = [(_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)]
         if tensorboard_dir is not None:
             self._readers.append(_TensorBoard(tensorboard_dir, first_step))
-
-    def say(self, text: str) -> None:
-        """A line for the person who watches; not an event."""
-        if self._console is not None:
-            self._console.say(text)
 
     def train(self, report: StepReport) -> None:
         self._write({
