@@ -114,7 +114,7 @@ def test_the_time_that_is_left(tmp_path, capsys, monkeypatch, first):
     clock = iter([1000.0, 1100.0])
     monkeypatch.setattr("utils.report.time.monotonic", lambda: next(clock))
     report = Report(tmp_path, None, first, 1210 + first)
-    monkeypatch.setattr(report._console, "_every", first + 10)
+    monkeypatch.setattr(report._readers[0], "_every", first + 10)
     report.train(step_report(first + 10))
     assert "3:20:00 left" in capsys.readouterr().out
 
