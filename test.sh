@@ -6,6 +6,6 @@ set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source utils/python.sh
 
-use_python requirements-test.txt torch torchvision numpy tensorboard tqdm ml_collections matplotlib pytest scipy ruff
+use_python requirements-test.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest "$@"

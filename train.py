@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             try:
                 run, state, path = configure(given, world)
                 if run.eval_only:
-                    evaluate_only(run, world, state, path)
+                    evaluate_only(given, run, world, state, path)
                 else:
                     train(given, run, world, state, path)
             except ValueError as error:
@@ -85,6 +85,9 @@ def check_batch(run, may_change: str) -> None:
         advice = f"take {near}" if may_change == "--train_batch_size" else f"change {may_change}"
         raise configs.ConfigError(f"--train_batch_size {run.train_batch_size} is not divisible by {ranks} processes x "
                                   f"{parts} micro-steps: {advice}")
+    if (run.mixup_alpha or run.cutmix_alpha) and run.train_batch_size // unit % 2 and not run.eval_only:
+        raise configs.ConfigError(f"MixUp and CutMix mix pairs: --train_batch_size {run.train_batch_size} over {ranks} processes "
+                                  f"x {parts} micro-steps leaves {run.train_batch_size // unit} images, an odd number")
 
 
 def configure(given: dict, world):
@@ -98,7 +101,7 @@ def configure(given: dict, world):
         return run, None, None
     path, complaints = distributed.on_main(world, lambda: run_folder.find_checkpoint(given["resume_path"]))
     state = distributed.first_on_node(world, lambda: checkpoint.load(path))
-    run = configs.resolve_resumed(given, state.config)
+    run = configs.resolve_resumed(given, state.config, state.train_images)
     check_batch(run, "--gradient_accumulation_steps (GRAD_STEPS) or the number of processes (NPROC)")
     if run.num_steps < state.step and not run.eval_only:
         raise configs.ConfigError(f"--num_steps {run.num_steps}: {path} is at step {state.step} already")
@@ -117,31 +120,35 @@ def configure(given: dict, world):
     return run, state, path
 
 
-def build(run, world, state):
-    """-> (splits, model on the device, precision, prepare: uint8 images on the device -> the model's input)"""
+def build(given, run, world, state):
+    """-> (splits, model on the device, precision, prepare: images of 0..255 on the device -> the model's input)"""
     import torch
 
     from models import create_model
-    from utils import data, distributed, precision
-    from utils.augment import normalise
+    from utils import augment, datasets, distributed, precision
 
-    splits = distributed.first_on_node(world, lambda: data.load_splits(run.dataset, run.data_dir))
+    splits = distributed.first_on_node(world, lambda: datasets.load_splits(
+        run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction, split_seed=run.split_seed))
     facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test))
     if any(other != facts for other in distributed.gather(world, facts)):
-        raise data.DataError(f"the nodes have different data in {run.data_dir}: classes or numbers of images differ")
+        raise datasets.DataError(f"the nodes have different data in {run.data_dir}: classes or numbers of images differ")
+    if state is not None:
+        same_data(splits, state, run)
+    elif run.num_steps is None or run.warmup_steps is None:
+        said = configs.set_lengths(run, given, len(splits.train))
+        if world.is_main and said and not run.eval_only:
+            print(f"length: {said}")
 
     def create():
         torch.manual_seed(run.seed)
         if state is not None:
-            model = create_model(configs.ConfigDict(state.architecture), len(splits.classes), run.img_size)
-            model.load_state_dict(state.model)
+            model = create_model(configs.architecture(**state.architecture), len(splits.classes), run.img_size)
+            model.load_state_dict((state.ema if run.eval_only else {}) or state.model)
             return model
         head = "keep" if run.eval_only else "zero"
         return create_model(run.model_type, len(splits.classes), run.img_size, pretrained_file(run), head,
-                            dropout_rate=run.dropout_rate)
+                            **configs.model_overrides(run))
 
-    if state is not None:
-        same_data(splits, state, run)
     model = distributed.first_on_node(world, create)
     chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
     if state is not None:
@@ -163,7 +170,7 @@ def build(run, world, state):
         print(f"model: {run.model_type} at {'x'.join(map(str, model.img_size))} px, {count:,} parameters\nweights: {source}",
               flush=True)
     mean, std = model.config.mean, model.config.std
-    return splits, model, chosen, lambda images: normalise(images, mean, std, chosen.weights)
+    return splits, model, chosen, lambda images: augment.normalise(images, mean, std, chosen.weights)
 
 
 def same_data(splits, state, run) -> None:
@@ -187,57 +194,160 @@ def pretrained_file(run) -> Path | None:
     if run.pretrained_dir == "none":
         return None
     if run.pretrained_dir != "auto":
-        return find_checkpoint(run.pretrained_dir)
+        return find_checkpoint(weights_of(run.pretrained_dir))
     default = configs.DEFAULT_WEIGHTS.get(run.model_type, run.model_type)
     return find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default)
 
 
-def loading_of(run, world, model) -> dict:
+def weights_of(path: str) -> str:
+    """A run folder's best checkpoint, or else its newest; any other path or name as it is."""
+    from utils import checkpoint
+
+    if not Path(path).is_dir():
+        return path
+    best = Path(path) / checkpoint.BEST_FILE
+    return str(best if best.exists() else checkpoint.newest_intact(Path(path))[0])
+
+
+def transforms_of(run, model, splits):
+    """-> (for training, for evaluation): PIL image -> uint8 (channels, height, width)"""
+    from utils import augment
+
+    shared = {"channels": model.config.in_channels, "interpolation": run.interpolation}
+    return (augment.train_transform(
+        run.augmentation, model.img_size, flip=splits.can_flip, crop_scale=run.crop_scale, crop_padding=run.crop_padding,
+        rotation=run.rotation, color_jitter=run.color_jitter, randaugment_ops=run.randaugment_ops,
+        randaugment_magnitude=run.randaugment_magnitude, random_erasing=run.random_erasing, **shared),
+        augment.eval_transform(model.img_size, crop=run.eval_crop, **shared))
+
+
+def loading_of(run, world) -> dict:
     """What the training and evaluation loaders share."""
     from utils import data
 
     workers = data.default_workers(run.dataset, world.local_size) if run.num_workers is None else run.num_workers
-    return {"img_size": model.img_size, "num_workers": workers, "pin_memory": world.device.type == "cuda"}
+    return {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
+
+
+def optimizer_of(run, model, world):
+    """The parameters that are trained, in their groups, and what updates them."""
+    from utils import optim
+
+    facts = {"depth_of": model.depth_of, "depth": model.depth, "head_names": model.head_names()}
+    _, frozen = optim.choose_trainable(model.named_parameters(), train_layers=run.train_layers,
+                                       freeze=run.freeze.split(",") if run.freeze else [], **facts)
+    if frozen and world.is_main:
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        print(f"training {count:,} parameters; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
+    head_scale = 1.0 if run.head_learning_rate is None else run.head_learning_rate / run.learning_rate
+    groups = optim.parameter_groups(
+        model.named_parameters(), weight_decay=run.weight_decay, decay_matrices_only=run.decay_on == "matrices",
+        layer_decay=run.layer_decay, head_scale=head_scale, **facts)
+    return optim.build_optimizer(run.optimizer, groups, run.learning_rate, momentum=run.momentum)
+
+
+def objective_of(run, splits, model, chosen, world):
+    """The loss: labels smoothed, weighed and mixed as the run says, and the teacher's part."""
+    import torch
+
+    from utils import engine, loss, mix
+
+    classes, weights, mixer = len(splits.classes), None, None
+    if run.class_weights == "balanced":
+        weights = loss.balanced_weights(torch.as_tensor(splits.train.labels), classes).to(world.device)
+    elif run.class_weights != "none":
+        weights = torch.tensor([float(number) for number in run.class_weights.split(",")], device=world.device)
+        if len(weights) != classes:
+            raise configs.ConfigError(f"--class_weights has {len(weights)} numbers, the data have {classes} classes")
+    if run.mixup_alpha or run.cutmix_alpha:
+        mixer = mix.Mixer(classes, run.train_batch_size, run.seed, mixup_alpha=run.mixup_alpha, cutmix_alpha=run.cutmix_alpha,
+                          probability=run.mix_probability, switch_probability=run.mix_switch_probability,
+                          stop_at=run.num_steps - run.mix_off_steps)
+    teacher = None
+    if run.distillation != "none":
+        teacher = teacher_of(run, splits, model, chosen, world)
+        model.distilling = True                     # a model with a distillation head answers with both while it trains
+    return engine.Objective(run.label_smoothing, weights, mixer, run.distillation, teacher, run.distillation_alpha,
+                            run.distillation_temperature)
+
+
+def teacher_of(run, splits, model, chosen, world):
+    """images (B, C, height, width) of 0..255, as the student gets them -> the teacher's logits"""
+    import torch
+    from torch.nn import functional as F
+
+    from models import load_model
+    from utils import augment, distributed
+
+    path = weights_of(run.teacher)
+    teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
+    if list(teacher.classes) != list(splits.classes):
+        raise configs.ConfigError(f"--teacher {path} has {len(teacher.classes)} classes ({', '.join(teacher.classes[:3])}, ...), "
+                                  f"the data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
+    channels = teacher.config.in_channels
+    if channels not in (model.config.in_channels, 3):
+        raise configs.ConfigError(f"--teacher {path} takes grey images, the student colour: train with --in_channels 1")
+
+    @torch.no_grad()
+    def teach(images):
+        images = images.float().expand(-1, channels, -1, -1)
+        if images.shape[-2:] != teacher.img_size:
+            images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
+        with chosen.autocast(world.device):
+            return teacher(augment.normalise(images, teacher.config.mean, teacher.config.std, chosen.weights))
+
+    return teach
 
 
 def train(given: dict, run, world, state, path) -> None:
-    from utils import checkpoint, data, distributed, engine, optim, precision, run_folder
-    from utils.report import Report
+    from utils import checkpoint, data, distributed, engine, precision, run_folder
+    from utils.ema import Ema
+    from utils.report import Report, check_wandb
     from utils.schedule import factor, is_time
 
     started = time.monotonic()
-    splits, model, chosen, prepare = build(run, world, state)
-    optimizer = optim.build_optimizer(run.optimizer, model.parameters(), run.learning_rate, run.weight_decay)
+    if run.wandb:
+        check_wandb()
+    splits, model, chosen, prepare = build(given, run, world, state)
+    separate = splits.test is not splits.val
+    if run.test == "never" and not separate:
+        raise configs.ConfigError("--test never leaves nothing to choose on: hold some of train out (--val_fraction 0.1)")
+    optimizer = optimizer_of(run, model, world)
+    objective = objective_of(run, splits, model, chosen, world)
     scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
+    ema = Ema(model, run.ema_decay) if run.ema_decay else None
     first, done, seconds, counts = {}, 0, 0.0, {}
     if state is not None:
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
+        if ema is not None:
+            ema.load_state_dict(state.ema)
         first, done, seconds = state.first, state.step, state.seconds
-        state.model, state.optimizer = {}, {}        # a copy of both is in memory now
+        state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
         counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
     trainer = engine.Trainer(
         distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
         batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps,
-        max_grad_norm=run.max_grad_norm, seed=run.seed, **counts)
+        max_grad_norm=run.max_grad_norm, seed=run.seed, objective=objective, ema=ema, **counts)
 
-    loading = loading_of(run, world, model)
-    micro_batches = world.size * run.gradient_accumulation_steps
-    order = data.StepOrder(len(splits.train), run.train_batch_size, micro_batches, world.rank, world.size, run.seed,
-                           done, run.num_steps)
-    batches = iter(data.train_loader(splits.train, order, augmentation=run.augmentation, can_flip=splits.can_flip,
-                                     seed=run.seed, **loading))
+    loading = loading_of(run, world)
+    train_transform, eval_transform = transforms_of(run, model, splits)
+    order = data.StepOrder(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps, world.rank,
+                           world.size, run.seed, done, run.num_steps)
+    batches = iter(data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, **loading))
 
     def evaluate(split, confusion=False):
-        loader = data.eval_loader(split, batch_size=run.eval_batch_size, rank=world.rank, world_size=world.size, **loading)
-        return engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), confusion)
+        loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
+                                  world_size=world.size, **loading)
+        judged = model if ema is None else ema.model
+        return engine.evaluate(judged, loader, prepare, chosen, world, len(splits.classes), confusion)
 
     def save(file: Path) -> None:
         if world.is_main:
             checkpoint.save(file, checkpoint.RunState(
                 trainer.step, trainer.updates, trainer.skips, model.state_dict(), optimizer.state_dict(),
                 scaler.state_dict(), best, first, run.to_dict(), model.config.to_dict(), list(splits.classes),
-                len(splits.train), seconds + time.monotonic() - started))
+                len(splits.train), seconds + time.monotonic() - started, ema.state_dict() if ema else {}))
 
     folder, best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
     run.name, run.output_dir = folder.name, str(folder.parent)
@@ -246,22 +356,29 @@ def train(given: dict, run, world, state, path) -> None:
         run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size)
         print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
         print(f"run folder: {folder}", flush=True)
-    report = Report(folder if world.is_main else None, log_folder, done, run.num_steps)
+    report = Report(folder if world.is_main else None, log_folder, done, run.num_steps, run.wandb, run.to_dict())
     report.session("resume" if state else "start", done, world_size=world.size)
+
+    # Which split is looked at before, during and after training, under which name; None: none is.
+    val, test = (splits.val, splits.val_name), (splits.test, "test")
+    watched = val if separate or run.test == "always" else None
+    before, final = test if run.test == "always" else watched, val if run.test == "never" else test
     result = None
     try:
         if state is not None and folder.resolve() != path.parent.resolve():
             save(checkpoint.step_path(folder, done))           # a branch begins with what it came from
-        if not first:
-            result = evaluate(splits.test)
-            first = {"accuracy": result.top1}
-            report.evaluation(0, "test", result)
+        if not first and before:
+            start = evaluate(before[0])
+            first = {"accuracy": start.top1, "split": before[1]}
+            report.evaluation(0, before[1], start)
         while trainer.step < run.num_steps:
-            rate = run.learning_rate * factor(trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type)
+            rate = run.learning_rate * factor(
+                trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
+                start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
             report.train(trainer.train_step(batches, rate))
-            if is_time(trainer.step, run.eval_every, run.num_steps):
-                result = evaluate(splits.val)
-                report.evaluation(trainer.step, splits.val_name, result)
+            if watched and is_time(trainer.step, run.eval_every, run.num_steps):
+                result = evaluate(watched[0])
+                report.evaluation(trainer.step, watched[1], result)
                 if result.top1 > best.get("accuracy", -1.0):
                     best = {"step": trainer.step, "accuracy": result.top1}
                     save(folder / checkpoint.BEST_FILE)
@@ -269,11 +386,12 @@ def train(given: dict, run, world, state, path) -> None:
                 save(checkpoint.step_path(folder, trainer.step))
                 if world.is_main:
                     checkpoint.retain(folder, run.keep_checkpoints)
-        separate_test = splits.test is not splits.val
-        if separate_test or run.confusion_matrix or trainer.step == done:
-            result = evaluate(splits.test, run.confusion_matrix)
-        if separate_test and trainer.step > done:
-            report.evaluation(trainer.step, "test", result)
+        if watched is None or watched[0] is not final[0] or run.confusion_matrix or result is None:
+            result = evaluate(final[0], run.confusion_matrix)
+            if trainer.step > done and (watched is None or watched[0] is not final[0]):
+                report.evaluation(trainer.step, final[1], result)
+        if run.eval_train:
+            report.evaluation(trainer.step, "train", evaluate(splits.train))
         report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
     except engine.DivergedError as error:
         samples = [key.index for key in order.keys_of(trainer.step)]
@@ -284,7 +402,12 @@ def train(given: dict, run, world, state, path) -> None:
     finally:
         report.close()
     if world.is_main:
-        summarise(run, splits, folder, log_folder, first, result, best, time.monotonic() - started)
+        summarise(run, splits, folder, log_folder, first, (final[1], result), best, time.monotonic() - started)
+
+
+def share(rate: float, run) -> float:
+    """Of the peak learning rate."""
+    return rate / run.learning_rate if run.learning_rate else 0.0
 
 
 def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
@@ -301,18 +424,35 @@ def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
     return folder, state.best if kept == state.best else {}
 
 
-def evaluate_only(run, world, state, path) -> None:
+def evaluate_only(given, run, world, state, path) -> None:
     from utils import data, engine
 
-    splits, model, chosen, prepare = build(run, world, state)
-    loader = data.eval_loader(splits.test, batch_size=run.eval_batch_size, rank=world.rank, world_size=world.size,
-                              **loading_of(run, world, model))
-    result = engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix)
+    splits, model, chosen, prepare = build(given, run, world, state)
+    _, eval_transform = transforms_of(run, model, splits)
+
+    def evaluate(split):
+        loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
+                                  world_size=world.size, **loading_of(run, world))
+        return engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix)
+
+    if run.eval_train:
+        result = evaluate(splits.train)
+        if world.is_main:
+            print(f"train accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} ({result.images} images)")
+    result = evaluate(splits.test)
     if world.is_main:
         print(f"test accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} "
               f"({result.images} images)")
+        print("  " + "\n  ".join(details(result)))
         if run.confusion_matrix:
             write_confusion(path.parent if path else Path("."), result, splits.classes)
+
+
+def details(result) -> list[str]:
+    """What an evaluation says beside its accuracy: two lines."""
+    return [f"top-1 to top-5 {' '.join(f'{value:.2%}' for value in result.top)}",
+            f"probability    {result.true_probability:.4f} of the true class on average; "
+            f"calibration error {result.calibration_error:.4f}"]
 
 
 def write_confusion(folder: Path, result, classes) -> None:
@@ -322,30 +462,41 @@ def write_confusion(folder: Path, result, classes) -> None:
         print(f"  wrote {file}")
 
 
-def summarise(run, splits, folder, log_folder, first, result, best, seconds) -> None:
-    """The last words of a run: what came out, where it is, and what one might type next."""
+def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> None:
+    """The last words of a run: what came out, where it is, and what one might type next. `final`: (split's name, result)"""
     from utils import checkpoint, plots, run_folder
 
     curves = folder / "curves.png"
-    plots.save(plots.learning_curves(run_folder.read_log(folder), f"{run.name}: {run.model_type} on {run.dataset}"), curves)
+    events = run_folder.read_log(folder)
+    plots.save(plots.learning_curves(events, f"{run.name}: {run.model_type} on {run.dataset}"), curves)
     newest = checkpoint.step_files(folder)[0]
     python = sys.executable
     if Path(python).is_relative_to(Path.cwd()):
         python = os.path.relpath(python)
     elif shutil.which("python") and os.path.samefile(shutil.which("python"), python):
         python = "python"
+    name, result = final
     print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
-    print(f"  test accuracy  {first['accuracy']:.2%} before, {result.top1:.2%} after ({result.images} images)")
+    before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and first else ""
+    print(f"  {name + ' accuracy':<14} {before}{result.top1:.2%} after ({result.images} images)")
+    print("  " + "\n  ".join(details(result)))
     if best:
         print(f"  best           {best['accuracy']:.2%} on {splits.val_name} at step {best['step']}: "
               f"{folder / checkpoint.BEST_FILE}")
+    steps = [event for event in events if event["event"] == "train"][-run.eval_every:]
+    if steps and "accuracy" in steps[0]:
+        mean = sum(event["accuracy"] for event in steps) / len(steps)
+        print(f"  train accuracy {mean:.2%} over the last {len(steps)} steps, on augmented images")
+    if run.eval_train:
+        whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
+        print(f"                 {whole['accuracy']:.2%} on all {whole['images']} of them as they are")
     print(f"  checkpoint     {newest}")
     print(f"  curves         {curves}")
     print(f"  TensorBoard    {log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")
     if run.confusion_matrix:
         write_confusion(folder, result, splits.classes)
     print("Next:")
-    print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(folder / checkpoint.BEST_FILE))}")
+    print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(folder / checkpoint.BEST_FILE if best else newest))}")
     print(f"  RESUME_PATH={shlex.quote(str(folder))} NUM_STEPS={2 * run.num_steps} bash train.sh")
     if run.dataset == "digits":
         print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")

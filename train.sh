@@ -4,10 +4,12 @@
 # What is left empty is filled by train.py (python train.py --help). Flags after the script win over the variables.
 # DRY_RUN=1 prints the command and stops.
 
-DATASET=${DATASET:-}                    # digits (embedded, the default) cifar10 cifar100 imagenet folder
+DATASET=${DATASET:-}                    # digits (embedded, the default) cifar10 cifar100 mnist fashion_mnist imagenet cub200
+                                        # flowers102 oxford_pets folder csv
 DATA_DIR=${DATA_DIR:-}                  # where the data lie or are downloaded to: data
-MODEL_TYPE=${MODEL_TYPE:-}              # a row of configs.py, such as ViT-B_16 or R50-ViT-B_16
-PRETRAINED_DIR=${PRETRAINED_DIR:-}      # a .npz file, a published name (imagenet21k/ViT-B_16), or none
+RECIPE=${RECIPE:-}                      # a row of configs.py, such as mae: data set, model and settings that are not given
+MODEL_TYPE=${MODEL_TYPE:-}              # a row of configs.py, such as ViT-B_16, R50-ViT-B_16, DeiT-S_16, CaiT-S24, MAE-B_16
+PRETRAINED_DIR=${PRETRAINED_DIR:-}      # a checkpoint file, a run folder, a published name (imagenet21k/ViT-B_16), or none
 RESUME_PATH=${RESUME_PATH:-}            # run folder (output/NAME) or checkpoint file to go on from; wins over PRETRAINED_DIR
 NAME=${NAME:-}                          # name of the run; results go to output/NAME
 IMG_SIZE=${IMG_SIZE:-}                  # 224, or height x width: 224x160
@@ -15,9 +17,13 @@ TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-}  # images an optimizer step, over all GPU
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-}    # images an evaluation batch, per GPU
 GRAD_STEPS=${GRAD_STEPS:-}              # micro-steps that each GPU's share of the batch is cut into
 NUM_STEPS=${NUM_STEPS:-}                # optimizer steps
+NUM_EPOCHS=${NUM_EPOCHS:-}              # instead: passes over the training images
 WARMUP_STEPS=${WARMUP_STEPS:-}
 DECAY_TYPE=${DECAY_TYPE:-}              # cosine or linear
+OPTIMIZER=${OPTIMIZER:-}                # sgd adamw adam lamb
 LEARNING_RATE=${LEARNING_RATE:-}
+WEIGHT_DECAY=${WEIGHT_DECAY:-}
+VAL_FRACTION=${VAL_FRACTION:-}          # share of the training images held out to choose on; the test set stays untouched
 SEED=${SEED:-}
 PRECISION=${PRECISION:-}                # auto fp32 bf16 fp16
 FP16_OPT_LEVEL=${FP16_OPT_LEVEL:-}      # O0 O1 O2 O3, with PRECISION=fp16
@@ -44,7 +50,7 @@ done
 if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
     fail "NNODES=$NNODES needs MASTER_ADDR, the host name or address of node 0 (and NODE_RANK=0..$((NNODES - 1)) on each)"
 fi
-use_python requirements.txt torch torchvision numpy tensorboard tqdm ml_collections matplotlib
+use_python requirements.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors
 
 devices=${GPUS:-${CUDA_VISIBLE_DEVICES:-}}
 if [ -z "$NPROC" ]; then
@@ -61,6 +67,8 @@ flags=()
 add() { if [ -n "$2" ]; then flags+=("--$1" "$2"); fi; }
 add dataset "$DATASET"
 add data_dir "$DATA_DIR"
+add val_fraction "$VAL_FRACTION"
+add recipe "$RECIPE"
 add model_type "$MODEL_TYPE"
 add pretrained_dir "$PRETRAINED_DIR"
 add resume_path "$RESUME_PATH"
@@ -70,9 +78,12 @@ add train_batch_size "$TRAIN_BATCH_SIZE"
 add eval_batch_size "$EVAL_BATCH_SIZE"
 add gradient_accumulation_steps "$GRAD_STEPS"
 add num_steps "$NUM_STEPS"
+add num_epochs "$NUM_EPOCHS"
 add warmup_steps "$WARMUP_STEPS"
 add decay_type "$DECAY_TYPE"
+add optimizer "$OPTIMIZER"
 add learning_rate "$LEARNING_RATE"
+add weight_decay "$WEIGHT_DECAY"
 add seed "$SEED"
 add precision "$PRECISION"
 add fp16_opt_level "$FP16_OPT_LEVEL"

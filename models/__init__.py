@@ -1,19 +1,23 @@
-"""The one door to the models: create_model, list_models, load_pretrained.
+"""The one door to the models: create_model, load_model, list_models, load_pretrained.
 
 Shape legend, used in every file: B images, N tokens, D width, H heads, d = D / H, C classes, P patch side, (h, w) grid.
 """
 
 from pathlib import Path
 
-from configs import MODELS
+from configs import MODELS, architecture
 
 from .attention import record_attention
-from .pretrained import LoadReport, checkpoint_head, load_pretrained, save_npz
+from .cait import CaiT
+from .deit import DistilledVisionTransformer
+from .pretrained import LoadReport, checkpoint_head, load_pretrained, load_run
 from .published import find_checkpoint
-from .vit import ModelError, VisionTransformer
+from .vit import ImageTransformer, ModelError, VisionTransformer
+from .weight_export import save_npz, save_timm
 
-__all__ = ["LoadReport", "ModelError", "VisionTransformer", "create_model", "find_checkpoint", "list_models",
-           "load_pretrained", "record_attention", "save_npz"]
+__all__ = ["CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer",
+           "create_model", "find_checkpoint", "list_models", "load_model", "load_pretrained", "record_attention", "save_npz",
+           "save_timm"]
 
 
 def list_models() -> list[str]:
@@ -22,13 +26,13 @@ def list_models() -> list[str]:
 
 
 def create_model(name_or_config, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
-                 pretrained: str | Path | None = None, head: str = "zero", **overrides) -> VisionTransformer:
-    """A model in training mode whose `model(images)` gives logits (B, num_classes).
+                 pretrained: str | Path | None = None, head: str = "zero", **overrides) -> ImageTransformer:
+    """A model in training mode whose `model(images)` gives logits (B, num_classes), of the class that the row asks for.
 
     name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
     num_classes:    default 1000; with head="keep" the file's own count.
     img_size:       side or (height, width) in pixels; default the row's.
-    pretrained:     a .npz file, or a published name, which is looked up in ./checkpoint and else downloaded.
+    pretrained:     a checkpoint file, or a published name, which is looked up in ./checkpoint and else downloaded.
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
     overrides:      other values for keys of the row, such as dropout_rate=0.1.
     model.load_report says what was used, resized, fresh and left out (None without `pretrained`).
@@ -42,7 +46,14 @@ def create_model(name_or_config, num_classes: int | None = None, img_size: int |
     unknown = set(overrides) - set(config)
     if unknown:
         raise ModelError(f"a model has no {', '.join(sorted(unknown))}; its keys are {', '.join(sorted(config))}")
-    config.update(overrides)
+    for key, value in overrides.items():
+        try:
+            config[key] = value
+        except TypeError as error:
+            raise ModelError(f"{key}={value!r}: must be of the kind of the row's own {config[key]!r}") from error
+    if config.in_channels == 1 and len(config.mean) == 3:
+        config.channel_mean, config.channel_std = config.mean, config.std
+        config.mean, config.std = (sum(config.mean) / 3,), (sum(config.std) / 3,)
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "keep" and pretrained is None:
@@ -55,6 +66,15 @@ def create_model(name_or_config, num_classes: int | None = None, img_size: int |
         config.representation_size = representation
     size = config.img_size if img_size is None else img_size
     size = (size, size) if isinstance(size, int) else tuple(size)
-    model = VisionTransformer(config, 1000 if num_classes is None else num_classes, size)
+    family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
+    model = family(config, 1000 if num_classes is None else num_classes, size)
     model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
     return model
+
+
+def load_model(path: str | Path) -> ImageTransformer:
+    """The model of a checkpoint of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
+
+    Its averaged weights where the run kept them (--ema_decay). Raises ModelError.
+    """
+    return load_run(path, lambda row, classes, img_size: create_model(architecture(**row), classes, img_size))

@@ -5,6 +5,7 @@ Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
 
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from .attention import SelfAttention
 
@@ -43,17 +44,26 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str,
-                 dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0):
+    `drop_path_rate` is the rate of stochastic depth (Huang et al., arXiv 1603.09382): in training each image loses each
+    branch with this probability, and the branches that stay are divided by 1 - rate.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0,
+                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0,
+                 attention: type[nn.Module] = SelfAttention):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = SelfAttention(dim, num_heads, dropout_rate, attention_dropout_rate)
+        self.attn = attention(dim, num_heads, dropout_rate, attention_dropout_rate)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, mlp_dim, gelu, dropout_rate)
+        self.stochastic_depth = StochasticDepth(drop_path_rate, "row") if drop_path_rate else None
+
+    def drop_path(self, branch: Tensor) -> Tensor:
+        return branch if self.stochastic_depth is None else self.stochastic_depth(branch)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -18,6 +18,8 @@ MAX_MEMBERS = 16_384
 MAX_RATIO = 100          # unpacked / packed; weights hardly shrink, and the largest measured here is below 10
 RATIO_FREE_BYTES = 1 << 24   # arrays of zeros (a head) shrink a lot: below this size a member may
 MAX_HEADER = 4096
+# numpy has no bfloat16: JAX's arrays of it are saved as two bytes of nothing in particular.
+BFLOAT16 = np.dtype("V2")
 
 
 # What zipfile and numpy raise on damaged archives.
@@ -93,14 +95,14 @@ class NpzFile:
         except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
             reason = " ".join(str(error).split())[:200]
             raise NpzError(f"{self.path}: member {name!r} has no readable array header ({reason})") from error
-        if dtype.kind not in "fiu" or dtype.hasobject:
+        if (dtype.kind not in "fiu" and dtype != BFLOAT16) or dtype.hasobject:
             raise NpzError(f"{self.path}: member {name!r} holds {dtype}, not plain numbers")
         if any(side < 0 for side in shape):
             raise NpzError(f"{self.path}: member {name!r} has the impossible shape {shape}")
         return shape, fortran_order, dtype, stream.tell()
 
     def read(self, name: str) -> np.ndarray:
-        """The array, in the dtype and order of the file. The archive's CRC of the member is verified."""
+        """The array, in the dtype and order of the file, bfloat16 as float32. The archive's CRC of the member is verified."""
         shape, dtype = self._header(name)
         try:
             with self._zip.open(self._members[name]) as stream:
@@ -112,7 +114,10 @@ class NpzFile:
             raise NpzError(f"{self.path}: member {name!r} is damaged ({error})") from error
         if len(data) != math.prod(shape) * dtype.itemsize:
             raise NpzError(f"{self.path}: member {name!r} is cut off")
-        return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+        array = np.frombuffer(data, "<u2" if dtype == BFLOAT16 else dtype)
+        if dtype == BFLOAT16:                    # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        return array.reshape(shape, order="F" if fortran_order else "C")
 
     def close(self) -> None:
         self._zip.close()

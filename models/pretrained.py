@@ -1,32 +1,26 @@
-"""Fills a model from a published checkpoint, and writes one in Google's layout.
+"""Fills a model from a checkpoint of any known kind, and rebuilds the models of our own runs.
 
 Every array of the file is used, or reported as left out on purpose; every parameter of the model is filled, or
-reported as freshly initialised. Anything else is an error with the names in it. The file tells its own dialect
-and its own grid; its name is not trusted. Reading executes nothing (npz.py).
+reported as freshly initialised. Anything else is an error with the names in it. The file tells its own kind, dialect
+and grid; its name is not trusted. Reading executes nothing, and nothing is read whose shape does not fit.
 """
 
 import dataclasses
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .npz import NpzError, NpzFile
 from .position import resize_positions
-from .vit import ModelError, VisionTransformer
-from .weight_names import (
-    GOOGLE_BLOCKS,
-    GOOGLE_EMBEDDING,
-    GOOGLE_HEAD,
-    GOOGLE_PROJECTION,
-    GOOGLE_STEM,
-    GOOGLE_UNIT,
-    TRAIN_STATE_PREFIX,
-    TRAIN_STATE_ROOT,
-)
+from .vit import ImageTransformer, ModelError, stride
+from .weight_dialects import Dialect, recognise, some
+from .weight_file import WeightFile, open_weights
+from .weight_rules import FROM_FILE, TO_FILE, Row, fold_channels
+
+PATCH_KERNEL, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 
 
 @dataclasses.dataclass
@@ -51,227 +45,212 @@ class LoadReport:
         return "; ".join(parts + self.notes)
 
 
-def load_pretrained(model: VisionTransformer, path: str | Path, head: str = "zero") -> LoadReport:
-    """Fills `model` from a Google .npz checkpoint.
+def load_pretrained(model: ImageTransformer, path: str | Path, head: str = "zero") -> LoadReport:
+    """Fills `model` from a published checkpoint, a file of timm or transformers, or a checkpoint of one of our runs.
 
-    head="zero": a new task. The file's head and its `pre_logits` layer are left out, the model's head is set to
-    zero. head="keep": the same task. Both are taken, and the class count must agree.
+    head="zero": a new task. The file's heads and its `pre_logits` layer are left out, the model's heads are set to
+    zero. head="keep": the same task. All are taken, and the class count must agree.
     Raises ModelError (one line, with names) if the file is missing, damaged, of another kind or another size.
     """
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "zero" and model.config.representation_size:
         raise ModelError("a model with pre_logits can only be filled with head='keep': a new task starts without that layer")
-    with open_checkpoint(path) as file:
-        names = _Names(file)
-        rows = _expand(names.block_rows(), model)
-        if head == "zero":
-            rows = [row for row in rows if not row[0].startswith(("head.", "pre_logits."))]
-        _check_names(names, rows, model, head)
-        report = LoadReport(str(path))
-        state = {ours: _convert(names, sources, rule, ours, model, report) for ours, sources, rule in rows}
-        report.left_out = sorted(names.all - {source for _, sources, _ in rows for source in sources}) + names.train_state
+    with open_weights(path) as file:
+        return _fill(model, file, head)
+
+
+def _fill(model: ImageTransformer, file: WeightFile, head: str) -> LoadReport:
+    names = recognise(file)
+    report = LoadReport(str(file.path), fresh=_fresh(names, model, head), notes=list(file.notes))
+    rows = [row for row in names.rows(model) if row[0] not in report.fresh]
+    _check_names(names, rows, model, report, head)
+    state = {ours: _convert(names, sources, rule, ours, model, report) for ours, sources, rule in rows}
+    report.left_out = sorted(names.all - {source for _, sources, _ in rows for source in sources})
+    report.left_out += names.pre_training + file.left_out
+    if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
+        state[PATCH_KERNEL], state[PATCH_BIAS] = fold_channels(state[PATCH_KERNEL], state[PATCH_BIAS], model.config)
+        report.notes.append("patch kernel summed over the channels")
     missing, unexpected = model.load_state_dict(state, strict=False)
-    expected_missing = {"head.weight", "head.bias"} if head == "zero" else set()
-    assert set(missing) == expected_missing and not unexpected, (missing, unexpected)
-    if head == "zero":
-        nn.init.zeros_(model.head.weight)
-        nn.init.zeros_(model.head.bias)
-        report.fresh = sorted(expected_missing)
-    elif not model.head.weight.any():
+    assert set(missing) == set(report.fresh) and not unexpected, (missing, unexpected)
+    for name in report.fresh:
+        nn.init.constant_(model.get_parameter(name), 1 if name == "fc_norm.weight" else 0)
+    if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):
         report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its logits say nothing")
     return report
 
 
 def checkpoint_head(path: str | Path) -> tuple[int, int]:
-    """(classes, width of pre_logits or 0) of a Google .npz file, from its headers alone. Raises ModelError."""
-    with open_checkpoint(path) as file:
-        names = _Names(file)
-        if not {"head/kernel", "head/bias"} <= names.all:
+    """(classes, width of pre_logits or 0) of a file that load_pretrained reads, from shapes alone. Raises ModelError."""
+    with open_weights(path) as file:
+        names = recognise(file)
+        if not (names.has("head.weight") and names.has("head.bias")):
             raise ModelError(f"{path}: holds no head to keep")
-        representation = names.outputs("pre_logits") if "pre_logits/bias" in names.all else 0
-        return names.outputs("head"), representation
+        return names.outputs("head"), names.outputs("pre_logits.fc") if names.has("pre_logits.fc.bias") else 0
 
 
-def open_checkpoint(path: str | Path) -> NpzFile:
-    """Raises ModelError if there is no such file or it is no archive of arrays."""
-    if not Path(path).is_file():
-        raise ModelError(f"no checkpoint at {path}: give a .npz file or a published name such as imagenet21k/ViT-B_16")
+def load_run(path: str | Path, build: Callable[[dict, int, int | tuple[int, int]], ImageTransformer]) -> ImageTransformer:
+    """The model of a checkpoint of one of our runs, in eval mode, with `classes`, the names of its classes.
+
+    build(architecture, number of classes, img_size) makes an empty model. The averaged weights are taken where the
+    run kept them. Raises ModelError.
+    """
+    with open_weights(path) as file:
+        model = _empty_model(file, build)
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        if shapes != {name: file.shape(name) for name in file.names}:
+            raise ModelError(f"{path}: the weights do not fit the architecture that it names; the file is damaged")
+        model = model.to_empty(device="cpu")
+        model.load_report = _fill(model, file, "keep")
+        model.classes = list(file.run["classes"])
+    return model.eval()
+
+
+def _empty_model(file: WeightFile, build: Callable) -> ImageTransformer:
+    """Without memory: none is taken for what the file claims of itself."""
+    if file.run is None:
+        raise ModelError(f"{file.path}: no checkpoint of a run of train.py; create_model(NAME, pretrained=...) takes other files")
+    architecture, size = file.run["architecture"], file.run["config"].get("img_size")
+    stages = architecture.get("resnet_layers") or ()
+    layers = [architecture.get("num_layers"), architecture.get("class_layers", 0),
+              *(stages if isinstance(stages, (list, tuple)) else [stages])]
+    if not all(isinstance(number, int) and number <= len(file.names) for number in layers):
+        raise ModelError(f"{file.path}: {layers} layers do not fit {len(file.names)} arrays; the file is damaged")
     try:
-        return NpzFile(path)
-    except NpzError as error:
-        hint = ("a PyTorch checkpoint; a run goes on by --resume_path" if "data.pkl" in str(error)
-                else "Google's checkpoints are .npz files: download it again if it was cut off")
-        raise ModelError(f"{error}; {hint}") from error
+        with torch.device("meta"):
+            return build(architecture, len(file.run["classes"]), tuple(size) if isinstance(size, list) else size)
+    except ModelError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{file.path}: this version of the program cannot build its architecture "
+                         f"({' '.join(str(error).split())[:200]})") from error
 
 
-class _Names:
-    """The members of a file under the names of the tables, without the prefix of a train state."""
-
-    def __init__(self, file: NpzFile):
-        self.file = file
-        self.prefix = TRAIN_STATE_PREFIX if any(name.startswith(TRAIN_STATE_PREFIX) for name in file.names) else ""
-        self.all = {name[len(self.prefix):] for name in file.names if name.startswith(self.prefix)}
-        self.train_state = sorted(name for name in file.names if not name.startswith(self.prefix))
-        foreign = [name for name in self.train_state if not name.startswith(TRAIN_STATE_ROOT)]
-        if foreign:
-            raise ModelError(f"{file.path}: unknown members beside the train state: {_some(foreign)}")
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        try:
-            return self.file.shape(self.prefix + name)
-        except NpzError as error:
-            raise ModelError(str(error)) from error
-
-    def outputs(self, layer: str) -> int:
-        """Width of a dense layer, if its kernel and bias agree about it."""
-        bias = self.shape(f"{layer}/bias")
-        kernel = self.shape(f"{layer}/kernel") if f"{layer}/kernel" in self.all else ()
-        if len(bias) != 1 or kernel[1:] != bias:
-            raise ModelError(f"{self.file.path}: {layer}/kernel {kernel} does not fit {layer}/bias {bias}")
-        return bias[0]
-
-    def read(self, name: str) -> Tensor:
-        try:
-            array = self.file.read(self.prefix + name)
-        except NpzError as error:
-            raise ModelError(str(error)) from error
-        return torch.from_numpy(np.array(array, dtype=np.float32))       # a copy: the buffer read is read-only
-
-    def block_rows(self) -> tuple:
-        for mark, rows in GOOGLE_BLOCKS.items():
-            if any(f"encoderblock_0/{mark}/" in name for name in self.all):
-                return rows
-        raise ModelError(f"{self.file.path}: not a Vision Transformer in Google's layout (its arrays: {_some(self.all)})")
+# ------------------------------------------------------------------------------------------- names, before arrays
 
 
-def _expand(block_rows: tuple, model: VisionTransformer) -> list[tuple[str, tuple[str, ...], str]]:
-    """The rows of the tables, one for each parameter that the model has."""
-    config = model.config
-    rows = list(GOOGLE_EMBEDDING) + list(GOOGLE_HEAD)
-    rows += [_fill(row, i=i) for i in range(config.num_layers) for row in block_rows]
-    if config.resnet_layers is not None:
-        rows += GOOGLE_STEM
-        for s, units in enumerate(config.resnet_layers):
-            for u in range(units):
-                unit_rows = GOOGLE_UNIT + (GOOGLE_PROJECTION if u == 0 else ())
-                rows += [_fill(row, s=s, u=u, S=s + 1, U=u + 1) for row in unit_rows]
-    parameters = model.state_dict().keys()
-    rows = [row for row in rows if row[0] in parameters]      # no cls token, no pre_logits: as the model is
-    assert {row[0] for row in rows} == set(parameters), set(parameters) - {row[0] for row in rows}
-    return rows
+def _fresh(names: Dialect, model: ImageTransformer, head: str) -> list[str]:
+    """Our names of what a new task starts anew: the heads, and MAE's norm behind the mean where the file has none."""
+    if head == "keep":
+        return []
+    fresh = list(model.head_names())
+    if hasattr(model, "fc_norm") and not names.has("fc_norm.weight"):
+        fresh += ["fc_norm.weight", "fc_norm.bias"]
+    return sorted(fresh)
 
 
-def _fill(row: tuple, **numbers: int) -> tuple[str, tuple[str, ...], str]:
-    return row[0].format(**numbers), tuple(source.format(**numbers) for source in row[1]), row[2]
-
-
-def _check_names(names: _Names, rows: list, model: VisionTransformer, head: str) -> None:
-    path = names.file.path
+def _check_names(names: Dialect, rows: list[Row], model: ImageTransformer, report: LoadReport, head: str) -> None:
+    path, parameters = names.file.path, set(model.state_dict())
     sources = {source for _, row_sources, _ in rows for source in row_sources}
-    missing = sources - names.all
+    missing = (sources - names.all) | (parameters - {row[0] for row in rows} - set(report.fresh))     # no name there
     if missing:
-        raise ModelError(f"{path}: the model needs arrays that the file lacks: {_some(missing)}; is --model_type right?")
-    left = {"head/kernel", "head/bias", "pre_logits/kernel", "pre_logits/bias"} if head == "zero" else set()
+        raise ModelError(f"{path}: the model needs arrays that the file lacks: {some(missing)}; {_advice(names, model, report)}")
+    left = names.heads() if head == "zero" else set()
+    if "fc_norm.weight" in report.fresh:
+        left |= {source for kind in ("weight", "bias") for source in names.row(f"norm.{kind}")[1]}
     unknown = names.all - sources - left
     if unknown:
-        raise ModelError(f"{path}: the file has arrays that the model lacks: {_some(unknown)}; is --model_type right?")
+        raise ModelError(f"{path}: the file has arrays that the model lacks: {some(unknown)}; {_advice(names, model, report)}")
     if head == "keep" and names.outputs("head") != model.num_classes:
         raise ModelError(f"{path}: its head has {names.outputs('head')} classes, the model {model.num_classes}; "
                          "head='keep' needs the same number, head='zero' starts a new head")
 
 
-def _some(names) -> str:
-    names = sorted(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+# parameter: what to do if the file has it and the model has not, and the reverse
+ADVICE = {
+    "blocks_token_only.0.gamma_1": ("it is a CaiT: take the --model_type CaiT-... of its size",
+                                    "it is no CaiT: take another --model_type"),
+    "dist_token": ("it is a distilled DeiT: take the --model_type of its size that ends in -distilled",
+                   "it is not distilled: take the --model_type of its size that does not end in -distilled"),
+    "fc_norm.weight": ("it pools the patches (fc_norm): take --classifier patch_mean",
+                       "it pools with the cls token: take --classifier token"),
+    "cls_token": ("it pools with the cls token: take --classifier token",
+                  "it has no cls token: take --classifier gap"),
+}
 
 
-# ----------------------------------------------------------------------------------- rules, file -> model
+def _advice(names: Dialect, model: ImageTransformer, report: LoadReport) -> str:
+    """The first difference in kind, or else the sizes."""
+    if not names.has("pos_embed"):
+        return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+    if names.has("fc_norm.weight") and not names.has("cls_token"):
+        return "it has no cls token and a norm behind the mean (fc_norm), as no model here"
+    parameters = set(model.state_dict()) - set(report.fresh)
+    for name, (take_with, take_without) in ADVICE.items():
+        if names.has(name) and name not in parameters:
+            return take_with
+        if name in parameters and not names.has(name):
+            return take_without
+    return f"is --model_type right? The file holds: {names.describe()}"
 
 
-def _convert(names: _Names, sources: tuple[str, ...], rule: str, ours: str, model: VisionTransformer,
+# ---------------------------------------------------------------------------------------------- shapes, then arrays
+
+
+def _convert(names: Dialect, sources: tuple[str, ...], rule: str, ours: str, model: ImageTransformer,
              report: LoadReport) -> Tensor:
     """Reads the arrays of one row and applies its rule. Shapes are compared from the headers before anything is read."""
-    parameter = model.get_parameter(ours)
-    shapes = [names.shape(source) for source in sources]
+    parameter, shapes = model.get_parameter(ours), [names.shape(source) for source in sources]
     if rule == "position":
-        grid = _grid_of(shapes[0], model)
-        misfits = [0] if grid is None else []
-    else:
-        blank = torch.empty_like(parameter, device="meta")
-        wanted = [_TO_FILE[rule](blank, model, part).shape for part in range(len(sources))]
-        misfits = [part for part, shape in enumerate(shapes) if shape != wanted[part]]
+        return _positions(names, sources[0], ours, model, report)
+    wanted = _shapes_in_file(parameter, rule, model)
+    misfits = [part for part, shape in enumerate(shapes) if shape != wanted[part]]
+    if misfits and ours == PATCH_KERNEL and model.config.in_channels == 1 and parameter.shape[1] == 1:
+        colour = torch.empty_like(parameter, device="meta").repeat_interleave(3, dim=1)
+        misfits = [0] if shapes != _shapes_in_file(colour, rule, model) else []
     if misfits:
         raise ModelError(f"{names.file.path}: {sources[misfits[0]]} has shape {shapes[misfits[0]]}, which does not fit the "
-                         f"model's {ours} {tuple(parameter.shape)}; is --model_type right?")
-    arrays = [names.read(source) for source in sources]
+                         f"model's {ours} {tuple(parameter.shape)}; {_advice_on_shape(ours, names, model, report)}")
     report.used.append(ours)
-    if rule != "position":
-        return _FROM_FILE[rule](arrays)
+    return FROM_FILE[rule]([names.read(source) for source in sources])
+
+
+def _shapes_in_file(parameter: Tensor, rule: str, model: ImageTransformer) -> list[tuple[int, ...]]:
+    blank, parts = torch.empty_like(parameter, device="meta"), 3 if rule in ("qkv", "qkv_bias", "join") else 1
+    return [tuple(TO_FILE[rule](blank, model, part).shape) for part in range(parts)]
+
+
+def _advice_on_shape(ours: str, names: Dialect, model: ImageTransformer, report: LoadReport) -> str:
+    if ours == PATCH_KERNEL and names.kernel()[1] == 1 != model.config.in_channels:
+        return "it is of a model of grey images: take --in_channels 1"
+    if model.config.in_channels == 1 and ours.endswith("stem.conv.weight"):
+        return ("a hybrid's first kernel cannot be summed over the channels, because its weights are standardised: "
+                "take a model without a ResNet, or 3 channels")
+    return _advice(names, model, report)
+
+
+def _positions(names: Dialect, source: str, ours: str, model: ImageTransformer, report: LoadReport) -> Tensor:
+    """(1, prefix + h * w, D) of the model's own grid."""
+    shape, prefix = names.shape(source), model.num_prefix_tokens
+    patches = shape[1] - prefix if len(shape) == 3 else 0
+    grid = _grid_of_run(names.file.run, patches) if names.file.run else _square(patches)
+    bare = grid is None and names.bare_positions and len(shape) == 3
+    if bare:
+        grid = _square(shape[1])
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != model.config.hidden_size or grid is None:
+        raise ModelError(f"{names.file.path}: {source} has shape {shape}, which does not fit the model's "
+                         f"{ours} {tuple(model.pos_embed.shape)}; {_advice(names, model, report)}")
+    table = names.read(source)
+    if bare:                                                  # what stands before the patches gets no position
+        table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
+    report.used.append(ours)
     if grid != model.grid:
         report.resized[ours] = f"{grid[0]}x{grid[1]} -> {model.grid[0]}x{model.grid[1]}"
-    return resize_positions(arrays[0], grid, model.grid)
+    return resize_positions(table, grid, model.grid, model.config.position_resize)
 
 
-def _grid_of(shape: tuple[int, ...], model: VisionTransformer) -> tuple[int, int] | None:
-    """The grid of a position table, which is square in every published file; None if the table is not the model's kind."""
-    if len(shape) != 3 or shape[0] != 1 or shape[2] != model.config.hidden_size:
-        return None
-    patches = shape[1] - model.num_prefix_tokens
+def _square(patches: int) -> tuple[int, int] | None:
+    """The grid of every file that does not tell its own."""
     side = math.isqrt(max(patches, 0))
     return (side, side) if side > 0 and side * side == patches else None
 
 
-_FROM_FILE = {
-    "copy": lambda arrays: arrays[0],
-    "vector": lambda arrays: arrays[0].flatten(),
-    "dense": lambda arrays: arrays[0].t(),
-    "conv": lambda arrays: arrays[0].permute(3, 2, 0, 1),
-    "qkv": lambda arrays: torch.cat([array.flatten(1).t() for array in arrays]),     # (D, H, d) -> (H * d, D)
-    "qkv_bias": lambda arrays: torch.cat([array.flatten() for array in arrays]),
-    "out": lambda arrays: arrays[0].flatten(0, 1).t(),                               # (H, d, D) -> (D, H * d)
-}
-
-# ----------------------------------------------------------------------------------- rules, model -> file
-
-
-def _heads(model: VisionTransformer) -> tuple[int, int]:
-    return model.config.num_heads, model.config.hidden_size // model.config.num_heads
-
-
-# rule: (parameter, model, which of the row's arrays) -> that array
-_TO_FILE = {
-    "copy": lambda value, model, part: value,
-    "position": lambda value, model, part: value,
-    "vector": lambda value, model, part: value.view(1, 1, 1, -1),
-    "dense": lambda value, model, part: value.t(),
-    "conv": lambda value, model, part: value.permute(2, 3, 1, 0),
-    "qkv": lambda value, model, part: value.chunk(3)[part].t().reshape(-1, *_heads(model)),
-    "qkv_bias": lambda value, model, part: value.chunk(3)[part].reshape(_heads(model)),
-    "out": lambda value, model, part: value.t().reshape(*_heads(model), -1),
-}
-
-
-def save_npz(model: VisionTransformer, path: str | Path) -> None:
-    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all.
-
-    Raises ModelError for a grid that is not square: the layout does not say which grid a table belongs to.
-    """
-    if model.grid[0] != model.grid[1]:
-        raise ModelError(f"a position table of {model.grid[0]} x {model.grid[1]} patches cannot be told from a square one in a "
-                         ".npz file: take a square img_size")
-    rows = _expand(GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"], model)
-    arrays = {}
-    for ours, sources, rule in rows:
-        value = model.get_parameter(ours).detach().float().cpu()
-        for part, source in enumerate(sources):
-            arrays[source] = np.ascontiguousarray(_TO_FILE[rule](value, model, part).numpy())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+def _grid_of_run(run: dict, patches: int) -> tuple[int, int] | None:
+    """The grid of one of our own checkpoints: it tells its image size."""
     try:
-        with open(unfinished, "wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        size, step = run["config"]["img_size"], stride(SimpleNamespace(**run["architecture"]))
+        height, width = (size, size) if isinstance(size, int) else size
+        grid = height // step, width // step
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return None
+    return grid if grid[0] * grid[1] == patches else None

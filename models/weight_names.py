@@ -1,17 +1,23 @@
 """Data: our parameter names beside those of the published files, and the rule that turns one into the other.
 
 A row is (our name, names in the file, rule). {i} counts the encoder blocks, {s} and {u} the ResNet's stages and
-units. Rules are functions of the same name in pretrained.py:
+units. Rules are functions of the same name in weight_rules.py:
   copy     same array                       dense    (in, out) -> (out, in)
   conv     HWIO -> OIHW                     vector   (1, 1, 1, C) -> (C)
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
-  out      (H, d, D) -> (D, D)              position (1, N, D), resized to the model's grid
+  out      (H, d, D) -> (D, D)              join     three arrays, one below the other
+  position (1, N, D), resized to the model's grid
 
-Google's files come in two spellings of the encoder block. "pre-linen" is every file published in 2020 and 2021
-(ImageNet-21k, SAM, AugReg); "linen" is what Flax's linen modules name by themselves, in checkpoints saved by later
-versions of Google's code. Numbers count the sub-modules of a block: of all kinds together, or of each kind.
+Three dialects: Google's, that of transformers (Hugging Face), and timm's, which DeiT, CaiT and MAE share and which
+our parameters are named after: it needs no table but its few exceptions.
 """
 
+# ------------------------------------------------------------------------------------------------------ Google
+
+# Google's files come in two spellings of the encoder block. "pre-linen" is every file published in 2020 and 2021
+# (ImageNet-21k, SAM, AugReg); "linen" is what Flax's linen modules name by themselves, in checkpoints saved by later
+# versions of Google's code and by big_vision. Numbers count the sub-modules of a block: of all kinds together, or of
+# each kind.
 GOOGLE_EMBEDDING = (
     ("patch_embed.proj.weight", ("embedding/kernel",), "conv"),
     ("patch_embed.proj.bias", ("embedding/bias",), "copy"),
@@ -76,6 +82,80 @@ GOOGLE_PROJECTION = (
     (f"{_UNIT}downsample.norm.bias", ("block{S}/unit{U}/gn_proj/bias",), "vector"),
 )
 
-# A whole train state instead of weights (SAM's ViT-S_16): the weights stand under this prefix, and the optimizer's
-# own entries under the same root are left out.
-TRAIN_STATE_PREFIX, TRAIN_STATE_ROOT = "opt/target/", "opt/"
+# big_vision (google-research/big_vision, models/vit.py) names the position table otherwise. It adds positions before it
+# puts the cls token in front, so that the table has no row for it; files converted from older ones may have one.
+BIG_VISION_POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
+# It may also stack the arrays of all blocks, with the block as first dimension (models built with scan=True).
+STACKED_BLOCKS, BLOCK_OF_STACK = "Transformer/encoderblock/", "Transformer/encoderblock_{i}/"
+# Its attention pooling (SigLIP), which no model here has; in older files without the module's name.
+ATTENTION_POOLING = ("MAPHead_0/", "probe")
+
+# Weights that stand under a prefix: the prefix, and how names beside them may begin, which are left out.
+GOOGLE_PREFIXES = (
+    ("opt/target/", ("opt/",)),                                        # a whole train state, such as SAM's ViT-S_16
+    ("params/img/", ("params/", "opt/", "extra/", "chrono/", "states/")),      # the image half of a model of images and text
+    ("params/", ("opt/", "extra/", "chrono/", "states/")),             # big_vision
+)
+
+# ------------------------------------------------------------------------------------------------ transformers
+
+TRANSFORMERS_PREFIXES = ("vit.", "deit.")
+TRANSFORMERS_EMBEDDING = (
+    ("patch_embed.proj.weight", ("embeddings.patch_embeddings.projection.weight",), "copy"),
+    ("patch_embed.proj.bias", ("embeddings.patch_embeddings.projection.bias",), "copy"),
+    ("cls_token", ("embeddings.cls_token",), "copy"),
+    ("dist_token", ("embeddings.distillation_token",), "copy"),
+    ("pos_embed", ("embeddings.position_embeddings",), "position"),
+    ("norm.weight", ("layernorm.weight",), "copy"),
+    ("norm.bias", ("layernorm.bias",), "copy"),
+)
+TRANSFORMERS_HEAD = (
+    ("head.weight", ("classifier.weight",), "copy"),
+    ("head.bias", ("classifier.bias",), "copy"),
+    ("head_dist.weight", ("distillation_classifier.weight",), "copy"),
+    ("head_dist.bias", ("distillation_classifier.bias",), "copy"),
+)
+# The distilled DeiT has another name for the first of its heads.
+TRANSFORMERS_SPELLINGS = {"cls_classifier.": "classifier."}
+
+
+def _transformers_block(block: str, qkv: tuple[str, ...], out: str, fc1: str, fc2: str) -> tuple:
+    rows = []
+    for kind in ("weight", "bias"):
+        rows += [
+            (f"blocks.{{i}}.norm1.{kind}", (f"{block}layernorm_before.{kind}",), "copy"),
+            (f"blocks.{{i}}.attn.qkv.{kind}", tuple(f"{block}{part}.{kind}" for part in qkv), "join"),
+            (f"blocks.{{i}}.attn.proj.{kind}", (f"{block}{out}.{kind}",), "copy"),
+            (f"blocks.{{i}}.norm2.{kind}", (f"{block}layernorm_after.{kind}",), "copy"),
+            (f"blocks.{{i}}.mlp.fc1.{kind}", (f"{block}{fc1}.{kind}",), "copy"),
+            (f"blocks.{{i}}.mlp.fc2.{kind}", (f"{block}{fc2}.{kind}",), "copy"),
+        ]
+    return tuple(rows)
+
+
+# By the member that tells them apart, as for Google: the names of the files on its hub, which later versions still
+# write, and those that the state dict of a model has since transformers 5.
+TRANSFORMERS_BLOCKS = {
+    "attention.attention.query": _transformers_block(
+        "encoder.layer.{i}.", tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+        "attention.output.dense", "intermediate.dense", "output.dense"),
+    "attention.q_proj": _transformers_block(
+        "layers.{i}.", tuple(f"attention.{part}_proj" for part in "qkv"), "attention.o_proj", "mlp.fc1", "mlp.fc2"),
+}
+# The layer behind the cls token that its pre-training has, and the decoders of its masked autoencoders.
+TRANSFORMERS_LEFT_OUT = ("pooler.", "decoder.", "embeddings.mask_token")
+
+# -------------------------------------------------------------------------------------------------------- timm
+
+# A ResNet that is a stem alone (R+Ti/16) has no module of that name in timm: its names and ours.
+TIMM_STEM_ALONE = {"patch_embed.backbone.conv.": "patch_embed.backbone.stem.conv.",
+                   "patch_embed.backbone.norm.": "patch_embed.backbone.stem.norm."}
+# MAE's full files: the decoder of the pre-training.
+TIMM_LEFT_OUT = ("decoder_", "mask_token")
+
+# ------------------------------------------------------------------------------------------- PyTorch's wrappers
+
+# Where a file of PyTorch holds its weights, the first that is there; none of them: the file is the weights.
+CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema")
+# What wrappers put before names: DistributedDataParallel (in CaiT's files), Lightning, detectors, torch.compile.
+WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")

@@ -11,10 +11,10 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
 
 import torch
-from torch.utils.data import Subset
 
 import train
-from utils import data
+from utils import datasets
+from utils.splits import Part, Splits
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
@@ -37,20 +37,21 @@ def run_train(tmp_path, monkeypatch):
     Flags given win over these, because the last one counts.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(data.DATASETS, "digits", small_digits)
+    monkeypatch.setitem(datasets.DATASETS, "digits", small_digits)
 
     def run(*flags) -> int:
         argv = [str(flag) for flag in flags]
         if "--resume_path" not in argv:
-            argv = ["--pretrained_dir", "none", "--num_steps", "4", "--eval_every", "4", "--train_batch_size", "16", *argv]
+            length = [] if "--num_epochs" in argv else ["--num_steps", "4"]
+            argv = ["--pretrained_dir", "none", *length, "--eval_every", "4", "--train_batch_size", "16", *argv]
         return train.main(["--device", "cpu", *argv])
 
     return run
 
 
-def small_digits(data_dir: str) -> data.Splits:
-    splits = data.digits(data_dir)
-    return dataclasses.replace(splits, val=Subset(splits.val, range(40)), test=Subset(splits.test, range(60)))
+def small_digits(data_dir: str) -> Splits:
+    splits = datasets.digits(data_dir)
+    return dataclasses.replace(splits, val=Part(splits.val, range(40)), test=Part(splits.test, range(60)))
 
 
 @pytest.fixture

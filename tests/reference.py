@@ -1,7 +1,8 @@
-"""What Google's own code computed for small random checkpoints (fixtures/README.md says how).
+"""What the published codes computed for small random checkpoints (fixtures/README.md says how).
 
-A case is a checkpoint in Google's layout, images, and the outputs for them. ROWS are their architectures;
-FINE_TUNED are loads of such a checkpoint for another image size, with another head.
+A case is a checkpoint, images, and the outputs for them. ROWS are the architectures of those in Google's layout;
+FINE_TUNED are loads of such a checkpoint for another image size, with another head. TORCH_ROWS are the architectures
+of those in PyTorch's formats (DeiT, CaiT, MAE, timm).
 """
 
 import json
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import architecture
+from configs import META, architecture
 
 FIXTURES = Path(__file__).parent / "fixtures"
-GOOGLE = FIXTURES / "google"
+GOOGLE, TORCH = FIXTURES / "google", FIXTURES / "torch_formats"
 
 ROWS = {
     "g_p16_pre": architecture(16, 48, 80, 3, 3, img_size=64),
@@ -39,6 +40,19 @@ FINE_TUNED = {
     "g_r50b_to96": ("g_r50b", 96),
     "g_p16_gap_to96": ("g_p16_gap", 96),
 }
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+TORCH_ROWS = {
+    "deit": architecture(16, 24, 96, 3, 3, img_size=48, **META),
+    "deit_dist": architecture(16, 24, 96, 3, 3, img_size=48, distilled=True, **META),
+    "cait": architecture(16, 32, 128, 4, 3, img_size=64, class_layers=2, layer_scale=1e-5, **META),
+    "mae_gp1": architecture(16, 24, 96, 3, 3, img_size=64, classifier="patch_mean", **META),
+    "mae_gp0": architecture(16, 24, 96, 3, 3, img_size=64, **META),
+    "timm_vit": architecture(16, 24, 96, 3, 3, img_size=48, **META | HALF),
+}
+TORCH_FILES = {
+    "deit": "deit_tiny.pth", "deit_dist": "deit_tiny_distilled.pth", "cait": "cait_xxs_tiny.pth",
+    "mae_gp1": "mae_finetuned_gp1.pth", "mae_gp0": "mae_finetuned_gp0.pth", "timm_vit": "timm_vit_tiny.safetensors"}
 
 
 def weights(case: str) -> Path:
@@ -66,6 +80,41 @@ def images(side: int) -> Tensor:
 def normalise(pixels: np.ndarray) -> Tensor:
     """(B, h, w, 3) uint8 -> (B, 3, h, w) in [-1, 1]"""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def torch_state(case: str) -> dict[str, Tensor]:
+    """The weights of a case of TORCH_ROWS, read without our loader; names without the wrapper's "module."."""
+    path = TORCH / TORCH_FILES[case]
+    if path.suffix == ".pth":
+        state = torch.load(path, weights_only=True)["model"]
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    content = path.read_bytes()                # safetensors: the length of a JSON header, the header, the arrays
+    start = 8 + int.from_bytes(content[:8], "little")
+    state = {}
+    for name, entry in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            assert entry["dtype"] == "F32"
+            first, last = entry["data_offsets"]
+            array = np.frombuffer(content[start + first: start + last], dtype="<f4")
+            state[name] = torch.tensor(array).view(entry["shape"])
+    return state
+
+
+def torch_images(case: str) -> Tensor:
+    """(B, 3, side, side) as the case's row normalises them."""
+    row = TORCH_ROWS[case]
+    pixels = arrays(TORCH / "expected.npz")["mae/img"] if case.startswith("mae") else (
+        arrays(TORCH / "images.npz")[f"img_{row.img_size}"])
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (row.mean, row.std))
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def torch_expected(prefix: str) -> dict[str, Tensor]:
+    """"deit" -> the arrays deit/..., under the rest of their names."""
+    found = {name.removeprefix(f"{prefix}/"): torch.from_numpy(array) for name, array in arrays(TORCH / "expected.npz").items()
+             if name.startswith(f"{prefix}/") and array.dtype == np.float32}
+    assert found
+    return found
 
 
 def tolerance(case: str) -> float:

@@ -1,4 +1,4 @@
-"""Self-attention, and recording its weights without touching the forward pass."""
+"""Self-, talking-heads and class attention, and recording their weights without touching the forward pass."""
 
 import pytest
 import reference
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from configs import architecture
 from models import create_model, record_attention
-from models.attention import Attend, SelfAttention
+from models.attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention
 
 SMALL = architecture(4, 32, 64, 2, 3, img_size=16)
 GAP = architecture(4, 32, 64, 2, 3, img_size=16, classifier="gap")
@@ -45,6 +45,26 @@ def test_self_attention_is_the_formula():
         weights = (q[..., part] @ k[..., part].transpose(1, 2) / 4 ** 0.5).softmax(-1)
         heads.append(weights @ v[..., part])
     torch.testing.assert_close(layer(x), layer.proj(torch.cat(heads, dim=-1)))
+
+
+def test_talking_heads_attention_is_the_formula():
+    """Shazeer et al., section 4: logits of all heads mixed before the softmax, weights of all heads after it."""
+    torch.manual_seed(0)
+    layer, x = TalkingHeadsAttention(12, 3).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    q, k, v = (x @ layer.qkv.weight.t() + layer.qkv.bias).view(2, 5, 3, 3, 4).unbind(2)
+    logits = torch.einsum("bnhd,bmhd->bnmh", q, k) / 4 ** 0.5
+    weights = (logits @ layer.proj_l.weight.t() + layer.proj_l.bias).softmax(dim=2) @ layer.proj_w.weight.t() + layer.proj_w.bias
+    torch.testing.assert_close(layer(x), layer.proj(torch.einsum("bnmh,bmhd->bnhd", weights, v).reshape(2, 5, 12)))
+
+
+def test_class_attention_is_the_first_row_of_self_attention():
+    torch.manual_seed(0)
+    layer, whole, x = ClassAttention(12, 3), SelfAttention(12, 3), torch.randn(2, 5, 12)
+    state = layer.state_dict()
+    whole.load_state_dict({f"proj.{kind}": state[f"proj.{kind}"] for kind in ("weight", "bias")} | {
+        f"qkv.{kind}": torch.cat([state[f"{part}.{kind}"] for part in "qkv"]) for kind in ("weight", "bias")})
+    assert layer(x).shape == (2, 1, 12)
+    torch.testing.assert_close(layer(x), whole(x)[:, :1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

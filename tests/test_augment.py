@@ -1,14 +1,19 @@
-"""Image transforms: sizes, types, what each kind does; normalising."""
+"""Image transforms: sizes, types, what each kind and each knob does; normalising."""
+
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms as v1
 
-from utils.augment import CROP_SCALE, eval_transform, normalise, train_transform
+from utils.augment import eval_transform, normalise, train_transform
 from utils.randomness import seeded
 
-KINDS = [("crop_flip", True), ("crop_flip", False), ("crop", True), ("none", True)]
+KINDS = [("crop_flip", True), ("crop_flip", False), ("crop", True), ("pad_flip", True), ("pad_flip", False), ("pad", True),
+         ("none", True)]
+EVERYTHING = {"rotation": 10.0, "color_jitter": 0.4, "randaugment_ops": 2, "random_erasing": 0.5, "interpolation": "bicubic"}
 
 
 def picture(height=40, width=60) -> Image.Image:
@@ -18,61 +23,225 @@ def picture(height=40, width=60) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-def draws(transform, count=24) -> list[torch.Tensor]:
+def plain(*colour: int, size=24) -> Image.Image:
+    return Image.new("RGB", (size, size), colour if len(colour) == 3 else colour * 3)
+
+
+def draws(transform, count=24, image=None) -> list[torch.Tensor]:
     outputs = []
     for number in range(count):
         with seeded(0, number):
-            outputs.append(transform(picture()))
+            outputs.append(transform(image or picture()))
     return outputs
 
 
 def is_mirrored(image: torch.Tensor) -> bool:
     """The second channel of `picture` grows from left to right."""
-    return bool(image[1, :, 0].float().mean() > image[1, :, -1].float().mean())
+    margin = image.shape[2] // 4            # what padding may have blackened
+    return bool(image[1, :, margin].float().mean() > image[1, :, -1 - margin].float().mean())
 
 
 @pytest.mark.parametrize(("kind", "flip"), KINDS)
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (70, 9)])
 def test_output_is_uint8_of_the_size_asked_for(kind, flip, size):
-    for transform in (train_transform(kind, size, flip), eval_transform(size)):
-        image = transform(picture())
-        assert image.dtype == torch.uint8 and image.shape == (3, *size)
-        assert image.float().std() > 10      # a picture, not a constant
+    for channels in (1, 3):
+        for transform in (train_transform(kind, size, flip=flip, channels=channels),
+                          train_transform(kind, size, flip=flip, channels=channels, **EVERYTHING),
+                          eval_transform(size, channels=channels), eval_transform(size, channels=channels, crop=0.8)):
+            image = transform(picture())
+            assert image.dtype == torch.uint8 and image.shape == (channels, *size)
+            assert image.float().std() > 5      # a picture, not a constant
+
+
+@pytest.mark.parametrize("kind", ["crop_flip", "pad"])
+def test_every_draw_comes_from_the_seeded_generator(kind):
+    transform = train_transform(kind, (16, 16), **EVERYTHING)
+    copied = pickle.loads(pickle.dumps(transform))          # as it reaches the loader's workers
+    assert all(torch.equal(a, b) for a, b in zip(draws(transform), draws(copied)))
+    pickle.dumps(eval_transform((16, 16), crop=0.9))
+
+
+def test_unknown_kind():
+    with pytest.raises(AssertionError):
+        train_transform("none_flip", (8, 8))
+
+
+# ------------------------------------------------------------------------------------------- crops and flips
 
 
 def test_kinds_differ():
-    outputs = {(kind, flip): draws(train_transform(kind, (16, 16), flip)) for kind, flip in KINDS}
-    plain = eval_transform((16, 16))(picture())
-    assert all(torch.equal(image, plain) for image in outputs["none", True])
-    assert not any(torch.equal(image, plain) for image in outputs["crop", True])
-    same = [torch.equal(a, b) for a, b in zip(outputs["crop_flip", True], outputs["crop", True])]
-    assert any(same) and not all(same)
+    outputs = {(kind, flip): draws(train_transform(kind, (16, 16), flip=flip)) for kind, flip in KINDS}
+    whole = eval_transform((16, 16))(picture())
+    assert all(torch.equal(image, whole) for image in outputs["none", True])
+    assert not any(torch.equal(image, whole) for image in outputs["crop", True])
+    for kind in ("crop", "pad"):
+        same = [torch.equal(a, b) for a, b in zip(outputs[f"{kind}_flip", True], outputs[kind, True])]
+        assert any(same) and not all(same)
 
 
-def test_only_crop_flip_of_data_that_may_be_flipped_is_mirrored():
-    mirrored = {(kind, flip): sum(map(is_mirrored, draws(train_transform(kind, (16, 16), flip)))) for kind, flip in KINDS}
+def test_only_flips_of_data_that_may_be_flipped_mirror():
+    mirrored = {(kind, flip): sum(map(is_mirrored, draws(train_transform(kind, (32, 32), flip=flip, crop_padding=2))))
+                for kind, flip in KINDS}
     assert 4 <= mirrored.pop(("crop_flip", True)) <= 20       # about half of 24
+    assert 4 <= mirrored.pop(("pad_flip", True)) <= 20
     assert set(mirrored.values()) == {0}
 
 
 def test_the_crop_stays_where_it_is_when_flips_are_off():
-    with_flip, without = (draws(train_transform("crop_flip", (16, 16), flip)) for flip in (True, False))
+    with_flip, without = (draws(train_transform("crop_flip", (16, 16), flip=flip)) for flip in (True, False))
     for a, b in zip(with_flip, without):
         assert torch.equal(a.flip(-1) if is_mirrored(a) else a, b)
 
 
-def test_crops_reach_small_areas():
-    """The ViT paper's scale (0.05, 1): a crop's range of the first channel shows its height."""
-    assert CROP_SCALE == (0.05, 1.0)
-    heights = [int(image[0].max()) - int(image[0].min()) for image in draws(train_transform("crop", (16, 16), False), 60)]
-    assert min(heights) < 100 and max(heights) > 200
+@pytest.mark.parametrize(("scale", "low", "high"), [({}, 0, 100), ({"crop_scale": 0.6}, 195, 225)])
+def test_crops_reach_areas_as_small_as_asked_for(scale, low, high):
+    """The ViT paper's scale (0.05, 1) by default: a crop's range of the first channel shows its height."""
+    outputs = draws(train_transform("crop", (16, 16), flip=False, **scale), 60)
+    heights = [int(image[0].max()) - int(image[0].min()) for image in outputs]
+    assert low < min(heights) < high and max(heights) > 230
 
 
-def test_evaluation_resizes_the_whole_image_and_draws_nothing():
+@pytest.mark.parametrize("padding", [2, 4])
+def test_pad_shifts_the_resized_image_over_black(padding):
+    whole = np.pad(eval_transform((16, 20))(picture()).numpy(), ((0, 0), (padding, padding), (padding, padding)))
+    places = []
+    for image in draws(train_transform("pad", (16, 20), crop_padding=padding), 60):
+        found = [(top, left) for top in range(2 * padding + 1) for left in range(2 * padding + 1)
+                 if np.array_equal(whole[:, top:top + 16, left:left + 20], image.numpy())]
+        assert found
+        places.append(found[0])
+    assert len(set(places)) > 12 and {0, 2 * padding} <= {side for place in places for side in place}
+
+
+# ------------------------------------------------------------------------------------------------ appearance
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_interpolation_is_pillow_s(name):
+    expected = np.asarray(picture().resize((20, 12), getattr(Image.Resampling, name.upper()))).transpose(2, 0, 1)
+    assert np.array_equal(eval_transform((12, 20), interpolation=name)(picture()), expected)
+    assert np.array_equal(train_transform("none", (12, 20), interpolation=name)(picture()), expected)
+
+
+@pytest.mark.parametrize("kind", ["crop", "pad"])
+def test_interpolation_of_crops(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
+    linear, cubic = (draws(train_transform(kind, (16, 16), interpolation=name), 8, noise) for name in ("bilinear", "bicubic"))
+    assert not any(torch.equal(a, b) for a, b in zip(linear, cubic))
+
+
+def test_rotation_turns_both_ways_and_no_further():
+    angles = []
+    for image in draws(train_transform("none", (64, 64), rotation=20.0), 40, picture(64, 64)):
+        down, right = np.gradient(image[1, 20:44, 20:44].float().numpy())         # the second channel grows to the right
+        angles.append(np.degrees(np.arctan2(down.mean(), right.mean())))
+    assert -21 < min(angles) < -10 and 10 < max(angles) < 21
+
+
+def test_color_jitter_changes_brightness_contrast_and_saturation():
+    """Dark grey, light grey and a colour: their mean follows the brightness alone, their distances show the others."""
+    bands = Image.fromarray(np.array([[[60] * 3, [140] * 3, [130, 90, 90]]], np.uint8)).resize((24, 24), Image.Resampling.NEAREST)
+    transform = train_transform("none", (24, 24), color_jitter=0.5)
+    outputs = [image[:, 0, [0, 12, 23]].float() for image in draws(transform, 60, bands)]
+    brightness = [(image[:, :2].mean() / 100).item() for image in outputs]
+    contrast = [((image[0, 1] - image[0, 0]) / 80).item() / bright for image, bright in zip(outputs, brightness)]
+    saturation = [((image[0, 2] - image[1, 2]) / (image[0, 1] - image[0, 0]) * 2).item() for image in outputs]
+    for factors in (brightness, contrast, saturation):
+        assert 0.47 < min(factors) < 0.7 and 1.3 < max(factors) < 1.53
+
+
+@pytest.mark.parametrize(("magnitude", "expected"), [
+    # brightness 100 (1 - 0.09 m) and 100 (1 + 0.09 m); 8 - m / 2.5 bits; inverted above 255 (1 - m / 10); or as it was
+    (9, {19, 181, 96, 155, 100}), (10, {10, 190, 96, 155, 100}), (4, {64, 136, 100}), (0, {100})])
+def test_randaugment_has_the_paper_s_magnitudes(magnitude, expected):
+    outputs = draws(train_transform("none", (24, 24), randaugment_ops=1, randaugment_magnitude=magnitude), 250, plain(100))
+    assert {image[0, 12, 12].item() for image in outputs} == expected
+
+
+def test_randaugment_applies_as_many_operations_as_asked_for():
+    """Of 14 operations one keeps the picture, others may: the share of kept pictures falls with their number."""
+    whole = train_transform("none", (24, 24))(picture())
+    kept = [sum(torch.equal(image, whole) for image in draws(train_transform("none", (24, 24), randaugment_ops=number), 150))
+            for number in (0, 1, 3)]
+    assert kept[0] == 150 > kept[1] > kept[2]
+
+
+def test_random_erasing_fills_a_rectangle_with_noise():
+    areas, ratios, pixels = [], [], []
+    for image in draws(train_transform("none", (100, 100), random_erasing=1.0), 40, plain(100)):
+        changed = (image != 100).any(dim=0).numpy()
+        rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+        hole = image[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        areas.append(hole[0].numel() / 10_000)
+        ratios.append(hole.shape[1] / hole.shape[2])
+        pixels.append(hole.float().flatten())
+        assert (hole != 100).float().mean() > 0.97
+    assert 0.019 < min(areas) < 0.06 and 0.25 < max(areas) < 0.34
+    assert 0.29 < min(ratios) < 0.6 and 1.8 < max(ratios) < 3.4
+    pixels = torch.cat(pixels)
+    noise = (127.5 + 57.375 * torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))).round().clamp(0, 255)
+    assert pixels.mean().item() == pytest.approx(noise.mean().item(), abs=0.5)
+    assert pixels.std().item() == pytest.approx(noise.std().item(), abs=0.5)
+
+
+def test_random_erasing_has_its_probability():
+    outputs = draws(train_transform("none", (24, 24), random_erasing=0.25), 200, plain(100))
+    assert 30 <= sum(image.unique().numel() > 1 for image in outputs) <= 70
+
+
+# ---------------------------------------------------------------------------------------------------- channels
+
+
+def test_one_channel_of_a_grey_image_is_the_image():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for transform in (train_transform("none", (16, 16), channels=1), eval_transform((16, 16), channels=1),
+                      eval_transform((16, 16), channels=1, crop=1.0)):
+        assert np.array_equal(transform(Image.fromarray(grey).convert("RGB")), grey[None])
+
+
+def test_one_channel_of_a_colour_image_is_its_luma():
+    """ITU-R BT.601"""
+    colour = (200, 90, 30)
+    expected = 0.299 * 200 + 0.587 * 90 + 0.114 * 30
+    for transform in (train_transform("pad", (8, 8), channels=1, crop_padding=0), eval_transform((8, 8), channels=1)):
+        assert transform(plain(*colour)).unique().tolist() == [pytest.approx(expected, abs=0.6)]
+
+
+# -------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.8])
+def test_evaluation_draws_nothing(crop):
     before = torch.get_rng_state()
-    image = eval_transform((20, 30))(picture(40, 60)).float()
+    eval_transform((20, 30), crop=crop)(picture(40, 60))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_resizes_the_whole_image():
+    image = eval_transform((20, 30))(picture(40, 60)).float()
     assert image[0, 0].mean() < 10 and image[0, -1].mean() > 245 and image[1, :, 0].mean() < 10 and image[1, :, -1].mean() > 245
+
+
+@pytest.mark.parametrize("shape", [(50, 83), (83, 50), (61, 61), (300, 47), (20, 20)])
+@pytest.mark.parametrize(("side", "crop", "resized"), [(28, 0.875, 32), (30, 1.0, 30), (48, 0.9, 53), (24, 0.9, 26)])
+def test_crop_is_deit_s_evaluation(shape, side, crop, resized):
+    """The shorter side resized to int(side / crop), then the middle; by the transforms of its published code."""
+    theirs = v1.Compose([v1.Resize(resized, interpolation=v1.InterpolationMode.BICUBIC), v1.CenterCrop(side), v1.PILToTensor()])
+    ours = eval_transform((side, side), interpolation="bicubic", crop=crop)
+    assert torch.equal(ours(picture(*shape)), theirs(picture(*shape)))
+
+
+@pytest.mark.parametrize(("shape", "size", "crop", "resized"), [
+    ((40, 60), (16, 32), 0.8, (26, 40)), ((60, 40), (16, 32), 0.8, (60, 40)), ((100, 100), (30, 10), 1.0, (30, 30)),
+    ((40, 200), (30, 10), 0.5, (60, 300))])
+def test_crop_to_other_shapes_keeps_the_image_s_shape(shape, size, crop, resized):
+    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
+    whole = np.asarray(picture(*shape).resize(resized[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    expected = whole[:, top:top + size[0], left:left + size[1]]
+    assert np.array_equal(eval_transform(size, crop=crop)(picture(*shape)), expected)
+
+
+# ----------------------------------------------------------------------------------------------- normalising
 
 
 def test_normalise_to_plus_minus_one():
@@ -81,6 +250,7 @@ def test_normalise_to_plus_minus_one():
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, images.float() / 127.5 - 1, rtol=0, atol=1e-6)
     assert got.min() == -1 and got.max() == 1
+    assert torch.equal(normalise(images.double(), (0.5,) * 3, (0.5,) * 3), got)
 
 
 def test_normalise_by_channel_and_type():
@@ -88,3 +258,5 @@ def test_normalise_by_channel_and_type():
     got = normalise(images, (0.1, 0.2, 0.4), (0.1, 0.5, 0.4), torch.float16)
     assert got.dtype == torch.float16
     torch.testing.assert_close(got[0, :, 0, 0].float(), torch.tensor([1.0, 0.0, -0.5]), rtol=0, atol=1e-3)
+    halfway = normalise(torch.full((1, 1, 2, 2), 127.5), (0.25,), (0.5,))          # what mixing makes
+    torch.testing.assert_close(halfway, torch.full((1, 1, 2, 2), 0.5), rtol=0, atol=1e-6)

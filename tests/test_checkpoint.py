@@ -17,7 +17,7 @@ def state(step=3, **changes) -> RunState:
     values = {"step": step, "updates": step - 1, "skips": 1, "model": {"weight": torch.arange(6.0).view(2, 3)}, "optimizer": {},
               "scaler": {"scale": 65536.0}, "best": {"step": 2, "accuracy": 0.5}, "first": {"accuracy": 0.125},
               "config": {"img_size": (8, 10), "name": None, "learning_rate": 1e-3}, "architecture": {"mean": (0.5, 0.5, 0.5)},
-              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
+              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5, "ema": {"weight": torch.arange(6.0).view(2, 3) / 7}}
     return RunState(**values | changes)
 
 
@@ -45,7 +45,8 @@ def refused(path) -> str:
 
 def test_what_is_saved_is_loaded(saved):
     loaded, expected = vars(load(saved)), vars(state())
-    assert torch.equal(loaded.pop("model")["weight"], expected.pop("model")["weight"])
+    for weights in ("model", "ema"):
+        assert torch.equal(loaded.pop(weights)["weight"], expected.pop(weights)["weight"])
     assert loaded == expected and type(loaded["config"]["img_size"]) is tuple
     verify(saved)
     assert os.listdir(saved.parent) == [saved.name]
@@ -149,11 +150,31 @@ def test_missing_files_and_folders_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [{"format": "vit-run-0", "step": 3}, {"step": 3}, [1, 2]], ids=str)
 def test_other_versions_of_the_format_are_told(tmp_path, content):
-    path = tmp_path / "old.pt"
+    with pytest.raises(CheckpointError, match="this version"):
+        load(sealed(tmp_path / "old.pt", content))
+
+
+def sealed(path, content):
     torch.save(content, path)
     checkpoint._seal(path)
+    return path
+
+
+def test_a_file_from_before_averages_is_read(tmp_path):
+    content = dict(vars(state()))
+    del content["ema"]
+    loaded = load(sealed(tmp_path / "old.pt", content))
+    assert loaded.ema == {} and loaded.step == 3 and loaded.format == checkpoint.FORMAT
+
+
+@pytest.mark.parametrize("name", ["model", "skips", "architecture", "train_images"])
+def test_a_file_that_lacks_anything_else_is_refused(tmp_path, name):
+    content = dict(vars(state()))
+    del content[name]
     with pytest.raises(CheckpointError, match="this version"):
-        load(path)
+        load(sealed(tmp_path / "less.pt", content))
+    with pytest.raises(CheckpointError, match="this version"):
+        load(sealed(tmp_path / "more.pt", vars(state()) | {"another": 1}))
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
@@ -162,9 +183,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "made by the file"),)
 
-    path = tmp_path / "code.pt"
-    torch.save(vars(state()) | {"best": Code()}, path)
-    checkpoint._seal(path)
+    path = sealed(tmp_path / "code.pt", vars(state()) | {"best": Code()})
     with pytest.raises(CheckpointError) as told:
         load(path)
     assert "\n" not in str(told.value) and not (tmp_path / "made by the file").exists()

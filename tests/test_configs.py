@@ -17,9 +17,32 @@ OTHER = {
     "warmup_steps": "33", "decay_type": "linear", "optimizer": "sgd", "learning_rate": "0.025", "weight_decay": "0.125",
     "max_grad_norm": "0.5", "dropout_rate": "0.3", "augmentation": "crop", "eval_every": "9", "save_every": "11",
     "keep_checkpoints": "5", "precision": "fp16", "fp16": None, "fp16_opt_level": "O1", "loss_scale": "64.0",
-    "device": "cpu", "num_workers": "6", "seed": "1", "eval_only": None, "confusion_matrix": None}
+    "device": "cpu", "num_workers": "6", "seed": "1", "eval_only": None, "confusion_matrix": None, "eval_train": None,
+    "val_fraction": "0.1", "test_fraction": "0.2", "split_seed": "3", "test": "once", "patch_size": "4", "hidden_size": "96",
+    "mlp_dim": "100", "num_heads": "2", "num_layers": "3", "in_channels": "1", "classifier": "gap", "wandb": "project",
+    "num_epochs": "2.5", "warmup_epochs": "0.5", "momentum": "0.8", "min_learning_rate": "1e-06",
+    "warmup_learning_rate": "1e-05", "head_learning_rate": "0.5", "layer_decay": "0.75", "decay_milestones": "20,40",
+    "decay_on": "matrices", "train_layers": "head", "freeze": "pos_embed,blocks.0.*", "ema_decay": "0.99",
+    "attention_dropout_rate": "0.2", "drop_path_rate": "0.15", "label_smoothing": "0.1", "class_weights": "balanced",
+    "crop_scale": "0.3", "crop_padding": "2", "rotation": "10.0", "color_jitter": "0.4", "randaugment_ops": "2",
+    "randaugment_magnitude": "5", "random_erasing": "0.25", "mixup_alpha": "0.8", "cutmix_alpha": "1.0",
+    "mix_probability": "0.5", "mix_switch_probability": "0.25", "mix_off_steps": "10", "interpolation": "bicubic",
+    "eval_crop": "0.875", "distillation": "soft", "teacher": "output/teacher", "distillation_alpha": "0.1",
+    "distillation_temperature": "3.0"}
 # What a flag needs beside it to make sense.
-WITH = {"fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "folder"]}
+WITH = {
+    "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "folder"],
+    "split_seed": ["--val_fraction", "0.1"], "decay_milestones": ["--decay_type", "step", "--decay_milestones", "7"],
+    "momentum": ["--optimizer", "sgd"], "decay_on": ["--weight_decay", "0.1"], "crop_scale": ["--augmentation", "crop"],
+    "crop_padding": ["--augmentation", "pad"], "randaugment_magnitude": ["--randaugment_ops", "1"],
+    "mix_probability": ["--mixup_alpha", "1"], "mix_off_steps": ["--cutmix_alpha", "1"],
+    "mix_switch_probability": ["--mixup_alpha", "1", "--cutmix_alpha", "1"],
+    "teacher": ["--distillation", "hard", "--teacher", "t"],
+    "distillation": ["--teacher", "t", "--distillation", "hard"],
+    "distillation_alpha": ["--distillation", "hard", "--teacher", "t"],
+    "distillation_temperature": ["--distillation", "soft", "--teacher", "t"]}
+# Epochs become steps when the number of training images is known.
+LENGTHS = {"num_epochs": ("num_steps", 1797, 70), "warmup_epochs": ("warmup_steps", 1797, 14)}
 
 
 def typed(name: str) -> list[str]:
@@ -52,15 +75,33 @@ def test_the_list_above_is_whole():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_hold_flags_of_the_right_kind(recipe):
-    for name, value in RECIPES[recipe].items():
-        assert name in FLAGS and FLAGS[name][1] is None, name
-        assert parse([f"--{name}", str(value)]) == {name: value}
+    variants = [row for (name, _), row in configs.VARIANTS.items() if name == recipe]
+    sizes = [row for _, row in configs.SIZE_RULES.get(recipe, ())]
+    for row in [RECIPES[recipe], *variants, *sizes]:
+        for name, value in row.items():
+            assert name in FLAGS, name
+            typed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            assert parse([f"--{name}", typed]) == {name: value}, name
 
 
-def test_every_recipe_fills_the_same_flags_and_all_that_are_needed():
-    assert {frozenset(recipe) for recipe in RECIPES.values()} == {frozenset(RECIPES["vit-paper"])}
-    left = {name for name, (_, default, _) in FLAGS.items() if default is None} - set(RECIPES["vit-paper"])
-    assert left == {"name", "model_type", "img_size", "resume_path", "dropout_rate", "save_every", "num_workers"}
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fills_all_that_is_needed(recipe):
+    """What has no default, and what no later stage fills."""
+    filled = {name for name, (_, default, _) in FLAGS.items() if default is None} - {
+        "name", "resume_path", "num_workers", "wandb", "head_learning_rate", "freeze", "teacher", "num_epochs", "warmup_epochs",
+        "attention_dropout_rate", "drop_path_rate", "classifier", "in_channels", "decay_milestones", *configs.SIZES}
+    given = {"recipe": recipe}
+    run = resolve(given)
+    configs.set_lengths(run, given, 50_000)
+    assert {name for name in filled if run[name] is None} == set()
+    assert run.decay_type != "step" or run.decay_milestones
+
+
+def test_variants_and_rules_belong_to_recipes():
+    assert {name for name, _ in configs.VARIANTS} | set(configs.SIZE_RULES) <= set(RECIPES)
+    assert {model for _, model in configs.VARIANTS} <= set(MODELS)
+    assert {name for names, _, _ in configs.ACTS_WITH for name in names} <= set(FLAGS)
+    assert not configs.QUIET - set(FLAGS) and not set(configs.MODEL_KEYS) - set(FLAGS)
 
 
 def test_other_tables_name_what_exists():
@@ -101,7 +142,13 @@ def test_a_flag_is_parsed_alone_and_acts_on_the_result(name):
     given = parse(typed(name))
     assert set(given) == {name}
     with_it, without = run_of(*WITH.get(name, []), *typed(name)), run_of(*WITH.get(name, []))
-    assert with_it[name] == given[name] != without[name]
+    if name in LENGTHS:
+        steps, images, value = LENGTHS[name]
+        run = resolve(given)
+        configs.set_lengths(run, given, images)
+        assert run[steps] == value != without[steps] and run[name] is None
+    else:
+        assert with_it[name] == given[name] != without[name]
 
 
 def test_nothing_given_is_nothing_filled():
@@ -128,8 +175,11 @@ BAD_VALUES = [
     ("weight_decay", "-1"), ("max_grad_norm", "-1"), ("loss_scale", "-1"), ("loss_scale", "nan"), ("dropout_rate", "1"),
     ("dropout_rate", "-0.1"), ("dropout_rate", "nan"), ("name", "../up"), ("name", "a/b"), ("name", ".hidden"), ("name", ""),
     ("name", "a b"), ("name", "-x"), ("name", "a\n"), ("name", "ä"),
-    ("dataset", "cifar11"), ("recipe", "none"), ("decay_type", "exponential"), ("optimizer", "adam"),
-    ("augmentation", "flip"), ("precision", "fp8"), ("fp16_opt_level", "O4"), ("device", "tpu")]
+    ("dataset", "cifar11"), ("recipe", "none"), ("decay_type", "exponential"), ("optimizer", "rmsprop"),
+    ("augmentation", "flip"), ("decay_milestones", "3,2"), ("decay_milestones", "x"), ("class_weights", "0,0"),
+    ("class_weights", "heavy"), ("class_weights", "1,-1"), ("train_layers", "tail"), ("train_layers", "0"), ("num_epochs", "0"),
+    ("randaugment_magnitude", "11"), ("mix_probability", "1.1"), ("random_erasing", "-0.1"), ("test", "sometimes"),
+    ("precision", "fp8"), ("fp16_opt_level", "O4"), ("device", "tpu")]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
@@ -179,7 +229,7 @@ def test_digits_are_the_default():
     assert {name: run[name] for name in RECIPES["digits"]} == RECIPES["digits"]
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "imagenet", "folder"])
+@pytest.mark.parametrize("dataset", [name for name in configs.DATASETS if name != "digits"])
 def test_other_data_start_from_the_paper(dataset):
     run = run_of("--dataset", dataset)
     assert (run["model_type"], run["recipe"], run["img_size"]) == ("ViT-B_16", "vit-paper", 224)
@@ -277,13 +327,125 @@ def test_precision_that_contradicts_itself(argv, words):
     assert words in told(resolve, parse(argv))
 
 
+# ----------------------------------------------------------------------------------------------------- lengths
+
+
+def lengths_of(images: int, *argv: str) -> tuple:
+    given = parse(list(argv))
+    run = resolve(given)
+    configs.set_lengths(run, given, images)
+    return run.num_steps, run.warmup_steps, run.decay_milestones, run.mixup_alpha
+
+
+@pytest.mark.parametrize(("images", "argv", "lengths"), [
+    (5_000, [], (500, 100, (200, 300, 400), 0.0)),
+    (50_000, [], (10_000, 500, (3_000, 6_000, 9_000), 0.1)),
+    (1_281_167, [], (20_000, 500, (6_000, 12_000, 18_000), 0.1)),
+    (20_000, [], (10_000, 500, (3_000, 6_000, 9_000), 0.1)),
+    (5_000, ["--num_steps", "50"], (50, 10, (20, 30, 40), 0.0)),
+    (5_000, ["--num_steps", "1000", "--warmup_steps", "7"], (1000, 7, (400, 600, 800), 0.0)),
+    (5_000, ["--num_epochs", "102.4"], (1000, 200, (400, 600, 800), 0.0)),
+    (50_000, ["--mixup_alpha", "0"], (10_000, 500, (3_000, 6_000, 9_000), 0.0)),
+    (50_000, ["--decay_milestones", "5,6"], (10_000, 500, (5, 6), 0.1)),
+    (50_000, ["--decay_type", "cosine"], (10_000, 500, None, 0.1))], ids=shown)
+def test_bit_goes_by_the_size_of_the_data(images, argv, lengths):
+    assert lengths_of(images, "--recipe", "bit-hyperrule", "--dataset", "cifar10", *argv) == lengths
+
+
+@pytest.mark.parametrize(("argv", "steps", "warmup"), [
+    (["--num_epochs", "3"], 84, 8), (["--num_epochs", "0.5", "--warmup_steps", "4"], 14, 4),
+    (["--num_epochs", "3", "--warmup_epochs", "1"], 84, 28), (["--num_steps", "84", "--warmup_epochs", "1"], 84, 28),
+    (["--recipe", "mae", "--dataset", "digits"], 175, 9),
+    (["--recipe", "mae", "--dataset", "digits", "--num_steps", "50"], 50, 5),
+    (["--recipe", "mae", "--dataset", "digits", "--num_epochs", "10"], 18, 1)], ids=shown)
+def test_epochs_become_steps(argv, steps, warmup):
+    """1,797 images; batches of 64 (28 steps an epoch), with MAE's recipe of 1,024."""
+    assert lengths_of(1797, *argv)[:2] == (steps, warmup)
+
+
+@pytest.mark.parametrize("argv", [["--num_steps", "5", "--num_epochs", "1"], ["--warmup_steps", "5", "--warmup_epochs", "1"]],
+                         ids=shown)
+def test_steps_and_epochs_contradict_each_other(argv):
+    assert "contradict" in told(resolve, parse(argv))
+
+
+def test_a_warm_up_in_epochs_that_is_too_long_is_told():
+    given = parse(["--num_epochs", "1", "--warmup_epochs", "2"])
+    assert "--warmup_steps 56" in told(configs.set_lengths, resolve(given), given, 1797)
+
+
+def test_an_epoch_between_evaluations_where_the_recipe_says_nothing():
+    given = parse(["--recipe", "mae", "--train_batch_size", "100"])
+    run = resolve(given)
+    assert configs.set_lengths(run, given, 1000) == "100 epochs of 1000 images = 1000 steps of 100"
+    assert run.eval_every == run.save_every == 10
+
+
+# ---------------------------------------------------------------------------------------- recipes and dimensions
+
+
+def test_a_recipe_brings_its_data_set_and_model():
+    run = run_of("--recipe", "scratch-small")
+    assert (run["dataset"], run["img_size"], run["patch_size"], run["pretrained_dir"]) == ("cifar100", 72, 6, "none")
+    assert run_of("--recipe", "scratch-small", "--dataset", "cifar10")["dataset"] == "cifar10"
+
+
+def test_another_model_does_not_take_the_recipes_dimensions():
+    run = run_of("--recipe", "scratch-small", "--model_type", "ViT-B_16")
+    assert run["patch_size"] is None and run["img_size"] == 224
+
+
+def test_a_variant_of_a_recipe():
+    assert run_of("--recipe", "mae")["layer_decay"] == 0.65
+    large = run_of("--recipe", "mae", "--model_type", "MAE-L_16")
+    assert (large["layer_decay"], large["drop_path_rate"]) == (0.75, 0.2)
+    assert run_of("--recipe", "mae", "--model_type", "MAE-L_16", "--layer_decay", "0.9")["layer_decay"] == 0.9
+
+
+@pytest.mark.parametrize(("argv", "pretrained"), [
+    ([], "auto"), (["--patch_size", "4"], "none"), (["--patch_size", "2"], "auto"), (["--hidden_size", "32"], "none"),
+    (["--patch_size", "4", "--pretrained_dir", "mine.npz"], "mine.npz"), (["--in_channels", "1"], "auto"),
+    (["--pretrained_dir", "augreg", "--model_type", "ViT-S_16"], "augreg/S_16"),
+    (["--recipe", "augreg", "--model_type", "R26-ViT-S_32"], "augreg/R26_S_32"),
+    (["--recipe", "augreg", "--model_type", "R-ViT-Ti_16"], "augreg/R_Ti_16")], ids=shown)
+def test_where_the_weights_come_from(argv, pretrained):
+    assert run_of(*argv)["pretrained_dir"] == pretrained
+
+
+def test_only_what_is_set_overrides_the_models_row():
+    run = resolve(parse(["--num_heads", "2", "--drop_path_rate", "0.1"]))
+    assert configs.model_overrides(run) == {"num_heads": 2, "drop_path_rate": 0.1, "dropout_rate": 0.0}
+
+
+@pytest.mark.parametrize("name", [name for names, _, _ in configs.ACTS_WITH for name in names])
+def test_a_flag_that_would_do_nothing_is_refused(name):
+    extra = {"crop_scale": ["--augmentation", "pad"], "momentum": ["--optimizer", "adam"]}.get(name, [])
+    said = told(resolve, parse([*extra, *typed(name)]))
+    assert f"--{name} acts with" in said
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--decay_type", "step"], "--decay_milestones"), (["--distillation", "hard"], "--teacher"),
+    (["--min_learning_rate", "1"], "--min_learning_rate"), (["--ema_decay", "0.9", "--fp16", "--fp16_opt_level", "O3"], "O3"),
+    (["--learning_rate", "0", "--head_learning_rate", "1"], "--train_layers head"),
+    (["--in_channels", "2"], "--in_channels 2")], ids=shown)
+def test_settings_that_do_not_fit(argv, words):
+    assert words in told(resolve, parse(argv))
+
+
 # --------------------------------------------------------------------------------------------------- resuming
 
 SAVED = run_of("--name", "r", "--fp16", "--fp16_opt_level", "O2", "--num_steps", "100")
 # What makes a run what it is. With another value of these, the steps before and after would not be one experiment.
 FIXED = ["dataset", "recipe", "model_type", "img_size", "train_batch_size", "warmup_steps", "decay_type", "optimizer",
          "learning_rate", "weight_decay", "max_grad_norm", "dropout_rate", "augmentation", "precision", "fp16",
-         "fp16_opt_level", "loss_scale", "seed"]
+         "fp16_opt_level", "loss_scale", "seed", "val_fraction", "test_fraction", "split_seed", "patch_size", "hidden_size",
+         "mlp_dim", "num_heads", "num_layers", "in_channels", "classifier", "warmup_epochs", "momentum", "min_learning_rate",
+         "warmup_learning_rate", "head_learning_rate", "layer_decay", "decay_milestones", "decay_on", "train_layers", "freeze",
+         "ema_decay", "attention_dropout_rate", "drop_path_rate", "label_smoothing", "class_weights", "crop_scale",
+         "crop_padding", "rotation", "color_jitter", "randaugment_ops", "randaugment_magnitude", "random_erasing",
+         "mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation",
+         "eval_crop", "distillation", "distillation_alpha", "distillation_temperature"]
 
 
 def test_every_flag_may_change_on_resume_or_may_not():
@@ -293,23 +455,30 @@ def test_every_flag_may_change_on_resume_or_may_not():
 @pytest.mark.parametrize("name", [name for name in FIXED if name not in ("fp16", "precision")])
 def test_a_resumed_run_keeps_what_it_is(name):
     given = parse(["--resume_path", "output/r", *typed(name)])
-    said = told(resolve_resumed, given, SAVED)
+    said = told(resolve_resumed, given, SAVED, 1000)
     assert f"--{name} " in said and str(SAVED[name]) in said and "--resume_path" in said
     # The value that it has is accepted.
-    same = resolve_resumed({"resume_path": "output/r", name: SAVED[name]}, SAVED)
+    same = resolve_resumed({"resume_path": "output/r", name: SAVED[name]}, SAVED, 1000)
     assert same.to_dict() == SAVED | {"resume_path": "output/r"}
 
 
-@pytest.mark.parametrize("name", sorted(MAY_CHANGE_ON_RESUME - {"resume_path"}))
+def test_a_resumed_run_may_be_given_epochs():
+    """SAVED has batches of 64 images."""
+    run = resolve_resumed(parse(["--num_epochs", "32"]), SAVED, 1000)
+    assert run.num_steps == 500 and run.num_epochs is None
+    assert "contradict" in told(resolve_resumed, {"num_epochs": 2.0, "num_steps": 50}, SAVED, 1000)
+
+
+@pytest.mark.parametrize("name", sorted(MAY_CHANGE_ON_RESUME - {"resume_path", "num_epochs"}))
 def test_a_resumed_run_takes_what_may_change(name):
     given = parse(["--resume_path", "output/r", *typed(name)])
-    run = resolve_resumed(given, SAVED).to_dict()
+    run = resolve_resumed(given, SAVED, 1000).to_dict()
     assert run[name] == given[name] != SAVED[name]
     assert {other for other in run if run[other] != SAVED[other]} == {name, "resume_path"}
 
 
 def test_a_resumed_run_without_flags_is_the_saved_one():
-    assert resolve_resumed({"resume_path": "x"}, SAVED).to_dict() == SAVED | {"resume_path": "x"}
+    assert resolve_resumed({"resume_path": "x"}, SAVED, 1000).to_dict() == SAVED | {"resume_path": "x"}
 
 
 @pytest.mark.parametrize(("saved", "argv", "accepted"), [
@@ -319,9 +488,9 @@ def test_a_resumed_run_without_flags_is_the_saved_one():
 def test_both_spellings_of_fp16_on_resume(saved, argv, accepted):
     given = parse(argv)
     if accepted:
-        assert resolve_resumed(given, run_of(*saved))["precision"] == run_of(*saved)["precision"]
+        assert resolve_resumed(given, run_of(*saved), 1000)["precision"] == run_of(*saved)["precision"]
     else:
-        assert "the checkpoint was made with" in told(resolve_resumed, given, run_of(*saved))
+        assert "the checkpoint was made with" in told(resolve_resumed, given, run_of(*saved), 1000)
 
 
 @pytest.mark.parametrize(("text", "saved", "accepted"), [
@@ -330,25 +499,25 @@ def test_both_spellings_of_fp16_on_resume(saved, argv, accepted):
 def test_image_sizes_on_resume(text, saved, accepted):
     given = parse(["--img_size", text])
     if accepted:
-        resolve_resumed(given, SAVED | {"img_size": saved})
+        resolve_resumed(given, SAVED | {"img_size": saved}, 1000)
     else:
-        assert "--img_size" in told(resolve_resumed, given, SAVED | {"img_size": saved})
+        assert "--img_size" in told(resolve_resumed, given, SAVED | {"img_size": saved}, 1000)
 
 
 def test_a_resumed_run_cannot_end_in_its_warm_up():
-    assert "10 warm-up steps" in told(resolve_resumed, {"num_steps": 9}, SAVED)
-    assert resolve_resumed({"num_steps": 10}, SAVED).num_steps == 10
+    assert "10 warm-up steps" in told(resolve_resumed, {"num_steps": 9}, SAVED, 1000)
+    assert resolve_resumed({"num_steps": 10}, SAVED, 1000).num_steps == 10
 
 
 def test_checkpoints_from_before_a_flag_have_its_default():
     older = {name: value for name, value in SAVED.items() if name not in ("confusion_matrix", "keep_checkpoints")}
-    run = resolve_resumed({"resume_path": "x"}, older)
+    run = resolve_resumed({"resume_path": "x"}, older, 1000)
     assert run.keep_checkpoints == 2 and run.confusion_matrix is False
 
 
 def test_checkpoints_from_before_a_flag_take_it_at_its_default():
     older = {name: value for name, value in SAVED.items() if name != "loss_scale"}
-    assert resolve_resumed({"loss_scale": 0.0}, older).loss_scale == 0.0
+    assert resolve_resumed({"loss_scale": 0.0}, older, 1000).loss_scale == 0.0
 
 
 # ---------------------------------------------------------------------------------------------------- as flags
@@ -359,7 +528,10 @@ def test_checkpoints_from_before_a_flag_take_it_at_its_default():
     ["--dataset", "cifar10", "--fp16", "--fp16_opt_level", "O3", "--img_size", "384x256", "--eval_only", "--confusion_matrix"],
     ["--learning_rate", "1e-05", "--weight_decay", "0.30000000000000004", "--model_type", "ViT-H_14"]], ids=shown)
 def test_as_flags_says_the_same_again(argv):
-    run = resolve(parse(argv))
+    given = parse(argv)
+    run = resolve(given)
+    if run.num_steps is None or run.warmup_steps is None:
+        configs.set_lengths(run, given, 1797)
     assert resolve(parse(shlex.split(as_flags(run)))) == run
 
 

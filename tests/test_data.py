@@ -1,21 +1,16 @@
-"""Data sets, the order of the samples, and the loaders."""
-
-import hashlib
-import io
-import pickle
-import tarfile
-import urllib.error
-from collections import Counter
-from pathlib import Path
+"""The order of the samples, and the loaders."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision import datasets
+from miniatures import GOOD_TREE, png, tree
+from torchvision.transforms import v2
 
 from utils import data
-from utils.data import ArrayImages, DataError, ImageError, Key, StepOrder
+from utils.augment import train_transform
+from utils.data import Key, StepOrder
+from utils.datasets import digits, folder
+from utils.splits import ArrayImages, ImageError
 
 # ----------------------------------------------------------------------------------------------------- order
 
@@ -84,209 +79,6 @@ def test_permutations_are_not_hoarded():
     assert max(len(order._permutations) for _ in order) <= 2
 
 
-# ------------------------------------------------------------------------------------------------ data sets
-
-
-def test_digits():
-    splits = data.load_splits("digits", "unused")
-    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [1097, 200, 500]
-    assert splits.classes == tuple("0123456789") and splits.val_name == "val" and not splits.can_flip
-    for split in (splits.train, splits.val, splits.test):
-        labels = [split[index][1] for index in range(len(split))]
-        assert set(labels) == set(range(10)) and all(type(label) is int for label in labels)
-    image, _ = splits.train[0]
-    assert image.mode == "RGB" and image.size == (8, 8)
-    pixels = np.stack([np.asarray(splits.train[index][0]) for index in range(100)])
-    assert pixels.min() == 0 and pixels.max() == 255
-    # No image of one part is in another.
-    parts = [{split.images[index].tobytes() for index in range(len(split))} for split in (splits.train, splits.val, splits.test)]
-    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
-
-
-def tree(root: Path, layout: dict[str, int]) -> str:
-    """{"train/ant": 3, ...}: folders with so many images, each of another colour"""
-    number = 0
-    for place, count in layout.items():
-        (root / place).mkdir(parents=True)
-        for name in range(count):
-            number += 1
-            Image.new("RGB", (10, 12), (number, 2 * number, 100)).save(root / place / f"{name}.png")
-    return str(root)
-
-
-GOOD = {"train/ant": 3, "train/bee": 2, "val/ant": 1, "val/bee": 2}
-
-
-def test_folder(tmp_path):
-    splits = data.load_splits("folder", tree(tmp_path, GOOD))
-    assert splits.classes == ("ant", "bee") and splits.can_flip
-    assert [label for _, label in splits.train.samples] == [0, 0, 0, 1, 1]
-    assert [label for _, label in splits.val.samples] == [0, 1, 1]
-    assert splits.test is splits.val and splits.val_name == "test"
-    image, label = splits.train[3]
-    assert image.mode == "RGB" and image.size == (10, 12) and label == 1 and image.getpixel((0, 0)) == (4, 8, 100)
-
-
-def test_folder_takes_nested_folders_and_leaves_hidden_ones_and_other_files(tmp_path):
-    root = tree(tmp_path, GOOD | {"train/ant/more/deeper": 2, ".git/objects": 1, "train/.cache": 1, "val/.thumbs": 1})
-    (tmp_path / "train" / "notes.txt").write_text("not a class")
-    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
-    Image.new("L", (4, 4), 7).save(tmp_path / "val" / "bee" / "GREY.JPEG")
-    splits = data.load_splits("folder", root)
-    assert splits.classes == ("ant", "bee")
-    assert Counter(label for _, label in splits.train.samples) == {0: 5, 1: 2}
-    assert Counter(label for _, label in splits.val.samples) == {0: 1, 1: 3}
-    assert {splits.val[index][0].mode for index in range(4)} == {"RGB"}
-
-
-BAD_TREES = {
-    "no such folder": ({}, ["no such folder: {root}/train", "--data_dir {root}", "train/ and val/"]),
-    "no val": ({"train/ant": 1}, ["no such folder: {root}/val"]),
-    "no train": ({"val/ant": 1}, ["no such folder: {root}/train"]),
-    "no classes": ({"train": 1, "val": 1}, ["{root}/train", "no class folders"]),
-    "empty class": (GOOD | {"train/cat": 1, "val/cat": 0}, ["{root}/val", "of class cat"]),
-    "class of hidden images": (GOOD | {"train/cat": 1, "val/cat/more": 0}, ["{root}/val", "of class cat"]),
-    "class in train alone": (GOOD | {"train/cat": 1}, ["only in train: cat"]),
-    "class in val alone": (GOOD | {"val/cat": 1, "val/dog": 1}, ["only in val: cat, dog"]),
-    "renamed class": ({"train/ant": 1, "val/aunt": 1}, ["only in train: ant", "only in val: aunt"]),
-    "many classes": ({f"train/c{n}": 1 for n in range(8)} | {"val/ant": 1}, ["c0, c1, c2, c3, c4 and 3 more"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TREES)
-def test_bad_trees_are_told_in_one_line(tmp_path, case):
-    layout, words = BAD_TREES[case]
-    tree(tmp_path, layout)
-    with pytest.raises(DataError) as told:
-        data.load_splits("folder", str(tmp_path))
-    assert "\n" not in str(told.value)
-    for word in words:
-        assert word.format(root=tmp_path) in str(told.value)
-
-
-def test_imagenet_wants_its_thousand_classes(tmp_path):
-    with pytest.raises(DataError, match=r"has 2 classes, not 1000: .*--dataset folder"):
-        data.load_splits("imagenet", tree(tmp_path / "two", GOOD))
-    for split in ("train", "val"):
-        for number in range(1000):
-            place = tmp_path / "all" / split / f"n{number:08d}"
-            place.mkdir(parents=True)
-            (place / "0.png").touch()
-    assert len(data.load_splits("imagenet", str(tmp_path / "all")).classes) == 1000
-
-
-def png(cut=None) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()[:cut]
-
-
-UNREADABLE = {"cut.png": png(cut=600), "header.png": png(cut=20), "empty.jpg": b"", "page.png": b"<html>404</html>",
-              "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"}
-
-
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_an_unreadable_image_names_itself(tmp_path, name):
-    (tmp_path / name).write_bytes(UNREADABLE[name])
-    with pytest.raises(ImageError) as told:
-        data.FileImages([(str(tmp_path / name), 0)])[0]
-    assert str(tmp_path / name) in str(told.value) and "\n" not in str(told.value)
-
-
-def test_a_missing_image_names_itself(tmp_path):
-    with pytest.raises(ImageError, match=r"gone\.png"):
-        data.FileImages([(str(tmp_path / "gone.png"), 0)])[0]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_comes_through_the_loaders(tmp_path, workers):
-    splits = data.load_splits("folder", tree(tmp_path, GOOD))
-    for place in ("train/bee/1.png", "val/bee/0.png"):
-        (tmp_path / place).write_bytes(png(cut=600))
-    common = {"img_size": (8, 8), "num_workers": workers, "pin_memory": False}
-    train = data.train_loader(splits.train, StepOrder(5, 5, 1, 0, 1, 0, 0, 2), augmentation="crop", can_flip=True, seed=0,
-                              **common)
-    evaluation = data.eval_loader(splits.val, batch_size=1, rank=0, world_size=1, **common)
-    for loader, place in ((train, "train/bee/1.png"), (evaluation, "val/bee/0.png")):
-        with pytest.raises(ImageError, match=place):
-            list(loader)
-
-
-# --------------------------------------------------------------------------------------------------- CIFAR-10
-
-CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-@pytest.fixture
-def cifar_archive(tmp_path, monkeypatch):
-    """An archive in CIFAR-10's format, of 4 images a part, that torchvision takes for the real one -> its path"""
-    random, sums = np.random.default_rng(0), {}
-    archive = tmp_path / "site" / datasets.CIFAR10.filename
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as tar:
-        for name in [*(f"data_batch_{part}" for part in range(1, 6)), "test_batch", "batches.meta"]:
-            content = {"label_names": CIFAR_CLASSES} if name == "batches.meta" else {
-                "data": random.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": random.integers(0, 10, 4).tolist()}
-            raw = pickle.dumps(content)
-            sums[name] = hashlib.md5(raw).hexdigest()
-            info = tarfile.TarInfo(f"{datasets.CIFAR10.base_folder}/{name}")
-            info.size = len(raw)
-            tar.addfile(info, io.BytesIO(raw))
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    parts = [[name, md5] for name, md5 in sums.items() if name != "batches.meta"]
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", parts[:-1])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", parts[-1:])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]})
-    return archive
-
-
-class Answer(io.BytesIO):
-    """What urlopen gives for any address: the file."""
-
-    def __init__(self, file: Path):
-        super().__init__(file.read_bytes())
-        self.url, self.length = datasets.CIFAR10.url, file.stat().st_size
-
-
-@pytest.mark.parametrize("how", ["downloaded", "put there by hand"])
-def test_cifar10(tmp_path, monkeypatch, cifar_archive, how):
-    asked = []
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: asked.append(request.full_url) or Answer(cifar_archive))
-    place = tmp_path / "data" if how == "downloaded" else cifar_archive.parent
-    splits = data.load_splits("cifar10", str(place))
-    assert set(asked) == ({datasets.CIFAR10.url} if how == "downloaded" else set())
-    assert len(splits.train) == 20 and len(splits.val) == 4 and splits.test is splits.val and splits.val_name == "test"
-    assert splits.classes == tuple(CIFAR_CLASSES) and splits.can_flip
-    image, label = splits.train[0]
-    assert image.size == (32, 32) and image.mode == "RGB" and type(label) is int
-    # Rows of the file are channels first.
-    batch = pickle.loads((place / datasets.CIFAR10.base_folder / "data_batch_1").read_bytes())
-    assert np.array_equal(np.asarray(image), batch["data"][0].reshape(3, 32, 32).transpose(1, 2, 0))
-    assert label == batch["labels"][0]
-
-
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_cifar_without_network_is_one_line_with_the_address(tmp_path, monkeypatch, dataset):
-    def offline(*_, **__):
-        raise urllib.error.URLError("no network here")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(DataError) as told:
-        data.load_splits(dataset, str(tmp_path))
-    url = getattr(datasets, dataset.upper()).url
-    assert "\n" not in str(told.value)
-    for word in (url, str(tmp_path), "no network here", dataset.upper()):
-        assert word in str(told.value)
-
-
-def test_a_damaged_cifar_archive_is_told(tmp_path, monkeypatch, cifar_archive):
-    cifar_archive.write_bytes(cifar_archive.read_bytes()[:-100])
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: Answer(cifar_archive))
-    with pytest.raises(DataError, match="CIFAR10") as told:
-        data.load_splits("cifar10", str(tmp_path / "data"))
-    assert "\n" not in str(told.value)
-
-
 # --------------------------------------------------------------------------------------------------- loaders
 
 
@@ -295,17 +87,25 @@ def pictures(count=11) -> ArrayImages:
     return ArrayImages(random.integers(0, 256, (count, 14, 10, 3), dtype=np.uint8), random.integers(0, 3, count))
 
 
-def pixels(split=None, *, batch_size=4, micro=1, workers=0, augmentation="crop_flip", can_flip=True, seed=5,
-           stop=6, size=(8, 8)) -> dict[tuple[int, int], torch.Tensor]:
+def resized(size) -> v2.Compose:
+    return v2.Compose([v2.Resize(size), v2.PILToTensor()])
+
+
+def cropped(size) -> v2.Compose:
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def pixels(split=None, *, batch_size=4, micro=1, workers=0, transform=None, seed=5, stop=6,
+           shape=(3, 8, 8)) -> dict[tuple[int, int], torch.Tensor]:
     """(epoch, index) -> the image that the training loader makes of it"""
     split = split or pictures()
     order = StepOrder(len(split), batch_size, micro, 0, 1, 0, 0, stop)
-    loader = data.train_loader(split, order, img_size=size, augmentation=augmentation, can_flip=can_flip, seed=seed,
-                               num_workers=workers, pin_memory=False)
+    loader = data.train_loader(split, order, transform=transform or cropped(shape[1:]), seed=seed, num_workers=workers,
+                               pin_memory=False)
     found = {}
     for batch, expected in zip(loader, order, strict=True):
         assert batch.keys == expected and batch.images.dtype == torch.uint8 and batch.targets.dtype == torch.int64
-        assert batch.images.shape == (len(expected), 3, *size)
+        assert batch.images.shape == (len(expected), *shape)
         assert batch.targets.tolist() == [split[key.index][1] for key in expected]
         found |= {(key.epoch, key.index): image for key, image in zip(batch.keys, batch.images)}
     return found
@@ -335,16 +135,26 @@ def test_augmentation_differs_between_epochs_and_seeds():
     assert not any(same(found, pixels(seed=6)))
 
 
+def test_the_given_transform_is_what_acts():
+    found = pixels(transform=resized((8, 8)))
+    for (_, index), image in found.items():
+        assert torch.equal(image, resized((8, 8))(pictures()[index][0]))
+    assert not any(same(found, pixels()))
+    grey = pixels(transform=v2.Compose([v2.Grayscale(), v2.Resize((8, 8)), v2.PILToTensor()]), shape=(1, 8, 8))
+    assert not any(image.shape == (3, 8, 8) for image in grey.values())
+
+
 def test_augmentation_kinds_and_flips_through_the_loader():
-    kinds = {kind: pixels(augmentation=kind) for kind in ("crop_flip", "crop", "none")}
+    kinds = {kind: pixels(transform=train_transform(kind, (8, 8), flip=True)) for kind in ("crop_flip", "crop", "none")}
     assert not any(same(kinds["crop"], kinds["none"]))
     assert len(set(same(kinds["crop"], kinds["crop_flip"]))) == 2                # some flipped, some not
-    assert all(same(kinds["crop"], pixels(augmentation="crop_flip", can_flip=False)))
+    assert all(same(kinds["crop"], pixels(transform=train_transform("crop_flip", (8, 8), flip=False))))
 
 
 def test_digits_are_not_flipped():
-    digits = data.load_splits("digits", "")
-    kinds = [pixels(digits.train, augmentation=kind, can_flip=digits.can_flip) for kind in ("crop", "crop_flip")]
+    splits = digits("")
+    kinds = [pixels(splits.train, transform=train_transform(kind, (8, 8), flip=splits.can_flip))
+             for kind in ("crop", "crop_flip")]
     assert all(same(*kinds))
 
 
@@ -353,8 +163,7 @@ def test_loading_leaves_the_generator_alone():
     expected = torch.rand(3)
     torch.manual_seed(0)
     split = pictures()
-    transform = data.train_transform("crop_flip", (8, 8), True)
-    keyed = data._Keyed(split, transform, seed=1)
+    keyed = data._Keyed(split, cropped((8, 8)), seed=1)
     for index in range(5):
         keyed[Key(0, 0, 0, index)]
     assert torch.equal(torch.rand(3), expected)
@@ -362,8 +171,9 @@ def test_loading_leaves_the_generator_alone():
 
 @pytest.mark.parametrize("size", [(6, 10), (10, 6)])
 def test_sizes_need_not_be_square(size):
-    pixels(size=size, stop=2)
-    loader = data.eval_loader(pictures(), batch_size=3, img_size=size, rank=0, world_size=1, num_workers=0, pin_memory=False)
+    pixels(shape=(3, *size), stop=2)
+    loader = data.eval_loader(pictures(), transform=resized(size), batch_size=3, rank=0, world_size=1, num_workers=0,
+                              pin_memory=False)
     assert {batch.images.shape[1:] for batch in loader} == {(3, *size)}
 
 
@@ -373,15 +183,15 @@ def test_sizes_need_not_be_square(size):
 def test_evaluation_covers_every_image_once(count, world, batch_size):
     split, seen = pictures(count), []
     for rank in range(world):
-        loader = data.eval_loader(split, batch_size=batch_size, img_size=(14, 10), rank=rank, world_size=world, num_workers=0,
-                                  pin_memory=False)
+        loader = data.eval_loader(split, transform=v2.PILToTensor(), batch_size=batch_size, rank=rank, world_size=world,
+                                  num_workers=0, pin_memory=False)
         batches = list(loader)
         assert len(batches) == len(loader) and all(1 <= len(batch.keys) <= batch_size for batch in batches)
         for batch in batches:
             for key, image, label in zip(batch.keys, batch.images, batch.targets):
                 seen.append(key.index)
                 assert label == split.labels[key.index]
-                assert np.array_equal(image.permute(1, 2, 0).numpy(), split.images[key.index])     # same size: as it is
+                assert np.array_equal(image.permute(1, 2, 0).numpy(), split.images[key.index])     # as it is
     assert sorted(seen) == list(range(count))
 
 
@@ -393,17 +203,17 @@ def test_default_workers(monkeypatch):
         assert data.default_workers("digits", ranks) == 0
 
 
-def test_data_sets_are_those_of_the_configuration():
-    import configs
-
-    assert tuple(data.DATASETS) == configs.FLAGS["dataset"][0]
-
-
-def test_sixteen_bit_images_keep_their_range(tmp_path):
-    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    image, _ = data.FileImages([(str(tmp_path / "ramp.png"), 0)])[0]
-    assert image.mode == "RGB" and np.asarray(image)[..., 0].ravel().tolist() == list(range(256))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_comes_through_the_loaders(tmp_path, workers):
+    splits = folder(tree(tmp_path, GOOD_TREE))
+    for place in ("train/bee/1.png", "val/bee/0.png"):
+        (tmp_path / place).write_bytes(png(cut=600))
+    common = {"transform": resized((8, 8)), "num_workers": workers, "pin_memory": False}
+    train = data.train_loader(splits.train, StepOrder(5, 5, 1, 0, 1, 0, 0, 2), seed=0, **common)
+    evaluation = data.eval_loader(splits.val, batch_size=1, rank=0, world_size=1, **common)
+    for loader, place in ((train, "train/bee/1.png"), (evaluation, "val/bee/0.png")):
+        with pytest.raises(ImageError, match=place):
+            list(loader)
 
 
 def test_all_samples_of_a_step_are_those_of_its_ranks():

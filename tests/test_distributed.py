@@ -9,11 +9,17 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 
+from configs import architecture
+from models import create_model
 from utils import data, distributed, engine
-from utils.augment import normalise
+from utils.augment import eval_transform, normalise, train_transform
+from utils.datasets import digits
 from utils.distributed import DeviceError, World
+from utils.ema import Ema
+from utils.mix import Mixer
 from utils.optim import build_optimizer
 from utils.precision import FP32, LEVELS, LossScaler
+from utils.splits import ArrayImages
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
@@ -32,26 +38,57 @@ def network(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 10))
 
 
-def make_trainer(model, wrapped, world, row, micro_steps) -> engine.Trainer:
-    optimizer = build_optimizer("sgd", model.parameters(), 0.1, 0.0)
+def half_frozen_with_two_heads() -> nn.Module:
+    """DeiT whose embeddings and first block are not trained"""
+    torch.manual_seed(0)
+    model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True), 10)
+    model.distilling = True
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(model.depth_of(name) > 1)
+    return model
+
+
+def make_trainer(model, wrapped, world, row, micro_steps, **more) -> engine.Trainer:
+    optimizer = build_optimizer("sgd", model.parameters(), 0.1)
     return engine.Trainer(wrapped, optimizer, LossScaler(row, CPU), row, world, to_input, batch_size=32,
-                          micro_steps=micro_steps, max_grad_norm=1.0, seed=1)
+                          micro_steps=micro_steps, max_grad_norm=1.0, seed=1, **more)
 
 
-def batches(world, micro_steps):
+PLAIN = train_transform("crop", (8, 8))
+EVERYTHING = train_transform("crop_flip", (8, 8), crop_scale=0.5, rotation=15.0, color_jitter=0.3, randaugment_ops=2,
+                             random_erasing=0.7)
+
+
+def mixer() -> Mixer:
+    return Mixer(10, 32, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=STEPS - 3)
+
+
+def batches(world, micro_steps, transform=PLAIN, num_workers=0, start=0):
     """Those of this rank, of 20 steps of 32 digits each"""
-    digits = data.digits("").train
-    order = data.StepOrder(len(digits), 32, micro_steps * world.size, world.rank, world.size, 5, 0, STEPS)
-    return iter(data.train_loader(digits, order, img_size=(8, 8), augmentation="crop", can_flip=False, seed=5, num_workers=0,
-                                  pin_memory=False))
+    split = digits("").train
+    order = data.StepOrder(len(split), 32, micro_steps * world.size, world.rank, world.size, 5, start, STEPS)
+    return iter(data.train_loader(split, order, transform=transform, seed=5, num_workers=num_workers, pin_memory=False))
 
 
-def trained(world, row=FP32, micro_steps=1, dropout=0.0) -> dict:
-    model, own = network(dropout), batches(world, micro_steps)
-    trainer = make_trainer(model, distributed.wrap(model, world, row.half_gradients), world, row, micro_steps)
+def taught(images):
+    weight = torch.randn(192, 10, generator=torch.Generator().manual_seed(3)) / 50
+    return images.float().flatten(1) @ weight
+
+
+def trained(world, row=FP32, micro_steps=1, dropout=0.0, everything=False, model=None) -> dict:
+    """`everything`: augmented and mixed images, smoothed and weighed labels, a teacher, and an average of the weights"""
+    model, more = model or network(dropout), {}
+    own = batches(world, micro_steps, EVERYTHING if everything else PLAIN)
+    if everything:
+        objective = engine.Objective(0.1, torch.linspace(0.5, 2, 10), mixer(), "soft", taught, 0.3, 2.0)
+        more = {"objective": objective, "ema": Ema(model, 0.8)}
+    trainer = make_trainer(model, distributed.wrap(model, world, row.half_gradients), world, row, micro_steps, **more)
     reports = [trainer.train_step(own, 0.1) for _ in range(STEPS)]
+    models = {"weights": model} | ({"average": more["ema"].model} if more else {})
     return {"losses": [report.loss for report in reports], "norms": [report.grad_norm for report in reports],
-            "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()])}
+            "accuracies": [report.accuracy for report in reports],
+            **{name: torch.cat([parameter.detach().flatten() for parameter in each.parameters()])
+               for name, each in models.items()}}
 
 
 def times_sent(world, micro_steps: int) -> int:
@@ -71,13 +108,12 @@ def times_sent(world, micro_steps: int) -> int:
 
 
 def evaluated(world, images: int) -> dict:
-    split = data.digits("").val
-    split = data.ArrayImages(split.images[:images], split.labels[:images])
-    loader = data.eval_loader(split, batch_size=8, img_size=(8, 8), rank=world.rank, world_size=world.size, num_workers=0,
-                              pin_memory=False)
+    split = digits("").val
+    split = ArrayImages(split.images[:images], split.labels[:images])
+    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=8, rank=world.rank, world_size=world.size,
+                              num_workers=0, pin_memory=False)
     report = engine.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True)
-    return {"images": report.images, "top1": report.top1, "top5": report.top5, "loss": report.loss,
-            "confusion": report.confusion}
+    return vars(report)
 
 
 class Refusal(ValueError):
@@ -119,6 +155,8 @@ def scenarios(world: World, folder: Path) -> dict:
         "sum": distributed.sum_over_ranks(torch.tensor([1, 10 ** 15 + world.rank])).tolist(),
         "plain": trained(world),
         "dropout": trained(world, dropout=0.5),
+        "everything": trained(world, dropout=0.5, everything=True),
+        "two heads": trained(world, micro_steps=2, everything=True, model=half_frozen_with_two_heads()),
         "O1": trained(world, LEVELS["O1"]),
         "O2": trained(world, LEVELS["O2"]),
         "sent by 1 micro-step": times_sent(world, 1),
@@ -185,19 +223,39 @@ def test_two_processes_know_their_places(ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "micro_steps", "dropout"), [("plain", 1, 0.0), ("plain", 2, 0.0), ("dropout", 2, 0.5)],
-                         ids=["as one batch", "as two micro-batches", "as two micro-batches with dropout"])
+@pytest.mark.parametrize(("what", "micro_steps", "dropout"), [
+    ("plain", 1, 0.0), ("plain", 2, 0.0), ("dropout", 2, 0.5), ("everything", 2, 0.5)],
+    ids=["as one batch", "as two micro-batches", "as two micro-batches with dropout",
+         "with dropout, augmented and mixed images, a teacher, an average"])
 def test_two_processes_train_as_one(ranks, one_thread, what, micro_steps, dropout):
-    alone = trained(ALONE, micro_steps=micro_steps, dropout=dropout)
+    alone = trained(ALONE, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
     distance = (alone["weights"] - torch.cat([p.detach().flatten() for p in network().parameters()])).norm()
     for each in ranks:
         got = each[what]
         assert got["losses"] == pytest.approx(alone["losses"], rel=1e-5)
         assert got["norms"] == pytest.approx(alone["norms"], rel=1e-5)
-        torch.testing.assert_close(got["weights"], alone["weights"], rtol=0, atol=1e-5)
+        assert got["accuracies"] == alone["accuracies"]
+        for name in {"weights", "average"} & set(alone):
+            torch.testing.assert_close(got[name], alone[name], rtol=0, atol=1e-5)
         assert (got["weights"] - alone["weights"]).norm() < 1e-5 * distance
+    assert ("average" in alone) == (what == "everything")
     assert ranks[0][what]["losses"] == ranks[1][what]["losses"]
     assert torch.equal(ranks[0][what]["weights"], ranks[1][what]["weights"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_two_heads_and_half_a_model_as_one(ranks):
+    alone = trained(ALONE, micro_steps=2, everything=True, model=half_frozen_with_two_heads())
+    start = torch.cat([parameter.detach().flatten() for parameter in half_frozen_with_two_heads().parameters()])
+    frozen = torch.cat([torch.full((parameter.numel(),), not parameter.requires_grad)
+                        for parameter in half_frozen_with_two_heads().parameters()])
+    for each in ranks:
+        got = each["two heads"]
+        assert got["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        for name in ("weights", "average"):
+            torch.testing.assert_close(got[name], alone[name], rtol=0, atol=1e-5)
+            assert torch.equal(got[name][frozen], start[frozen]) and (got[name] != start)[~frozen].float().mean() > 0.99
+    assert torch.equal(ranks[0]["two heads"]["weights"], ranks[1]["two heads"]["weights"])
 
 
 @pytest.mark.slow
@@ -223,9 +281,10 @@ def test_evaluation_on_two_processes_is_that_on_one(ranks, one_thread, images):
     alone = evaluated(ALONE, images)
     for each in ranks:
         got = each[f"evaluation of {images}"]
-        assert (got["images"], got["top1"], got["top5"]) == (images, alone["top1"], alone["top5"])
+        assert got["images"] == images and got["top"] == alone["top"]
         assert torch.equal(got["confusion"], alone["confusion"]) and got["confusion"].sum() == images
-        assert got["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        for name in ("loss", "true_probability", "calibration_error"):
+            assert got[name] == pytest.approx(alone[name], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -242,6 +301,46 @@ def test_first_on_node(ranks):
     assert [each["first_on_node refused by 1"] for each in ranks] == ["Refusal: rank 1 refuses"] * 2
     assert [each["first_on_node refused by both"] for each in ranks] == ["Refusal: rank 0 refuses"] * 2
     assert [each["one after the other"] for each in ranks] == [True, True]
+
+
+# ----------------------------------------------------------------------- ranks, workers and restarts, bit for bit
+
+
+def mixed_steps(ranks=1, micro_steps=1, num_workers=0, start=0) -> list[tuple[torch.Tensor, ...]]:
+    """Of each step the images, augmented and mixed, their targets and their labels, put together over ranks and micro-steps"""
+    parts = [batches(World(rank, ranks, rank, ranks, CPU), micro_steps, EVERYTHING, num_workers, start) for rank in range(ranks)]
+    steps, mix = [], mixer()
+    for step in range(start, STEPS):
+        mixed = []
+        for own in parts:
+            for batch in (next(own) for _ in range(micro_steps)):
+                key = batch.keys[0]
+                assert key.step == step
+                mixed.append((*mix(batch.images.float(), batch.targets, key.step, key.micro * len(batch.keys)), batch.targets))
+        steps.append(tuple(map(torch.cat, zip(*mixed))))
+    return steps
+
+
+@pytest.fixture(scope="module")
+def steps_of_one():
+    return mixed_steps()
+
+
+@pytest.mark.parametrize("cut", [
+    {"num_workers": 2}, {"ranks": 2}, {"ranks": 2, "micro_steps": 2, "num_workers": 2}, {"micro_steps": 4}, {"start": 5},
+    {"start": 5, "ranks": 4, "micro_steps": 2}], ids=str)
+def test_seed_and_step_alone_decide_what_a_step_sees(steps_of_one, cut):
+    found = mixed_steps(**cut)
+    assert len(found) == STEPS - cut.get("start", 0)
+    for got, expected in zip(found, steps_of_one[-len(found):]):
+        assert all(torch.equal(one, other) for one, other in zip(got, expected))
+
+
+def test_no_step_sees_what_another_sees(steps_of_one):
+    images, targets, _ = zip(*steps_of_one)
+    assert len({each.numpy().tobytes() for step in images for each in step}) == 32 * STEPS
+    shares = [each.amax(dim=1) for each in targets]
+    assert all((share < 1).any() for share in shares[:-3]) and all((share == 1).all() for share in shares[-3:])
 
 
 # -------------------------------------------------------------------------------------------------- one process

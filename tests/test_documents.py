@@ -85,6 +85,16 @@ def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
         assert model in list_models(), model
 
 
+RECIPE_TABLES = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", ZOO.split("\n## Recipes\n")[1], re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("recipe", configs.RECIPES)
+def test_the_table_of_a_recipe_holds_its_row(recipe):
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.+) \|$", RECIPE_TABLES[recipe], re.MULTILINE)
+    given = configs.parse([word for flag, here, _ in rows for word in (f"--{flag}", here)])
+    assert given == configs.RECIPES[recipe] and all(source.strip() for _, _, source in rows)
+
+
 def test_every_default_checkpoint_can_be_found():
     for model in list_models():
         name = configs.DEFAULT_WEIGHTS.get(model, model)

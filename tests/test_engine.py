@@ -13,18 +13,21 @@ from torch import nn
 from configs import architecture
 from models import create_model
 from utils import data, engine
-from utils.augment import normalise
+from utils.augment import eval_transform, normalise, train_transform
 from utils.data import Batch, Key
+from utils.datasets import digits
 from utils.distributed import World
-from utils.engine import DivergedError, Trainer
-from utils.optim import build_optimizer
+from utils.ema import Ema
+from utils.engine import DivergedError, Objective, Trainer
+from utils.mix import Mixer
+from utils.optim import build_optimizer, parameter_groups
 from utils.precision import BF16, FP32, LEVELS, LossScaler
 from utils.schedule import factor
 
 FIXTURES = Path(__file__).parent / "fixtures" / "train"
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
-DIGITS = data.digits("")
+DIGITS = digits("")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,7 +76,8 @@ def test_trace_of_the_reference(tag):
     if zero_head == "1":
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
-    optimizer = build_optimizer("sgd", model.parameters(), peak, float(weight_decay))
+    groups = parameter_groups(model.named_parameters(), weight_decay=float(weight_decay))
+    optimizer = build_optimizer("sgd", groups, peak)
     trainer = Trainer(model, optimizer, LossScaler(FP32, CPU), FP32, ALONE, to_input, batch_size=16,
                       micro_steps=int(micro_steps), max_grad_norm=1.0, seed=0)
     batches = reference_batches(images, labels, int(total), int(micro_steps))
@@ -96,24 +100,30 @@ def test_trace_of_the_reference(tag):
 # ------------------------------------------------------------------------------------------------------ steps
 
 
+def batches(batch_size=32, micro_steps=1, start=0, transform=None):
+    order = data.StepOrder(len(DIGITS.train), batch_size, micro_steps, 0, 1, 5, start, 1000)
+    return iter(data.train_loader(DIGITS.train, order, transform=transform or train_transform("none", (8, 8)), seed=5,
+                                  num_workers=0, pin_memory=False))
+
+
 class Setup:
     """A small network on digits. `go(n)` trains n steps; `spoil` is called with every gradient of the first weight."""
 
     def __init__(self, row=FP32, micro_steps=1, clip=1.0, dropout=0.0, optimizer="sgd", rate=0.1, fixed_scale=0.0, seed=1,
-                 start=0, batch_size=32, device=CPU):
+                 start=0, batch_size=32, device=CPU, objective=None, ema_decay=None, transform=None):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(dropout),
                                    nn.Linear(32, 10)).to(device, row.weights)
-        self.optimizer = build_optimizer(optimizer, self.model.parameters(), rate, 0.0)
+        self.optimizer = build_optimizer(optimizer, self.model.parameters(), rate)
         self.scaler = LossScaler(row, device, fixed_scale)
         self.rate, self.spoil, self.blacken = rate, lambda gradient: gradient, False
         self.model[1].weight.register_hook(lambda gradient: self.spoil(gradient))
+        self.ema = None if ema_decay is None else Ema(self.model, ema_decay)
         self.trainer = Trainer(
             self.model, self.optimizer, self.scaler, row, World(0, 1, 0, 1, device), lambda images: self.prepare(images, row),
-            batch_size=batch_size, micro_steps=micro_steps, max_grad_norm=clip, seed=seed, step=start, updates=start)
-        order = data.StepOrder(len(DIGITS.train), batch_size, micro_steps, 0, 1, 5, start, 1000)
-        self.batches = iter(data.train_loader(DIGITS.train, order, img_size=(8, 8), augmentation="none", can_flip=False, seed=5,
-                                              num_workers=0, pin_memory=False))
+            batch_size=batch_size, micro_steps=micro_steps, max_grad_norm=clip, seed=seed, step=start, updates=start,
+            objective=objective, ema=self.ema)
+        self.batches = batches(batch_size, micro_steps, start, transform)
 
     def prepare(self, images, row):
         return to_input(images, row.weights) * (float("nan") if self.blacken else 1)
@@ -128,8 +138,9 @@ class Setup:
         return torch.cat([parameter.detach().float().flatten() for parameter in self.model.parameters()]).clone()
 
     def state(self) -> str:
-        """Everything that a step may change in weights and optimizer"""
-        return str(([p.tolist() for p in self.model.parameters()], copy.deepcopy(self.optimizer.state_dict())))
+        """Everything that a step may change in weights, their average and optimizer"""
+        models = [self.model, *([self.ema.model] if self.ema else [])]
+        return str(([p.tolist() for model in models for p in model.parameters()], copy.deepcopy(self.optimizer.state_dict())))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -145,17 +156,16 @@ def test_accumulation_changes_nothing_but_the_rounding(optimizer, micro_steps):
 
 def test_the_report_of_a_step():
     setup = Setup()
-    batch = next(iter(data.train_loader(
-        DIGITS.train, data.StepOrder(len(DIGITS.train), 32, 1, 0, 1, 5, 0, 1), img_size=(8, 8), augmentation="none",
-        can_flip=False, seed=5, num_workers=0, pin_memory=False)))
+    batch = next(batches())
     model = copy.deepcopy(setup.model)
-    loss = nn.functional.cross_entropy(model(to_input(batch.images)), batch.targets)       # the mean
+    logits = model(to_input(batch.images))
+    loss = nn.functional.cross_entropy(logits, batch.targets)       # the mean
     loss.backward()
     norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
     report, = setup.go()
     assert report.step == 1 and report.learning_rate == 0.1 and report.loss_scale is None and not report.skipped
     assert report.loss == pytest.approx(loss.item(), rel=1e-6) and report.grad_norm == pytest.approx(norm.item(), rel=1e-5)
-    assert report.images_per_second > 0
+    assert report.accuracy == (logits.argmax(1) == batch.targets).double().mean() and report.images_per_second > 0
     assert all(parameter.grad is None for parameter in setup.model.parameters())
     assert setup.optimizer.param_groups[0]["lr"] == 0.1
 
@@ -169,7 +179,7 @@ def test_low_precision_trains(row):
 
 @pytest.mark.parametrize("fixed", [0.0, 1024.0])
 def test_an_overflow_is_skipped(fixed):
-    setup = Setup(LEVELS["O1"], fixed_scale=fixed, micro_steps=2)
+    setup = Setup(LEVELS["O1"], fixed_scale=fixed, micro_steps=2, ema_decay=0.5)
     scale = fixed or 65536.0
     setup.go(2)
     before = setup.state()
@@ -276,6 +286,262 @@ def test_clipping_sees_unscaled_gradients(fixed):
     assert updates[1].norm() == pytest.approx(0.05, rel=1e-3) and (updates[1] - updates[0]).norm() < 0.05 * 0.02
 
 
+# ---------------------------------------------------------------------------------------------- the objective
+
+EVERYTHING = train_transform("crop_flip", (8, 8), crop_scale=0.5, rotation=15.0, color_jitter=0.3, randaugment_ops=2,
+                             random_erasing=0.7)
+CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.25, 1.0, 1.0])
+
+
+def mixer(step_images=32, mixup_alpha=0.8, cutmix_alpha=1.0, stop_at=1000, probability=0.8) -> Mixer:
+    return Mixer(10, step_images, 3, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, probability=probability,
+                 stop_at=stop_at)
+
+
+class Teacher:
+    """A fixed linear map of the pixels, which remembers what it was shown."""
+
+    def __init__(self):
+        self.weight = torch.randn(192, 10, generator=torch.Generator().manual_seed(3)) / 50
+        self.seen = []
+
+    def __call__(self, images):
+        self.seen.append(images.clone())
+        return images.float().flatten(1).to(self.weight) @ self.weight
+
+
+def mixed_by_hand(images, labels, draws):
+    """Pair by pair: images (B, 3, 8, 8) uint8, labels (B,) -> images and targets (B, 10) in float64"""
+    targets = np.eye(10)[labels.numpy()]
+    images = images.numpy().astype(np.float64)
+    out, out_targets = images.copy(), targets.copy()
+    for first in range(0, len(images), 2):
+        cut, share, centre = draws.cut[first // 2], draws.share[first // 2], draws.centre[:, first // 2]
+        for own, other in ((first, first + 1), (first + 1, first)):
+            if cut:
+                row, column = (int(8 * value) for value in centre)
+                half = int(0.5 * np.sqrt(1 - share) * 8)
+                for y, x in itertools.product(range(8), range(8)):
+                    if row - half <= y < row + half and column - half <= x < column + half:
+                        out[own, :, y, x] = images[other, :, y, x]
+                foreign = (min(row + half, 8) - max(row - half, 0)) * (min(column + half, 8) - max(column - half, 0)) / 64
+            else:
+                out[own], foreign = share * images[own] + (1 - share) * images[other], 1 - share
+            out_targets[own] = (1 - foreign) * targets[own] + foreign * targets[other]
+    return torch.from_numpy(out), torch.from_numpy(out_targets)
+
+
+def log_probabilities(logits):
+    return logits - logits.exp().sum(dim=1, keepdim=True).log()
+
+
+def plain_loss(own, distilled, images, targets, objective):
+    """Sum over the images, in float64, written out: own, distilled and targets (B, 10)"""
+    wanted = (1 - objective.label_smoothing) * targets + objective.label_smoothing / 10
+    weights = torch.ones(10) if objective.class_weights is None else objective.class_weights
+    loss = -(weights.double() * wanted * log_probabilities(own)).sum()
+    if objective.distillation == "none":
+        return loss
+    taught = images.flatten(1) @ Teacher().weight.double()
+    if objective.distillation == "hard":
+        taught = -log_probabilities(distilled)[torch.arange(len(own)), taught.argmax(1)].sum()
+    else:
+        t = objective.temperature
+        teacher, student = log_probabilities(taught / t), log_probabilities(distilled / t)
+        taught = t * t * (teacher.exp() * (teacher - student)).sum()
+    return (1 - objective.alpha) * loss + objective.alpha * taught
+
+
+OBJECTIVES = {
+    "cross-entropy": {},
+    "label smoothing": {"label_smoothing": 0.2},
+    "class weights": {"class_weights": CLASS_WEIGHTS},
+    "smoothing and weights": {"label_smoothing": 0.1, "class_weights": CLASS_WEIGHTS},
+    "MixUp": {"mixer": mixer(cutmix_alpha=0.0)},
+    "CutMix": {"mixer": mixer(mixup_alpha=0.0)},
+    "mixing that has ended": {"mixer": mixer(stop_at=0)},
+    "hard distillation": {"distillation": "hard", "teacher": Teacher(), "alpha": 0.3},
+    "soft distillation": {"distillation": "soft", "teacher": Teacher(), "alpha": 0.7, "temperature": 3.0},
+    "a teacher alone": {"distillation": "soft", "teacher": Teacher(), "alpha": 1.0},
+    "all of it": {"label_smoothing": 0.1, "class_weights": CLASS_WEIGHTS, "mixer": mixer(), "distillation": "soft",
+                  "teacher": Teacher(), "alpha": 0.4, "temperature": 2.0},
+    "all of it, hard": {"label_smoothing": 0.1, "class_weights": CLASS_WEIGHTS, "mixer": mixer(), "distillation": "hard",
+                        "teacher": Teacher()},
+}
+
+
+@pytest.mark.parametrize("micro_steps", [1, 4])
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_loss_gradient_and_accuracy_are_those_of_the_plain_formula(case, micro_steps):
+    """The formula knows nothing of micro-steps; the teacher sees what the student sees."""
+    objective = Objective(**OBJECTIVES[case])
+    setup = Setup(objective=objective, micro_steps=micro_steps, clip=0, rate=1.0)
+    if objective.teacher:
+        objective.teacher.seen.clear()
+    batch = next(batches())
+    images, targets = batch.images.double(), torch.from_numpy(np.eye(10)[batch.targets.numpy()])
+    if objective.mixer is not None and objective.mixer.stop_at:
+        images, targets = mixed_by_hand(batch.images, batch.targets, objective.mixer.draws(0))
+        assert (targets.amax(dim=1) < 1).sum() >= 10
+    model = copy.deepcopy(setup.model).double()
+    logits = model((images / 255 - 0.5) / 0.5)
+    loss = plain_loss(logits, logits, images, targets, objective) / 32
+    loss.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    before = setup.weights().double()
+    report, = setup.go()
+    assert report.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert report.accuracy == (logits.argmax(1) == batch.targets).sum().item() / 32       # of mixed images: the image's own class
+    assert report.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5)
+    torch.testing.assert_close(before - setup.weights(), gradient, rtol=0, atol=1e-6)       # SGD's first step of rate 1
+    if objective.teacher:
+        torch.testing.assert_close(torch.cat(objective.teacher.seen).double(), images, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_accumulation_changes_no_mixed_or_augmented_image(optimizer):
+    losses = []
+    for micro_steps in (1, 4):
+        setup = Setup(objective=Objective(0.1, mixer=mixer()), transform=EVERYTHING, micro_steps=micro_steps, optimizer=optimizer,
+                      rate=0.05 if optimizer == "sgd" else 1e-3)
+        losses.append(setup.losses(20))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert len(set(losses[0])) == 20
+
+
+@pytest.mark.parametrize("micro_steps", [1, 4])
+def test_a_teacher_stays_as_it_is(micro_steps):
+    torch.manual_seed(4)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.Dropout(0.5)).eval()
+    before = copy.deepcopy(teacher.state_dict())
+
+    @torch.no_grad()
+    def teach(images):
+        return teacher(images.float() / 255)
+
+    setup = Setup(objective=Objective(distillation="soft", teacher=teach), optimizer="adamw", rate=0.01,
+                  micro_steps=micro_steps)
+    setup.go(5)
+    assert all(torch.equal(teacher.state_dict()[name], value) for name, value in before.items())
+    assert not teacher.training and all(parameter.grad is None for parameter in teacher.parameters())
+
+
+# ------------------------------------------------------------------------------------------- two heads, a teacher
+
+
+def distilled_model():
+    """Heads that are not zero, so that they answer differently"""
+    torch.manual_seed(0)
+    model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True), 10)
+    for head in (model.head, model.head_dist):
+        nn.init.normal_(head.weight)
+        nn.init.normal_(head.bias)
+    model.distilling = True
+    return model
+
+
+def change_of_heads(alpha, kind="hard", teacher=None, shift=0) -> tuple:
+    """-> (the report of one step of rate 1, what it adds to the cls head, to the dist head, the model before it)"""
+    model, teacher = distilled_model(), teacher or Teacher()
+    before = copy.deepcopy(model)
+    trainer = Trainer(model, build_optimizer("sgd", model.parameters(), 1.0), LossScaler(FP32, CPU), FP32, ALONE, to_input,
+                      batch_size=32, micro_steps=1, max_grad_norm=0, seed=1,
+                      objective=Objective(distillation=kind, teacher=teacher, alpha=alpha, temperature=2.0))
+    batch = next(batches())
+    report = trainer.train_step(iter([batch._replace(targets=(batch.targets + shift) % 10)]), 1.0)
+    changes = [torch.cat([(getattr(model, name).weight - getattr(before, name).weight).flatten(),
+                          getattr(model, name).bias - getattr(before, name).bias]).detach() for name in ("head", "head_dist")]
+    return report, *changes, before
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_each_head_has_its_own_teacher(kind):
+    batch, gradients = next(batches()), []
+    report, cls, dist, model = change_of_heads(0.3, kind)
+    targets = torch.from_numpy(np.eye(10)[batch.targets.numpy()])
+    model = copy.deepcopy(model).double().train()
+    own, distilled = model((batch.images.double() / 255 - 0.5) / 0.5)
+    objective = Objective(distillation=kind, teacher=None, alpha=0.3, temperature=2.0)
+    loss = plain_loss(own, distilled, batch.images.double(), targets, objective) / 32
+    loss.backward()
+    for head in (model.head, model.head_dist):
+        gradients.append(torch.cat([head.weight.grad.flatten(), head.bias.grad]))
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+    for change, gradient in zip((cls, dist), gradients):
+        assert gradient.norm() > 0.1
+        torch.testing.assert_close(change.double(), -gradient, rtol=0, atol=1e-5)
+    # The prediction is the mean of the two.
+    assert report.accuracy == (((own + distilled) / 2).argmax(1) == batch.targets).sum().item() / 32
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_labels_move_one_head_and_the_teacher_the_other(kind):
+    other = Teacher()
+    other.weight = -other.weight
+    _, cls, dist, _ = change_of_heads(0.5, kind)
+    _, cls_of_other_teacher, dist_of_other_teacher, _ = change_of_heads(0.5, kind, teacher=other)
+    _, cls_of_other_labels, dist_of_other_labels, _ = change_of_heads(0.5, kind, shift=1)
+    assert torch.equal(cls, cls_of_other_teacher) and not torch.equal(dist, dist_of_other_teacher)
+    assert torch.equal(dist, dist_of_other_labels) and not torch.equal(cls, cls_of_other_labels)
+    _, cls, dist, _ = change_of_heads(0.0, kind)
+    assert cls.norm() > 0.1 and not dist.any()
+    _, cls, dist, _ = change_of_heads(1.0, kind)
+    assert dist.norm() > 0.1 and not cls.any()
+
+
+def test_a_distilled_model_that_has_no_teacher_learns_with_the_mean_of_its_heads():
+    model = distilled_model()
+    model.distilling = False
+    trainer = Trainer(model, build_optimizer("sgd", model.parameters(), 1.0), LossScaler(FP32, CPU), FP32, ALONE, to_input,
+                      batch_size=32, micro_steps=1, max_grad_norm=0, seed=1)
+    heads = [copy.deepcopy(head) for head in (model.head, model.head_dist)]
+    batch = next(batches())
+    with torch.no_grad():
+        x = model.forward_features(to_input(batch.images))
+        mean = (heads[0](x[:, 0]) + heads[1](x[:, 1])) / 2
+    report = trainer.train_step(iter([batch]), 1.0)
+    assert report.loss == pytest.approx(nn.functional.cross_entropy(mean, batch.targets).item(), rel=1e-5)
+    assert all(not torch.equal(old.weight, new.weight) for old, new in zip(heads, (model.head, model.head_dist)))
+
+
+# ------------------------------------------------------------------------------------------------ the average
+
+
+@pytest.mark.parametrize(("micro_steps", "start"), [(1, 0), (4, 0), (1, 7)])
+def test_the_average_follows_once_an_update(micro_steps, start):
+    setup = Setup(micro_steps=micro_steps, ema_decay=0.35, start=start)
+    average = setup.weights().double()
+    for update in range(start + 1, start + 9):
+        setup.go()
+        decay = min(0.35, (1 + update) / (10 + update))
+        average = decay * average + (1 - decay) * setup.weights().double()
+        got = torch.cat([parameter.flatten() for parameter in setup.ema.model.parameters()])
+        torch.testing.assert_close(got.double(), average, rtol=0, atol=1e-6)
+    assert (got - setup.weights()).abs().max() > 1e-3
+
+
+def test_the_average_does_not_follow_a_skipped_step():
+    """And its decay goes by the updates, not by the steps."""
+    setup, other = (Setup(LEVELS["O1"], fixed_scale=1024.0, ema_decay=0.9) for _ in range(2))
+    setup.go(1)
+    before = [parameter.clone() for parameter in setup.ema.model.parameters()]
+    setup.spoil = lambda gradient: gradient * float("inf")
+    assert [report.skipped for report in setup.go(3)] == [True] * 3
+    assert all(torch.equal(old, new) for old, new in zip(before, setup.ema.model.parameters()))
+    setup.spoil = lambda gradient: gradient
+    setup.go(1)
+    other.go(1)
+    # Update 2, after five steps: its decay is 3 / 12.
+    for old, new, weight in zip(before, setup.ema.model.parameters(), setup.model.parameters()):
+        torch.testing.assert_close(new, 0.25 * old + 0.75 * weight.detach(), rtol=0, atol=1e-6)
+
+
+def test_the_average_changes_nothing_of_the_training():
+    with_it, without = Setup(ema_decay=0.9, dropout=0.5), Setup(dropout=0.5)
+    assert with_it.losses(5) == without.losses(5) and torch.equal(with_it.weights(), without.weights())
+
+
 # ---------------------------------------------------------------------------------------------------- dropout
 
 
@@ -283,7 +549,7 @@ def masks(steps, start=0, micro_steps=2, micros=None, seed=1) -> dict[tuple[int,
     """(step, micro) -> what dropout leaves of ones"""
     micros = micros or range(micro_steps)
     found, model = {}, nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10))
-    trainer = Trainer(model, build_optimizer("sgd", model.parameters(), 0.0, 0.0), LossScaler(FP32, CPU), FP32, ALONE,
+    trainer = Trainer(model, build_optimizer("sgd", model.parameters(), 0.0), LossScaler(FP32, CPU), FP32, ALONE,
                       lambda images: torch.ones(images.shape), batch_size=8, micro_steps=len(micros), max_grad_norm=0, seed=seed,
                       step=start)
     position = iter(itertools.product(range(start, start + steps), micros))
@@ -321,8 +587,8 @@ def test_a_batch_of_another_step_is_noticed():
 
 
 def evaluate(model, split=DIGITS.val, batch_size=32, row=FP32, confusion=False):
-    loader = data.eval_loader(split, batch_size=batch_size, img_size=(8, 8), rank=0, world_size=1, num_workers=0,
-                              pin_memory=False)
+    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=0, world_size=1,
+                              num_workers=0, pin_memory=False)
     return engine.evaluate(model, loader, to_input, row, ALONE, 10, confusion)
 
 
@@ -336,12 +602,21 @@ def test_evaluation_counts_every_image_once(batch_size):
     model = copy.deepcopy(setup.model).eval()
     with torch.no_grad():
         logits = model(to_input(images))
-    assert got.images == 200
-    assert got.top1 == (logits.argmax(1) == labels).sum().item() / 200
-    assert got.top5 == (logits.topk(5).indices == labels[:, None]).sum().item() / 200
-    assert got.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    scores, truth = logits.numpy().astype(np.float64), labels.numpy()
+    ranks = (scores > scores[np.arange(200), truth][:, None]).sum(axis=1)         # how many classes are before the true one
+    assert got.images == 200 and len(got.top) == 5 and got.top1 == got.top[0] and got.top5 == got.top[4]
+    assert list(got.top) == [(ranks < k).sum() / 200 for k in range(1, 6)]
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    true = shares[np.arange(200), truth]
+    assert got.loss == pytest.approx(-np.log(true).mean(), rel=1e-5)
+    assert got.true_probability == pytest.approx(true.mean(), rel=1e-5)
+    confidence, error = shares.max(axis=1), 0.0
+    for low in np.arange(15) / 15:
+        own = (confidence > low) & (confidence <= low + 1 / 15)
+        error += abs((ranks[own] == 0).sum() - confidence[own].sum()) / 200
+    assert error > 0.01 and got.calibration_error == pytest.approx(error, rel=1e-5)
     assert torch.equal(got.confusion.sum(1), torch.bincount(labels, minlength=10))
-    assert got.confusion.diag().sum() == (logits.argmax(1) == labels).sum()
+    assert got.confusion.diag().sum() == (ranks == 0).sum()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -72,3 +72,54 @@ def test_eps_of_the_norms():
     for norm in (block.norm1, block.norm2):
         var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
         torch.testing.assert_close(norm(x), (x - mean) / (var + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ stochastic depth
+
+
+def block_of(**rates) -> Block:
+    torch.manual_seed(0)
+    return Block(8, 2, 16, "erf", **rates)
+
+
+def branches(block: Block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(what the block adds, the attention's branch, the MLP's) for the x given to it"""
+    seen = []
+    handles = [layer.register_forward_hook(lambda *args: seen.append(args[-1])) for layer in (block.attn, block.mlp)]
+    added = block(x) - x
+    for handle in handles:
+        handle.remove()
+    return added, *seen
+
+
+def test_stochastic_depth_is_the_identity_in_evaluation():
+    x = torch.randn(3, 5, 8)
+    assert torch.equal(block_of(drop_path_rate=0.5).eval()(x), block_of().eval()(x))
+
+
+def test_stochastic_depth_of_rate_zero_is_not_there():
+    block = block_of()
+    assert block.stochastic_depth is None and len(list(block.modules())) == len(list(block_of(drop_path_rate=0.5).modules())) - 1
+    state = torch.get_rng_state()
+    block.train()(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_stochastic_depth_drops_the_branches_of_whole_images():
+    """Each image keeps or loses each of its two branches, all tokens alike; what stays is divided by 1 - rate."""
+    block, x = block_of(drop_path_rate=0.25).train(), torch.randn(400, 5, 8)
+    added, attention, mlp = branches(block, x)
+    seen = set()
+    for image in range(400):
+        fits = [(a, m) for a in (0, 1) for m in (0, 1) if torch.allclose(
+            added[image], (a * attention[image] + m * mlp[image]) / 0.75, atol=1e-5)]
+        assert len(fits) == 1, image
+        seen.add(fits[0])
+    assert len(seen) == 4
+
+
+def test_stochastic_depth_keeps_the_expectation():
+    block, branch = block_of(drop_path_rate=0.3).train(), torch.randn(1, 5, 8).expand(20_000, -1, -1)
+    dropped = block.drop_path(branch)
+    assert abs((dropped[:, 0, 0] == 0).float().mean() - 0.3) < 0.02           # 6 standard deviations
+    torch.testing.assert_close(dropped.mean(dim=0), branch[0], atol=0, rtol=0.03)

@@ -1,15 +1,16 @@
 """Against timm, where it is installed: our state dict in timm's models gives the same features and logits.
 
-timm computes GELU in the exact form, and standardises the weights of hybrids with 1e-8 inside the root, where Google
-adds 1e-5 outside: the weights are drawn large enough for the two to agree.
+timm computes GELU in the exact form, as DeiT, CaiT and MAE; of Google's models it is asked for here. It standardises the
+weights of hybrids with 1e-8 inside the root, where Google adds 1e-5 outside: the weights are drawn large enough for
+the two to agree.
 """
 
 import pytest
 import torch
 from torch import nn
 
-from configs import architecture
-from models import create_model, save_npz
+from configs import MODELS, architecture
+from models import create_model, record_attention, save_npz
 from models.resnet import StdConv2d
 
 timm = pytest.importorskip("timm")
@@ -28,12 +29,20 @@ HYBRIDS = [
     (architecture(1, 48, 192, 3, 2, resnet_layers=(2, 2, 2, 2)), 64, "vit_small_r26_s32_224"),
     (architecture(1, 48, 192, 3, 2, resnet_layers=(3, 4, 9)), 48, "vit_base_r50_s16_384"),
 ]
+PUBLISHED = {
+    # our row: timm's model
+    "DeiT-Ti_16": "deit_tiny_patch16_224", "DeiT-Ti_16-distilled": "deit_tiny_distilled_patch16_224",
+    "DeiT-S_16": "deit_small_patch16_224", "DeiT-S_16-distilled": "deit_small_distilled_patch16_224",
+    "DeiT-B_16": "deit_base_patch16_224", "DeiT-B_16-distilled": "deit_base_distilled_patch16_224",
+    "CaiT-XXS24": "cait_xxs24_224", "CaiT-XXS36": "cait_xxs36_224", "CaiT-XS24": "cait_xs24_384", "CaiT-S24": "cait_s24_224",
+    "CaiT-S36": "cait_s36_384", "CaiT-M36": "cait_m36_384", "CaiT-M48": "cait_m48_448",
+    "MAE-B_16": "vit_base_patch16_224", "MAE-L_16": "vit_large_patch16_224", "MAE-H_14": "vit_huge_patch14_224"}
 
 
-def random_model(row, img_size):
+def random_model(row, img_size, **overrides):
     """No zeros and no ones left, so that every parameter counts."""
     torch.manual_seed(0)
-    model = create_model(row, 7, img_size, gelu="erf").eval()
+    model = create_model(row, 7, img_size, gelu="erf", **overrides).eval()
     for module in model.modules():
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             nn.init.normal_(module.weight, mean=1, std=0.2)
@@ -42,10 +51,11 @@ def random_model(row, img_size):
             nn.init.normal_(module.weight, std=100)
         elif isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.1)
-    nn.init.normal_(model.head.weight, std=0.2)
-    nn.init.normal_(model.pos_embed, std=0.2)
-    if model.num_prefix_tokens:
-        nn.init.normal_(model.cls_token, std=0.5)
+    for name, parameter in model.named_parameters():
+        if name.startswith("head") or name == "pos_embed" or "proj_" in name:
+            nn.init.normal_(parameter, std=0.2)
+        elif name in ("cls_token", "dist_token") or "gamma_" in name:
+            nn.init.normal_(parameter, std=0.5)
     return model
 
 
@@ -76,6 +86,65 @@ def test_transformer(row, img_size, options):
 def test_hybrid(row, img_size, name):
     ours = random_model(row, img_size)
     agree(ours, timm.create_model(name, img_size=img_size, **TINY), 3e-4)
+
+
+def timm_options(name: str, **more) -> dict:
+    """MAE's rows are timm's plain models with mean pooling."""
+    return {"global_pool": "avg"} | more if name.startswith("MAE") else more
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("MAE-L_16", "MAE-H_14")])
+def test_published_sizes(name):
+    """Two blocks of every size, on images of 4 x 4 patches. Of MAE one: its sizes differ in width alone."""
+    side = 4 * MODELS[name].patch_size
+    ours = random_model(name, side, num_layers=2)
+    agree(ours, timm.create_model(PUBLISHED[name], img_size=side, num_classes=7, **timm_options(name, depth=2)), 5e-5)
+
+
+@pytest.mark.parametrize("name", ["DeiT-Ti_16", "DeiT-Ti_16-distilled", "CaiT-XXS24", "MAE-B_16"])
+def test_published_sizes_on_images_that_are_not_square(name):
+    ours = random_model(name, (32, 80), num_layers=2)
+    agree(ours, timm.create_model(PUBLISHED[name], img_size=(32, 80), num_classes=7, **timm_options(name, depth=2)), 5e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts(name):
+    """The whole models at 1000 classes."""
+    with torch.device("meta"):
+        ours, theirs = create_model(name), timm.create_model(PUBLISHED[name], **timm_options(name, num_classes=1000))
+    assert {key: value.shape for key, value in ours.state_dict().items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()}
+
+
+@torch.inference_mode()
+def test_both_heads_of_a_distilled_model():
+    ours = random_model("DeiT-Ti_16-distilled", 64, num_layers=2)
+    theirs = timm.create_model(PUBLISHED["DeiT-Ti_16-distilled"], img_size=64, num_classes=7, depth=2)
+    theirs.load_state_dict(ours.state_dict())
+    theirs.set_distilled_training(True)
+    ours.train().distilling = True
+    images = torch.randn(2, 3, 64, 64)
+    for our_logits, their_logits in zip(ours(images), theirs.train()(images), strict=True):
+        assert (our_logits - their_logits).abs().max() < 2e-5
+
+
+@torch.inference_mode()
+def test_attention_maps_of_cait():
+    """timm's dropout layers see the weights, where its fused attention is switched off."""
+    ours = random_model("CaiT-XXS24", 64, num_layers=2)
+    theirs, seen = timm.create_model("cait_xxs24_224", img_size=64, num_classes=7, depth=2).eval(), []
+    theirs.load_state_dict(ours.state_dict())
+    for block in theirs.blocks:
+        block.attn.attn_drop.register_forward_hook(lambda _, args, output: seen.append(output))
+    for block in theirs.blocks_token_only:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _, args, output: seen.append(output))
+    images = torch.randn(2, 3, 64, 64)
+    theirs(images)
+    with record_attention(ours) as maps:
+        ours(images)
+    assert [map.shape for map in maps] == [(2, 4, 16, 16)] * 2 + [(2, 4, 1, 17)] * 2
+    assert all((ours_map - theirs_map).abs().max() < 1e-5 for ours_map, theirs_map in zip(maps, seen, strict=True))
 
 
 @pytest.mark.parametrize("row, img_size", [(VIT[0][0], 64), (HYBRIDS[2][0], 48)], ids=["transformer", "hybrid"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models import npz
 from models.npz import NpzError, NpzFile
@@ -92,6 +93,18 @@ def test_shapes_come_from_the_header_alone(tmp_path):
             file.read("bad")
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_bfloat16_as_jax_saves_it(tmp_path, order):
+    """Two bytes of nothing in particular: the upper half of a float32."""
+    values = torch.randn(3, 5).bfloat16()
+    raw = np.asarray(values.view(torch.int16).numpy(), order=order).view("V2")
+    assert np.lib.format.dtype_to_descr(raw.dtype) == "|V2"
+    np.savez(tmp_path / "x.npz", a=raw)
+    read = read_all(tmp_path / "x.npz")["a"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values.float().numpy())
+
+
 def test_closes_its_file(tmp_path):
     with NpzFile(archive(tmp_path / "x.npz", {"a.npy": npy(np.ones(4))})) as file:
         pass
@@ -156,7 +169,9 @@ MEMBERS = {
     "structure": (described("[('a', '<f4')]"), "not plain numbers"),
     "structure_of_objects": (described("[('a', '|O')]", shape="(1,)"), "not plain numbers"),
     "text": (described("'<U1'"), "not plain numbers"),
-    "void_as_bfloat16_is_saved": (described("'|V2'", shape="(4,)"), "not plain numbers"),
+    "void": (described("'|V4'"), "not plain numbers"),
+    "void_of_one_byte": (described("'|V1'", shape="(8,)"), "not plain numbers"),
+    "bfloat16_of_another_size": (described("'|V2'", shape="(3,)"), "does not fit its size"),
     "complex": (described("'<c8'", shape="(1,)"), "not plain numbers"),
     "bool": (described("'|b1'", shape="(8,)"), "not plain numbers"),
     "dates": (described("'<M8[s]'", shape="(1,)"), "not plain numbers"),

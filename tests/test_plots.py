@@ -32,6 +32,15 @@ def probabilities(count, classes) -> np.ndarray:
     return rows / rows.sum(axis=1, keepdims=True)
 
 
+def trial(rate, accuracy, run=None, status="done") -> dict:
+    return {"run": run or f"lr-{rate:g}", "learning_rate": rate, "status": status} | (
+        {"accuracy": accuracy, "images": 40 if run is None else 60} if status == "done" else {})
+
+
+SWEEP = [trial(0.001, 0.5), trial(0.01, 0.75), trial(0.1, None, status="diverged at step 3"),
+         trial(1.0, None, status="diverged at step 1"), trial(0.01, 0.625, run="final")]
+
+
 def predictions(count, classes=10) -> Figure:
     return plots.predictions(images(count), probabilities(count, classes), [f"class {c}" for c in range(classes)], [0] * count)
 
@@ -42,6 +51,9 @@ FIGURES = {
     "curves before the first step": lambda: plots.learning_curves(EVENTS[:2]),
     "curves of one step": lambda: plots.learning_curves(EVENTS[2:3]),
     "curves of a diverged run": lambda: plots.learning_curves([{"event": "train", "step": 1, "loss": "nan", "lr": 0.1}]),
+    "a sweep": lambda: plots.sweep(SWEEP, "a sweep"),
+    "a sweep of one rate": lambda: plots.sweep(SWEEP[:1]),
+    "a sweep that diverged": lambda: plots.sweep(SWEEP[2:4]),
     "one prediction": lambda: predictions(1),
     "five predictions": lambda: predictions(5),
     "eight predictions without labels": lambda: plots.predictions(images(8), probabilities(8, 3), "abc"),
@@ -90,6 +102,16 @@ def test_a_split_has_one_colour():
     loss, accuracy, _ = plots.learning_curves(EVENTS).axes
     colours = {axes: {line.get_label().split()[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)}
     assert colours[loss]["val"] == colours[accuracy]["val"] != colours[loss]["test"] == colours[accuracy]["test"]
+
+
+def test_a_sweep_shows_trials_and_the_final_run():
+    axes, = plots.sweep(SWEEP, "a sweep").axes
+    drawn = lines(axes)
+    assert drawn["on the 40 images held out"] == ([0.001, 0.01], [50.0, 75.0])
+    assert drawn["test, trained on all: 62.50% of 60"] == ([0.01], [62.5])
+    diverged = [line.get_xdata()[0] for line in axes.get_lines() if line.get_label() == "diverged"]
+    assert diverged == [0.1, 1.0] and axes.get_xscale() == "log" and list(axes.get_xticks()) == [0.001, 0.01, 0.1, 1.0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("diverged") == 1
 
 
 def words(axes) -> list[str]:

@@ -1,21 +1,17 @@
-"""Published checkpoints by name, and downloading them from a server on this machine."""
+"""Published checkpoints by name: names, URLs, what is here already, AugReg's table."""
 
-import base64
 import hashlib
-import http.server
 import io
-import os
 import re
-import socket
-import threading
 
+import file_server
 import numpy as np
 import pytest
 import reference
 
 from configs import MODELS
 from models import ModelError, create_model, find_checkpoint
-from models.published import PUBLISHED, published_name, url_of
+from models.published import META_FILES, PUBLISHED, published_name, recommended, url_of
 
 AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224"
 
@@ -45,7 +41,25 @@ AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imag
     ("elsewhere/ViT-B_16", None),
     ("imagenet21k/../ViT-B_16", None),
     ("augreg/../ViT-B_16", None),
-    ("augreg/S_16", None),
+    ("augreg/S_16", "augreg/S_16"),                           # the recommended one
+    ("augreg/S_16.npz", "augreg/S_16"),
+    ("augreg/S_17", None),
+    ("gsam/ViT-B_16", "gsam/ViT-B_16"),
+    ("gsam/ViT-S_32-gap-norep.npz", "gsam/ViT-S_32-gap-norep"),
+    ("gsam/ViT-L_16", None),
+    ("deit/deit_small_patch16_224", "deit/deit_small_patch16_224-cd65a155"),
+    ("deit/deit_small_patch16_224.pth", "deit/deit_small_patch16_224-cd65a155"),
+    ("deit/deit_small_patch16_224-cd65a155", "deit/deit_small_patch16_224-cd65a155"),
+    ("deit/deit_small_patch16_224-cd65a155.pth", "deit/deit_small_patch16_224-cd65a155"),
+    ("deit/deit_small_patch16_224-00000000.pth", None),
+    ("deit/deit_small_patch16_224.npz", None),
+    ("deit/deit_tiny_patch16_384", None),
+    ("deit_small_patch16_224", None),
+    ("cait/XS24_384", "cait/XS24_384"),
+    ("cait/XS24_384.pth", "cait/XS24_384"),
+    ("deit/XS24_384", None),
+    ("mae/mae_pretrain_vit_base", "mae/mae_pretrain_vit_base"),
+    ("mae/pretrain/mae_pretrain_vit_base.pth", None),
     ("augreg/X_16-i21k", None),
     ("S_16-i21k-300ep", None),
     ("vit-b_16", None),
@@ -59,8 +73,24 @@ def test_names(name, canonical):
 @pytest.mark.parametrize("name", [f"{folder}/{file}" for folder, files in PUBLISHED.items() for file in files])
 def test_every_name_of_the_table_is_its_own_canonical_name_and_has_a_model(name):
     assert published_name(name) == name
-    model = name.split("/")[1].replace("+", "-").removesuffix("-224")
+    model = name.split("/")[1].replace("+", "-").removesuffix("-224").removesuffix("-gap-norep")
     assert model in MODELS
+
+
+def our_row(folder: str, file: str) -> str:
+    if folder == "cait":
+        return f"CaiT-{file.partition('_')[0]}"
+    size = {"tiny": "Ti_16", "small": "S_16", "base": "B_16", "large": "L_16", "huge": "H_14"}
+    size = next(ours for theirs, ours in size.items() if theirs in file)
+    return f"MAE-{size}" if folder == "mae" else f"DeiT-{size}{'-distilled' if 'distilled' in file else ''}"
+
+
+@pytest.mark.parametrize("name", [f"{folder}/{file}" for folder, files in META_FILES.items() for file in files])
+def test_every_name_of_meta_s_has_a_model_and_a_file_of_its_own(name):
+    assert published_name(name) == name
+    assert our_row(*name.split("/")) in MODELS
+    assert [file for files in META_FILES.values() for file, _ in files.values()].count(META_FILES[name.split("/")[0]][
+        name.split("/")[1]][0]) == 1
 
 
 @pytest.mark.parametrize("name, url", [
@@ -69,16 +99,27 @@ def test_every_name_of_the_table_is_its_own_canonical_name_and_has_a_model(name)
     ("imagenet21k+imagenet2012/R50+ViT-B_16",
      "https://storage.googleapis.com/vit_models/imagenet21k%2Bimagenet2012/R50%2BViT-B_16.npz"),
     (AUGREG, f"https://storage.googleapis.com/vit_models/{AUGREG}.npz"),
+    ("gsam/ViT-B_16", "https://storage.googleapis.com/vit_models/gsam/ViT-B_16.npz"),
+    ("deit/deit_base_patch16_224-b5f2ef4d", "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth"),
+    ("deit/deit_base_distilled_patch16_384-d0272ac0",
+     "https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_384-d0272ac0.pth"),
+    ("cait/M36_384", "https://dl.fbaipublicfiles.com/deit/M36_384.pth"),
+    ("mae/mae_pretrain_vit_huge", "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_huge.pth"),
+    ("mae/mae_finetuned_vit_base", "https://dl.fbaipublicfiles.com/mae/finetune/mae_finetuned_vit_base.pth"),
+    ("mae/mae_visualize_vit_large", "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_large.pth"),
 ])
 def test_urls(name, url, monkeypatch):
     monkeypatch.delenv("VIT_CHECKPOINT_URL", raising=False)
+    monkeypatch.delenv("VIT_META_URL", raising=False)
     assert url_of(name) == url
 
 
 @pytest.mark.parametrize("mirror", ["http://mirror/vit", "http://mirror/vit/"])
 def test_a_mirror_has_the_same_tree(mirror, monkeypatch):
     monkeypatch.setenv("VIT_CHECKPOINT_URL", mirror)
+    monkeypatch.setenv("VIT_META_URL", mirror.replace("vit", "meta"))
     assert url_of("imagenet21k/R50+ViT-B_16") == "http://mirror/vit/imagenet21k/R50%2BViT-B_16.npz"
+    assert url_of("mae/mae_pretrain_vit_base") == "http://mirror/meta/mae/pretrain/mae_pretrain_vit_base.pth"
 
 
 # ------------------------------------------------------------------------------------------------- what is here
@@ -87,14 +128,20 @@ def test_a_mirror_has_the_same_tree(mirror, monkeypatch):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty checkpoint folder, in an empty working directory, with no server to ask."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
-    monkeypatch.setenv("VIT_CHECKPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("VIT_CHECKPOINT_URL", file_server.nobody())
+    monkeypatch.setenv("VIT_META_URL", file_server.nobody())
     monkeypatch.setenv("no_proxy", "*")
     return tmp_path / "weights"
+
+
+@pytest.fixture
+def server(folder, monkeypatch):
+    with file_server.running() as server:
+        monkeypatch.setenv("VIT_META_URL", f"http://127.0.0.1:{server.server_port}/meta/")
+        monkeypatch.setenv("VIT_CHECKPOINT_URL", f"http://127.0.0.1:{server.server_port}/vit_models")
+        yield server
 
 
 def put(path, content: bytes = b"x"):
@@ -112,6 +159,10 @@ def put(path, content: bytes = b"x"):
     ("R50-ViT-B_16", ["weights/imagenet21k/R50+ViT-B_16.npz"], 0),
     ("sam/ViT-B_16", ["weights/ViT-B_16.npz", "weights/sam/ViT-B_16.npz"], 1),
     ("some/where.bin", ["some/where.bin"], 0),
+    ("deit/deit_base_patch16_224", ["weights/deit/deit_base_patch16_224-b5f2ef4d.pth"], 0),
+    ("cait/S24_224.pth", ["weights/cait/S24_224.pth"], 0),
+    ("mae/mae_pretrain_vit_large", ["weights/mae/mae_pretrain_vit_large.pth"], 0),
+    ("gsam/ViT-B_16", ["weights/ViT-B_16.npz", "weights/gsam/ViT-B_16.npz"], 1),
 ])
 def test_what_is_here_is_not_downloaded(folder, tmp_path, name, present, found):
     paths = [put(tmp_path / path) for path in present]
@@ -137,269 +188,121 @@ def test_neither_a_file_nor_a_name(folder, name):
     assert "\n" not in str(error.value) and not folder.exists()
 
 
-# --------------------------------------------------------------------------------------------------- downloads
+# ------------------------------------------------------------------------------------------------ Meta's files
 
-def some_archive() -> bytes:
+
+def test_meta_s_files_come_from_its_server_with_their_suffix(server, folder):
+    server.content = (reference.TORCH / "mae_pretrain_enc.pth").read_bytes()
+    path = find_checkpoint("cait/S24_224")
+    assert path == folder / "cait" / "S24_224.pth" and path.read_bytes() == server.content
+    assert [request[0] for request in server.requests] == ["/meta/deit/S24_224.pth"]
+
+
+@pytest.mark.parametrize("name, remote, algorithm", [
+    ("deit/deit_tiny_patch16_224", "deit/deit_tiny_patch16_224-a1311bcf.pth", "sha256"),
+    ("mae/mae_pretrain_vit_base", "mae/pretrain/mae_pretrain_vit_base.pth", "md5")])
+def test_the_digits_that_the_publisher_tells_are_checked(server, folder, monkeypatch, name, remote, algorithm):
+    server.content = (reference.TORCH / "deit_tiny.pth").read_bytes()
+    with pytest.raises(ModelError, match=f"/meta/{re.escape(remote)} .what arrived does not match the publisher's") as error:
+        find_checkpoint(name)
+    assert f"put it at {folder / name.split('/')[0] / remote.split('/')[-1]}" in str(error.value)
+    digits = hashlib.new(algorithm, server.content).hexdigest()[:8]
+    file = remote.split("/")[-1].removesuffix(".pth")
+    monkeypatch.setitem(META_FILES[name.split("/")[0]], file, (remote, f"{algorithm}:{digits}"))
+    assert find_checkpoint(name) == folder / name.split("/")[0] / remote.split("/")[-1]
+
+
+def test_a_name_of_deit_makes_a_model(server, folder, monkeypatch):
+    server.content = (reference.TORCH / "deit_tiny.pth").read_bytes()
+    monkeypatch.setitem(META_FILES["deit"], "deit_tiny_patch16_224-a1311bcf", ("deit/deit_tiny_patch16_224-a1311bcf.pth", ""))
+    model = create_model(reference.TORCH_ROWS["deit"], pretrained="deit/deit_tiny_patch16_224", head="keep")
+    assert model.num_classes == 10
+    assert model.load_report.path == str(folder / "deit" / "deit_tiny_patch16_224-a1311bcf.pth")
+
+
+# -------------------------------------------------------------------------------------------- AugReg's table
+
+# The columns of the published table, and some of its rows (the values of other columns made up).
+COLUMNS = ("name,ds,epochs,lr,aug,wd,do,sd,best_val,final_val,final_test,adapt_ds,adapt_lr,adapt_steps,adapt_resolution,"
+           "adapt_final_val,adapt_final_test,params,infer_samples_per_sec,filename,adapt_filename")
+BEST = "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0"
+
+
+def line(name: str, ds: str, final_val, file: str) -> str:
+    return f"{name},{ds},300,0.001,x,0.1,0,0,0.99,{final_val},0.99,cifar100,0.01,500,224,0.99,0.99,1,1,{file},{file}--cifar100"
+
+
+LINES = [
+    line("S/16", "i21k", 0.41, "S_16-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0"),
+    line("S/16", "i21k", 0.47, BEST),
+    line("S/16", "i21k", 0.47, BEST),                                     # a row for every fine-tuning
+    line("S/16", "i21k", 0.09, "S_16-i21k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1"),
+    line("S/16", "i1k", 0.80, "S_16-i1k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),      # another task
+    line("S/16", "i21k_30", 0.60, "S_16-i21k-30ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
+    line("S/16", "i21k", "", "S_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"),
+    line("S/16", "i21k", "nan", "S_16-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0"),
+    line("R26+S/32", "i21k", 0.49, "R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
+    line("S/32", "i21k", 0.52, "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0"),
+    line("R+Ti/16", "i21k", 0.3, "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
+    line("Ti/16", "i21k", 0.31, "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
+]
+TABLE = "\n".join([COLUMNS, *LINES, ""]).encode()
+
+
+@pytest.mark.parametrize("size, file", [
+    ("S_16", BEST), ("S_32", "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0"),
+    ("R26_S_32", "R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
+    ("R_Ti_16", "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
+    ("Ti_16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0")])
+def test_recommended_is_the_best_of_its_size_on_imagenet_21k(tmp_path, size, file):
+    assert recommended(put(tmp_path / "index.csv", TABLE), size) == file
+
+
+def archive() -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, array=np.frombuffer(np.random.default_rng(0).bytes(300_000), np.uint8))
+    np.savez(stream, x=np.ones(3))
     return stream.getvalue()
 
 
-CONTENT = some_archive()
-SIZE = len(CONTENT)
-NAME, FILE = "imagenet21k/R50+ViT-B_16", "imagenet21k/R50+ViT-B_16.npz"
+def test_a_size_alone_fetches_the_table_once_and_the_file(server, folder):
+    server.files["/vit_models/augreg/index.csv"], server.content = TABLE, archive()
+    path = find_checkpoint("augreg/S_16")
+    assert path == folder / "augreg" / f"{BEST}.npz" and path.read_bytes() == server.content
+    assert (folder / "augreg" / "index.csv").read_bytes() == TABLE
+    find_checkpoint("augreg/Ti_16")
+    find_checkpoint("augreg/S_16")
+    assert [request[0].split("/")[-1].split("-")[0] for request in server.requests] == ["index.csv", "S_16", "Ti_16"]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` for every path; its other attributes say in which way it misbehaves."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.etag, self.md5 = CONTENT, '"one"', None
-        self.status = None             # answer with this status and nothing else
-        self.ranges = True             # understands the Range header
-        self.whole = False             # answers it with 206 and the whole file
-        self.cut_after = None          # closes the connection after so many bytes of the body
-        self.chunked = False           # tells no length
-        self.greeting = None           # speaks another protocol
-        self.requests = []             # (path, Range, If-Range)
-        self.answers = []              # statuses
+def test_a_full_name_needs_no_table(server, folder):
+    server.content = archive()
+    assert find_checkpoint(f"augreg/{BEST}") == folder / "augreg" / f"{BEST}.npz"
+    assert not (folder / "augreg" / "index.csv").exists()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        server: Server = self.server
-        self.close_connection = True
-        server.requests.append((self.path, self.headers["Range"], self.headers["If-Range"]))
-        if server.greeting:
-            self.wfile.write(server.greeting)
-            return
-        status, body = server.status or 200, server.content
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-        if start and server.ranges and not server.status and self.headers["If-Range"] in (None, server.etag):
-            start = int(start[1])
-            start = 0 if server.whole else start
-            status, body = (206, body[start:]) if start < len(body) else (416, b"")
-        server.answers.append(status)
-        if status not in (200, 206):
-            body = b""
-        self.send_response(status)
-        if server.chunked:
-            self.send_header("Transfer-Encoding", "chunked")
-        else:
-            self.send_header("Content-Length", str(len(body)))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        if server.md5:
-            self.send_header("x-goog-hash", "crc32c=AAAAAA==")
-            self.send_header("x-goog-hash", f"md5={base64.b64encode(server.md5).decode()}")
-        self.end_headers()
-        sent = body if server.cut_after is None else body[: server.cut_after]
-        if server.chunked:
-            self.wfile.write(b"%x\r\n" % len(body) + sent)
-            if sent == body:
-                self.wfile.write(b"\r\n0\r\n\r\n")
-        else:
-            self.wfile.write(sent)
-
-    def log_message(self, *_):
-        pass
+@pytest.mark.parametrize("content", [b"<html>sign in</html>", b"name,ds,filename\n", archive(), b"", b"\xff\xfe\n"])
+def test_what_is_no_table_does_not_stay(server, folder, content):
+    server.files["/vit_models/augreg/index.csv"] = content
+    with pytest.raises(ModelError, match=r"could not download .*/augreg/index\.csv .what arrived is not AugReg's table") as error:
+        find_checkpoint("augreg/S_16")
+    assert "\n" not in str(error.value) and not (folder / "augreg" / "index.csv").exists()
 
 
-@pytest.fixture
-def server(folder, monkeypatch):
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("VIT_CHECKPOINT_URL", f"http://127.0.0.1:{server.server_port}/vit_models")
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def test_offline_without_a_table(folder):
+    with pytest.raises(ModelError, match=f"could not download .*augreg/index.csv.*put it at {folder}/augreg/index.csv"):
+        find_checkpoint("augreg/S_16")
 
 
-def fails(folder, message: str) -> str:
-    """One line with the URL and the place to put the file by hand; and no file that looks finished."""
+@pytest.mark.parametrize("content, message", [
+    (COLUMNS.encode(), "names no file of S_16 trained on i21k; delete it"),
+    (COLUMNS.encode() + b"\n" + line("S/16", "i21k", 0.5, "S_16-../../../etc/passwd").encode(), "names no file of S_16"),
+    (b"something,else\n1,2\n", "not AugReg's table, or damaged .KeyError.*delete it to fetch it again"),
+    (TABLE.replace(b"0.41", b"best"), "not AugReg's table, or damaged .ValueError"),
+    (b"\xff" + TABLE, "not AugReg's table, or damaged"),
+    (TABLE[:-1000] + b"S/16,i21k", "not AugReg's table, or damaged .AttributeError"),
+])
+def test_a_damaged_table_on_the_disk(folder, content, message):
+    path = put(folder / "augreg" / "index.csv", content)
     with pytest.raises(ModelError, match=message) as error:
-        find_checkpoint(NAME)
-    text = str(error.value)
-    assert "\n" not in text and "/imagenet21k/R50%2BViT-B_16.npz" in text and f"put it at {folder / FILE}" in text
-    assert not (folder / FILE).exists()
-    return text
-
-
-def part(folder) -> bytes | None:
-    path = folder / f"{FILE}.part"
-    return path.read_bytes() if path.exists() else None
-
-
-def arrives(folder) -> None:
-    assert find_checkpoint(NAME) == folder / FILE
-    assert (folder / FILE).read_bytes() == CONTENT
-    assert os.listdir(folder / "imagenet21k") == ["R50+ViT-B_16.npz"]
-
-
-@pytest.mark.parametrize("md5", [None, hashlib.md5(CONTENT).digest()])
-@pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("etag", ['"one"', None])
-def test_download(server, folder, md5, chunked, etag):
-    server.md5, server.chunked, server.etag = md5, chunked, etag
-    arrives(folder)
-    assert server.requests == [("/vit_models/imagenet21k/R50%2BViT-B_16.npz", None, None)]
-    find_checkpoint(NAME)
-    assert len(server.requests) == 1                                        # it is here now
-
-
-def test_the_name_alone_makes_a_model(server, folder):
-    server.content = reference.weights("g_p32").read_bytes()
-    model = create_model(reference.ROWS["g_p32"], pretrained="sam/ViT-B_32", head="keep")
-    assert model.num_classes == 5 and model.load_report.path == str(folder / "sam" / "ViT-B_32.npz")
-
-
-def test_a_download_that_was_cut_goes_on(server, folder):
-    """The next call asks for the rest, of the same version."""
-    server.cut_after = 100_000
-    fails(folder, f"the connection broke off at 100000 of {SIZE} bytes; run again to go on")
-    assert part(folder) == CONTENT[:100_000]
-    fails(folder, f"broke off at 200000 of {SIZE}")
-    server.cut_after = None
-    arrives(folder)
-    assert [request[1:] for request in server.requests] == [
-        (None, None), ("bytes=100000-", '"one"'), ("bytes=200000-", '"one"')]
-    assert server.answers == [200, 206, 206]
-
-
-def test_another_version_starts_anew(server, folder):
-    """Pieces of two versions are never joined."""
-    server.cut_after, server.content = 100_000, bytes(SIZE)
-    fails(folder, "broke off")
-    server.cut_after, server.content, server.etag = None, CONTENT, '"two"'
-    arrives(folder)
-    assert server.requests[1][1:] == ("bytes=100000-", '"one"') and server.answers == [200, 200]
-
-
-def test_a_server_without_ranges_sends_all_again(server, folder):
-    server.cut_after, server.ranges = 100_000, False
-    fails(folder, "broke off")
-    server.cut_after = None
-    arrives(folder)
-    assert server.answers == [200, 200]
-
-
-def test_without_a_mark_of_the_version_nothing_is_joined(server, folder):
-    server.cut_after, server.etag, server.content = 100_000, None, bytes(SIZE)
-    fails(folder, "broke off")
-    server.cut_after, server.content = None, CONTENT
-    arrives(folder)
-    assert server.requests[1][1:] == (None, None)
-
-
-def test_a_part_that_is_complete_or_too_long(server, folder):
-    """The process ended before the last step: the server says 416, and all is fetched again."""
-    for length in (SIZE, SIZE + 1000):
-        put(folder / f"{FILE}.part", bytes(length))
-        put(folder / f"{FILE}.part.etag", b'"one"')
-        arrives(folder)
-        os.remove(folder / FILE)
-    assert server.answers == [416, 200, 416, 200]
-
-
-def test_what_does_not_match_the_checksum_is_thrown_away(server, folder):
-    server.md5 = hashlib.md5(b"another").digest()
-    fails(folder, "does not match the server's MD5; run again")
-    assert part(folder) is None
-    server.md5 = hashlib.md5(CONTENT).digest()
-    arrives(folder)
-
-
-def test_the_checksum_is_of_the_whole_file_also_after_going_on(server, folder):
-    server.md5, server.cut_after = hashlib.md5(CONTENT).digest(), 100_000
-    fails(folder, "broke off")
-    path = folder / f"{FILE}.part"
-    path.write_bytes(bytes(100_000))                                        # damaged in the meantime
-    server.cut_after = None
-    fails(folder, "does not match the server's MD5")
-    arrives(folder)
-
-
-def test_nothing_looks_finished_before_it_is(server, folder, monkeypatch):
-    """The final name appears by renaming, after the checksum."""
-    seen = []
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: (seen.append((os.path.getsize(old), new.exists())), replace(old, new)))
-    arrives(folder)
-    assert seen == [(SIZE, False)]
-
-
-@pytest.mark.parametrize("status, message", [(404, "Not Found"), (403, "Forbidden"), (503, "Service Unavailable")])
-def test_a_server_that_refuses(server, folder, status, message):
-    server.status = status
-    fails(folder, message)
-    assert part(folder) is None
-
-
-def test_a_part_outlives_a_server_that_refuses(server, folder):
-    server.cut_after = 100_000
-    fails(folder, "broke off")
-    server.cut_after, server.status = None, 503
-    fails(folder, "Service Unavailable")
-    server.status = None
-    arrives(folder)
-    assert server.answers == [200, 503, 206]
-
-
-def test_offline(folder):
-    fails(folder, "refused")
-
-
-@pytest.mark.parametrize("greeting", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 twohundred OK\r\n\r\n", b"\0"])
-def test_what_speaks_no_http(server, folder, greeting):
-    server.greeting = greeting
-    fails(folder, "could not download")
-
-
-def test_a_cut_without_a_length(server, folder):
-    """Told by chunks, the end is missing: what came is no whole file."""
-    server.chunked, server.cut_after = True, 100_000
-    fails(folder, "could not download")
-    server.chunked, server.cut_after = False, None
-    arrives(folder)
-
-
-@pytest.mark.parametrize("mirror", ["storage.example/vit", "http://[broken", "http://bad host/"])
-def test_a_mirror_that_is_no_url(folder, monkeypatch, mirror):
-    monkeypatch.setenv("VIT_CHECKPOINT_URL", mirror)
-    fails(folder, "could not download")
-
-
-def test_a_folder_that_cannot_be_made(folder):
-    put(folder, b"a file stands in the way")
-    fails(folder, "could not download")
-
-
-def test_a_web_page_instead_of_the_file(server, folder):
-    """A sign-in page answers 200 to everything: it must not stay under the checkpoint's name."""
-    server.content = b"<!DOCTYPE html><html>sign in</html>"
-    with pytest.raises(ModelError):
-        create_model(reference.ROWS["g_p32"], pretrained=NAME)
-    server.content = CONTENT
-    arrives(folder)
-
-
-def test_a_rest_that_begins_elsewhere_is_not_joined(server, folder):
-    """206 with all of the file, where the rest was asked for, and no checksum to tell."""
-    server.cut_after = 100_000
-    fails(folder, "broke off")
-    server.cut_after, server.whole = None, True
-    try:
-        find_checkpoint(NAME)
-    except ModelError:
-        assert not (folder / FILE).exists()
-    else:
-        assert (folder / FILE).read_bytes() == CONTENT
+        find_checkpoint("augreg/S_16")
+    assert "\n" not in str(error.value) and str(path) in str(error.value)

@@ -12,11 +12,11 @@ from utils.report import PLAIN_LINES, Report
 
 
 def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0) -> StepReport:
-    return StepReport(step, loss, 0.001 * step, norm, scale, skipped, 100.0)
+    return StepReport(step, loss, 0.625, 0.001 * step, norm, scale, skipped, 100.0)
 
 
 def eval_report(accuracy=0.75, loss=0.25) -> EvalReport:
-    return EvalReport(200, loss, accuracy, 0.99)
+    return EvalReport(200, loss, (accuracy, 0.8, 0.875, 0.9, 0.99), 0.6875, 0.0625)
 
 
 def events(folder) -> list[dict]:
@@ -41,9 +41,10 @@ def test_events(tmp_path):
     start, train, evaluation, end = events(tmp_path)
     assert start.pop("time") > 1.7e9 and end.pop("time") > 1.7e9
     assert start == {"event": "start", "step": 0, "world_size": 2}
-    assert train == {"event": "train", "step": 1, "loss": 0.5, "lr": 0.001, "grad_norm": 2.0, "loss_scale": None,
-                     "skipped": False, "images_per_second": 100.0}
-    assert evaluation == {"event": "eval", "step": 1, "split": "val", "images": 200, "loss": 0.25, "accuracy": 0.75, "top5": 0.99}
+    assert train == {"event": "train", "step": 1, "loss": 0.5, "accuracy": 0.625, "lr": 0.001, "grad_norm": 2.0,
+                     "loss_scale": None, "skipped": False, "images_per_second": 100.0}
+    assert evaluation == {"event": "eval", "step": 1, "split": "val", "images": 200, "loss": 0.25, "accuracy": 0.75, "top2": 0.8,
+                          "top3": 0.875, "top4": 0.9, "top5": 0.99, "true_probability": 0.6875, "calibration_error": 0.0625}
     assert end == {"event": "end", "step": 1, "seconds": 1.5}
 
 
@@ -148,8 +149,11 @@ def test_tensorboard_curves(tmp_path):
     report.evaluation(2, "val", eval_report(0.5))
     report.close()
     found = curves(tmp_path / "tensorboard")
-    assert set(found) == {"train/loss", "train/lr", "train/grad_norm", "train/loss_scale", "train/images_per_second",
-                          "test/accuracy", "test/top5", "test/loss", "val/accuracy", "val/top5", "val/loss"}
+    figures = ("accuracy", "top5", "loss", "true_probability", "calibration_error")
+    assert set(found) == {"train/loss", "train/accuracy", "train/lr", "train/grad_norm", "train/loss_scale",
+                          "train/images_per_second", *(f"{split}/{name}" for split in ("test", "val") for name in figures)}
+    assert found["train/accuracy"] == [(1, 0.625), (2, 0.625)]
+    assert found["val/true_probability"] == [(2, 0.6875)] and found["test/calibration_error"] == [(0, 0.0625)]
     assert found["train/loss"] == [(1, 0.5), (2, 0.5)] and found["train/loss_scale"] == [(1, 1024.0), (2, 512.0)]
     assert found["train/lr"] == [(1, pytest.approx(0.001)), (2, pytest.approx(0.002))]
     assert found["test/accuracy"] == [(0, 0.125)] and found["val/accuracy"] == [(2, 0.5)]

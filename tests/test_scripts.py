@@ -117,15 +117,20 @@ def test_two_processes_learn_what_one_learns(run_script, tmp_path):
 VARIABLES = {
     "DATASET": ("cifar100", "dataset", "cifar100"),
     "DATA_DIR": ("my data", "data_dir", "my data"),
+    "RECIPE": ("mae", "recipe", "mae"),
     "MODEL_TYPE": ("ViT-B_16", "model_type", "ViT-B_16"),
     "IMG_SIZE": ("384", "img_size", 384),
     "NAME": ("c100", "name", "c100"),
     "TRAIN_BATCH_SIZE": ("256", "train_batch_size", 256),
     "EVAL_BATCH_SIZE": ("32", "eval_batch_size", 32),
     "GRAD_STEPS": ("4", "gradient_accumulation_steps", 4),
+    "VAL_FRACTION": ("0.1", "val_fraction", 0.1),
     "NUM_STEPS": ("500", "num_steps", 500),
+    "NUM_EPOCHS": ("2.5", "num_epochs", 2.5),
     "WARMUP_STEPS": ("100", "warmup_steps", 100),
     "DECAY_TYPE": ("linear", "decay_type", "linear"),
+    "OPTIMIZER": ("adamw", "optimizer", "adamw"),
+    "WEIGHT_DECAY": ("0.05", "weight_decay", 0.05),
     "LEARNING_RATE": ("0.01", "learning_rate", 0.01),
     "RESUME_PATH": ("output/a b", "resume_path", "output/a b"),
     "PRETRAINED_DIR": ("checkpoint/ViT-B_16.npz", "pretrained_dir", "checkpoint/ViT-B_16.npz"),
@@ -230,7 +235,8 @@ def bare_machine(tmp_path, monkeypatch):
     """A copy of the scripts beside a Python that lacks everything; `pip install` makes the modules appear."""
     project, log = tmp_path / "pro ject", tmp_path / "calls"
     (project / "utils").mkdir(parents=True)
-    for name in ("train.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements-test.txt", "train_fp16.sh"):
+    for name in ("train.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements-test.txt", "train_fp16.sh",
+                 "sweep.sh"):
         shutil.copy(ROOT / name, project / name)
 
     def stub(name: str, pip: str, modules: str) -> Path:
@@ -292,6 +298,20 @@ def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_
     assert done.returncode == 0, done.stderr
     calls = log.read_text()
     assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "python -m pytest -m not slow" in calls
+
+
+def test_sweep_sh_sets_itself_up_and_hands_its_rates_on(run_script, bare_machine):
+    project, log, python = bare_machine
+    done = run_script("sweep.sh", "--num_steps", "5", cwd=project, PYTHON=str(python), LEARNING_RATES="0.1,0.2")
+    assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr
+    assert "-r requirements.txt" in log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("python sweep.py --learning_rates 0.1,0.2 --output_dir ") and last.endswith(" --num_steps 5")
+    log.unlink()
+    done = run_script("sweep.sh", cwd=project, PYTHON=str(python))
+    assert done.returncode == 0 and "installing" not in done.stdout and "pip" not in log.read_text()
+    rates = re.fullmatch(r"python sweep.py --learning_rates (\S+) .*", log.read_text().splitlines()[-1])[1]
+    assert rates == "0.001,0.003,0.01,0.03"
 
 
 def processes_naming(text: str) -> list[str]:

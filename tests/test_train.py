@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,9 @@ def differences(a, b, path="") -> list[str]:
         return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
         return [found for i, pair in enumerate(zip(a, b)) for found in differences(*pair, f"{path}/{i}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-    return [] if same else [path]
+    if isinstance(a, (dict, list, tuple, torch.Tensor)):
+        return [] if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b) else [path]
+    return [] if a == b else [path]
 
 
 def make_tree(root: Path, classes=("ant", "bee"), images=6, splits=("train", "val")) -> Path:
@@ -249,9 +252,11 @@ def test_resume_wins_over_pretrained_dir(run_train, capsys):
 
 # ------------------------------------------------------------------------------- every flag acts: none left out
 
+FOLDER = ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"]
+TAUGHT = ["--distillation", "soft", "--teacher", "output/teacher"]
 # Flags that change what is learnt: the weights after a few steps are not those of the run without the flag.
 LEARNING = {
-    "dataset": ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"],
+    "dataset": FOLDER,
     "recipe": ["--recipe", "vit-paper"],
     "model_type": ["--model_type", "ViT-Ti_16", "--img_size", 16, "--recipe", "digits"],
     "img_size": ["--img_size", "8x10"],
@@ -270,9 +275,59 @@ LEARNING = {
     "fp16": ["--fp16"],
     "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O3"],
     "seed": ["--seed", 1],
+    "val_fraction": [*FOLDER, "--val_fraction", 0.5],
+    "test_fraction": ["--test_fraction", 0.5],
+    "split_seed": ["--test_fraction", 0.5, "--split_seed", 1],
+    "patch_size": ["--patch_size", 4],
+    "hidden_size": ["--hidden_size", 32],
+    "mlp_dim": ["--mlp_dim", 32],
+    "num_heads": ["--num_heads", 2],
+    "num_layers": ["--num_layers", 2],
+    "in_channels": ["--in_channels", 1],
+    "classifier": ["--classifier", "patch_mean"],
+    "num_epochs": ["--num_epochs", 0.1],
+    "warmup_epochs": ["--warmup_epochs", 0.03],
+    "momentum": ["--optimizer", "sgd", "--momentum", 0.5],
+    "min_learning_rate": ["--min_learning_rate", 5e-4],
+    "warmup_learning_rate": ["--warmup_steps", 2, "--warmup_learning_rate", 5e-4],
+    "head_learning_rate": ["--head_learning_rate", 1e-2],
+    "layer_decay": ["--layer_decay", 0.5],
+    "decay_milestones": ["--decay_type", "step", "--decay_milestones", 2],
+    "decay_on": ["--weight_decay", 0.5, "--decay_on", "matrices"],
+    "train_layers": ["--train_layers", "head"],
+    "freeze": ["--freeze", "pos_embed,blocks.0.*"],
+    "attention_dropout_rate": ["--attention_dropout_rate", 0.5],
+    "drop_path_rate": ["--drop_path_rate", 0.5],
+    "label_smoothing": ["--label_smoothing", 0.2],
+    "class_weights": ["--class_weights", "balanced"],
+    "crop_scale": ["--augmentation", "crop", "--crop_scale", 0.9],
+    "crop_padding": ["--augmentation", "pad", "--crop_padding", 1],
+    "rotation": ["--rotation", 45],
+    "color_jitter": ["--color_jitter", 0.5],
+    "randaugment_ops": ["--randaugment_ops", 2],
+    "randaugment_magnitude": ["--randaugment_ops", 2, "--randaugment_magnitude", 3],
+    "random_erasing": ["--random_erasing", 1],
+    "mixup_alpha": ["--mixup_alpha", 1],
+    "cutmix_alpha": ["--cutmix_alpha", 1],
+    "mix_probability": ["--mixup_alpha", 1, "--mix_probability", 0.3],
+    "mix_switch_probability": ["--mixup_alpha", 1, "--cutmix_alpha", 1, "--mix_switch_probability", 0.1],
+    "mix_off_steps": ["--mixup_alpha", 1, "--mix_off_steps", 2],
+    "interpolation": ["--augmentation", "crop", "--interpolation", "bicubic"],
+    "distillation": TAUGHT,
+    "teacher": [*TAUGHT[:-1], "output/teacher-2"],
+    "distillation_alpha": [*TAUGHT, "--distillation_alpha", 0.9],
+    "distillation_temperature": [*TAUGHT, "--distillation_temperature", 3],
 }
-COMPARED_WITH = {"max_grad_norm": ["--optimizer", "sgd"],
-                 "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O1"]}
+# What the flag is compared with, where that is not the run without any flag.
+COMPARED_WITH = {
+    "max_grad_norm": ["--optimizer", "sgd"], "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O1"], "val_fraction": FOLDER,
+    "split_seed": ["--test_fraction", 0.5], "momentum": ["--optimizer", "sgd"], "warmup_learning_rate": ["--warmup_steps", 2],
+    "decay_milestones": ["--decay_type", "step", "--decay_milestones", 3], "decay_on": ["--weight_decay", 0.5],
+    "crop_scale": ["--augmentation", "crop"], "crop_padding": ["--augmentation", "pad"],
+    "randaugment_magnitude": ["--randaugment_ops", 2], "mix_probability": ["--mixup_alpha", 1],
+    "mix_switch_probability": ["--mixup_alpha", 1, "--cutmix_alpha", 1], "mix_off_steps": ["--mixup_alpha", 1],
+    "interpolation": ["--augmentation", "crop"],
+    "teacher": TAUGHT, "distillation_alpha": TAUGHT, "distillation_temperature": TAUGHT}
 
 
 @pytest.mark.parametrize("flag", LEARNING)
@@ -282,6 +337,9 @@ def test_a_learning_flag_acts(run_train, flag):
 
     torch.manual_seed(7)
     save_npz(create_model("ViT-Nano_2", 3), "start.npz")
+    for number in ("1", "2") if "teacher" in str(LEARNING[flag]) else ():
+        name = "teacher" if number == "1" else "teacher-2"
+        assert run_train("--name", name, "--seed", number, "--learning_rate", 0.01, "--model_type", "ViT-Nano_2") == 0
     assert run_train("--name", "without", *COMPARED_WITH.get(flag, [])) == 0
     assert run_train("--name", "with", *LEARNING[flag]) == 0
     without, with_flag = state_of("output/without").model, state_of("output/with").model
@@ -319,11 +377,11 @@ def check_log_dir(run_train, monkeypatch, capsys):
 
 
 def check_eval_batch_size(run_train, monkeypatch, capsys):
-    from utils import data
+    from utils import data, datasets
 
     calls = spy(monkeypatch, data, "eval_loader")
     assert run_train("--eval_batch_size", 7) == 0 and {call["batch_size"] for call in calls} == {7}
-    batch = next(iter(data.eval_loader(data.digits("").val, **calls[0])))
+    batch = next(iter(data.eval_loader(datasets.digits("").val, **calls[0])))
     assert len(batch.targets) == 7
 
 
@@ -383,6 +441,94 @@ def check_confusion_matrix(run_train, monkeypatch, capsys):
     assert len(Path("output/digits/per_class.csv").read_text().splitlines()) == 11
 
 
+def check_test(run_train, monkeypatch, capsys):
+    expected = {"always": [(0, "test"), (4, "val"), (4, "test")], "once": [(0, "val"), (4, "val"), (4, "test")],
+                "never": [(0, "val"), (4, "val")]}
+    for choice, evaluations in expected.items():
+        assert run_train("--test", choice, "--name", choice) == 0
+        assert [(event["step"], event["split"]) for event in events_of(f"output/{choice}", ("eval",))] == evaluations
+    make_tree(Path("tree"))
+    assert run_train(*FOLDER, "--test", "once", "--eval_every", 2, "--name", "folder") == 0
+    assert [event["step"] for event in events_of("output/folder", ("eval",))] == [4]
+    assert run_train("--resume_path", "output/folder", "--num_steps", 6) == 0
+    assert [event["step"] for event in events_of("output/folder", ("eval",))] == [4, 6]
+    assert run_train(*FOLDER, "--test", "never") == 2 and "--val_fraction" in capsys.readouterr().err
+
+
+def check_eval_crop(run_train, monkeypatch, capsys):
+    assert run_train("--name", "whole") == run_train("--name", "middle", "--eval_crop", 0.5) == 0
+    losses = [[event["loss"] for event in events_of(f"output/{name}", ("eval",))] for name in ("whole", "middle")]
+    assert losses[0][1:] != losses[1][1:]
+    assert not differences(state_of("output/whole").model, state_of("output/middle").model)
+
+
+def check_ema_decay(run_train, monkeypatch, capsys):
+    """The average is what is evaluated, kept, gone on with, and loaded by other runs; the weights themselves stay."""
+    flags = ["--learning_rate", 0.01, "--num_steps", 8, "--eval_every", 4]
+    assert run_train(*flags, "--name", "plain") == run_train(*flags, "--name", "averaged", "--ema_decay", 0.9) == 0
+    plain, averaged = state_of("output/plain"), state_of("output/averaged")
+    assert plain.ema == {} and not differences(plain.model, averaged.model) and differences(averaged.model, averaged.ema)
+    losses = [events_of(f"output/{name}", ("eval",))[-1]["loss"] for name in ("plain", "averaged")]
+    assert losses[0] != losses[1]
+    capsys.readouterr()
+    assert run_train("--eval_only", "--resume_path", "output/averaged") == 0
+    assert f"loss {losses[1]:.4f}" in capsys.readouterr().out
+    assert run_train("--eval_only", "--pretrained_dir", "output/averaged/step-00000008.pt") == 0
+    assert f"loss {losses[1]:.4f}" in capsys.readouterr().out
+
+
+def check_eval_train(run_train, monkeypatch, capsys):
+    assert run_train("--eval_train") == 0
+    event = [event for event in events_of() if event.get("split") == "train"]
+    assert [(each["step"], each["images"]) for each in event] == [(4, 1097)]
+    capsys.readouterr()
+    assert run_train("--eval_only", "--eval_train", "--resume_path", "output/digits") == 0
+    assert f"train accuracy {event[0]['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def check_wandb(run_train, monkeypatch, capsys):
+    """With a stand-in for the package: what it is told, and that the key reaches no file."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if find_spec("wandb") is None:
+        assert run_train("--wandb", "project") == 2 and "pip install wandb" in capsys.readouterr().err
+    Path("wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert run_train("--wandb", "project") == 2 and "WANDB_API_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key")
+    assert run_train("--wandb", "project", "--name", "r") == 0
+    told = [json.loads(line) for line in Path("told.jsonl").read_text().splitlines()]
+    assert told[0]["project"] == "project" and told[0]["name"] == "r" and told[0]["config"]["num_steps"] == 4
+    assert [figures["step"] for figures in told if "train/loss" in figures] == [1, 2, 3, 4]
+    assert any("val/accuracy" in figures for figures in told) and told[-1] == {"finished": True}
+    assert run_train("--resume_path", "output/r", "--num_steps", 5) == 0
+    again = [json.loads(line) for line in Path("told.jsonl").read_text().splitlines()][len(told):]
+    assert again[0]["id"] == told[0]["id"] and again[0]["resume"] == "allow"
+    for path in (path for path in Path(".").rglob("*") if path.is_file()):
+        assert b"a-secret-key" not in path.read_bytes(), path
+
+
+WANDB = """
+import json
+
+def note(content):
+    with open("told.jsonl", "a") as stream:
+        stream.write(json.dumps(content, default=str) + "\\n")
+
+class Run:
+    def log(self, figures, step):
+        note(figures | {"step": step})
+
+    def finish(self):
+        note({"finished": True})
+
+def init(**settings):
+    note(settings)
+    return Run()
+"""
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
 
 
@@ -434,7 +580,7 @@ REFUSED = {
     "loss scale without fp16": (["--loss_scale", 8], "fp16"),
     "data folder that digits do not use": (["--data_dir", "tree"], "--dataset"),
     "evaluation of nothing": (["--eval_only", "--pretrained_dir", "none"], "--resume_path"),
-    "weights of a run": (["--pretrained_dir", "run.pt"], "--resume_path"),
+    "a torch file of other things": (["--pretrained_dir", "run.pt"], "not a Vision Transformer"),
     "TensorBoard below a file": (["--log_dir", "page.pt"], "page.pt"),
     "both spellings at odds": (["--fp16", "--precision", "fp32"], "contradict"),
     "level without fp16": (["--fp16_opt_level", "O1"], "--fp16"),
@@ -529,7 +675,7 @@ def test_resuming_on_other_classes_is_refused(run_train, capsys):
 def test_a_bug_keeps_its_traceback(monkeypatch, run_train):
     from utils import schedule
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ValueError("a genuine bug")
 
     monkeypatch.setattr(schedule, "factor", broken)

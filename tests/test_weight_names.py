@@ -4,13 +4,15 @@ import pytest
 import reference
 import torch
 
-from configs import MODELS, architecture
-from models import create_model, pretrained, weight_names
-from models.weight_names import GOOGLE_BLOCKS
+from configs import MODELS
+from models import create_model, weight_names
+from models.weight_names import GOOGLE_BLOCKS, TRANSFORMERS_BLOCKS
+from models.weight_rules import FROM_FILE, TO_FILE, google_rows, transformers_rows
 
 PRE_LINEN, LINEN = GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"], GOOGLE_BLOCKS["MultiHeadDotProductAttention_0"]
 LAYOUTS = reference.published_layouts()
-TABLES = [value for name, value in vars(weight_names).items() if name.startswith("GOOGLE_") and isinstance(value, tuple)]
+TABLES = [value for name, value in vars(weight_names).items()
+          if name.endswith(("_EMBEDDING", "_HEAD", "GOOGLE_STEM", "GOOGLE_UNIT", "GOOGLE_PROJECTION"))]
 
 
 def our_model(published: str):
@@ -27,16 +29,34 @@ def test_names_and_shapes_of_every_published_model(published):
     """The file that we would write has exactly the published file's arrays, in its shapes."""
     model = our_model(published)
     ours = {}
-    for name, sources, rule in pretrained._expand(PRE_LINEN, model):
+    for name, sources, rule in google_rows(model, PRE_LINEN):
         for part, source in enumerate(sources):
             assert source not in ours
-            ours[source] = tuple(pretrained._TO_FILE[rule](model.get_parameter(name), model, part).shape)
+            ours[source] = tuple(TO_FILE[rule](model.get_parameter(name), model, part).shape)
     assert ours == LAYOUTS[published]
 
 
-def test_layouts_of_all_our_models_are_there():
+def test_layouts_of_all_models_of_google_s_are_there():
     models = {name.replace("+", "-") for name in LAYOUTS}
-    assert models == (set(MODELS) - {"ViT-Nano_2"}) | {"ViT-S_16-gap-norep"}
+    google = {name for name in MODELS if not name.startswith(("DeiT", "CaiT", "MAE"))}
+    assert models == (google - {"ViT-Nano_2"}) | {"ViT-S_16-gap-norep"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_has_a_name_where_the_layout_has_its_kind(name):
+    """Google's layout lacks CaiT's, the second token's and MAE's norm; transformers lacks CaiT, MAE's norm and the ResNets."""
+    with torch.device("meta"):
+        model = create_model(name)
+    parameters = set(model.state_dict())
+    cait_and_mae = ("blocks_token_only", "gamma", "proj_l", "proj_w", "fc_norm")
+    for rows, foreign in (
+            (google_rows(model, PRE_LINEN), (*cait_and_mae, "dist_token", "head_dist")),
+            (transformers_rows(model, TRANSFORMERS_BLOCKS["attention.attention.query"]), (*cait_and_mae, "backbone"))):
+        named = [ours for ours, _, _ in rows]
+        assert len(named) == len(set(named)) and set(named) <= parameters
+        assert all(any(word in ours for word in foreign) for ours in parameters - set(named))
+        sources = [source for _, row_sources, _ in rows for source in row_sources]
+        assert len(sources) == len(set(sources))
 
 
 def test_the_linen_dialect_counts_the_modules_of_each_kind():
@@ -47,26 +67,15 @@ def test_the_linen_dialect_counts_the_modules_of_each_kind():
     assert list(LINEN) == renamed
 
 
-@pytest.mark.parametrize("mark, rows", GOOGLE_BLOCKS.items())
-def test_a_dialect_s_mark_is_in_its_own_names_alone(mark, rows):
-    def holds(rows):
-        return any(f"/{mark}/" in source for _, sources, _ in rows for source in sources)
-
-    assert holds(rows) and not any(holds(other) for other_mark, other in GOOGLE_BLOCKS.items() if other_mark != mark)
+@pytest.mark.parametrize("blocks, joined", [(GOOGLE_BLOCKS, "/{}/"), (TRANSFORMERS_BLOCKS, ".{}.")])
+def test_a_dialect_s_mark_is_in_its_own_names_alone(blocks, joined):
+    for mark in blocks:
+        holding = [other for other, rows in blocks.items()
+                   if any(joined.format(mark) in source for _, sources, _ in rows for source in sources)]
+        assert holding == [mark]
 
 
 def test_every_rule_is_known_and_every_rule_is_used():
-    used = {rule for table in (*TABLES, PRE_LINEN, LINEN) for _, _, rule in table}
-    assert used == set(pretrained._TO_FILE) == set(pretrained._FROM_FILE) | {"position"}
-
-
-@pytest.mark.parametrize("rule", pretrained._FROM_FILE)
-def test_rules_are_inverse(rule):
-    """model -> file -> model gives the same numbers, and file -> model has the parameter's shape."""
-    model = create_model(architecture(2, 12, 20, 3, 1, img_size=4), 5)
-    shape, parts = {
-        "copy": ((7,), 1), "vector": ((7,), 1), "dense": ((5, 7), 1), "conv": ((6, 3, 2, 4), 1),
-        "qkv": ((36, 12), 3), "qkv_bias": ((36,), 3), "out": ((12, 12), 1)}[rule]
-    value = torch.randn(shape)
-    arrays = [pretrained._TO_FILE[rule](value, model, part) for part in range(parts)]
-    assert torch.equal(pretrained._FROM_FILE[rule](arrays), value)
+    blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
+    used = {rule for table in (*TABLES, *blocks) for _, _, rule in table}
+    assert used == set(TO_FILE) == set(FROM_FILE) | {"position"}

@@ -38,12 +38,13 @@ class RunState:
     optimizer: dict
     scaler: dict
     best: dict                      # {"step", "accuracy"} of the best evaluation, {} before the first
-    first: dict                     # {"accuracy"} on the test split before training
+    first: dict                     # {"accuracy", "split"} before training, {} where nothing was evaluated then
     config: dict                    # the resolved configuration
     architecture: dict              # the row of configs.MODELS as used
     classes: list[str]
     train_images: int               # of the data set: with another number the order of the samples would be another
     seconds: float                  # spent so far, over all sessions of the run
+    ema: dict = dataclasses.field(default_factory=dict)      # the averaged weights, {} without --ema_decay
     format: str = FORMAT
 
 
@@ -120,7 +121,8 @@ def load(path: Path) -> RunState:
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     fields = {field.name for field in dataclasses.fields(RunState)}
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.keys() != fields:
+    later = {"ema"}                 # fields that older files of this format lack
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not fields - later <= content.keys() <= fields:
         raise CheckpointError(f"{path}: not a checkpoint of this version of the program (format {FORMAT})")
     return RunState(**content)
 

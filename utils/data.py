@@ -1,158 +1,28 @@
-"""Data sets as a table, the order of the samples, and the loaders.
+"""The order of the samples, and the loaders.
 
 The order is stateless: which images make up step t is a pure function of (seed, t), whatever the number of
 processes, workers or restarts. Step t holds the positions t * G .. (t + 1) * G - 1 of an endless stream of
 shuffled epochs (G images a step), cut into micro-batches that are dealt to the ranks in contiguous blocks. Steps
 straddle epochs, so there is no ragged last batch.
+
+A transform is a function of one image: PIL RGB -> uint8 (C, height, width). What it draws from torch's global CPU
+generator is seeded here.
 """
 
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from .augment import eval_transform, train_transform
 from .randomness import derive_seed, seeded
+from .splits import ImageError
 
-IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")      # what a data set holds; Pillow reads stranger things
-DIGITS_FILE = Path(__file__).parent.parent / "assets" / "digits.npz"
-
-
-class DataError(ValueError):
-    """Data that are missing, damaged or do not fit: one line that names the place."""
-
-
-class ImageError(DataError):
-    """One image that cannot be read. Only the process that reads it knows; every other DataError all of them share."""
-
-
-# ------------------------------------------------------------------------------------------------ data sets
-
-
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """Each split is a sequence of (PIL RGB image, label). `val` chooses the best checkpoint; `test` only reports."""
-
-    train: Dataset
-    val: Dataset
-    test: Dataset
-    val_name: str                   # what the numbers of `val` are called: "test" where it is the test set
-    classes: tuple[str, ...]        # names, by label
-    can_flip: bool = True           # whether a mirrored image keeps its label
-
-
-class ArrayImages(Dataset):
-    """uint8 images (n, height, width[, 3]) held in memory."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
-
-
-class FileImages(Dataset):
-    """Images in files, decoded when they are asked for."""
-
-    def __init__(self, samples: list[tuple[str, int]]):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
-        try:
-            with open(path, "rb") as stream:
-                image = Image.open(stream, formats=IMAGE_FORMATS)
-                if image.mode.startswith("I;16"):          # Pillow would clip 16 bits to 8: nearly all white
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                return image.convert("RGB"), label
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{path}: cannot be read as an image ({error}); remove or replace it") from error
-
-
-def digits(data_dir: str) -> Splits:
-    """1,797 digits of 8 x 8 px shipped with the code (assets/README.md). Split by order, which keeps writers apart."""
-    with np.load(DIGITS_FILE, allow_pickle=False) as file:
-        images, labels = file["images"], file["labels"]
-    images = np.round(images * (255 / 16)).astype(np.uint8)       # stored as 0..16
-    train, val, test = (ArrayImages(images[part], labels[part])
-                        for part in (slice(0, 1097), slice(1097, 1297), slice(1297, None)))
-    return Splits(train, val, test, "val", tuple("0123456789"), can_flip=False)
-
-
-def cifar(kind: type[datasets.CIFAR10], data_dir: str) -> Splits:
-    try:
-        train, test = (kind(data_dir, train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{kind.__name__} is not in {data_dir} and cannot be downloaded ({getattr(error, 'reason', error)}); "
-                        f"fetch {kind.url} on another machine and put it at {Path(data_dir) / kind.filename}") from error
-    arrays = [ArrayImages(split.data, np.array(split.targets)) for split in (train, test)]
-    return Splits(arrays[0], arrays[1], arrays[1], "test", tuple(train.classes))
-
-
-def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
-    """DATA_DIR/train/CLASS/... and DATA_DIR/val/CLASS/...: the class folders of both must be the same, none empty."""
-    roots = {split: Path(data_dir) / split for split in ("train", "val")}
-    classes = {}
-    for split, root in roots.items():
-        if not root.is_dir():
-            raise DataError(f"no such folder: {root} (--data_dir {data_dir} must hold train/ and val/, with one folder a class)")
-        classes[split] = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if not classes[split]:
-            raise DataError(f"{root} holds no class folders (one folder a class, with its images inside)")
-    if classes["train"] != classes["val"]:
-        only = [f"only in {split}: {_listed(set(classes[split]) - set(classes[other]))}"
-                for split, other in (("train", "val"), ("val", "train")) if set(classes[split]) - set(classes[other])]
-        raise DataError(f"{data_dir}: train and val have different classes ({'; '.join(only)})")
-    names = classes["train"]
-    if classes_wanted not in (None, len(names)):
-        raise DataError(f"{data_dir} has {len(names)} classes, not {classes_wanted}: for other images take --dataset folder")
-    index = {name: label for label, name in enumerate(names)}
-    images = {}
-    for split, root in roots.items():
-        samples = make_dataset(str(root), index, extensions=IMG_EXTENSIONS, allow_empty=True)
-        counts = np.bincount([label for _, label in samples], minlength=len(names))
-        if not counts.all():
-            empty = _listed(names[label] for label in np.flatnonzero(counts == 0))
-            raise DataError(f"{root}: no images ({', '.join(IMG_EXTENSIONS)}) of class {empty}")
-        images[split] = FileImages(samples)
-    return Splits(images["train"], images["val"], images["val"], "test", tuple(names))
-
-
-def _listed(names) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# A data set is a row here and a function above; configs.FLAGS offers the same names.
-DATASETS: dict[str, Callable[[str], Splits]] = {
-    "digits": digits,
-    "cifar10": lambda data_dir: cifar(datasets.CIFAR10, data_dir),
-    "cifar100": lambda data_dir: cifar(datasets.CIFAR100, data_dir),
-    "imagenet": lambda data_dir: folder(data_dir, classes_wanted=1000),
-    "folder": folder,
-}
-
-
-def load_splits(dataset: str, data_dir: str) -> Splits:
-    """Raises DataError if the data set is not there or its folders do not fit each other."""
-    return DATASETS[dataset](data_dir)
-
+Transform = Callable[[Image.Image], Tensor]
 
 # ----------------------------------------------------------------------------------------------------- order
 
@@ -167,7 +37,7 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    images: Tensor                  # (B, 3, height, width) uint8
+    images: Tensor                  # (B, C, height, width) uint8
     targets: Tensor                 # (B,) int64
     keys: list[Key]
 
@@ -213,7 +83,7 @@ class _Keyed(Dataset):
     """A split as a loader reads it: Key -> (uint8 image, label, Key). Errors travel as values, so that the main
     process can tell them in one line instead of a worker's traceback."""
 
-    def __init__(self, split: Dataset, transform: Callable, seed: int | None):
+    def __init__(self, split: Dataset, transform: Transform, seed: int | None):
         self.split, self.transform, self.seed = split, transform, seed
 
     def __getitem__(self, key: Key):
@@ -252,19 +122,18 @@ class Loader:
             yield batch
 
 
-def train_loader(split: Dataset, order: StepOrder, *, img_size: tuple[int, int], augmentation: str, can_flip: bool,
-                 seed: int, num_workers: int, pin_memory: bool) -> Loader:
-    """One loader for the whole run: the micro-batches of `order`."""
-    transform = train_transform(augmentation, img_size, can_flip)
+def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed: int, num_workers: int,
+                 pin_memory: bool) -> Loader:
+    """One loader for the whole run: the micro-batches of `order`. `transform` draws by (seed, epoch, image)."""
     return Loader(_Keyed(split, transform, seed), order, num_workers, pin_memory)
 
 
-def eval_loader(split: Dataset, *, batch_size: int, img_size: tuple[int, int], rank: int, world_size: int,
-                num_workers: int, pin_memory: bool) -> Loader:
+def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int, num_workers: int,
+                pin_memory: bool) -> Loader:
     """This rank's share of the split, every image once over all ranks, in batches of at most `batch_size`."""
     own = [Key(0, 0, 0, index) for index in range(rank, len(split), world_size)]
     batches = [own[first:first + batch_size] for first in range(0, len(own), batch_size)]
-    return Loader(_Keyed(split, eval_transform(img_size), None), batches, num_workers, pin_memory)
+    return Loader(_Keyed(split, transform, None), batches, num_workers, pin_memory)
 
 
 def default_workers(dataset: str, local_world_size: int) -> int:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .data import Batch, Loader
 from .distributed import World, sum_over_ranks, without_sync
+from .ema import Ema
+from .loss import classification_loss, distillation_loss
 from .metrics import EvalReport, Tally
+from .mix import Mixer
 from .optim import set_learning_rate
 from .precision import LossScaler, Precision
 from .randomness import seed_device
@@ -24,10 +26,11 @@ class DivergedError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """`step` counts batches, from 1; the loss is the mean over the step's images, before the update."""
+    """`step` counts batches, from 1; loss and accuracy are means over the step's images, augmented, before the update."""
 
     step: int
     loss: float
+    accuracy: float                 # top-1; of mixed images, against the class of the first of the two
     learning_rate: float
     grad_norm: float                # before clipping
     loss_scale: float | None        # None where the loss is not scaled
@@ -35,16 +38,45 @@ class StepReport:
     images_per_second: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised: cross-entropy, mixed images or not, and a teacher's say.
+
+    `teacher` turns images (B, C, height, width) of values 0..255 into logits; it stays as it is. The loss of an image is
+    (1 - alpha) * classification + alpha * distillation (DeiT, arXiv 2012.12877, equations 2 and 3; where the model has a
+    distillation head, that head alone learns from the teacher and the other alone from the labels).
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    mixer: Mixer | None = None
+    distillation: str = "none"
+    teacher: Callable[[Tensor], Tensor] | None = None
+    alpha: float = 0.5
+    temperature: float = 1.0
+
+    def loss(self, logits: Tensor | tuple[Tensor, Tensor], targets: Tensor, images: Tensor) -> Tensor:
+        """Sum over the images."""
+        own, distilled = logits if isinstance(logits, tuple) else (logits, logits)
+        loss = classification_loss(own, targets, label_smoothing=self.label_smoothing, class_weights=self.class_weights)
+        if self.distillation == "none":
+            return loss
+        taught = distillation_loss(self.distillation, distilled, self.teacher(images), self.temperature)
+        return (1 - self.alpha) * loss + self.alpha * taught
+
+
 class Trainer:
     """What a step needs, so that train.py's loop reads as the procedure. Takes plain values, not the configuration."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler, precision: Precision,
                  world: World, prepare: Callable[[Tensor], Tensor], *, batch_size: int, micro_steps: int,
-                 max_grad_norm: float, seed: int, step: int = 0, updates: int = 0, skips: int = 0):
-        """`model` may be wrapped; `prepare` turns uint8 images on the device into its input; micro_steps per rank;
-        `step` batches were consumed so far, `updates` of them changed the weights, the last `skips` did not."""
+                 max_grad_norm: float, seed: int, objective: Objective | None = None, ema: Ema | None = None, step: int = 0,
+                 updates: int = 0, skips: int = 0):
+        """`model` may be wrapped; `prepare` turns images of values 0..255 on the device into its input; micro_steps per
+        rank; `step` batches were consumed so far, `updates` of them changed the weights, the last `skips` did not."""
         self.model, self.optimizer, self.scaler, self.precision, self.world = model, optimizer, scaler, precision, world
         self.prepare, self.batch_size, self.micro_steps = prepare, batch_size, micro_steps
+        self.objective, self.ema = objective or Objective(), ema
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step, self.updates, self.skips = step, updates, skips
@@ -57,19 +89,19 @@ class Trainer:
         """
         self.model.train()
         started, keys = time.perf_counter(), []
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)          # losses, hits
         for micro_step in range(self.micro_steps):
             batch = next(batches)
             keys += batch.keys
             assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
             if micro_step < self.micro_steps - 1:
                 with without_sync(self.model):
-                    loss_sum += self._backward(batch)
+                    sums += self._backward(batch)
             else:
-                loss_sum += self._backward(batch)
+                sums += self._backward(batch)
         self.scaler.unscale(self.optimizer)
         norm = self._clip()
-        loss = sum_over_ranks(loss_sum).item() / self.batch_size
+        loss, accuracy = (sum_over_ranks(sums) / self.batch_size).tolist()
         self._check(loss, norm, keys)
         scale = self.scaler.scale if self.scaler.enabled else None
         skipped = not _is_finite(norm)
@@ -77,25 +109,31 @@ class Trainer:
             set_learning_rate(self.optimizer, learning_rate)
             self.scaler.step(self.optimizer)
             self.updates += 1
+            if self.ema is not None:
+                self.ema.update(self.model, self.updates)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.skips = self.skips + 1 if skipped else 0
-        return StepReport(self.step, loss, learning_rate, norm, scale, skipped,
+        return StepReport(self.step, loss, accuracy, learning_rate, norm, scale, skipped,
                           self.batch_size / (time.perf_counter() - started))
 
     def _backward(self, batch: Batch) -> Tensor:
-        """-> sum of the losses of the micro-batch's images"""
+        """-> (sum of the losses of the micro-batch's images, how many of them were right)"""
         key = batch.keys[0]
         seed_device(self.world.device, self.seed, "model", key.step, key.micro)
-        images = self.prepare(batch.images.to(self.world.device, non_blocking=True))
-        targets = batch.targets.to(self.world.device, non_blocking=True)
+        images = batch.images.to(self.world.device, non_blocking=True)
+        labels = batch.targets.to(self.world.device, non_blocking=True)
+        targets = labels
+        if self.objective.mixer is not None:
+            images, targets = self.objective.mixer(images.float(), labels, key.step, key.micro * len(batch.keys))
         with self.precision.autocast(self.world.device):
-            logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+            logits = self.model(self.prepare(images))
+        loss = self.objective.loss(logits, targets, images)
         # DistributedDataParallel divides the ranks' gradients by their number.
         self.scaler.backward(loss * (self.world.size / self.batch_size))
-        return loss.detach().double()
+        best = (logits[0] + logits[1] if isinstance(logits, tuple) else logits).argmax(dim=1)
+        return torch.stack([loss.detach().double(), (best == labels).sum().double()])
 
     def _clip(self) -> float:
         """-> global gradient norm before clipping; max_grad_norm 0 only measures it"""

@@ -1,4 +1,4 @@
-"""What an evaluation counts, exactly: integers and a float64 sum, added over ranks."""
+"""What an evaluation counts, exactly: integers and float64 sums, added over ranks."""
 
 import csv
 import dataclasses
@@ -11,45 +11,73 @@ from torch.nn import functional as F
 
 from .distributed import sum_over_ranks
 
+TOP, BINS = 5, 15
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalReport:
-    """Of `images` images: mean loss and the shares (0..1) whose true class is first, or among the first five."""
+    """Of `images` images: means and shares (0..1)."""
 
     images: int
     loss: float
-    top1: float
-    top5: float
+    top: tuple[float, ...]                  # five: whose true class is first, among the first two, ..., the first five
+    true_probability: float                 # mean probability (softmax) of the true class
+    calibration_error: float                # |accuracy - confidence| over 15 bins of the confidence, weighted by their images
     confusion: Tensor | None = None         # (C, C) int64: rows true class, columns predicted class
+
+    @property
+    def top1(self) -> float:
+        return self.top[0]
+
+    @property
+    def top5(self) -> float:
+        return self.top[4]
 
 
 class Tally:
-    """Counts batch by batch; `report()` adds the ranks up."""
+    """Counts batch by batch; `report()` adds the ranks up.
+
+    The calibration error is the ECE of Guo et al. (arXiv 1706.04599, equation 3): confidence is the probability of the
+    predicted class, bin m of M holds ((m - 1) / M, m / M].
+    """
 
     def __init__(self, num_classes: int, device: torch.device, confusion: bool = False):
         self.num_classes = num_classes
-        self.counts = torch.zeros(3, dtype=torch.int64, device=device)         # images, top-1, top-5
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.images = torch.zeros(1, dtype=torch.int64, device=device)
+        self.top = torch.zeros(TOP, dtype=torch.int64, device=device)
+        self.right = torch.zeros(BINS, dtype=torch.int64, device=device)                # in each bin
+        self.confidence = torch.zeros(BINS, dtype=torch.float64, device=device)         # sum in each bin
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)                  # loss, true probability
         self.confusion = torch.zeros(num_classes ** 2, dtype=torch.int64, device=device) if confusion else None
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """logits (B, C), targets (B,)"""
         logits = logits.float()
-        best = logits.topk(min(5, self.num_classes), dim=1).indices
+        best = logits.topk(min(TOP, self.num_classes), dim=1).indices
         hits = best == targets[:, None]
-        self.counts += torch.stack([torch.full_like(targets, 1).sum(), hits[:, 0].sum(), hits.sum()])
-        self.loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
+        self.images += len(targets)
+        # With fewer than five classes the last columns repeat: all images are among the first C.
+        self.top += F.pad(hits.cumsum(dim=1), (0, TOP - hits.shape[1]), value=1).sum(dim=0)
+        true_and_best = F.log_softmax(logits, dim=1).gather(1, torch.stack([targets, best[:, 0]], dim=1)).double()
+        (true, _), (true_probability, confidence) = true_and_best.unbind(1), true_and_best.exp().unbind(1)
+        self.sums += torch.stack([-true.sum(), true_probability.sum()])
+        own = (confidence * BINS).ceil().clamp(1, BINS)[:, None] == torch.arange(1, BINS + 1, device=logits.device)
+        self.right += (own & hits[:, :1]).sum(dim=0)
+        self.confidence += (own * confidence[:, None]).sum(dim=0)
         if self.confusion is not None:
             cells = targets * self.num_classes + best[:, 0]
             self.confusion += torch.bincount(cells, minlength=self.num_classes ** 2)
 
     def report(self) -> EvalReport:
-        counts, loss = sum_over_ranks(self.counts.clone()), sum_over_ranks(self.loss.clone())
-        images, top1, top5 = counts.tolist()
+        counts = sum_over_ranks(torch.cat([self.images, self.top, self.right])).tolist()
+        sums = sum_over_ranks(torch.cat([self.sums, self.confidence])).tolist()
+        images, top, right = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
+        loss, true_probability, *confidence = sums
         confusion = None
         if self.confusion is not None:
             confusion = sum_over_ranks(self.confusion.clone()).view(self.num_classes, -1).cpu()
-        return EvalReport(images, loss.item() / images, top1 / images, top5 / images, confusion)
+        return EvalReport(images, loss / images, tuple(hits / images for hits in top), true_probability / images,
+                          sum(abs(hits - total) for hits, total in zip(right, confidence)) / images, confusion)
 
 
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str]) -> list[Path]:

@@ -39,6 +39,31 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
+def sweep(rows: Sequence[dict], title: str = "") -> Figure:
+    """Accuracy over learning rate, from the rows of sweep.py: trials as points, the final run as a line."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    trials = [row for row in rows if row["run"] != "final"]
+    ended = [row for row in trials if row["status"] == "done"]
+    axes.plot([row["learning_rate"] for row in ended], [100 * row["accuracy"] for row in ended], "o-",
+              label=f"on the {ended[0]['images']} images held out" if ended else None)
+    for row in trials:
+        if row["status"] != "done":
+            axes.axvline(row["learning_rate"], color="tab:red", linestyle=":", label="diverged")
+    for row in rows:
+        if row["run"] == "final" and row["status"] == "done":
+            axes.plot(row["learning_rate"], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
+                      label=f"test, trained on all: {row['accuracy']:.2%} of {row['images']}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy in %", title=title)
+    rates = [row["learning_rate"] for row in trials]
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))       # one "diverged" for all of them
+    axes.legend(handles.values(), handles.keys(), fontsize="small")
+    return figure
+
+
 def predictions(images: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
                 labels: Sequence[int | None] | None = None, captions: Sequence[str] | None = None) -> Figure:
     """images (B, height, width, 3) uint8, probabilities (B, C): each image with its three most probable classes.

@@ -1,12 +1,14 @@
-"""The run's events: an append-only log.jsonl, and its readers (progress bar or plain lines, TensorBoard).
+"""The run's events: an append-only log.jsonl, and its readers (progress bar or plain lines, TensorBoard, W&B).
 
 An event is a flat dict with "event" and "step"; what is not in it is not shown anywhere. Only rank 0 reports.
 """
 
+import hashlib
 import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from .engine import StepReport
@@ -15,10 +17,25 @@ from .metrics import EvalReport
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
 
 
+class ReportError(ValueError):
+    """A place to report to that cannot be had: one line."""
+
+
+def check_wandb() -> None:
+    """Raises ReportError unless W&B can be logged to: before time is spent, and on every process alike."""
+    if find_spec("wandb") is None:
+        raise ReportError("--wandb: the package is not installed: pip install wandb, or leave --wandb out")
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    if not offline and not os.environ.get("WANDB_API_KEY"):
+        raise ReportError("--wandb needs the key in the environment: export WANDB_API_KEY=... (or WANDB_MODE=offline)")
+
+
 class Report:
     """`folder` None: report nothing (the other ranks)."""
 
-    def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int):
+    def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int,
+                 wandb_project: str | None = None, config: dict | None = None):
+        """`config` is what W&B shows beside the run; ask `check_wandb` first."""
         self._readers, self._log = [], None
         if folder is None:
             return
@@ -26,17 +43,20 @@ class Report:
         self._readers = [(_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)]
         if tensorboard_dir is not None:
             self._readers.append(_TensorBoard(tensorboard_dir, first_step))
+        if wandb_project is not None:
+            self._readers.append(_WandB(wandb_project, folder, config or {}))
 
     def train(self, report: StepReport) -> None:
         self._write({
-            "event": "train", "step": report.step, "loss": report.loss, "lr": report.learning_rate,
+            "event": "train", "step": report.step, "loss": report.loss, "accuracy": report.accuracy, "lr": report.learning_rate,
             "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
             "images_per_second": report.images_per_second})
 
     def evaluation(self, step: int, split: str, report: EvalReport) -> None:
         self._write({
             "event": "eval", "step": step, "split": split, "images": report.images, "loss": report.loss,
-            "accuracy": report.top1, "top5": report.top5})
+            "accuracy": report.top1, **{f"top{k}": report.top[k - 1] for k in range(2, 6)},
+            "true_probability": report.true_probability, "calibration_error": report.calibration_error})
 
     def session(self, kind: str, step: int, **details) -> None:
         """"start", "resume" or "end" of a session, with what should be remembered of it."""
@@ -126,13 +146,20 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+# The names that users of the ViT-pytorch scripts know, where they have one; those of an evaluation stand below its split.
+TAGS = {"train": {"loss": "train/loss", "accuracy": "train/accuracy", "lr": "train/lr", "grad_norm": "train/grad_norm",
+                  "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second"},
+        "eval": {"accuracy": "accuracy", "top5": "top5", "loss": "loss", "true_probability": "true_probability",
+                 "calibration_error": "calibration_error"}}
+
+
+def scalars(event: dict) -> dict[str, float]:
+    """The figures of an event, by their tags."""
+    prefix = f"{event['split']}/" if event["event"] == "eval" else ""
+    return {prefix + tag: event[field] for field, tag in TAGS.get(event["event"], {}).items() if event[field] is not None}
+
+
 class _TensorBoard:
-    """Scalars under the names that users of the ViT-pytorch scripts know."""
-
-    TAGS = {"train": {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm",
-                      "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second"},
-            "eval": {"accuracy": "accuracy", "top5": "top5", "loss": "loss"}}
-
     def __init__(self, folder: Path, first_step: int):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")      # quiet, should TensorFlow be installed
         from torch.utils.tensorboard import SummaryWriter
@@ -141,10 +168,28 @@ class _TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
 
     def read(self, event: dict) -> None:
-        for field, tag in self.TAGS.get(event["event"], {}).items():
-            if event[field] is not None:
-                tag = f"{event['split']}/{tag}" if event["event"] == "eval" else tag
-                self._writer.add_scalar(tag, event[field], event["step"])
+        for tag, value in scalars(event).items():
+            self._writer.add_scalar(tag, value, event["step"])
 
     def close(self) -> None:
         self._writer.close()
+
+
+class _WandB:
+    """Weights & Biases. A resumed run goes on in the same place, because the place follows from its folder.
+
+    The key is read by the wandb package from WANDB_API_KEY, and by nothing else here: it stands in no file of the run.
+    """
+
+    def __init__(self, project: str, folder: Path, config: dict):
+        import wandb
+
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self._run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config)
+
+    def read(self, event: dict) -> None:
+        if figures := scalars(event):
+            self._run.log(figures, step=event["step"])
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,22 +1,31 @@
 """The learning rate as a closed form of the update: nothing to save, nothing to step."""
 
 import math
+from collections.abc import Sequence
 
 
-def factor(update: int, warmup: int, total: int, decay: str) -> float:
+def factor(update: float, warmup: float, total: float, decay: str, *, floor: float = 0.0, start: float = 0.0,
+           milestones: Sequence[int] = ()) -> float:
     """Share of the peak learning rate at update 1..total.
 
-    update / warmup in the warm-up; then half a cosine, or a line, that reaches 0 at `total`. These are the values
-    that the ViT-pytorch scripts use (their scheduler steps before the optimizer, so update k has factor(k)).
+    In the warm-up a line from `start` (at update 0) to 1. Then `decay`, from 1 to `floor`: "cosine" (half of one) and
+    "linear" reach it at `total`; "step" divides by 10 after each of the `milestones`, as BiT (arXiv 1912.11370).
+    With start and floor 0 these are the values that the ViT-pytorch scripts use (their scheduler steps before the
+    optimizer, so update k has factor(k)).
     """
+    assert decay == "step" or not milestones, (decay, milestones)
     if update < warmup:
-        return update / warmup
+        return start + (1 - start) * (update / warmup)
     progress = (update - warmup) / max(1, total - warmup)
     if decay == "cosine":
-        return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
-    if decay == "linear":
-        return max(0.0, 1 - progress)
-    raise ValueError(f"no decay is called {decay!r}: cosine or linear")
+        share = max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+    elif decay == "linear":
+        share = max(0.0, 1 - progress)
+    elif decay == "step":
+        share = 10.0 ** -sum(update > milestone for milestone in milestones)
+    else:
+        raise ValueError(f"no decay is called {decay!r}: cosine, linear or step")
+    return floor + (1 - floor) * share
 
 
 def is_time(step: int, every: int, total: int) -> bool:

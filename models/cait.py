@@ -1,0 +1,77 @@
+"""CaiT: patches first look at each other, then the cls token alone looks at them.
+
+Touvron et al., "Going deeper with Image Transformers" (arXiv 2103.17239). As the published code: talking-heads
+attention over the patches, class attention in the last layers, every branch times a learnt factor for each channel
+(LayerScale) that starts small; stochastic depth with one rate in all talking-heads layers; neither it nor dropout in
+the class-attention layers. Differs from it: the head starts at zero, any image size is taken.
+
+Shapes: B images, N patches, D width, C classes. The state dict has the published names.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .attention import ClassAttention, TalkingHeadsAttention
+from .layers import NORM_EPS, Block
+from .vit import ImageTransformer
+
+
+class LayerScaleBlock(Block):
+    """x + gamma_1 * attention(norm(x)), then x + gamma_2 * mlp(norm(x)), with talking heads."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, layer_scale: float, dropout_rate: float = 0.0,
+                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0,
+                 attention: type[nn.Module] = TalkingHeadsAttention):
+        super().__init__(dim, num_heads, mlp_dim, gelu, dropout_rate, attention_dropout_rate, drop_path_rate, attention)
+        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
+        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+
+
+class ClassBlock(LayerScaleBlock):
+    """The same for the cls token alone, which attends to itself and the patches."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, layer_scale: float):
+        super().__init__(dim, num_heads, mlp_dim, gelu, layer_scale, attention=ClassAttention)
+
+    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """(B, 1, D), (B, N, D) -> (B, 1, D)"""
+        cls = cls + self.gamma_1 * self.attn(self.norm1(torch.cat([cls, patches], dim=1)))
+        return cls + self.gamma_2 * self.mlp(self.norm2(cls))
+
+
+class CaiT(ImageTransformer):
+    """The cls token has no position: it joins the patches in the class-attention layers."""
+
+    num_prefix_tokens = 0
+
+    def build(self) -> None:
+        config, dim = self.config, self.config.hidden_size
+        sizes = (dim, config.num_heads, config.mlp_dim, config.gelu, config.layer_scale)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim))
+        self.pos_drop = nn.Dropout(config.dropout_rate)
+        self.blocks = nn.Sequential(*[
+            LayerScaleBlock(*sizes, config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate)
+            for _ in range(config.num_layers)])
+        self.blocks_token_only = nn.ModuleList([ClassBlock(*sizes) for _ in range(config.class_layers)])
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.head = nn.Linear(dim, self.num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
+        patches = self.blocks(self.pos_drop(self.embed_patches(images) + self.pos_embed))
+        cls = self.cls_token.expand(len(patches), -1, -1)
+        for block in self.blocks_token_only:
+            cls = block(cls, patches)
+        return self.norm(torch.cat([cls, patches], dim=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width), normalised with config.mean and config.std -> logits (B, C)"""
+        return self.head(self.forward_features(images)[:, 0])

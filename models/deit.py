@@ -1,0 +1,34 @@
+"""DeiT with a distillation token.
+
+Touvron et al., "Training data-efficient image transformers & distillation through attention" (arXiv 2012.12877,
+section 4). A second token stands after the cls token and has a head of its own, which learns from a teacher's labels;
+the prediction is the mean of the two heads' logits. DeiT without that token is a row of VisionTransformer.
+As the published code; differs from it: both heads start at zero, any image size is taken.
+"""
+
+from torch import Tensor, nn
+
+from .vit import VisionTransformer
+
+
+class DistilledVisionTransformer(VisionTransformer):
+    """Tokens before the patches: cls, dist. With `distilling` set, training returns the logits of both heads."""
+
+    prefix_tokens = ("cls_token", "dist_token")
+
+    def build(self) -> None:
+        super().build()
+        self.head_dist = nn.Linear(self.config.hidden_size, self.num_classes)
+        self.distilling = False
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, channels, height, width), normalised with config.mean and config.std -> logits (B, C)
+
+        The one exception to "a model gives logits": in training mode and with `distilling` it gives the cls head's
+        logits and the dist head's, (B, C) each, because the two have different targets.
+        """
+        x = self.forward_features(images)
+        cls, dist = self.head(x[:, 0]), self.head_dist(x[:, 1])
+        if self.training and self.distilling:
+            return cls, dist
+        return (cls + dist) / 2

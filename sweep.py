@@ -1,0 +1,185 @@
+"""The paper's protocol in one command: try learning rates on a held-out split, train on all of train with the best, test once.
+
+bash sweep.sh starts it. Dosovitskiy et al. (arXiv 2010.11929, appendix B.1.1) choose the learning rate on a part of the
+training images that is held out, then train on all of them and evaluate once on the test set. Every trial is an ordinary
+run of train.sh with a folder of its own, so an interrupted sweep goes on where it stopped when it is started again.
+
+    OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders
+                      sweep.json    the settings, which a sweep that goes on must share
+                      sweep.csv     one row a run
+                      sweep.png     accuracy over learning rate
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import configs
+
+ROOT = Path(__file__).resolve().parent
+OWN = ("learning_rate", "test", "resume_path", "eval_only")       # what a sweep sets itself
+SET_BY_SCRIPT = ("LEARNING_RATE", "RESUME_PATH", "NAME", "OUTPUT_DIR")
+COLUMNS = ("run", "learning_rate", "split", "images", "accuracy", "top5", "loss", "status")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        rates, flags = parse(argv)
+        given = flags_of_script(flags)
+        run = configs.resolve(given)
+        # As in train.sh, all relative paths are meant from the project's folder.
+        folder = ROOT / run.output_dir / (run.name or os.environ.get("NAME") or "sweep")
+        held_out = share_to_hold_out(run)
+        claim(folder, {"learning_rates": rates, "val_fraction": held_out, "settings": configs.as_flags(run)})
+        shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
+        rows = []
+        for rate in rates:
+            trial = ["--learning_rate", str(rate), "--val_fraction", str(held_out), "--test", "never"]
+            rows.append(finish(folder / f"lr-{rate:g}", shared + trial, rate))
+            write(folder, rows)
+        best = choose(rows, folder)
+        print(f"\nsweep: learning rate {best:g} is the best on the held-out images; now the final run", flush=True)
+        last = ["--learning_rate", str(best), "--val_fraction", "0", "--test", "once"]
+        rows.append(finish(folder / "final", shared + last, best))
+        write(folder, rows)
+    except configs.ConfigError as error:
+        print(f"sweep.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"sweep.py: error: a run ended with exit code {error.returncode} (its own words stand above): "
+              "mend the cause and start the sweep again; it goes on from here", file=sys.stderr)
+        return error.returncode
+    summarise(folder, rows)
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[list[float], list[str]]:
+    """-> (learning rates, rising; flags for train.py)"""
+    parser = argparse.ArgumentParser(
+        prog="sweep.py", allow_abbrev=False,
+        description="Tries learning rates on a held-out split, trains with the best on all of train, tests once. "
+                    "All other flags go to train.py (python train.py --help).")
+    parser.add_argument("--learning_rates", default="0.001,0.003,0.01,0.03",
+                        help="separated by commas (default: %(default)s, the paper's for ImageNet)")
+    own, flags = parser.parse_known_args(argv)
+    try:
+        rates = sorted({configs.positive_number(rate) for rate in own.learning_rates.split(",")})
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise configs.ConfigError(f"--learning_rates {own.learning_rates}: must be numbers such as 0.001,0.003") from error
+    return rates, flags
+
+
+def flags_of_script(flags: list[str]) -> dict:
+    """What train.sh makes of its variables and these flags."""
+    done = subprocess.run(["bash", str(ROOT / "train.sh"), *flags], env=environment() | {"DRY_RUN": "1"}, text=True,
+                          capture_output=True)
+    if done.returncode:
+        raise configs.ConfigError(done.stderr.strip())
+    words = shlex.split(done.stdout.splitlines()[-1])
+    given = configs.parse(words[words.index("train.py") + 1:])
+    for name in OWN:
+        if name in given:
+            raise configs.ConfigError(f"--{name} is what a sweep sets itself: leave it out")
+    return given
+
+
+def environment() -> dict[str, str]:
+    """train.sh's variables, without those that the sweep sets."""
+    return {name: value for name, value in os.environ.items() if name not in SET_BY_SCRIPT} | {"PYTHON": sys.executable}
+
+
+def share_to_hold_out(run) -> float:
+    """The given share, or a tenth; none where the data set has a validation split of its own."""
+    from utils import datasets
+
+    if run.val_fraction:
+        return run.val_fraction
+    try:
+        splits = datasets.load_splits(run.dataset, run.data_dir, test_fraction=run.test_fraction, split_seed=run.split_seed)
+    except datasets.DataError as error:
+        raise configs.ConfigError(str(error)) from error
+    return 0.0 if splits.val is not splits.test else 0.1
+
+
+def claim(folder: Path, settings: dict) -> None:
+    """Makes the sweep's folder, or makes sure that the one that is there is of the same sweep. Raises ConfigError."""
+    file = folder / "sweep.json"
+    if file.exists():
+        try:
+            before = json.loads(file.read_text())
+        except ValueError:
+            before = {}
+        if before != settings:
+            name = next(name for name in settings if before.get(name) != settings[name])
+            raise configs.ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: "
+                                      "give another NAME")
+        print(f"sweep: going on with {folder}")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise configs.ConfigError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def finish(folder: Path, flags: list[str], rate: float) -> dict:
+    """Runs the trial, or goes on with it, unless it has ended -> its row of the table."""
+    from utils import checkpoint, run_folder
+
+    def last(kinds):
+        return next((event for event in reversed(run_folder.read_log(folder)) if event["event"] in kinds), None)
+
+    ended = last(("start", "resume", "end", "diverged"))
+    if ended is None or ended["event"] not in ("end", "diverged"):
+        started = folder.is_dir() and (checkpoint.step_files(folder) or (folder / checkpoint.BEST_FILE).exists())
+        print(f"\nsweep: {'going on with' if started else 'running'} {folder.name}", flush=True)
+        variables = {"RESUME_PATH": str(folder)} if started else {}
+        words = [] if started else [*flags, "--name", folder.name]
+        code = subprocess.run(["bash", str(ROOT / "train.sh"), *words], env=environment() | variables).returncode
+        ended = last(("start", "resume", "end", "diverged"))
+        if code and (ended is None or ended["event"] != "diverged"):
+            raise subprocess.CalledProcessError(code, "train.sh")
+    row = {"run": folder.name, "learning_rate": rate, "status": "done"}
+    if ended["event"] == "diverged":
+        return row | {"status": f"diverged at step {ended['step']}"}
+    return row | {key: value for key, value in last(("eval",)).items() if key in COLUMNS}
+
+
+def choose(rows: list[dict], folder: Path) -> float:
+    """The learning rate of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
+    ended = [row for row in rows if row["status"] == "done"]
+    if not ended:
+        raise configs.ConfigError(f"all runs of {folder} diverged: give lower --learning_rates")
+    return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))["learning_rate"]
+
+
+def write(folder: Path, rows: list[dict]) -> None:
+    unfinished = folder / "sweep.csv.tmp"
+    with open(unfinished, "w", newline="") as stream:
+        table = csv.DictWriter(stream, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(unfinished, folder / "sweep.csv")
+
+
+def summarise(folder: Path, rows: list[dict]) -> None:
+    from utils import plots
+
+    plots.save(plots.sweep(rows, f"learning rates: {folder.name}"), folder / "sweep.png")
+    print(f"\n{'run':<12} {'learning rate':>13}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")
+    for row in rows:
+        result = row["status"] if row["status"] != "done" else (
+            f"{row['split']:<6} {row['images']:>7} {row['accuracy']:>9.2%} {row['top5']:>8.2%} {row['loss']:>8.4f}")
+        print(f"{row['run']:<12} {row['learning_rate']:>13g}  {result}")
+    print(f"table    {folder / 'sweep.csv'}\npicture  {folder / 'sweep.png'}\nmodel    {folder / 'final'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

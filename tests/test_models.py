@@ -1,0 +1,146 @@
+"""create_model: the class of a row, published sizes, and one line for everything that cannot be built."""
+
+import pytest
+import torch
+
+from configs import MODELS, architecture
+from models import CaiT, DistilledVisionTransformer, ModelError, VisionTransformer, create_model, list_models
+
+SMALL = architecture(4, 32, 64, 2, 2, img_size=16)
+PARAMETERS = {
+    "ViT-Ti_16": 5_717_416,
+    "ViT-S_16": 22_050_664,
+    "ViT-S_32": 22_878_952,
+    "ViT-B_8": 86_576_872,
+    "ViT-B_16": 86_567_656,
+    "ViT-B_32": 88_224_232,
+    "ViT-L_16": 304_326_632,
+    "ViT-L_32": 306_535_400,
+    "ViT-H_14": 632_045_800,
+    "R-ViT-Ti_16": 6_337_704,
+    "R26-ViT-S_32": 36_431_912,
+    "R26-ViT-B_32": 101_383_976,
+    "R50-ViT-B_16": 98_659_112,
+    "R50-ViT-L_32": 328_994_856,
+    "ViT-Nano_2": 267_048,
+    "DeiT-Ti_16": 5_717_416,
+    "DeiT-S_16": 22_050_664,
+    "DeiT-B_16": 86_567_656,
+    "DeiT-Ti_16-distilled": 5_910_800,
+    "DeiT-S_16-distilled": 22_436_432,
+    "DeiT-B_16-distilled": 87_338_192,
+    "CaiT-XXS24": 11_956_264,
+    "CaiT-XXS36": 17_299_720,
+    "CaiT-XS24": 26_670_088,
+    "CaiT-S24": 46_916_200,
+    "CaiT-S36": 68_366_632,
+    "CaiT-M36": 271_221_352,
+    "CaiT-M48": 356_460_520,
+    "MAE-B_16": 86_567_656,
+    "MAE-L_16": 304_326_632,
+    "MAE-H_14": 632_045_800,
+}
+
+
+def test_every_listed_model_has_a_golden_count():
+    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    """At the row's size and 1000 classes: Google's, DeiT's and CaiT's counts, and timm's (ViT-Nano_2 is ours)."""
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_class_of_a_row(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert type(model) is (CaiT if name.startswith("CaiT") else DistilledVisionTransformer if name.endswith("-distilled")
+                           else VisionTransformer)
+    assert model.pos_embed.shape[1] == model.num_prefix_tokens + model.grid[0] * model.grid[1]
+    depths = {model.depth_of(parameter) for parameter, _ in model.named_parameters()}
+    assert depths == set(range(model.depth + 1))                   # every layer has parameters, and no depth is left out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_start_at_zero(name):
+    """In every family: the first logits are zero, whatever the image."""
+    model = create_model(name, 3, 64 if MODELS[name].img_size > 64 and name not in ("ViT-H_14", "MAE-H_14") else None,
+                         num_layers=1, **{"hidden_size": 48, "mlp_dim": 48, "num_heads": 3})
+    names = model.head_names()
+    assert {"head.weight", "head.bias"} <= set(names) and not any(model.get_parameter(each).any() for each in names)
+
+
+@pytest.mark.parametrize("name, img_size, message", [
+    ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
+    ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
+    ("ViT-H_14", (224, 256), "256 is not a multiple of 14, .*; take 252 or 266$"),
+    ("ViT-B_32", 8, "8 is not a multiple of 32, .*; take 32$"),
+    ("ViT-B_32", 0, "0 is not a multiple of 32, .*; take 32$"),
+    ("R50-ViT-B_16", 232, "232 is not a multiple of 16, .*; take 224 or 240$"),
+    ("R26-ViT-S_32", 240, "240 is not a multiple of 32, .*; take 224 or 256$"),
+    ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*; take 224 or 256$"),
+])
+def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
+    with pytest.raises(ModelError, match=message):
+        create_model(name, img_size=img_size)
+
+
+# ------------------------------------------------------------------------------------- what create_model takes
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"name_or_config": "ViT-B_17"}, "no model is called 'ViT-B_17'; there are ViT-Ti_16, "),
+    ({"droput_rate": 0.1}, "a model has no droput_rate; its keys are .*dropout_rate"),
+    ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
+    ({"head": "keep"}, "head='keep' needs pretrained="),
+    ({"num_classes": 0}, "num_classes 0: must be 1 or more"),
+    ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
+    ({"num_layers": 0}, "num_layers 0: must be 1 or more"),
+    ({"num_layers": "two"}, "num_layers='two': must be of the kind of the row's own 2"),
+    ({"in_channels": 0}, "in_channels 0: must be 1 or more"),
+    ({"class_layers": -1}, "class_layers -1: must be 0 or more"),
+    ({"representation_size": -1}, "representation_size -1: must be 0 or more"),
+    ({"classifier": "map"}, "classifier 'map': must be 'token', 'gap' or 'patch_mean'$"),
+    ({"gelu": "none"}, "gelu 'none': must be 'tanh' or 'erf'"),
+    ({"position_resize": "nearest"}, "position_resize 'nearest': must be 'bilinear' or 'bicubic'"),
+    ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
+    ({"attention_dropout_rate": -0.1}, "attention_dropout_rate -0.1: must be at least 0"),
+    ({"drop_path_rate": 1.5}, "drop_path_rate 1.5: must be at least 0 and below 1"),
+    ({"drop_path_rate": float("nan")}, "drop_path_rate nan: must be at least 0 and below 1"),
+    ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
+    ({"resnet_layers": 3}, "resnet_layers 3: must be None, or"),
+    ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
+    ({"classifier": "patch_mean", "representation_size": 8}, "representation_size 8: classifier 'patch_mean' has no pre_logits"),
+    ({"layer_scale": 0.1}, r"layer_scale 0.1: acts in CaiT \(class_layers\) alone, must be 0"),
+    ({"class_layers": 2}, r"layer_scale 0.0: CaiT \(class_layers\) multiplies its branches by it, must be above 0"),
+    ({"class_layers": 2, "distilled": True}, "distilled is DeiT's and class_layers CaiT's"),
+    ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),
+    ({"distilled": True, "representation_size": 8}, r"representation_size 8: a distilled DeiT \(distilled\) has no pre_logits"),
+    ({"distilled": True, "resnet_layers": (1,)}, r"resnet_layers \(1,\): a distilled DeiT \(distilled\) has no ResNet"),
+    ({"class_layers": 2, "classifier": "patch_mean"}, r"classifier 'patch_mean': CaiT \(class_layers\) reads its tokens"),
+    ({"class_layers": 2, "representation_size": 8}, r"representation_size 8: CaiT \(class_layers\) has no pre_logits"),
+    ({"class_layers": 2, "resnet_layers": ()}, r"resnet_layers \(\): CaiT \(class_layers\) has no ResNet"),
+])
+def test_wrong_arguments_are_one_line(arguments, message):
+    with pytest.raises(ModelError, match=message) as error:
+        create_model(**{"name_or_config": SMALL} | arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_may_stand_for_the_name():
+    row = MODELS["ViT-Nano_2"]
+    by_name, by_row = create_model("ViT-Nano_2", 7), create_model(row, 7)
+    assert by_name.config == by_row.config == row
+    assert [p.shape for p in by_name.parameters()] == [p.shape for p in by_row.parameters()]
+
+
+def test_overrides_act_on_this_model_alone():
+    before = MODELS["ViT-Nano_2"].to_dict()
+    model = create_model("ViT-Nano_2", num_layers=2, dropout_rate=0.25, representation_size=48)
+    assert len(model.blocks) == 2 and model.pos_drop.p == 0.25 and model.pre_logits.fc.out_features == 48
+    assert MODELS["ViT-Nano_2"].to_dict() == before
+    assert (model.training, model.load_report, model.num_classes) == (True, None, 1000)

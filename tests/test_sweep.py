@@ -1,0 +1,103 @@
+"""The sweep: what it passes on, what it refuses, how it chooses, and that an interrupted one goes on."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import configs
+import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def told(capsys, *argv: str) -> str:
+    """The one line that a refused command gets."""
+    assert sweep.main(list(argv)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("sweep.py: error: ")
+    return said
+
+
+def test_learning_rates_are_sorted_and_the_rest_is_handed_on():
+    assert sweep.parse(["--learning_rates", "0.03,0.001,0.03", "--num_steps", "5"]) == ([0.001, 0.03], ["--num_steps", "5"])
+
+
+def test_what_train_sh_makes_of_its_variables_counts(monkeypatch):
+    monkeypatch.setenv("DATASET", "cifar10")
+    monkeypatch.setenv("NAME", "of the sweep")
+    assert sweep.flags_of_script(["--num_steps", "5"]) == {"dataset": "cifar10", "num_steps": 5}
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--learning_rates", "0.1,high"], "--learning_rates"), (["--learning_rates", "0"], "--learning_rates"),
+    (["--learning_rate", "0.1"], "--learning_rate is what a sweep sets itself"), (["--test", "once"], "--test is"),
+    (["--resume_path", "x"], "--resume_path is"), (["--nonsense"], "--nonsense"),
+    (["--dataset", "folder", "--data_dir", "no/such"], "no/such")])
+def test_bad_input_is_one_line(capsys, tmp_path, argv, words):
+    assert words in told(capsys, "--output_dir", str(tmp_path), *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
+    sweep.claim(tmp_path / "s", {"learning_rates": [0.1], "settings": "a"})
+    sweep.claim(tmp_path / "s", {"learning_rates": [0.1], "settings": "a"})
+    with pytest.raises(configs.ConfigError, match="give another NAME"):
+        sweep.claim(tmp_path / "s", {"learning_rates": [0.2], "settings": "a"})
+
+
+def row(rate: float, accuracy: float, loss: float, status: str = "done") -> dict:
+    return {"run": f"lr-{rate:g}", "learning_rate": rate, "accuracy": accuracy, "loss": loss, "status": status}
+
+
+def test_the_best_is_chosen(tmp_path):
+    rows = [row(0.001, 0.5, 1.0), row(0.01, 0.7, 0.9), row(0.1, 0.7, 0.8),
+            {"run": "lr-1", "learning_rate": 1.0, "status": "diverged at step 3"}]
+    assert sweep.choose(rows, tmp_path) == 0.1
+    with pytest.raises(configs.ConfigError, match="all runs"):
+        sweep.choose(rows[3:], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sweep_from_the_script_interrupted_and_gone_on_with(tmp_path):
+    """Images of a folder: a share is held out, a rate that diverges is noted, and test is looked at once, at the end."""
+    from miniatures import tree
+
+    data = tree(tmp_path / "data", {"train/ant": 12, "train/bee": 12, "val/ant": 5, "val/bee": 5})
+    variables = {name: value for name, value in os.environ.items() if name not in ("NAME", "CUDA_VISIBLE_DEVICES")}
+    variables |= {"PYTHON": sys.executable, "LEARNING_RATES": "0.003,1e25", "NAME": "s", "DATASET": "folder",
+                  "DATA_DIR": data, "MODEL_TYPE": "ViT-Nano_2", "PRETRAINED_DIR": "none", "OMP_NUM_THREADS": "1"}
+    command = ["bash", "sweep.sh", "--recipe", "digits", "--output_dir", str(tmp_path / "out"), "--log_dir",
+               str(tmp_path / "logs"), "--num_steps", "6", "--train_batch_size", "8", "--val_fraction", "0.25", "--optimizer",
+               "sgd", "--num_workers", "0"]
+    folder = tmp_path / "out" / "s"
+
+    def start():
+        return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+
+    done = start()
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    assert [each["run"] for each in rows] == ["lr-0.003", "lr-1e+25", "final"]
+    assert [each["split"] for each in rows] == ["val", "", "test"] and rows[1]["status"].startswith("diverged")
+    assert [each["images"] for each in rows] == ["6", "", "10"]
+    assert (folder / "sweep.png").stat().st_size > 5000
+    config = json.loads((folder / "final" / "config.json").read_text())["config"]
+    assert config["learning_rate"] == 0.003 and config["val_fraction"] == 0 and config["test"] == "once"
+    events = [json.loads(line) for line in (folder / "final" / "log.jsonl").read_text().splitlines()]
+    assert [event["split"] for event in events if event["event"] == "eval"] == ["test"]
+    for trial in folder.glob("lr-*"):
+        assert '"split": "test"' not in (trial / "log.jsonl").read_text()
+
+    # Killed in the last run: only that one is done again, from its checkpoint.
+    log = folder / "final" / "log.jsonl"
+    log.write_text("".join(json.dumps(event) + "\n" for event in events if event["event"] != "end"))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("lr-*/log.jsonl")}
+    again = start()
+    assert again.returncode == 0 and "going on with final" in again.stdout and "running" not in again.stdout, again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("lr-*/log.jsonl")}
+    assert list(csv.DictReader((folder / "sweep.csv").read_text().splitlines())) == rows

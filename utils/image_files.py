@@ -1,0 +1,201 @@
+"""Images in files: decoding, and the two ways to name them, a tree of class folders or lists in CSV."""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .splits import DataError, ImageError, Splits, listed
+
+# What a data set holds; Pillow reads stranger things. Some of the Oxford pets are GIFs called .jpg.
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_LIST_BYTES = 1 << 30          # a list of images: over ten million rows
+MAX_LINE_BYTES = 1 << 16
+HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"label", "class"})
+
+# ------------------------------------------------------------------------------------------------- decoding
+
+
+class FileImages(Dataset):
+    """Images in files, decoded when they are asked for."""
+
+    def __init__(self, samples: list[tuple[str, int]]):
+        self.samples = samples
+        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        try:
+            if not os.path.isfile(path):
+                raise ValueError("no such file")          # a pipe would be waited for without end
+            with open(path, "rb") as stream:
+                return to_rgb(Image.open(stream, formats=IMAGE_FORMATS)), label
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ImageError(f"{path}: cannot be read as an image ({error}); remove or replace it") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, 8 bits; what is transparent lies on white. As it is stored: an EXIF orientation is not followed, because the
+    readers that published checkpoints were trained with (torchvision, timm) do not.
+
+    Raises ValueError for pixels of no known range (32-bit integers, floats), which Pillow would clip to white or black.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))        # Pillow would clip 16 bits to 8
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel, of no known range: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+# --------------------------------------------------------------------------------------------------- folders
+
+
+def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
+    """DATA_DIR/train/CLASS/... and DATA_DIR/val/CLASS/...: the class folders of both must be the same, none empty.
+
+    DATA_DIR/CLASS/... alone, without train/ and val/, gives everything as `train` and an empty `test`.
+    """
+    roots = {split: Path(data_dir) / split for split in ("train", "val")}
+    whole = classes_wanted is None and not any(root.is_dir() for root in roots.values()) and bool(_folders(Path(data_dir)))
+    if whole:
+        roots = {"train": Path(data_dir)}
+    classes = {split: _class_folders(root, data_dir) for split, root in roots.items()}
+    names = classes["train"]
+    if names != classes.get("val", names):
+        only = [f"only in {split}: {listed(set(classes[split]) - set(classes[other]))}"
+                for split, other in (("train", "val"), ("val", "train")) if set(classes[split]) - set(classes[other])]
+        raise DataError(f"{data_dir}: train and val have different classes ({'; '.join(only)})")
+    if classes_wanted not in (None, len(names)):
+        raise DataError(f"{data_dir} has {len(names)} classes, not {classes_wanted}: for other images take --dataset folder")
+    images = {}
+    for split, root in roots.items():
+        images[split] = FileImages([(path, label) for label, name in enumerate(names) for path in _images_below(root / name)])
+        counts = np.bincount(images[split].labels, minlength=len(names))
+        if not counts.all():
+            empty = listed(names[label] for label in np.flatnonzero(counts == 0))
+            other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
+            raise DataError(f"{root}: no images ({', '.join(IMAGE_EXTENSIONS)}) of class {empty}{other}")
+    held = FileImages([]) if whole else images["val"]
+    return Splits(images["train"], held, held, "test", tuple(names))
+
+
+def _class_folders(root: Path, data_dir: str) -> list[str]:
+    if not root.is_dir():
+        raise DataError(f"no such folder: {root} (--data_dir {data_dir} must hold train/ and val/, with one folder a class)")
+    names = _folders(root)
+    if not names and any(entry.suffix.lower() in IMAGE_EXTENSIONS for entry in root.iterdir()):
+        raise DataError(f"{root} holds images but no class folders: sort them into one folder a class first "
+                        "(ImageNet's validation images are published unsorted, with their labels in a list)")
+    if not names:
+        raise DataError(f"{root} holds no class folders (one folder a class, with its images inside)")
+    return names
+
+
+def _folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images_below(top: Path) -> list[str]:
+    """Image files at any depth, folder by folder; a link back to a folder that it lies in is not followed."""
+    found = []
+    for root, folders, names in os.walk(top, followlinks=True):
+        inside = os.path.realpath(root) + os.sep
+        folders[:] = [name for name in folders if not inside.startswith(os.path.realpath(os.path.join(root, name)) + os.sep)]
+        found.append((root, sorted(names)))
+    return [os.path.join(root, name) for root, names in sorted(found) for name in names
+            if name.lower().endswith(IMAGE_EXTENSIONS)]
+
+
+# ------------------------------------------------------------------------------------------------------ lists
+
+
+def csv_lists(data_dir: str) -> Splits:
+    """DATA_DIR/train.csv, val.csv and, if it is there, test.csv: rows of path,label; paths count from DATA_DIR.
+
+    The labels of train.csv are the classes: in numerical order if all are integers, so that 0 .. C-1 stay what they
+    are, else by name. Raises DataError with file and line.
+    """
+    files = {split: Path(data_dir) / f"{split}.csv" for split in ("train", "val", "test")}
+    if not (files["train"].is_file() and files["val"].is_file()):
+        gone = files["val"] if files["train"].is_file() else files["train"]
+        raise DataError(f"no such file: {gone} (--data_dir {data_dir} must hold train.csv and val.csv, and may hold test.csv)")
+    if not files["test"].exists():
+        del files["test"]
+    rows = {split: _csv_rows(file) for split, file in files.items()}
+    names = {label for _, _, label in rows["train"]}
+    integers = all(re.fullmatch("0|[1-9][0-9]{0,8}", name) for name in names)
+    names = sorted(names, key=int if integers else None)
+    index = {name: label for label, name in enumerate(names)}
+    images = {}
+    for split, file in files.items():
+        for number, _, label in rows[split]:
+            if label not in index:
+                raise DataError(f"{file}:{number}: the label {label!r} does not occur in {files['train'].name}")
+        samples = [(os.path.join(data_dir, path), index[label]) for _, path, label in rows[split]]
+        images[split] = existing_images(samples, lambda row, split=split, file=file: f"{file}:{rows[split][row][0]}")
+    val_name = "val" if "test" in images else "test"
+    return Splits(images["train"], images["val"], images.get("test", images["val"]), val_name, tuple(names))
+
+
+def _csv_rows(file: Path) -> list[tuple[int, str, str]]:
+    """(line, path, label)"""
+    rows, shape = [], 'a row is path,label (with double quotes around what holds a comma: "a,b.png",cat)'
+    for position, (number, line) in enumerate(text_lines(file)):
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
+        except csv.Error as error:
+            raise DataError(f"{file}:{number}: {error}; {shape}") from error
+        if len(cells) != 2:
+            raise DataError(f"{file}:{number}: {'no comma' if len(cells) == 1 else f'{len(cells)} columns'}; {shape}")
+        if position == 0 and all(cell.lower() in words for cell, words in zip(cells, HEADER)):
+            continue
+        for cell, what in zip(cells, ("path", "label")):
+            if not cell:
+                raise DataError(f"{file}:{number}: empty {what}; {shape}")
+        rows.append((number, *cells))
+    if not rows:
+        raise DataError(f"{file}: no rows; {shape}")
+    return rows
+
+
+def existing_images(samples: list[tuple[str, int]], named_by: Callable[[int], str]) -> FileImages:
+    """Raises DataError if a file is not there; named_by(position of the sample) tells where its name stands."""
+    absent = [position for position, (path, _) in enumerate(samples) if not os.path.isfile(path)]
+    if absent:
+        others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise DataError(f"{named_by(absent[0])}: the image {samples[absent[0]][0]} does not exist{others}")
+    return FileImages(samples)
+
+
+def text_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number, from 1; line) of the lines that are not blank. Raises DataError for what is not UTF-8 text of a sane size."""
+    if not file.is_file():
+        raise DataError(f"no such file: {file}")
+    if file.stat().st_size > MAX_LIST_BYTES:
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes are no list of images (at most {MAX_LIST_BYTES:,})")
+    with open(file, "rb") as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
+            if len(line) == MAX_LINE_BYTES:
+                raise DataError(f"{file}:{number}: the line is longer than {MAX_LINE_BYTES:,} bytes: not a list of images")
+            if b"\0" in line:
+                raise DataError(f"{file}:{number}: NUL bytes: not plain text; save it as UTF-8")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}:{number}: not UTF-8 text ({error.reason} in column {error.start + 1})") from error
+            if text:
+                yield number, text

@@ -1,0 +1,144 @@
+"""The splits of a data set: images in memory, parts of others, and how a share of every class is held out.
+
+A share is drawn class by class (stratified) and is a function of the split's seed and the images alone, so that runs
+with other training seeds, on any number of processes, hold out the same images.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .randomness import derive_seed
+
+
+class DataError(ValueError):
+    """Data that are missing, damaged or do not fit: one line that names the place."""
+
+
+class ImageError(DataError):
+    """One image that cannot be read. Only the process that reads it knows; every other DataError all of them share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Each split is a sequence of (PIL RGB image, label) with `.labels`, int64 (n,), for which no image is decoded.
+
+    `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object.
+    """
+
+    train: Dataset
+    val: Dataset
+    test: Dataset                   # empty where nothing but a drawn share (draw_test) can be one
+    val_name: str                   # what the numbers of `val` are called: "test" where it is the test set
+    classes: tuple[str, ...]        # names, by label
+    can_flip: bool = True           # whether a mirrored image keeps its label
+
+
+class ArrayImages(Dataset):
+    """uint8 images (n, height, width[, 3]) held in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
+
+
+class Part(Dataset):
+    """The images of `split` at `indices`, in that order."""
+
+    def __init__(self, split: Dataset, indices):
+        self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
+        self.labels = split.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.split[int(self.indices[index])]
+
+
+class Joined(Dataset):
+    """The images of several splits, one after the other."""
+
+    def __init__(self, splits: list[Dataset]):
+        self.splits = splits
+        self.labels = np.concatenate([split.labels for split in splits])
+        self._ends = np.cumsum([len(split) for split in splits])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        split = self.splits[number]
+        return split[int(index - self._ends[number] + len(split))]
+
+
+def share_of_each_class(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
+    """Indices, ascending, of a random share: round(share * n) of a class's n images, at least 1 of 2 or more, never all.
+
+    A smaller share of the same seed is part of a larger one.
+    """
+    assert 0 < share < 1
+    by_class = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[by_class], return_index=True)
+    chosen = [np.empty(0, dtype=np.int64)]
+    for label, own in zip(present.tolist(), np.split(by_class, starts[1:])):
+        count = min(max(round(share * len(own)), 1), len(own) - 1)
+        generator = torch.Generator().manual_seed(derive_seed(seed, purpose, label))
+        chosen.append(own[torch.randperm(len(own), generator=generator).numpy()[:count]])
+    return np.sort(np.concatenate(chosen))
+
+
+def hold_out(splits: Splits, share: float, seed: int) -> Splits:
+    """A share of the training images becomes `val`; `test` stays. Raises DataError if there is a validation split already."""
+    if splits.val is not splits.test:
+        raise DataError(f"the data set has a validation split of its own ({len(splits.val)} images): leave --val_fraction out")
+    train, val = _divided(splits.train, share, seed, "val", "--val_fraction")
+    return dataclasses.replace(splits, train=train, val=val, val_name="val")
+
+
+def draw_test(splits: Splits, share: float, seed: int) -> Splits:
+    """All images put together and a share drawn as the test set, as papers on data sets without a usual split do."""
+    published = [splits.train, splits.val, splits.test] if splits.val is not splits.test else [splits.train, splits.test]
+    train, test = _divided(Joined(published), share, seed, "test", "--test_fraction")
+    return dataclasses.replace(splits, train=train, val=test, test=test, val_name="test")
+
+
+def _divided(split: Dataset, share: float, seed: int, purpose: str, flag: str) -> tuple[Part, Part]:
+    """-> (what is left, the share)"""
+    chosen = share_of_each_class(split.labels, share, seed, purpose)
+    if not len(chosen):
+        raise DataError(f"{flag} {share}: no class has two images, so that none can be taken from training")
+    return Part(split, np.setdiff1d(np.arange(len(split)), chosen)), Part(split, chosen)
+
+
+def check(splits: Splits, place: str) -> None:
+    """Raises DataError unless every label has a class and every class has images to train on."""
+    count = len(splits.classes)
+    if len(set(splits.classes)) != count:
+        twice = sorted(name for name in set(splits.classes) if splits.classes.count(name) > 1)
+        raise DataError(f"{place}: two classes are called {listed(twice)}")
+    for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if not len(split):
+            raise DataError(f"{place}: no images in {name}")
+        wrong = split.labels[(split.labels < 0) | (split.labels >= count)]
+        if len(wrong):
+            raise DataError(f"{place}: {name} has the label {wrong[0]}, but there are {count} classes: the files are damaged")
+    without = np.flatnonzero(np.bincount(splits.train.labels, minlength=count) == 0)
+    if len(without):
+        raise DataError(f"{place}: no training images of class {listed(splits.classes[label] for label in without)}: "
+                        "the files are damaged")
+
+
+def listed(names) -> str:
+    """The first five by name, and how many more."""
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
