@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,17 +24,15 @@ import configs
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("learning_rate", "test", "resume_path", "eval_only")       # what a sweep sets itself
-SET_BY_SCRIPT = ("LEARNING_RATE", "RESUME_PATH", "NAME", "OUTPUT_DIR")
 COLUMNS = ("run", "learning_rate", "split", "images", "accuracy", "top5", "loss", "status")
 
 
 def main(argv: list[str]) -> int:
+    os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
     try:
         rates, flags = parse(argv)
-        given = flags_of_script(flags)
-        run = configs.resolve(given)
-        # As in train.sh, all relative paths are meant from the project's folder.
-        folder = ROOT / run.output_dir / (run.name or os.environ.get("NAME") or "sweep")
+        run = configs.resolve(flags_of_script(flags))
+        folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = share_to_hold_out(run)
         claim(folder, {"learning_rates": rates, "val_fraction": held_out, "settings": configs.as_flags(run)})
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
@@ -65,7 +64,7 @@ def parse(argv: list[str]) -> tuple[list[float], list[str]]:
         description="Tries learning rates on a held-out split, trains with the best on all of train, tests once. "
                     "All other flags go to train.py (python train.py --help).")
     parser.add_argument("--learning_rates", default="0.001,0.003,0.01,0.03",
-                        help="separated by commas (default: %(default)s, the paper's for ImageNet)")
+                        help="separated by commas (default: %(default)s, the paper's for CIFAR, Pets and Flowers)")
     own, flags = parser.parse_known_args(argv)
     try:
         rates = sorted({configs.positive_number(rate) for rate in own.learning_rates.split(",")})
@@ -76,7 +75,7 @@ def parse(argv: list[str]) -> tuple[list[float], list[str]]:
 
 def flags_of_script(flags: list[str]) -> dict:
     """What train.sh makes of its variables and these flags."""
-    done = subprocess.run(["bash", str(ROOT / "train.sh"), *flags], env=environment() | {"DRY_RUN": "1"}, text=True,
+    done = subprocess.run(["bash", "train.sh", *flags], env=os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1"}, text=True,
                           capture_output=True)
     if done.returncode:
         raise configs.ConfigError(done.stderr.strip())
@@ -86,11 +85,6 @@ def flags_of_script(flags: list[str]) -> dict:
         if name in given:
             raise configs.ConfigError(f"--{name} is what a sweep sets itself: leave it out")
     return given
-
-
-def environment() -> dict[str, str]:
-    """train.sh's variables, without those that the sweep sets."""
-    return {name: value for name, value in os.environ.items() if name not in SET_BY_SCRIPT} | {"PYTHON": sys.executable}
 
 
 def share_to_hold_out(run) -> float:
@@ -133,23 +127,32 @@ def finish(folder: Path, flags: list[str], rate: float) -> dict:
     """Runs the trial, or goes on with it, unless it has ended -> its row of the table."""
     from utils import checkpoint, run_folder
 
-    def last(kinds):
-        return next((event for event in reversed(run_folder.read_log(folder)) if event["event"] in kinds), None)
+    def last(*kinds: str) -> dict | None:
+        return next((event for event in reversed(run_folder.read_log(folder))
+                     if event["event"] in kinds and event.get("split") != "train"), None)
 
-    ended = last(("start", "resume", "end", "diverged"))
+    ended = last("start", "resume", "end", "diverged")
     if ended is None or ended["event"] not in ("end", "diverged"):
         started = folder.is_dir() and (checkpoint.step_files(folder) or (folder / checkpoint.BEST_FILE).exists())
         print(f"\nsweep: {'going on with' if started else 'running'} {folder.name}", flush=True)
-        variables = {"RESUME_PATH": str(folder)} if started else {}
-        words = [] if started else [*flags, "--name", folder.name]
-        code = subprocess.run(["bash", str(ROOT / "train.sh"), *words], env=environment() | variables).returncode
-        ended = last(("start", "resume", "end", "diverged"))
+        code = start(folder) if started else start(None, *flags, "--name", folder.name)
+        ended = last("start", "resume", "end", "diverged")
         if code and (ended is None or ended["event"] != "diverged"):
             raise subprocess.CalledProcessError(code, "train.sh")
     row = {"run": folder.name, "learning_rate": rate, "status": "done"}
     if ended["event"] == "diverged":
         return row | {"status": f"diverged at step {ended['step']}"}
-    return row | {key: value for key, value in last(("eval",)).items() if key in COLUMNS}
+    return row | {key: value for key, value in last("eval").items() if key in COLUMNS}
+
+
+def start(resume: Path | None, *flags: str) -> int:
+    """Runs train.sh -> its exit code. A run that goes on has its settings, so that the script's variables are left out."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    if resume is not None:
+        settings = re.findall(r'^add \w+ "\$(\w+)"', Path("train.sh").read_text(), re.MULTILINE)
+        environment = {name: value for name, value in environment.items() if name not in settings}
+        environment["RESUME_PATH"] = str(resume)
+    return subprocess.run(["bash", "train.sh", *flags], env=environment).returncode
 
 
 def choose(rows: list[dict], folder: Path) -> float:

@@ -29,8 +29,25 @@ def test_learning_rates_are_sorted_and_the_rest_is_handed_on():
 
 def test_what_train_sh_makes_of_its_variables_counts(monkeypatch):
     monkeypatch.setenv("DATASET", "cifar10")
-    monkeypatch.setenv("NAME", "of the sweep")
-    assert sweep.flags_of_script(["--num_steps", "5"]) == {"dataset": "cifar10", "num_steps": 5}
+    monkeypatch.setenv("NAME", "c10")
+    assert sweep.flags_of_script(["--num_steps", "5"]) == {"dataset": "cifar10", "name": "c10", "num_steps": 5}
+
+
+@pytest.mark.parametrize(("name", "value"), [("LEARNING_RATE", "0.1"), ("RESUME_PATH", "output/r"), ("NAME", "../up")])
+def test_variables_that_cannot_be(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert f"--{name.lower()}" in told(capsys)
+
+
+def test_a_trial_that_goes_on_keeps_its_settings(monkeypatch, tmp_path):
+    """The variables that the sweep was started with are those of its first runs: the last one differs from them."""
+    seen = {}
+    monkeypatch.setattr(sweep.subprocess, "run", lambda words, env: seen.update(env) or subprocess.CompletedProcess(words, 0))
+    for name, value in (("VAL_FRACTION", "0.1"), ("NAME", "s"), ("GPUS", "0,1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    assert sweep.start(tmp_path) == 0
+    assert seen["RESUME_PATH"] == str(tmp_path) and seen["GPUS"] == "0,1" and not {"VAL_FRACTION", "NAME"} & set(seen)
 
 
 @pytest.mark.parametrize(("argv", "words"), [

@@ -206,10 +206,11 @@ def more_than_there_is(content: bytes, shape: tuple[int, int], claimed: tuple[in
     return content.replace(old, number(claimed[0]) + number(claimed[1]) + b"\x86")
 
 
-@pytest.mark.parametrize("claimed, storage", [((1 << 30, 30), 30 << 30), ((1 << 30, 30), 35), ((5, 7), 1 << 38)])
+@pytest.mark.parametrize("claimed, storage", [
+    ((1 << 30, 30), 30 << 30), ((1 << 30, 30), 35), ((5, 7), 1 << 38), ((1 << 14, (1 << 14) + 1), 1 << 28)])
 @pytest.mark.parametrize("save", [zipped, legacy])
 def test_no_memory_is_taken_for_what_is_not_there(tmp_path, save, claimed, storage):
-    """129 GB of an array, of its storage, or of both."""
+    """129 GB of an array, of its storage, or of both; and 1 GB that would be copied to make room for the array."""
     path = save(tmp_path / "x.pth", {"a": torch.randn(5, 7)})
     if save is zipped:
         rezipped(path, tmp_path / "y.pth", lambda name, data: more_than_there_is(data, (5, 7), claimed, storage)
@@ -220,7 +221,7 @@ def test_no_memory_is_taken_for_what_is_not_there(tmp_path, save, claimed, stora
     if save is zipped and claimed == (5, 7):        # the shape is right: what else the storage claims is not mapped
         assert read_all(tmp_path / "y.pth")["a"].shape == (5, 7)
     else:
-        refused(tmp_path / "y.pth", "damaged|speaks of")
+        refused(tmp_path / "y.pth", "damaged, cut off" if save is zipped else "speaks of [0-9]+ bytes or numbers and has")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 15        # kB
 
 
