@@ -229,14 +229,14 @@ class TorchFile(WeightFile):
     def _own(self, content: dict) -> dict:
         """The averaged weights where the run kept them: they are the ones that it evaluates."""
         self.run = {name: content.get(name) for name in ("architecture", "classes", "config")}
-        averaged = content.get("ema") or {}
-        weights = averaged if averaged else content.get("model")
+        averaged = isinstance(content.get("ema"), dict) and len(content["ema"]) > 0
+        weights = content.get("ema" if averaged else "model")
         if not (isinstance(weights, dict) and isinstance(self.run["architecture"], dict) and isinstance(self.run["config"], dict)
                 and isinstance(self.run["classes"], list)):
             raise ModelError(f"{self.path}: a checkpoint of a run without model, architecture, classes or config; it is damaged")
         if averaged:
             self.notes.append("averaged weights (ema)")
-        self.left_out = sorted(set(content) - {"ema" if averaged else "model"})
+        self.left_out = sorted(str(name) for name in content if name != ("ema" if averaged else "model"))
         return weights
 
     def _foreign(self, content: dict) -> dict:

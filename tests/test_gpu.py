@@ -39,14 +39,35 @@ def test_losses_are_those_of_the_cpu(run_train, flags, tolerance):
         assert gpu == pytest.approx(cpu, rel=tolerance)
 
 
+# What does not draw on the device: crops, RandAugment and erasing are drawn on the CPU, mixing by numpy.
+EVERYTHING = [
+    "--augmentation", "crop", "--randaugment_ops", 2, "--random_erasing", 0.5, "--mixup_alpha", 0.8, "--cutmix_alpha", 1,
+    "--label_smoothing", 0.1, "--class_weights", "balanced", "--ema_decay", 0.5, "--layer_decay", 0.8, "--distillation", "soft",
+    "--teacher", "output/teacher", "--precision", "fp32", "--optimizer", "sgd"]
+
+
+def test_mixing_averaging_and_distilling_are_those_of_the_cpu(run_train):
+    """The images are mixed on the device, and the teacher stands there."""
+    assert run_train("--name", "teacher", "--learning_rate", 0.01) == 0
+    assert run_train("--name", "cpu", "--num_steps", 6, "--eval_every", 3, *EVERYTHING) == 0
+    assert run_train("--name", "gpu", *FLAGS, *EVERYTHING) == 0
+    assert losses("output/gpu") == pytest.approx(losses("output/cpu"), rel=1e-4)
+    cpu, gpu = (checkpoint.load(Path(f"output/{name}/step-00000006.pt")) for name in ("cpu", "gpu"))
+    for name, weight in cpu.ema.items():
+        assert gpu.ema[name].device.type == "cpu"
+        torch.testing.assert_close(gpu.ema[name], weight, rtol=0, atol=1e-3)
+
+
 def test_auto_takes_bf16_on_ampere_and_later(run_train, capsys):
     assert run_train(*FLAGS) == 0
     said = capsys.readouterr().out
     assert ("bf16 autocast" in said) == (torch.cuda.get_device_capability() >= (8, 0))
 
 
-def test_resume_on_the_gpu(run_train):
-    flags = [*FLAGS, "--fp16", "--save_every", 3]
+@pytest.mark.parametrize("more", [[], ["--ema_decay", 0.5, "--mixup_alpha", 1, "--drop_path_rate", 0.3, "--dropout_rate", 0.1]],
+                         ids=["plain", "with an average, mixing and dropout"])
+def test_resume_on_the_gpu(run_train, more):
+    flags = [*FLAGS, "--fp16", "--save_every", 3, *more]
     assert run_train("--name", "whole", *flags) == 0
     assert run_train("--name", "parts", *flags) == 0
     Path("output/parts/step-00000006.pt").unlink()

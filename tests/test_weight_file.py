@@ -131,6 +131,11 @@ def test_contents_that_are_no_weights(tmp_path, content, message):
     refused(zipped(tmp_path / "x.pth", content), message)
 
 
+def test_names_that_are_no_text(tmp_path):
+    for content in ({3: torch.ones(2), None: 1}, {"model": {3: torch.ones(2)}, 5: 6}, {**own(), 7: 8}):
+        read_all(zipped(tmp_path / "x.pth", content))
+
+
 def own(**more) -> dict:
     return {"format": "vit-run-1", "model": WEIGHTS, "architecture": {"patch_size": 2}, "classes": ["a", "b"],
             "config": {"img_size": 8}, "optimizer": {}, "step": 3, **more}
@@ -150,7 +155,8 @@ def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
         assert ("model" in file.left_out, "ema" in file.left_out) == (bool(ema), not ema)
 
 
-@pytest.mark.parametrize("more", [{"model": None}, {"architecture": 3}, {"config": None}, {"classes": "ab"}])
+@pytest.mark.parametrize("more", [
+    {"model": None}, {"architecture": 3}, {"config": None}, {"classes": "ab"}, {"model": torch.ones(3), "ema": torch.ones(3)}])
 def test_a_checkpoint_of_our_own_that_lacks_something(tmp_path, more):
     refused(zipped(tmp_path / "x.pt", own(**more)), "a checkpoint of a run without model, architecture, classes or config")
 
