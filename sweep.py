@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,18 +29,27 @@ COLUMNS = ("run", "learning_rate", "split", "images", "accuracy", "top5", "loss"
 
 
 def main(argv: list[str]) -> int:
+    if os.environ.pop("DRY_RUN", "") == "1":
+        print("sweep.py: error: a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of", file=sys.stderr)
+        return 2
     os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
     try:
         rates, flags = parse(argv)
-        run = configs.resolve(flags_of_script(flags))
+        given = flags_of_script(flags)
+        run = configs.resolve(given)
         folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = share_to_hold_out(run)
-        claim(folder, {"learning_rates": rates, "val_fraction": held_out, "settings": configs.as_flags(run)})
+        settings = {name: value for name, value in run.to_dict().items() if name not in configs.MAY_CHANGE_ON_RESUME}
+        claim(folder, {"learning_rates": rates, **settings, "val_fraction": held_out})
+        if not run.test_fraction:                     # the final run holds nothing out
+            flags = without(flags, "--split_seed")
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
         rows = []
         for rate in rates:
             trial = ["--learning_rate", str(rate), "--val_fraction", str(held_out), "--test", "never"]
-            rows.append(finish(folder / f"lr-{rate:g}", shared + trial, rate))
+            if held_out:
+                trial += ["--split_seed", str(run.split_seed)]
+            rows.append(finish(folder / f"lr-{rate!r}", shared + trial, rate))
             write(folder, rows)
         best = choose(rows, folder)
         print(f"\nsweep: learning rate {best:g} is the best on the held-out images; now the final run", flush=True)
@@ -75,8 +85,9 @@ def parse(argv: list[str]) -> tuple[list[float], list[str]]:
 
 def flags_of_script(flags: list[str]) -> dict:
     """What train.sh makes of its variables and these flags."""
-    done = subprocess.run(["bash", "train.sh", *flags], env=os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1"}, text=True,
-                          capture_output=True)
+    # In UTF-8 bash prints names as they are; elsewhere in a spelling of its own.
+    environment = os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(["bash", "train.sh", *flags], env=environment, text=True, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise configs.ConfigError(done.stderr.strip())
     words = shlex.split(done.stdout.splitlines()[-1])
@@ -100,6 +111,17 @@ def share_to_hold_out(run) -> float:
     return 0.0 if splits.val is not splits.test else 0.1
 
 
+def without(flags: list[str], flag: str) -> list[str]:
+    """The flags, but for this one and its value."""
+    left, words = [], iter(flags)
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            left.append(word)
+    return left
+
+
 def claim(folder: Path, settings: dict) -> None:
     """Makes the sweep's folder, or makes sure that the one that is there is of the same sweep. Raises ConfigError."""
     file = folder / "sweep.json"
@@ -108,12 +130,14 @@ def claim(folder: Path, settings: dict) -> None:
             before = json.loads(file.read_text())
         except ValueError:
             before = {}
-        if before != settings:
+        settings = json.loads(json.dumps(settings))               # as they are read
+        if before == settings:
+            print(f"sweep: going on with {folder}")
+            return
+        if any(folder.glob("*/log.jsonl")):
             name = next(name for name in settings if before.get(name) != settings[name])
             raise configs.ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: "
                                       "give another NAME")
-        print(f"sweep: going on with {folder}")
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".tmp")
@@ -152,7 +176,21 @@ def start(resume: Path | None, *flags: str) -> int:
         settings = re.findall(r'^add \w+ "\$(\w+)"', Path("train.sh").read_text(), re.MULTILINE)
         environment = {name: value for name, value in environment.items() if name not in settings}
         environment["RESUME_PATH"] = str(resume)
-    return subprocess.run(["bash", "train.sh", *flags], env=environment).returncode
+    child = subprocess.Popen(["bash", "train.sh", *flags], env=environment)
+    stopped = []
+
+    def stop(number, _):
+        stopped.append(number)
+        child.terminate()                             # train.sh stops its processes; they are waited for below
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    code = child.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if stopped:
+        print("sweep: stopped; started again, it goes on", file=sys.stderr)
+        sys.exit(128 + stopped[0])
+    return code
 
 
 def choose(rows: list[dict], folder: Path) -> float:

@@ -87,7 +87,8 @@ def check_batch(run, may_change: str) -> None:
                                   f"{parts} micro-steps: {advice}")
     if (run.mixup_alpha or run.cutmix_alpha) and run.train_batch_size // unit % 2 and not run.eval_only:
         raise configs.ConfigError(f"MixUp and CutMix mix pairs: --train_batch_size {run.train_batch_size} over {ranks} processes "
-                                  f"x {parts} micro-steps leaves {run.train_batch_size // unit} images, an odd number")
+                                  f"x {parts} micro-steps leaves {run.train_batch_size // unit} images, an odd number: take "
+                                  f"{run.train_batch_size + unit}")
 
 
 def configure(given: dict, world):
@@ -109,12 +110,14 @@ def configure(given: dict, world):
         for complaint in complaints:
             print(f"warning: {complaint}; going back to the checkpoint before it")
         print(f"resuming {path} at step {state.step} of {run.num_steps}")
-        for name in sorted(set(given) - {"resume_path"}):
+        laid = ("the milestones of the learning rate stay" if run.decay_type == "step"
+                else "the learning-rate schedule is laid anew over all of them")
+        for name in sorted({"num_steps" if name == "num_epochs" else name for name in given} - {"resume_path"}):
             if name == "pretrained_dir":
                 print("--resume_path wins: --pretrained_dir is not used")
-            elif run[name] != state.config.get(name) and name != "eval_only":
+            elif run[name] != state.config.get(name) and name not in ("eval_only", "warmup_epochs"):
                 print(f"changed: --{name} {run[name]} (was {state.config.get(name)})"
-                      + ("; the learning-rate schedule is laid anew over all of them" if name == "num_steps" else ""))
+                      + (f"; {laid}" if name == "num_steps" else ""))
         if state.step == run.num_steps and not run.eval_only:
             print("nothing is left to train: a larger --num_steps (NUM_STEPS) goes on", flush=True)
     return run, state, path
@@ -136,8 +139,11 @@ def build(given, run, world, state):
         same_data(splits, state, run)
     elif run.num_steps is None or run.warmup_steps is None:
         said = configs.set_lengths(run, given, len(splits.train))
+        check_batch(run, "--train_batch_size")              # again: a recipe may mix by the size of the data
         if world.is_main and said and not run.eval_only:
             print(f"length: {said}")
+    if run.test == "never" and splits.test is splits.val and not run.eval_only:
+        raise configs.ConfigError("--test never leaves nothing to choose on: hold some of train out (--val_fraction 0.1)")
 
     def create():
         torch.manual_seed(run.seed)
@@ -150,6 +156,10 @@ def build(given, run, world, state):
                             **configs.model_overrides(run))
 
     model = distributed.first_on_node(world, create)
+    if state is None and run.eval_only and model.load_report.classes not in ([], list(splits.classes)):
+        raise configs.ConfigError(f"--pretrained_dir {run.pretrained_dir} knows other classes ("
+                                  f"{', '.join(model.load_report.classes[:3])}, ...) than the data "
+                                  f"({', '.join(splits.classes[:3])}, ...): not the same task")
     chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
     if state is not None:
         why = why.replace("asked for", "as the run began")
@@ -280,6 +290,8 @@ def teacher_of(run, splits, model, chosen, world):
     from utils import augment, distributed
 
     path = weights_of(run.teacher)
+    if not Path(path).is_file():
+        raise configs.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
     teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
     if list(teacher.classes) != list(splits.classes):
         raise configs.ConfigError(f"--teacher {path} has {len(teacher.classes)} classes ({', '.join(teacher.classes[:3])}, ...), "
@@ -310,8 +322,6 @@ def train(given: dict, run, world, state, path) -> None:
         check_wandb()
     splits, model, chosen, prepare = build(given, run, world, state)
     separate = splits.test is not splits.val
-    if run.test == "never" and not separate:
-        raise configs.ConfigError("--test never leaves nothing to choose on: hold some of train out (--val_fraction 0.1)")
     optimizer = optimizer_of(run, model, world)
     objective = objective_of(run, splits, model, chosen, world)
     scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
@@ -356,6 +366,7 @@ def train(given: dict, run, world, state, path) -> None:
         run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size)
         print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
         print(f"run folder: {folder}", flush=True)
+    told = {(event["step"], event["split"]) for event in run_folder.read_log(folder) if event["event"] == "eval"}
     report = Report(folder if world.is_main else None, log_folder, done, run.num_steps, run.wandb, run.to_dict())
     report.session("resume" if state else "start", done, world_size=world.size)
 
@@ -367,7 +378,7 @@ def train(given: dict, run, world, state, path) -> None:
     try:
         if state is not None and folder.resolve() != path.parent.resolve():
             save(checkpoint.step_path(folder, done))           # a branch begins with what it came from
-        if not first and before:
+        if not first and before and done == 0:
             start = evaluate(before[0])
             first = {"accuracy": start.top1, "split": before[1]}
             report.evaluation(0, before[1], start)
@@ -379,6 +390,7 @@ def train(given: dict, run, world, state, path) -> None:
             if watched and is_time(trainer.step, run.eval_every, run.num_steps):
                 result = evaluate(watched[0])
                 report.evaluation(trainer.step, watched[1], result)
+                told.add((trainer.step, watched[1]))
                 if result.top1 > best.get("accuracy", -1.0):
                     best = {"step": trainer.step, "accuracy": result.top1}
                     save(folder / checkpoint.BEST_FILE)
@@ -388,7 +400,7 @@ def train(given: dict, run, world, state, path) -> None:
                     checkpoint.retain(folder, run.keep_checkpoints)
         if watched is None or watched[0] is not final[0] or run.confusion_matrix or result is None:
             result = evaluate(final[0], run.confusion_matrix)
-            if trainer.step > done and (watched is None or watched[0] is not final[0]):
+            if (trainer.step, final[1]) not in told:           # an earlier session may have ended just before or after it
                 report.evaluation(trainer.step, final[1], result)
         if run.eval_train:
             report.evaluation(trainer.step, "train", evaluate(splits.train))
@@ -469,7 +481,7 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
     curves = folder / "curves.png"
     events = run_folder.read_log(folder)
     plots.save(plots.learning_curves(events, f"{run.name}: {run.model_type} on {run.dataset}"), curves)
-    newest = checkpoint.step_files(folder)[0]
+    newest = (checkpoint.step_files(folder) or [folder / checkpoint.BEST_FILE])[0]
     python = sys.executable
     if Path(python).is_relative_to(Path.cwd()):
         python = os.path.relpath(python)

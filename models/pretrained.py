@@ -33,6 +33,7 @@ class LoadReport:
     fresh: list[str] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    classes: list[str] = dataclasses.field(default_factory=list)          # names, where the file is of a run of ours
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} parameters from {self.path}"]
@@ -63,6 +64,7 @@ def load_pretrained(model: ImageTransformer, path: str | Path, head: str = "zero
 def _fill(model: ImageTransformer, file: WeightFile, head: str) -> LoadReport:
     names = recognise(file)
     report = LoadReport(str(file.path), fresh=_fresh(names, model, head), notes=list(file.notes))
+    report.classes = list(file.run["classes"]) if file.run else []
     rows = [row for row in names.rows(model) if row[0] not in report.fresh]
     _check_names(names, rows, model, report, head)
     state = {ours: _convert(names, sources, rule, ours, model, report) for ours, sources, rule in rows}

@@ -13,7 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTor
 import torch
 
 import train
-from utils import datasets
+from utils import datasets, plots
 from utils.splits import Part, Splits
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
@@ -32,12 +32,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def run_train(tmp_path, monkeypatch):
     """run_train("--flag", value, ...) -> exit code of train.py in an empty folder: from scratch, on the CPU, few steps,
-    digits with 40 images to validate and 60 to test on.
+    digits with 40 images to validate and 60 to test on. Its picture is an empty file: drawing would be half of the time.
 
     Flags given win over these, because the last one counts.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(datasets.DATASETS, "digits", small_digits)
+    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
 
     def run(*flags) -> int:
         argv = [str(flag) for flag in flags]

@@ -90,7 +90,7 @@ def test_a_recipe_fills_all_that_is_needed(recipe):
     filled = {name for name, (_, default, _) in FLAGS.items() if default is None} - {
         "name", "resume_path", "num_workers", "wandb", "head_learning_rate", "freeze", "teacher", "num_epochs", "warmup_epochs",
         "attention_dropout_rate", "drop_path_rate", "classifier", "in_channels", "decay_milestones", *configs.SIZES}
-    given = {"recipe": recipe}
+    given = {"recipe": recipe} | ({"model_type": "ViT-S_16"} if recipe == "augreg" else {})
     run = resolve(given)
     configs.set_lengths(run, given, 50_000)
     assert {name for name in filled if run[name] is None} == set()
@@ -355,7 +355,7 @@ def test_bit_goes_by_the_size_of_the_data(images, argv, lengths):
 @pytest.mark.parametrize(("argv", "steps", "warmup"), [
     (["--num_epochs", "3"], 84, 8), (["--num_epochs", "0.5", "--warmup_steps", "4"], 14, 4),
     (["--num_epochs", "3", "--warmup_epochs", "1"], 84, 28), (["--num_steps", "84", "--warmup_epochs", "1"], 84, 28),
-    (["--recipe", "mae", "--dataset", "digits"], 175, 9),
+    (["--recipe", "mae", "--dataset", "digits"], 175, 9), (["--recipe", "deit-384", "--dataset", "digits"], 105, 18),
     (["--recipe", "mae", "--dataset", "digits", "--num_steps", "50"], 50, 5),
     (["--recipe", "mae", "--dataset", "digits", "--num_epochs", "10"], 18, 1)], ids=shown)
 def test_epochs_become_steps(argv, steps, warmup):
@@ -407,9 +407,16 @@ def test_a_variant_of_a_recipe():
     (["--patch_size", "4", "--pretrained_dir", "mine.npz"], "mine.npz"), (["--in_channels", "1"], "auto"),
     (["--pretrained_dir", "augreg", "--model_type", "ViT-S_16"], "augreg/S_16"),
     (["--recipe", "augreg", "--model_type", "R26-ViT-S_32"], "augreg/R26_S_32"),
-    (["--recipe", "augreg", "--model_type", "R-ViT-Ti_16"], "augreg/R_Ti_16")], ids=shown)
+    (["--recipe", "augreg", "--model_type", "R-ViT-Ti_16"], "augreg/R_Ti_16"),
+    (["--recipe", "augreg", "--pretrained_dir", "none"], "none")], ids=shown)
 def test_where_the_weights_come_from(argv, pretrained):
     assert run_of(*argv)["pretrained_dir"] == pretrained
+
+
+def test_a_recipes_floor_gives_way_to_a_lower_learning_rate():
+    run = run_of("--recipe", "deit", "--learning_rate", "1e-7")
+    assert run["min_learning_rate"] == run["warmup_learning_rate"] == 1e-7
+    assert run_of("--recipe", "deit", "--learning_rate", "1e-3")["min_learning_rate"] == 1e-5
 
 
 def test_only_what_is_set_overrides_the_models_row():
@@ -425,7 +432,8 @@ def test_a_flag_that_would_do_nothing_is_refused(name):
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["--decay_type", "step"], "--decay_milestones"), (["--distillation", "hard"], "--teacher"),
+    (["--decay_type", "step"], "--decay_milestones"), (["--recipe", "augreg"], "AugReg has no such size"),
+    (["--distillation", "hard"], "--teacher"),
     (["--min_learning_rate", "1"], "--min_learning_rate"), (["--ema_decay", "0.9", "--fp16", "--fp16_opt_level", "O3"], "O3"),
     (["--learning_rate", "0", "--head_learning_rate", "1"], "--train_layers head"),
     (["--in_channels", "2"], "--in_channels 2")], ids=shown)
@@ -452,14 +460,24 @@ def test_every_flag_may_change_on_resume_or_may_not():
     assert sorted([*FIXED, *MAY_CHANGE_ON_RESUME]) == sorted(FLAGS)
 
 
-@pytest.mark.parametrize("name", [name for name in FIXED if name not in ("fp16", "precision")])
+@pytest.mark.parametrize("name", [name for name in FIXED if name not in ("fp16", "precision", "warmup_epochs")])
 def test_a_resumed_run_keeps_what_it_is(name):
     given = parse(["--resume_path", "output/r", *typed(name)])
     said = told(resolve_resumed, given, SAVED, 1000)
-    assert f"--{name} " in said and str(SAVED[name]) in said and "--resume_path" in said
-    # The value that it has is accepted.
-    same = resolve_resumed({"resume_path": "output/r", name: SAVED[name]}, SAVED, 1000)
-    assert same.to_dict() == SAVED | {"resume_path": "output/r"}
+    held = MODELS[SAVED["model_type"]][name] if SAVED[name] is None and name in configs.MODEL_KEYS else SAVED[name]
+    assert f"--{name} " in said and str(held) in said and "--resume_path" in said
+    # The value that it has is accepted, also where nobody had given it.
+    same = resolve_resumed({"resume_path": "output/r", name: held}, SAVED, 1000)
+    assert same.to_dict() == SAVED | {"resume_path": "output/r", name: held}
+
+
+def test_what_a_resumed_run_may_say_again():
+    assert resolve_resumed({"recipe": "auto"}, SAVED, 1000)["recipe"] == "digits"
+    assert resolve_resumed({"warmup_epochs": 0.64}, SAVED, 1000)["warmup_steps"] == 10       # 0.64 * 1000 / 64
+    assert "--warmup_steps 8" in told(resolve_resumed, {"warmup_epochs": 0.5}, SAVED, 1000)
+    assert "has none" in told(resolve_resumed, {"teacher": "output/t"}, SAVED, 1000)
+    taught = run_of("--distillation", "hard", "--teacher", "output/t")
+    assert resolve_resumed({"teacher": "moved/t"}, taught, 1000)["teacher"] == "moved/t"
 
 
 def test_a_resumed_run_may_be_given_epochs():
@@ -469,7 +487,7 @@ def test_a_resumed_run_may_be_given_epochs():
     assert "contradict" in told(resolve_resumed, {"num_epochs": 2.0, "num_steps": 50}, SAVED, 1000)
 
 
-@pytest.mark.parametrize("name", sorted(MAY_CHANGE_ON_RESUME - {"resume_path", "num_epochs"}))
+@pytest.mark.parametrize("name", sorted(MAY_CHANGE_ON_RESUME - {"resume_path", "num_epochs", "teacher"}))
 def test_a_resumed_run_takes_what_may_change(name):
     given = parse(["--resume_path", "output/r", *typed(name)])
     run = resolve_resumed(given, SAVED, 1000).to_dict()

@@ -198,6 +198,16 @@ def test_bad_trees_are_told_in_one_line(tmp_path, case):
         assert word.format(root=tmp_path) in str(told.value)
 
 
+def test_a_third_split_is_the_test_set(tmp_path):
+    splits = load_splits("folder", tree(tmp_path / "three", {**GOOD_TREE, "test/ant": 4, "test/bee": 1}))
+    assert (len(splits.train), len(splits.val), len(splits.test), splits.val_name) == (5, 3, 5, "val")
+    unlabelled = tree(tmp_path / "two", {**GOOD_TREE, "test": 3})
+    two = load_splits("folder", unlabelled)
+    assert two.val is two.test and two.val_name == "test"
+    with pytest.raises(DataError, match="train and test have different classes"):
+        load_splits("folder", tree(tmp_path / "other", {**GOOD_TREE, "test/wasp": 1}))
+
+
 def test_one_tree_is_divided_by_a_test_fraction(tmp_path):
     splits = load_splits("folder", tree(tmp_path, {"ant": 10, "bee/small": 3, "bee/large": 2, ".hidden": 1}), test_fraction=0.2)
     assert splits.classes == ("ant", "bee") and splits.val is splits.test and splits.val_name == "test"

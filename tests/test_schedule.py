@@ -83,7 +83,7 @@ def test_milestones_without_steps_are_a_mistake():
 
 
 def test_unknown_decay():
-    with pytest.raises(ValueError, match="cosine, linear or step"):
+    with pytest.raises(ValueError, match="cosine, linear, step or constant"):
         factor(3, 0, 5, "exponential")
 
 

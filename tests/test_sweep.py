@@ -39,10 +39,50 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value):
     assert f"--{name.lower()}" in told(capsys)
 
 
+@pytest.mark.slow
+def test_a_signal_ends_the_sweep_and_its_run(tmp_path):
+    """Nothing is left running, and the sweep can be gone on with."""
+    import signal
+    import time
+
+    from test_scripts import processes_naming
+
+    environment = os.environ | {"PYTHON": sys.executable, "LEARNING_RATES": "0.001", "NAME": "s"}
+    script = subprocess.Popen(["bash", "sweep.sh", "--num_steps", "100000", "--output_dir", str(tmp_path / "o"), "--log_dir",
+                               str(tmp_path / "l"), "--eval_every", "5", "--train_batch_size", "16"], cwd=ROOT, env=environment,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    try:
+        while not list((tmp_path / "o").glob("s/lr-0.001/step-*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        script.send_signal(signal.SIGTERM)
+        assert "it goes on" in script.communicate(timeout=60)[1] and script.returncode == 128 + signal.SIGTERM
+    finally:
+        script.kill()
+    assert processes_naming(str(tmp_path / "o")) == []
+
+
+def test_a_flag_is_left_out_with_its_value():
+    assert sweep.without(["--a", "1", "--split_seed", "3", "--b", "--split_seed=4"], "--split_seed") == ["--a", "1", "--b"]
+
+
+def test_there_is_no_dry_run(monkeypatch, capsys):
+    monkeypatch.setenv("DRY_RUN", "1")
+    assert "no dry run" in told(capsys)
+
+
 def test_a_trial_that_goes_on_keeps_its_settings(monkeypatch, tmp_path):
     """The variables that the sweep was started with are those of its first runs: the last one differs from them."""
     seen = {}
-    monkeypatch.setattr(sweep.subprocess, "run", lambda words, env: seen.update(env) or subprocess.CompletedProcess(words, 0))
+
+    class Finished:
+        def __init__(self, words, env):
+            seen.update(env)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Finished)
     for name, value in (("VAL_FRACTION", "0.1"), ("NAME", "s"), ("GPUS", "0,1")):
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT)
@@ -61,10 +101,15 @@ def test_bad_input_is_one_line(capsys, tmp_path, argv, words):
 
 
 def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
-    sweep.claim(tmp_path / "s", {"learning_rates": [0.1], "settings": "a"})
-    sweep.claim(tmp_path / "s", {"learning_rates": [0.1], "settings": "a"})
-    with pytest.raises(configs.ConfigError, match="give another NAME"):
-        sweep.claim(tmp_path / "s", {"learning_rates": [0.2], "settings": "a"})
+    settings = {"learning_rates": [0.1], "img_size": (8, 10), "seed": 1}
+    sweep.claim(tmp_path / "s", settings)
+    sweep.claim(tmp_path / "s", settings)
+    sweep.claim(tmp_path / "s", settings | {"seed": 2})               # nothing has run yet: a mended mistake
+    (tmp_path / "s" / "lr-0.1").mkdir()
+    (tmp_path / "s" / "lr-0.1" / "log.jsonl").touch()
+    sweep.claim(tmp_path / "s", settings | {"seed": 2})
+    with pytest.raises(configs.ConfigError, match="with seed 2, not 1: give another NAME"):
+        sweep.claim(tmp_path / "s", settings)
 
 
 def row(rate: float, accuracy: float, loss: float, status: str = "done") -> dict:
@@ -90,7 +135,7 @@ def test_a_sweep_from_the_script_interrupted_and_gone_on_with(tmp_path):
                   "DATA_DIR": data, "MODEL_TYPE": "ViT-Nano_2", "PRETRAINED_DIR": "none", "OMP_NUM_THREADS": "1"}
     command = ["bash", "sweep.sh", "--recipe", "digits", "--output_dir", str(tmp_path / "out"), "--log_dir",
                str(tmp_path / "logs"), "--num_steps", "6", "--train_batch_size", "8", "--val_fraction", "0.25", "--optimizer",
-               "sgd", "--num_workers", "0"]
+               "sgd", "--num_workers", "0", "--split_seed", "3", "--eval_train"]
     folder = tmp_path / "out" / "s"
 
     def start():
@@ -106,13 +151,13 @@ def test_a_sweep_from_the_script_interrupted_and_gone_on_with(tmp_path):
     config = json.loads((folder / "final" / "config.json").read_text())["config"]
     assert config["learning_rate"] == 0.003 and config["val_fraction"] == 0 and config["test"] == "once"
     events = [json.loads(line) for line in (folder / "final" / "log.jsonl").read_text().splitlines()]
-    assert [event["split"] for event in events if event["event"] == "eval"] == ["test"]
+    assert [event["split"] for event in events if event["event"] == "eval"] == ["test", "train"]
     for trial in folder.glob("lr-*"):
         assert '"split": "test"' not in (trial / "log.jsonl").read_text()
 
-    # Killed in the last run: only that one is done again, from its checkpoint.
+    # Killed in the last run, between its last checkpoint and its evaluation: only that one is gone on with.
     log = folder / "final" / "log.jsonl"
-    log.write_text("".join(json.dumps(event) + "\n" for event in events if event["event"] != "end"))
+    log.write_text("".join(json.dumps(event) + "\n" for event in events if event["event"] not in ("eval", "end")))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("lr-*/log.jsonl")}
     again = start()
     assert again.returncode == 0 and "going on with final" in again.stdout and "running" not in again.stdout, again.stdout

@@ -690,3 +690,58 @@ def test_wrong_flags_are_told_before_torch_is_loaded():
     code = "import sys, train; code = train.main(['--nonsense']); sys.exit(1 if 'torch' in sys.modules else code)"
     done = subprocess.run([sys.executable, "-c", code], cwd=train.ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
+
+
+# ------------------------------------------------------------------------------- what a review of this program found
+
+
+def test_a_final_evaluation_that_was_cut_off_is_made_up_for(run_train):
+    """The last checkpoint was written, the run was stopped before it told its test accuracy."""
+    assert run_train("--name", "r") == 0
+    log = Path("output/r/log.jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    expected = [event for event in events if event.get("split") == "test"][-1]
+    log.write_text("".join(json.dumps(event) + "\n" for event in events[:-2]))
+    assert run_train("--resume_path", "output/r") == 0
+    assert [event for event in events_of("output/r") if event.get("split") == "test"][-1] == expected
+    assert run_train("--resume_path", "output/r") == 0
+    assert len([event for event in events_of("output/r") if event.get("split") == "test"]) == 2
+
+
+def test_a_resumed_run_has_no_accuracy_before_training(run_train, capsys):
+    assert run_train("--test_fraction", 0.2, "--test", "once", "--name", "r") == 0
+    capsys.readouterr()
+    assert run_train("--resume_path", "output/r", "--test", "always", "--num_steps", 6) == 0
+    assert "step 0:" not in capsys.readouterr().out
+
+
+def test_a_finished_run_of_which_the_best_is_left_tells_its_result(run_train):
+    assert run_train("--name", "r") == 0
+    for path in checkpoint.step_files(Path("output/r")):
+        path.unlink()
+    assert run_train("--resume_path", "output/r") == 0
+
+
+def test_mixing_by_the_size_of_the_data_is_checked_too(run_train, monkeypatch, capsys):
+    monkeypatch.setitem(configs.SIZE_RULES, "bit-hyperrule", ((float("inf"), {
+        "num_steps": 4, "warmup_steps": 1, "decay_milestones": (2,), "mixup_alpha": 0.1}),))
+    assert run_train("--recipe", "bit-hyperrule", "--train_batch_size", 15) == 2
+    assert "an odd number: take 16" in capsys.readouterr().err
+
+
+def test_a_run_is_not_evaluated_on_other_classes(run_train, capsys):
+    assert run_train("--name", "r") == 0
+    make_tree(Path("tree"), classes=tuple("abcdefghij"))
+    assert run_train(*FOLDER, "--eval_only", "--pretrained_dir", "output/r") == 2
+    assert "not the same task" in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_not_there_is_told(run_train, capsys):
+    assert run_train("--distillation", "hard", "--teacher", "imagenet21k/ViT-B_16") == 2
+    assert "a run folder or a checkpoint of this project" in capsys.readouterr().err
+
+
+def test_epochs_and_milestones_on_resume_are_told(run_train, capsys):
+    assert run_train("--name", "r", "--decay_type", "step", "--decay_milestones", 2) == 0
+    assert run_train("--resume_path", "output/r", "--num_epochs", 0.1) == 0
+    assert "changed: --num_steps 7 (was 4); the milestones of the learning rate stay" in capsys.readouterr().out

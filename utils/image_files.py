@@ -65,18 +65,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     """DATA_DIR/train/CLASS/... and DATA_DIR/val/CLASS/...: the class folders of both must be the same, none empty.
 
-    DATA_DIR/CLASS/... alone, without train/ and val/, gives everything as `train` and an empty `test`.
+    With class folders in DATA_DIR/test too that is the test set, and `val` is what is chosen on. (A test/ without them,
+    such as ImageNet's, has no labels.) DATA_DIR/CLASS/... alone, without train/ and val/, gives everything as `train` and
+    an empty `test`.
     """
     roots = {split: Path(data_dir) / split for split in ("train", "val")}
+    if all(root.is_dir() for root in roots.values()) and classes_wanted is None and _folders(Path(data_dir) / "test"):
+        roots["test"] = Path(data_dir) / "test"
     whole = classes_wanted is None and not any(root.is_dir() for root in roots.values()) and bool(_folders(Path(data_dir)))
     if whole:
         roots = {"train": Path(data_dir)}
     classes = {split: _class_folders(root, data_dir) for split, root in roots.items()}
     names = classes["train"]
-    if names != classes.get("val", names):
-        only = [f"only in {split}: {listed(set(classes[split]) - set(classes[other]))}"
-                for split, other in (("train", "val"), ("val", "train")) if set(classes[split]) - set(classes[other])]
-        raise DataError(f"{data_dir}: train and val have different classes ({'; '.join(only)})")
+    for other in classes:
+        if names != classes[other]:
+            only = [f"only in {one}: {listed(set(classes[one]) - set(classes[two]))}"
+                    for one, two in (("train", other), (other, "train")) if set(classes[one]) - set(classes[two])]
+            raise DataError(f"{data_dir}: train and {other} have different classes ({'; '.join(only)})")
     if classes_wanted not in (None, len(names)):
         raise DataError(f"{data_dir} has {len(names)} classes, not {classes_wanted}: for other images take --dataset folder")
     images = {}
@@ -87,6 +92,8 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
             empty = listed(names[label] for label in np.flatnonzero(counts == 0))
             other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
             raise DataError(f"{root}: no images ({', '.join(IMAGE_EXTENSIONS)}) of class {empty}{other}")
+    if "test" in images:
+        return Splits(images["train"], images["val"], images["test"], "val", tuple(names))
     held = FileImages([]) if whole else images["val"]
     return Splits(images["train"], held, held, "test", tuple(names))
 

@@ -3,9 +3,9 @@
 An event is a flat dict with "event" and "step"; what is not in it is not shown anywhere. Only rank 0 reports.
 """
 
-import hashlib
 import json
 import os
+import secrets
 import sys
 import time
 from importlib.util import find_spec
@@ -44,7 +44,7 @@ class Report:
         if tensorboard_dir is not None:
             self._readers.append(_TensorBoard(tensorboard_dir, first_step))
         if wandb_project is not None:
-            self._readers.append(_WandB(wandb_project, folder, config or {}))
+            self._readers.append(_WandB(wandb_project, folder, config or {}, first_step))
 
     def train(self, report: StepReport) -> None:
         self._write({
@@ -176,16 +176,19 @@ class _TensorBoard:
 
 
 class _WandB:
-    """Weights & Biases. A resumed run goes on in the same place, because the place follows from its folder.
+    """Weights & Biases. A resumed run goes on in the same place: its name there is kept in the run's folder.
 
     The key is read by the wandb package from WANDB_API_KEY, and by nothing else here: it stands in no file of the run.
     """
 
-    def __init__(self, project: str, folder: Path, config: dict):
+    def __init__(self, project: str, folder: Path, config: dict, first_step: int):
         import wandb
 
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        self._run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=config)
+        place = folder / "wandb-id.txt"
+        if first_step == 0 or not place.exists():
+            place.write_text(secrets.token_hex(8))
+        self._run = wandb.init(project=project, name=folder.name, id=place.read_text(), resume="allow", dir=str(folder),
+                               config=config)
 
     def read(self, event: dict) -> None:
         if figures := scalars(event):
