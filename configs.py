@@ -238,16 +238,23 @@ AUGREG_SIZES = ("Ti_16", "S_32", "S_16", "B_32", "B_16", "B_8", "L_16", "R_Ti_16
 # ------------------------------------------------------------------------------------------------ a run's flags
 
 
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
 def positive(text: str) -> int:
-    if int(text) < 1:
+    if whole(text) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
+    return whole(text)
 
 
 def not_negative(text: str) -> int:
-    if not 0 <= int(text) < 2 ** 63:
+    if not 0 <= whole(text) < 2 ** 63:
         raise argparse.ArgumentTypeError(f"must be 0 or more (and below 2 ** 63), not {text}")
-    return int(text)
+    return whole(text)
 
 
 def not_negative_number(text: str) -> float:
@@ -275,9 +282,9 @@ def share(text: str) -> float:
 
 
 def magnitude(text: str) -> int:
-    if not 0 <= int(text) <= 10:
+    if not 0 <= whole(text) <= 10:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 10, not {text}")
-    return int(text)
+    return whole(text)
 
 
 def image_size(text: str) -> int | tuple[int, int]:
@@ -382,7 +389,8 @@ FLAGS = {
     "max_grad_norm": (not_negative_number, None, "clip the global gradient norm to this; 0: no clipping"),
     "train_layers": (layers, "all", "all; head: a linear probe; 2: the last 2 blocks and what follows them"),
     "freeze": (str, None, "patterns of parameter names to leave as they are, such as 'patch_embed.*,pos_embed'"),
-    "ema_decay": (fraction, 0.0, "average the weights with this decay and evaluate the average; 0: off"),
+    "ema_decay": (fraction, 0.0, "average the weights and evaluate the average; the decay rises to this, as (1 + n) / (10 + n) "
+                  "at update n; 0: off"),
     # regularisation
     "dropout_rate": (fraction, None, "dropout (default: the model's)"),
     "attention_dropout_rate": (fraction, None, "dropout on attention weights (default: the model's)"),
@@ -412,7 +420,8 @@ FLAGS = {
     "distillation_alpha": (share, 0.5, "share of the teacher in the loss"),
     "distillation_temperature": (positive_number, 1.0, "softens both sides of --distillation soft"),
     # the run
-    "eval_every": (positive, None, "steps between evaluations (default: the recipe's, else an epoch)"),
+    "eval_every": (positive, None, "steps between evaluations (default: the recipe's; else an epoch, or a tenth of "
+                   "--num_steps where that is given)"),
     "save_every": (positive, None, "steps between checkpoints (default: --eval_every)"),
     "keep_checkpoints": (positive, 2, "how many step checkpoints to keep, besides best.pt"),
     "precision": (("auto", "fp32", "bf16", "fp16"), "auto", "auto: bf16 where the processor multiplies it natively"),

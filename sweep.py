@@ -102,12 +102,13 @@ def share_to_hold_out(run) -> float:
     """The given share, or a tenth; none where the data set has a validation split of its own."""
     from utils import datasets
 
-    if run.val_fraction:
-        return run.val_fraction
     try:
-        splits = datasets.load_splits(run.dataset, run.data_dir, test_fraction=run.test_fraction, split_seed=run.split_seed)
+        splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
+                                      split_seed=run.split_seed)
     except datasets.DataError as error:
         raise configs.ConfigError(str(error)) from error
+    if run.val_fraction:
+        return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
 
 

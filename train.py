@@ -145,6 +145,13 @@ def build(given, run, world, state):
     if run.test == "never" and splits.test is splits.val and not run.eval_only:
         raise configs.ConfigError("--test never leaves nothing to choose on: hold some of train out (--val_fraction 0.1)")
 
+    path = None
+    if state is None:
+        path = distributed.first_on_node(world, lambda: pretrained_file(run))
+        adopt_architecture(run, given, path)
+        if run.eval_only:
+            check_head(run, splits, path)
+
     def create():
         torch.manual_seed(run.seed)
         if state is not None:
@@ -152,8 +159,7 @@ def build(given, run, world, state):
             model.load_state_dict((state.ema if run.eval_only else {}) or state.model)
             return model
         head = "keep" if run.eval_only else "zero"
-        return create_model(run.model_type, len(splits.classes), run.img_size, pretrained_file(run), head,
-                            **configs.model_overrides(run))
+        return create_model(run.model_type, len(splits.classes), run.img_size, path, head, **configs.model_overrides(run))
 
     model = distributed.first_on_node(world, create)
     if state is None and run.eval_only and model.load_report.classes not in ([], list(splits.classes)):
@@ -169,18 +175,26 @@ def build(given, run, world, state):
         torch.backends.cudnn.allow_tf32 = False      # convolutions on a GPU would round to TF32 unasked
     model = model.to(world.device, chosen.weights)
     if world.is_main:
-        place = (torch.cuda.get_device_name(world.device) if world.device.type == "cuda"
-                 else f"CPU with {torch.get_num_threads()} threads")
-        count = sum(parameter.numel() for parameter in model.parameters())
-        source = "from the checkpoint" if state else model.load_report or "from scratch"
-        print(f"device: {world.size} x {place}\nprecision: {chosen.name} ({why})")
-        print(f"data: {run.dataset}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
-              f"{len(splits.val)} {splits.val_name}"
-              + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
-        print(f"model: {run.model_type} at {'x'.join(map(str, model.img_size))} px, {count:,} parameters\nweights: {source}",
-              flush=True)
+        introduce(run, world, splits, model, f"{chosen.name} ({why})", state)
     mean, std = model.config.mean, model.config.std
     return splits, model, chosen, lambda images: augment.normalise(images, mean, std, chosen.weights)
+
+
+def introduce(run, world, splits, model, precision: str, state) -> None:
+    """The first words of a run: where it happens, with what."""
+    import torch
+
+    place = (torch.cuda.get_device_name(world.device) if world.device.type == "cuda"
+             else f"CPU with {torch.get_num_threads()} threads")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    own_size = [f"--{key} {run[key]}" for key in configs.SIZES if run[key] is not None]
+    source = "from the checkpoint" if state else model.load_report or (
+        "from scratch" + (f" (nobody has published them for {' '.join(own_size)})" if own_size else ""))
+    print(f"device: {world.size} x {place}\nprecision: {precision}")
+    print(f"data: {run.dataset}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
+          f"{len(splits.val)} {splits.val_name}"
+          + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+    print(f"model: {run.model_type} at {'x'.join(map(str, model.img_size))} px, {count:,} parameters\nweights: {source}", flush=True)
 
 
 def same_data(splits, state, run) -> None:
@@ -207,6 +221,28 @@ def pretrained_file(run) -> Path | None:
         return find_checkpoint(weights_of(run.pretrained_dir))
     default = configs.DEFAULT_WEIGHTS.get(run.model_type, run.model_type)
     return find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default)
+
+
+def adopt_architecture(run, given, path: Path | None) -> None:
+    """A run of ours that is given as a start tells its architecture, unless one is given too."""
+    from models import run_settings
+
+    keys = ("model_type", *configs.SIZES, "in_channels", "classifier")
+    settings = run_settings(path) if path is not None and not set(keys) & set(given) else None
+    with run.ignore_type():                          # a side may become height and width
+        for key in (*keys, "img_size", "dropout_rate") if settings else ():
+            if key not in given:
+                run[key] = tuple(settings[key]) if isinstance(settings.get(key), list) else settings.get(key)
+
+
+def check_head(run, splits, path: Path) -> None:
+    """Raises ConfigError unless the file has a head with as many classes as the data."""
+    from models import checkpoint_head
+
+    classes, _ = checkpoint_head(path)
+    if classes != len(splits.classes):
+        raise configs.ConfigError(f"--eval_only: the head of {path} has {classes} classes, the data {len(splits.classes)}: give "
+                                  "--resume_path output/NAME, or a --pretrained_dir with a head for these data")
 
 
 def weights_of(path: str) -> str:
@@ -249,6 +285,8 @@ def optimizer_of(run, model, world):
     if frozen and world.is_main:
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(f"training {count:,} parameters; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
+        if run.pretrained_dir == "none":
+            print("warning: what is frozen has random weights: give a --pretrained_dir")
     head_scale = 1.0 if run.head_learning_rate is None else run.head_learning_rate / run.learning_rate
     groups = optim.parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, decay_matrices_only=run.decay_on == "matrices",
@@ -293,6 +331,8 @@ def teacher_of(run, splits, model, chosen, world):
     if not Path(path).is_file():
         raise configs.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
     teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
+    if world.is_main:
+        print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
     if list(teacher.classes) != list(splits.classes):
         raise configs.ConfigError(f"--teacher {path} has {len(teacher.classes)} classes ({', '.join(teacher.classes[:3])}, ...), "
                                   f"the data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
@@ -451,18 +491,20 @@ def evaluate_only(given, run, world, state, path) -> None:
         result = evaluate(splits.train)
         if world.is_main:
             print(f"train accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} ({result.images} images)")
-    result = evaluate(splits.test)
+    name, split = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
+    result = evaluate(split)
     if world.is_main:
-        print(f"test accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} "
+        print(f"{name} accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} "
               f"({result.images} images)")
-        print("  " + "\n  ".join(details(result)))
+        print("  " + "\n  ".join(details(result, splits.classes)))
         if run.confusion_matrix:
             write_confusion(path.parent if path else Path("."), result, splits.classes)
 
 
-def details(result) -> list[str]:
+def details(result, classes) -> list[str]:
     """What an evaluation says beside its accuracy: two lines."""
-    return [f"top-1 to top-5 {' '.join(f'{value:.2%}' for value in result.top)}",
+    last = max(1, min(len(result.top), len(classes) - 1))           # among all classes is every image
+    return [f"top-1 to top-{last} {' '.join(f'{value:.2%}' for value in result.top[:last])}",
             f"probability    {result.true_probability:.4f} of the true class on average; "
             f"calibration error {result.calibration_error:.4f}"]
 
@@ -491,17 +533,17 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
     print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
     before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and first else ""
     print(f"  {name + ' accuracy':<14} {before}{result.top1:.2%} after ({result.images} images)")
-    print("  " + "\n  ".join(details(result)))
+    print("  " + "\n  ".join(details(result, splits.classes)))
     if best:
         print(f"  best           {best['accuracy']:.2%} on {splits.val_name} at step {best['step']}: "
               f"{folder / checkpoint.BEST_FILE}")
-    steps = [event for event in events if event["event"] == "train"][-run.eval_every:]
+    steps = [event for event in events if event["event"] == "train"][-max(run.eval_every, 20):]
     if steps and "accuracy" in steps[0]:
         mean = sum(event["accuracy"] for event in steps) / len(steps)
-        print(f"  train accuracy {mean:.2%} over the last {len(steps)} steps, on augmented images")
+        print(f"  train accuracy {mean:.2%} on the images of the last {len(steps)} steps, as they were fed")
     if run.eval_train:
         whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
-        print(f"                 {whole['accuracy']:.2%} on all {whole['images']} of them as they are")
+        print(f"                 {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     print(f"  checkpoint     {newest}")
     print(f"  curves         {curves}")
     print(f"  TensorBoard    {log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")

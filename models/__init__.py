@@ -10,14 +10,14 @@ from configs import MODELS, architecture
 from .attention import record_attention
 from .cait import CaiT
 from .deit import DistilledVisionTransformer
-from .pretrained import LoadReport, checkpoint_head, load_pretrained, load_run
+from .pretrained import LoadReport, checkpoint_head, load_pretrained, load_run, run_settings
 from .published import find_checkpoint
 from .vit import ImageTransformer, ModelError, VisionTransformer
 from .weight_export import save_npz, save_timm
 
 __all__ = ["CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer",
-           "create_model", "find_checkpoint", "list_models", "load_model", "load_pretrained", "record_attention", "save_npz",
-           "save_timm"]
+           "checkpoint_head", "create_model", "find_checkpoint", "list_models", "load_model", "load_pretrained",
+           "record_attention", "run_settings", "save_npz", "save_timm"]
 
 
 def list_models() -> list[str]:

@@ -61,7 +61,18 @@ def load_pretrained(model: ImageTransformer, path: str | Path, head: str = "zero
         return _fill(model, file, head)
 
 
+def run_settings(path: str | Path) -> dict | None:
+    """The configuration of the run that wrote a checkpoint; None for a file of another kind. Raises ModelError."""
+    with open_weights(path) as file:
+        return file.run["config"] if file.run else None
+
+
 def _fill(model: ImageTransformer, file: WeightFile, head: str) -> LoadReport:
+    # The shapes of a .npz file tell the number of heads, those of our own do not; but our own files say it.
+    heads = file.run["architecture"].get("num_heads") if file.run else None
+    if heads not in (None, model.config.num_heads):
+        raise ModelError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
+                         f"take --num_heads {heads}")
     names = recognise(file)
     report = LoadReport(str(file.path), fresh=_fresh(names, model, head), notes=list(file.notes))
     report.classes = list(file.run["classes"]) if file.run else []

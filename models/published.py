@@ -98,6 +98,11 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if Path(name_or_path).is_file():
         return Path(name_or_path)
     name = published_name(str(name_or_path))
+    folder = str(name_or_path).partition("/")[0]
+    if name is None and folder in PUBLISHED | META_FILES and str(name_or_path).count("/") == 1:
+        files = {**PUBLISHED, **META_FILES}[folder]
+        raise ModelError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
+                         f"{', '.join(files)}")
     if name is None:
         raise ModelError(
             f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "

@@ -258,7 +258,7 @@ def test_choosing_again_thaws():
 
 
 @pytest.mark.parametrize(("train_layers", "freeze", "words"), [
-    ("some", [], "'some': must be all, head, or a number of layers from 1 to 3"), ("4", [], "'4': must be"),
+    ("some", [], "'some': must be all, head, or a number of blocks from 1 to 3"), ("4", [], "'4': must be"),
     ("-1", [], "'-1': must be"), ("1.5", [], "'1.5': must be"), ("", [], "'': must be"),
     ("all", ["blocks.9.*"], "'blocks.9.\\*': no parameter"), ("head", ["head.*"], "nothing to train"),
     ("all", ["*"], "nothing to train"), ("all", ["Head.*"], "'Head.\\*': no parameter")])

@@ -108,7 +108,7 @@ def test_a_sweep_shows_trials_and_the_final_run():
     axes, = plots.sweep(SWEEP, "a sweep").axes
     drawn = lines(axes)
     assert drawn["on the 40 images held out"] == ([0.001, 0.01], [50.0, 75.0])
-    assert drawn["test, trained on all: 62.50% of 60"] == ([0.01], [62.5])
+    assert drawn["final run, test: 62.50% of 60"] == ([0.01], [62.5])
     diverged = [line.get_xdata()[0] for line in axes.get_lines() if line.get_label() == "diverged"]
     assert diverged == [0.1, 1.0] and axes.get_xscale() == "log" and list(axes.get_xticks()) == [0.001, 0.01, 0.1, 1.0]
     assert [text.get_text() for text in axes.get_legend().get_texts()].count("diverged") == 1

@@ -181,11 +181,18 @@ def test_the_usual_folder_is_checkpoint(folder, tmp_path, monkeypatch):
     assert find_checkpoint("ViT-B_16").resolve() == path
 
 
-@pytest.mark.parametrize("name", ["weights/mine.npz", "ViT-B_17", "imagenet21k/ViT-S_16"])
+@pytest.mark.parametrize("name", ["weights/mine.npz", "ViT-B_17"])
 def test_neither_a_file_nor_a_name(folder, name):
     with pytest.raises(ModelError, match=f"no checkpoint at {name}, and it is no published name.*augreg") as error:
         find_checkpoint(name)
     assert "\n" not in str(error.value) and not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["imagenet21k/ViT-S_16", "deit/deit_huge"])
+def test_a_folder_without_that_file_tells_its_files(folder, name):
+    with pytest.raises(ModelError, match=f"{name.partition('/')[0]} has no published file of that name: it has"):
+        find_checkpoint(name)
+    assert not folder.exists()
 
 
 # ------------------------------------------------------------------------------------------------ Meta's files

@@ -565,7 +565,7 @@ REFUSED = {
     "a checkpoint of other things": (["--pretrained_dir", "other.npz"], "other.npz"),
     "weights of another model": (
         ["--pretrained_dir", "start.npz", "--model_type", "ViT-Ti_16", "--img_size", 16], "--model_type"),
-    "wrong head": (["--pretrained_dir", "start.npz", "--eval_only"], "3 classes, the model 10"),
+    "wrong head": (["--pretrained_dir", "start.npz", "--eval_only"], "3 classes, the data 10"),
     "bad image size": (["--img_size", 9], "take 8 or 10"),
     "image size in words": (["--img_size", "big"], "224"),
     "no such data": (["--dataset", "folder", "--data_dir", "nowhere"], "nowhere"),
@@ -745,3 +745,37 @@ def test_epochs_and_milestones_on_resume_are_told(run_train, capsys):
     assert run_train("--name", "r", "--decay_type", "step", "--decay_milestones", 2) == 0
     assert run_train("--resume_path", "output/r", "--num_epochs", 0.1) == 0
     assert "changed: --num_steps 7 (was 4); the milestones of the learning rate stay" in capsys.readouterr().out
+
+
+def test_a_run_given_as_a_start_brings_its_architecture(run_train, capsys):
+    """Its size, heads and image size; with other flags it must fit, also where shapes do not tell."""
+    own = ["--patch_size", 4, "--hidden_size", 32, "--num_heads", 8, "--num_layers", 2, "--mlp_dim", 48]
+    assert run_train("--name", "r", "--img_size", "8x12", *own) == 0
+    make_tree(Path("tree"))
+    assert run_train("--dataset", "folder", "--data_dir", "tree", "--pretrained_dir", "output/r", "--name", "s") == 0
+    assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
+    assert "parameters from output/r/best.pt; fresh: head.bias, head.weight" in capsys.readouterr().out
+    wrong = [*own[:5], 4, *own[6:]]
+    assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *wrong) == 2
+    assert "take --num_heads 8" in capsys.readouterr().err
+
+
+def test_evaluation_without_test_is_that_of_val(run_train, capsys):
+    assert run_train("--test", "never", "--name", "r") == 0
+    expected = [event for event in events_of("output/r") if event.get("split") == "val"][-1]
+    capsys.readouterr()
+    assert run_train("--eval_only", "--resume_path", "output/r") == 0
+    said = capsys.readouterr().out
+    assert f"val accuracy {expected['accuracy']:.2%}" in said and "test accuracy" not in said
+
+
+def test_a_head_that_does_not_fit_the_data_is_told_in_flags(run_train, capsys, monkeypatch):
+    monkeypatch.chdir(train.ROOT)
+    assert run_train("--eval_only", "--pretrained_dir", "auto") == 2
+    said = capsys.readouterr().err
+    assert "26 classes, the data 10: give --resume_path" in said and "head=" not in said
+
+
+def test_frozen_random_weights_are_warned_of(run_train, capsys):
+    assert run_train("--train_layers", "head") == 0
+    assert "warning: what is frozen has random weights" in capsys.readouterr().out

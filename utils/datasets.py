@@ -18,7 +18,7 @@ import numpy as np
 from torchvision import datasets
 
 from .image_files import csv_lists, existing_images, folder, text_lines
-from .splits import ArrayImages, DataError, Splits, check, draw_test, hold_out
+from .splits import ArrayImages, DataError, Splits, check, draw_test, hold_out, listed
 
 DIGITS_FILE = Path(__file__).parent.parent / "assets" / "digits.npz"
 MAX_IDX_BYTES = 1 << 30          # unpacked; the largest of the MNIST family is half of it
@@ -58,10 +58,17 @@ def _downloaded(kind: type, data_dir: str, advice: str, **arguments):
 # ------------------------------------------------------------------------------------------------ MNIST family
 
 
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
 def mnist(kind: type[datasets.MNIST], data_dir: str, classes: tuple[str, ...], can_flip: bool) -> Splits:
     """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (torchvision's place; or FashionMNIST) or DATA_DIR."""
     places = (Path(data_dir) / kind.__name__ / "raw", Path(data_dir))
     files = next(filter(None, map(_idx_files, places)), None)
+    for place in places if files is None else ():
+        there = {file.name.removesuffix(".gz") for file in place.glob("*-ubyte*")} & set(IDX_FILES)
+        if there:
+            raise DataError(f"{place} lacks {listed(set(IDX_FILES) - there)} (.gz or unpacked): put them there too")
     if files is None:
         names = ", ".join(name for name, _ in kind.resources)
         _downloaded(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
@@ -78,7 +85,7 @@ def mnist(kind: type[datasets.MNIST], data_dir: str, classes: tuple[str, ...], c
 def _idx_files(place: Path) -> list[Path] | None:
     """Images and labels to train, images and labels to test on. Packed files first: they alone have a checksum."""
     files = []
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in IDX_FILES:
         files += [file for file in (place / f"{name}.gz", place / name) if file.is_file()][:1]
     return files if len(files) == 4 else None
 

@@ -34,7 +34,7 @@ def choose_trainable(named_parameters: Iterable[tuple[str, nn.Parameter]], *, tr
     elif train_layers in ("all", "head"):
         chosen = set(names) if train_layers == "all" else set(names) & set(head_names)
     else:
-        raise OptimizerError(f"train_layers {train_layers!r}: must be all, head, or a number of layers from 1 to {depth - 1}")
+        raise OptimizerError(f"train_layers {train_layers!r}: must be all, head, or a number of blocks from 1 to {depth - 1}")
     for pattern in freeze:
         fitting = {name for name in names if fnmatchcase(name, pattern)}
         if not fitting:

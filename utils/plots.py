@@ -20,7 +20,8 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
         steps = [event["step"] for event in train]
         loss.plot(steps, [float(event["loss"]) for event in train], label="train", linewidth=1)
         rate.plot(steps, [event["lr"] for event in train], color="tab:gray")
-    for colour, (split, series) in zip(("tab:orange", "tab:green", "tab:red"), evaluations.items()):
+    for split, series in evaluations.items():
+        colour = {"val": "tab:orange", "test": "tab:green", "train": "tab:red"}.get(split)
         steps = [event["step"] for event in series]
         # Two values (before and after) are no curve: a line between them would look like one.
         line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
@@ -28,7 +29,7 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
         for field, name, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
             accuracy.plot(steps, [100 * event[field] for event in series], style, label=f"{split} {name}", markersize=3,
                           color=colour)
-    for axes, name in ((loss, "cross-entropy loss"), (accuracy, "accuracy in %"), (rate, "learning rate")):
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy in %"), (rate, "learning rate")):
         axes.set(xlabel="step", title=name)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -53,7 +54,7 @@ def sweep(rows: Sequence[dict], title: str = "") -> Figure:
     for row in rows:
         if row["run"] == "final" and row["status"] == "done":
             axes.plot(row["learning_rate"], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
-                      label=f"test, trained on all: {row['accuracy']:.2%} of {row['images']}")
+                      label=f"final run, test: {row['accuracy']:.2%} of {row['images']}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy in %", title=title)
     rates = [row["learning_rate"] for row in trials]
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
