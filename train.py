@@ -194,7 +194,8 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
     print(f"data: {run.dataset}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
           f"{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
-    print(f"model: {run.model_type} at {'x'.join(map(str, model.img_size))} px, {count:,} parameters\nweights: {source}", flush=True)
+    size = "x".join(map(str, model.img_size))
+    print(f"model: {run.model_type} at {size} px, {count:,} parameters\nweights: {source}", flush=True)
 
 
 def same_data(splits, state, run) -> None:
