@@ -179,7 +179,8 @@ BAD_VALUES = [
     ("augmentation", "flip"), ("decay_milestones", "3,2"), ("decay_milestones", "x"), ("class_weights", "0,0"),
     ("class_weights", "heavy"), ("class_weights", "1,-1"), ("train_layers", "tail"), ("train_layers", "0"), ("num_epochs", "0"),
     ("num_steps", "1e3"),
-    ("seed", "1.5"), ("randaugment_magnitude", "11"), ("mix_probability", "1.1"), ("random_erasing", "-0.1"), ("test", "sometimes"),
+    ("seed", "1.5"), ("randaugment_magnitude", "11"), ("mix_probability", "1.1"), ("random_erasing", "-0.1"),
+    ("test", "sometimes"),
     ("precision", "fp8"), ("fp16_opt_level", "O4"), ("device", "tpu")]
 
 
