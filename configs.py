@@ -454,6 +454,7 @@ ACTS_WITH = (
     (("decay_milestones",), lambda run: run["decay_type"] == "step", "--decay_type step"),
     (("momentum",), lambda run: run["optimizer"] == "sgd", "--optimizer sgd"),
     (("decay_on",), lambda run: run["weight_decay"], "--weight_decay"),
+    (("layer_decay",), lambda run: run["train_layers"] != "head", "--train_layers all or a number"),
     (("crop_scale",), lambda run: run["augmentation"] in ("crop", "crop_flip"), "--augmentation crop or crop_flip"),
     (("crop_padding",), lambda run: run["augmentation"] in ("pad", "pad_flip"), "--augmentation pad or pad_flip"),
     (("randaugment_magnitude",), lambda run: run["randaugment_ops"], "--randaugment_ops"),

@@ -428,7 +428,8 @@ def test_only_what_is_set_overrides_the_models_row():
 
 @pytest.mark.parametrize("name", [name for names, _, _ in configs.ACTS_WITH for name in names])
 def test_a_flag_that_would_do_nothing_is_refused(name):
-    extra = {"crop_scale": ["--augmentation", "pad"], "momentum": ["--optimizer", "adam"]}.get(name, [])
+    extra = {"crop_scale": ["--augmentation", "pad"], "momentum": ["--optimizer", "adam"],
+             "layer_decay": ["--train_layers", "head"]}.get(name, [])
     said = told(resolve, parse([*extra, *typed(name)]))
     assert f"--{name} acts with" in said
 
