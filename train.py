@@ -142,8 +142,8 @@ def build(given, run, world, state):
         check_batch(run, "--train_batch_size")              # again: a recipe may mix by the size of the data
         if world.is_main and said and not run.eval_only:
             print(f"length: {said}")
-    if run.test == "never" and splits.test is splits.val and not run.eval_only:
-        raise configs.ConfigError("--test never leaves nothing to choose on: hold some of train out (--val_fraction 0.1)")
+    if run.test == "never" and splits.test is splits.val:
+        raise configs.ConfigError("--test never leaves nothing to evaluate: hold some of train out (--val_fraction 0.1)")
 
     path = None
     if state is None:

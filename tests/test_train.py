@@ -452,7 +452,8 @@ def check_test(run_train, monkeypatch, capsys):
     assert [event["step"] for event in events_of("output/folder", ("eval",))] == [4]
     assert run_train("--resume_path", "output/folder", "--num_steps", 6) == 0
     assert [event["step"] for event in events_of("output/folder", ("eval",))] == [4, 6]
-    assert run_train(*FOLDER, "--test", "never") == 2 and "--val_fraction" in capsys.readouterr().err
+    for also in ([], ["--eval_only", "--pretrained_dir", "output/folder"]):
+        assert run_train(*FOLDER, "--test", "never", *also) == 2 and "--val_fraction" in capsys.readouterr().err
 
 
 def check_eval_crop(run_train, monkeypatch, capsys):
