@@ -42,6 +42,7 @@ def architecture(patch_size: int, hidden_size: int, mlp_dim: int, num_heads: int
         "layer_scale": 0.0,                # CaiT: initial factor of every branch
         "resnet_layers": None,             # units of each ResNet stage, () for the stem alone; None: no ResNet
         "resnet_width": 64,                # channels of the ResNet's stem
+        "sigmoid_attention": "",           # layers whose attention a person may edit: "last", "all", or such as "3,7", from 1
         "gelu": "tanh",                    # Google's form; "erf" is the exact one
         "position_resize": "bilinear",     # Google's rule (corners aligned); "bicubic": DeiT's, CaiT's and MAE's (not aligned)
         "in_channels": 3,
@@ -319,6 +320,13 @@ def layers(text: str) -> str:
     return text
 
 
+def sigmoid_layers(text: str) -> str:
+    """'last', 'all', or layers counted from 1: '3,7'."""
+    if not re.fullmatch(r"all|last|[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
+        raise argparse.ArgumentTypeError(f"must be last, all, or layers counted from 1 such as 3,7, not {text!r}")
+    return text
+
+
 def weights_of_classes(text: str) -> str:
     """'none', 'balanced', or a number for each class: '1,2.5,1'."""
     if text in ("none", "balanced"):
@@ -359,8 +367,12 @@ FLAGS = {
     "in_channels": (positive, None, "1: grey images (published weights are summed over their channels); 3: colour (default)"),
     "classifier": (("token", "gap", "patch_mean"), None, "what the head reads: the cls token, the mean over all tokens (no cls "
                    "token), or the mean over the patches, as MAE (default: the model's)"),
+    "sigmoid_attention": (sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some counted "
+                          "from 1 (3,7); without edits it is the same as before"),
     "pretrained_dir": (str, "auto", "checkpoint file of any format, run folder, or published name (imagenet21k/ViT-B_16, "
                        "augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the model's own"),
+    "head": (("zero", "keep"), None, "begin with a head of zeros, or with the file's, of the same classes (default: zero; keep "
+             "for --attention_edits and --eval_only)"),
     "resume_path": (str, None, "run folder or checkpoint file to go on from; wins over --pretrained_dir"),
     "output_dir": (str, "output", "parent of the run folders"),
     "log_dir": (str, "logs", "parent of the TensorBoard folders"),
@@ -419,6 +431,9 @@ FLAGS = {
     "teacher": (str, None, "run folder or checkpoint of this project"),
     "distillation_alpha": (share, 0.5, "share of the teacher in the loss"),
     "distillation_temperature": (positive_number, 1.0, "softens both sides of --distillation soft"),
+    # attention that people have edited
+    "attention_edits": (str, None, "folder of edits made with annotate.py, which the attention of the sigmoid layers learns"),
+    "attention_loss_weight": (not_negative_number, 1.0, "times the mean square of sigmoid attention - edit, added to the loss"),
     # the run
     "eval_every": (positive, None, "steps between evaluations (default: the recipe's; else an epoch, or a tenth of "
                    "--num_steps where that is given)"),
@@ -438,14 +453,15 @@ FLAGS = {
 
 SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
 # Flags that override a key of the model's row.
-MODEL_KEYS = (*SIZES, "in_channels", "classifier", "dropout_rate", "attention_dropout_rate", "drop_path_rate")
+MODEL_KEYS = (*SIZES, "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate",
+              "drop_path_rate")
 
 # What a resumed run may change; everything else must stay as the checkpoint has it. `pretrained_dir` is
-# accepted because the scripts have always let RESUME_PATH win over it: it has no effect. A teacher may have moved.
+# accepted because the scripts have always let RESUME_PATH win over it: it has no effect. A teacher or edits may have moved.
 MAY_CHANGE_ON_RESUME = {
     "name", "data_dir", "pretrained_dir", "resume_path", "output_dir", "log_dir", "wandb", "eval_batch_size",
     "gradient_accumulation_steps", "num_steps", "num_epochs", "eval_every", "save_every", "keep_checkpoints", "device",
-    "num_workers", "eval_only", "eval_train", "confusion_matrix", "teacher", "test"}
+    "num_workers", "eval_only", "eval_train", "confusion_matrix", "teacher", "test", "attention_edits"}
 
 # Flags that act only where another one is set: (the flags, whether that holds for the run, what to set). Given
 # without it, they are refused, for they would change nothing.
@@ -463,6 +479,7 @@ ACTS_WITH = (
     (("mix_switch_probability",), lambda run: run["mixup_alpha"] and run["cutmix_alpha"], "--mixup_alpha and --cutmix_alpha"),
     (("teacher", "distillation_alpha"), lambda run: run["distillation"] != "none", "--distillation hard or soft"),
     (("distillation_temperature",), lambda run: run["distillation"] == "soft", "--distillation soft"),
+    (("attention_loss_weight",), lambda run: run["attention_edits"], "--attention_edits"),
     (("fp16_opt_level",), lambda run: run["precision"] == "fp16", "--fp16 (PRECISION=fp16 for train.sh)"),
 )
 # Knobs that do nothing at their default: left out where the settings are printed.
@@ -525,6 +542,13 @@ def resolve(given: dict) -> ConfigDict:
     _fill_from_model(run, given)
     if run["eval_only"] and run["pretrained_dir"] == "none":
         raise ConfigError("--eval_only needs something to evaluate: give --resume_path, or a --pretrained_dir with a head")
+    if run["head"] is None:
+        run["head"] = "keep" if run["eval_only"] or run["attention_edits"] else "zero"
+    if run["head"] == "zero" and run["eval_only"]:
+        raise ConfigError("--head zero and --eval_only contradict each other: a head of zeros predicts nothing")
+    if run["head"] == "keep" and run["pretrained_dir"] == "none":
+        needing = "--head keep" if "head" in given else "--attention_edits"
+        raise ConfigError(f"{needing} needs a --pretrained_dir with a head: the run folder output/NAME of a run on these data")
     _resolve_precision(run, given)
     _check_together(run, given)
     for one, other in (("num_steps", "num_epochs"), ("warmup_steps", "warmup_epochs")):
@@ -589,6 +613,9 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--decay_type step needs --decay_milestones, such as 200,300,400")
     if run["distillation"] != "none" and run["teacher"] is None:
         raise ConfigError(f"--distillation {run['distillation']} needs a --teacher: a run folder or checkpoint of this project")
+    if run["attention_edits"] and (run["randaugment_ops"] or run["mixup_alpha"] or run["cutmix_alpha"]):
+        raise ConfigError("--attention_edits cannot follow RandAugment, MixUp or CutMix: set --randaugment_ops, --mixup_alpha "
+                          "and --cutmix_alpha to 0")
     if run["head_learning_rate"] and not run["learning_rate"]:
         raise ConfigError("--head_learning_rate is a multiple of --learning_rate inside, which is 0: to train the head alone, "
                           "take --train_layers head")
@@ -666,6 +693,9 @@ def resolve_resumed(given: dict, saved: dict, train_images: int) -> ConfigDict:
         del asked["recipe"]
     if asked.get("teacher") and saved["distillation"] == "none":
         raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so; leave --teacher out")
+    if asked.get("attention_edits") and not saved["attention_edits"]:
+        raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run keeps it so; start a new run with "
+                          "--pretrained_dir in place of --resume_path")
     if asked.pop("fp16", False) and asked.setdefault("precision", "fp16") != "fp16":
         raise ConfigError(f"--fp16 and --precision {asked['precision']} contradict each other: give one")
     if asked.get("precision") == "auto":
@@ -690,6 +720,7 @@ def as_flags(run: ConfigDict) -> str:
     recipe = RECIPES[run.recipe]
     silent = {"fp16_opt_level"} if run.precision != "fp16" else set()
     silent |= {"data_dir"} if run.dataset == "digits" else set()
+    silent |= {"head"} if run.head == "zero" else set()
     silent |= {name for name in QUIET - set(recipe) if run[name] == FLAGS[name][1]}
     silent |= {name for names, holds, _ in ACTS_WITH for name in names if not holds(run)}
     words = []

@@ -3,11 +3,12 @@
 bash sweep.sh starts it. Dosovitskiy et al. (arXiv 2010.11929, appendix B.1.1) choose the learning rate on a part of the
 training images that is held out, then train on all of them and evaluate once on the test set. Every trial is an ordinary
 run of train.sh with a folder of its own, so an interrupted sweep goes on where it stopped when it is started again.
+The weight of the attention loss (--attention_edits) is chosen in the same way.
 
-    OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders
+    OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders (weight-0.1/ ... for --attention_loss_weights)
                       sweep.json    the settings, which a sweep that goes on must share
                       sweep.csv     one row a run
-                      sweep.png     accuracy over learning rate
+                      sweep.png     accuracy over what was tried
 """
 
 import argparse
@@ -24,8 +25,10 @@ from pathlib import Path
 import configs
 
 ROOT = Path(__file__).resolve().parent
-OWN = ("learning_rate", "test", "resume_path", "eval_only")       # what a sweep sets itself
-COLUMNS = ("run", "learning_rate", "split", "images", "accuracy", "top5", "loss", "status")
+OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
+# What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
+TRIED = {"learning_rate": (configs.positive_number, "lr"), "attention_loss_weight": (configs.not_negative_number, "weight")}
+RESULTS = ("split", "images", "accuracy", "top5", "loss")
 
 
 def main(argv: list[str]) -> int:
@@ -34,27 +37,30 @@ def main(argv: list[str]) -> int:
         return 2
     os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
     try:
-        rates, flags = parse(argv)
+        tried, values, flags = parse(argv)
         given = flags_of_script(flags)
-        run = configs.resolve(given)
+        for name in (tried, *OWN):
+            if name in given:
+                raise configs.ConfigError(f"--{name} is what a sweep sets itself: leave it out")
+        run = configs.resolve(given | {tried: values[-1]})
         folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = share_to_hold_out(run)
-        settings = {name: value for name, value in run.to_dict().items() if name not in configs.MAY_CHANGE_ON_RESUME}
-        claim(folder, {"learning_rates": rates, **settings, "val_fraction": held_out})
+        settings = {name: value for name, value in run.to_dict().items() if name not in {tried, *configs.MAY_CHANGE_ON_RESUME}}
+        claim(folder, {f"{tried}s": values, **settings, "val_fraction": held_out})
         if not run.test_fraction:                     # the final run holds nothing out
             flags = without(flags, "--split_seed")
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
         rows = []
-        for rate in rates:
-            trial = ["--learning_rate", str(rate), "--val_fraction", str(held_out), "--test", "never"]
+        for value in values:
+            trial = [f"--{tried}", str(value), "--val_fraction", str(held_out), "--test", "never"]
             if held_out:
                 trial += ["--split_seed", str(run.split_seed)]
-            rows.append(finish(folder / f"lr-{rate!r}", shared + trial, rate))
+            rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, {tried: value}))
             write(folder, rows)
-        best = choose(rows, folder)
-        print(f"\nsweep: learning rate {best:g} is the best on the held-out images; now the final run", flush=True)
-        last = ["--learning_rate", str(best), "--val_fraction", "0", "--test", "once"]
-        rows.append(finish(folder / "final", shared + last, best))
+        best = choose(rows, folder)[tried]
+        print(f"\nsweep: {spoken(tried)} {best:g} is the best on the held-out images; now the final run", flush=True)
+        last = [f"--{tried}", str(best), "--val_fraction", "0", "--test", "once"]
+        rows.append(finish(folder / "final", shared + last, {tried: best}))
         write(folder, rows)
     except configs.ConfigError as error:
         print(f"sweep.py: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -63,24 +69,33 @@ def main(argv: list[str]) -> int:
         print(f"sweep.py: error: a run ended with exit code {error.returncode} (its own words stand above): "
               "mend the cause and start the sweep again; it goes on from here", file=sys.stderr)
         return error.returncode
-    summarise(folder, rows)
+    summarise(folder, rows, tried)
     return 0
 
 
-def parse(argv: list[str]) -> tuple[list[float], list[str]]:
-    """-> (learning rates, rising; flags for train.py)"""
+def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
+    """-> (what is tried, its values, rising; flags for train.py)"""
     parser = argparse.ArgumentParser(
         prog="sweep.py", allow_abbrev=False,
-        description="Tries learning rates on a held-out split, trains with the best on all of train, tests once. "
-                    "All other flags go to train.py (python train.py --help).")
-    parser.add_argument("--learning_rates", default="0.001,0.003,0.01,0.03",
-                        help="separated by commas (default: %(default)s, the paper's for CIFAR, Pets and Flowers)")
+        description="Tries learning rates, or weights of the attention loss, on a held-out split, trains with the best on all of "
+                    "train, tests once. All other flags go to train.py (python train.py --help).")
+    parser.add_argument("--learning_rates",
+                        help="separated by commas (default: 0.001,0.003,0.01,0.03, the paper's for CIFAR, Pets and Flowers)")
+    parser.add_argument("--attention_loss_weights", help="in place of them, with --attention_edits: such as 0,0.1,1,10")
     own, flags = parser.parse_known_args(argv)
+    given = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s")} or {
+        "learning_rate": "0.001,0.003,0.01,0.03"}
+    if len(given) > 1:
+        raise configs.ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
+    (tried, text), = given.items()
     try:
-        rates = sorted({configs.positive_number(rate) for rate in own.learning_rates.split(",")})
+        return tried, sorted({TRIED[tried][0](value) for value in text.split(",")}), flags
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise configs.ConfigError(f"--learning_rates {own.learning_rates}: must be numbers such as 0.001,0.003") from error
-    return rates, flags
+        raise configs.ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
+
+
+def spoken(tried: str) -> str:
+    return tried.replace("_", " ")
 
 
 def flags_of_script(flags: list[str]) -> dict:
@@ -91,11 +106,7 @@ def flags_of_script(flags: list[str]) -> dict:
     if done.returncode:
         raise configs.ConfigError(done.stderr.strip())
     words = shlex.split(done.stdout.splitlines()[-1])
-    given = configs.parse(words[words.index("train.py") + 1:])
-    for name in OWN:
-        if name in given:
-            raise configs.ConfigError(f"--{name} is what a sweep sets itself: leave it out")
-    return given
+    return configs.parse(words[words.index("train.py") + 1:])
 
 
 def share_to_hold_out(run) -> float:
@@ -148,8 +159,8 @@ def claim(folder: Path, settings: dict) -> None:
         raise configs.ConfigError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def finish(folder: Path, flags: list[str], rate: float) -> dict:
-    """Runs the trial, or goes on with it, unless it has ended -> its row of the table."""
+def finish(folder: Path, flags: list[str], tried: dict) -> dict:
+    """Runs the trial, or goes on with it, unless it has ended -> its row of the table, of which `tried` is a part."""
     from utils import checkpoint, run_folder
 
     def last(*kinds: str) -> dict | None:
@@ -164,10 +175,10 @@ def finish(folder: Path, flags: list[str], rate: float) -> dict:
         ended = last("start", "resume", "end", "diverged")
         if code and (ended is None or ended["event"] != "diverged"):
             raise subprocess.CalledProcessError(code, "train.sh")
-    row = {"run": folder.name, "learning_rate": rate, "status": "done"}
+    row = {"run": folder.name, **tried, "status": "done"}
     if ended["event"] == "diverged":
         return row | {"status": f"diverged at step {ended['step']}"}
-    return row | {key: value for key, value in last("eval").items() if key in COLUMNS}
+    return row | {key: value for key, value in last("eval").items() if key in RESULTS}
 
 
 def start(resume: Path | None, *flags: str) -> int:
@@ -194,32 +205,33 @@ def start(resume: Path | None, *flags: str) -> int:
     return code
 
 
-def choose(rows: list[dict], folder: Path) -> float:
-    """The learning rate of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
+def choose(rows: list[dict], folder: Path) -> dict:
+    """The row of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
     ended = [row for row in rows if row["status"] == "done"]
     if not ended:
         raise configs.ConfigError(f"all runs of {folder} diverged: give lower --learning_rates")
-    return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))["learning_rate"]
+    return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))
 
 
 def write(folder: Path, rows: list[dict]) -> None:
     unfinished = folder / "sweep.csv.tmp"
     with open(unfinished, "w", newline="") as stream:
-        table = csv.DictWriter(stream, COLUMNS)
+        tried, = set(rows[0]) & set(TRIED)
+        table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
         table.writeheader()
         table.writerows(rows)
     os.replace(unfinished, folder / "sweep.csv")
 
 
-def summarise(folder: Path, rows: list[dict]) -> None:
+def summarise(folder: Path, rows: list[dict], tried: str) -> None:
     from utils import plots
 
-    plots.save(plots.sweep(rows, f"learning rates: {folder.name}"), folder / "sweep.png")
-    print(f"\n{'run':<12} {'learning rate':>13}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")
+    plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
+    print(f"\n{'run':<12} {spoken(tried):>21}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")
     for row in rows:
         result = row["status"] if row["status"] != "done" else (
             f"{row['split']:<6} {row['images']:>7} {row['accuracy']:>9.2%} {row['top5']:>8.2%} {row['loss']:>8.4f}")
-        print(f"{row['run']:<12} {row['learning_rate']:>13g}  {result}")
+        print(f"{row['run']:<12} {row[tried]:>21g}  {result}")
     print(f"table    {folder / 'sweep.csv'}\npicture  {folder / 'sweep.png'}\nmodel    {folder / 'final'}")
 
 

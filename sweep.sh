@@ -2,6 +2,9 @@
 # The ViT paper's protocol: tries learning rates on held-out training images, trains on all of them with the best, tests
 # once. Takes the variables and flags of train.sh. Started again after an interruption, it goes on where it stopped.
 #   DATASET=cifar100 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 NAME=c100 bash sweep.sh --val_fraction 0.1
+# The weight of the attention loss is chosen in the same way:
+#   PRETRAINED_DIR=output/step1 ATTENTION_LOSS_WEIGHTS=0,0.1,1,10 bash sweep.sh --attention_edits output/step1/edits
+ATTENTION_LOSS_WEIGHTS=${ATTENTION_LOSS_WEIGHTS:-}
 LEARNING_RATES=${LEARNING_RATES:-0.001,0.003,0.01,0.03}
 
 set -euo pipefail
@@ -10,4 +13,7 @@ script=${BASH_SOURCE[0]}
 CDPATH='' cd -- "$(dirname -- "$script")"
 source utils/python.sh
 use_python requirements.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors
+if [ -n "$ATTENTION_LOSS_WEIGHTS" ]; then
+    exec "$PYTHON" sweep.py --attention_loss_weights "$ATTENTION_LOSS_WEIGHTS" "$@"
+fi
 exec "$PYTHON" sweep.py --learning_rates "$LEARNING_RATES" "$@"

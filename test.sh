@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Sets itself up as train.sh does, and runs the tests and the style check. Arguments go to pytest:
+# Sets itself up as train.sh does, and runs the style check and the tests, on up to eight cores. Arguments go to pytest:
 #   bash test.sh                    everything
 #   bash test.sh -m 'not slow'      the quick ones
+#   bash test.sh -n 0 -x            in one process, until the first that fails
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source utils/python.sh
 
-use_python requirements-test.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff
+use_python requirements-test.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff \
+    starlette uvicorn httpx playwright xdist
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest "$@"
+"$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+ATTENTION_FILE, SHOWN = "attention.png", 4       # the picture of attention before and after, and its images of a kind
 try:
     import configs
 except ModuleNotFoundError as error:
@@ -149,7 +150,7 @@ def build(given, run, world, state):
     if state is None:
         path = distributed.first_on_node(world, lambda: pretrained_file(run))
         adopt_architecture(run, given, path)
-        if run.eval_only:
+        if run.head == "keep":
             check_head(run, splits, path)
 
     def create():
@@ -158,11 +159,10 @@ def build(given, run, world, state):
             model = create_model(configs.architecture(**state.architecture), len(splits.classes), run.img_size)
             model.load_state_dict((state.ema if run.eval_only else {}) or state.model)
             return model
-        head = "keep" if run.eval_only else "zero"
-        return create_model(run.model_type, len(splits.classes), run.img_size, path, head, **configs.model_overrides(run))
+        return create_model(run.model_type, len(splits.classes), run.img_size, path, run.head, **configs.model_overrides(run))
 
     model = distributed.first_on_node(world, create)
-    if state is None and run.eval_only and model.load_report.classes not in ([], list(splits.classes)):
+    if state is None and run.head == "keep" and model.load_report.classes not in ([], list(splits.classes)):
         raise configs.ConfigError(f"--pretrained_dir {run.pretrained_dir} knows other classes ("
                                   f"{', '.join(model.load_report.classes[:3])}, ...) than the data "
                                   f"({', '.join(splits.classes[:3])}, ...): not the same task")
@@ -215,11 +215,12 @@ def same_data(splits, state, run) -> None:
 def pretrained_file(run) -> Path | None:
     """What --pretrained_dir means: a path, a published name, 'auto' (the model's own published file) or 'none'."""
     from models import find_checkpoint
+    from utils import run_folder
 
     if run.pretrained_dir == "none":
         return None
     if run.pretrained_dir != "auto":
-        return find_checkpoint(weights_of(run.pretrained_dir))
+        return find_checkpoint(run_folder.weights_of(run.pretrained_dir))
     default = configs.DEFAULT_WEIGHTS.get(run.model_type, run.model_type)
     return find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default)
 
@@ -231,9 +232,11 @@ def adopt_architecture(run, given, path: Path | None) -> None:
     keys = ("model_type", *configs.SIZES, "in_channels", "classifier")
     settings = run_settings(path) if path is not None and not set(keys) & set(given) else None
     with run.ignore_type():                          # a side may become height and width
-        for key in (*keys, "img_size", "dropout_rate") if settings else ():
+        for key in (*keys, "img_size", "dropout_rate", "sigmoid_attention") if settings else ():
             if key not in given:
                 run[key] = tuple(settings[key]) if isinstance(settings.get(key), list) else settings.get(key)
+        if run.attention_edits and not run.sigmoid_attention:
+            run.sigmoid_attention = "last"           # the same model: without edits it computes what it did
 
 
 def check_head(run, splits, path: Path) -> None:
@@ -242,18 +245,10 @@ def check_head(run, splits, path: Path) -> None:
 
     classes, _ = checkpoint_head(path)
     if classes != len(splits.classes):
-        raise configs.ConfigError(f"--eval_only: the head of {path} has {classes} classes, the data {len(splits.classes)}: give "
-                                  "--resume_path output/NAME, or a --pretrained_dir with a head for these data")
-
-
-def weights_of(path: str) -> str:
-    """A run folder's best checkpoint, or else its newest; any other path or name as it is."""
-    from utils import checkpoint
-
-    if not Path(path).is_dir():
-        return path
-    best = Path(path) / checkpoint.BEST_FILE
-    return str(best if best.exists() else checkpoint.newest_intact(Path(path))[0])
+        why = "--eval_only" if run.eval_only else "--attention_edits" if run.attention_edits else "--head keep"
+        other = "--resume_path output/NAME, or " if run.eval_only else ""
+        raise configs.ConfigError(f"{why}: the head of {path} has {classes} classes, the data {len(splits.classes)}: give "
+                                  f"{other}a --pretrained_dir with a head for these data")
 
 
 def transforms_of(run, model, splits):
@@ -295,8 +290,8 @@ def optimizer_of(run, model, world):
     return optim.build_optimizer(run.optimizer, groups, run.learning_rate, momentum=run.momentum)
 
 
-def objective_of(run, splits, model, chosen, world):
-    """The loss: labels smoothed, weighed and mixed as the run says, and the teacher's part."""
+def objective_of(run, splits, model, chosen, world, lesson):
+    """The loss: labels smoothed, weighed and mixed as the run says, and the parts of the teacher and of edited attention."""
     import torch
 
     from utils import engine, loss, mix
@@ -317,7 +312,7 @@ def objective_of(run, splits, model, chosen, world):
         teacher = teacher_of(run, splits, model, chosen, world)
         model.distilling = True                     # a model with a distillation head answers with both while it trains
     return engine.Objective(run.label_smoothing, weights, mixer, run.distillation, teacher, run.distillation_alpha,
-                            run.distillation_temperature)
+                            run.distillation_temperature, lesson)
 
 
 def teacher_of(run, splits, model, chosen, world):
@@ -326,9 +321,9 @@ def teacher_of(run, splits, model, chosen, world):
     from torch.nn import functional as F
 
     from models import load_model
-    from utils import augment, distributed
+    from utils import augment, distributed, run_folder
 
-    path = weights_of(run.teacher)
+    path = run_folder.weights_of(run.teacher)
     if not Path(path).is_file():
         raise configs.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
     teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
@@ -352,6 +347,79 @@ def teacher_of(run, splits, model, chosen, world):
     return teach
 
 
+def lesson_of(run, splits, model, order, world):
+    """-> (the edits by index of training image, what the step does with them), or (None, None)"""
+    from models import record_patch_logits
+    from utils import distributed, edits, engine
+
+    if not run.attention_edits:
+        return None, None
+    folder = Path(run.attention_edits)
+    found = distributed.first_on_node(world, lambda: edits.find(folder, splits.train))
+    if not found:
+        raise configs.ConfigError(f"--attention_edits {folder}: holds no edit of an image that this run trains on; "
+                                  "python annotate.py --checkpoint output/NAME makes them")
+    if world.is_main:
+        layers = ", ".join(map(str, model.sigmoid_layers))
+        print(f"attention: edits of {len(found)} of {len(splits.train)} training images teach layer {layers} of "
+              f"{len(model.blocks) + model.config.class_layers}, weight {run.attention_loss_weight:g}")
+    return found, engine.Lesson(run.attention_loss_weight, lambda: record_patch_logits(model),
+                                lambda step: sum(key.index in found for key in order.keys_of(step)))
+
+
+def shown_images(run, splits, held_out, edits) -> list[tuple]:
+    """Whose attention is reported before and after: (what it is, split, index, its edit or None), taught and held-out images.
+
+    Of the held-out ones those that have edits too, which nothing learns from, come first.
+    """
+    from utils.edits import find
+
+    split, name = held_out
+    others = find(Path(run.attention_edits), split)
+    spread = [number * len(split) // SHOWN for number in range(SHOWN)]
+    chosen = list(dict.fromkeys([*sorted(others), *spread]))[:SHOWN]
+    return ([("taught", splits.train, index, edits[index]) for index in sorted(edits)[:SHOWN]]
+            + [(name, split, index, others.get(index)) for index in chosen])
+
+
+def look(shown: list[tuple], model, transform, prepare, precision, world) -> dict:
+    """-> names, pixels (n, channels, height, width) uint8, probabilities (n, C), the last sigmoid attention (n, h, w)"""
+    import torch
+
+    from models import record_patch_logits
+
+    was_training = model.training
+    model.eval()
+    pixels = torch.stack([transform(split[index][0]) for _, split, index, _ in shown])
+    with torch.no_grad(), precision.autocast(world.device), record_patch_logits(model) as logits:
+        probabilities = model(prepare(pixels.to(world.device))).float().softmax(dim=1)
+    model.train(was_training)
+    attention = logits[-1].sigmoid().mean(dim=(1, 2)).unflatten(-1, model.grid)
+    return {"names": [f"{kind}: {split.name(index)}" for kind, split, index, _ in shown], "pixels": pixels,
+            "probabilities": probabilities.cpu(), "attention": attention.cpu()}
+
+
+def draw_attention(run, folder, classes, shown: list[tuple], before: dict | None, after: dict) -> None:
+    """attention.png: for each image the attention before, the edit, the attention after, and what was predicted."""
+    import numpy as np
+
+    from utils import pictures, plots
+
+    if before is None or before["names"] != after["names"]:
+        print("attention: the edits are not those that the run began with: no picture of before and after")
+        return
+    def seen(side: dict, number: int, label: int) -> tuple:
+        probabilities = side["probabilities"][number]
+        return side["attention"][number].numpy(), classes[int(probabilities.argmax())], float(probabilities[label])
+
+    rows = []
+    for number, (kind, split, index, edit) in enumerate(shown):
+        label, image = int(split.labels[index]), after["pixels"][number].permute(1, 2, 0).numpy()
+        marked = None if edit is None else np.where(edit.edited, edit.values, np.nan)
+        rows.append(pictures.Taught(kind, image, classes[label], seen(before, number, label), seen(after, number, label), marked))
+    plots.save(pictures.before_and_after(rows, f"{run.name}: attention before and after it was taught"), folder / ATTENTION_FILE)
+
+
 def train(given: dict, run, world, state, path) -> None:
     from utils import checkpoint, data, distributed, engine, precision, run_folder
     from utils.ema import Ema
@@ -364,7 +432,6 @@ def train(given: dict, run, world, state, path) -> None:
     splits, model, chosen, prepare = build(given, run, world, state)
     separate = splits.test is not splits.val
     optimizer = optimizer_of(run, model, world)
-    objective = objective_of(run, splits, model, chosen, world)
     scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
     ema = Ema(model, run.ema_decay) if run.ema_decay else None
     first, done, seconds, counts = {}, 0, 0.0, {}
@@ -376,16 +443,19 @@ def train(given: dict, run, world, state, path) -> None:
         first, done, seconds = state.first, state.step, state.seconds
         state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
         counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
-    trainer = engine.Trainer(
-        distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
-        batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps,
-        max_grad_norm=run.max_grad_norm, seed=run.seed, objective=objective, ema=ema, **counts)
 
     loading = loading_of(run, world)
     train_transform, eval_transform = transforms_of(run, model, splits)
     order = data.StepOrder(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps, world.rank,
                            world.size, run.seed, done, run.num_steps)
-    batches = iter(data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, **loading))
+    edits, lesson = lesson_of(run, splits, model, order, world)
+    batches = iter(data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, edits=edits, grid=model.grid,
+                                     **loading))
+    objective = objective_of(run, splits, model, chosen, world, lesson)
+    trainer = engine.Trainer(
+        distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
+        batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps,
+        max_grad_norm=run.max_grad_norm, seed=run.seed, objective=objective, ema=ema, **counts)
 
     def evaluate(split, confusion=False):
         loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
@@ -423,6 +493,10 @@ def train(given: dict, run, world, state, path) -> None:
             start = evaluate(before[0])
             first = {"accuracy": start.top1, "split": before[1]}
             report.evaluation(0, before[1], start)
+        if edits and world.is_main:
+            shown = shown_images(run, splits, final, edits)
+            if done == 0:
+                first = first | {"attention": look(shown, model, eval_transform, prepare, chosen, world)}
         while trainer.step < run.num_steps:
             rate = run.learning_rate * factor(
                 trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
@@ -455,6 +529,10 @@ def train(given: dict, run, world, state, path) -> None:
     finally:
         report.close()
     if world.is_main:
+        if edits:
+            judged = model if ema is None else ema.model
+            draw_attention(run, folder, splits.classes, shown, first.get("attention"),
+                           look(shown, judged, eval_transform, prepare, chosen, world))
         summarise(run, splits, folder, log_folder, first, (final[1], result), best, time.monotonic() - started)
 
 
@@ -532,7 +610,7 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         python = "python"
     name, result = final
     print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
-    before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and first else ""
+    before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and "accuracy" in first else ""
     print(f"  {name + ' accuracy':<14} {before}{result.top1:.2%} after ({result.images} images)")
     print("  " + "\n  ".join(details(result, splits.classes)))
     if best:
@@ -547,12 +625,16 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         print(f"                 {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     print(f"  checkpoint     {newest}")
     print(f"  curves         {curves}")
+    if (folder / ATTENTION_FILE).exists():
+        print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
     print(f"  TensorBoard    {log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")
     if run.confusion_matrix:
         write_confusion(folder, result, splits.classes)
     print("Next:")
     print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(folder / checkpoint.BEST_FILE if best else newest))}")
     print(f"  RESUME_PATH={shlex.quote(str(folder))} NUM_STEPS={2 * run.num_steps} bash train.sh")
+    if run.sigmoid_attention:
+        print(f"  {python} annotate.py --checkpoint {shlex.quote(str(folder))}     # edit what it looks at")
     if run.dataset == "digits":
         print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
 

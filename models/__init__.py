@@ -12,12 +12,13 @@ from .cait import CaiT
 from .deit import DistilledVisionTransformer
 from .pretrained import LoadReport, checkpoint_head, load_pretrained, load_run, run_settings
 from .published import find_checkpoint
+from .sigmoid_attention import edit_attention, record_patch_logits, use_sigmoid_attention
 from .vit import ImageTransformer, ModelError, VisionTransformer
 from .weight_export import save_npz, save_timm
 
 __all__ = ["CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer",
-           "checkpoint_head", "create_model", "find_checkpoint", "list_models", "load_model", "load_pretrained",
-           "record_attention", "run_settings", "save_npz", "save_timm"]
+           "checkpoint_head", "create_model", "edit_attention", "find_checkpoint", "list_models", "load_model", "load_pretrained",
+           "record_attention", "record_patch_logits", "run_settings", "save_npz", "save_timm", "use_sigmoid_attention"]
 
 
 def list_models() -> list[str]:
@@ -68,6 +69,7 @@ def create_model(name_or_config, num_classes: int | None = None, img_size: int |
     size = (size, size) if isinstance(size, int) else tuple(size)
     family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
     model = family(config, 1000 if num_classes is None else num_classes, size)
+    use_sigmoid_attention(model, config.sigmoid_attention)
     model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
     return model
 

@@ -50,6 +50,7 @@ class CaiT(ImageTransformer):
     """The cls token has no position: it joins the patches in the class-attention layers."""
 
     num_prefix_tokens = 0
+    query_rows = slice(0, 1)            # of the class-attention layers, which have no other query
 
     def build(self) -> None:
         config, dim = self.config, self.config.hidden_size

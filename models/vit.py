@@ -35,6 +35,7 @@ class ImageTransformer(nn.Module):
     """
 
     num_prefix_tokens: int
+    sigmoid_layers: tuple[int, ...] = ()       # layers of sigmoid attention, counted from 1: use_sigmoid_attention sets them
 
     def __init__(self, config, num_classes: int, img_size: tuple[int, int]):
         super().__init__()
@@ -91,6 +92,13 @@ class ImageTransformer(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             assert name in ("cls_token", "dist_token", "pos_embed"), name
             nn.init.trunc_normal_(parameter, std=0.02)
+
+    @property
+    def query_rows(self) -> slice:
+        """The queries of the last attention that the head reads: the first tokens, or all patches for a mean over them."""
+        if self.config.classifier == "token":
+            return slice(0, self.num_prefix_tokens)
+        return slice(self.num_prefix_tokens, None)
 
     @property
     def depth(self) -> int:

@@ -1,6 +1,7 @@
 """Image transforms: sizes, types, what each kind and each knob does; normalising."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 from torchvision import transforms as v1
 
-from utils.augment import eval_transform, normalise, train_transform
+from utils.augment import eval_region, eval_transform, normalise, train_transform, with_edit
+from utils.edits import Edit
 from utils.randomness import seeded
 
 KINDS = [("crop_flip", True), ("crop_flip", False), ("crop", True), ("pad_flip", True), ("pad_flip", False), ("pad", True),
@@ -260,3 +262,185 @@ def test_normalise_by_channel_and_type():
     torch.testing.assert_close(got[0, :, 0, 0].float(), torch.tensor([1.0, 0.0, -0.5]), rtol=0, atol=1e-3)
     halfway = normalise(torch.full((1, 1, 2, 2), 127.5), (0.25,), (0.5,))          # what mixing makes
     torch.testing.assert_close(halfway, torch.full((1, 1, 2, 2), 0.5), rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- edits of attention
+
+
+def an_edit(grid, region=(0, 0, 1, 1), share=0.6, seed=0) -> Edit:
+    random = np.random.default_rng(seed)
+    values = (random.integers(0, 201, grid) / 200).astype(np.float32)
+    return Edit("train/0", "", values, random.random(grid) < share, region)
+
+
+def painted(edit, patch=4) -> Image.Image:
+    """Where it is edited the image is 55 + 200 * value, elsewhere black, like what is padded."""
+    shades = np.where(edit.edited, 55 + np.round(200 * edit.values), 0).astype(np.uint8)
+    return Image.fromarray(shades.repeat(patch, 0).repeat(patch, 1)).convert("RGB")
+
+
+def read_off(image, grid) -> tuple[np.ndarray, np.ndarray]:
+    """What a `painted` image says, transformed: values and edited (h, w), by the patches' pixels."""
+    pixels = image[0].numpy().astype(float)
+    patches = pixels.reshape(grid[0], pixels.shape[0] // grid[0], grid[1], -1).transpose(0, 2, 1, 3).reshape(*grid, -1)
+    edited = (patches > 0).mean(axis=-1) >= 0.5
+    sums = np.where(patches > 0, (patches - 55) / 200, 0).sum(axis=-1)
+    return np.where(edited, sums / np.maximum((patches > 0).sum(axis=-1), 1), 0), edited
+
+
+def values_and_edited(edit: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    assert edit.dtype == torch.float32 and set(edit[1].unique().tolist()) <= {0.0, 1.0}
+    return edit[0].numpy(), edit[1].numpy() == 1
+
+
+RIDES = [("crop_flip", {}), ("crop", {"crop_scale": 0.5}), ("pad_flip", {}), ("pad", {"crop_padding": 9}), ("none", {})]
+KNOBS = {"rotation": {"rotation": 25.0}, "jitter": {"color_jitter": 0.4}, "erasing": {"random_erasing": 0.7},
+         "all": {"rotation": 10.0, "color_jitter": 0.4, "random_erasing": 0.5, "interpolation": "bicubic"}}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("knobs", KNOBS)
+@pytest.mark.parametrize(("kind", "settings"), RIDES)
+def test_an_edit_that_rides_along_changes_no_bit_of_the_image(kind, settings, knobs, channels):
+    transform = train_transform(kind, (16, 24), channels=channels, **settings, **KNOBS[knobs])
+    for index in range(12):
+        with seeded(3, "augment", 0, index):
+            alone, drawn = transform(picture()), torch.rand(2)
+        with seeded(3, "augment", 0, index), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image, edit = with_edit(transform, picture(), an_edit((5, 7), (0, 0.125, 1, 0.875)), (4, 6))
+            assert torch.equal(torch.rand(2), drawn)
+        assert type(image) is type(edit) is torch.Tensor and torch.equal(image, alone) and image.dtype == torch.uint8
+        assert edit.shape == (2, 4, 6) and edit.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "settings"), RIDES)
+@pytest.mark.parametrize("stored", [(7, 7), (8, 4), (5, 9), (1, 1)])
+def test_an_edit_lands_where_its_pixels_land(kind, settings, stored):
+    """The image shows the edit in its own colours: what Pillow makes of them is where the edit must be."""
+    edit = an_edit(stored)
+    transform = train_transform(kind, (32, 64), interpolation="nearest", **settings)
+    seen = set()
+    for index in range(30):
+        with seeded(0, index):
+            image, moved = with_edit(transform, painted(edit), edit, (4, 8))
+        values, edited = values_and_edited(moved)
+        expected = read_off(image, (4, 8))
+        assert np.array_equal(edited, expected[1])
+        np.testing.assert_allclose(values, expected[0], rtol=0, atol=1e-6)
+        seen.add(values.tobytes())
+    assert kind == "none" or stored == (1, 1) or len(seen) > 10
+
+
+def test_a_rotated_edit_lands_where_its_pixels_land():
+    """What is rotated in is black and not edited. The rotations of images and masks round a few pixels differently."""
+    edit = an_edit((6, 6), share=0.9)
+    transform = train_transform("none", (96, 96), interpolation="nearest", rotation=45.0)
+    corners = []
+    for index in range(12):
+        with seeded(0, index):
+            image, moved = with_edit(transform, painted(edit), edit, (6, 6))
+        values, edited = values_and_edited(moved)
+        expected = read_off(image, (6, 6))
+        assert (edited != expected[1]).sum() <= 1
+        np.testing.assert_allclose(values, expected[0], rtol=0, atol=0.06 if np.array_equal(edited, expected[1]) else 1)
+        corners.append(edited[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
+    assert min(corners) == 0
+
+
+@pytest.mark.parametrize("size", [(40, 60), (8, 8), (3, 5), (14, 14), (223, 411)])
+def test_a_plain_resize_keeps_the_map(size):
+    """However few pixels the stored image has, even fewer than patches."""
+    edit = an_edit((8, 16))
+    image = Image.new("RGB", size[::-1])
+    values, edited = values_and_edited(with_edit(train_transform("none", (32, 64)), image, edit, (8, 16))[1])
+    assert np.array_equal(edited, edit.edited) and np.array_equal(values, np.where(edit.edited, edit.values, 0))
+
+
+def test_a_flip_mirrors_the_map():
+    edit = an_edit((4, 5))
+    transform = train_transform("pad_flip", (16, 20), crop_padding=0)
+    mirrored = 0
+    for index in range(20):
+        with seeded(0, index):
+            image, moved = with_edit(transform, picture(), edit, (4, 5))
+        values, edited = values_and_edited(moved.flip(-1) if is_mirrored(image) else moved)
+        assert np.array_equal(edited, edit.edited) and np.array_equal(values, np.where(edit.edited, edit.values, 0))
+        mirrored += is_mirrored(image)
+    assert 4 <= mirrored <= 16
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 30), (20, 0), (20, 30)])
+def test_a_crop_of_a_quarter_enlarges_the_map(top, left, monkeypatch):
+    edit, box = an_edit((6, 4)), {"top": top, "left": left, "height": 20, "width": 30}
+    transform = train_transform("crop", (24, 24))
+    monkeypatch.setattr(transform.transforms[0], "make_params", lambda flat: box)
+    values, edited = values_and_edited(with_edit(transform, picture(40, 60), edit, (6, 4))[1])
+    rows, columns = slice(3 * (top > 0), 3 * (top > 0) + 3), slice(2 * (left > 0), 2 * (left > 0) + 2)
+    assert np.array_equal(edited, edit.edited[rows, columns].repeat(2, 0).repeat(2, 1))
+    assert np.array_equal(values, np.where(edit.edited, edit.values, 0)[rows, columns].repeat(2, 0).repeat(2, 1))
+
+
+def test_an_edit_of_a_region_stays_in_its_region():
+    """Its grid of 3 x 2 covers the lower three quarters of the left half."""
+    edit = an_edit((3, 2), (0.25, 0, 1, 0.5), share=1.1)
+    values, edited = values_and_edited(with_edit(train_transform("none", (32, 32)), picture(), edit, (4, 4))[1])
+    expected = np.zeros((4, 4), np.float32)
+    expected[1:, :2] = edit.values
+    assert np.array_equal(values, expected) and np.array_equal(edited, [[False] * 4, *[[True, True, False, False]] * 3])
+
+
+@pytest.mark.parametrize(("covered", "taught"), [(0.5, True), (0.49, False), (0.51, True), (1.0, True)])
+def test_a_patch_is_edited_from_half_of_it(covered, taught):
+    edit = Edit("a", "", np.full((1, 1), 0.7, np.float32), np.ones((1, 1), bool), (0, 0, 1, covered))
+    moved = with_edit(train_transform("none", (100, 100)), picture(), edit, (1, 1))[1]
+    assert moved.flatten().tolist() == [pytest.approx(0.7 * taught, abs=1e-6), taught]
+
+
+def test_a_coarser_grid_gets_the_mean_of_what_is_edited():
+    values = np.array([[0.2, 0.4], [0.9, 0.5]], np.float32)
+    edit = Edit("a", "", values, np.array([[True, True], [False, True]]))
+    moved = with_edit(train_transform("none", (16, 16)), picture(), edit, (1, 1))[1]
+    assert moved.flatten().tolist() == pytest.approx([(0.2 + 0.4 + 0.5) / 3, 1])
+
+
+def test_what_is_not_edited_has_no_value():
+    """Whatever the array holds there, such as NaN"""
+    edit = Edit("a", "", np.array([[0.5, np.nan]], np.float32), np.array([[True, False]]))
+    moved = with_edit(train_transform("crop", (16, 16)), picture(), edit, (4, 4))[1]
+    assert moved.isfinite().all()
+
+
+def test_what_is_erased_is_not_taught():
+    edit, gone = an_edit((10, 10), share=1.1), 0
+    transform = train_transform("none", (100, 100), random_erasing=1.0)
+    for index in range(10):
+        with seeded(0, index):
+            image, moved = with_edit(transform, plain(100), edit, (10, 10))
+        changed = (image != 100).any(dim=0).numpy()
+        rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+        kept = np.ones((100, 100))
+        kept[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 0
+        expected = kept.reshape(10, 10, 10, 10).mean(axis=(1, 3)) >= 0.5
+        values, edited = values_and_edited(moved)
+        assert np.array_equal(edited, expected)
+        np.testing.assert_allclose(values, edit.values * expected, rtol=0, atol=1e-6)
+        gone += (~edited).sum()
+    assert gone > 20
+
+
+def test_randaugment_and_edits_do_not_go_together():
+    with pytest.raises(AssertionError, match="RandAugment"):
+        with_edit(train_transform("none", (16, 16), randaugment_ops=1), picture(), an_edit((2, 2)), (2, 2))
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.5, 0.875, 1.0])
+@pytest.mark.parametrize("shape", [(400, 600), (600, 400), (500, 500), (320, 900)])
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_the_region_that_evaluation_shows(size, shape, crop):
+    region = eval_region(shape, size, crop)
+    shown = eval_transform(size, crop=crop)(picture(*shape)).permute(1, 2, 0).numpy().astype(int)
+    top, left, bottom, right = (share * side for share, side in zip(region, (*shape, *shape)))
+    expected = picture(*shape).resize(size[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    assert np.abs(shown - np.asarray(expected)).max() <= 3
+    assert crop or region == (0, 0, 1, 1)

@@ -28,7 +28,8 @@ OTHER = {
     "randaugment_magnitude": "5", "random_erasing": "0.25", "mixup_alpha": "0.8", "cutmix_alpha": "1.0",
     "mix_probability": "0.5", "mix_switch_probability": "0.25", "mix_off_steps": "10", "interpolation": "bicubic",
     "eval_crop": "0.875", "distillation": "soft", "teacher": "output/teacher", "distillation_alpha": "0.1",
-    "distillation_temperature": "3.0"}
+    "distillation_temperature": "3.0", "sigmoid_attention": "3,7", "head": "keep", "attention_edits": "edits",
+    "attention_loss_weight": "10.0"}
 # What a flag needs beside it to make sense.
 WITH = {
     "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "folder"],
@@ -40,7 +41,8 @@ WITH = {
     "teacher": ["--distillation", "hard", "--teacher", "t"],
     "distillation": ["--teacher", "t", "--distillation", "hard"],
     "distillation_alpha": ["--distillation", "hard", "--teacher", "t"],
-    "distillation_temperature": ["--distillation", "soft", "--teacher", "t"]}
+    "distillation_temperature": ["--distillation", "soft", "--teacher", "t"],
+    "attention_edits": ["--recipe", "vit-paper"], "attention_loss_weight": ["--attention_edits", "e"]}
 # Epochs become steps when the number of training images is known.
 LENGTHS = {"num_epochs": ("num_steps", 1797, 70), "warmup_epochs": ("warmup_steps", 1797, 14)}
 
@@ -89,7 +91,8 @@ def test_a_recipe_fills_all_that_is_needed(recipe):
     """What has no default, and what no later stage fills."""
     filled = {name for name, (_, default, _) in FLAGS.items() if default is None} - {
         "name", "resume_path", "num_workers", "wandb", "head_learning_rate", "freeze", "teacher", "num_epochs", "warmup_epochs",
-        "attention_dropout_rate", "drop_path_rate", "classifier", "in_channels", "decay_milestones", *configs.SIZES}
+        "attention_dropout_rate", "drop_path_rate", "classifier", "in_channels", "decay_milestones",
+        "sigmoid_attention", "attention_edits", *configs.SIZES}
     given = {"recipe": recipe} | ({"model_type": "ViT-S_16"} if recipe == "augreg" else {})
     run = resolve(given)
     configs.set_lengths(run, given, 50_000)
@@ -456,7 +459,8 @@ FIXED = ["dataset", "recipe", "model_type", "img_size", "train_batch_size", "war
          "ema_decay", "attention_dropout_rate", "drop_path_rate", "label_smoothing", "class_weights", "crop_scale",
          "crop_padding", "rotation", "color_jitter", "randaugment_ops", "randaugment_magnitude", "random_erasing",
          "mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation",
-         "eval_crop", "distillation", "distillation_alpha", "distillation_temperature"]
+         "eval_crop", "distillation", "distillation_alpha", "distillation_temperature", "sigmoid_attention", "head",
+         "attention_loss_weight"]
 
 
 def test_every_flag_may_change_on_resume_or_may_not():
@@ -481,6 +485,9 @@ def test_what_a_resumed_run_may_say_again():
     assert "has none" in told(resolve_resumed, {"teacher": "output/t"}, SAVED, 1000)
     taught = run_of("--distillation", "hard", "--teacher", "output/t")
     assert resolve_resumed({"teacher": "moved/t"}, taught, 1000)["teacher"] == "moved/t"
+    assert "has none" in told(resolve_resumed, {"attention_edits": "edits"}, SAVED, 1000)
+    marked = run_of("--attention_edits", "edits")
+    assert resolve_resumed({"attention_edits": "moved"}, marked, 1000)["attention_edits"] == "moved"
 
 
 def test_a_resumed_run_may_be_given_epochs():
@@ -490,7 +497,7 @@ def test_a_resumed_run_may_be_given_epochs():
     assert "contradict" in told(resolve_resumed, {"num_epochs": 2.0, "num_steps": 50}, SAVED, 1000)
 
 
-@pytest.mark.parametrize("name", sorted(MAY_CHANGE_ON_RESUME - {"resume_path", "num_epochs", "teacher"}))
+@pytest.mark.parametrize("name", sorted(MAY_CHANGE_ON_RESUME - {"resume_path", "num_epochs", "teacher", "attention_edits"}))
 def test_a_resumed_run_takes_what_may_change(name):
     given = parse(["--resume_path", "output/r", *typed(name)])
     run = resolve_resumed(given, SAVED, 1000).to_dict()

@@ -7,9 +7,11 @@ from miniatures import GOOD_TREE, png, tree
 from torchvision.transforms import v2
 
 from utils import data
-from utils.augment import train_transform
+from utils.augment import train_transform, with_edit
 from utils.data import Key, StepOrder
 from utils.datasets import digits, folder
+from utils.edits import Edit
+from utils.randomness import seeded
 from utils.splits import ArrayImages, ImageError
 
 # ----------------------------------------------------------------------------------------------------- order
@@ -220,3 +222,53 @@ def test_all_samples_of_a_step_are_those_of_its_ranks():
     orders = [data.StepOrder(50, 12, 4, rank, 2, 0, 3, 5) for rank in range(2)]
     dealt = [key for order in orders for batch in list(order)[:2] for key in batch]
     assert orders[1].keys_of(3) == dealt
+
+
+# ------------------------------------------------------------------------------------------- edits of attention
+
+
+def edits_of(*indices) -> dict[int, Edit]:
+    random = np.random.default_rng(2)
+    return {index: Edit("", "", random.random((7, 5), np.float32), random.random((7, 5)) < 0.7) for index in indices}
+
+
+def taught(edits, workers=0, micro=1, kind="crop_flip", seed=5) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
+    """(epoch, index) -> image and edit as the training loader gives them"""
+    order = StepOrder(11, 4, micro, 0, 1, 0, 0, 6)
+    loader = data.train_loader(pictures(), order, transform=train_transform(kind, (8, 12)), seed=seed, num_workers=workers,
+                               pin_memory=False, edits=edits, grid=(2, 3))
+    found = {}
+    for batch in loader:
+        assert batch.edits.shape == (len(batch.keys), 2, 2, 3) and batch.edits.dtype == torch.float32
+        found |= {(key.epoch, key.index): pair for key, pair in zip(batch.keys, zip(batch.images, batch.edits))}
+    return found
+
+
+@pytest.mark.parametrize(("workers", "micro"), [(0, 1), (2, 2)])
+def test_edits_come_with_their_images(workers, micro):
+    """As the same draw moves them, and the images as they are without."""
+    edits = edits_of(1, 4, 9)
+    transform = train_transform("crop_flip", (8, 12))
+    plainly = pixels(transform=transform, shape=(3, 8, 12))
+    found = taught(edits, workers, micro)
+    assert found.keys() == plainly.keys() and len(found) == 24
+    for (epoch, index), (image, edit) in found.items():
+        assert torch.equal(image, plainly[epoch, index])
+        if index not in edits:
+            assert not edit.any()
+            continue
+        with seeded(5, "augment", epoch, index):
+            expected = with_edit(transform, pictures()[index][0], edits[index], (2, 3))[1]
+        assert torch.equal(edit, expected)
+    assert sum(edit.any() for _, edit in found.values()) >= 4
+    assert not torch.equal(found[0, 4][1], found[1, 4][1])
+
+
+def test_a_loader_whose_images_have_no_edit_gives_unedited_ones():
+    assert not any(edit.any() for _, edit in taught({}).values())
+
+
+def test_without_edits_batches_have_none():
+    loader = data.train_loader(pictures(), StepOrder(11, 4, 1, 0, 1, 0, 0, 2), transform=resized((8, 8)), seed=0, num_workers=0,
+                               pin_memory=False)
+    assert all(batch.edits is None for batch in loader)

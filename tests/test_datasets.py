@@ -19,6 +19,7 @@ from torchvision import datasets as published
 
 from utils import datasets
 from utils.datasets import DATASETS, load_splits
+from utils.edits import is_safe
 from utils.splits import DataError
 
 # -------------------------------------------------------------------------------------------------- every row
@@ -66,7 +67,15 @@ def test_every_data_set(tmp_path, monkeypatch, name):
         for index in (0, len(split) // 2, len(split) - 1):
             image, label = split[index]
             assert image.mode == "RGB" and type(label) is int and label == split.labels[index]
+            assert isinstance(split.content(index), bytes) and split.content(index)
     assert set(splits.train.labels.tolist()) == set(range(classes))
+    names = names_of(splits)
+    assert len(set(names)) == len(names) and all(is_safe(image) and not image.startswith("outside") for image in names)
+
+
+def names_of(splits) -> list[str]:
+    different = [splits.train, splits.val, *([] if splits.val is splits.test else [splits.test])]
+    return [split.name(index) for split in different for index in range(len(split))]
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -75,6 +84,7 @@ def test_every_data_set_can_be_divided_anew(tmp_path, monkeypatch, name):
     place = make(tmp_path, monkeypatch)
     whole = sum(sizes) if name == "digits" else sum(sizes[:2])
     drawn = load_splits(name, place, test_fraction=0.4, split_seed=1)
+    assert sorted(names_of(drawn)) == sorted(names_of(load_splits(name, place)))           # an image keeps its name
     assert len(drawn.train) + len(drawn.test) == whole and drawn.val is drawn.test and drawn.can_flip is flip
     pooled, counts = (Counter(labels.tolist()) for labels in
                       (np.concatenate([drawn.train.labels, drawn.test.labels]), drawn.test.labels))

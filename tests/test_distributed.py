@@ -5,16 +5,18 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import multiprocessing, nn
 
 from configs import architecture
-from models import create_model
+from models import create_model, record_patch_logits
 from utils import data, distributed, engine
 from utils.augment import eval_transform, normalise, train_transform
 from utils.datasets import digits
 from utils.distributed import DeviceError, World
+from utils.edits import Edit
 from utils.ema import Ema
 from utils.mix import Mixer
 from utils.optim import build_optimizer
@@ -63,11 +65,14 @@ def mixer() -> Mixer:
     return Mixer(10, 32, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=STEPS - 3)
 
 
-def batches(world, micro_steps, transform=PLAIN, num_workers=0, start=0):
+def order_of(world, micro_steps, start=0) -> data.StepOrder:
     """Those of this rank, of 20 steps of 32 digits each"""
-    split = digits("").train
-    order = data.StepOrder(len(split), 32, micro_steps * world.size, world.rank, world.size, 5, start, STEPS)
-    return iter(data.train_loader(split, order, transform=transform, seed=5, num_workers=num_workers, pin_memory=False))
+    return data.StepOrder(len(digits("").train), 32, micro_steps * world.size, world.rank, world.size, 5, start, STEPS)
+
+
+def batches(world, micro_steps, transform=PLAIN, num_workers=0, start=0, **more):
+    return iter(data.train_loader(digits("").train, order_of(world, micro_steps, start), transform=transform, seed=5,
+                                  num_workers=num_workers, pin_memory=False, **more))
 
 
 def taught(images):
@@ -89,6 +94,24 @@ def trained(world, row=FP32, micro_steps=1, dropout=0.0, everything=False, model
             "accuracies": [report.accuracy for report in reports],
             **{name: torch.cat([parameter.detach().flatten() for parameter in each.parameters()])
                for name, each in models.items()}}
+
+
+def trained_on_edits(world, micro_steps=1) -> dict:
+    """Of images that are cropped and mirrored, every seventh has an edit: some steps have few, some micro-batches none."""
+    torch.manual_seed(0)
+    model = create_model(architecture(2, 16, 32, 2, 2, img_size=8), 10, sigmoid_attention="all")
+    generator = np.random.default_rng(0)
+    edits = {index: Edit("", "", generator.random((4, 4), np.float32), generator.random((4, 4)) < 0.7)
+             for index in range(0, 1097, 7)}
+    order = order_of(world, micro_steps)
+    lesson = engine.Lesson(20.0, lambda: record_patch_logits(model),
+                           lambda step: sum(key.index in edits for key in order.keys_of(step)))
+    own = batches(world, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5), edits=edits, grid=(4, 4))
+    trainer = make_trainer(model, distributed.wrap(model, world), world, FP32, micro_steps,
+                           objective=engine.Objective(lesson=lesson))
+    reports = [trainer.train_step(own, 0.1) for _ in range(STEPS)]
+    return {"losses": [report.loss for report in reports], "attention": [report.attention_loss for report in reports],
+            "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()])}
 
 
 def times_sent(world, micro_steps: int) -> int:
@@ -157,6 +180,7 @@ def scenarios(world: World, folder: Path) -> dict:
         "dropout": trained(world, dropout=0.5),
         "everything": trained(world, dropout=0.5, everything=True),
         "two heads": trained(world, micro_steps=2, everything=True, model=half_frozen_with_two_heads()),
+        "edits": trained_on_edits(world, micro_steps=2),
         "O1": trained(world, LEVELS["O1"]),
         "O2": trained(world, LEVELS["O2"]),
         "sent by 1 micro-step": times_sent(world, 1),
@@ -256,6 +280,17 @@ def test_two_processes_train_two_heads_and_half_a_model_as_one(ranks):
             torch.testing.assert_close(got[name], alone[name], rtol=0, atol=1e-5)
             assert torch.equal(got[name][frozen], start[frozen]) and (got[name] != start)[~frozen].float().mean() > 0.99
     assert torch.equal(ranks[0]["two heads"]["weights"], ranks[1]["two heads"]["weights"])
+
+
+@pytest.mark.slow
+def test_two_processes_learn_edits_as_one(ranks, one_thread):
+    alone = trained_on_edits(ALONE)
+    assert alone["attention"][-1] < alone["attention"][0]
+    for each in ranks:
+        assert each["edits"]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        assert each["edits"]["attention"] == pytest.approx(alone["attention"], rel=1e-5)
+        torch.testing.assert_close(each["edits"]["weights"], alone["weights"], rtol=0, atol=1e-5)
+    assert torch.equal(ranks[0]["edits"]["weights"], ranks[1]["edits"]["weights"])
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Optimizer steps and evaluation: the reference's traces, accumulation, overflow, divergence, dropout."""
 
+import contextlib
 import copy
 import itertools
 import re
@@ -17,8 +18,9 @@ from utils.augment import eval_transform, normalise, train_transform
 from utils.data import Batch, Key
 from utils.datasets import digits
 from utils.distributed import World
+from utils.edits import Edit
 from utils.ema import Ema
-from utils.engine import DivergedError, Objective, Trainer
+from utils.engine import DivergedError, Lesson, Objective, Trainer
 from utils.mix import Mixer
 from utils.optim import build_optimizer, parameter_groups
 from utils.precision import BF16, FP32, LEVELS, LossScaler
@@ -503,6 +505,138 @@ def test_a_distilled_model_that_has_no_teacher_learns_with_the_mean_of_its_heads
     report = trainer.train_step(iter([batch]), 1.0)
     assert report.loss == pytest.approx(nn.functional.cross_entropy(mean, batch.targets).item(), rel=1e-5)
     assert all(not torch.equal(old.weight, new.weight) for old, new in zip(heads, (model.head, model.head_dist)))
+
+
+# ------------------------------------------------------------------------------------------- edited attention
+
+
+class Attentive(nn.Module):
+    """A network with something like the logits of two layers of sigmoid attention, 2 heads, 1 row, a grid of 4 x 4."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(192, 24), nn.GELU())
+        self.layers = nn.ModuleList(nn.Linear(24, 32) for _ in range(2))
+        self.head = nn.Linear(24, 10)
+        self.heard, self.listened = None, 0
+
+    def forward(self, images):
+        x = self.trunk(images)
+        if self.heard is not None:
+            self.heard += [layer(x).view(-1, 2, 1, 16) for layer in self.layers]
+        return self.head(x)
+
+    @contextlib.contextmanager
+    def listen(self):
+        self.heard, self.listened = [], self.listened + 1
+        yield self.heard
+        self.heard = None
+
+
+class Taught:
+    """Attentive, in its first step on 32 digits, of which those at `positions` of the step have edits."""
+
+    def __init__(self, positions=(0, 1, 5, 30), micro_steps=1, rank=0, world=1, weight=3.0, row=FP32, scale=0.0, beside=0):
+        order = data.StepOrder(len(DIGITS.train), 32, micro_steps * world, rank, world, 5, 0, 1000)
+        random = np.random.default_rng(0)
+        keys = order.keys_of(0)
+        self.edits = {keys[position].index: Edit("", "", random.random((4, 4), np.float32), random.random((4, 4)) < 0.4)
+                      for position in positions}
+        self.model = Attentive()
+        lesson = Lesson(weight, self.model.listen,
+                        lambda step: beside + sum(key.index in self.edits for key in order.keys_of(step)))
+        self.trainer = Trainer(
+            self.model, build_optimizer("sgd", self.model.parameters(), 1.0), LossScaler(row, CPU, scale), row,
+            World(rank, world, 0, 1, CPU), to_input, batch_size=32, micro_steps=micro_steps, max_grad_norm=0, seed=1,
+            objective=Objective(lesson=lesson if weight is not None else None))
+        self.batches = iter(data.train_loader(DIGITS.train, order, transform=train_transform("none", (8, 8)), seed=5,
+                                              num_workers=0, pin_memory=False, edits=self.edits, grid=(4, 4)))
+
+    def go(self) -> engine.StepReport:
+        return self.trainer.train_step(self.batches, 1.0)
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()]).clone()
+
+
+def taught_by_hand(setup, positions, weight=3.0, count=None) -> tuple[float, float, torch.Tensor]:
+    """Loss, attention loss and gradient of the first step in float64, image by image"""
+    batch = next(batches())
+    model = copy.deepcopy(setup.model).double()
+    with model.listen() as layers:
+        logits = model((batch.images.double() / 255 - 0.5) / 0.5)
+    attention = torch.zeros((), dtype=torch.float64)
+    for position in positions:
+        edit = setup.edits[batch.keys[position].index]
+        chosen = torch.from_numpy(edit.edited).flatten()
+        wanted = torch.from_numpy(edit.values).double().flatten()[chosen]
+        for layer in layers:
+            attention = attention + ((layer[position, :, 0, chosen].sigmoid() - wanted) ** 2).mean() / 2
+    attention = attention / (count or max(len(positions), 1))
+    loss = nn.functional.cross_entropy(logits, batch.targets) + weight * attention
+    loss.backward()
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return loss.item(), attention.item(), torch.cat([part.flatten() for part in gradient])
+
+
+@pytest.mark.parametrize("micro_steps", [1, 4])
+@pytest.mark.parametrize("positions", [(0,), (0, 1, 5, 30), range(32)], ids=len)
+def test_a_lesson_is_the_plain_formula_however_the_step_is_cut(positions, micro_steps):
+    """Some of the four micro-batches have many edited images, others none."""
+    setup = Taught(positions, micro_steps)
+    loss, attention, gradient = taught_by_hand(setup, positions)
+    before = setup.weights()
+    report = setup.go()
+    assert report.loss == pytest.approx(loss, rel=1e-6) and report.attention_loss == pytest.approx(attention, rel=1e-6)
+    assert 0.05 < attention < 0.3
+    torch.testing.assert_close((before - setup.weights()).double(), gradient, rtol=0, atol=1e-6)
+    assert report.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5) and setup.model.listened == micro_steps
+
+
+def test_ranks_share_a_lesson():
+    """The mean of their gradients, which DistributedDataParallel takes, is that of the whole step."""
+    setup = Taught()
+    _, _, gradient = taught_by_hand(setup, (0, 1, 5, 30))
+    changes = []
+    for rank in range(2):
+        part = Taught(rank=rank, world=2, micro_steps=2)
+        before = part.weights()
+        part.go()
+        changes.append(before - part.weights())
+    assert not torch.allclose(changes[0], changes[1], atol=1e-3)
+    torch.testing.assert_close(((changes[0] + changes[1]) / 2).double(), gradient, rtol=0, atol=1e-6)
+
+
+def test_an_edit_that_a_crop_left_outside_counts_with_a_loss_of_nothing():
+    setup = Taught(beside=2)
+    loss, attention, gradient = taught_by_hand(setup, (0, 1, 5, 30), count=6)
+    before, report = setup.weights(), setup.go()
+    assert report.loss == pytest.approx(loss, rel=1e-6) and report.attention_loss == pytest.approx(attention, rel=1e-6)
+    torch.testing.assert_close((before - setup.weights()).double(), gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_steps", [1, 4])
+def test_a_step_without_an_edited_image_is_an_ordinary_one(micro_steps):
+    setup, ordinary = Taught((), micro_steps), Taught((), micro_steps, weight=None)
+    reports = [setup.go(), ordinary.go()]
+    assert torch.equal(setup.weights(), ordinary.weights()) and setup.model.listened == 0
+    assert reports[0].loss == reports[1].loss and reports[0].attention_loss is None
+
+
+@pytest.mark.parametrize("row", [BF16, LEVELS["O1"]], ids=lambda row: row.name)
+def test_a_lesson_in_low_precision(row):
+    full, low = Taught(), Taught(row=row, scale=256.0 if row is not BF16 else 0.0)
+    start = full.weights()
+    expected, got = full.go(), low.go()
+    assert got.attention_loss == pytest.approx(expected.attention_loss, rel=0.02)
+    assert got.attention_loss != expected.attention_loss and got.loss == pytest.approx(expected.loss, rel=0.02)
+    assert (low.weights() - full.weights()).norm() < 0.03 * (full.weights() - start).norm()
+
+
+def test_mixing_and_edits_do_not_go_together():
+    with pytest.raises(AssertionError):
+        Objective(mixer=mixer(), lesson=Lesson(1.0, Attentive().listen, lambda step: 1))
 
 
 # ------------------------------------------------------------------------------------------------ the average

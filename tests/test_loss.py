@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.loss import balanced_weights, classification_loss, distillation_loss
+from utils.loss import attention_loss, balanced_weights, classification_loss, distillation_loss
 
 IMAGES, CLASSES = 12, 5
 
@@ -120,3 +120,72 @@ def test_soft_distillation_s_gradient_is_that_of_the_paper():
 def test_unknown_kind():
     with pytest.raises(AssertionError):
         distillation_loss("warm", scores(), scores(), 1.0)
+
+
+# ----------------------------------------------------------------------------------------------- edited attention
+
+
+def edited_attention(garbage=0.0, rows=2) -> tuple[torch.Tensor, torch.Tensor]:
+    """4 images, 3 heads, a grid of 2 x 5; the third image has no edit. `garbage` is what lies where nothing is edited."""
+    generator = torch.Generator().manual_seed(1)
+    edits = torch.rand(4, 2, 2, 5, generator=generator)
+    edits[:, 1] = (edits[:, 1] < 0.5).float()
+    edits[2, 1] = 0
+    logits, free = torch.randn(4, 3, rows, 10, generator=generator) * 4, edits[:, 1] == 0
+    edits[:, 0][free] = garbage
+    logits += torch.where(free.view(4, 1, 1, 10), garbage, 0.0)
+    assert len(set(edits[:, 1].sum(dim=(1, 2)).tolist())) > 2
+    return logits, edits
+
+
+def attention_by_hand(logits, edits) -> tuple[float, np.ndarray]:
+    """The loss and its gradient, entry by entry"""
+    logits, edits = logits.double().numpy(), edits.double().flatten(2).numpy()
+    total, gradient = 0.0, np.zeros_like(logits)
+    for image, head, row, patch in np.ndindex(*logits.shape):
+        if edits[image, 1, patch] == 1:
+            s = 1 / (1 + np.exp(-logits[image, head, row, patch]))
+            share = edits[image, 1].sum() * logits.shape[1] * logits.shape[2]
+            total += (s - edits[image, 0, patch]) ** 2 / share
+            gradient[image, head, row, patch] = 2 * (s - edits[image, 0, patch]) * s * (1 - s) / share
+    return total, gradient
+
+
+@pytest.mark.parametrize("rows", [1, 2, 10])
+@pytest.mark.parametrize("garbage", [0.0, 7.0, 1e30, float("inf"), float("nan")])
+def test_attention_loss_and_gradient(garbage, rows):
+    logits, edits = edited_attention(garbage, rows)
+    expected, gradient = attention_by_hand(logits, edits)
+    logits.requires_grad_()
+    got = attention_loss(logits, edits)
+    got.backward()
+    assert got.dtype == torch.float32 and got.item() == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(logits.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_attention_loss_is_a_sum_over_images():
+    logits, edits = edited_attention()
+    alone = [attention_loss(logits[image:image + 1], edits[image:image + 1]).item() for image in range(4)]
+    assert sum(alone) == pytest.approx(attention_loss(logits, edits).item(), rel=1e-6) and alone[2] == 0
+    logits.requires_grad_()
+    attention_loss(logits[2:3], edits[2:3]).backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("logit", [-1e4, -60.0, 60.0, 1e4, float("inf")])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_attention_loss_of_saturated_logits_is_finite(logit, value):
+    logits = torch.full((1, 1, 1, 1), logit, requires_grad=True)
+    loss = attention_loss(logits, torch.tensor([value, 1.0]).view(1, 2, 1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(float((logit > 0) != (value == 1)), abs=1e-6)
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_attention_loss_is_worked_out_in_float32(kind):
+    logits, edits = edited_attention()
+    expected, _ = attention_by_hand(logits.to(kind), edits)
+    assert attention_loss(logits.to(kind), edits).item() == pytest.approx(expected, rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_loss(logits.to(kind), edits).item() == pytest.approx(expected, rel=1e-6)

@@ -1,17 +1,16 @@
-"""Pictures: each function draws what it is given, and saves."""
+"""Figures of runs: each function draws what it is given, and saves."""
 
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from utils import plots
 
-RANDOM = np.random.default_rng(0)
 EVENTS = [{"event": "start", "step": 0}, {"event": "eval", "step": 0, "split": "test", "loss": 2.3, "accuracy": 0.1, "top5": 0.5}]
 for _step in range(1, 6):
     EVENTS.append({"event": "train", "step": _step, "loss": 2.0 / _step, "lr": 0.01 * _step})
@@ -19,50 +18,27 @@ EVENTS += [{"event": "eval", "step": 5, "split": "val", "loss": 0.5, "accuracy":
            {"event": "eval", "step": 5, "split": "test", "loss": "nan", "accuracy": 0.5, "top5": 0.8}]
 
 
-def images(count, height=24, width=32) -> np.ndarray:
-    return RANDOM.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def heats(count, height=24, width=32) -> np.ndarray:
-    return RANDOM.random((count, height, width))
-
-
-def probabilities(count, classes) -> np.ndarray:
-    rows = RANDOM.random((count, classes))
-    return rows / rows.sum(axis=1, keepdims=True)
-
-
 def trial(rate, accuracy, run=None, status="done") -> dict:
     return {"run": run or f"lr-{rate:g}", "learning_rate": rate, "status": status} | (
         {"accuracy": accuracy, "images": 40 if run is None else 60} if status == "done" else {})
 
 
+WEIGHTS = [{"attention_loss_weight" if key == "learning_rate" else key: value for key, value in trial(*each).items()}
+           for each in ((0, 0.5), (0.1, 0.75), (10, 0.25), (0.1, 0.8, "final"))]
 SWEEP = [trial(0.001, 0.5), trial(0.01, 0.75), trial(0.1, None, status="diverged at step 3"),
          trial(1.0, None, status="diverged at step 1"), trial(0.01, 0.625, run="final")]
 
 
-def predictions(count, classes=10) -> Figure:
-    return plots.predictions(images(count), probabilities(count, classes), [f"class {c}" for c in range(classes)], [0] * count)
-
+TAUGHT = [event | ({"attention_loss": 0.5 / event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
 
 FIGURES = {
     "curves": lambda: plots.learning_curves(EVENTS, "a run"),
-    "curves of no events": lambda: plots.learning_curves([]),
     "curves before the first step": lambda: plots.learning_curves(EVENTS[:2]),
-    "curves of one step": lambda: plots.learning_curves(EVENTS[2:3]),
     "curves of a diverged run": lambda: plots.learning_curves([{"event": "train", "step": 1, "loss": "nan", "lr": 0.1}]),
     "a sweep": lambda: plots.sweep(SWEEP, "a sweep"),
-    "a sweep of one rate": lambda: plots.sweep(SWEEP[:1]),
     "a sweep that diverged": lambda: plots.sweep(SWEEP[2:4]),
-    "one prediction": lambda: predictions(1),
-    "five predictions": lambda: predictions(5),
-    "eight predictions without labels": lambda: plots.predictions(images(8), probabilities(8, 3), "abc"),
-    "two classes": lambda: predictions(3, classes=2),
-    "attention over an image": lambda: plots.attention_over_image(images(1)[0], heats(1)[0], "title"),
-    "no attention anywhere": lambda: plots.attention_over_image(images(1)[0], np.zeros((24, 32))),
-    "one layer": lambda: plots.attention_of_layers(images(1)[0], heats(1)),
-    "twelve layers": lambda: plots.attention_of_layers(images(1)[0], heats(12), "title"),
-    "a tall image": lambda: plots.attention_of_layers(images(1, 60, 20)[0], heats(4, 60, 20)),
+    "a sweep of weights": lambda: plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight"),
+    "curves of two runs": lambda: plots.learning_curves_of({"a $run$": TAUGHT, "another": EVENTS}, "two runs"),
 }
 
 
@@ -114,46 +90,52 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert [text.get_text() for text in axes.get_legend().get_texts()].count("diverged") == 1
 
 
-def words(axes) -> list[str]:
-    return [line for text in axes.findobj(Text) for line in text.get_text().splitlines() if line]
+def test_several_runs_have_a_colour_each():
+    loss, attention, accuracy, rate = plots.learning_curves_of({"a": TAUGHT, "b": EVENTS}, "two runs").axes
+    assert set(lines(loss)) == {"a train", "a val", "a test", "b train", "b val", "b test"}
+    assert lines(accuracy)["b val top-1"] == ([5], [75.0])
+    assert lines(attention) == {"a train": ([1, 2, 3, 4, 5], [0.5, 0.25, 0.5 / 3, 0.125, 0.1])}
+    colours = {line.get_label()[0]: line.get_color() for line in [*loss.get_lines(), *accuracy.get_lines()]}
+    assert colours["a"] != colours["b"] and [line.get_color() for line in rate.get_lines()] == [colours["a"], colours["b"]]
+    assert [axes.get_title() for axes in (loss, attention, accuracy, rate)] == list(plots.SCALES)
 
 
-THREE_IMAGES = [[0.1, 0.2, 0.6, 0.1], [0.7, 0.15, 0.05, 0.1], [0.25, 0.3, 0.05, 0.4]]
+def test_a_sweep_of_weights_has_a_place_for_none():
+    axes, = plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight").axes
+    assert lines(axes)["on the 40 images held out"] == ([0, 0.1, 10], [50.0, 75.0, 25.0])
+    assert axes.get_xscale() == "symlog" and [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]
+    assert axes.get_xlabel() == "attention loss weight"
 
 
-def test_predictions_name_the_best_three():
-    axes = plots.predictions(images(3), np.array(THREE_IMAGES), ["a", "b", "c", "d"], [2, 3, None], ["x", "y", "z"]).axes
-    assert set(words(axes[0])) > {"true: c", "c: 60.0%", "b: 20.0%"}
-    assert set(words(axes[1])) == {"true: d", "a: 70.0%", "b: 15.0%", "d: 10.0%"}
-    assert set(words(axes[2])) == {"z", "d: 40.0%", "b: 30.0%", "a: 25.0%"}
-    colours = [each.title.get_color() for each in axes]
-    assert len(set(colours)) == 3                     # right, wrong, unknown
+def test_names_are_written_as_they_are():
+    assert plots.plain("a\n $x$  b") == r"a \$x\$ b"
+    assert plots.plain("American Staffordshire terrier", 16) == "American S…rrier" and plots.plain("cat", 16) == "cat"
+    figure = plots.learning_curves([], "a very long title " * 20 + "\nand a $second$ line")
+    *first, last = figure.get_suptitle().splitlines()
+    assert len(first) > 1 and last == r"and a \$second\$ line"
 
 
-def test_predictions_without_labels():
-    axes = plots.predictions(images(1), np.array(THREE_IMAGES[:1]), ["a", "b", "c", "d"]).axes
-    assert not any("true" in word for word in words(axes[0])) and "c: 60.0%" in words(axes[0])
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_the_suffix_tells_the_format(tmp_path, suffix, start):
+    plots.save(Figure((1, 1)), tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes().startswith(start) and len(list(tmp_path.iterdir())) == 1
 
 
-def test_attention_lights_the_image():
-    image, heat = images(1)[0], heats(1)[0]
-    plain, alone, lit = plots.attention_over_image(image, heat).axes[:3]
-    assert np.array_equal(plain.images[0].get_array(), image) and np.array_equal(alone.images[0].get_array(), heat)
-    assert np.array_equal(lit.images[0].get_array(), (image * heat[..., None]).astype(np.uint8))
-    assert alone.images[0].get_clim() == (0, 1)
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"before")
 
+    def fail(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
 
-@pytest.mark.parametrize("layers", [1, 5, 6, 12, 24])
-def test_every_layer_has_its_picture(layers):
-    drawn = heats(layers)
-    figure = plots.attention_of_layers(images(1)[0], drawn)
-    titled = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(titled) == ["image", *(f"layer {number}" for number in range(1, layers + 1))]
-    for number, heat in enumerate(drawn, start=1):
-        assert np.array_equal(titled[f"layer {number}"].images[-1].get_array(), heat)
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError):
+        plots.save(Figure((1, 1)), file)
+    assert file.read_bytes() == b"before" and list(tmp_path.iterdir()) == [file]
 
 
 def test_save_takes_a_name_or_a_stream():
     stream = io.BytesIO()
-    plots.save(plots.learning_curves(EVENTS), stream)
+    plots.save(Figure((1, 1)), stream)
     assert stream.getvalue().startswith(b"\x89PNG")

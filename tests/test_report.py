@@ -11,8 +11,8 @@ from utils.metrics import EvalReport
 from utils.report import PLAIN_LINES, Report
 
 
-def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0) -> StepReport:
-    return StepReport(step, loss, 0.625, 0.001 * step, norm, scale, skipped, 100.0)
+def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0, attention=None) -> StepReport:
+    return StepReport(step, loss, 0.625, 0.001 * step, norm, scale, skipped, 100.0, attention)
 
 
 def eval_report(accuracy=0.75, loss=0.25) -> EvalReport:
@@ -162,6 +162,18 @@ def test_tensorboard_curves(tmp_path):
 def test_no_loss_scale_no_curve(tmp_path):
     session(tmp_path, tmp_path / "tensorboard")
     assert "train/loss_scale" not in curves(tmp_path / "tensorboard")
+
+
+def test_the_loss_of_edited_attention_is_shown_where_there_is_one(tmp_path, capsys):
+    """A step whose images have no edit has none."""
+    report = Report(tmp_path, tmp_path / "tensorboard", 0, 3)
+    for step, attention in enumerate((0.25, None, 0.125), 1):
+        report.train(step_report(step, attention=attention))
+    report.close()
+    assert [event.get("attention_loss", "none") for event in events(tmp_path)] == [0.25, "none", 0.125]
+    assert curves(tmp_path / "tensorboard")["train/attention_loss"] == [(1, 0.25), (3, 0.125)]
+    lines = capsys.readouterr().out.splitlines()
+    assert "loss 0.5000 (attention 0.2500), lr" in lines[0] and "loss 0.5000, lr" in lines[1]
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path):

@@ -297,7 +297,7 @@ def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_
     done = run_script("test.sh", "-m", "not slow", cwd=project, PYTHON=str(python))
     assert done.returncode == 0, done.stderr
     calls = log.read_text()
-    assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "python -m pytest -m not slow" in calls
+    assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "--dist worksteal -m not slow" in calls
 
 
 def test_sweep_sh_sets_itself_up_and_hands_its_rates_on(run_script, bare_machine):

@@ -24,7 +24,10 @@ def told(capsys, *argv: str) -> str:
 
 
 def test_learning_rates_are_sorted_and_the_rest_is_handed_on():
-    assert sweep.parse(["--learning_rates", "0.03,0.001,0.03", "--num_steps", "5"]) == ([0.001, 0.03], ["--num_steps", "5"])
+    assert sweep.parse(["--learning_rates", "0.03,0.001,0.03", "--num_steps", "5"]) == (
+        "learning_rate", [0.001, 0.03], ["--num_steps", "5"])
+    assert sweep.parse([]) == ("learning_rate", [0.001, 0.003, 0.01, 0.03], [])
+    assert sweep.parse(["--attention_loss_weights", "150,0"]) == ("attention_loss_weight", [0, 150], [])
 
 
 def test_what_train_sh_makes_of_its_variables_counts(monkeypatch):
@@ -92,6 +95,10 @@ def test_a_trial_that_goes_on_keeps_its_settings(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("argv", "words"), [
     (["--learning_rates", "0.1,high"], "--learning_rates"), (["--learning_rates", "0"], "--learning_rates"),
+    (["--attention_loss_weights", "-1"], "--attention_loss_weights -1"),
+    (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
+    (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight is what a sweep sets itself"),
+    (["--attention_loss_weights", "1"], "acts with --attention_edits"),
     (["--learning_rate", "0.1"], "--learning_rate is what a sweep sets itself"), (["--test", "once"], "--test is"),
     (["--resume_path", "x"], "--resume_path is"), (["--nonsense"], "--nonsense"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such")])
@@ -119,7 +126,7 @@ def row(rate: float, accuracy: float, loss: float, status: str = "done") -> dict
 def test_the_best_is_chosen(tmp_path):
     rows = [row(0.001, 0.5, 1.0), row(0.01, 0.7, 0.9), row(0.1, 0.7, 0.8),
             {"run": "lr-1", "learning_rate": 1.0, "status": "diverged at step 3"}]
-    assert sweep.choose(rows, tmp_path) == 0.1
+    assert sweep.choose(rows, tmp_path) is rows[2]
     with pytest.raises(configs.ConfigError, match="all runs"):
         sweep.choose(rows[3:], tmp_path)
 

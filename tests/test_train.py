@@ -254,6 +254,7 @@ def test_resume_wins_over_pretrained_dir(run_train, capsys):
 
 FOLDER = ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"]
 TAUGHT = ["--distillation", "soft", "--teacher", "output/teacher"]
+STEP_2 = ["--pretrained_dir", "output/step-1", "--attention_edits", "edits"]
 # Flags that change what is learnt: the weights after a few steps are not those of the run without the flag.
 LEARNING = {
     "dataset": FOLDER,
@@ -317,6 +318,10 @@ LEARNING = {
     "teacher": [*TAUGHT[:-1], "output/teacher-2"],
     "distillation_alpha": [*TAUGHT, "--distillation_alpha", 0.9],
     "distillation_temperature": [*TAUGHT, "--distillation_temperature", 3],
+    "head": ["--pretrained_dir", "output/step-1", "--head", "keep"],
+    "attention_edits": STEP_2,
+    "attention_loss_weight": [*STEP_2, "--attention_loss_weight", 30],
+    "sigmoid_attention": [*STEP_2, "--sigmoid_attention", 2],
 }
 # What the flag is compared with, where that is not the run without any flag.
 COMPARED_WITH = {
@@ -327,7 +332,21 @@ COMPARED_WITH = {
     "randaugment_magnitude": ["--randaugment_ops", 2], "mix_probability": ["--mixup_alpha", 1],
     "mix_switch_probability": ["--mixup_alpha", 1, "--cutmix_alpha", 1], "mix_off_steps": ["--mixup_alpha", 1],
     "interpolation": ["--augmentation", "crop"],
-    "teacher": TAUGHT, "distillation_alpha": TAUGHT, "distillation_temperature": TAUGHT}
+    "teacher": TAUGHT, "distillation_alpha": TAUGHT, "distillation_temperature": TAUGHT,
+    "head": ["--pretrained_dir", "output/step-1"], "attention_edits": ["--pretrained_dir", "output/step-1", "--head", "keep"],
+    "attention_loss_weight": STEP_2, "sigmoid_attention": STEP_2}
+
+
+def mark(folder: Path, images=range(0, 1097, 3), value=0.9) -> None:
+    """Edits of digits: the upper left quarter of the 4 x 4 grid."""
+    from utils import datasets, edits
+
+    split = datasets.digits("").train
+    for index in images:
+        edited = np.zeros((4, 4), bool)
+        edited[:2, :2] = True
+        edits.write(edits.path_of(folder, split.name(index)), edits.Edit(
+            split.name(index), edits.checksum(split, index), np.where(edited, value, 0).astype(np.float32), edited))
 
 
 @pytest.mark.parametrize("flag", LEARNING)
@@ -340,6 +359,9 @@ def test_a_learning_flag_acts(run_train, flag):
     for number in ("1", "2") if "teacher" in str(LEARNING[flag]) else ():
         name = "teacher" if number == "1" else "teacher-2"
         assert run_train("--name", name, "--seed", number, "--learning_rate", 0.01, "--model_type", "ViT-Nano_2") == 0
+    if "output/step-1" in LEARNING[flag]:
+        assert run_train("--name", "step-1") == 0
+        mark(Path("edits"))
     assert run_train("--name", "without", *COMPARED_WITH.get(flag, [])) == 0
     assert run_train("--name", "with", *LEARNING[flag]) == 0
     without, with_flag = state_of("output/without").model, state_of("output/with").model
@@ -389,7 +411,8 @@ def check_gradient_accumulation_steps(run_train, monkeypatch, capsys):
     from utils import engine
 
     sizes, real = [], engine.Trainer._backward
-    monkeypatch.setattr(engine.Trainer, "_backward", lambda self, batch: sizes.append(len(batch.targets)) or real(self, batch))
+    monkeypatch.setattr(engine.Trainer, "_backward",
+                        lambda self, batch, edited: sizes.append(len(batch.targets)) or real(self, batch, edited))
     assert run_train("--gradient_accumulation_steps", 4) == 0 and sizes == [4] * 16
 
 
@@ -583,6 +606,14 @@ REFUSED = {
     "evaluation of nothing": (["--eval_only", "--pretrained_dir", "none"], "--resume_path"),
     "a torch file of other things": (["--pretrained_dir", "run.pt"], "not a Vision Transformer"),
     "TensorBoard below a file": (["--log_dir", "page.pt"], "page.pt"),
+    "a head of zeros to evaluate": (["--eval_only", "--head", "zero", "--pretrained_dir", "start.npz"], "contradict"),
+    "a head from nowhere": (["--head", "keep"], "--head keep needs a --pretrained_dir"),
+    "a head of other classes": (["--head", "keep", "--pretrained_dir", "start.npz"], "--head keep: the head of start.npz has 3"),
+    "edits without a start": (["--attention_edits", "tree"], "--attention_edits needs a --pretrained_dir"),
+    "edits and mixing": (["--attention_edits", "tree", "--pretrained_dir", "start.npz", "--mixup_alpha", 1], "cannot follow"),
+    "a weight without edits": (["--attention_loss_weight", 1], "acts with --attention_edits"),
+    "no such layer": (["--sigmoid_attention", "5"], "the model has 4 layers"),
+    "layers in words": (["--sigmoid_attention", "first"], "layers counted from 1"),
     "both spellings at odds": (["--fp16", "--precision", "fp32"], "contradict"),
     "level without fp16": (["--fp16_opt_level", "O1"], "--fp16"),
     "output below a file": (["--output_dir", "page.pt/x"], "page.pt"),
@@ -634,8 +665,8 @@ def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train
 
     real = engine.Trainer._backward
 
-    def spoil(self, batch):
-        loss = real(self, batch)
+    def spoil(self, batch, edited):
+        loss = real(self, batch, edited)
         return loss * math.nan if self.step == 2 else loss
 
     monkeypatch.setattr(engine.Trainer, "_backward", spoil)

@@ -1,38 +1,164 @@
-"""Tensor mathematics on recorded attention (models.record_attention): leaves of the notebook and the pictures.
+"""Tensor mathematics on recorded attention (models.record_attention), positions and patch kernels: what the pictures show.
 
-Shapes: B images, H heads, N tokens, (h, w) grid; maps are a list over layers of (B, H, N, N), rows summing to 1.
+Rollout: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928). Other ways to fuse the heads,
+dropping, and gradients as weights: J. Gildenblat's code vit-explain and Chefer et al. (arXiv 2103.15679). Distance,
+positions and filters: Dosovitskiy et al. (arXiv 2010.11929), figure 7. Class attention: Touvron et al. (arXiv 2103.17239).
+
+Differs from vit-explain: rows are really normalised (its sums are broadcast along the wrong axis), the gradient of a layer
+weights that layer (it pairs them in reverse), and see `as_vit_explain`.
+
+Shapes: B images, H heads, N tokens, Q queries, K keys, (h, w) grid. maps: a list over layers of (B, H, N, N); of a CaiT
+(B, H, h * w, h * w) of its talking-heads layers, then (B, H, 1, 1 + h * w) of its class-attention layers. The patches are
+the last h * w keys.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# (B, H, Q, K) -> (B, Q, K)
+FUSIONS = {"mean": lambda heads: heads.mean(dim=1), "max": lambda heads: heads.amax(dim=1),
+           "min": lambda heads: heads.amin(dim=1)}
 
-def rollout(maps: list[Tensor]) -> Tensor:
-    """Joint attention -> (B, N, N), rows sum to 1.
 
-    Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928): heads are averaged, the
-    residual connection is counted as the identity, rows are normalised again, layers are multiplied.
+def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, prefix_tokens: int = 1,
+            as_vit_explain: bool = False) -> Tensor:
+    """Joint attention of all layers -> (B, N, N), rows sum to 1. CaiT: (B, 1 + h * w, 1 + h * w), cls first.
+
+    The heads of a layer are fused, the residual connection counts as the identity, rows are normalised, layers multiplied.
+    drop: the lowest share of a layer's fused entries is set to 0, but nothing in the columns of the `prefix_tokens` tokens
+    before the patches (cls, dist; 0: the model has none). as_vit_explain: of them the very first entry alone is kept.
+
+    CaiT: talking heads can be negative and their rows need not sum to 1, so they are cut at 0 and the fused rows
+    normalised. They act on the patches alone; a class-attention layer changes the row of cls alone.
     """
-    joint = None
+    layers = []
     for layer in maps:
-        mean = layer.mean(dim=1)                                             # (B, N, N)
-        mean = mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        mean = mean / mean.sum(dim=-1, keepdim=True)
-        joint = mean if joint is None else mean @ joint
+        fused = FUSIONS[fusion](layer.clamp_min(0))
+        if _has_class_layers(maps) and not is_class_attention(layer):
+            fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        layers.append(fused)
+    return _product(layers, drop, prefix_tokens, as_vit_explain)
+
+
+def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: float = 0.0, prefix_tokens: int = 1,
+                     as_vit_explain: bool = False) -> Tensor:
+    """Joint attention for one class -> (B, N, N), rows sum to 1; as `rollout`, with weights that the class wants more of.
+
+    gradients: of the class's logit with respect to the maps, layer by layer in the same order. A layer counts as the mean
+    over heads of relu(gradient * map). as_vit_explain: negative values are cut after that mean, not before it, and the
+    gradient is that of the softmax's input, which its hook on a dropout layer of rate 0 receives.
+    """
+    assert len(maps) == len(gradients)
+    layers = []
+    for layer, gradient in zip(maps, gradients):
+        if as_vit_explain:
+            gradient = layer * (gradient - (layer * gradient).sum(dim=-1, keepdim=True))
+            layers.append((gradient * layer).mean(dim=1).clamp_min(0))
+        else:
+            layers.append((gradient * layer).clamp_min(0).mean(dim=1))
+    return _product(layers, drop, prefix_tokens, as_vit_explain)
+
+
+def is_class_attention(layer: Tensor) -> bool:
+    """Whether (..., Q, K) is of a layer in which the cls token alone asks."""
+    return layer.shape[-2] == 1 < layer.shape[-1]
+
+
+def _has_class_layers(maps: Sequence[Tensor]) -> bool:
+    return is_class_attention(maps[-1])
+
+
+def _product(layers: list[Tensor], drop: float, prefix_tokens: int, as_vit_explain: bool) -> Tensor:
+    """Fused maps (B, Q, K), not negative -> (B, N, N)"""
+    tokens = layers[-1].shape[-1]
+    identity = torch.eye(tokens, dtype=layers[0].dtype, device=layers[0].device)
+    joint = identity.expand(len(layers[0]), -1, -1)
+    for layer in layers:
+        # The talking-heads layers of a CaiT have no columns before the patches.
+        kept = prefix_tokens if layer.shape[-1] == tokens else 0
+        layer = _all_tokens(_without_lowest(layer, drop, kept, as_vit_explain), tokens) + identity
+        joint = layer / layer.sum(dim=-1, keepdim=True) @ joint
     return joint
 
 
-def attention_to_grid(attention: Tensor, grid: tuple[int, int], prefix_tokens: int) -> Tensor:
-    """(B, N, N) -> (B, h, w): how much the output looks at each patch.
+def _without_lowest(layer: Tensor, share: float, kept_columns: int, as_vit_explain: bool) -> Tensor:
+    flat = layer.flatten(1)
+    lowest = flat.topk(int(flat.shape[1] * share), largest=False).indices
+    goes = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, lowest, True).view_as(layer)
+    if as_vit_explain:
+        goes[:, 0, 0] = False
+    else:
+        goes[..., :kept_columns] = False
+    return layer.masked_fill(goes, 0)
 
-    With a cls token that is its row; a mean-pooled model (prefix_tokens 0) is the average of all rows.
-    """
-    rows = attention[:, 0, prefix_tokens:] if prefix_tokens else attention.mean(dim=1)
-    return rows.reshape(len(rows), *grid)
+
+def _all_tokens(layer: Tensor, tokens: int) -> Tensor:
+    """(B, Q, K) of any layer -> (B, tokens, tokens), zero in the rows of the tokens that it leaves alone."""
+    missing = tokens - layer.shape[-2]
+    if is_class_attention(layer):
+        return F.pad(layer, (0, 0, 0, missing))
+    return F.pad(layer, (missing, 0, missing, 0))
+
+
+# ------------------------------------------------------------------------------------------- maps to pictures
+
+
+def read_rows(attention: Tensor, rows: slice, grid: tuple[int, int]) -> Tensor:
+    """(..., Q, K) -> (..., R, h, w): what each of the R queries `rows` (model.query_rows) takes from each patch."""
+    height, width = grid
+    return attention[..., rows, -height * width:].unflatten(-1, (height, width))
+
+
+def class_attention(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """CaiT -> (layers of class attention, B, h, w): what the cls token takes from each patch, mean over the heads."""
+    return torch.stack([read_rows(layer.mean(dim=1), slice(0, 1), grid)[:, 0] for layer in maps if is_class_attention(layer)])
 
 
 def upsample(grids: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w) -> (B, height, width), bilinear, each map scaled to a maximum of 1."""
-    large = F.interpolate(grids[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return large / large.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    """(..., h, w) -> (..., height, width), bilinear; a pixel at the centre of a patch has the patch's value."""
+    flat = grids.reshape(-1, 1, *grids.shape[-2:])
+    return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).view(*grids.shape[:-2], *size)
+
+
+def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
+    """How far the heads look, in pixels of the model's input -> (layers, H), mean over queries and images.
+
+    The paper's definition: the average distance from the query to all others, weighted by attention; between the centres
+    of the patches. An average divides by the sum of its weights: over the patches alone, because cls and dist lie
+    nowhere. Layers of class attention, whose query lies nowhere, are left out; negative talking heads count as 0.
+    """
+    height, width = grid
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centres = torch.stack([rows.flatten() * (img_size[0] / height), columns.flatten() * (img_size[1] / width)], dim=1)
+    apart = (centres[:, None] - centres).norm(dim=-1).to(maps[0])                 # (h * w, h * w)
+    found = []
+    for layer in maps:
+        if not is_class_attention(layer):
+            weights = layer[..., -height * width:, -height * width:].clamp_min(0)
+            mean = (weights * apart).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1e-12)
+            found.append(mean.mean(dim=(0, 2)))
+    return torch.stack(found)
+
+
+def position_similarity(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position table (1, prefix + h * w, D) -> (h, w, h, w), cosine of each patch's position with all others."""
+    height, width = grid
+    unit = F.normalize(positions[0, -height * width:].float(), dim=-1)
+    return (unit @ unit.T).view(height, width, height, width)
+
+
+def patch_filters(kernel: Tensor, count: int = 28) -> tuple[Tensor, Tensor]:
+    """Patch kernel (D, 3 or 1, P, P) -> (RGB (k, P, P, 3) in 0..1, share of the variance (k,)), k at most `count`.
+
+    The first principal components of the D filters, centred. Zero is mid-grey, and the largest value of each component
+    has the full contrast; the sign of a component is arbitrary, here its largest value is positive.
+    """
+    filters = kernel.float().flatten(1)
+    _, values, components = torch.linalg.svd(filters - filters.mean(dim=0), full_matrices=False)
+    count = min(count, len(filters) - 1, filters.shape[1])
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    colours = (0.5 + 0.5 * components / largest)[:count].view(count, *kernel.shape[1:]).permute(0, 2, 3, 1)
+    return colours.expand(-1, -1, -1, 3), (values ** 2 / (values ** 2).sum().clamp_min(1e-12))[:count]

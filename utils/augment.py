@@ -3,12 +3,18 @@
 RandAugment is Cubuk et al. (arXiv 1909.13719), random erasing Zhong et al. (arXiv 1708.04896). Differs from timm's
 "rand-m9-mstd0.5-inc1": no jitter of the magnitude, the operations of the paper (one of them: nothing), holes black.
 All random numbers come from torch's global CPU generator, which the caller seeds per sample (randomness.seeded).
+An edit of attention (edits.py) can ride along through a training transform: `with_edit`.
 """
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+
+from .edits import WHOLE, Edit
 
 MAGNITUDES = 11               # 0..10 as in the paper and in timm; torchvision's default of 31 makes 9 a third as strong
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
@@ -62,10 +68,32 @@ def eval_transform(img_size: tuple[int, int], *, channels: int = 3, interpolatio
     assert 0 <= crop <= 1, crop
     mode = InterpolationMode(interpolation)
     if crop:
-        steps = [ResizeToCover(tuple(int(side / crop) for side in img_size), mode), v2.CenterCrop(img_size)]
+        steps = [ResizeToCover(_before_crop(img_size, crop), mode), v2.CenterCrop(img_size)]
     else:
         steps = [v2.Resize(img_size, interpolation=mode, antialias=True)]
     return v2.Compose([*steps, *to_tensor(channels)])
+
+
+def eval_region(image_size: tuple[int, int], img_size: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
+    """What eval_transform shows of an image stored in image_size (height, width): top, left, bottom, right as shares of it."""
+    if not crop:
+        return WHOLE
+    resized = _covering(image_size, _before_crop(img_size, crop))
+    first = [round((whole - side) / 2) for whole, side in zip(resized, img_size)]        # as CenterCrop rounds
+    return (*(start / whole for start, whole in zip(first, resized)),
+            *((start + side) / whole for start, side, whole in zip(first, img_size, resized)))
+
+
+def _before_crop(img_size: tuple[int, int], crop: float) -> tuple[int, int]:
+    return tuple(int(side / crop) for side in img_size)
+
+
+def _covering(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) -> the smallest of its shape that is at least `size`; one side is exactly that."""
+    (height, width), (image_height, image_width) = size, image_size
+    if height * image_width >= width * image_height:
+        return height, height * image_width // image_height
+    return width * image_height // image_width, width
 
 
 def to_tensor(channels: int) -> list[v2.Transform]:
@@ -83,12 +111,8 @@ class ResizeToCover(v2.Transform):
         self.size, self.interpolation = size, interpolation
 
     def transform(self, image: Image.Image, params: dict) -> Image.Image:
-        (height, width), (image_width, image_height) = self.size, image.size
-        if height * image_width >= width * image_height:
-            width = height * image_width // image_height
-        else:
-            height = width * image_height // image_width
-        return v2.functional.resize(image, [height, width], self.interpolation, antialias=True)
+        size = _covering(image.size[::-1], self.size)
+        return v2.functional.resize(image, list(size), self.interpolation, antialias=True)
 
 
 class RandomErasing(v2.RandomErasing):
@@ -103,6 +127,69 @@ class RandomErasing(v2.RandomErasing):
         if params["v"] is not None:             # None: no rectangle fitted, nothing is erased
             params["v"] = (127.5 + ERASED_STD * params["v"]).round().clamp(0, 255).to(torch.uint8)
         return params
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        if isinstance(inpt, tv_tensors.Mask) and params["v"] is not None:
+            top, left = params["i"], params["j"]
+            inpt[:, top:top + params["h"], left:left + params["w"]] = 0         # nobody attends to noise: not edited
+            return inpt
+        return super().transform(inpt, params)
+
+
+# -------------------------------------------------------------------------------------------- edits of attention
+
+
+class EditGrid(tv_tensors.TVTensor):
+    """An edit on its way through a transform: (2, h, w), values and what is edited, as stored.
+
+    The first step of every training transform, a resize or the resize of a crop, turns it into a Mask of the pixels it
+    makes; every other step knows what to do with a Mask. (A mask of the stored image's pixels would be blurred where
+    they are few, and slow where they are millions.)
+    """
+
+    region: tuple[float, float, float, float]       # what the grid covers: top, left, bottom, right, as shares of the image
+    image_size: tuple[int, int]                     # height, width
+
+    def drawn(self, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> tv_tensors.Mask:
+        """The crop (pixels of the stored image), resized: (2, *size) float32, [value where edited, edited]"""
+        grid = self.as_subclass(Tensor)
+        for dim, (start, length) in enumerate(((top, height), (left, width))):
+            # The middle of each new pixel as a share of the image, then in patches; beyond the region: the border of 0.
+            places = (start + (torch.arange(size[dim], dtype=torch.float64) + 0.5) / size[dim] * length) / self.image_size[dim]
+            first, last = self.region[dim], self.region[dim + 2]
+            count = grid.shape[dim + 1]
+            patches = ((places - first) / (last - first) * count).floor().clamp(-1, count).long()
+            grid = F.pad(grid, (0, 0, 1, 1) if dim == 0 else (1, 1)).index_select(dim + 1, patches + 1)
+        return tv_tensors.Mask(grid)
+
+
+@v2.functional.register_kernel(v2.functional.resize, EditGrid)
+def _resized(edit: EditGrid, size: tuple[int, int], **_) -> tv_tensors.Mask:
+    return edit.drawn(0, 0, *edit.image_size, size)
+
+
+@v2.functional.register_kernel(v2.functional.resized_crop, EditGrid)
+def _resized_crop(edit: EditGrid, top: int, left: int, height: int, width: int, size: tuple[int, int], **_) -> tv_tensors.Mask:
+    return edit.drawn(top, left, height, width, size)
+
+
+def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """-> transform(image), as it is without an edit, and where the same crop and flip put the edit: (2, h, w) float32.
+
+    transform: train_transform's, without RandAugment (its shears and shifts do not move masks). grid: (h, w) of the
+    model. Of the edit comes the mean value over the edited pixels of each patch, 0 where it is not edited, and 1 where
+    at least half of the patch's pixels are edited, else 0. What is padded, rotated in or erased is not edited.
+    """
+    assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment would part image and edit"
+    planes = np.stack([np.where(edit.edited, edit.values, 0), edit.edited]).astype(np.float32)
+    stored = torch.from_numpy(planes).as_subclass(EditGrid)
+    stored.region, stored.image_size = edit.region, image.size[::-1]
+    image, mask = transform((image, stored))
+    assert isinstance(mask, tv_tensors.Mask) and mask.shape[1:] == image.shape[1:], (type(mask), mask.shape)
+    # In float64 the mean of equal values is that value.
+    values, edited = F.adaptive_avg_pool2d(mask.as_subclass(Tensor).double(), grid)
+    enough = edited >= 0.5
+    return image, torch.stack([torch.where(enough, values / edited.clamp(min=0.5), 0), enough]).float()
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:

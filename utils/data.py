@@ -6,7 +6,7 @@ shuffled epochs (G images a step), cut into micro-batches that are dealt to the 
 straddle epochs, so there is no ragged last batch.
 
 A transform is a function of one image: PIL RGB -> uint8 (C, height, width). What it draws from torch's global CPU
-generator is seeded here.
+generator is seeded here. Edits of attention (edits.py) go through it with their images.
 """
 
 import os
@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .augment import with_edit
+from .edits import Edit
 from .randomness import derive_seed, seeded
 from .splits import ImageError
 
@@ -40,6 +42,7 @@ class Batch(NamedTuple):
     images: Tensor                  # (B, C, height, width) uint8
     targets: Tensor                 # (B,) int64
     keys: list[Key]
+    edits: Tensor | None = None     # (B, 2, h, w) float32: values and 1 where edited, else 0; of a loader with edits
 
 
 class StepOrder(Sampler):
@@ -80,11 +83,12 @@ class StepOrder(Sampler):
 
 
 class _Keyed(Dataset):
-    """A split as a loader reads it: Key -> (uint8 image, label, Key). Errors travel as values, so that the main
+    """A split as a loader reads it: Key -> (uint8 image, label, Key[, edit]). Errors travel as values, so that the main
     process can tell them in one line instead of a worker's traceback."""
 
-    def __init__(self, split: Dataset, transform: Transform, seed: int | None):
-        self.split, self.transform, self.seed = split, transform, seed
+    def __init__(self, split: Dataset, transform: Transform, seed: int | None, edits: dict[int, Edit] | None = None,
+                 grid: tuple[int, int] | None = None):
+        self.split, self.transform, self.seed, self.edits, self.grid = split, transform, seed, edits, grid
 
     def __getitem__(self, key: Key):
         try:
@@ -94,15 +98,20 @@ class _Keyed(Dataset):
         if self.seed is None:
             return self.transform(image), label, key
         with seeded(self.seed, "augment", key.epoch, key.index):
-            return self.transform(image), label, key
+            if self.edits is None:
+                return self.transform(image), label, key
+            if key.index not in self.edits:
+                return self.transform(image), label, key, torch.zeros(2, *self.grid)
+            image, edit = with_edit(self.transform, image, self.edits[key.index], self.grid)
+            return image, label, key, edit
 
 
 def _collate(samples: list) -> Batch | ImageError:
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample
-    images, labels, keys = zip(*samples)
-    return Batch(torch.stack(images), torch.tensor(labels), list(keys))
+    images, labels, keys, *edits = zip(*samples)
+    return Batch(torch.stack(images), torch.tensor(labels), list(keys), *map(torch.stack, edits))
 
 
 class Loader:
@@ -123,9 +132,14 @@ class Loader:
 
 
 def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed: int, num_workers: int,
-                 pin_memory: bool) -> Loader:
-    """One loader for the whole run: the micro-batches of `order`. `transform` draws by (seed, epoch, image)."""
-    return Loader(_Keyed(split, transform, seed), order, num_workers, pin_memory)
+                 pin_memory: bool, edits: dict[int, Edit] | None = None, grid: tuple[int, int] | None = None) -> Loader:
+    """One loader for the whole run: the micro-batches of `order`. `transform` draws by (seed, epoch, image).
+
+    edits, by index of the image, {} included, give every Batch edits on the model's grid (h, w), cropped and mirrored as
+    its images; images without one, unedited ones. The images are the same with and without.
+    """
+    assert edits is None or grid is not None
+    return Loader(_Keyed(split, transform, seed, edits, grid), order, num_workers, pin_memory)
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int, num_workers: int,

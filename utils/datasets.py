@@ -33,8 +33,8 @@ def digits(data_dir: str) -> Splits:
     with np.load(DIGITS_FILE, allow_pickle=False) as file:
         images, labels = file["images"], file["labels"]
     images = np.round(images * (255 / 16)).astype(np.uint8)       # stored as 0..16
-    train, val, test = (ArrayImages(images[part], labels[part])
-                        for part in (slice(0, 1097), slice(1097, 1297), slice(1297, None)))
+    train, val, test = (ArrayImages(images[part], labels[part], name) for name, part in (
+        ("train", slice(0, 1097)), ("val", slice(1097, 1297)), ("test", slice(1297, None))))
     return Splits(train, val, test, "val", tuple("0123456789"), can_flip=False)
 
 
@@ -42,7 +42,7 @@ def cifar(kind: type[datasets.CIFAR10], data_dir: str) -> Splits:
     place = Path(data_dir) / kind.filename
     train, test = (_downloaded(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
                    for part in (True, False))
-    arrays = [ArrayImages(split.data, split.targets) for split in (train, test)]
+    arrays = [ArrayImages(split.data, split.targets, part) for part, split in (("train", train), ("test", test))]
     return Splits(arrays[0], arrays[1], arrays[1], "test", tuple(train.classes))
 
 
@@ -74,11 +74,11 @@ def mnist(kind: type[datasets.MNIST], data_dir: str, classes: tuple[str, ...], c
         _downloaded(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
         files = _idx_files(places[0])
     arrays = []
-    for images_file, labels_file in (files[:2], files[2:]):
+    for part, (images_file, labels_file) in (("train", files[:2]), ("test", files[2:])):
         images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
         if len(images) != len(labels):
             raise DataError(f"{images_file} has {len(images)} images, {labels_file} {len(labels)} labels: not of one data set")
-        arrays.append(ArrayImages(images, labels))
+        arrays.append(ArrayImages(images, labels, part))
     return Splits(arrays[0], arrays[1], arrays[1], "test", classes, can_flip)
 
 
@@ -145,7 +145,7 @@ def cub200(data_dir: str) -> Splits:
     for wanted in (1, 0):
         chosen = [number for number in paths if int(in_train[number]) == wanted]
         samples = [(str(root / "images" / paths[number]), int(labels[number]) - 1) for number in chosen]
-        images.append(existing_images(samples, lambda position: str(root / lists[0])))
+        images.append(existing_images(samples, root, lambda position: str(root / lists[0])))
     classes = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))    # 001.Black_footed_...
     return Splits(images[0], images[1], images[1], "test", classes)
 
@@ -181,7 +181,7 @@ def flowers102(data_dir: str) -> Splits:
         raise DataError(f"{root / contents[1]}: an image stands there twice or has no label in {contents[2]}: damaged")
     train, test = (
         existing_images([(str(root / "jpg" / f"image_{number:05d}.jpg"), int(labels[number - 1])) for number in numbers.tolist()],
-                        lambda position: str(root / contents[1]))
+                        root, lambda position: str(root / contents[1]))
         for numbers in (np.concatenate(published[:2]), published[2]))
     return Splits(train, test, test, "test", tuple(datasets.Flowers102.classes))
 
@@ -219,7 +219,7 @@ def oxford_pets(data_dir: str) -> Splits:
             if names.setdefault(int(label), breed) != breed:
                 raise DataError(f"{file}:{number}: class {label} is {names[int(label)]} elsewhere: the file is damaged")
             samples.append((str(root / "images" / f"{image}.jpg"), int(label) - 1))
-        images.append(existing_images(samples, lambda position, file=file: str(file)))
+        images.append(existing_images(samples, root, lambda position, file=file: str(file)))
     if len(names) != 37:
         raise DataError(f"{root / 'annotations'}: {len(names)} breeds, not 37: the files are damaged")
     return Splits(images[0], images[1], images[1], "test", tuple(names[label] for label in sorted(names)))

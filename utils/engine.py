@@ -1,8 +1,10 @@
 """One optimizer step, and one evaluation."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from .data import Batch, Loader
 from .distributed import World, sum_over_ranks, without_sync
 from .ema import Ema
-from .loss import classification_loss, distillation_loss
+from .loss import attention_loss, classification_loss, distillation_loss
 from .metrics import EvalReport, Tally
 from .mix import Mixer
 from .optim import set_learning_rate
@@ -29,18 +31,34 @@ class StepReport:
     """`step` counts batches, from 1; loss and accuracy are means over the step's images, augmented, before the update."""
 
     step: int
-    loss: float
+    loss: float                     # everything that is minimised: with a lesson, weight * attention_loss included
     accuracy: float                 # top-1; of mixed images, against the class of the first of the two
     learning_rate: float
     grad_norm: float                # before clipping
     loss_scale: float | None        # None where the loss is not scaled
     skipped: bool                   # the weights were left alone because the scaled gradients overflowed
     images_per_second: float
+    attention_loss: float | None = None      # mean over the step's images that have an edit; None if it has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What edits of attention teach: weight times the mean of loss.attention_loss over the step's images that have one.
+
+    `with listen() as logits: model(images)` gives the sigmoid attention's logits, (B, H, R, h * w) a layer; the loss is the
+    mean over layers. `edited_images(step)` is the number of images of the whole step, all its ranks and micro-batches,
+    that have an edit (one that a crop left outside counts, with a loss of 0): every rank works it out alike, so that
+    ranks and micro-steps change nothing but the rounding.
+    """
+
+    weight: float
+    listen: Callable[[], AbstractContextManager[list[Tensor]]]
+    edited_images: Callable[[int], int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is minimised: cross-entropy, mixed images or not, and a teacher's say.
+    """What is minimised: cross-entropy, mixed images or not, a teacher's say and what edits of attention teach.
 
     `teacher` turns images (B, C, height, width) of values 0..255 into logits; it stays as it is. The loss of an image is
     (1 - alpha) * classification + alpha * distillation (DeiT, arXiv 2012.12877, equations 2 and 3; where the model has a
@@ -54,9 +72,13 @@ class Objective:
     teacher: Callable[[Tensor], Tensor] | None = None
     alpha: float = 0.5
     temperature: float = 1.0
+    lesson: Lesson | None = None
+
+    def __post_init__(self):
+        assert self.mixer is None or self.lesson is None, "edits are of one image, not of a mixture"
 
     def loss(self, logits: Tensor | tuple[Tensor, Tensor], targets: Tensor, images: Tensor) -> Tensor:
-        """Sum over the images."""
+        """Sum over the images, without what the lesson adds."""
         own, distilled = logits if isinstance(logits, tuple) else (logits, logits)
         loss = classification_loss(own, targets, label_smoothing=self.label_smoothing, class_weights=self.class_weights)
         if self.distillation == "none":
@@ -85,23 +107,27 @@ class Trainer:
         """Takes micro_steps batches; one update of the weights. Raises DivergedError before a non-finite update.
 
         The loss is the sum over the step's images divided by their number, so that ranks and micro-steps change
-        nothing but the rounding. Order: backward, unscale, clip, step, scale update.
+        nothing but the rounding; the lesson's part (see Lesson) is added. Order: backward, unscale, clip, step, scale update.
         """
         self.model.train()
         started, keys = time.perf_counter(), []
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)          # losses, hits
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)          # losses, hits, attention losses
+        edited = self.objective.lesson.edited_images(self.step) if self.objective.lesson else 0
         for micro_step in range(self.micro_steps):
             batch = next(batches)
             keys += batch.keys
             assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
             if micro_step < self.micro_steps - 1:
                 with without_sync(self.model):
-                    sums += self._backward(batch)
+                    sums += self._backward(batch, edited)
             else:
-                sums += self._backward(batch)
+                sums += self._backward(batch, edited)
         self.scaler.unscale(self.optimizer)
         norm = self._clip()
-        loss, accuracy = (sum_over_ranks(sums) / self.batch_size).tolist()
+        counts = (self.batch_size, self.batch_size, edited or 1)
+        loss, accuracy, attention = (total / count for total, count in zip(sum_over_ranks(sums).tolist(), counts))
+        if edited:
+            loss += self.objective.lesson.weight * attention
         self._check(loss, norm, keys)
         scale = self.scaler.scale if self.scaler.enabled else None
         skipped = not _is_finite(norm)
@@ -116,10 +142,12 @@ class Trainer:
         self.step += 1
         self.skips = self.skips + 1 if skipped else 0
         return StepReport(self.step, loss, accuracy, learning_rate, norm, scale, skipped,
-                          self.batch_size / (time.perf_counter() - started))
+                          self.batch_size / (time.perf_counter() - started), attention if edited else None)
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """-> (sum of the losses of the micro-batch's images, how many of them were right)"""
+    def _backward(self, batch: Batch, edited: int) -> Tensor:
+        """-> (sum of the losses of the micro-batch's images, how many of them were right, sum of their attention losses)
+
+        `edited`: how many images of the whole step have an edit."""
         key = batch.keys[0]
         seed_device(self.world.device, self.seed, "model", key.step, key.micro)
         images = batch.images.to(self.world.device, non_blocking=True)
@@ -127,13 +155,20 @@ class Trainer:
         targets = labels
         if self.objective.mixer is not None:
             images, targets = self.objective.mixer(images.float(), labels, key.step, key.micro * len(batch.keys))
-        with self.precision.autocast(self.world.device):
+        lesson = self.objective.lesson if edited else None
+        with (self.precision.autocast(self.world.device),
+              lesson.listen() if lesson else contextlib.nullcontext() as attention):
             logits = self.model(self.prepare(images))
         loss = self.objective.loss(logits, targets, images)
         # DistributedDataParallel divides the ranks' gradients by their number.
-        self.scaler.backward(loss * (self.world.size / self.batch_size))
+        total, taught = loss * (self.world.size / self.batch_size), loss.new_zeros(())
+        if lesson:
+            edits = batch.edits.to(self.world.device, non_blocking=True)
+            taught = torch.stack([attention_loss(layer, edits) for layer in attention]).mean()
+            total = total + taught * (lesson.weight * self.world.size / edited)
+        self.scaler.backward(total)
         best = (logits[0] + logits[1] if isinstance(logits, tuple) else logits).argmax(dim=1)
-        return torch.stack([loss.detach().double(), (best == labels).sum().double()])
+        return torch.stack([loss.detach().double(), (best == labels).sum().double(), taught.detach().double()])
 
     def _clip(self) -> float:
         """-> global gradient norm before clipping; max_grad_norm 0 only measures it"""

@@ -1,10 +1,12 @@
 """Images in files: decoding, and the two ways to name them, a tree of class folders or lists in CSV."""
 
 import csv
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -23,10 +25,10 @@ HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"la
 
 
 class FileImages(Dataset):
-    """Images in files, decoded when they are asked for."""
+    """Images in files, decoded when they are asked for. Their names are paths from `root`, the folder of the data set."""
 
-    def __init__(self, samples: list[tuple[str, int]]):
-        self.samples = samples
+    def __init__(self, samples: list[tuple[str, int]], root: str | Path = "."):
+        self.samples, self.root = samples, Path(root)
         self.labels = np.array([label for _, label in samples], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -35,12 +37,36 @@ class FileImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
         try:
-            if not os.path.isfile(path):
-                raise ValueError("no such file")          # a pipe would be waited for without end
-            with open(path, "rb") as stream:
+            with _opened(path) as stream:
                 return to_rgb(Image.open(stream, formats=IMAGE_FORMATS)), label
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(f"{path}: cannot be read as an image ({error}); remove or replace it") from error
+
+    def name(self, index: int) -> str:
+        path = Path(self.samples[index][0])
+        try:
+            path = path.relative_to(self.root)
+        except ValueError:
+            if ".." not in path.parts:          # a list may name files by absolute paths
+                path = Path(os.path.relpath(path, self.root))
+        if ".." in path.parts or path.is_absolute():
+            # Outside, or beyond a link that only the file system can follow: the path's digest keeps it apart.
+            return f"outside/{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}/{path.name}"
+        return path.as_posix()
+
+    def content(self, index: int) -> bytes:
+        path = self.samples[index][0]
+        try:
+            with _opened(path) as stream:
+                return stream.read()
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{path}: cannot be read ({error}); remove or replace it") from error
+
+
+def _opened(path: str) -> BinaryIO:
+    if not os.path.isfile(path):
+        raise ValueError("no such file")          # a pipe would be waited for without end
+    return open(path, "rb")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -86,7 +112,8 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
         raise DataError(f"{data_dir} has {len(names)} classes, not {classes_wanted}: for other images take --dataset folder")
     images = {}
     for split, root in roots.items():
-        images[split] = FileImages([(path, label) for label, name in enumerate(names) for path in _images_below(root / name)])
+        samples = [(path, label) for label, name in enumerate(names) for path in _images_below(root / name)]
+        images[split] = FileImages(samples, data_dir)
         counts = np.bincount(images[split].labels, minlength=len(names))
         if not counts.all():
             empty = listed(names[label] for label in np.flatnonzero(counts == 0))
@@ -153,7 +180,7 @@ def csv_lists(data_dir: str) -> Splits:
             if label not in index:
                 raise DataError(f"{file}:{number}: the label {label!r} does not occur in {files['train'].name}")
         samples = [(os.path.join(data_dir, path), index[label]) for _, path, label in rows[split]]
-        images[split] = existing_images(samples, lambda row, split=split, file=file: f"{file}:{rows[split][row][0]}")
+        images[split] = existing_images(samples, data_dir, lambda row, split=split, file=file: f"{file}:{rows[split][row][0]}")
     val_name = "val" if "test" in images else "test"
     return Splits(images["train"], images["val"], images.get("test", images["val"]), val_name, tuple(names))
 
@@ -179,13 +206,13 @@ def _csv_rows(file: Path) -> list[tuple[int, str, str]]:
     return rows
 
 
-def existing_images(samples: list[tuple[str, int]], named_by: Callable[[int], str]) -> FileImages:
+def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: Callable[[int], str]) -> FileImages:
     """Raises DataError if a file is not there; named_by(position of the sample) tells where its name stands."""
     absent = [position for position, (path, _) in enumerate(samples) if not os.path.isfile(path)]
     if absent:
         others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
         raise DataError(f"{named_by(absent[0])}: the image {samples[absent[0]][0]} does not exist{others}")
-    return FileImages(samples)
+    return FileImages(samples, root)
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:

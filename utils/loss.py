@@ -17,6 +17,20 @@ def classification_loss(logits: Tensor, targets: Tensor, *, label_smoothing: flo
     return F.cross_entropy(logits.float(), targets, weight=class_weights, reduction="sum", label_smoothing=label_smoothing)
 
 
+def attention_loss(logits: Tensor, edits: Tensor) -> Tensor:
+    """logits (B, H, R, h * w) of sigmoid attention; edits (B, 2, h, w), values and 1 where edited -> sum over the images.
+
+    An image's loss is the mean of (sigmoid(logit) - value)^2 over its edited patches, heads and the R rows, which share
+    the value; 0 without an edited patch. What lies in entries that are not edited plays no part, not even NaN.
+    """
+    values, edited = (part[:, None, None] for part in edits.float().flatten(2).unbind(1))         # (B, 1, 1, h * w)
+    edited = edited > 0.5
+    # Chosen before the sigmoid: 0 times the gradient of NaN would be NaN.
+    logits, values = torch.where(edited, logits.float(), 0.0), torch.where(edited, values, 0.5)
+    squares = (logits.sigmoid() - values).square().mean(dim=(1, 2)).sum(dim=-1)
+    return (squares / edited.sum(dim=(1, 2, 3)).clamp(min=1)).sum()
+
+
 def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
     """labels (N,) int64 -> (C,) float32: N / (C n_c) for a class of n_c images, so that the N images weigh 1 on average.
 

@@ -1,63 +1,114 @@
-"""Pictures: the only importer of matplotlib. Functions return a Figure; nothing is shown and no window is opened."""
+"""Figures of runs: curves and sweeps. utils/pictures.py draws what has images in it.
 
-from collections.abc import Sequence
+These two are the only importers of matplotlib. Functions return a Figure; nothing is shown and no window is opened.
+"""
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+COLOURS = matplotlib.color_sequences["tab10"]
+SPLIT_COLOURS = {"train": COLOURS[3], "val": COLOURS[1], "test": COLOURS[2]}
+SCALES = ("loss", "attention loss", "accuracy in %", "learning rate")
+
+
+def plain(text: str, length: int = 0) -> str:
+    """As it is written, in one line: a dollar sign would begin a formula. `length`: the most letters, the middle goes first."""
+    text = " ".join(str(text).split())
+    if length and len(text) > length:
+        text = text[:length - length // 3 - 1].rstrip() + "…" + text[len(text) - length // 3:].lstrip()
+    return text.replace("$", r"\$")
+
+
+def entitle(place: Figure | SubFigure, title: str, **how) -> None:
+    """Above everything, in lines that fit the width."""
+    width = int(10.5 * place.get_figure(root=True).get_figwidth())
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(plain(line), width) or [""]]
+    place.suptitle("\n".join(lines), **how)
 
 
 def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
-    """Loss, learning rate and accuracy over steps, from the events of a log.jsonl."""
+    """Loss, accuracy and learning rate over steps, from the events of a log.jsonl; the attention loss where there is one."""
+    return _curves({"": events}, title)
+
+
+def learning_curves_of(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
+    """The same of several runs, by name: a colour each."""
+    return _curves(runs, title)
+
+
+def _curves(runs: Mapping[str, Sequence[dict]], title: str) -> Figure:
+    taught = any("attention_loss" in event for events in runs.values() for event in events)
+    scales = [scale for scale in SCALES if taught or scale != "attention loss"]
+    figure = Figure(figsize=(4 * len(scales), 3.6 if len(runs) == 1 else 4.2), layout="constrained")
+    axes = dict(zip(scales, figure.subplots(1, len(scales))))
+    for number, (name, events) in enumerate(runs.items()):
+        _curves_of_run(axes, events, plain(name, 30), COLOURS[number % len(COLOURS)] if len(runs) > 1 else None)
+    for scale, each in axes.items():
+        each.set(xlabel="step", title=scale)
+        each.grid(alpha=0.3)
+        if each.get_legend_handles_labels()[0] and (len(runs) == 1 or scale != "learning rate"):
+            each.legend(fontsize="small" if len(runs) == 1 else "x-small")
+    axes["accuracy in %"].set_ylim(0, 103)
+    axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    entitle(figure, title)
+    return figure
+
+
+def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, colour) -> None:
+    """colour None: the only run, whose splits have a colour each."""
     train = [event for event in events if event["event"] == "train"]
     evaluations: dict[str, list[dict]] = {}
     for event in events:
         if event["event"] == "eval":
             evaluations.setdefault(event["split"], []).append(event)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
     if train:
-        steps = [event["step"] for event in train]
-        loss.plot(steps, [float(event["loss"]) for event in train], label="train", linewidth=1)
-        rate.plot(steps, [event["lr"] for event in train], color="tab:gray")
+        steps, label = [event["step"] for event in train], f"{name} train".strip()
+        own, grey = {"color": colour or COLOURS[0], "linewidth": 1}, colour or "tab:gray"
+        axes["loss"].plot(steps, [float(event["loss"]) for event in train], label=label, alpha=0.4 if colour else 1, **own)
+        axes["learning rate"].plot(steps, [event["lr"] for event in train], color=grey)
+        taught = [event for event in train if event.get("attention_loss") is not None]
+        if taught:
+            axes["attention loss"].plot([event["step"] for event in taught],
+                                        [float(event["attention_loss"]) for event in taught], label=label, **own)
     for split, series in evaluations.items():
-        colour = {"val": "tab:orange", "test": "tab:green", "train": "tab:red"}.get(split)
+        own, label = {"color": colour or SPLIT_COLOURS.get(split), "markersize": 3}, f"{name} {split}".strip()
         steps = [event["step"] for event in series]
         # Two values (before and after) are no curve: a line between them would look like one.
         line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
-        loss.plot(steps, [float(event["loss"]) for event in series], line, label=split, markersize=3, color=colour)
-        for field, name, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
-            accuracy.plot(steps, [100 * event[field] for event in series], style, label=f"{split} {name}", markersize=3,
-                          color=colour)
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy in %"), (rate, "learning rate")):
-        axes.set(xlabel="step", title=name)
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
-    accuracy.set_ylim(0, 103)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    figure.suptitle(title)
-    return figure
+        axes["loss"].plot(steps, [float(event["loss"]) for event in series], line, label=label, **own)
+        for field, kind, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
+            axes["accuracy in %"].plot(steps, [100 * event[field] for event in series], style, label=f"{label} {kind}", **own)
 
 
-def sweep(rows: Sequence[dict], title: str = "") -> Figure:
-    """Accuracy over learning rate, from the rows of sweep.py: trials as points, the final run as a line."""
+def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:
+    """Accuracy over what was tried, from the rows of sweep.py: trials as points, the final run as a star."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
     trials = [row for row in rows if row["run"] != "final"]
     ended = [row for row in trials if row["status"] == "done"]
-    axes.plot([row["learning_rate"] for row in ended], [100 * row["accuracy"] for row in ended], "o-",
+    axes.plot([row[tried] for row in ended], [100 * row["accuracy"] for row in ended], "o-",
               label=f"on the {ended[0]['images']} images held out" if ended else None)
     for row in trials:
         if row["status"] != "done":
-            axes.axvline(row["learning_rate"], color="tab:red", linestyle=":", label="diverged")
+            axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
     for row in rows:
         if row["run"] == "final" and row["status"] == "done":
-            axes.plot(row["learning_rate"], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
+            axes.plot(row[tried], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
                       label=f"final run, test: {row['accuracy']:.2%} of {row['images']}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy in %", title=title)
-    rates = [row["learning_rate"] for row in trials]
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axes.set(xlabel=tried.replace("_", " "), ylabel="accuracy in %", title=plain(title))
+    values = [row[tried] for row in trials]
+    above = [value for value in values if value > 0]
+    if len(above) == len(values):
+        axes.set_xscale("log")
+    elif above:
+        axes.set_xscale("symlog", linthresh=min(above))               # a weight of 0 has a place there
+    axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))       # one "diverged" for all of them
@@ -65,63 +116,15 @@ def sweep(rows: Sequence[dict], title: str = "") -> Figure:
     return figure
 
 
-def predictions(images: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
-                labels: Sequence[int | None] | None = None, captions: Sequence[str] | None = None) -> Figure:
-    """images (B, height, width, 3) uint8, probabilities (B, C): each image with its three most probable classes.
-
-    Titles are the true classes where `labels` are given (green where right, red where wrong), else the captions.
-    """
-    labels = [None] * len(images) if labels is None else labels
-    captions = [""] * len(images) if captions is None else captions
-    figure = Figure(figsize=(max(1.5 * len(images), 3), 2.6), layout="constrained")
-    axes_row = np.atleast_1d(figure.subplots(1, len(images)))
-    for axes, image, row, label, caption in zip(axes_row, images, probabilities, labels, captions):
-        best = row.argsort()[::-1][:3]
-        axes.imshow(image)
-        axes.set(xticks=[], yticks=[])
-        axes.set_xlabel("\n".join(f"{classes[index]}: {row[index]:.1%}" for index in best), fontsize="small")
-        if label is None:
-            axes.set_title(caption, fontsize="medium")
-        else:
-            axes.set_title(f"true: {classes[label]}", fontsize="medium", color="tab:green" if best[0] == label else "tab:red")
-    return figure
-
-
-def attention_over_image(image: np.ndarray, heat: np.ndarray, title: str = "") -> Figure:
-    """image (height, width, 3) uint8, heat (height, width) in 0..1: the image, the map, and the image lit by the map."""
-    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
-    plain, alone, lit = figure.subplots(1, 3)
-    plain.imshow(image)
-    plain.set_title("image as the model sees it")
-    drawn = alone.imshow(heat, vmin=0, vmax=1, cmap="viridis")
-    alone.set_title("attention (maximum = 1)")
-    figure.colorbar(drawn, ax=alone, shrink=0.85)
-    lit.imshow((image * heat[..., None]).astype(np.uint8))
-    lit.set_title("image lit by attention")
-    for axes in (plain, alone, lit):
-        axes.axis("off")
-    figure.suptitle(title)
-    return figure
-
-
-def attention_of_layers(image: np.ndarray, heats: np.ndarray, title: str = "") -> Figure:
-    """heats (layers, height, width) in 0..1: one picture a layer, over the darkened image."""
-    columns = min(6, len(heats) + 1)
-    rows = -(-(len(heats) + 1) // columns)
-    figure = Figure(figsize=(2.3 * columns, 2.5 * rows), layout="constrained")
-    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes in grid:
-        axes.axis("off")
-    grid[0].imshow(image)
-    grid[0].set_title("image", fontsize="medium")
-    for number, (axes, heat) in enumerate(zip(grid[1:], heats), start=1):
-        axes.imshow(image.mean(axis=-1), cmap="gray", alpha=0.5)
-        drawn = axes.imshow(heat, cmap="viridis", vmin=0, vmax=1, alpha=0.75)
-        axes.set_title(f"layer {number}", fontsize="medium")
-    figure.colorbar(drawn, ax=list(grid), shrink=0.7, label="share of the maximum")
-    figure.suptitle(title)
-    return figure
-
-
 def save(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=120)
+    """By the suffix of the path (.png, .pdf, .svg): whole or not at all. A stream gets a PNG."""
+    if not isinstance(path, (str, os.PathLike)):
+        figure.savefig(path, dpi=120)
+        return
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        figure.savefig(unfinished, dpi=120, format=path.suffix.lstrip(".").lower())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

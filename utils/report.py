@@ -50,7 +50,8 @@ class Report:
         self._write({
             "event": "train", "step": report.step, "loss": report.loss, "accuracy": report.accuracy, "lr": report.learning_rate,
             "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
-            "images_per_second": report.images_per_second})
+            "images_per_second": report.images_per_second,
+            **({} if report.attention_loss is None else {"attention_loss": report.attention_loss})})
 
     def evaluation(self, step: int, split: str, report: EvalReport) -> None:
         self._write({
@@ -85,6 +86,11 @@ def _evaluation_line(event: dict) -> str:
             f"loss {event['loss']:.4f} ({event['images']} images)")
 
 
+def _losses(event: dict) -> str:
+    attention = f" (attention {event['attention_loss']:.4f})" if "attention_loss" in event else ""
+    return f"loss {event['loss']:.4f}{attention}"
+
+
 def _skip_line(event: dict) -> str:
     return f"step {event['step']}: gradients overflowed float16, update skipped (loss scale {event['loss_scale']:g})"
 
@@ -103,7 +109,7 @@ class _Bar:
     def read(self, event: dict) -> None:
         if event["event"] == "train":
             speed = f"{event['images_per_second']:.0f} images/s"
-            self._bar.set_postfix_str(f"loss {event['loss']:.4f}, lr {event['lr']:.2e}, {speed}", refresh=False)
+            self._bar.set_postfix_str(f"{_losses(event)}, lr {event['lr']:.2e}, {speed}", refresh=False)
             self._bar.update(event["step"] - self._bar.n)
             if event["skipped"]:
                 self.say(_skip_line(event))
@@ -132,7 +138,7 @@ class _Lines:
             if step % self._every == 0 or step == self._total:
                 elapsed = time.monotonic() - self._started
                 left = elapsed / max(1, step - self._first) * (self._total - step)
-                self.say(f"step {step}/{self._total}: loss {event['loss']:.4f}, lr {event['lr']:.2e}, "
+                self.say(f"step {step}/{self._total}: {_losses(event)}, lr {event['lr']:.2e}, "
                          f"{event['images_per_second']:.0f} images/s, {_clock(left)} left")
         elif event["event"] == "eval":
             self.say(_evaluation_line(event))
@@ -148,7 +154,8 @@ def _clock(seconds: float) -> str:
 
 # The names that users of the ViT-pytorch scripts know, where they have one; those of an evaluation stand below its split.
 TAGS = {"train": {"loss": "train/loss", "accuracy": "train/accuracy", "lr": "train/lr", "grad_norm": "train/grad_norm",
-                  "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second"},
+                  "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second",
+                  "attention_loss": "train/attention_loss"},
         "eval": {"accuracy": "accuracy", "top5": "top5", "loss": "loss", "true_probability": "true_probability",
                  "calibration_error": "calibration_error"}}
 
@@ -156,7 +163,7 @@ TAGS = {"train": {"loss": "train/loss", "accuracy": "train/accuracy", "lr": "tra
 def scalars(event: dict) -> dict[str, float]:
     """The figures of an event, by their tags."""
     prefix = f"{event['split']}/" if event["event"] == "eval" else ""
-    return {prefix + tag: event[field] for field, tag in TAGS.get(event["event"], {}).items() if event[field] is not None}
+    return {prefix + tag: event[field] for field, tag in TAGS.get(event["event"], {}).items() if event.get(field) is not None}
 
 
 class _TensorBoard:

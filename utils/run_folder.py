@@ -102,6 +102,14 @@ def _set_log_aside(folder: Path) -> None:
         (folder / LOG_FILE).rename(folder / f"log-{number}.jsonl")
 
 
+def weights_of(path: str) -> str:
+    """A run folder's best checkpoint, or else its newest; any other path or name as it is. Raises CheckpointError."""
+    if not Path(path).is_dir():
+        return path
+    best = Path(path) / BEST_FILE
+    return str(best if best.exists() else newest_intact(Path(path))[0])
+
+
 def check_free(output_dir: str, name: str) -> None:
     """Raises FolderError if OUTPUT_DIR/NAME already holds a run: what `create` would say, before time is spent."""
     folder = Path(output_dir) / name

@@ -26,6 +26,9 @@ class ImageError(DataError):
 class Splits:
     """Each split is a sequence of (PIL RGB image, label) with `.labels`, int64 (n,), for which no image is decoded.
 
+    split.name(index): what the image is called, a relative path with slashes, another one for every image of the data
+    set whatever split it is drawn into; split.content(index): the bytes that are stored of it.
+
     `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object.
     """
 
@@ -38,16 +41,22 @@ class Splits:
 
 
 class ArrayImages(Dataset):
-    """uint8 images (n, height, width[, 3]) held in memory."""
+    """uint8 images (n, height, width[, 3]) held in memory. `part`: of which published part ("train") they are."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images, self.labels = images, np.asarray(labels, dtype=np.int64)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, part: str = "images"):
+        self.images, self.labels, self.part = images, np.asarray(labels, dtype=np.int64), part
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.part}/{index}"
+
+    def content(self, index: int) -> bytes:
+        return self.images[index].tobytes()
 
 
 class Part(Dataset):
@@ -63,6 +72,12 @@ class Part(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.split[int(self.indices[index])]
 
+    def name(self, index: int) -> str:
+        return self.split.name(int(self.indices[index]))
+
+    def content(self, index: int) -> bytes:
+        return self.split.content(int(self.indices[index]))
+
 
 class Joined(Dataset):
     """The images of several splits, one after the other."""
@@ -76,9 +91,21 @@ class Joined(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        split, own = self._place(index)
+        return split[own]
+
+    def name(self, index: int) -> str:
+        split, own = self._place(index)
+        return split.name(own)
+
+    def content(self, index: int) -> bytes:
+        split, own = self._place(index)
+        return split.content(own)
+
+    def _place(self, index: int) -> tuple[Dataset, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
         split = self.splits[number]
-        return split[int(index - self._ends[number] + len(split))]
+        return split, int(index - self._ends[number] + len(split))
 
 
 def share_of_each_class(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:

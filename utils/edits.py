@@ -1,0 +1,284 @@
+"""What a person wants a model to attend to in an image: one small JSON file an image, made to be shared with git.
+
+    FOLDER/train/ant/3.png.json
+    {"format": "attention-edit-1", "image": "train/ant/3.png", "checksum": "sha256:...", "grid": [h, w],
+     "region": [top, left, bottom, right], "values": [[null, 0.9, ...], ...], "who": "", "when": "", "note": ""}
+
+`values` are what sigmoid attention should be, 0..1; null is not edited. The grid covers the region of the stored image
+that it was drawn on. Files are read as what they may be, something that a stranger wrote, and written whole or not at all.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+FORMAT = "attention-edit-1"
+MAX_BYTES = 4_000_000             # a grid of 256 x 256 takes up to one
+MAX_SIDE = 256
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+REQUIRED, OPTIONAL = {"format", "image", "checksum", "grid", "values"}, {"region", "who", "when", "note"}
+ADVICE = "restore the file or delete it and mark the image again"
+
+
+class EditError(ValueError):
+    """Edits that are missing, damaged or of another image: one line with the path."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edit:
+    """Of one image. What is not edited has the value 0, and it does not count."""
+
+    image: str                      # split.name(index)
+    checksum: str                   # of what is stored: checksum(split, index)
+    values: np.ndarray              # (h, w) float32 in 0..1
+    edited: np.ndarray              # (h, w) bool
+    region: tuple[float, float, float, float] = WHOLE        # top, left, bottom, right of the grid, as shares of the image
+    who: str = ""
+    when: str = ""
+    note: str = ""
+
+
+def path_of(folder: str | Path, name: str) -> Path:
+    """FOLDER/NAME.json, another one for every name. Raises EditError for a name that leads out of the folder."""
+    if not is_safe(name):
+        raise EditError(f"{shown(name)} cannot name an edit in {shown(folder)}: it must be a path below the folder")
+    path, place = Path(f"{os.path.join(folder, *name.split('/'))}.json"), Path(folder)
+    for part in name.split("/")[:-1]:
+        place = place / part
+        if place.is_symlink():
+            raise EditError(f"{shown(place)} is a link, which may lead out of {shown(folder)}: put a folder in its place")
+    return path
+
+
+def is_safe(name: str) -> bool:
+    """A relative path in its only spelling, that stays where it starts; git keeps files of its own in .git."""
+    try:
+        return b"\0" not in os.fsencode(name) and not {part.lower() for part in name.split("/")} & {"", ".", "..", ".git"}
+    except UnicodeEncodeError:          # half a character
+        return False
+
+
+def shown(path: object) -> str:
+    """On one line, whatever it holds, and not without end."""
+    text = str(path)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 1000 else f"{text[:1000]}..."
+
+
+def checksum(split: Dataset, index: int) -> str:
+    """Of the image as it is stored. Raises ImageError if it cannot be read."""
+    return "sha256:" + hashlib.sha256(split.content(index)).hexdigest()
+
+
+def find(folder: str | Path, split: Dataset) -> dict[int, Edit]:
+    """Edits of images of the split, by index; without files of other splits' images, and without empty edits.
+
+    Raises EditError if there is no such folder, a file is damaged, or it was made for other pixels than its image has.
+    """
+    names, found = _files(Path(folder)), {}
+    if not names:
+        return found
+    read_already: dict[str, Edit] = {}          # a list may hold an image twice
+    for index in range(len(split)):
+        name = split.name(index)
+        if name not in names:
+            continue
+        if name not in read_already:
+            read_already[name] = edit = read(names[name])
+            if edit.image != name:
+                raise EditError(f"{shown(names[name])} is of another image, {shown(edit.image)}: move it back to where it was")
+            if edit.checksum != checksum(split, index):
+                raise EditError(f"{shown(names[name])}: the image has changed since it was edited (another checksum): "
+                                "restore the image, or delete this file and mark the image again")
+        if read_already[name].edited.any():
+            found[index] = read_already[name]
+    return found
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Image name -> its edit file, as far as names tell."""
+    if not folder.is_dir():
+        raise EditError(f"no such folder of edits: {shown(folder)}")
+
+    def refuse(error: OSError) -> None:
+        raise EditError(f"{shown(error.filename)}: cannot be read ({error.strerror}); allow it or move it away") from error
+
+    found = {}
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name.lower() != ".git"]
+        for name in folders:
+            if os.path.islink(os.path.join(root, name)):
+                raise EditError(f"{shown(os.path.join(root, name))} is a link: put the folder itself there, or remove it")
+        below = os.path.relpath(root, folder)
+        for name in names:
+            if name.endswith(".json"):
+                image = name.removesuffix(".json") if below == "." else f"{below}/{name.removesuffix('.json')}"
+                found[image] = Path(root, name)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read(path: str | Path) -> Edit:
+    """Raises EditError for anything but a whole, regular file with an edit in it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)     # links could lead anywhere, pipes hang
+    except OSError as error:
+        reason = "a link, not a file" if os.path.islink(path) else error.strerror
+        raise EditError(f"{shown(path)}: cannot be read ({reason}); {ADVICE}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise EditError(f"{shown(path)}: not a regular file; remove it")
+        if status.st_size > MAX_BYTES:
+            raise EditError(f"{shown(path)}: {status.st_size:,} bytes are no edit (at most {MAX_BYTES:,}); {ADVICE}")
+        with open(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise EditError(f"{shown(path)}: cannot be read ({error.strerror}); {ADVICE}") from error
+    finally:
+        os.close(descriptor)
+    return _parsed(content, path)
+
+
+def _parsed(content: bytes, path: str | Path) -> Edit:
+    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"an edit of more than {MAX_BYTES:,} bytes")
+        fields = json.loads(content.decode(), parse_int=_integer, object_pairs_hook=_object)
+        return _edit(fields)
+    except UnicodeDecodeError as error:
+        raise EditError(f"{shown(path)}: not UTF-8 text ({error.reason} at byte {error.start + 1}); {ADVICE}") from error
+    except json.JSONDecodeError as error:
+        raise EditError(f"{shown(path)}: damaged or cut off (line {error.lineno}, {error.msg}); {ADVICE}") from error
+    except RecursionError as error:
+        raise EditError(f"{shown(path)}: lists within lists without end: not an edit; {ADVICE}") from error
+    except ValueError as error:
+        raise EditError(f"{shown(path)}: {shown(error)}; {ADVICE}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:                # Python takes minutes over millions of them
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _object(pairs: list) -> dict:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field stands there twice")
+    return fields
+
+
+def _edit(fields: object) -> Edit:
+    """Raises ValueError with the reason."""
+    if not isinstance(fields, dict) or "format" not in fields:
+        raise ValueError("not an edit of an image")
+    if fields["format"] != FORMAT:
+        raise ValueError(f"its format is {_brief(fields['format'])}, not {FORMAT}")
+    if missing := REQUIRED - fields.keys():
+        raise ValueError(f"without {', '.join(sorted(missing))}")
+    if unknown := fields.keys() - REQUIRED - OPTIONAL:
+        raise ValueError(f"the field {_brief(min(unknown))} is unknown")
+    for name in ("image", "checksum", *sorted(OPTIONAL - {"region"})):
+        if not isinstance(fields.get(name, ""), str):
+            raise ValueError(f"{name} must be text, not {_brief(fields[name])}")
+    if not is_safe(fields["image"]):
+        raise ValueError(f"{_brief(fields['image'])} cannot be the name of an image")
+    if not re.fullmatch("sha256:[0-9a-f]{64}", fields["checksum"]):
+        raise ValueError("its checksum is not sha256: and 64 hexadecimal digits")
+    grid = fields["grid"]
+    if not _are_numbers(grid, 2) or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in grid):
+        raise ValueError(f"the grid must be [rows, columns] of 1 to {MAX_SIDE} patches, not {_brief(grid)}")
+    region = fields.get("region", list(WHOLE))
+    if not _are_numbers(region, 4) or not (0 <= region[0] < region[2] <= 1 and 0 <= region[1] < region[3] <= 1):
+        raise ValueError(f"the region must be [top, left, bottom, right] within 0..1, not {_brief(region)}")
+    values, edited = _values(fields["values"], *grid)
+    texts = {name: fields[name] for name in ("who", "when", "note") if name in fields}
+    return Edit(fields["image"], fields["checksum"], values, edited, tuple(float(side) for side in region), **texts)
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    """Whether it is a list of so many numbers; true and false are none."""
+    return isinstance(values, list) and len(values) == count and all(type(value) in (int, float) for value in values)
+
+
+def _values(rows: object, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(rows, list) or len(rows) != height:
+        raise ValueError(f"values must be {height} rows, as the grid says")
+    values, edited = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
+    for number, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != width:
+            raise ValueError(f"row {number + 1} of the values must be a list of {width}, as the grid says")
+        for column, value in enumerate(row):
+            if value is None:
+                continue
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise ValueError(f"row {number + 1} of the values holds {_brief(value)}: must be null or a number in 0..1")
+            values[number, column], edited[number, column] = value, True
+    return values, edited
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def write(path: str | Path, edit: Edit) -> None:
+    """After this returns the file is on the disk; before, the old one (or none) is there, never half of one.
+
+    Makes the folders it lies in. Raises EditError if it cannot be written, or would be refused by `read`.
+    """
+    path, content = Path(path), _text(edit).encode()
+    _parsed(content, path)
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")         # two may write at once
+    try:
+        missing = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+        for folder in (path.parent, *(parent.parent for parent in missing)):
+            _sync(folder)
+    except OSError as error:
+        raise EditError(f"{shown(path)}: cannot be written ({error.strerror}); give another folder or make room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _text(edit: Edit) -> str:
+    """JSON with one line a row of the grid, for git's sake; in ASCII, because a file name need not be UTF-8."""
+    assert edit.values.ndim == 2 and edit.values.shape == edit.edited.shape, (edit.values.shape, edit.edited.shape)
+    # str of a float32 is the shortest text that gives it back.
+    rows = [json.dumps([float(str(value)) if here else None for value, here in zip(*row)])
+            for row in zip(edit.values.astype(np.float32), edit.edited)]
+    fields = {"format": FORMAT, "image": edit.image, "checksum": edit.checksum, "grid": list(edit.values.shape),
+              "region": [float(side) for side in edit.region]}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
+    lines.append(' "values": [\n  ' + ",\n  ".join(rows) + "\n ]")
+    lines += [f" {json.dumps(name)}: {json.dumps(getattr(edit, name))}" for name in ("who", "when", "note")]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
