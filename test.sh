@@ -8,6 +8,6 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source utils/python.sh
 
 use_python requirements-test.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff \
-    starlette uvicorn httpx playwright xdist
+    starlette uvicorn playwright xdist
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

@@ -170,3 +170,25 @@ def test_a_sweep_from_the_script_interrupted_and_gone_on_with(tmp_path):
     assert again.returncode == 0 and "going on with final" in again.stdout and "running" not in again.stdout, again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("lr-*/log.jsonl")}
     assert list(csv.DictReader((folder / "sweep.csv").read_text().splitlines())) == rows
+
+
+def test_a_sweep_over_attention_weights(run_train, monkeypatch, tmp_path, capsys):
+    """Every trial starts from step 1, and is told its weight; the table and the picture name what was tried."""
+    from test_train import mark
+
+    import train
+
+    assert run_train("--name", "one") == 0
+    mark(tmp_path / "edits", range(40))
+    monkeypatch.setattr(sweep, "start", lambda resume, *flags: train.main(["--device", "cpu", *flags]))
+    monkeypatch.setenv("PYTHON", sys.executable)
+    assert sweep.main(["--attention_loss_weights", "10,0", "--name", "w", "--output_dir", str(tmp_path / "output"), "--log_dir",
+                       str(tmp_path / "logs"), "--pretrained_dir", str(tmp_path / "output/one"), "--attention_edits",
+                       str(tmp_path / "edits"), "--num_steps", "3", "--train_batch_size", "16"]) == 0
+    rows = list(csv.DictReader((tmp_path / "output/w/sweep.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["weight-0.0", "weight-10.0", "final"]
+    assert [row["split"] for row in rows] == ["val", "val", "test"] and rows[2]["attention_loss_weight"] in ("0.0", "10.0")
+    config = json.loads((tmp_path / "output/w/weight-10.0/config.json").read_text())["config"]
+    assert config["attention_loss_weight"] == 10 and config["head"] == "keep"
+    said = capsys.readouterr().out
+    assert "attention loss weight" in said and "is the best" in said and (tmp_path / "output/w/sweep.png").exists()

@@ -102,7 +102,7 @@ def _set_log_aside(folder: Path) -> None:
         (folder / LOG_FILE).rename(folder / f"log-{number}.jsonl")
 
 
-def weights_of(path: str) -> str:
+def weights_of(path: str | Path) -> str | Path:
     """A run folder's best checkpoint, or else its newest; any other path or name as it is. Raises CheckpointError."""
     if not Path(path).is_dir():
         return path
