@@ -613,9 +613,9 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--decay_type step needs --decay_milestones, such as 200,300,400")
     if run["distillation"] != "none" and run["teacher"] is None:
         raise ConfigError(f"--distillation {run['distillation']} needs a --teacher: a run folder or checkpoint of this project")
-    if run["attention_edits"] and (run["randaugment_ops"] or run["mixup_alpha"] or run["cutmix_alpha"]):
-        raise ConfigError("--attention_edits cannot follow RandAugment, MixUp or CutMix: set --randaugment_ops, --mixup_alpha "
-                          "and --cutmix_alpha to 0")
+    if run["attention_edits"] and run["eval_only"]:
+        raise ConfigError("--attention_edits teaches, and --eval_only trains nothing: leave one out")
+    _check_edits(run)
     if run["head_learning_rate"] and not run["learning_rate"]:
         raise ConfigError("--head_learning_rate is a multiple of --learning_rate inside, which is 0: to train the head alone, "
                           "take --train_layers head")
@@ -623,6 +623,12 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--ema_decay with --fp16_opt_level O3: float16 is too coarse for an average; take O1 or O2")
     if run["min_learning_rate"] > run["learning_rate"]:
         raise ConfigError(f"--min_learning_rate {run['min_learning_rate']} is more than --learning_rate {run['learning_rate']}")
+
+
+def _check_edits(run) -> None:
+    if run["attention_edits"] and (run["randaugment_ops"] or run["mixup_alpha"] or run["cutmix_alpha"]):
+        raise ConfigError("--attention_edits cannot follow RandAugment, MixUp or CutMix: set --randaugment_ops, --mixup_alpha "
+                          "and --cutmix_alpha to 0")
 
 
 def set_lengths(run: ConfigDict, given: dict, train_images: int | None) -> str:
@@ -661,6 +667,7 @@ def set_lengths(run: ConfigDict, given: dict, train_images: int | None) -> str:
     if run.save_every is None:
         run.save_every = run.eval_every
     run.num_epochs = run.warmup_epochs = None                               # from here on the steps say it
+    _check_edits(run)                                                        # a recipe may mix by the size of the data
     return said
 
 

@@ -13,6 +13,7 @@ The weight of the attention loss (--attention_edits) is chosen in the same way.
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
@@ -45,7 +46,10 @@ def main(argv: list[str]) -> int:
         run = configs.resolve(given | {tried: values[-1]})
         folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = share_to_hold_out(run)
-        settings = {name: value for name, value in run.to_dict().items() if name not in {tried, *configs.MAY_CHANGE_ON_RESUME}}
+        # What a run that goes on may be given anew, because it is in the checkpoint or unused, a further trial reads again.
+        free = configs.MAY_CHANGE_ON_RESUME - {"pretrained_dir", "teacher", "attention_edits"} | {tried}
+        settings = {name: value for name, value in run.to_dict().items() if name not in free}
+        settings["edits"] = digest_of_edits(run.attention_edits)
         claim(folder, {f"{tried}s": values, **settings, "val_fraction": held_out})
         if not run.test_fraction:                     # the final run holds nothing out
             flags = without(flags, "--split_seed")
@@ -83,7 +87,7 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
                         help="separated by commas (default: 0.001,0.003,0.01,0.03, the paper's for CIFAR, Pets and Flowers)")
     parser.add_argument("--attention_loss_weights", help="in place of them, with --attention_edits: such as 0,0.1,1,10")
     own, flags = parser.parse_known_args(argv)
-    given = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s")} or {
+    given = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None} or {
         "learning_rate": "0.001,0.003,0.01,0.03"}
     if len(given) > 1:
         raise configs.ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
@@ -121,6 +125,18 @@ def share_to_hold_out(run) -> float:
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
+
+
+def digest_of_edits(folder: str | None) -> str | None:
+    """Another one after any file in it has changed. Raises ConfigError."""
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise configs.ConfigError(f"--attention_edits {folder}: no such folder")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*.json") if path.is_file()):
+        digest.update(os.fsencode(path.relative_to(folder)) + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def without(flags: list[str], flag: str) -> list[str]:
@@ -209,7 +225,7 @@ def choose(rows: list[dict], folder: Path) -> dict:
     """The row of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
     ended = [row for row in rows if row["status"] == "done"]
     if not ended:
-        raise configs.ConfigError(f"all runs of {folder} diverged: give lower --learning_rates")
+        raise configs.ConfigError(f"all runs of {folder} diverged: give lower learning rates")
     return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))
 
 

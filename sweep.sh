@@ -5,7 +5,7 @@
 # The weight of the attention loss is chosen in the same way:
 #   PRETRAINED_DIR=output/step1 ATTENTION_LOSS_WEIGHTS=0,0.1,1,10 bash sweep.sh --attention_edits output/step1/edits
 ATTENTION_LOSS_WEIGHTS=${ATTENTION_LOSS_WEIGHTS:-}
-LEARNING_RATES=${LEARNING_RATES:-0.001,0.003,0.01,0.03}
+LEARNING_RATES=${LEARNING_RATES:-}                                 # 0.001,0.003,0.01,0.03
 
 set -euo pipefail
 script=${BASH_SOURCE[0]}
@@ -13,7 +13,6 @@ script=${BASH_SOURCE[0]}
 CDPATH='' cd -- "$(dirname -- "$script")"
 source utils/python.sh
 use_python requirements.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors
-if [ -n "$ATTENTION_LOSS_WEIGHTS" ]; then
-    exec "$PYTHON" sweep.py --attention_loss_weights "$ATTENTION_LOSS_WEIGHTS" "$@"
-fi
-exec "$PYTHON" sweep.py --learning_rates "$LEARNING_RATES" "$@"
+[ -z "$ATTENTION_LOSS_WEIGHTS" ] || set -- --attention_loss_weights="$ATTENTION_LOSS_WEIGHTS" "$@"
+[ -z "$LEARNING_RATES" ] || set -- --learning_rates="$LEARNING_RATES" "$@"
+exec "$PYTHON" sweep.py "$@"

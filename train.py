@@ -226,15 +226,22 @@ def pretrained_file(run) -> Path | None:
 
 
 def adopt_architecture(run, given, path: Path | None) -> None:
-    """A run of ours that is given as a start tells its architecture, unless one is given too."""
+    """A run of ours that is given as a start tells its architecture, unless one is given too.
+
+    Where its head is kept the task is the same: the run also tells how it looks at images, and its sigmoid attention.
+    """
     from models import run_settings
 
-    keys = ("model_type", *configs.SIZES, "in_channels", "classifier")
-    settings = run_settings(path) if path is not None and not set(keys) & set(given) else None
+    settings = run_settings(path) if path is not None else None
+    architecture = ("model_type", *configs.SIZES, "in_channels", "classifier")
+    keys = () if set(architecture) & set(given) else (*architecture, "img_size", "dropout_rate", "sigmoid_attention")
+    if run.head == "keep":
+        keys = dict.fromkeys((*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention"))
     with run.ignore_type():                          # a side may become height and width
-        for key in (*keys, "img_size", "dropout_rate", "sigmoid_attention") if settings else ():
+        for key in keys if settings else ():
             if key not in given:
-                run[key] = tuple(settings[key]) if isinstance(settings.get(key), list) else settings.get(key)
+                value = settings.get(key, configs.FLAGS[key][1])
+                run[key] = tuple(value) if isinstance(value, list) else value
         if run.attention_edits and not run.sigmoid_attention:
             run.sigmoid_attention = "last"           # the same model: without edits it computes what it did
 
@@ -347,38 +354,57 @@ def teacher_of(run, splits, model, chosen, world):
     return teach
 
 
-def lesson_of(run, splits, model, order, world):
-    """-> (the edits by index of training image, what the step does with them), or (None, None)"""
+def lesson_of(run, splits, held_out, model, order, world, state):
+    """-> (the edits by index of training image, those of the `held_out` split, what the step does with the first).
+
+    ({}, {}, None) without --attention_edits. Raises ConfigError or EditError, on every process.
+    """
     from models import record_patch_logits
-    from utils import distributed, edits, engine
+    from utils import checkpoint, distributed, edits, engine
 
     if not run.attention_edits:
-        return None, None
+        return None, {}, None
     folder = Path(run.attention_edits)
-    found = distributed.first_on_node(world, lambda: edits.find(folder, splits.train))
+    found, others = distributed.first_on_node(world, lambda: (edits.find(folder, splits.train), edits.find(folder, held_out)))
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json"))
     if not found:
-        raise configs.ConfigError(f"--attention_edits {folder}: holds no edit of an image that this run trains on; "
-                                  "python annotate.py --checkpoint output/NAME makes them")
+        names = f", such as {files[0]}," if files else ""
+        raise configs.ConfigError(f"--attention_edits {folder}: none of its {len(files)} files{names} is an edit of an image "
+                                  f"that this run trains on, such as {splits.train.name(0)}; python annotate.py --checkpoint "
+                                  "output/NAME makes them")
+    if state is not None and state.first.get("edits", edits.digest(found)) != edits.digest(found):
+        raise checkpoint.CheckpointError(f"the edits in {folder} are not those that the run began with: restore them, or start a "
+                                         "new run with --pretrained_dir in place of --resume_path")
+    layers = ", ".join(map(str, model.sigmoid_layers))
+    if not any(parameter.requires_grad and decides_attention(model, name) for name, parameter in model.named_parameters()):
+        raise configs.ConfigError(f"--attention_edits: nothing that the attention of layer {layers} comes from is trained: train "
+                                  "more --train_layers, or --freeze less")
     if world.is_main:
-        layers = ", ".join(map(str, model.sigmoid_layers))
+        left = len(files) - len(found)
         print(f"attention: edits of {len(found)} of {len(splits.train)} training images teach layer {layers} of "
-              f"{len(model.blocks) + model.config.class_layers}, weight {run.attention_loss_weight:g}")
-    return found, engine.Lesson(run.attention_loss_weight, lambda: record_patch_logits(model),
-                                lambda step: sum(key.index in found for key in order.keys_of(step)))
+              f"{len(model.blocks) + model.config.class_layers}, weight {run.attention_loss_weight:g}"
+              + (f"; {left} other files in {folder} do not: of held-out images ({len(others)}), of no image of these data, or "
+                 "without an edited patch" if left else ""))
+    return found, others, engine.Lesson(run.attention_loss_weight, lambda: record_patch_logits(model),
+                                        lambda step: sum(key.index in found for key in order.keys_of(step)))
 
 
-def shown_images(run, splits, held_out, edits) -> list[tuple]:
+def decides_attention(model, name: str) -> bool:
+    """Whether the logits of the last layer with sigmoid attention depend on this parameter."""
+    depth, last = model.depth_of(name), max(model.sigmoid_layers)
+    return depth < last or (depth == last and any(part in name for part in (".norm1.", ".attn.q", ".attn.k.")))
+
+
+def shown_images(splits, held_out, edits, others) -> list[tuple]:
     """Whose attention is reported before and after: (what it is, split, index, its edit or None), taught and held-out images.
 
     Of the held-out ones those that have edits too, which nothing learns from, come first.
     """
-    from utils.edits import find
-
-    split, name = held_out
-    others = find(Path(run.attention_edits), split)
-    spread = [number * len(split) // SHOWN for number in range(SHOWN)]
-    chosen = list(dict.fromkeys([*sorted(others), *spread]))[:SHOWN]
-    return ([("taught", splits.train, index, edits[index]) for index in sorted(edits)[:SHOWN]]
+    (split, name), quarters = held_out, range(SHOWN)
+    taught = sorted(edits)
+    taught = dict.fromkeys(taught[number * len(taught) // SHOWN] for number in quarters)
+    chosen = list(dict.fromkeys([*sorted(others), *(number * len(split) // SHOWN for number in quarters)]))[:SHOWN]
+    return ([("taught", splits.train, index, edits[index]) for index in taught]
             + [(name, split, index, others.get(index)) for index in chosen])
 
 
@@ -399,14 +425,15 @@ def look(shown: list[tuple], model, transform, prepare, precision, world) -> dic
             "probabilities": probabilities.cpu(), "attention": attention.cpu()}
 
 
-def draw_attention(run, folder, classes, shown: list[tuple], before: dict | None, after: dict) -> None:
+def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict | None, after: dict) -> None:
     """attention.png: for each image the attention before, the edit, the attention after, and what was predicted."""
     import numpy as np
 
-    from utils import pictures, plots
+    from utils import augment, editing, pictures, plots
 
     if before is None or before["names"] != after["names"]:
-        print("attention: the edits are not those that the run began with: no picture of before and after")
+        (folder / ATTENTION_FILE).unlink(missing_ok=True)
+        print("attention: other held-out images have edits now than when the run began: no picture of before and after")
         return
     def seen(side: dict, number: int, label: int) -> tuple:
         probabilities = side["probabilities"][number]
@@ -415,13 +442,20 @@ def draw_attention(run, folder, classes, shown: list[tuple], before: dict | None
     rows = []
     for number, (kind, split, index, edit) in enumerate(shown):
         label, image = int(split.labels[index]), after["pixels"][number].permute(1, 2, 0).numpy()
-        marked = None if edit is None else np.where(edit.edited, edit.values, np.nan)
+        marked = None
+        if edit is not None:                         # made on another crop or grid, perhaps
+            region = augment.eval_region(split[index][0].size[::-1], model.img_size, run.eval_crop)
+            edit = editing.fitted(edit, model.grid, region)
+            marked = np.where(edit.edited, edit.values, np.nan)
         rows.append(pictures.Taught(kind, image, classes[label], seen(before, number, label), seen(after, number, label), marked))
-    plots.save(pictures.before_and_after(rows, f"{run.name}: attention before and after it was taught"), folder / ATTENTION_FILE)
+    title = (f"{run.name}: attention of layer {model.sigmoid_layers[-1]} before and after {run.num_steps} steps "
+             f"with weight {run.attention_loss_weight:g}")
+    plots.save(pictures.before_and_after(rows, title), folder / ATTENTION_FILE)
 
 
 def train(given: dict, run, world, state, path) -> None:
     from utils import checkpoint, data, distributed, engine, precision, run_folder
+    from utils.edits import digest
     from utils.ema import Ema
     from utils.report import Report, check_wandb
     from utils.schedule import factor, is_time
@@ -448,7 +482,9 @@ def train(given: dict, run, world, state, path) -> None:
     train_transform, eval_transform = transforms_of(run, model, splits)
     order = data.StepOrder(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps, world.rank,
                            world.size, run.seed, done, run.num_steps)
-    edits, lesson = lesson_of(run, splits, model, order, world)
+    val, test = (splits.val, splits.val_name), (splits.test, "test")
+    final = val if run.test == "never" else test
+    edits, others, lesson = lesson_of(run, splits, final[0], model, order, world, state)
     batches = iter(data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, edits=edits, grid=model.grid,
                                      **loading))
     objective = objective_of(run, splits, model, chosen, world, lesson)
@@ -482,9 +518,8 @@ def train(given: dict, run, world, state, path) -> None:
     report.session("resume" if state else "start", done, world_size=world.size)
 
     # Which split is looked at before, during and after training, under which name; None: none is.
-    val, test = (splits.val, splits.val_name), (splits.test, "test")
     watched = val if separate or run.test == "always" else None
-    before, final = test if run.test == "always" else watched, val if run.test == "never" else test
+    before = test if run.test == "always" else watched
     result = None
     try:
         if state is not None and folder.resolve() != path.parent.resolve():
@@ -494,9 +529,9 @@ def train(given: dict, run, world, state, path) -> None:
             first = {"accuracy": start.top1, "split": before[1]}
             report.evaluation(0, before[1], start)
         if edits and world.is_main:
-            shown = shown_images(run, splits, final, edits)
+            shown = shown_images(splits, final, edits, others)
             if done == 0:
-                first = first | {"attention": look(shown, model, eval_transform, prepare, chosen, world)}
+                first = first | {"edits": digest(edits), "attention": look(shown, model, eval_transform, prepare, chosen, world)}
         while trainer.step < run.num_steps:
             rate = run.learning_rate * factor(
                 trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
@@ -531,7 +566,7 @@ def train(given: dict, run, world, state, path) -> None:
     if world.is_main:
         if edits:
             judged = model if ema is None else ema.model
-            draw_attention(run, folder, splits.classes, shown, first.get("attention"),
+            draw_attention(run, folder, model, splits.classes, shown, first.get("attention"),
                            look(shown, judged, eval_transform, prepare, chosen, world))
         summarise(run, splits, folder, log_folder, first, (final[1], result), best, time.monotonic() - started)
 
@@ -611,6 +646,8 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
     name, result = final
     print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
     before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and "accuracy" in first else ""
+    if "accuracy" in first and not before:
+        print(f"  {first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before")
     print(f"  {name + ' accuracy':<14} {before}{result.top1:.2%} after ({result.images} images)")
     print("  " + "\n  ".join(details(result, splits.classes)))
     if best:
@@ -625,6 +662,10 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         print(f"                 {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     print(f"  checkpoint     {newest}")
     print(f"  curves         {curves}")
+    taught = [event["attention_loss"] for event in events if event.get("attention_loss") is not None]
+    if taught:
+        begun, ended = (sum(some) / len(some) for some in (taught[:20], taught[-20:]))
+        print(f"  attention loss {begun:.4f} in the first steps, {ended:.4f} in the last: mean square of attention - edit")
     if (folder / ATTENTION_FILE).exists():
         print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
     print(f"  TensorBoard    {log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")
@@ -633,6 +674,8 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
     print("Next:")
     print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(folder / checkpoint.BEST_FILE if best else newest))}")
     print(f"  RESUME_PATH={shlex.quote(str(folder))} NUM_STEPS={2 * run.num_steps} bash train.sh")
+    if run.attention_edits:
+        print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
     if run.sigmoid_attention:
         print(f"  {python} annotate.py --checkpoint {shlex.quote(str(folder))}     # edit what it looks at")
     if run.dataset == "digits":

@@ -36,6 +36,8 @@ class AttendSigmoid(Attend):
         output = super().forward(q, k, v)
         if self.edits is None:
             return output
+        if len(self.edits[0]) not in (1, len(q)):
+            raise ModelError(f"edits of {len(self.edits[0])} images, the model was given {len(q)}")
         weights = F.dropout(self._edited(q[:, :, self.rows], k), self.dropout_rate, self.training)
         wide = (weights @ v.to(weights.dtype)).to(v.dtype)
         touched = self.edits[1].any(dim=-1, keepdim=True)        # (B or 1, 1, 1, 1): the other images stay bit for bit

@@ -50,7 +50,8 @@ def test_output_is_uint8_of_the_size_asked_for(kind, flip, size):
         for transform in (train_transform(kind, size, flip=flip, channels=channels),
                           train_transform(kind, size, flip=flip, channels=channels, **EVERYTHING),
                           eval_transform(size, channels=channels), eval_transform(size, channels=channels, crop=0.8)):
-            image = transform(picture())
+            with seeded(0):
+                image = transform(picture())
             assert image.dtype == torch.uint8 and image.shape == (channels, *size)
             assert image.float().std() > 5      # a picture, not a constant
 
@@ -280,17 +281,16 @@ def painted(edit, patch=4) -> Image.Image:
 
 
 def read_off(image, grid) -> tuple[np.ndarray, np.ndarray]:
-    """What a `painted` image says, transformed: values and edited (h, w), by the patches' pixels."""
+    """What a `painted` image says, transformed: values and edited shares (h, w), by the patches' pixels."""
     pixels = image[0].numpy().astype(float)
     patches = pixels.reshape(grid[0], pixels.shape[0] // grid[0], grid[1], -1).transpose(0, 2, 1, 3).reshape(*grid, -1)
-    edited = (patches > 0).mean(axis=-1) >= 0.5
     sums = np.where(patches > 0, (patches - 55) / 200, 0).sum(axis=-1)
-    return np.where(edited, sums / np.maximum((patches > 0).sum(axis=-1), 1), 0), edited
+    return sums / np.maximum((patches > 0).sum(axis=-1), 1), (patches > 0).mean(axis=-1)
 
 
 def values_and_edited(edit: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    assert edit.dtype == torch.float32 and set(edit[1].unique().tolist()) <= {0.0, 1.0}
-    return edit[0].numpy(), edit[1].numpy() == 1
+    assert edit.dtype == torch.float32 and (edit[0][edit[1] == 0] == 0).all()
+    return edit[0].numpy(), edit[1].numpy()
 
 
 RIDES = [("crop_flip", {}), ("crop", {"crop_scale": 0.5}), ("pad_flip", {}), ("pad", {"crop_padding": 9}), ("none", {})]
@@ -326,7 +326,7 @@ def test_an_edit_lands_where_its_pixels_land(kind, settings, stored):
             image, moved = with_edit(transform, painted(edit), edit, (4, 8))
         values, edited = values_and_edited(moved)
         expected = read_off(image, (4, 8))
-        assert np.array_equal(edited, expected[1])
+        np.testing.assert_allclose(edited, expected[1], rtol=0, atol=1e-6)
         np.testing.assert_allclose(values, expected[0], rtol=0, atol=1e-6)
         seen.add(values.tobytes())
     assert kind == "none" or stored == (1, 1) or len(seen) > 10
@@ -342,10 +342,10 @@ def test_a_rotated_edit_lands_where_its_pixels_land():
             image, moved = with_edit(transform, painted(edit), edit, (6, 6))
         values, edited = values_and_edited(moved)
         expected = read_off(image, (6, 6))
-        assert (edited != expected[1]).sum() <= 1
-        np.testing.assert_allclose(values, expected[0], rtol=0, atol=0.06 if np.array_equal(edited, expected[1]) else 1)
+        np.testing.assert_allclose(edited, expected[1], rtol=0, atol=0.03)
+        np.testing.assert_allclose(values * edited, expected[0] * expected[1], rtol=0, atol=0.06)
         corners.append(edited[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
-    assert min(corners) == 0
+    assert min(corners) < 0.5            # of the four corners in all
 
 
 @pytest.mark.parametrize("size", [(40, 60), (8, 8), (3, 5), (14, 14), (223, 411)])
@@ -390,18 +390,30 @@ def test_an_edit_of_a_region_stays_in_its_region():
     assert np.array_equal(values, expected) and np.array_equal(edited, [[False] * 4, *[[True, True, False, False]] * 3])
 
 
-@pytest.mark.parametrize(("covered", "taught"), [(0.5, True), (0.49, False), (0.51, True), (1.0, True)])
-def test_a_patch_is_edited_from_half_of_it(covered, taught):
+@pytest.mark.parametrize("covered", [0.01, 0.49, 0.5, 1.0])
+def test_a_patch_counts_with_the_share_that_is_edited(covered):
+    """However small: an edit of one patch is not lost where the model's patches lie otherwise."""
     edit = Edit("a", "", np.full((1, 1), 0.7, np.float32), np.ones((1, 1), bool), (0, 0, 1, covered))
     moved = with_edit(train_transform("none", (100, 100)), picture(), edit, (1, 1))[1]
-    assert moved.flatten().tolist() == [pytest.approx(0.7 * taught, abs=1e-6), taught]
+    assert moved.flatten().tolist() == pytest.approx([0.7, covered], abs=1e-6)
+
+
+def test_a_patch_of_another_crop_is_spread_and_not_lost():
+    """Painted on the middle 87.5 %, as papers evaluate, taught on the whole image: the same area, on up to four patches."""
+    for place in range(0, 196, 13):
+        edited = np.zeros(196, bool)
+        edited[place] = True
+        edit = Edit("a", "", np.full((14, 14), 0.9, np.float32), edited.reshape(14, 14), (0.0625, 0.0625, 0.9375, 0.9375))
+        values, shares = values_and_edited(with_edit(train_transform("none", (224, 224)), plain(0, size=256), edit, (14, 14))[1])
+        assert shares.sum() == pytest.approx(0.875 ** 2, rel=0.15) and (shares > 0).sum() <= 4
+        np.testing.assert_allclose(values[shares > 0], 0.9, rtol=1e-6)
 
 
 def test_a_coarser_grid_gets_the_mean_of_what_is_edited():
     values = np.array([[0.2, 0.4], [0.9, 0.5]], np.float32)
     edit = Edit("a", "", values, np.array([[True, True], [False, True]]))
     moved = with_edit(train_transform("none", (16, 16)), picture(), edit, (1, 1))[1]
-    assert moved.flatten().tolist() == pytest.approx([(0.2 + 0.4 + 0.5) / 3, 1])
+    assert moved.flatten().tolist() == pytest.approx([(0.2 + 0.4 + 0.5) / 3, 0.75])
 
 
 def test_what_is_not_edited_has_no_value():
@@ -421,11 +433,11 @@ def test_what_is_erased_is_not_taught():
         rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
         kept = np.ones((100, 100))
         kept[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 0
-        expected = kept.reshape(10, 10, 10, 10).mean(axis=(1, 3)) >= 0.5
+        expected = kept.reshape(10, 10, 10, 10).mean(axis=(1, 3))
         values, edited = values_and_edited(moved)
-        assert np.array_equal(edited, expected)
-        np.testing.assert_allclose(values, edit.values * expected, rtol=0, atol=1e-6)
-        gone += (~edited).sum()
+        np.testing.assert_allclose(edited, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(values, edit.values * (expected > 0), rtol=0, atol=1e-6)
+        gone += (edited == 0).sum()
     assert gone > 20
 
 

@@ -172,6 +172,14 @@ def test_attention_loss_is_a_sum_over_images():
     assert not logits.grad.any()
 
 
+def test_attention_loss_of_partly_edited_patches():
+    """A patch counts with its share; an image of which less than one patch is edited counts as much less."""
+    logits = torch.zeros(1, 1, 1, 3)                                             # sigmoid 0.5
+    for shares, expected in (((1, 0.5, 0), (0.16 + 0.5 * 0.09) / 1.5), ((0.25, 0, 0), 0.25 * 0.16), ((1, 1, 0), 0.125)):
+        edits = torch.tensor([[0.9, 0.2, 7.0], shares]).view(1, 2, 1, 3)
+        assert attention_loss(logits, edits).item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("logit", [-1e4, -60.0, 60.0, 1e4, float("inf")])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_attention_loss_of_saturated_logits_is_finite(logit, value):

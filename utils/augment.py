@@ -177,8 +177,8 @@ def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple
     """-> transform(image), as it is without an edit, and where the same crop and flip put the edit: (2, h, w) float32.
 
     transform: train_transform's, without RandAugment (its shears and shifts do not move masks). grid: (h, w) of the
-    model. Of the edit comes the mean value over the edited pixels of each patch, 0 where it is not edited, and 1 where
-    at least half of the patch's pixels are edited, else 0. What is padded, rotated in or erased is not edited.
+    model. Of the edit comes, for each patch, the mean value over its edited pixels, 0 where there is none, and which
+    share of its pixels is edited, 0..1. What is padded, rotated in or erased is not edited.
     """
     assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment would part image and edit"
     planes = np.stack([np.where(edit.edited, edit.values, 0), edit.edited]).astype(np.float32)
@@ -188,8 +188,7 @@ def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple
     assert isinstance(mask, tv_tensors.Mask) and mask.shape[1:] == image.shape[1:], (type(mask), mask.shape)
     # In float64 the mean of equal values is that value.
     values, edited = F.adaptive_avg_pool2d(mask.as_subclass(Tensor).double(), grid)
-    enough = edited >= 0.5
-    return image, torch.stack([torch.where(enough, values / edited.clamp(min=0.5), 0), enough]).float()
+    return image, torch.stack([values / edited.clamp(min=1e-9), edited]).float()
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:

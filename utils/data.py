@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     images: Tensor                  # (B, C, height, width) uint8
     targets: Tensor                 # (B,) int64
     keys: list[Key]
-    edits: Tensor | None = None     # (B, 2, h, w) float32: values and 1 where edited, else 0; of a loader with edits
+    edits: Tensor | None = None     # (B, 2, h, w) float32: values and edited shares; of a loader with edits
 
 
 class StepOrder(Sampler):

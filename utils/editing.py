@@ -124,7 +124,7 @@ class Session:
         if stored.edit is None:
             return answer | self.outcome(index)
         try:
-            edit = self._fitted(index, stored.edit)
+            edit = fitted(stored.edit, gallery.grid, gallery.region(index))
         except ImageError as error:
             return answer | {"unreadable": str(error), "counts": self.counts()}
         if edit is not stored.edit:
@@ -219,24 +219,6 @@ class Session:
                 path.unlink(missing_ok=True)
             return {"revision": self._stored(index).revision}
 
-    def _fitted(self, index: int, edit: edits.Edit | None) -> edits.Edit | None:
-        """The edit on this model's patches: every patch takes what the edit says where its middle lies in the image."""
-        if edit is None or (edit.values.shape == self.gallery.grid
-                            and np.allclose(edit.region, self.gallery.region(index), atol=1e-3)):
-            return edit
-        top, left, bottom, right = self.gallery.region(index)
-        places, inside = [], []
-        for count, own, ends, theirs in zip(self.gallery.grid, ((top, bottom), (left, right)),
-                                            (edit.region[::2], edit.region[1::2]), edit.values.shape):
-            middles = own[0] + (np.arange(count) + 0.5) / count * (own[1] - own[0])
-            place = np.floor((middles - ends[0]) / (ends[1] - ends[0]) * theirs).astype(int)
-            places.append(place.clip(0, theirs - 1))
-            inside.append((place >= 0) & (place < theirs))
-        chosen = np.ix_(*places)
-        edited = edit.edited[chosen] & inside[0][:, None] & inside[1][None]
-        return dataclasses.replace(edit, values=np.where(edited, edit.values[chosen], 0).astype(np.float32), edited=edited,
-                                   region=(top, left, bottom, right))
-
     # --------------------------------------------------------------------------------------------------- search
 
     def _request(self) -> "_Busy":
@@ -259,6 +241,23 @@ class Session:
                 size = min(2 * size, LARGEST_BATCH)
             elif seconds > BATCH_SECONDS[1]:
                 size = max(size // 2, 1)
+
+
+def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, float, float]) -> edits.Edit:
+    """The edit on the patches of `grid` over `region`: each takes what the edit says where its middle lies in the image."""
+    if edit.values.shape == grid and np.allclose(edit.region, region, atol=1e-3):
+        return edit
+    places, inside = [], []
+    for dim, count in enumerate(grid):
+        (first, last), (edge, end), theirs = region[dim::2], edit.region[dim::2], edit.values.shape[dim]
+        middles = first + (np.arange(count) + 0.5) / count * (last - first)
+        place = np.floor((middles - edge) / (end - edge) * theirs).astype(int)
+        places.append(place.clip(0, theirs - 1))
+        inside.append((place >= 0) & (place < theirs))
+    chosen = np.ix_(*places)
+    edited = edit.edited[chosen] & inside[0][:, None] & inside[1][None]
+    values = np.where(edited, edit.values[chosen], 0).astype(np.float32)
+    return dataclasses.replace(edit, values=values, edited=edited, region=tuple(region))
 
 
 class _Busy:

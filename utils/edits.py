@@ -270,6 +270,12 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def digest(edits: dict[int, Edit]) -> str:
+    """Of what the edits teach, whoever made them and when: another one after any has changed."""
+    texts = sorted(_text(dataclasses.replace(edit, who="", when="", note="")) for edit in edits.values())
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
 def _text(edit: Edit) -> str:
     """JSON with one line a row of the grid, for git's sake; in ASCII, because a file name need not be UTF-8."""
     assert edit.values.ndim == 2 and edit.values.shape == edit.edited.shape, (edit.values.shape, edit.edited.shape)

@@ -18,17 +18,18 @@ def classification_loss(logits: Tensor, targets: Tensor, *, label_smoothing: flo
 
 
 def attention_loss(logits: Tensor, edits: Tensor) -> Tensor:
-    """logits (B, H, R, h * w) of sigmoid attention; edits (B, 2, h, w), values and 1 where edited -> sum over the images.
+    """logits (B, H, R, h * w) of sigmoid attention; edits (B, 2, h, w), values and edited shares -> sum over the images.
 
     An image's loss is the mean of (sigmoid(logit) - value)^2 over its edited patches, heads and the R rows, which share
-    the value; 0 without an edited patch. What lies in entries that are not edited plays no part, not even NaN.
+    the value; 0 without an edited patch. A patch that a crop has left partly edited counts with that share, and where all of an
+    image's shares make up less than one patch, the loss is as much less. What lies in entries that are not edited plays no
+    part, not even NaN.
     """
-    values, edited = (part[:, None, None] for part in edits.float().flatten(2).unbind(1))         # (B, 1, 1, h * w)
-    edited = edited > 0.5
+    values, shares = (part[:, None, None] for part in edits.float().flatten(2).unbind(1))         # (B, 1, 1, h * w)
     # Chosen before the sigmoid: 0 times the gradient of NaN would be NaN.
-    logits, values = torch.where(edited, logits.float(), 0.0), torch.where(edited, values, 0.5)
-    squares = (logits.sigmoid() - values).square().mean(dim=(1, 2)).sum(dim=-1)
-    return (squares / edited.sum(dim=(1, 2, 3)).clamp(min=1)).sum()
+    logits, values = torch.where(shares > 0, logits.float(), 0.0), torch.where(shares > 0, values, 0.5)
+    squares = (shares * (logits.sigmoid() - values).square()).mean(dim=(1, 2)).sum(dim=-1)
+    return (squares / shares.sum(dim=(1, 2, 3)).clamp(min=1)).sum()
 
 
 def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
