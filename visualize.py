@@ -10,6 +10,8 @@ Imports stand in the functions that need them: a wrong flag is told at once, not
 """
 
 import argparse
+import contextlib
+import errno
 import os
 import string
 import sys
@@ -23,8 +25,6 @@ except ModuleNotFoundError as error:
     sys.exit(f"visualize.py: error: this Python lacks {error.name}: run .venv/bin/python visualize.py (bash train.sh makes it), "
              "or install requirements.txt")
 
-SUFFIXES = (".png", ".pdf", ".svg")
-PICTURES = Path("output") / "pictures"               # of a model that is no run of ours
 FEW, SOME = 4, 64                                    # images of the data set: to draw, to average over
 
 # picture: what it shows, and its options beside --output
@@ -42,17 +42,20 @@ VERBS = {
 MODEL = {"checkpoint": {"help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or any other file or "
                                 "published name with --model_type (default: the embedded model)"},
          "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16"},
-         "img_size": {"type": configs.image_size, "help": "for such a file: side in pixels, or height x width (default: the "
-                                                          "model's)"}}
+         "img_size": {"type": configs.image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
+RESIZE = {"interpolation": {"choices": configs.FLAGS["interpolation"][0], "help": "for such a file: how images are resized "
+                            "(default: bilinear; DeiT, CaiT and MAE take bicubic)"},
+          "eval_crop": {"type": configs.FLAGS["eval_crop"][0], "help": "for such a file: this share of the image's side, its "
+                        "middle (default: 0, the whole image; DeiT and MAE take 0.875, CaiT 1)"}}
 DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's data set (default: what it was tested on)"},
         "images": {"type": configs.positive, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
                    f"{FEW}; distance: {SOME}; confusion: all)"}}
 OPTIONS = {
     "model": MODEL,
     "data": MODEL | DATA,
-    "image": MODEL | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: images of the "
-                                                                         "data set)"}} | DATA,
-    "runs": {"checkpoint": {"nargs": "+", "required": True, "metavar": "RUN", "help": "run folders"}},
+    "image": MODEL | RESIZE | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: "
+                                         "images of the data set)"}} | DATA,
+    "runs": {"checkpoint": {"nargs": "+", "metavar": "RUN", "help": "run folders"}},
     "layer": {"layer": {"type": configs.positive, "help": "whose heads are shown, from 1 (default: the last)"}},
     "head": {"head": {"type": configs.positive, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
@@ -78,101 +81,98 @@ def parse(argv: list[str]) -> argparse.Namespace:
         for group in groups:
             for name, settings in OPTIONS[group].items():
                 own.add_argument(f"--{name}", **settings)
-        own.add_argument("--output", help="file (.png, .pdf or .svg), or folder; a folder for several pictures (default: beside "
-                                          f"the run, or {PICTURES})")
+        own.add_argument("--output", help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
     options = parser.parse_args(argv)
     if getattr(options, "image", None) and (options.split or options.images):
         raise configs.ConfigError("--split and --images choose from the data set: leave them or --image out")
+    if options.verb == "curves" and not options.checkpoint:
+        raise configs.ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
     return options
 
 
 def main(argv: list[str]) -> int:
+    skipped = []
+    sys.stdout.reconfigure(errors="backslashreplace")        # names of files can be any bytes
     try:
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
         from utils import plots
 
-        folder, drawings = draw(options)
-        for path, figure in zip(places(options.output, folder, list(drawings)), drawings.values()):
-            drawn = figure()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plots.save(drawn, path)
-            print(f"wrote {path}", flush=True)
-        return 0
-    except ValueError as error:
-        if type(error).__module__.partition(".")[0] not in ("configs", "models", "utils"):      # a bug
+        folder, drawings = draw(options, skipped)
+        for path, (_, figure) in zip(plots.places(options.output, folder, [name for name, _ in drawings]), drawings):
+            with go_on(skipped):
+                drawn = figure()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                plots.save(drawn, path)
+                print(f"wrote {path}", flush=True)
+        return max(skipped, default=0)
+    except (ValueError, OSError) as error:
+        ours = type(error).__module__.partition(".")[0] in ("configs", "models", "utils")
+        if not ours and getattr(error, "filename", None) is None:      # a bug, and not the system's word on a file
             raise
-        return tell(str(error))
-    except OSError as error:                       # the system's word on a file: no such folder, no permission, disk full
-        if error.filename is None:
-            raise
-        return tell(f"{error.filename}: {error.strerror}")
+        return tell(error)
 
 
-def tell(message: str) -> int:
+def tell(error: Exception) -> int:
+    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     print(f"visualize.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2
 
 
-def places(output: str | None, folder: Path, names: list[str]) -> list[Path]:
-    """Where the pictures go. Raises ConfigError."""
-    if output is None or Path(output).is_dir() or not Path(output).suffix:
-        return [(folder if output is None else Path(output)) / f"{name}.png" for name in names]
-    if Path(output).suffix.lower() not in SUFFIXES:
-        raise configs.ConfigError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
-    if len(names) > 1:
-        raise configs.ConfigError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
-    return [Path(output)]
+@contextlib.contextmanager
+def go_on(skipped: list[int]):
+    """After an image that cannot be read, or whose name is too long: its exit code goes to `skipped`."""
+    from utils.splits import ImageError
+
+    try:
+        yield
+    except (ImageError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            raise
+        skipped.append(tell(error))
 
 
-def draw(options: argparse.Namespace) -> tuple[Path, dict[str, Callable]]:
-    """-> (the folder for the pictures where none is given, {name of the file: what makes its figure})"""
+def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tuple[str, Callable]]]:
+    """-> (the folder for the pictures where none is given, [(name of the file, what makes its figure)])"""
     from utils import views
 
     verb = options.verb
     if verb == "curves":
-        folder = folder_of(options.checkpoint[0])
-        return folder.parent if len(options.checkpoint) > 1 else folder, {verb: lambda: views.draw_curves(options.checkpoint)}
-    subject, folder = load(options.checkpoint, options.model_type, options.img_size), folder_of(options.checkpoint)
+        folder = views.folder_of(options.checkpoint[0])
+        return folder.parent if len(options.checkpoint) > 1 else folder, [(verb, lambda: views.draw_curves(options.checkpoint))]
+    resize = {name: getattr(options, name, None) for name in RESIZE}
+    subject = load(options.checkpoint, options.model_type, options.img_size, **resize)
+    folder = views.folder_of(options.checkpoint)
     if verb in ("position", "filters"):
         figure = views.draw_positions if verb == "position" else views.draw_filters
-        return folder, {verb: lambda: figure(subject)}
+        return folder, [(verb, lambda: figure(subject))]
     if verb == "confusion":
         name, data, classes = split_of(subject, options.split, options.images)
-        return folder, {verb: lambda: views.draw_confusion(subject, data, name, classes)}
+        return folder, [(verb, lambda: views.draw_confusion(subject, data, name, classes))]
     found = examples(subject, options.image, options.split, options.images or (SOME if verb == "distance" else FEW))
     if verb == "distance":
-        return folder, {verb: lambda: views.draw_distance(look(subject, example) for example in found)}
+        def readable():
+            for example in found:
+                with go_on(skipped):
+                    yield look(subject, example)
+
+        return folder, [(verb, lambda: views.draw_distance(readable()))]
     figure = {"attention": lambda view: views.draw_attention(view, options.layer, options.head),
               "rollout": lambda view: views.draw_rollout(view, options.fusion, options.drop, options.as_vit_explain),
               "grad-rollout": lambda view: draw_gradient_rollout(view, options.target, options.drop, options.as_vit_explain),
               "class-attention": views.draw_class_attention}[verb]
-    drawings = {}
-    for example in found:
-        name = stem = f"{verb}-{Path(example.name).with_suffix('').as_posix().replace('/', '-')}"
-        number = 1
-        while name in drawings:                    # a.png and a.jpg
-            number += 1
-            name = f"{stem}-{number}"
-        drawings[name] = lambda example=example: figure(look(subject, example))
-    return folder, drawings
+    return folder, [(f"{verb}-{Path(example.name).with_suffix('').as_posix().replace('/', '-')}",
+                     lambda example=example: figure(look(subject, example))) for example in found]
 
 
 # ------------------------------------------------------------------------------------------ models and images
 
 
-def folder_of(checkpoint: str | None) -> Path:
-    """Where its pictures go: beside a run."""
-    path = Path(checkpoint or "")
-    if checkpoint and path.is_dir():
-        return path
-    return path.parent if checkpoint and path.is_file() and (path.parent / "log.jsonl").exists() else PICTURES
-
-
-def load(checkpoint: str | None = None, model_type: str | None = None, img_size=None):
+def load(checkpoint: str | None = None, model_type: str | None = None, img_size=None, interpolation: str | None = None,
+         eval_crop: float | None = None):
     """A run folder, a checkpoint file of a run, any other file or published name with its model_type; None: the embedded one.
 
-    -> views.Subject. Raises ConfigError, ModelError or CheckpointError.
+    A run tells the rest; None: as flags of train.py. -> views.Subject. Raises ConfigError, ModelError or CheckpointError.
     """
     import torch
 
@@ -187,8 +187,10 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
     if checkpoint is not None:
         path = find_checkpoint(run_folder.weights_of(checkpoint))
         run = run_settings(path)
-    if (model_type or img_size) and (path is None or run is not None):
-        raise configs.ConfigError("--model_type and --img_size act with a --checkpoint that is no run: a run tells its own")
+    given = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
+    if (model_type or img_size or given) and (path is None or run is not None):
+        raise configs.ConfigError("--model_type, --img_size, --interpolation and --eval_crop act with a --checkpoint that is no "
+                                  "run: a run tells its own")
     if path is None:
         model = create_model("ViT-Nano_2", pretrained=ROOT / "assets/ViT-Nano_2-letters.npz", head="keep")
         title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
@@ -202,7 +204,7 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
     else:
         model = create_model(model_type, img_size=img_size, pretrained=path, head="keep")
         names = imagenet_names() if model.num_classes == 1000 else map("class {}".format, range(model.num_classes))
-        subject = Subject(model, tuple(names), f"{model_type}, {checkpoint}", settings, False)
+        subject = Subject(model, tuple(names), f"{model_type}, {checkpoint}", settings | given, False)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return subject
 
@@ -241,7 +243,7 @@ def examples(subject, images: list[str] | None = None, split: str | None = None,
     for place in map(Path, images):
         if not place.exists():
             raise configs.ConfigError(f"--image {place}: no such file or folder")
-        below = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS)
+        below = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
         if place.is_dir() and not below:
             raise configs.ConfigError(f"--image {place}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
         found += [(str(file), str(file.relative_to(place))) for file in below] or [(str(place), place.name)]

@@ -1,5 +1,7 @@
 """Pictures of images and attention: every axes shows what it was given, under the right name."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -43,9 +45,9 @@ def saved(figure: Figure, folder) -> np.ndarray:
 def test_predictions_name_the_best_three():
     figure = pictures.predictions(images(3), np.array(THREE_IMAGES), ["a", "b", "c", "d"], [2, 3, None], ["x", "y", "z"])
     axes = figure.axes
-    assert set(words(axes[0])) > {"true: c", "c: 60.0%", "b: 20.0%"}
-    assert set(words(axes[1])) == {"true: d", "a: 70.0%", "b: 15.0%", "d: 10.0%"}
-    assert set(words(axes[2])) == {"z", "d: 40.0%", "b: 30.0%", "a: 25.0%"}
+    assert set(words(axes[0])) > {"true: c", "predicted:", "c: 60.0%", "b: 20.0%"}
+    assert set(words(axes[1])) == {"true: d", "predicted:", "a: 70.0%", "b: 15.0%", "d: 10.0%"}
+    assert set(words(axes[2])) == {"z", "predicted:", "d: 40.0%", "b: 30.0%", "a: 25.0%"}
     assert len({each.title.get_color() for each in axes}) == 3                     # right, wrong, unknown
 
 
@@ -169,6 +171,37 @@ def test_positions_stand_in_their_places():
         np.testing.assert_array_equal(tile[cell // 2::cell, cell // 2::cell], similarity[row, column])
     assert axes.images[0].get_clim() == (-1, 1) and "cosine" in bar.get_ylabel()
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 16), (8, 16), (8, 8), (16, 8)])
+def test_the_words_of_the_positions_fit(height, width):
+    figure = pictures.positions(np.zeros((height, width, height, width), np.float32), "a title")
+    assert not outside(figure)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 64), (16, 32), (32, 32), (64, 16)])
+def test_the_words_beside_a_map_fit(height, width):
+    scale = "share of the joint attention"
+    figure = pictures.over_image(images(1, height, width)[0], "words", named(1, "token", height, width), "a title", "", scale)
+    assert not outside(figure)
+
+
+def test_the_words_of_before_and_after_fit_their_panels():
+    name, heat = "Wide-Mouthed WWWW Mammal of the North", np.zeros((4, 4))
+    row = pictures.Taught("taught", images(1)[0], name, (heat, name, 1.0), (heat, name, 0.5), heat)
+    figure = pictures.before_and_after([row, row._replace(edit=None)], "a title")
+    assert not outside(figure)
+    for axes in figure.axes[:8]:
+        assert axes.xaxis.label.get_window_extent().width <= 1.02 * axes.get_window_extent().width
+    assert figure.axes[3].get_xlabel().splitlines()[1] == "true class: 50.0%"
+
+
+def outside(figure) -> list[str]:
+    """Texts that the picture cuts off."""
+    figure.savefig(io.BytesIO())
+    room = figure.bbox.padded(1)
+    return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text() and not (
+        room.x0 <= (box := text.get_window_extent()).x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1)]
 
 
 def test_filters_are_numbered(tmp_path):

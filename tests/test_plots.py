@@ -38,6 +38,9 @@ FIGURES = {
     "a sweep": lambda: plots.sweep(SWEEP, "a sweep"),
     "a sweep that diverged": lambda: plots.sweep(SWEEP[2:4]),
     "a sweep of weights": lambda: plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight"),
+    "curves of what lacks everything": lambda: plots.learning_curves([{"a": 1}, {"event": "train"}, {"event": "eval"},
+                                                                      {"event": "train", "step": 1, "loss": "abc", "lr": None}]),
+    "curves of letters that no font has": lambda: plots.learning_curves_of({"犬 🐕": EVENTS, "\udcff": EVENTS}, "\u0b95 \udcff"),
     "curves of two runs": lambda: plots.learning_curves_of({"a $run$": TAUGHT, "another": EVENTS}, "two runs"),
 }
 
@@ -92,12 +95,53 @@ def test_a_sweep_shows_trials_and_the_final_run():
 
 def test_several_runs_have_a_colour_each():
     loss, attention, accuracy, rate = plots.learning_curves_of({"a": TAUGHT, "b": EVENTS}, "two runs").axes
-    assert set(lines(loss)) == {"a train", "a val", "a test", "b train", "b val", "b test"}
+    assert set(lines(loss)) == {"a train (with attention loss)", "a val", "a test", "b train", "b val", "b test"}
     assert lines(accuracy)["b val top-1"] == ([5], [75.0])
     assert lines(attention) == {"a train": ([1, 2, 3, 4, 5], [0.5, 0.25, 0.5 / 3, 0.125, 0.1])}
     colours = {line.get_label()[0]: line.get_color() for line in [*loss.get_lines(), *accuracy.get_lines()]}
     assert colours["a"] != colours["b"] and [line.get_color() for line in rate.get_lines()] == [colours["a"], colours["b"]]
     assert [axes.get_title() for axes in (loss, attention, accuracy, rate)] == list(plots.SCALES)
+
+
+def test_a_heavy_attention_loss_leaves_room_for_the_others():
+    mixed = {"attention_loss": 0.2}
+    heavy = [event | (mixed | {"loss": 24 - event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
+    loss, *_ = plots.learning_curves(heavy).axes
+    assert lines(loss)["train (with attention loss)"][1] == [23, 22, 21, 20, 19] and loss.get_yscale() == "log"
+    light = plots.learning_curves(TAUGHT).axes[0]
+    assert light.get_yscale() == plots.learning_curves(EVENTS).axes[0].get_yscale() == "linear"
+
+
+def test_a_name_that_begins_with_an_underscore_has_its_legend():
+    loss, accuracy, _ = plots.learning_curves_of({"_a": EVENTS, "b": EVENTS}, "two runs").axes
+    for axes in (loss, accuracy):
+        assert any(text.get_text().startswith(" _a") for text in axes.get_legend().get_texts())
+
+
+def test_the_legends_of_several_runs_hide_no_curve_and_fit():
+    figure = plots.learning_curves_of({f"run {number}": TAUGHT for number in range(5)}, "five runs")
+    figure.savefig(io.BytesIO())
+    for axes in figure.axes[:3]:
+        box = axes.get_legend().get_window_extent()
+        assert box.y0 >= 0 and box.y1 < axes.get_window_extent().y0
+
+
+def test_a_log_is_drawn_or_told():
+    assert plots.wrong_in(EVENTS) is None and plots.wrong_in(TAUGHT) is None and plots.wrong_in([]) is None
+    assert plots.wrong_in([{"event": "end", "step": 1}, {"step": 1}]).startswith("line 2 is no event")
+
+
+def test_a_title_has_no_lone_last_word():
+    assert plots.balanced("one two three four", 15) == ["one two", "three four"]
+    assert plots.balanced("", 9) == [""] and plots.balanced("short", 9) == ["short"]
+    assert plots.balanced("a" * 25, 10) == ["aaaaaaaaa", "aaaaaaaaa", "aaaaaaa"]
+
+
+def test_places_of_pictures(tmp_path):
+    assert plots.places(None, tmp_path / "x/y", ["a", "b", "a"]) == [tmp_path / f"x/y/{name}.png" for name in ("a", "b", "a-2")]
+    assert plots.places(str(tmp_path / "c.PDF"), tmp_path, ["a"]) == [tmp_path / "c.PDF"] and not list(tmp_path.iterdir())
+    with pytest.raises(plots.PlaceError, match="give a folder"):
+        plots.places(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
 
 
 def test_a_sweep_of_weights_has_a_place_for_none():
@@ -108,7 +152,7 @@ def test_a_sweep_of_weights_has_a_place_for_none():
 
 
 def test_names_are_written_as_they_are():
-    assert plots.plain("a\n $x$  b") == r"a \$x\$ b"
+    assert plots.plain("a\n $x$  b") == r"a \$x\$ b" and plots.plain("a\udcff") == "a?"
     assert plots.plain("American Staffordshire terrier", 16) == "American S…rrier" and plots.plain("cat", 16) == "cat"
     figure = plots.learning_curves([], "a very long title " * 20 + "\nand a $second$ line")
     *first, last = figure.get_suptitle().splitlines()

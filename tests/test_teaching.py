@@ -214,8 +214,8 @@ def test_the_picture(tmp_path):
     np.testing.assert_array_equal(axes[0, 1].images[0].get_array(), heat)
     np.testing.assert_array_equal(axes[0, 3].images[0].get_array(), heat / 2)
     np.testing.assert_array_equal(np.ma.filled(axes[0, 2].images[0].get_array().astype(float), np.nan), edit)
-    assert axes[0, 1].get_xlabel() == "says dog; true class 12.5%" and axes[0, 1].xaxis.label.get_color() == "tab:red"
-    assert axes[0, 3].get_xlabel() == "says cat; true class 75.0%" and axes[0, 3].xaxis.label.get_color() == "tab:green"
+    assert axes[0, 1].get_xlabel() == "predicted: dog\ntrue class: 12.5%" and axes[0, 1].xaxis.label.get_color() == "tab:red"
+    assert axes[0, 3].get_xlabel() == "predicted: cat\ntrue class: 75.0%" and axes[0, 3].xaxis.label.get_color() == "tab:green"
     assert not axes[1, 2].images and all(axis.images[0].get_clim() == (0, 1) for axis in axes[:, 1::2].flat)
     assert figure.get_suptitle() == "two: attention" and "sigmoid" in figure.axes[8].get_ylabel()
     plots.save(figure, tmp_path / "picture.png")

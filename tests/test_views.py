@@ -57,6 +57,16 @@ def test_small_images_have_smooth_maps():
     small = model(slice(0, 1), 1)
     small.img_size = (8, 12)
     assert views.enlarge(small, torch.rand(5, 2, 3)).shape == (5, 80, 120)
+    small.grid = (8, 12)
+    grids = torch.rand(1, 8, 12)
+    smooth = np.unique(views.enlarge(small, grids))
+    assert len(smooth) > 1000 and smooth.max() <= grids.max()
+
+
+def test_a_coarse_grid_is_drawn_patch_by_patch():
+    """Else a bright corner of four patches would lie where no patch is."""
+    grids = torch.rand(1, 2, 3)
+    np.testing.assert_array_equal(views.enlarge(model(slice(0, 1), 1), grids), grids.numpy().repeat(64, 1).repeat(64, 2))
 
 
 def test_classes_by_name_and_number():

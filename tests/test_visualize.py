@@ -1,5 +1,6 @@
 """visualize.py: every picture of every family through the command line, every option, bad input in one line."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 import configs
 import models
@@ -119,8 +119,10 @@ def test_attention_of_every_family(family, figures, photo):
     for number, wanted in enumerate(expected):
         shown = heat_of(figure, 3 * number + 1)
         assert shown.shape[0] / shown.shape[1] == height / width
-        np.testing.assert_allclose(shown, F.interpolate(wanted[None, None], shown.shape, mode="bilinear")[0, 0], atol=1e-6)
+        times = shown.shape[0] // height                     # a coarse grid: patch by patch
+        np.testing.assert_allclose(shown, wanted.repeat_interleave(times, 0).repeat_interleave(times, 1), atol=1e-6)
     words, best = figure.axes[0].get_xlabel(), logits.softmax(-1)[0].topk(3)
+    assert words.startswith("predicted:\n")
     for index, value in zip(best.indices.tolist(), best.values.tolist()):
         assert re.search(rf"^{index}: {100 * value:.0f}", words, re.MULTILINE) or f"{index}: {value:.1%}" in words
     image = np.asarray(figure.axes[0].images[0].get_array())
@@ -213,8 +215,12 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     assert list(figures) == ["output/pictures/rollout-photo.png"]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (8, 12, 3)
     from utils.class_names import imagenet_names
-    first = figure.axes[0].get_xlabel().splitlines()[0].rpartition(":")[0]
+    first = figure.axes[0].get_xlabel().splitlines()[1].rpartition(":")[0]
     assert any(plots.plain(name, 30) == first for name in imagenet_names())
+    from utils.augment import eval_transform
+    resized = draw(figures, *look, "--img_size", "8", "--interpolation", "bicubic", "--eval_crop", "0.875")
+    expected = eval_transform((8, 8), crop=0.875, interpolation="bicubic")(Image.open(photo)).permute(1, 2, 0)
+    np.testing.assert_array_equal(resized.axes[0].images[0].get_array(), expected)
 
 
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
@@ -223,6 +229,45 @@ def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
         Image.new("RGB", (9, 9), (10, 200, 30)).save(tmp_path / "pics" / name)
     assert visualize.main(["rollout", "--image", "pics", "pics/a.png", "--output", "there"]) == 0
     assert set(figures) == {f"there/rollout-{name}.png" for name in ("a", "a-2", "a-3", "sub-b")}
+
+
+@pytest.mark.parametrize("verb", ["rollout", "distance"])
+def test_goes_on_after_an_image_that_cannot_be_read(verb, figures, tmp_path, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "pics" / "folder.png").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "pics" / name)
+    (tmp_path / "pics/b.png").write_text("no picture")
+    assert visualize.main([verb, "--image", "pics"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("visualize.py: error: pics/b.png: cannot be read") and said.err.count("\n") == 1
+    names = ["rollout-a", "rollout-c"] if verb == "rollout" else ["distance"]
+    assert list(figures) == [f"output/pictures/{name}.png" for name in names]
+    assert verb == "rollout" or "2 images" in figures["output/pictures/distance.png"].get_suptitle()
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = [b"a\xff.png", "犬🐕.png".encode(), b"l" * 251 + b".png"]
+    Path("pics").mkdir()
+    for name in names:
+        Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
+    assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
+    said = capsys.readouterr()
+    assert "File name too long" in said.err and said.err.count("\n") == 1
+    assert {os.fsencode(path.name) for path in Path("there").iterdir()} == {b"rollout-" + name for name in names[:2]}
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(figures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(views, "draw_confusion", lambda *_: pytest.fail("it was evaluated"))
+    (tmp_path / "text").write_text("")
+    (tmp_path / "a.png").mkdir()
+    for place in ("text/below", "text/a.png", "/proc/none/a.png"):
+        assert visualize.main(["confusion", "--output", place]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"visualize.py: error: cannot write {place}") and said.count("\n") == 1
+    (tmp_path / "there/confusion.png").mkdir(parents=True)
+    assert visualize.main(["confusion", "--output", "there"]) == 2 and "it is a folder" in capsys.readouterr().err
 
 
 def test_the_image_as_the_model_saw_it(figures, photo):
@@ -298,7 +343,10 @@ BAD = {
     "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run tells its own"),
     "another model": ("filters --checkpoint some.npz --model_type ViT-B_16", "some.npz"),
     "no log": ("curves --checkpoint empty", "no run with steps"),
-    "curves of nothing": ("curves", "--checkpoint"),
+    "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
+    "resizing of a run": ("attention --eval_crop 0.5", "a run tells its own"),
+    "resizing what is no share": ("attention --checkpoint some.npz --eval_crop 2", "from 0 to 1"),
+    "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
     "a folder that is a file": ("position --output text.png/below", "text.png"),
 }
@@ -314,8 +362,35 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("visualize.py: error: ") and said.err.count("\n") == 1 and expected in said.err, said.err
+    lines = 3 if case == "distances of nothing" else 1
+    assert said.err.startswith("visualize.py: error: ") and said.err.count("\n") == lines and expected in said.err, said.err
     assert sorted(tmp_path.rglob("*")) == before and not said.out
+
+
+GOOD = '{"event": "train", "step": 1, "loss": 2, "lr": 0.1}'
+LOGS = {
+    "of another program": ('{"a": 1}', 'line 2 is no event of a run: it has no "event"'),
+    "an eval without top-5": ('{"event": "eval", "step": 1, "split": "val", "loss": 1, "accuracy": 0.5}', 'without its "top5"'),
+    "an eval without its split": ('{"event": "eval", "step": 1, "loss": 1, "accuracy": 0.5, "top5": 1}', 'without its "split"'),
+    "a train without its rate": ('{"event": "train", "step": 1, "loss": 1}', 'line 2: a train event without its "lr"'),
+    "a train without its step": ('{"event": "train", "lr": 1, "loss": 1}', 'without its "step"'),
+    "a word for a number": (GOOD.replace("2", '"abc"'), "\"loss\" is 'abc', not a number"),
+    "no number": (GOOD.replace("2", "null"), '"loss" is None, not a number'),
+    "a list for a number": (GOOD.replace("0.1", "[1]"), '"lr" is [1], not a number'),
+    "a number of many digits": (GOOD.replace("2", "9" * 400), "not a number"),
+    "a number of too many digits": (GOOD.replace("2", "9" * 5000), "integer string conversion"),
+    "another attention loss": (GOOD.replace("}", ', "attention_loss": null}'), '"attention_loss" is None'),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_a_log_that_is_none_is_one_line(case, figures, capsys):
+    line, expected = LOGS[case]
+    Path("r").mkdir()
+    Path("r/log.jsonl").write_text(f"{GOOD}\n{line}\n")
+    assert visualize.main(["curves", "--checkpoint", "r"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("visualize.py: error: r/log.jsonl: ") and said.count("\n") == 1 and expected in said, said
 
 
 def test_a_bug_keeps_its_traceback(figures, monkeypatch):

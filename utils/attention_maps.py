@@ -117,10 +117,14 @@ def class_attention(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
     return torch.stack([read_rows(layer.mean(dim=1), slice(0, 1), grid)[:, 0] for layer in maps if is_class_attention(layer)])
 
 
-def upsample(grids: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., h, w) -> (..., height, width), bilinear; a pixel at the centre of a patch has the patch's value."""
+def upsample(grids: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
+    """(..., h, w) -> (..., height, width), bilinear; a pixel at the centre of a patch has the patch's value.
+
+    smooth False: all pixels of a patch have it.
+    """
     flat = grids.reshape(-1, 1, *grids.shape[-2:])
-    return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).view(*grids.shape[:-2], *size)
+    how = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest-exact"}
+    return F.interpolate(flat, size=size, **how).view(*grids.shape[:-2], *size)
 
 
 def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from .plots import entitle, plain
+from .plots import balanced, entitle, plain
 
 Named = tuple[str, np.ndarray]
 COLUMNS, TILE = 8, 1.55             # maps in a row, and the side of one in inches
@@ -27,12 +27,12 @@ def predictions(images: Sequence[np.ndarray], probabilities: np.ndarray, classes
     """
     labels = [None] * len(images) if labels is None else labels
     captions = [""] * len(images) if captions is None else captions
-    figure = Figure(figsize=(max(1.6 * len(images), 3), 2.6 + 0.3 * bool(title)), layout="constrained")
+    figure = Figure(figsize=(max(1.6 * len(images), 3), 2.75 + 0.3 * bool(title)), layout="constrained")
     axes_row = np.atleast_1d(figure.subplots(1, len(images)))
     for axes, image, row, label, caption in zip(axes_row, images, probabilities, labels, captions):
         axes.imshow(image)
         axes.set(xticks=[], yticks=[])
-        axes.set_xlabel("\n".join(best(row, classes, 16)), fontsize="small")
+        axes.set_xlabel("\n".join(["predicted:", *best(row, classes, 16)]), fontsize="small")
         if label is None:
             axes.set_title(plain(caption, 20), fontsize="medium")
         else:
@@ -141,6 +141,11 @@ def _tall(image: np.ndarray) -> float:
     return min(max(image.shape[0] / image.shape[1], 0.25), 2.5)
 
 
+def _in_two(label: str) -> str:
+    """Lines of about one length: a bar beside something low has no room for one."""
+    return "\n".join(balanced(label, (len(label) + 9) // 2))
+
+
 def _label(figure: Figure, title: str, note: str) -> None:
     entitle(figure, title)
     if note:
@@ -158,7 +163,8 @@ def _beside(place: Figure | SubFigure, image: np.ndarray, words: str, maps: Sequ
         drawn = alone.imshow(heat, extent=shown.images[0].get_extent(), cmap="viridis", vmin=min(0.0, float(heat.min())),
                              vmax=max(float(heat.max()), 1e-12))
         alone.set_title(plain(name, 60), fontsize="medium")
-        place.colorbar(drawn, ax=alone, shrink=0.8, label=scale)
+        place.colorbar(drawn, ax=alone, shrink=0.8).set_label(scale if _tall(image) > 0.8 else _in_two(scale),
+                                                              fontsize="medium" if _tall(image) > 0.45 else "x-small")
         _overlay(over, image, heat)
         over.set_title("over the image", fontsize="medium")
 
@@ -209,16 +215,17 @@ def positions(similarity: np.ndarray, title: str = "") -> Figure:
         top, left = row * (tall + gap), column * (wide + gap)
         mosaic[top:top + tall, left:left + wide] = similarity[row, column].repeat(cell, axis=0).repeat(cell, axis=1)
     share = mosaic.shape[0] / mosaic.shape[1]
-    figure = Figure(figsize=(7.5, min(max(6 * share, 2), 12) + 0.9), layout="constrained")
+    figure = Figure(figsize=(7.5, min(max(6 * share, 2.2), 12) + 0.9), layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
+    label = "cosine similarity to the patch of the tile"
     for ticks, count, side in ((axes.set_xticks, width, wide), (axes.set_yticks, height, tall)):
         every = 1 if count <= 16 else 4
         ticks([(side + gap) * number + (side - 1) / 2 for number in range(0, count, every)],
               [str(number + 1) for number in range(0, count, every)])
     axes.tick_params(length=0)
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine similarity to the patch of the tile")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label if share > 0.8 else _in_two(label))
     entitle(figure, title)
     return figure
 
@@ -253,7 +260,7 @@ class Taught(NamedTuple):
 
 def before_and_after(rows: Sequence[Taught], title: str = "") -> Figure:
     """A row an image: the image, its attention before, the edit, its attention after, all on one scale from 0 to 1."""
-    figure = Figure(figsize=(9, 2.15 * len(rows) + 0.6), layout="constrained")
+    figure = Figure(figsize=(9, 2.3 * len(rows) + 0.6), layout="constrained")
     grid = figure.subplots(len(rows), 4, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
@@ -266,7 +273,7 @@ def before_and_after(rows: Sequence[Taught], title: str = "") -> Figure:
         axes[0].set_xlabel(plain(f"true: {row.truth}", 26), fontsize="small")
         for place, (heat, predicted, probability) in ((axes[1], row.before), (axes[3], row.after)):
             drawn = place.imshow(heat, extent=extent, cmap="viridis", vmin=0, vmax=1)
-            place.set_xlabel(plain(f"says {predicted}; true class {probability:.1%}", 34), fontsize="small",
+            place.set_xlabel(f"{plain(f'predicted: {predicted}', 26)}\ntrue class: {probability:.1%}", fontsize="small",
                              color="tab:green" if predicted == row.truth else "tab:red")
         axes[2].set_facecolor("lightgray")
         if row.edit is None:

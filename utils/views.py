@@ -21,7 +21,8 @@ from .plots import Figure, plain
 from .run_folder import LOG_FILE, read_log
 
 CLS, DIST, ALL = "cls token", "dist token", "mean of all queries"
-SMOOTH = 112                        # pixels of a map
+LARGE = 112                         # pixels of a map
+COARSE = 8                          # below so many patches a side, smooth maps would have their peaks where no patch is
 
 
 class ViewError(ValueError):
@@ -69,7 +70,7 @@ class View:
     @property
     def words(self) -> str:
         true = [f"true: {plain(self.example.truth, 30)}"] if self.example.truth else []
-        return "\n".join(true + pictures.best(self.probabilities, self.subject.classes))
+        return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
 
     def title(self, what: str) -> str:
         return f"{what}: {self.example.name}\n{self.subject.title}"
@@ -90,9 +91,13 @@ def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
 
 
 def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
-    """(..., h, w) -> as large as the image, or some times as large, so that small ones have smooth maps, too"""
-    times = -(-SMOOTH // max(model.img_size))
-    return attention_maps.upsample(grids, tuple(side * times for side in model.img_size)).numpy()
+    """(..., h, w) -> as large as the image, or some times as large, so that small ones have smooth maps, too.
+
+    Patch by patch where the grid is coarse.
+    """
+    times = -(-LARGE // max(model.img_size))
+    size = tuple(side * times for side in model.img_size)
+    return attention_maps.upsample(grids, size, smooth=min(model.grid) >= COARSE).numpy()
 
 
 def is_talking(model: nn.Module, layer: Tensor) -> bool:
@@ -187,8 +192,8 @@ def draw_class_attention(view: View) -> Figure:
     """Of a CaiT: each of its class-attention layers. Raises ViewError for other families."""
     model = view.subject.model
     if not model.config.class_layers:
-        raise ViewError(f"{view.subject.title}: has no class-attention layers, which are CaiT's; take attention, whose rows of "
-                        "the cls token are the same thing")
+        raise ViewError("only CaiT has class-attention layers; take attention, whose rows of the cls token are the same thing "
+                        f"(the model: {view.subject.title})")
     grids = attention_maps.class_attention(view.maps, model.grid)[:, 0]
     first = len(view.maps) - len(grids) + 1
     maps = [(f"layer {number}, class attention, mean of the heads", heat)
@@ -200,12 +205,14 @@ def draw_class_attention(view: View) -> Figure:
 
 
 def draw_distance(views: Iterable[View]) -> Figure:
-    """Attention distance of each head, mean over the images. Raises ViewError for a model of one patch."""
+    """Attention distance of each head, mean over the images. Raises ViewError where there is none."""
     total, count = 0, 0
     for view in views:
         model = view.subject.model
         total = total + attention_maps.attention_distance(view.maps, model.grid, model.img_size)
         count += 1
+    if not count:
+        raise ViewError("no image that could be read: no distances to draw")
     size = "x".join(map(str, model.img_size))
     title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
     note = "Weighted mean distance from a patch to the others, between their centres; the weights of cls and dist are left out."
@@ -224,11 +231,11 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
     """Raises ViewError for hybrids."""
     model = subject.model
     if model.config.resnet_layers is not None:
-        raise ViewError(f"{subject.title}: a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels: it has no "
-                        "filters to look at")
+        raise ViewError("a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels: it has no filters to look at "
+                        f"(the model: {subject.title})")
     colours, shares = attention_maps.patch_filters(model.patch_embed.proj.weight.detach().cpu(), count)
     if not len(colours):
-        raise ViewError(f"{subject.title}: a patch kernel of one filter has no principal components")
+        raise ViewError(f"a patch kernel of one filter has no principal components (the model: {subject.title})")
     what = f"the first {len(colours)} principal components of the patch embedding"
     note = "Number and share of the variance; mid-grey is 0" + (", one channel" if model.config.in_channels == 1 else "")
     return pictures.filters(colours.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
@@ -237,13 +244,26 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
 # ------------------------------------------------------------------------------------------------- of a run
 
 
+def folder_of(checkpoint: str | None) -> Path:
+    """Where its pictures go: beside a run, and else to output/pictures."""
+    path = Path(checkpoint or "")
+    if checkpoint and path.is_dir():
+        return path
+    return path.parent if checkpoint and path.is_file() and (path.parent / LOG_FILE).exists() else Path("output/pictures")
+
+
 def draw_curves(folders: list[str]) -> Figure:
-    """From the log of each run folder, or of the folder of a checkpoint file. Raises ViewError where there is none."""
+    """From the log of each run folder, or of the folder of a checkpoint file. Raises ViewError where there is none to draw."""
     runs = {}
     for given in folders:
         folder = Path(given) if Path(given).is_dir() else Path(given).parent
-        events = read_log(folder)
-        if not any(event["event"] in ("train", "eval") for event in events):
+        try:
+            events = read_log(folder)
+        except (ValueError, RecursionError) as error:          # numbers and nesting beyond what Python reads
+            raise ViewError(f"{folder / LOG_FILE}: {error}: it is damaged, or not train.py's") from error
+        if (wrong := plots.wrong_in(events)) is not None:
+            raise ViewError(f"{folder / LOG_FILE}: {wrong}: it is damaged, or not train.py's")
+        if not any(event["event"] in plots.DRAWN for event in events):
             raise ViewError(f"{given}: no run with steps in its {LOG_FILE}; give run folders such as output/NAME")
         name = folder.resolve().name
         runs[name if name not in runs else str(folder)] = events
@@ -255,8 +275,9 @@ def draw_curves(folders: list[str]) -> Figure:
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
     """Evaluates the model on `data`, whose split is called `name`. Raises ViewError if its classes are not the model's."""
     if classes != subject.classes:
-        raise ViewError(f"{subject.title}: knows {len(subject.classes)} classes ({', '.join(subject.classes[:3])}, ...), the "
-                        f"data have {len(classes)} ({', '.join(classes[:3])}, ...): not the same task")
+        raise ViewError(f"the model knows {len(subject.classes)} classes ({', '.join(subject.classes[:3])}, ...), the data have "
+                        f"{len(classes)} ({', '.join(classes[:3])}, ...): not the same task; give --checkpoint a run on these "
+                        f"data, such as output/NAME (the model: {subject.title})")
     model, matrix, wrong = subject.model, np.zeros((len(classes), len(classes)), dtype=np.int64), []
     loader = eval_loader(data, transform=subject.transform(), batch_size=64, rank=0, world_size=1, pin_memory=False,
                          num_workers=default_workers(subject.settings["dataset"], 1))
