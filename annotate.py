@@ -7,7 +7,6 @@ Exit codes: 0 ended by Ctrl-C; 2 bad input, told in one line. A traceback is a b
 
 import argparse
 import contextlib
-import copy
 import functools
 import os
 import sys
@@ -60,7 +59,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
                                        "or where the data set of the run lies now (default: the data set of the run)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train",
                         help="which images: edits of those of train teach (default: %(default)s)")
-    parser.add_argument("--edits", help="the folder that the edits are kept in (default: edits in the run folder)")
+    parser.add_argument("--edits", help="the folder that the edits are kept in (default: the one that the run learnt from "
+                                        "(--attention_edits), or else edits in the run folder)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
     parser.add_argument("--who", default="", help="free text about who edits, kept with every edit")
@@ -82,17 +82,16 @@ def annotate(args: argparse.Namespace) -> None:
             raise
         raise configs.ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
     path = find_checkpoint(args.checkpoint)
-    folder = Path(args.edits or path.parent / "edits")
+    settings = settings_of(path)
+    taught = settings["attention_edits"]
+    folder = Path(args.edits or (taught if taught and Path(taught).is_dir() else path.parent / "edits"))
     with editor.listen(args.host, args.port) as listening:
-        gallery = open_gallery(args, path)
+        gallery = open_gallery(args, path, settings)
         folder.mkdir(parents=True, exist_ok=True)
         session = editor.Session(gallery, folder, args.who)
-        host, port = listening.getsockname()[:2]
-        if host not in editor.LOOPBACK:
-            print(f"warning: --host {args.host}: whoever can reach this machine can see these images and change their edits",
-                  file=sys.stderr)
-        address = f"[{host}]" if ":" in host else host
-        print(f"http://{address}:{port}/  {len(gallery.labels):,} images; edits go to {folder}; Ctrl-C stops", flush=True)
+        others = f" (with {session.others:,} file{'s' * (session.others > 1)} of other images)" if session.others else ""
+        print(f"{editor.announce(listening)}  {len(gallery.labels):,} images, {session.edited.sum():,} edited; "
+              f"edits go to {folder}{others}; Ctrl-C stops", flush=True)
         editor.serve(session, listening, args.host)
 
 
@@ -110,26 +109,34 @@ def find_checkpoint(given: str | None) -> Path:
     return Path(run_folder.weights_of(given))
 
 
-def open_gallery(args: argparse.Namespace, path: Path):
+def settings_of(path: Path) -> dict:
+    import models
+
+    settings = models.run_settings(path)
+    if settings is None:
+        raise configs.ConfigError(f"{path} is no checkpoint of a run of train.py, whose classes and settings the editor needs: "
+                                  "fine-tune it first, and give the run's folder")
+    return {name: default for name, (_, default, _) in configs.FLAGS.items()} | settings
+
+
+def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
     """-> editing.Gallery of the model at `path` and the images that are asked for."""
     import numpy as np
 
     import models
     from utils import augment, editing, edits
 
-    settings = models.run_settings(path)
-    if settings is None:
-        raise configs.ConfigError(f"{path} is no checkpoint of a run of train.py, whose classes and settings the editor needs: "
-                                  "fine-tune it first, and give the run's folder")
-    settings = {name: default for name, (_, default, _) in configs.FLAGS.items()} | settings
     model = models.load_model(path)
     if not model.sigmoid_layers:
         models.use_sigmoid_attention(model, "last")
         print(f"the model has softmax attention: layer {model.sigmoid_layers[-1]}, the last, shows sigmoid attention here, "
-              "which without edits is the same; train.py --attention_edits does so too")
+              "which without edits is the same; train.py --attention_edits does so too (a run with --sigmoid_attention all takes "
+              "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
     split, classes, where = find_images(args.data, args.split, settings)
     if not len(split):
         raise configs.ConfigError(f"--split {args.split}: {where} has no such images")
+    if args.data is not None:
+        warn_of_names(split, where, args.split, settings)
     place = {name: label for label, name in enumerate(model.classes)}
     table = np.array([place.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
     labels = table[split.labels]
@@ -144,7 +151,7 @@ def open_gallery(args: argparse.Namespace, path: Path):
              "mean over heads"]
     return editing.Gallery(
         title=path.resolve().parent.name, facts=facts, classes=model.classes, labels=labels, grid=model.grid,
-        img_size=model.img_size, name=split.name, checksum=functools.lru_cache(None)(functools.partial(edits.checksum, split)),
+        img_size=model.img_size, name=split.name, checksum=functools.partial(edits.checksum, split),
         region=viewer.region, pixels=viewer.pixels, look=viewer.look, predict=viewer.predict)
 
 
@@ -166,6 +173,19 @@ def find_images(data: str | None, part: str, settings: dict):
         return only_train(splits.train, part), splits.classes, str(folder)
     splits = datasets.load_splits(kind, str(folder), **shares)
     return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
+
+
+def warn_of_names(split, where: str, part: str, settings: dict) -> None:
+    """Warns if no image has the name of one of the run's own data set, where that is at hand."""
+    kind, folder = settings["dataset"], settings["data_dir"]
+    if kind in PUBLISHED and not Path(folder, PUBLISHED[kind]).is_dir():
+        return                                          # or it would be downloaded
+    with contextlib.suppress(ValueError, OSError):
+        own, _, place = find_images(None, part, settings)
+        names = {own.name(index) for index in range(len(own))}
+        if names and not any(split.name(index) in names for index in range(len(split))):
+            print(f"warning: train.py finds edits by the image's name in the data set it trains on, and no image here "
+                  f"({where}: {split.name(0)}) is called as one of the run's own ({place}: {own.name(0)})", file=sys.stderr)
 
 
 def layout_of(folder: Path, own: str) -> str:
@@ -198,6 +218,7 @@ class Viewer:
     def __init__(self, model, split, transform, region_of):
         import torch
 
+        from models import model_end
         from utils import augment
 
         device, config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config
@@ -205,10 +226,15 @@ class Viewer:
         self._input = lambda pixels: augment.normalise(torch.stack(pixels).to(device), config.mean, config.std)
         self.turn = threading.Lock()                   # hooks and edits hang on the model while it looks
         self.first = min(model.sigmoid_layers[0] - 1, len(model.blocks))
-        self.rest = cut(self.model, self.first)
-        self.seen = functools.lru_cache(64)(self._seen)
-        self.tokens = functools.lru_cache(32)(self._tokens)
-        self.own = functools.lru_cache(128)(self._look)
+        self.rest = model_end.cut(self.model, self.first)
+        self.seen, self.tokens, self.own = self._kept(64, self._seen), self._kept(32, self._tokens), self._kept(128, self._look)
+
+    def _kept(self, count: int, make):
+        """`make`(index), remembered until the file of the image is another."""
+        from utils import edits
+
+        remembered = functools.lru_cache(count)(lambda index, checksum: make(index))
+        return lambda index: remembered(index, edits.checksum(self.split, index))
 
     def _seen(self, index: int):
         """-> (uint8 tensor (C, height, width), region of the stored image). Raises ImageError."""
@@ -223,16 +249,11 @@ class Viewer:
         return self.seen(index)[0].permute(1, 2, 0).squeeze(-1).numpy()
 
     def _tokens(self, index: int):
-        """-> (1, N, D), what comes into block `first`"""
-        import torch
+        from models import model_end
 
-        kept, before = [], self.model.blocks[self.first - 1] if self.first else self.model.pos_drop
         images = self._input([self.seen(index)[0]])
-        with self.turn, torch.inference_mode():
-            handle = before.register_forward_hook(lambda module, inputs, output: kept.append(output))
-            self.model(images)
-            handle.remove()
-        return kept[0]
+        with self.turn:
+            return model_end.tokens_before(self.model, self.first, images)
 
     def look(self, index: int, values=None, edited=None):
         """-> editing.Look, of the model by itself or under an edit, arrays (h, w). Raises ImageError."""
@@ -273,23 +294,6 @@ class Viewer:
             with self.turn, torch.inference_mode():
                 labels.update(zip(pixels, self.model(images).argmax(dim=-1).tolist()))
         return list(labels.values())
-
-
-def cut(model, first: int):
-    """The model from block `first` on, with its parameters: takes the tokens (1, N, D) that come into that block."""
-    from torch import nn
-
-    rest, given = copy.copy(model), []
-    rest._modules = dict(model._modules)               # or the blocks would be taken from both
-    rest.blocks = nn.Sequential(*model.blocks[first:])
-
-    def embed(tokens):
-        given.append(tokens)
-        return model.pos_embed[:, model.num_prefix_tokens:]       # of the right shape; the tokens take its place below
-
-    rest.embed_patches = embed
-    rest.blocks.register_forward_pre_hook(lambda module, inputs: given.pop())
-    return rest
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def gallery(*flags) -> editing.Gallery:
     args = annotate.parse([str(flag) for flag in flags])
-    return annotate.open_gallery(args, annotate.find_checkpoint(args.checkpoint))
+    path = annotate.find_checkpoint(args.checkpoint)
+    return annotate.open_gallery(args, path, annotate.settings_of(path))
 
 
 # -------------------------------------------------------------------------------------------------- what it shows
@@ -59,7 +60,8 @@ def gallery(*flags) -> editing.Gallery:
 def test_the_newest_run_and_its_own_data(run, capsys):
     shown = gallery()
     assert (len(shown.labels), shown.grid, shown.title, list(shown.classes)) == (1097, (4, 4), "nano", list("0123456789"))
-    assert shown.name(3) == "train/3" and "layer 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert shown.name(3) == "train/3" and "layer 4" in said and "--sigmoid_attention all" in said
     with np.load(Path(annotate.__file__).parent / "assets/digits.npz") as file:
         assert (shown.labels == file["labels"][:1097]).all()
         np.testing.assert_array_equal(shown.pixels(3)[..., 0], np.round(file["images"][3] * (255 / 16)))
@@ -182,6 +184,44 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
     assert gallery("--checkpoint", "output/birds", "--data", cub(tmp_path / "cub")).name(0).startswith("images/001.")
 
 
+def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
+    """While the server runs: pixels, what the model says and the checksum are those of the file that is there now."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    shown, nothing = gallery("--data", folder), np.zeros((4, 4), bool)
+    values = nothing.astype(np.float32)
+    before = shown.pixels(0), shown.look(0), shown.look(0, values, nothing), shown.checksum(0)
+    (folder / "a.png").write_bytes(png(side=21))
+    fresh = gallery("--data", folder)
+    assert (shown.pixels(0) == fresh.pixels(0)).all() and not (shown.pixels(0) == before[0]).all()
+    for now in (shown.look(0), shown.look(0, values, nothing)):
+        np.testing.assert_allclose(now.weights, fresh.look(0).weights, atol=1e-6)
+        assert not np.allclose(now.weights, before[1].weights, atol=1e-4)
+    assert shown.checksum(0) == fresh.checksum(0) != before[3]
+
+
+def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = tree(tmp_path / "data", {f"{part}/{name}": 2 for part in ("train", "val") for name in ("ant", "bee")})
+    write_run(tmp_path / "output/ants", ("ant", "bee"), dataset="folder", data_dir=data, model_type="ViT-Nano_2",
+              recipe="vit-paper")
+    for fine in ([], ["--data", data], ["--data", data, "--split", "val"]):
+        gallery(*fine)
+        assert not capsys.readouterr().err, fine
+    gallery("--data", tmp_path / "data/train")                             # the same images as ant/0.png
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "ant/0.png" in warning and "train/ant/0.png" in warning and "train.py" in warning
+    (tmp_path / "data").rename(tmp_path / "moved")
+    gallery("--data", tmp_path / "moved/train")
+    assert not capsys.readouterr().err, "what the run's own images are called is not known any more"
+    write_run(tmp_path / "output/cifar", [str(i) for i in range(10)], dataset="cifar10", data_dir=str(tmp_path / "nowhere"),
+              model_type="ViT-Nano_2", recipe="vit-paper")
+    monkeypatch.setattr(datasets, "load_splits", lambda *_, **__: pytest.fail("this would download"))
+    gallery("--checkpoint", "output/cifar", "--data", tmp_path / "moved/train")
+    assert not capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------------------- refused
 
 
@@ -227,11 +267,36 @@ def test_other_hosts_are_warned_of(run, monkeypatch, capsys):
     served = []
     monkeypatch.setattr(editor, "serve", lambda *arguments: served.append(arguments))
     assert annotate.main(["--host", "0.0.0.0", "--port", "0"]) == 0
-    assert "warning: --host 0.0.0.0" in capsys.readouterr().err and served[0][2] == "0.0.0.0"
+    out, err = capsys.readouterr()
+    assert "warning: --host 0.0.0.0" in err and served[0][2] == "0.0.0.0"
+    assert f"or http://{socket.gethostname()}:" in out and "0.0.0.0" not in out
     assert annotate.main(["--port", "0", "--who", "Ada", "--edits", "elsewhere/deep"]) == 0
     out, err = capsys.readouterr()
-    assert not err and "1,097 images; edits go to elsewhere/deep; Ctrl-C stops" in out and Path("elsewhere/deep").is_dir()
-    assert served[1][0].who == "Ada"
+    assert not err and "1,097 images, 0 edited; edits go to elsewhere/deep; Ctrl-C stops" in out
+    assert Path("elsewhere/deep").is_dir() and served[1][0].who == "Ada"
+
+
+def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, capsys):
+    """The folder that taught the run, if it is there; the start line tells what lies in it."""
+    from utils import editor
+
+    served = []
+    monkeypatch.setattr(editor, "serve", lambda session, *_: served.append(session.folder))
+    split = datasets.load_splits("digits", "")
+    for index, of in ((3, split.train), (5, split.train), (0, split.val)):
+        edit = edits.Edit(of.name(index), edits.checksum(of, index), np.zeros((4, 4), np.float32), np.ones((4, 4), bool))
+        edits.write(edits.path_of("output/nano/edits", of.name(index)), edit)
+    second = write_run(Path("output/second"), pretrained_dir="output/nano",
+                       attention_edits="output/nano/edits", attention_loss_weight=1.0)
+    assert annotate.main(["--port", "0", "--checkpoint", str(second)]) == 0
+    assert "1,097 images, 2 edited; edits go to output/nano/edits (with 1 file of other images); " in capsys.readouterr().out
+    edits.path_of("output/nano/edits", split.train.name(3)).rename("output/nano/edits/val/x.png.json")
+    annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "output/nano/edits"])
+    assert "1 edited; edits go to output/nano/edits (with 2 files of other images); " in capsys.readouterr().out
+    Path("output/nano").rename("output/gone")
+    annotate.main(["--port", "0", "--checkpoint", str(second)])
+    annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "own"])
+    assert served == [Path("output/nano/edits")] * 2 + [Path("output/second/edits"), Path("own")]
 
 
 # -------------------------------------------------------------------------------------------------------- the program
@@ -294,7 +359,7 @@ def test_the_program_serves_until_ctrl_c(run):
     try:
         assert process.stdout.readline().startswith("the model has softmax attention")
         address, what = process.stdout.readline().split("  ")
-        assert what == f"1,097 images; edits go to {run.parent / 'edits'}; Ctrl-C stops\n"
+        assert what == f"1,097 images, 0 edited; edits go to {run.parent / 'edits'}; Ctrl-C stops\n"
         port = int(address.rstrip("/").rpartition(":")[2])
         ask(port, "PUT", "/api/images/7/edit", {"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4})
         # Where train.py --attention_edits looks for them.

@@ -148,7 +148,8 @@ def test_other_content_types_are_refused(shared, kind):
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"null", b"[]", b'"x"', b"\xff\xfe", b"{}", b"[" * 5000, b'{"values": []}', b"1" * 5000,
-    json.dumps(edit(revision=3)), json.dumps(edit(image=None)), json.dumps(edit() | {"path": "/etc"}),
+    json.dumps(edit(revision=3)), json.dumps(edit(image=None)), json.dumps(edit() | {"checksum": None}),
+    json.dumps(edit() | {"path": "/etc"}),
     *(json.dumps(edit(rows)) for rows in (
         None, [], {}, "rows", [[None] * 4] * 3, [[None] * 4] * 5, [[None] * 3] * 4, [[[None]] * 4] * 4, ["none"] * 4,
         *([[value] + [None] * 3] + [[None] * 4] * 3 for value in (
@@ -157,6 +158,13 @@ def test_other_content_types_are_refused(shared, kind):
 def test_what_is_no_edit_is_refused(shared, body):
     status, answer, _ = shared.put(body)
     assert status == 400 and "\n" not in answer["error"] and shared.files() == []
+
+
+def test_an_edit_of_a_picture_that_was_replaced_is_refused(client):
+    seen = client.ask("GET", "/api/images/2")[1]["checksum"]
+    status, answer, _ = client.put(edit() | {"checksum": "sha256:0"})
+    assert status == 422 and "replaced" in answer["error"] and client.files() == []
+    assert client.put(edit() | {"checksum": seen})[0] == 200
 
 
 def test_an_edit_of_another_image_is_refused(shared):
@@ -228,12 +236,27 @@ def test_a_disk_that_refuses_is_told_and_may_be_tried_again(client):
 def test_served_on_all_addresses_names_of_others_are_still_refused(tmp_path):
     with serving(Session(gallery(), tmp_path), host="0.0.0.0") as port:
         client = Client(port, tmp_path)
-        for host, status in (("192.168.1.7:80", 200), ("[fe80::1]:80", 200), (socket.gethostname(), 200), ("evil.example", 400)):
+        for host, status in (("192.168.1.7:80", 200), ("[fe80::1]:80", 200), (socket.gethostname(), 200),
+                             (f"{socket.gethostname()}.local:80", 200), ("evil.local", 400), ("evil.example", 400)):
             assert client.ask("GET", "/api/state", Host=host)[0] == status, host
 
 
 def test_a_port_in_use_is_one_line():
-    with editor.listen("127.0.0.1", 0) as listening, pytest.raises(editor.ServerError, match="port"):
+    with editor.listen("127.0.0.1", 0) as listening, pytest.raises(editor.ServerError, match="--port 0 takes any"):
         editor.listen("127.0.0.1", listening.getsockname()[1])
-    with pytest.raises(editor.ServerError, match=r"no\.such\.host"):
-        editor.listen("no.such.host.invalid", 0)
+    for host in ("no.such.host.invalid", "203.0.113.1"):                          # nowhere; not an address of this machine
+        with pytest.raises(editor.ServerError, match=r"0\.0\.0\.0 every address") as caught:
+            editor.listen(host, 0)
+        assert host in str(caught.value) and "takes any" not in str(caught.value)
+
+
+def test_the_addresses_that_are_told_are_served(tmp_path, capsys):
+    with editor.listen("127.0.0.1", 0) as listening:
+        assert editor.announce(listening) == f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    assert not capsys.readouterr().err
+    with editor.listen("0.0.0.0", 0) as listening:
+        told = editor.announce(listening).split(" or ")
+    assert "warning" in capsys.readouterr().err and told[0].startswith("http://127.0.0.1:")
+    guard = editor.Guard(None, "0.0.0.0")
+    for address in told:
+        assert guard.refusal("GET", editor.Headers({"host": address.removeprefix("http://").rstrip("/")})) is None, address

@@ -1,5 +1,6 @@
 """The editor's page in a real browser: painting, moving, and losing nothing while servers, tabs and answers get lost."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -275,6 +276,63 @@ def test_a_second_tab_never_writes_over_the_first(context, folder):
         assert values_of(folder / "train/0.png.json")[3] == [None] * 3 + [0.9]
 
 
+def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(context, folder):
+    """Painted, and on to the next image at once: the notice stays, the values survive a reload, and can be taken."""
+    file = folder / "train/2.png.json"
+    with serving(Session(gallery(), folder)) as port:
+        first, second = opened(context, port, "#3"), opened(context, port, "#3")
+        paint(first, (0, 0))
+        saved(first)
+        paint(second, (3, 3))
+        second.keyboard.press("n")
+        expect(second.locator("#name")).to_have_text("train/3.png")
+        notice = second.get_by_role("alert")
+        expect(notice).to_contain_text("Image 3 was edited elsewhere")
+        second.keyboard.press("n")
+        expect(second.locator("#name")).to_have_text("train/4.png")
+        expect(notice).to_contain_text("Image 3 was edited elsewhere")
+        assert values_of(file) == [[0.9] + [None] * 3] + [[None] * 4] * 3
+        second.reload()
+        second.get_by_role("button", name="Open image 3").click()
+        expect(second.locator("#name")).to_have_text("train/2.png")
+        second.reload()
+        second.get_by_role("button", name="Take mine").click()
+        expect(notice).to_be_hidden()
+        saved(second)
+        assert values_of(file) == [[None] * 4] * 3 + [[None] * 3 + [0.9]]
+        assert second.evaluate("localStorage.length") == 0
+        second.get_by_role("button", name="Undo").click()
+        saved(second)
+        assert values_of(file)[0] == [0.9] + [None] * 3
+
+
+def test_a_conflict_after_an_outage_is_told_and_kept(context, folder):
+    with serving(Session(gallery(), folder)) as port:
+        page, other = opened(context, port, "#3"), opened(context, port, "#3")
+        page.route("**/edit", lambda route: route.abort())
+        paint(page, (3, 3))
+        page.keyboard.press("n")
+        expect(page.locator("#name")).to_have_text("train/3.png")
+        paint(other, (0, 0))
+        saved(other)
+        page.unroute("**/edit")
+        notice = page.get_by_role("alert")
+        expect(notice).to_contain_text("Image 3 was edited elsewhere")
+        page.get_by_role("button", name="Dismiss").click()
+        expect(notice).to_be_hidden()
+        page.keyboard.press("p")
+        expect(page.locator("#name")).to_have_text("train/2.png")
+        expect(page.get_by_role("button", name="Take mine")).to_be_visible()
+        page.keyboard.press("n")                                       # seen, and not decided
+        expect(page.locator("#name")).to_have_text("train/3.png")
+        expect(notice).to_be_hidden()
+        page.keyboard.press("p")
+        page.get_by_role("button", name="Keep that edit").click()
+        expect(notice).to_be_hidden()
+        assert page.evaluate("localStorage.length") == 0
+        assert values_of(folder / "train/2.png.json")[0] == [0.9] + [None] * 3
+
+
 def test_damaged_edits_and_unreadable_images_are_told(context, folder):
     path = folder / "train/1.png.json"
     path.parent.mkdir(parents=True)
@@ -289,6 +347,8 @@ def test_damaged_edits_and_unreadable_images_are_told(context, folder):
         expect(page.get_by_role("alert")).to_be_hidden()
         page.keyboard.press("n")
         expect(page.get_by_role("alert")).to_contain_text("cut off")
+        expect(page.locator("#readout")).to_have_text("No picture, nothing to paint on.")
+        expect(page.locator(".scale")).to_be_hidden()
         paint(page, (0, 0))
         assert not (folder / "train/2.png.json").exists()
         page.keyboard.press("n")
@@ -304,9 +364,34 @@ def test_a_disk_that_refuses_is_shown_and_tried_again(context, folder):
         paint(page, (0, 0))
         expect(page.locator("#saved")).to_contain_text("not saved: ")
         expect(page.locator("#saved")).to_contain_text("trying again")
+        now = page.locator("#top td:last-child")                       # the model has not seen this edit yet
+        assert page.locator("#now").inner_text() == "…" and set(now.all_inner_texts()) == {"…"}
+        page.get_by_label("softmax weight").check()
+        page.mouse.move(*middle(page, 0, 0))
+        expect(page.locator("#readout")).to_contain_text("→ …")
         (folder / "train").unlink()
         saved(page)
         assert values_of(folder / "train/0.png.json")[0][0] == 0.9
+        expect(page.locator("#now")).to_contain_text("%")
+        expect(now.first).to_contain_text("%")
+
+
+def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
+    """What was painted on the old one is kept, and saved once the person goes on with the new one in sight."""
+    images, checksums = gallery(), ["sha256:" + "0" * 64]
+    images = dataclasses.replace(images, checksum=lambda index: checksums[-1])
+    with serving(Session(images, folder)) as port:
+        page = opened(context, port)
+        checksums.append("sha256:" + "1" * 64)
+        paint(page, (0, 0))
+        for _ in range(2):
+            expect(page.locator("#saved")).to_contain_text("not saved: image 1: the picture was replaced")
+            assert not (folder / "train/0.png.json").exists()
+            page.reload()
+            expect(page.locator("#name")).to_have_text("train/0.png")
+        paint(page, (1, 1))
+        saved(page)
+        assert [row.count(0.9) for row in values_of(folder / "train/0.png.json")] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (32, 32)], ids=str)
@@ -321,6 +406,8 @@ def test_narrow_windows_touch_and_other_grids(browser, folder, grid):
         values = values_of(folder / "train/0.png.json")
         assert [(y, x) for y in range(grid[0]) for x in range(grid[1]) if values[y][x] is not None] == [(row, column)]
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("board", "brush", "top")]
+        assert tops == sorted(tops), "the brush comes before the prediction"
         box = page.locator("#board").bounding_box()
         assert box["width"] * grid[0] == pytest.approx(box["height"] * grid[1])        # patches are squares
     context.close()

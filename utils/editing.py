@@ -77,10 +77,10 @@ class Session:
         self.gallery, self.folder, self.who = gallery, Path(folder), who
         self.predicted = np.full(len(gallery.labels), UNKNOWN, dtype=np.int64)
         self.edited = np.zeros(len(gallery.labels), dtype=bool)
-        present = {str(path.relative_to(folder)) for path in self.folder.rglob("*.json")} if self.folder.is_dir() else set()
-        if present:
-            for index in range(len(gallery.labels)):
-                self.edited[index] = f"{gallery.name(index)}.json" in present
+        present = {path.relative_to(folder).as_posix() for path in self.folder.rglob("*.json")}
+        names = [f"{gallery.name(index)}.json" for index in range(len(self.edited))] if present else []
+        self.edited[:len(names)] = [name in present for name in names]
+        self.others = len(present.difference(names))          # files of no image here
         self._saving = threading.Lock()
         self._busy, self._last, self._count = 0, 0.0, threading.Lock()
 
@@ -201,7 +201,7 @@ class Session:
         """
         path = self._path(index)
         try:
-            region = self.gallery.region(index)
+            region, checksum = self.gallery.region(index), self.gallery.checksum(index)
         except ImageError as error:
             raise RequestError(str(error)) from error
         with self._request(), self._saving:
@@ -213,8 +213,7 @@ class Session:
             if edited.any():
                 when = datetime.now().astimezone().isoformat(timespec="seconds")
                 note = stored.edit.note if stored.edit else ""
-                edits.write(path, edits.Edit(self.gallery.name(index), self.gallery.checksum(index), values, edited, region,
-                                             self.who, when, note))
+                edits.write(path, edits.Edit(self.gallery.name(index), checksum, values, edited, region, self.who, when, note))
             else:
                 path.unlink(missing_ok=True)
             return {"revision": self._stored(index).revision}

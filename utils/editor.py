@@ -9,15 +9,18 @@ the editor's own page are met, which also ends DNS rebinding: the Host header th
     GET  /api/find?filter=edited&start=17&step=1            the next image of a filter
     GET  /api/images/{number}                               image, edit, revision, maps, prediction
     GET  /api/images/{number}/pixels.png                    the image as the model sees it
-    PUT  /api/images/{number}/edit                          {"image": name, "revision": "...", "values": rows of 0..1 or null}
+    PUT  /api/images/{number}/edit                          {"image": name, "revision": "...", "values": rows of 0..1 or null,
+                                                             "checksum": of the picture that was painted on; may be left out}
 """
 
 import contextlib
+import errno
 import io
 import ipaddress
 import json
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -40,7 +43,7 @@ from .splits import ImageError
 PAGE = Path(__file__).parent / "editor_page"
 FILES = {"/": ("index.html", "text/html"), "/editor.css": ("editor.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml"),
          **{f"/{name}": (name, "text/javascript") for name in ("editor.js", "saving.js", "drawing.js")}}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 HEADERS = {"Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
            "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
            "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
@@ -111,7 +114,10 @@ def _find(session: Session, request: Request) -> Response:
 
 
 def _image(session: Session, request: Request) -> Response:
-    return JSONResponse(session.image(_index(session, request)))
+    index, checksum = _index(session, request), ""
+    with contextlib.suppress(ImageError):
+        checksum = session.gallery.checksum(index)
+    return JSONResponse(session.image(index) | {"checksum": checksum})
 
 
 def _pixels(session: Session, request: Request) -> Response:
@@ -133,14 +139,17 @@ async def _edit(session: Session, request: Request) -> Response:
         body = await _body(request, 8192 + 64 * h * w)
     except ClientDisconnect:
         return Response(status_code=400)
-    image, revision, values, edited = read_edit(body, (h, w))
+    image, checksum, revision, values, edited = read_edit(body, (h, w))
     if image != session.gallery.name(index):
         raise Refusal(422, f"image {index} is {session.gallery.name(index)} here: the page is of other images, reload it")
-    return await run_in_threadpool(_saved, session, index, revision, values, edited)
+    return await run_in_threadpool(_saved, session, index, checksum, revision, values, edited)
 
 
-def _saved(session: Session, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> Response:
+def _saved(session: Session, index: int, checksum: str, revision: str, values: np.ndarray, edited: np.ndarray) -> Response:
     """On the disk before it is answered."""
+    with contextlib.suppress(ImageError):
+        if checksum and checksum != session.gallery.checksum(index):
+            raise Refusal(422, "the picture was replaced after it was shown: reload the page; your next stroke saves it all")
     saved = session.save(index, revision, values, edited)
     if saved is None:
         return JSONResponse({"error": "the edit was changed elsewhere"} | session.image(index), 409)
@@ -157,14 +166,16 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def read_edit(body: bytes, grid: tuple[int, int]) -> tuple[str, str, np.ndarray, np.ndarray]:
-    """-> (name of the image, revision, values (h, w) float32, edited (h, w) bool). Raises Refusal."""
+def read_edit(body: bytes, grid: tuple[int, int]) -> tuple[str, str, str, np.ndarray, np.ndarray]:
+    """-> (name of the image, checksum or "", revision, values (h, w) float32, edited (h, w) bool). Raises Refusal."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "the edit is no JSON") from error
-    if not isinstance(content, dict) or content.keys() != {"image", "revision", "values"} or not all(
-            isinstance(content[name], str) for name in ("image", "revision")):
+    if isinstance(content, dict):
+        content.setdefault("checksum", "")
+    if not isinstance(content, dict) or content.keys() != {"image", "checksum", "revision", "values"} or not all(
+            isinstance(content[name], str) for name in ("image", "checksum", "revision")):
         raise Refusal(400, 'an edit is {"image": text, "revision": text, "values": rows}')
     rows = content["values"]
     if not isinstance(rows, list) or len(rows) != grid[0] or not all(
@@ -175,7 +186,7 @@ def read_edit(body: bytes, grid: tuple[int, int]) -> tuple[str, str, np.ndarray,
             raise Refusal(400, "a value must be a number from 0 to 1, or null")
     edited = np.array([[value is not None for value in row] for row in rows])
     values = np.array([[value or 0 for value in row] for row in rows], np.float32)
-    return content["image"], content["revision"], values, edited
+    return content["image"], content["checksum"], content["revision"], values, edited
 
 
 class Guard:
@@ -211,12 +222,13 @@ class Guard:
     def serves(self, host: str) -> bool:
         if host in LOOPBACK or host == self.host:
             return True
-        if self.host not in ("0.0.0.0", "::"):
+        if self.host not in EVERYWHERE:
             return False
         # Served on every address: an address cannot be rebound to another machine, a name other than our own can.
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(host))
-        return host == socket.gethostname().lower()
+        name = socket.gethostname().lower()
+        return host in (name, f"{name.partition('.')[0]}.local")          # .local: what the local network calls it (mDNS)
 
 
 # ------------------------------------------------------------------------------------------------------ server
@@ -228,8 +240,27 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, UnicodeError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServerError(f"cannot listen on {host} port {port}: {reason}; --port 0 takes any that is free") from error
+        reason, code = getattr(error, "strerror", None) or error, getattr(error, "errno", None)
+        advice = "127.0.0.1 is this machine alone, 0.0.0.0 every address of it"
+        if code in (errno.EADDRINUSE, errno.EACCES):
+            advice = "--port 0 takes any that is free"
+        raise ServerError(f"cannot listen on --host {host} --port {port}: {reason}; {advice}") from error
+
+
+def announce(listening: socket.socket) -> str:
+    """Where a browser finds the page, on this machine first; warns if others can reach it."""
+    host, port = listening.getsockname()[:2]
+    hosts = [host]
+    if host in EVERYWHERE:
+        hosts = ["::1" if ":" in host else "127.0.0.1", socket.gethostname()]
+        # Whence this machine would speak to others: nothing is sent. The addresses are those of RFC 5737 and RFC 3849.
+        with contextlib.suppress(OSError), socket.socket(listening.family, socket.SOCK_DGRAM) as probe:
+            probe.connect(("2001:db8::1" if ":" in host else "192.0.2.1", 9))
+            hosts.append(probe.getsockname()[0])
+    if host not in LOOPBACK:
+        print(f"warning: --host {host}: whoever can reach this machine can see these images and change their edits",
+              file=sys.stderr)
+    return " or ".join(f"http://{f'[{name}]' if ':' in name else name}:{port}/" for name in hosts)
 
 
 def server(session: Session, host: str) -> uvicorn.Server:

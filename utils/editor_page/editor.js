@@ -14,7 +14,7 @@ const whole = (number) => number.toLocaleString("en");
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 const small = (number) => number === 0 || number === 1 ? `${number}` : number.toPrecision(3);
 
-let facts, board, saver, shown = null, image = null, showing = 0, stroke = null, hover = null, cursor = null, place = {};
+let facts, board, saver, shown = null, image = null, showing = 0, stroke = null, hover = null, cursor = null, waiting = "";
 
 // ------------------------------------------------------------------------------------------------------------ beginning
 
@@ -107,7 +107,7 @@ async function show(index) {
   const answer = await askUntilAnswered(`api/images/${index}`, what, wanted);
   if (!answer || !wanted()) return;
   const body = answer.body;
-  const picture = body.unreadable ? null : await load(`api/images/${index}/pixels.png`, what, wanted);
+  const picture = body.unreadable ? null : await load(`api/images/${index}/pixels.png?${turn}`, what, wanted);
   if (!wanted()) return;
   const record = saver.record(index, body.name);
   if (record.name !== body.name) {
@@ -121,8 +121,11 @@ async function show(index) {
     Object.assign(record, {values: theirs, revision: body.revision, view: body});
   }
   record.view = record.view || body;
+  record.checksum = body.checksum;
   [shown, image, hover] = [record, picture, null];
   cursor = cursor || [0, 0];
+  saver.see(record);
+  showConflicts();
   say([body.unreadable && `This image cannot be shown: ${body.unreadable}`,
     body.problem && `Its edit on the disk cannot be used: ${body.problem}. A new edit takes its place; the file is kept as `
       + "….damaged.", body.note && `Note: ${body.note}.`].filter(Boolean).join(" "));
@@ -137,7 +140,7 @@ async function show(index) {
 async function load(source, what, wanted) {
   for (let attempt = 0; wanted(); attempt++) {
     const picture = new Image();
-    picture.src = `${source}?${attempt}`;
+    picture.src = `${source}.${attempt}`;                   // an address of its own: the file may be another by now
     try {
       await picture.decode();
       return picture;
@@ -208,6 +211,37 @@ function showSaved() {
   else if (unsaved.length) [state, text] = ["saving", `saving${many}`];
   at("saved").dataset.state = state;
   if (at("saved").textContent !== text) at("saved").textContent = text;
+  showConflicts();
+  if (shown && shown.view && waiting !== lateness()) showView();
+}
+
+// Whether the model has yet to answer what is shown: "late", or "stuck" while nothing comes through.
+function lateness() {
+  if (!shown.dirty) return "";
+  return saver.away || shown.error ? "stuck" : "late";
+}
+
+// What lost against an edit made elsewhere is told wherever the person is by now, until the image has been opened.
+function showConflicts() {
+  const notices = saver.conflicts().filter((record) => record === shown || !record.seen);
+  const state = notices.map((record) => `${record.index}${record === shown ? " here" : ""}`).join();
+  if (at("conflicts").dataset.state === state) return;
+  at("conflicts").dataset.state = state;
+  at("conflicts").replaceChildren(...notices.map((record) => {
+    const [here, number] = [record === shown, record.index + 1];
+    const notice = element("p", `Image ${number} was edited elsewhere, in another tab perhaps: `
+      + (here ? "that edit is shown, yours is kept. " : "that edit holds for now, yours is kept. "));
+    const buttons = here ? [["Take mine", takeMine], ["Keep that edit", (one) => { saver.giveUp(one); showConflicts(); }]]
+      : [[`Open image ${number}`, (one) => show(one.index)], ["Dismiss", (one) => { saver.see(one); showConflicts(); }]];
+    for (const [text, action] of buttons) {
+      const button = element("button", text, {type: "button"});
+      button.addEventListener("click", () => action(record));
+      notice.append(button, " ");
+    }
+    return notice;
+  }));
+  at("conflicts").hidden = !notices.length;
+  if (shown) fit();
 }
 
 function showCounts(counts) {
@@ -235,7 +269,16 @@ function takeAnswer(record, body) {
 
 function takeConflict(record) {
   if (stroke && stroke.record === record) stroke = null;          // what it was drawn on is not there any more
-  say(`Image ${record.index + 1} was edited elsewhere, in another tab perhaps: that edit is shown. Undo brings yours back.`);
+  showConflicts();
+}
+
+function takeMine() {
+  if (!image) return;
+  endStroke();
+  const mine = shown.lost[shown.lost.length - 1];
+  step(mine);
+  saver.giveUp(shown, mine);
+  showConflicts();
 }
 
 function mapOf(kind, which = "now") {
@@ -247,6 +290,8 @@ function mapOf(kind, which = "now") {
 
 function showView() {
   const {label, predicted, right, top = [], now = null} = shown.view;
+  waiting = lateness();
+  const [stuck, late] = [waiting === "stuck", waiting ? {class: "late"} : {}];
   at("label").textContent = label ?? "unknown";
   const line = (which) => {
     if (!now) return [""];
@@ -256,13 +301,14 @@ function showView() {
     return [`${predicted[which]} (${percent(which ? after : before)})`, ...verdict];
   };
   at("before").replaceChildren(...line(0));
-  at("now").replaceChildren(...(shown.values.every((value) => value === null) ? ["not edited"] : line(1)));
+  at("now").replaceChildren(...(shown.values.every((value) => value === null) ? ["not edited"] : stuck ? ["…"] : line(1)));
+  at("now").className = late.class || "";
   at("top").tBodies[0].replaceChildren(...top.map(([name, before, after]) => {
     const row = element("tr", "", name === label ? {class: "true"} : {});
     const bars = element("td", "", {class: "bars"});
-    bars.append(bar(before, after));
+    bars.append(bar(before, stuck ? 0 : after));
     row.append(element("td", name === label ? `${name} (true)` : name), bars, element("td", percent(before)),
-      element("td", percent(after)));
+      element("td", stuck ? "…" : percent(after), late));
     return row;
   }));
   at("top").hidden = !now;
@@ -298,11 +344,12 @@ function redraw() {
   board.draw({image, map, end, opacity: Number(at("opacity").value), values: shown.values,
     brush: under && board.under(under, Number(chosen("size")))});
   at("board").classList.toggle("idle", !image);
-  at("legend-title").textContent = TITLES[kind];
+  at("legend-title").textContent = TITLES[kind] + (kind === "weights" && waiting === "stuck" ? " of what was last saved" : "");
   document.querySelector(".scale").hidden = !map;
   at("scale-low").textContent = "0";
   at("scale-high").textContent = map ? small(end) : "";
-  at("readout").textContent = under ? describe(under) : "Point at a patch to read its values; drag to paint.";
+  at("readout").textContent = !image ? "No picture, nothing to paint on." : under ? describe(under)
+    : "Point at a patch to read its values; drag to paint.";
   at("undo").disabled = !shown.undo.length;
   at("redo").disabled = !shown.redo.length;
   for (const id of ["clear", "reset"]) at(id).disabled = !image;
@@ -318,7 +365,7 @@ function describe([y, x]) {
   const changed = shown.values.some((one) => one !== null);
   return `row ${row + 1}, column ${column + 1}: sigmoid value ${value("sigmoid", "own").toFixed(3)}`
     + `${edit === null ? "" : ` → ${edit} (edited)`}, softmax weight ${small(value("weights", "own"))}`
-    + `${changed ? ` → ${small(value("weights", "now"))}` : ""}`;
+    + `${changed ? ` → ${waiting === "stuck" ? "…" : small(value("weights", "now"))}` : ""}`;
 }
 
 // -------------------------------------------------------------------------------------------------------------- editing
@@ -419,7 +466,9 @@ function listen() {
   document.addEventListener("keydown", pageKey);
   window.addEventListener("resize", () => { if (shown) fit(); });
   window.addEventListener("hashchange", follow);
-  window.addEventListener("beforeunload", (event) => { if (!saver.keeps && saver.unsaved().length) event.preventDefault(); });
+  window.addEventListener("beforeunload", (event) => {
+    if (!saver.keeps && [...saver.unsaved(), ...saver.conflicts()].length) event.preventDefault();
+  });
   window.addEventListener("unhandledrejection", (event) => say(`The page has failed: ${event.reason}. Reload it.`));
   document.addEventListener("visibilitychange", () => {            // another tab may have changed it meanwhile
     if (!document.hidden && shown && !shown.dirty && !stroke) show(shown.index);

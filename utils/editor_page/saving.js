@@ -1,9 +1,11 @@
 // Brings edits to the server, one request at a time, the latest state of an image next; nothing is lost on the way.
 //
 // What the server has not confirmed lies in localStorage too, so that a reload, or a browser that was closed, brings it back.
-// A record is one image: {index, name, revision, values, dirty, sent, confirmed, undo, redo, error, view}. Its `values` (one a
-// patch, null where the model's own holds) are never changed in place. `sent` are the states that were sent and not confirmed:
-// if the server turns out to hold one of them, its answer was lost on the way, and nobody else has changed anything.
+// A record is one image: {index, name, checksum, revision, values, dirty, sent, confirmed, lost, seen, undo, redo, error, view}.
+// `checksum` is that of the picture that the person has seen. `values` (one a patch, null where the model's own holds) are never
+// changed in place. `sent` are the states that were sent and not confirmed: if the server turns out to hold one of them, its
+// answer was lost on the way, and nobody else has changed anything. `lost` are states that gave way to an edit made elsewhere:
+// they stay until the person has chosen; `seen`: the person has been at the image since.
 
 const DELAYS = [300, 700, 1500, 3000];
 const PATIENCE = 60000;
@@ -38,8 +40,9 @@ export class Saver {
 
   record(index, name) {
     if (!this.records.has(index)) {
-      this.records.set(index, {index, name, revision: "", values: new Array(this.rows * this.columns).fill(null), dirty: false,
-        sent: [], confirmed: 0, undo: [], redo: [], error: "", view: null});
+      const values = new Array(this.rows * this.columns).fill(null);
+      this.records.set(index, {index, name, checksum: "", revision: "", values, dirty: false, sent: [], confirmed: 0, lost: [],
+        seen: false, undo: [], redo: [], error: "", view: null});
     }
     return this.records.get(index);
   }
@@ -48,8 +51,26 @@ export class Saver {
     return [...this.records.values()].filter((record) => record.dirty);
   }
 
+  // With states that lost against an edit made elsewhere.
+  conflicts() {
+    return [...this.records.values()].filter((record) => record.lost.length);
+  }
+
+  see(record) {
+    if (record.seen || !record.lost.length) return;
+    record.seen = true;
+    this.keep(record);
+  }
+
+  // Of the states that lost these, or all: the person has chosen.
+  giveUp(record, values = null) {
+    record.lost = values ? record.lost.filter((one) => !same(one, values)) : [];
+    this.keep(record);
+  }
+
   change(record, values) {
     record.values = values;
+    record.lost = record.lost.filter((one) => !same(one, values));
     record.dirty = true;
     record.error = "";
     this.keep(record);
@@ -70,7 +91,7 @@ export class Saver {
     let answer;
     try {
       answer = await ask(`api/images/${record.index}/edit`, {method: "PUT", headers: {"Content-Type": "application/json"},
-        body: JSON.stringify({image: record.name, revision: record.revision, values: rows})});
+        body: JSON.stringify({image: record.name, checksum: record.checksum, revision: record.revision, values: rows})});
     } catch (error) {
       answer = {status: 0, body: {error: "the server is away"}};
     }
@@ -96,7 +117,11 @@ export class Saver {
       if (record.sent.some((one) => same(one, theirs))) {
         this.confirm(record, body.revision, theirs);
       } else {
-        record.undo.push(record.values);
+        if (!same(record.values, theirs)) {
+          record.undo.push(record.values);
+          record.lost = [...record.lost.filter((one) => !same(one, record.values)), record.values].slice(-SEVERAL);
+          record.seen = false;
+        }
         record.values = theirs;
         this.confirm(record, body.revision, theirs);
         this.conflict(record);
@@ -143,10 +168,11 @@ export class Saver {
   }
 
   keep(record) {
-    const {index, name, revision, values, sent} = record;
+    const {index, name, checksum, revision, values, dirty, sent, lost, seen} = record;
     const key = `${this.prefix}${this.tab}:${name}`;
     try {
-      if (record.dirty) localStorage.setItem(key, JSON.stringify({index, name, revision, values, sent}));
+      const kept = {index, name, checksum, revision, values, dirty, sent, lost, seen};
+      if (dirty || lost.length) localStorage.setItem(key, JSON.stringify(kept));
       else localStorage.removeItem(key);
       this.keeps = true;
     } catch {
@@ -158,19 +184,27 @@ export class Saver {
   async restore() {
     const held = navigator.locks ? (await navigator.locks.query()).held.map((lock) => lock.name) : [];
     const keys = guarded(() => Object.keys(localStorage)) || [];
-    for (const key of keys.filter((one) => one.startsWith(this.prefix))) {
-      const owner = key.slice(this.prefix.length).split(":", 1)[0];
+    const ownerOf = (key) => key.slice(this.prefix.length).split(":", 1)[0];
+    const ours = keys.filter((one) => one.startsWith(this.prefix));
+    ours.sort((a, b) => (ownerOf(b) === this.tab) - (ownerOf(a) === this.tab));       // its own first: `keep` writes over them
+    for (const key of ours) {
+      const owner = ownerOf(key);
       if (owner !== this.tab && held.includes(this.prefix + owner)) continue;
       const kept = guarded(() => JSON.parse(localStorage.getItem(key)));
       if (!kept || !Array.isArray(kept.values) || kept.values.length !== this.rows * this.columns) continue;
       const record = this.record(kept.index, kept.name);
-      if (record.dirty || record.name !== kept.name) {
+      const [dirty, lost] = [kept.dirty !== false, kept.lost || []];
+      if ((record.dirty && dirty) || record.name !== kept.name) {
         if (owner !== this.tab && record.name === kept.name) record.undo.push(kept.values);
         continue;
       }
-      Object.assign(record, {revision: kept.revision, values: kept.values, sent: kept.sent, dirty: true});
+      const {checksum, revision, values, sent} = kept;
+      if (dirty) Object.assign(record, {checksum, revision, values, sent, dirty});
+      const unseen = (record.lost.length && !record.seen) || (lost.length && !kept.seen);
+      Object.assign(record, {lost: [...record.lost, ...lost], seen: !unseen});
+      record.undo.push(...lost);
       this.keep(record);
-      if (owner !== this.tab) guarded(() => localStorage.removeItem(key));
+      if (owner !== this.tab && this.keeps) guarded(() => localStorage.removeItem(key));
     }
     this.send();
   }
