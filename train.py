@@ -226,7 +226,7 @@ def pretrained_file(run) -> Path | None:
 
 
 def adopt_architecture(run, given, path: Path | None) -> None:
-    """A run of ours that is given as a start tells its architecture, unless one is given too.
+    """A run of ours that is given as a start tells its architecture, unless another one is given.
 
     Where its head is kept the task is the same: the run also tells how it looks at images, and its sigmoid attention.
     """
@@ -234,7 +234,8 @@ def adopt_architecture(run, given, path: Path | None) -> None:
 
     settings = run_settings(path) if path is not None else None
     architecture = ("model_type", *configs.SIZES, "in_channels", "classifier")
-    keys = () if set(architecture) & set(given) else (*architecture, "img_size", "dropout_rate", "sigmoid_attention")
+    same = settings and all(given[key] == settings.get(key) for key in architecture if key in given)
+    keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
     if run.head == "keep":
         keys = dict.fromkeys((*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention"))
     with run.ignore_type():                          # a side may become height and width

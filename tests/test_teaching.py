@@ -114,10 +114,11 @@ def test_a_damaged_edit_of_a_held_out_image_is_told_at_once(run_train, step_1, c
 def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
     """train.sh exposes MODEL_TYPE and IMG_SIZE, and whoever sets them again means the same model."""
     look = ("--eval_crop", 0.75, "--interpolation", "bicubic", "--img_size", 12)
-    assert run_train("--name", "one", "--sigmoid_attention", "all", *look) == 0
+    assert run_train("--name", "one", "--sigmoid_attention", "all", "--num_layers", 3, "--mlp_dim", 100, *look) == 0
     mark(Path("edits"))
-    assert run_train(*STEP_2, "--name", "two", "--model_type", "ViT-Nano_2") == 0
-    assert "teach layer 1, 2, 3, 4 of 4" in capsys.readouterr().out
+    assert run_train(*STEP_2, "--name", "two", "--model_type", "ViT-Nano_2", "--num_layers", 3) == 0
+    assert "teach layer 1, 2, 3 of 3" in capsys.readouterr().out
+    assert run_train(*STEP_2, "--name", "other", "--num_layers", 4) == 2 and "--num_layers" not in STEP_2
     config = state_of("output/two").config
     assert config["eval_crop"] == 0.75 and config["interpolation"] == "bicubic" and config["img_size"] == 12
     before = [event for event in events_of("output/one", ("eval",)) if event["split"] == "test"][-1]
