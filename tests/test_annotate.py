@@ -330,7 +330,7 @@ def forked(run: Path) -> tuple[multiprocessing.Process, int]:
 def test_a_kill_never_harms_an_edit(run):
     """While edits stream in: the file is whole, the last that was answered, or the next; and the next server goes on with it."""
     file, number = run.parent / "edits/train/7.json", 0
-    for delay in (0.05, 0.1, 0.2, 0.15):
+    for delay in (0.05, 0.1, 0.2, 1.0):
         process, port = forked(run)
         shown = ask(port, "GET", "/api/images/7")
         revision, answered = shown["revision"], number
@@ -346,10 +346,10 @@ def test_a_kill_never_harms_an_edit(run):
         killer.join()
         process.join(10)
         assert process.exitcode == -signal.SIGKILL
+        number = answered                         # 0, without a file, where the kill was faster than the first save
         if answered or file.exists():
-            found = round(1000 * float(edits.read(file).values[0, 0]))
-            assert found in (answered, answered + 1)
-            number = found
+            number = round(1000 * float(edits.read(file).values[0, 0]))
+            assert number in (answered, answered + 1)
     assert number
 
 
