@@ -358,7 +358,7 @@ def teacher_of(run, splits, model, chosen, world):
 def lesson_of(run, splits, held_out, model, order, world, state):
     """-> (the edits by index of training image, those of the `held_out` split, what the step does with the first).
 
-    ({}, {}, None) without --attention_edits. Raises ConfigError or EditError, on every process.
+    (None, {}, None) without --attention_edits. Raises ConfigError or EditError, on every process.
     """
     from models import record_patch_logits
     from utils import checkpoint, distributed, edits, engine
@@ -373,7 +373,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
         raise configs.ConfigError(f"--attention_edits {folder}: none of its {len(files)} files{names} is an edit of an image "
                                   f"that this run trains on, such as {splits.train.name(0)}; python annotate.py --checkpoint "
                                   "output/NAME makes them")
-    if state is not None and state.first.get("edits", edits.digest(found)) != edits.digest(found):
+    if state is not None and state.first.get("edits") not in (None, edits.digest(found)):
         raise checkpoint.CheckpointError(f"the edits in {folder} are not those that the run began with: restore them, or start a "
                                          "new run with --pretrained_dir in place of --resume_path")
     layers = ", ".join(map(str, model.sigmoid_layers))
@@ -436,6 +436,7 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
         (folder / ATTENTION_FILE).unlink(missing_ok=True)
         print("attention: other held-out images have edits now than when the run began: no picture of before and after")
         return
+
     def seen(side: dict, number: int, label: int) -> tuple:
         probabilities = side["probabilities"][number]
         return side["attention"][number].numpy(), classes[int(probabilities.argmax())], float(probabilities[label])
@@ -677,6 +678,7 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
     print(f"  RESUME_PATH={shlex.quote(str(folder))} NUM_STEPS={2 * run.num_steps} bash train.sh")
     if run.attention_edits:
         print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
+    print(f"  {python} visualize.py attention --checkpoint {shlex.quote(str(folder))}     # see what it looks at")
     if run.sigmoid_attention:
         print(f"  {python} annotate.py --checkpoint {shlex.quote(str(folder))}     # edit what it looks at")
     if run.dataset == "digits":

@@ -38,7 +38,8 @@ class RunState:
     optimizer: dict
     scaler: dict
     best: dict                      # {"step", "accuracy"} of the best evaluation, {} before the first
-    first: dict                     # {"accuracy", "split"} before training, {} where nothing was evaluated then
+    # Before training: {"accuracy", "split"}, where something was evaluated then; {"edits", "attention"} with --attention_edits.
+    first: dict
     config: dict                    # the resolved configuration
     architecture: dict              # the row of configs.MODELS as used
     classes: list[str]
