@@ -373,7 +373,9 @@ FLAGS = {
                        "augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the model's own"),
     "head": (("zero", "keep"), None, "begin with a head of zeros, or with the file's, of the same classes (default: zero; keep "
              "for --attention_edits and --eval_only)"),
-    "resume_path": (str, None, "run folder or checkpoint file to go on from; wins over --pretrained_dir"),
+    "resume_path": (str, None, "run folder or checkpoint file to go on from; wins over --pretrained_dir; auto: OUTPUT_DIR/NAME "
+                    "if it holds a run, else a new run there"),
+    "override": (None, False, "let a resumed run change what decides its course: learning rate, batch, seed, ..., or its data"),
     "output_dir": (str, "output", "parent of the run folders"),
     "log_dir": (str, "logs", "parent of the TensorBoard folders"),
     "wandb": (str, None, "log to this project of Weights & Biases too; the key comes from WANDB_API_KEY"),
@@ -446,6 +448,15 @@ FLAGS = {
     "device": (("auto", "cpu", "cuda"), "auto", "auto: a GPU where there is one"),
     "num_workers": (not_negative, None, "loader processes per rank (default: 0 for digits, else 4 or the cores at hand)"),
     "seed": (not_negative, 42, "fixes initialisation, order, augmentation and dropout"),
+    "exact": (None, False, "sum gradients in a fixed order: the same bits on any number of processes; slower"),
+    "non_finite": (("stop", "skip"), "stop", "what a loss or gradient that is NaN or infinite does: end the run, or skip the "
+                   "update (ten in a row end it)"),
+    "bad_images": (("stop", "skip"), "stop", "what an unreadable training image does: end the run, or be replaced by the next "
+                   "one and listed in bad_images.txt"),
+    "max_bad_images": (share, 0.01, "the run ends when a larger share of the training images had to be replaced"),
+    "rank_timeout": (positive, 600, "seconds that processes wait for one that does not answer before the run ends"),
+    "worker_timeout": (not_negative, 300, "seconds to wait for a loader process before it is started anew; 0: for ever"),
+    "check_data": (None, False, "read every image of the data set, report what is wrong with it, and stop"),
     "eval_only": (None, False, "evaluate --resume_path (or the pre-trained model with its own head) and stop"),
     "eval_train": (None, False, "at the end, evaluate on the training images too, without augmentation"),
     "confusion_matrix": (None, False, "with the last evaluation, write confusion.csv and per_class.csv"),
@@ -461,7 +472,16 @@ MODEL_KEYS = (*SIZES, "in_channels", "classifier", "sigmoid_attention", "dropout
 MAY_CHANGE_ON_RESUME = {
     "name", "data_dir", "pretrained_dir", "resume_path", "output_dir", "log_dir", "wandb", "eval_batch_size",
     "gradient_accumulation_steps", "num_steps", "num_epochs", "eval_every", "save_every", "keep_checkpoints", "device",
-    "num_workers", "eval_only", "eval_train", "confusion_matrix", "teacher", "test", "attention_edits"}
+    "num_workers", "eval_only", "eval_train", "confusion_matrix", "teacher", "test", "attention_edits", "override", "non_finite",
+    "bad_images", "max_bad_images", "rank_timeout", "worker_timeout"}
+# What it may change with --override: what is read anew at every start and is in no state of model or optimizer.
+MAY_OVERRIDE = {
+    "train_batch_size", "learning_rate", "min_learning_rate", "warmup_learning_rate", "decay_type", "decay_milestones",
+    "warmup_steps", "warmup_epochs", "max_grad_norm", "label_smoothing", "class_weights", "augmentation", "crop_scale",
+    "crop_padding", "rotation", "color_jitter", "randaugment_ops", "randaugment_magnitude", "random_erasing", "mixup_alpha",
+    "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation", "eval_crop",
+    "distillation_alpha", "distillation_temperature", "attention_loss_weight", "precision", "fp16", "fp16_opt_level",
+    "loss_scale", "exact", "seed"}
 
 # Flags that act only where another one is set: (the flags, whether that holds for the run, what to set). Given
 # without it, they are refused, for they would change nothing.
@@ -480,13 +500,16 @@ ACTS_WITH = (
     (("teacher", "distillation_alpha"), lambda run: run["distillation"] != "none", "--distillation hard or soft"),
     (("distillation_temperature",), lambda run: run["distillation"] == "soft", "--distillation soft"),
     (("attention_loss_weight",), lambda run: run["attention_edits"], "--attention_edits"),
+    (("override",), lambda run: run["resume_path"], "--resume_path"),
+    (("max_bad_images",), lambda run: run["bad_images"] == "skip", "--bad_images skip"),
     (("fp16_opt_level",), lambda run: run["precision"] == "fp16", "--fp16 (PRECISION=fp16 for train.sh)"),
 )
 # Knobs that do nothing at their default: left out where the settings are printed.
 QUIET = {name for flags, _, _ in ACTS_WITH for name in flags} | {
     "val_fraction", "test_fraction", "test", "min_learning_rate", "warmup_learning_rate", "layer_decay", "train_layers",
     "ema_decay", "label_smoothing", "class_weights", "rotation", "color_jitter", "randaugment_ops", "random_erasing",
-    "mixup_alpha", "cutmix_alpha", "interpolation", "eval_crop", "distillation", "loss_scale"}
+    "mixup_alpha", "cutmix_alpha", "interpolation", "eval_crop", "distillation", "loss_scale", "non_finite", "bad_images",
+    "rank_timeout", "worker_timeout"}
 
 # Spellings of older scripts that no longer mean anything, and what to do instead.
 RETIRED = {
@@ -711,13 +734,19 @@ def resolve_resumed(given: dict, saved: dict, train_images: int) -> ConfigDict:
         before = saved[name]
         if before is None and name in MODEL_KEYS:
             before = MODELS[saved["model_type"]][name]         # what held, though nobody had given it
-        if name not in MAY_CHANGE_ON_RESUME and _plain(value) != _plain(before):
+        allowed = MAY_CHANGE_ON_RESUME | (MAY_OVERRIDE if given.get("override") else set())
+        if name not in allowed and _plain(value) != _plain(before):
+            or_else = ", add --override" if name in MAY_OVERRIDE else ""
             raise ConfigError(
                 f"--{name} {_plain(value)}: the checkpoint was made with {_plain(before)}, and a resumed run keeps it; "
-                f"leave --{name} out, or start a new run without --resume_path")
-    if asked.get("num_steps", saved["num_steps"]) < saved["warmup_steps"]:
-        raise ConfigError(f"--num_steps {asked['num_steps']} is less than the run's {saved['warmup_steps']} warm-up steps")
+                f"leave --{name} out{or_else}, or start a new run without --resume_path")
     run = ConfigDict(saved | asked)
+    if run.num_steps < run.warmup_steps:
+        raise ConfigError(f"--num_steps {run.num_steps} is less than the run's {run.warmup_steps} warm-up steps")
+    if given.get("override"):
+        run.fp16 = run.fp16 and run.precision == "fp16"
+        _resolve_precision(run, asked)
+        _check_together(run.to_dict(), asked)
     run.lock()
     return run
 

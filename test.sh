@@ -9,5 +9,6 @@ source utils/python.sh
 
 use_python requirements-test.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff \
     starlette uvicorn playwright xdist
+unset LOCKED                # the scripts that the tests start are given the Python found here
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

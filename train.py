@@ -1,7 +1,8 @@
 """Fine-tunes a Vision Transformer: configuration -> data, model, optimizer -> the step loop.
 
 bash train.sh starts this file once per GPU through torchrun; `python train.py --name x` runs it on one device.
-Exit codes: 0 done; 2 bad input, told in one line. A traceback is a bug of this program.
+Exit codes: 0 done; what else can happen has its own code and one line (docs/reliability.md has the table; 2 is bad input).
+A traceback, with code 1, is a bug of this program.
 
 Imports stand in the functions that need them: a wrong flag is told at once, not after PyTorch has been loaded.
 """
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+LOST = 8                                         # the exit code where another process of the run was lost
+ALONE = ("ImageError", "WorkerError", "OutOfMemory", "LostProcessError")      # errors that one process may have by itself
 ATTENTION_FILE, SHOWN = "attention.png", 4       # the picture of attention before and after, and its images of a kind
 try:
     import configs
@@ -24,56 +27,114 @@ except ModuleNotFoundError as error:
 
 
 def main(argv: list[str]) -> int:
+    from utils import stopping
+
+    if "LOCAL_RANK" in os.environ:
+        stopping.die_with_parent()
+    with stopping.Stop() as stop:
+        try:
+            given = after_restart(configs.parse(argv))
+            if given.get("check_data"):
+                return check_data(configs.resolve(given))
+            if "resume_path" not in given:
+                check_batch(configs.resolve(given), "--train_batch_size")
+            # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
+            # else wait for threads that are not running (ten times slower and more). Read when PyTorch loads libgomp.
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+            from utils import distributed
+
+            timeout = given.get("rank_timeout", configs.FLAGS["rank_timeout"][1])
+            with distributed.group(given.get("device", "auto"), timeout) as world:
+                return in_group(given, world, stop)
+        except (ValueError, OSError) as error:
+            if not (known := what_it_is(error)):
+                raise
+            return tell(*known)
+
+
+def in_group(given: dict, world, stop) -> int:
+    """-> exit code"""
+    from utils import stopping
+
     try:
-        given = configs.parse(argv)
-        if "resume_path" not in given:
-            check_batch(configs.resolve(given), "--train_batch_size")
-        # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
-        # else wait for threads that are not running (ten times slower and more). Read when PyTorch loads libgomp.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        from utils import distributed
-
+        run, state, path = configure(given, world)
         code = 0
-        with distributed.group(given.get("device", "auto")) as world:
-            try:
-                run, state, path = configure(given, world)
-                if run.eval_only:
-                    evaluate_only(given, run, world, state, path)
-                else:
-                    train(given, run, world, state, path)
-            except ValueError as error:
-                if not is_ours(error) or type(error).__name__ == "ImageError":
-                    raise
-                code = tell(str(error), alone=False)   # every process is here, and they leave the group together
-        return code
+        if run.eval_only:
+            evaluate_only(given, run, world, state, path)
+        else:
+            code = train(given, run, world, state, path, stop)
+        if world.is_main:
+            stopping.leave_code(code)
+        return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
     except ValueError as error:
-        if not is_ours(error):
+        if not (known := what_it_is(error)):
             raise
-        return tell(str(error), alone=type(error).__name__ == "ImageError")
-    except OSError as error:                       # the system's word on a file: no such folder, no permission, disk full
-        if error.filename is None:
-            raise
-        return tell(f"{error.filename}: {error.strerror}", alone=True)
+        return tell(*known, quiet=getattr(error, "quiet", False))
 
 
-def is_ours(error: ValueError) -> bool:
-    """Whether it is a word of ours to the user (ConfigError, ModelError, DataError, ...); any other is a bug."""
-    return type(error).__module__.partition(".")[0] in ("configs", "models", "utils")
+def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
+    """-> (what to tell the user, exit code, whether other processes may not know); None: a bug, whose traceback is needed"""
+    if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
+        return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
+    if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
+        return f"{error.filename}: {error.strerror}", 2, True
+    return None
 
 
-def tell(message: str, alone: bool) -> int:
-    """Prints the one line, once a node, and returns the exit code. `alone`: only this process may know of the error.
+def tell(message: str, code: int, alone: bool, quiet: bool = False) -> int:
+    """Prints the one line, once a node, and returns what this process ends with. `alone`: others may not know of the error;
+    `quiet`: another process has told it.
 
-    torchrun turns any failure into code 1 and a traceback of its own. train.sh therefore names a file that takes the
-    code, and the processes end quietly, if they all do: those of another node, or ignorant ones, have to be stopped.
+    torchrun turns any failure into code 1 and a report of its own. Started by train.sh the processes therefore leave the
+    code to it and end quietly, if they all do: those of another node, or ignorant ones that wait for a GPU, have to be
+    stopped, and after the loss of a process torchrun is to start all of them anew (MAX_RESTARTS).
     """
+    from utils import stopping
+
     size, local_size = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if alone or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    first = stopping.leave_code(code)
+    if not quiet and ((first is not False) if alone else int(os.environ.get("LOCAL_RANK", 0)) == 0):
         print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if "VIT_STATUS_FILE" not in os.environ or "LOCAL_RANK" not in os.environ:
-        return 2
-    Path(os.environ["VIT_STATUS_FILE"]).write_text("2")
-    return 2 if (alone and size > 1) or size > local_size else 0
+    if first is None or "LOCAL_RANK" not in os.environ or code == LOST:
+        return code
+    return code if (alone and size > 1) or size > local_size else 0
+
+
+def after_restart(given: dict) -> dict:
+    """The flags with which processes go on that torchrun has started anew (MAX_RESTARTS) after one of them was lost."""
+    from utils import stopping
+
+    if not stopping.restarts() or given.get("eval_only") or given.get("check_data"):
+        return given
+    file = stopping.launch_file("folder")
+    if file is None and "name" not in given and given.get("resume_path") != "auto":
+        raise configs.ConfigError("a run that torchrun may restart needs a --name, to be found again; or start it by train.sh")
+    if file is not None and not file.exists():
+        return given                               # it was lost before it had a folder
+    folder = Path(file.read_text()) if file else Path(given.get("output_dir", configs.FLAGS["output_dir"][1]), given["name"])
+    here = given | {"output_dir": str(folder.parent), "name": folder.name}
+    return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in given else here
+
+
+def check_data(run) -> int:
+    """python train.py --check_data: every image of every split is read; what cannot be used is told. -> exit code"""
+    from utils import check_data, datasets
+
+    if int(os.environ.get("RANK", 0)):
+        return 0                                   # one process is enough, and has processes of its own
+    splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
+                                  split_seed=run.split_seed)
+    workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
+    findings = check_data.check(splits, workers, say=lambda line: print(line, file=sys.stderr))
+    print("\n".join(findings.lines))
+    if not findings.bad:
+        print("every image can be read")
+        return 0
+    listed = Path(run.output_dir) / "bad_images.txt"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("".join(f"{why}\n" for *_, why in findings.bad))
+    return tell(f"{len(findings.bad):,} images cannot be read: {listed} lists them; replace or remove them, or train with "
+                "--bad_images skip (those held out have to be readable)", 2, alone=False)
 
 
 def check_batch(run, may_change: str) -> None:
@@ -94,34 +155,58 @@ def check_batch(run, may_change: str) -> None:
 
 def configure(given: dict, world):
     """-> (the resolved configuration, RunState to resume from or None, its file or None)"""
-    from utils import checkpoint, distributed, run_folder
+    from utils import checkpoint, distributed, exact, run_folder
 
-    if "resume_path" not in given:
-        run = configs.resolve(given)
+    found = None
+    if "resume_path" in given:
+        place = given["resume_path"], given.get("output_dir", configs.FLAGS["output_dir"][1]), given.get("name")
+        found = distributed.on_main(world, lambda: run_folder.find_checkpoint(*place))
+    if found is None:                                          # also: RESUME_PATH=auto, and nothing is there yet
+        run = configs.resolve({name: value for name, value in given.items() if name not in ("resume_path", "override")})
+        check_batch(run, "--train_batch_size")
+        if run.exact:
+            exact.check(world.size, run.gradient_accumulation_steps)
         if run.name and not run.eval_only:
             distributed.on_main(world, lambda: run_folder.check_free(run.output_dir, run.name))
         return run, None, None
-    path, complaints = distributed.on_main(world, lambda: run_folder.find_checkpoint(given["resume_path"]))
+    path, complaints = found
     state = distributed.first_on_node(world, lambda: checkpoint.load(path))
     run = configs.resolve_resumed(given, state.config, state.train_images)
+    micro_batches = state.config["gradient_accumulation_steps"] * state.world_size
+    if "gradient_accumulation_steps" not in given and micro_batches % world.size == 0:
+        run.gradient_accumulation_steps = micro_batches // world.size     # the same micro-batches on any number of processes
     check_batch(run, "--gradient_accumulation_steps (GRAD_STEPS) or the number of processes (NPROC)")
+    if run.exact:
+        exact.check(world.size, run.gradient_accumulation_steps)
+        if run.gradient_accumulation_steps * world.size != micro_batches and state.config.get("exact"):
+            raise configs.ConfigError(f"--exact: the run has {micro_batches} micro-batches a step, and {world.size} processes x "
+                                      f"{run.gradient_accumulation_steps} micro-steps make others: change NPROC or GRAD_STEPS")
     if run.num_steps < state.step and not run.eval_only:
         raise configs.ConfigError(f"--num_steps {run.num_steps}: {path} is at step {state.step} already")
     if world.is_main:
         for complaint in complaints:
             print(f"warning: {complaint}; going back to the checkpoint before it")
         print(f"resuming {path} at step {state.step} of {run.num_steps}")
-        laid = ("the milestones of the learning rate stay" if run.decay_type == "step"
-                else "the learning-rate schedule is laid anew over all of them")
-        for name in sorted({"num_steps" if name == "num_epochs" else name for name in given} - {"resume_path"}):
-            if name == "pretrained_dir":
-                print("--resume_path wins: --pretrained_dir is not used")
-            elif run[name] != state.config.get(name) and name not in ("eval_only", "warmup_epochs"):
-                print(f"changed: --{name} {run[name]} (was {state.config.get(name)})"
-                      + (f"; {laid}" if name == "num_steps" else ""))
-        if state.step == run.num_steps and not run.eval_only:
-            print("nothing is left to train: a larger --num_steps (NUM_STEPS) goes on", flush=True)
+        tell_changes(given, run, state, world)
     return run, state, path
+
+
+def tell_changes(given: dict, run, state, world) -> None:
+    """What is not as it was in the session before."""
+    if state.world_size != world.size and not run.eval_only:
+        print(f"changed: {world.size} processes (were {state.world_size}), {run.gradient_accumulation_steps} micro-steps each "
+              f"(were {state.config['gradient_accumulation_steps']})")
+    laid = ("the milestones of the learning rate stay" if run.decay_type == "step"
+            else "the learning-rate schedule is laid anew over all of them")
+    quiet = {"resume_path", "override", "name", "output_dir"} if given["resume_path"] == "auto" else {"resume_path", "override"}
+    resolved = {"num_epochs": "num_steps", "warmup_epochs": "warmup_steps", "fp16": "precision"}
+    for name in sorted({resolved.get(name, name) for name in given} - quiet):
+        if name == "pretrained_dir":
+            print("--resume_path wins: --pretrained_dir is not used")
+        elif run[name] != state.config.get(name) and name != "eval_only":
+            print(f"changed: --{name} {run[name]} (was {state.config.get(name)})" + (f"; {laid}" if name == "num_steps" else ""))
+    if state.step == run.num_steps and not run.eval_only:
+        print("nothing is left to train: a larger --num_steps (NUM_STEPS) goes on", flush=True)
 
 
 def build(given, run, world, state):
@@ -129,15 +214,16 @@ def build(given, run, world, state):
     import torch
 
     from models import create_model
-    from utils import augment, datasets, distributed, precision
+    from utils import augment, datasets, distributed, exact, precision
+    from utils.splits import fingerprint
 
     splits = distributed.first_on_node(world, lambda: datasets.load_splits(
         run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction, split_seed=run.split_seed))
-    facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test))
+    facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test), fingerprint(splits.train))
     if any(other != facts for other in distributed.gather(world, facts)):
         raise datasets.DataError(f"the nodes have different data in {run.data_dir}: classes or numbers of images differ")
     if state is not None:
-        same_data(splits, state, run)
+        same_data(splits, state, run, world)
     elif run.num_steps is None or run.warmup_steps is None:
         said = configs.set_lengths(run, given, len(splits.train))
         check_batch(run, "--train_batch_size")              # again: a recipe may mix by the size of the data
@@ -167,12 +253,16 @@ def build(given, run, world, state):
                                   f"{', '.join(model.load_report.classes[:3])}, ...) than the data "
                                   f"({', '.join(splits.classes[:3])}, ...): not the same task")
     chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
-    if state is not None:
+    if state is not None and all(run[name] == state.config[name] for name in ("precision", "fp16_opt_level")):
         why = why.replace("asked for", "as the run began")
     if run.precision == "auto":
         run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     if chosen.compute == torch.float32:
         torch.backends.cudnn.allow_tf32 = False      # convolutions on a GPU would round to TF32 unasked
+    if run.exact:
+        exact.prepare(world.device)
+    elif state is not None and state.threads and state.world_size == world.size and world.device.type == "cpu":
+        torch.set_num_threads(state.threads)         # another number sums in another order
     model = model.to(world.device, chosen.weights)
     if world.is_main:
         introduce(run, world, splits, model, f"{chosen.name} ({why})", state)
@@ -198,18 +288,27 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
     print(f"model: {run.model_type} at {size} px, {count:,} parameters\nweights: {source}", flush=True)
 
 
-def same_data(splits, state, run) -> None:
+def same_data(splits, state, run, world) -> None:
     """Raises CheckpointError unless the data are those of the checkpoint's run, as far as that can be told cheaply."""
     from utils import checkpoint
+    from utils.splits import fingerprint
 
     if list(splits.classes) != state.classes:
         raise checkpoint.CheckpointError(
             f"the checkpoint has {len(state.classes)} classes ({', '.join(state.classes[:3])}, ...), the data in "
             f"{run.data_dir} have {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
-    if len(splits.train) != state.train_images and not run.eval_only:
-        raise checkpoint.CheckpointError(
-            f"the run has trained on {state.train_images} images, {run.data_dir} now holds {len(splits.train)}: the order of "
-            "the samples would be another; restore the data, or start a new run")
+    if run.eval_only:
+        return
+    told = ""
+    if len(splits.train) != state.train_images:
+        told = f"the run has trained on {state.train_images} images, {run.data_dir} now holds {len(splits.train)}"
+    elif state.data and fingerprint(splits.train) != state.data:
+        told = f"labels or names of the training images in {run.data_dir} are not those that the run began with"
+    if told and not run.override:
+        raise checkpoint.CheckpointError(f"{told}: the order of the samples would be another; restore the data, start a new run, "
+                                         "or add --override")
+    if told and world.is_main:
+        print(f"warning: {told}: the order of the samples is another from here on (--override)")
 
 
 def pretrained_file(run) -> Path | None:
@@ -276,7 +375,7 @@ def loading_of(run, world) -> dict:
     from utils import data
 
     workers = data.default_workers(run.dataset, world.local_size) if run.num_workers is None else run.num_workers
-    return {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
+    return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": run.worker_timeout}
 
 
 def optimizer_of(run, model, world):
@@ -455,12 +554,16 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
     plots.save(pictures.before_and_after(rows, title), folder / ATTENTION_FILE)
 
 
-def train(given: dict, run, world, state, path) -> None:
-    from utils import checkpoint, data, distributed, engine, precision, run_folder
+def train(given: dict, run, world, state, path, stop) -> int:
+    """-> exit code: 0, or that of a run which was asked to stop"""
+    import torch
+
+    from utils import checkpoint, data, distributed, engine, precision, run_folder, saving, stopping
     from utils.edits import digest
     from utils.ema import Ema
     from utils.report import Report, check_wandb
     from utils.schedule import factor, is_time
+    from utils.splits import fingerprint
 
     started = time.monotonic()
     if run.wandb:
@@ -473,7 +576,8 @@ def train(given: dict, run, world, state, path) -> None:
     first, done, seconds, counts = {}, 0, 0.0, {}
     if state is not None:
         optimizer.load_state_dict(state.optimizer)
-        scaler.load_state_dict(state.scaler)
+        if state.scaler:
+            scaler.load_state_dict(state.scaler)
         if ema is not None:
             ema.load_state_dict(state.ema)
         first, done, seconds = state.first, state.step, state.seconds
@@ -487,83 +591,139 @@ def train(given: dict, run, world, state, path) -> None:
     val, test = (splits.val, splits.val_name), (splits.test, "test")
     final = val if run.test == "never" else test
     edits, others, lesson = lesson_of(run, splits, final[0], model, order, world, state)
-    batches = iter(data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, edits=edits, grid=model.grid,
-                                     **loading))
+    loader = data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, edits=edits, grid=model.grid,
+                               bad_images=run.bad_images, **loading)
+    batches = iter(loader)
     objective = objective_of(run, splits, model, chosen, world, lesson)
+    example = torch.zeros(2, model.config.in_channels, *model.img_size, device=world.device, dtype=chosen.weights)
+    if run.exact:
+        distributed.share_weights(model, world)
+    wrapped = model if run.exact else distributed.wrap(model, world, chosen.half_gradients, example)
     trainer = engine.Trainer(
-        distributed.wrap(model, world, chosen.half_gradients), optimizer, scaler, chosen, world, prepare,
+        wrapped, optimizer, scaler, chosen, world, prepare,
         batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps,
-        max_grad_norm=run.max_grad_norm, seed=run.seed, objective=objective, ema=ema, **counts)
+        max_grad_norm=run.max_grad_norm, seed=run.seed, objective=objective, ema=ema, exact=run.exact, non_finite=run.non_finite,
+        requests=lambda: (stop.requested(), saver is not None and saver.failed, len(trainer.bad)), **counts)
 
     def evaluate(split, confusion=False):
+        """-> EvalReport; None if a process was asked to stop meanwhile"""
         loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **loading)
         judged = model if ema is None else ema.model
-        return engine.evaluate(judged, loader, prepare, chosen, world, len(splits.classes), confusion)
+        return engine.evaluate(judged, loader, prepare, chosen, world, len(splits.classes), confusion, stop.requested)
 
-    def save(file: Path) -> None:
+    def save(*files: Path) -> None:
+        checkpoint.check_finite(model.state_dict())            # on every process: they stop together
         if world.is_main:
-            checkpoint.save(file, checkpoint.RunState(
+            saver.save(list(files), checkpoint.RunState(
                 trainer.step, trainer.updates, trainer.skips, model.state_dict(), optimizer.state_dict(),
                 scaler.state_dict(), best, first, run.to_dict(), model.config.to_dict(), list(splits.classes),
-                len(splits.train), seconds + time.monotonic() - started, ema.state_dict() if ema else {}))
+                len(splits.train), seconds + time.monotonic() - started, ema.state_dict() if ema else {},
+                world_size=world.size, threads=torch.get_num_threads(), data=fingerprint(splits.train)))
+
+    def stopped() -> int:
+        """The end of a run that was asked to stop: what has been trained is saved."""
+        if trainer.step:
+            save(checkpoint.step_path(folder, trainer.step))
+        distributed.on_main(world, lambda: saver.close())
+        report.session("preempted", trainer.step)
+        if world.is_main:
+            went_on = f"; RESUME_PATH={shlex.quote(str(folder))} bash train.sh goes on" if trainer.step else ": nothing to save"
+            print(f"stopped as asked, after step {trainer.step} of {run.num_steps}{went_on}", flush=True)
+        return stopping.PREEMPTED
 
     folder, best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
+    if world.is_main and (place := stopping.launch_file("folder")) is not None:
+        place.write_text(str(folder))                          # where processes go on that torchrun starts anew
     run.name, run.output_dir = folder.name, str(folder.parent)
     log_folder = Path(run.log_dir) / run.name
     if world.is_main:
         run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size)
         print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
         print(f"run folder: {folder}", flush=True)
-    told = {(event["step"], event["split"]) for event in run_folder.read_log(folder) if event["event"] == "eval"}
+    told = distributed.on_main(world, lambda: {
+        (event["step"], event["split"]) for event in run_folder.read_log(folder) if event["event"] == "eval"})
     report = Report(folder if world.is_main else None, log_folder, done, run.num_steps, run.wandb, run.to_dict())
+    saver = saving.Saver(folder, run.keep_checkpoints, say=report.say) if world.is_main else None
     report.session("resume" if state else "start", done, world_size=world.size)
 
     # Which split is looked at before, during and after training, under which name; None: none is.
     watched = val if separate or run.test == "always" else None
     before = test if run.test == "always" else watched
-    result = None
+    result, stop.saves = None, True
     try:
-        if state is not None and folder.resolve() != path.parent.resolve():
-            save(checkpoint.step_path(folder, done))           # a branch begins with what it came from
-        if not first and before and done == 0:
-            start = evaluate(before[0])
-            first = {"accuracy": start.top1, "split": before[1]}
-            report.evaluation(0, before[1], start)
-        if edits and world.is_main:
-            shown = shown_images(splits, final, edits, others)
-            if done == 0:
-                first = first | {"edits": digest(edits), "attention": look(shown, model, eval_transform, prepare, chosen, world)}
-        while trainer.step < run.num_steps:
-            rate = run.learning_rate * factor(
-                trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
-                start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
-            report.train(trainer.train_step(batches, rate))
-            if watched and is_time(trainer.step, run.eval_every, run.num_steps):
-                result = evaluate(watched[0])
-                report.evaluation(trainer.step, watched[1], result)
-                told.add((trainer.step, watched[1]))
-                if result.top1 > best.get("accuracy", -1.0):
-                    best = {"step": trainer.step, "accuracy": result.top1}
-                    save(folder / checkpoint.BEST_FILE)
-            if is_time(trainer.step, run.save_every, run.num_steps):
-                save(checkpoint.step_path(folder, trainer.step))
-                if world.is_main:
-                    checkpoint.retain(folder, run.keep_checkpoints)
-        if watched is None or watched[0] is not final[0] or run.confusion_matrix or result is None:
-            result = evaluate(final[0], run.confusion_matrix)
-            if (trainer.step, final[1]) not in told:           # an earlier session may have ended just before or after it
-                report.evaluation(trainer.step, final[1], result)
-        if run.eval_train:
-            report.evaluation(trainer.step, "train", evaluate(splits.train))
-        report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
+        with distributed.watching(world, lambda: f"step {trainer.step + 1}"):
+            if state is not None and folder.resolve() != path.parent.resolve():
+                save(checkpoint.step_path(folder, done))       # a branch begins with what it came from
+            if not first and before and done == 0:
+                start = evaluate(before[0])
+                if start is None:
+                    return stopped()
+                first = {"accuracy": start.top1, "split": before[1]}
+                report.evaluation(0, before[1], start)
+            if edits and world.is_main:
+                shown = shown_images(splits, final, edits, others)
+                if done == 0:
+                    first = first | {"edits": digest(edits),
+                                     "attention": look(shown, model, eval_transform, prepare, chosen, world)}
+            while True:
+                # A run that was stopped between a step and its evaluation makes up for it here.
+                files = []
+                if watched and trainer.step and is_time(trainer.step, run.eval_every, run.num_steps) and (
+                        trainer.step, watched[1]) not in told:
+                    result = evaluate(watched[0])
+                    if result is None:
+                        return stopped()
+                    report.evaluation(trainer.step, watched[1], result)
+                    told.add((trainer.step, watched[1]))
+                    if result.top1 > best.get("accuracy", -1.0):
+                        best = {"step": trainer.step, "accuracy": result.top1}
+                        files.append(folder / checkpoint.BEST_FILE)
+                    if trainer.step == done:
+                        files.append(checkpoint.step_path(folder, done))
+                if trainer.step > done and is_time(trainer.step, run.save_every, run.num_steps):
+                    files.append(checkpoint.step_path(folder, trainer.step))
+                if files:
+                    save(*files)
+                if trainer.step == run.num_steps:
+                    break
+                rate = run.learning_rate * factor(
+                    trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
+                    start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
+                step = trainer.train_step(batches, rate)
+                report.train(step)
+                asked, failed, replaced = step.requests
+                if replaced:
+                    list_bad_images(run, folder, world, report, trainer, len(splits.train))
+                if failed:
+                    distributed.on_main(world, lambda: saver.close())          # raises what went wrong
+                if asked:
+                    return stopped()
+            if watched is None or watched[0] is not final[0] or run.confusion_matrix or result is None:
+                result = evaluate(final[0], run.confusion_matrix)
+                if result is None:
+                    return stopped()
+                if (trainer.step, final[1]) not in told:       # an earlier session may have ended just before or after it
+                    report.evaluation(trainer.step, final[1], result)
+            if run.eval_train:
+                on_train = evaluate(splits.train)
+                if on_train is None:
+                    return stopped()
+                report.evaluation(trainer.step, "train", on_train)
+            distributed.on_main(world, lambda: saver.close())
+            report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
     except engine.DivergedError as error:
         samples = [key.index for key in order.keys_of(trainer.step)]
         report.session("diverged", trainer.step + 1, samples=samples)
+        if world.is_main:
+            saver.wait()
         saved = [str(file) for file in checkpoint.step_files(folder)[:1]] if world.is_main else []
         raise engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}; "
                                    f"{folder / run_folder.LOG_FILE} lists all samples of the step") from error
     finally:
+        loader.close()
+        if world.is_main:
+            saver.wait()
         report.close()
     if world.is_main:
         if edits:
@@ -571,6 +731,23 @@ def train(given: dict, run, world, state, path) -> None:
             draw_attention(run, folder, model, splits.classes, shown, first.get("attention"),
                            look(shown, judged, eval_transform, prepare, chosen, world))
         summarise(run, splits, folder, log_folder, first, (final[1], result), best, time.monotonic() - started)
+    return 0
+
+
+def list_bad_images(run, folder, world, report, trainer, images: int) -> None:
+    """Adds what was replaced in this step to bad_images.txt. Raises DataError on every process when there are too many."""
+    from utils import distributed, run_folder
+    from utils.datasets import DataError
+
+    lines = {reason for bad in distributed.gather(world, list(trainer.bad)) for _, reason in bad}
+    trainer.bad.clear()
+
+    new, count = distributed.on_main(world, lambda: run_folder.add_bad_images(folder, lines))
+    for line in new if world.is_main else ():
+        report.say(f"warning: replaced: {line}")
+    if count > run.max_bad_images * images:
+        raise DataError(f"{count} of {images} training images cannot be read, a share of more than --max_bad_images "
+                        f"{run.max_bad_images:g}; {folder / run_folder.BAD_IMAGES_FILE} lists them; --check_data finds all")
 
 
 def share(rate: float, run) -> float:
@@ -588,12 +765,12 @@ def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
     try:
         kept = checkpoint.load(folder / checkpoint.BEST_FILE).best
     except checkpoint.CheckpointError:
-        kept = None
-    return folder, state.best if kept == state.best else {}
+        kept = {}
+    return folder, kept if kept.get("step", 0) <= state.step else {}       # a later one is evaluated again
 
 
 def evaluate_only(given, run, world, state, path) -> None:
-    from utils import data, engine
+    from utils import data, distributed, engine
 
     splits, model, chosen, prepare = build(given, run, world, state)
     _, eval_transform = transforms_of(run, model, splits)
@@ -603,15 +780,13 @@ def evaluate_only(given, run, world, state, path) -> None:
                                   world_size=world.size, **loading_of(run, world))
         return engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix)
 
-    if run.eval_train:
-        result = evaluate(splits.train)
+    last = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
+    for name, split in [("train", splits.train), last] if run.eval_train else [last]:
+        with distributed.watching(world, lambda name=name: f"evaluation on {name}"):
+            result = evaluate(split)
         if world.is_main:
-            print(f"train accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} ({result.images} images)")
-    name, split = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
-    result = evaluate(split)
+            print(f"{name} accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} ({result.images} images)")
     if world.is_main:
-        print(f"{name} accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} "
-              f"({result.images} images)")
         print("  " + "\n  ".join(details(result, splits.classes)))
         if run.confusion_matrix:
             write_confusion(path.parent if path else Path("."), result, splits.classes)

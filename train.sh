@@ -10,7 +10,8 @@ DATA_DIR=${DATA_DIR:-}                  # where the data lie or are downloaded t
 RECIPE=${RECIPE:-}                      # a row of configs.py, such as mae: data set, model and settings that are not given
 MODEL_TYPE=${MODEL_TYPE:-}              # a row of configs.py, such as ViT-B_16, R50-ViT-B_16, DeiT-S_16, CaiT-S24, MAE-B_16
 PRETRAINED_DIR=${PRETRAINED_DIR:-}      # a checkpoint file, a run folder, a published name (imagenet21k/ViT-B_16), or none
-RESUME_PATH=${RESUME_PATH:-}            # run folder (output/NAME) or checkpoint file to go on from; wins over PRETRAINED_DIR
+RESUME_PATH=${RESUME_PATH:-}            # run folder (output/NAME) or checkpoint file to go on from; wins over PRETRAINED_DIR;
+                                        # auto, with a NAME: go on with that run if it is there, else start it
 NAME=${NAME:-}                          # name of the run; results go to output/NAME
 IMG_SIZE=${IMG_SIZE:-}                  # 224, or height x width: 224x160
 TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-}  # images an optimizer step, over all GPUs and micro-steps
@@ -34,6 +35,8 @@ NNODES=${NNODES:-1}                     # more than one node: the same command o
 NODE_RANK=${NODE_RANK:-0}
 MASTER_ADDR=${MASTER_ADDR:-}            # host name or address of node 0
 MASTER_PORT=${MASTER_PORT:-29500}
+MAX_RESTARTS=${MAX_RESTARTS:-0}         # how often all processes are started anew after one was lost; they go on from the
+                                        # last checkpoint
 
 # ---------------------------------------------------------------------------------------------------------------
 set -euo pipefail
@@ -46,6 +49,7 @@ source utils/python.sh
 for number in NPROC NNODES MASTER_PORT; do
     [[ "${!number}" =~ ^([1-9][0-9]{0,4})?$ ]] || fail "$number=${!number} is not a positive number"
 done
+[[ "$MAX_RESTARTS" =~ ^[0-9]{1,3}$ ]] || fail "MAX_RESTARTS=$MAX_RESTARTS is not a number from 0 to 999"
 [[ "$NODE_RANK" =~ ^[0-9]{1,5}$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK=$NODE_RANK is not one of 0..$((NNODES - 1))"
 if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
     fail "NNODES=$NNODES needs MASTER_ADDR, the host name or address of node 0 (and NODE_RANK=0..$((NNODES - 1)) on each)"
@@ -64,7 +68,7 @@ if [ -z "$NPROC" ]; then
 fi
 
 flags=()
-add() { if [ -n "$2" ]; then flags+=("--$1" "$2"); fi; }
+add() { if [ -n "$2" ]; then flags+=("--$1=$2"); fi; }
 add dataset "$DATASET"
 add data_dir "$DATA_DIR"
 add val_fraction "$VAL_FRACTION"
@@ -96,6 +100,7 @@ fi
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 settings=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NPROC - 1) / NPROC))}")
 [ -z "$GPUS" ] || settings+=("CUDA_VISIBLE_DEVICES=$GPUS")
+[ "$MAX_RESTARTS" = 0 ] || launcher+=(--max_restarts "$MAX_RESTARTS")
 command=(env "${settings[@]}" "$PYTHON" -m torch.distributed.run "${launcher[@]}" --nproc_per_node "$NPROC"
     train.py ${flags[@]+"${flags[@]}"} "$@")
 
@@ -103,15 +108,37 @@ printf '%q ' "${command[@]}"
 echo
 [ "${DRY_RUN:-}" != 1 ] || exit 0
 
-# torchrun answers any failure with code 1: train.py leaves its own code here.
-VIT_STATUS_FILE=$(mktemp)
-export VIT_STATUS_FILE
-trap 'rm -f "$VIT_STATUS_FILE"' EXIT
-# In the background, so that a signal to this script reaches the launcher instead of leaving it behind.
-"${command[@]}" &
-trap 'kill -TERM $! 2>/dev/null' TERM INT HUP
+# torchrun answers any failure with code 1: the processes leave their own code here, and their numbers.
+VIT_LAUNCH=$(mktemp -d)
+export VIT_LAUNCH
+trap 'rm -rf "$VIT_LAUNCH"' EXIT
+asked=
+# The processes are asked themselves: they finish the step, save and end, for which torchrun would give them 30 seconds.
+# What comes within two seconds is the same request: timeout and batch systems signal a process and its group.
+stop() {
+    if [ -z "$asked" ]; then
+        asked=$SECONDS
+        if compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
+            echo "train.sh: stopping: the step is finished and the run is saved; once more to leave at once" >&2
+            kill -USR1 $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
+        else
+            kill -TERM "$launcher" 2>/dev/null || true
+        fi
+    elif [ $((SECONDS - asked)) -ge 2 ]; then
+        kill -KILL "$launcher" $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
+    fi
+}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}     # for those who signal torchrun (from 2.12 on)
+set -m              # a process group of its own: Ctrl-C comes to this script alone
+(trap '' USR1; exec "${command[@]}") </dev/null &
+launcher=$!
+set +m
+trap stop TERM INT HUP USR1
 code=0
-wait $! || code=$?
-while kill -0 $! 2>/dev/null; do wait $! || code=$?; done      # a signal ends the first wait, not the launcher
-told=$(cat "$VIT_STATUS_FILE")
+wait "$launcher" 2>/dev/null || code=$?
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || code=$?; done      # a signal ends a wait alone
+told=
+for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || told=$(cat "$file"); done
+[ -z "$asked" ] || told=${told:-143}
+[ "$told" != 0 ] || told=$code
 exit "${told:-$code}"

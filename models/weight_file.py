@@ -7,32 +7,30 @@ flags of the run, which DeiT's and MAE's files hold. Tensors stay on the disk un
 """
 
 import argparse
-import mmap
-import pickle
-import pickletools
-import re
-import zipfile
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .npz import DAMAGE, MAX_MEMBERS, NpzError, NpzFile
+from . import torch_file
+from .npz import NpzError, NpzFile
+from .torch_file import AGAIN
 from .vit import ModelError
 from .weight_names import CONTAINERS
+from .zip_archive import DAMAGE, ZipError, one_line, open_archive, shown
 
-CHUNK = 1 << 20
 OWN_FORMAT = "vit-run-"                # the `format` entry of the checkpoints of our own runs begins so
-# How the files begin that torch.save wrote until 2020: with a magic number, pickled.
-LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
-LEGACY_MAGIC = pickle.dumps(LEGACY_NUMBER, protocol=2)
-SMALL = 1 << 16                        # numbers in such a file that may exceed its size
-AGAIN = "download it again"
+MAX_HEADER = 1 << 22                   # bytes of a .safetensors file's JSON; published ViTs take 50 kB
+MAX_NAME = 1000                        # characters
+SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 class WeightFile:
-    """`names`, `shape(name)` and `read(name)` of a file; `read` gives float32. Raises ModelError with one line."""
+    """`names`, `shape(name)` and `read(name)` of a file; `read` gives float32, 4 bytes a number whatever the file takes.
+    Raises ModelError with one line."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -69,13 +67,18 @@ def open_weights(path: str | Path) -> WeightFile:
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     if start[4:9] == b"\0\0\0\0{":                 # the length of the header in 8 bytes, then its JSON
-        return SafetensorsFile(path)
-    if start[:2] == b"PK":
-        return _open_zip(path)
-    if start[:1] == b"\x80":
-        _check_legacy(path, start)
-        return TorchFile(path, mapped=False)
-    raise ModelError(f"{path}: {_what_it_is(start)}")
+        file = SafetensorsFile(path)
+    elif start[:2] == b"PK":
+        file = _open_zip(path)
+    elif start[:1] == b"\x80":
+        file = TorchFile(path)
+    else:
+        raise ModelError(f"{path}: {_what_it_is(start)}")
+    for name in file.names:
+        if not name.isprintable() or len(name) > MAX_NAME:
+            file.close()
+            raise ModelError(f"{path}: {shown(name)!r} is no name of an array; {AGAIN}")
+    return file
 
 
 def _what_it_is(start: bytes) -> str:
@@ -90,58 +93,15 @@ def _what_it_is(start: bytes) -> str:
 
 def _open_zip(path: Path) -> WeightFile:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(info.filename.endswith("data.pkl") for info in members):
-                _check_members(path, archive, members)
-                return TorchFile(path, mapped=True)
-        return NpzArrays(path)
-    except NpzError as error:
-        raise ModelError(f"{error}; {AGAIN} if it was cut off") from error
-    except DAMAGE as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{path}: damaged or cut off ({_line(error)}); {AGAIN}") from error
-
-
-def _check_members(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
-    """PyTorch packs nothing, so that no member can be larger than the file; and its check sums must agree."""
-    if len(members) > MAX_MEMBERS:
-        raise ModelError(f"{path}: {len(members)} members, more than any checkpoint has")
-    for info in members:
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise ModelError(f"{path}: member {info.filename!r} is packed or encrypted, which PyTorch does not write")
-    if sum(info.file_size for info in members) > path.stat().st_size:
-        raise ModelError(f"{path}: its members claim more bytes than the file has; {AGAIN}")
-    for info in members:
-        if info.CRC:                           # 0: written with torch.serialization.set_crc32_options(False)
-            with archive.open(info) as stream:
-                while stream.read(CHUNK):
-                    pass
-
-
-def _check_legacy(path: Path, start: bytes) -> None:
-    """The older format makes room for what its pickles claim before it reads: no number in them may exceed the file."""
-    if not start.startswith(LEGACY_MAGIC):
-        raise ModelError(f"{path}: a pickle that PyTorch did not write: nothing of it was run; take a file of torch.save, "
-                         "or a .safetensors file")
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for _ in range(5):                 # magic number, version, machine, weights, names of the arrays that follow
-                largest = max((abs(number) for _, number, _ in pickletools.genops(content)
-                               if isinstance(number, int) and number != LEGACY_NUMBER), default=0)
-                if largest > max(size, SMALL):
-                    raise ModelError(f"{path}: speaks of {largest} bytes or numbers and has {size} bytes; damaged, or to be "
-                                     "saved anew with a PyTorch of today")
+        with open(path, "rb") as stream, open_archive(stream) as archive:
+            ours = any(info.filename.endswith("data.pkl") for info in archive.infolist())
+        return TorchFile(path) if ours else NpzArrays(path)
     except ModelError:
         raise
-    except (ValueError, OSError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path}: damaged or cut off ({_line(error)}); {AGAIN}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    except NpzError as error:
+        raise ModelError(f"{error}; {AGAIN} if it was cut off") from error
+    except (ZipError, *DAMAGE) as error:
+        raise ModelError(f"{path}: damaged or cut off ({one_line(error)}); {AGAIN}") from error
 
 
 class NpzArrays(WeightFile):
@@ -163,14 +123,15 @@ class NpzArrays(WeightFile):
             array = self._file.read(name)
         except NpzError as error:
             raise ModelError(str(error)) from error
-        return torch.from_numpy(np.array(array, dtype=np.float32))       # a copy: the buffer read is read-only
+        return torch.from_numpy(array.astype(np.float32, copy=False))
 
     def close(self) -> None:
         self._file.close()
 
 
 class SafetensorsFile(WeightFile):
-    """A .safetensors file; the library checks that every array lies inside the file."""
+    """A .safetensors file; the library checks that the arrays fill the file. It has no check sums: a number that was changed
+    is not noticed."""
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -178,14 +139,15 @@ class SafetensorsFile(WeightFile):
             from safetensors import safe_open
         except ImportError as error:
             raise ModelError(f"{path}: a .safetensors file; pip install safetensors, the package that reads it") from error
+        self._checked(_check_header, path)
         self._file = self._checked(safe_open, str(path), framework="pt", device="cpu")
-        self.names = list(self._file.keys())
+        self.names = list(self._checked(self._file.keys))
 
     def _checked(self, call, *arguments, **more):
         try:
             return call(*arguments, **more)
         except Exception as error:             # whatever the library makes of a hostile header
-            raise ModelError(f"{self.path}: damaged or cut off ({_line(error)}); {AGAIN}") from error
+            raise ModelError(f"{self.path}: damaged or cut off ({one_line(error)}); {AGAIN}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._checked(lambda: self._file.get_slice(name).get_shape()))
@@ -194,37 +156,35 @@ class SafetensorsFile(WeightFile):
         return self._checked(lambda: self._file.get_tensor(name).float())
 
 
+def _check_header(path: Path) -> None:
+    """Before the library makes an object of everything in it. Raises ValueError."""
+    with open(path, "rb") as stream:
+        length, = struct.unpack("<Q", stream.read(8))
+        if length > MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] not in SAFETENSORS_TYPES:
+            raise ValueError(f"{name} holds {entry['dtype']}, not plain numbers")
+
+
 class TorchFile(WeightFile):
     """A file of torch.save: weights alone, weights in an entry of a dictionary, or a checkpoint of one of our runs."""
 
-    def __init__(self, path: Path, mapped: bool):
+    def __init__(self, path: Path):
         super().__init__(path)
-        content = self._load(mapped)
+        content = torch_file.read(path, [argparse.Namespace], mapped=True)
         if not isinstance(content, dict):
             raise ModelError(f"{path}: holds a {type(content).__name__}, not weights by name; save model.state_dict()")
-        if str(content.get("format", "")).startswith(OWN_FORMAT):
+        if isinstance(content.get("format"), str) and content["format"].startswith(OWN_FORMAT):
             weights = self._own(content)
         else:
             weights = self._foreign(content)
         self._weights = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
-        self.left_out += sorted(str(name) for name in weights if str(name) not in self._weights)
+        self.left_out += sorted(shown(name) for name in weights if str(name) not in self._weights)
         if not self._weights:
-            raise ModelError(f"{path}: holds no arrays (its entries: {', '.join(map(str, list(content)[:6]))})")
+            raise ModelError(f"{path}: holds no arrays (its entries: {', '.join(map(shown, list(content)[:6]))})")
         self.names = list(self._weights)
-        for name, value in self._weights.items():
-            self._check(name, value)
-
-    def _load(self, mapped: bool):
-        mapped = mapped and self.path.suffix != ".safetensors"       # a path of that name torch.load gives to safetensors
-        try:
-            with open(self.path, "rb") as stream, torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(self.path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:             # what is raised depends on where the file is damaged
-            foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if foreign:
-                raise ModelError(f"{self.path}: asks for {foreign[1]}, which no file of weights needs: nothing was run; "
-                                 "take a file that holds arrays alone, or a .safetensors file") from error
-            raise ModelError(f"{self.path}: damaged, cut off or not of torch.save ({_line(error)}); {AGAIN}") from error
 
     def _own(self, content: dict) -> dict:
         """The averaged weights where the run kept them: they are the ones that it evaluates."""
@@ -232,26 +192,20 @@ class TorchFile(WeightFile):
         averaged = isinstance(content.get("ema"), dict) and len(content["ema"]) > 0
         weights = content.get("ema" if averaged else "model")
         if not (isinstance(weights, dict) and isinstance(self.run["architecture"], dict) and isinstance(self.run["config"], dict)
-                and isinstance(self.run["classes"], list)):
+                and isinstance(self.run["classes"], list) and all(isinstance(name, str) for name in self.run["classes"])):
             raise ModelError(f"{self.path}: a checkpoint of a run without model, architecture, classes or config; it is damaged")
         if averaged:
             self.notes.append("averaged weights (ema)")
-        self.left_out = sorted(str(name) for name in content if name != ("ema" if averaged else "model"))
+        self.left_out = sorted(shown(name) for name in content if name != ("ema" if averaged else "model"))
         return weights
 
     def _foreign(self, content: dict) -> dict:
         for name in CONTAINERS:
             inside = content.get(name)
             if isinstance(inside, dict) and any(isinstance(value, Tensor) for value in inside.values()):
-                self.left_out = sorted(str(other) for other in content if other != name)
+                self.left_out = sorted(shown(other) for other in content if other != name)
                 return inside
         return content
-
-    def _check(self, name: str, value: Tensor) -> None:
-        """A dense array whose numbers are all in the file: a few bytes must not stand for a large array."""
-        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized and not value.is_complex()
-        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ModelError(f"{self.path}: {name} is no plain array of numbers")
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._weights[name].shape)

@@ -1,11 +1,14 @@
-"""Shared by all tests: the `gpu` marker, and running train.py in this process or the scripts in another."""
+"""Shared by all tests: the `gpu` marker, the contract's counts and figures, and running train.py or the scripts."""
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import figures
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
@@ -20,6 +23,7 @@ from utils.splits import Part, Splits
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURES: dict[str, list[dict]] = {}      # by test: what it tried for the contract
 
 
 def pytest_collection_modifyitems(items):
@@ -27,6 +31,58 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+# ------------------------------------------------------------------------------- the contract of docs/reliability.md
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the contract of docs/reliability.md at full counts (hours of CPU)")
+    parser.addoption("--figures", metavar="FILE", help="put what the contract's tests tried into this JSON file")
+
+
+@pytest.fixture
+def tries(request):
+    """tries(small, full) -> how often to try: `full` with --full"""
+    return lambda small, full: full if request.config.getoption("--full") else small
+
+
+@pytest.fixture
+def figure(request, record_property):
+    """figure(what, tried, lost=0): a row of docs/reliability.md, for a test marked contract("P1", promise)."""
+    started = time.monotonic()
+
+    def record(what: str, tried: int, lost: int = 0) -> None:
+        assert not lost, f"{what}: {lost} of {tried}"
+        promise = request.node.get_closest_marker("contract").args[0]
+        record_property("contract", {
+            "promise": promise, "what": what, "tried": int(tried), "lost": int(lost),
+            "seconds": round(time.monotonic() - started, 1), "torch": str(torch.__version__),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores"})
+
+    return record
+
+
+def pytest_runtest_logreport(report):
+    rows = [value for name, value in report.user_properties if name == "contract"]
+    if rows and report.when == "call" and report.passed and "PYTEST_XDIST_WORKER" not in os.environ:
+        FIGURES[report.nodeid.removeprefix("tests/")] = rows
+
+
+def pytest_sessionfinish(session):
+    if FIGURES and (file := session.config.getoption("--figures")):
+        figures.add(Path(file), FIGURES)
+
+
+# ------------------------------------------------------------------------------------------------------- running it
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A resumed run computes on as many threads as before. More than one here would be inherited by forked runs, in which
+    the threads themselves are missing."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -48,6 +104,22 @@ def run_train(tmp_path, monkeypatch):
         return train.main(["--device", "cpu", *argv])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """uninterrupted(*flags, ranks) -> (the hash of its end, its folder); each is run once"""
+    import rig
+
+    kept = {}
+
+    def end(*flags, ranks=1):
+        if (flags, ranks) not in kept:
+            folder = tmp_path_factory.mktemp("whole")
+            kept[flags, ranks] = rig.run(folder, *flags, ranks=ranks), folder
+        return kept[flags, ranks]
+
+    return end
 
 
 def small_digits(data_dir: str) -> Splits:

@@ -3,14 +3,30 @@
 import errno
 import os
 import random
+import shutil
+import signal
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from utils import checkpoint
-from utils.checkpoint import CheckpointError, RunState, load, newest_intact, retain, save, step_files, step_path, verify
+from utils.checkpoint import (
+    CheckpointError,
+    NonFiniteError,
+    RunState,
+    StorageError,
+    check_finite,
+    load,
+    newest_intact,
+    retain,
+    save,
+    step_files,
+    step_path,
+    verify,
+)
 
 
 def state(step=3, **changes) -> RunState:
@@ -84,8 +100,34 @@ def test_the_file_is_an_ordinary_archive(saved):
 
 
 def test_a_later_save_replaces_the_earlier(saved):
-    save(saved, state(step=9))
-    assert load(saved).step == 9 and os.listdir(saved.parent) == [saved.name]
+    save(saved, state(seconds=9.0))
+    assert load(saved).seconds == 9.0 and os.listdir(saved.parent) == [saved.name]
+
+
+def test_every_kind_of_number_that_a_run_holds(tmp_path):
+    """As LAMB, AdamW and loss scaling keep them, in the precisions of weights."""
+    torch.manual_seed(0)
+    model = {str(dtype): torch.randn(3, 4).to(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+    kinds = model | {"bool": torch.tensor([True, False]), "long": torch.arange(3), "byte": torch.arange(3, dtype=torch.uint8),
+                     "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "transposed": torch.randn(3, 4).t()}
+    parameter = nn.Parameter(torch.randn(5))
+    optimizer = torch.optim.AdamW([parameter], lr=torch.tensor(0.1), amsgrad=True)
+    parameter.sum().backward()
+    optimizer.step()
+    save(tmp_path / "x.pt", state(model=kinds, optimizer=optimizer.state_dict(), best={"a": None, "b": (1, True), "c": -2 ** 70}))
+    loaded = load(tmp_path / "x.pt")
+    assert all(torch.equal(loaded.model[name], kinds[name]) and loaded.model[name].dtype == kinds[name].dtype for name in kinds)
+    slots = optimizer.state_dict()["state"][0]
+    assert all(torch.equal(loaded.optimizer["state"][0][name], slots[name]) for name in slots)
+    assert loaded.best == {"a": None, "b": (1, True), "c": -2 ** 70}
+
+
+def test_large_tensors_pass_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK", 1000)
+    weights = {"a": torch.randn(3000), "b": torch.arange(3, dtype=torch.uint8)}
+    save(tmp_path / "x.pt", state(model=weights))
+    loaded = load(tmp_path / "x.pt").model
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 # ----------------------------------------------------------------------------------------------------- damage
@@ -155,16 +197,25 @@ def test_other_versions_of_the_format_are_told(tmp_path, content):
 
 
 def sealed(path, content):
-    torch.save(content, path)
-    checkpoint._seal(path)
+    checkpoint._write(path, content)
     return path
 
 
 def test_a_file_from_before_averages_is_read(tmp_path):
     content = dict(vars(state()))
-    del content["ema"]
+    for name in ("ema", "world_size", "threads", "data"):
+        del content[name]
     loaded = load(sealed(tmp_path / "old.pt", content))
     assert loaded.ema == {} and loaded.step == 3 and loaded.format == checkpoint.FORMAT
+    assert (loaded.world_size, loaded.threads, loaded.data) == (1, 0, "")
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("step", "3"), ("step", 3.0), ("model", [1]), ("classes", {"a": 1}), ("seconds", "long"), ("data", 7), ("best", None)])
+def test_entries_of_another_type_are_refused(tmp_path, field, value):
+    with pytest.raises(CheckpointError, match=f"its {field} is of type {type(value).__name__}") as told:
+        load(sealed(tmp_path / "odd.pt", vars(state()) | {field: value}))
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["model", "skips", "architecture", "train_images"])
@@ -192,8 +243,8 @@ def test_nothing_in_a_file_is_run(tmp_path):
 # ----------------------------------------------------------------------------------------------------- writing
 
 
-def half_written(content, path):
-    path.write_bytes(b"half of it")
+def half_written(content, stream):
+    stream.write(b"half of it")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -208,13 +259,125 @@ def test_a_failure_while_writing_leaves_the_old_file(saved, monkeypatch, owner, 
     whole = saved.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fails)
-        with pytest.raises(OSError):
-            save(saved, state(step=9))
-        with pytest.raises(OSError):
-            save(saved.with_name("step-00000009.pt"), state(step=9))
+        for path in (saved, saved.with_name("step-00000009.pt")):
+            with pytest.raises(StorageError, match=r"No space left on device|Input/output error") as told:
+                save(path, state(seconds=9.0))
+            assert told.value.code == 3 and str(path) in str(told.value) and "\n" not in str(told.value)
     assert saved.read_bytes() == whole and os.listdir(saved.parent) == [saved.name]
-    save(saved, state(step=9))                       # and when there is space again, all is well
-    assert load(saved).step == 9
+    save(saved, state(seconds=9.0))                  # and when there is space again, all is well
+    assert load(saved).seconds == 9.0
+
+
+def test_a_write_that_fails_in_the_middle_is_told_as_what_it_is(saved, monkeypatch):
+    """torch's writer goes on after an error and has its own word for it."""
+    class Full:
+        def __init__(self, path, mode):
+            self.file, self.left = open(path, mode), 700
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+    monkeypatch.setattr(checkpoint, "open", Full, raising=False)
+    with pytest.raises(StorageError, match=r"step-00000004.pt \(No space left on device\)$"):
+        save(step_path(saved.parent, 4), state(step=4))
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, dtype, wrong):
+    weights = {"good": torch.full((3,), torch.finfo(dtype).max, dtype=dtype), "count": torch.arange(3), "empty": torch.zeros(0)}
+    check_finite(weights)
+    weights["blocks.1.bias"] = torch.tensor([0.0, wrong, 1.0], dtype=dtype)
+    weights["later"] = weights["blocks.1.bias"]
+    for field in ("model", "ema"):
+        with pytest.raises(NonFiniteError, match=r"\(blocks.1.bias is the first\)") as told:
+            save(tmp_path / "x.pt", state(**{field: weights}))
+        assert told.value.code == 4 and os.listdir(tmp_path) == []
+    check_finite({})
+
+
+class CrashingFile:
+    """Written without a buffer, each piece in two halves; `here` is called before, between and after."""
+
+    def __init__(self, path, here):
+        self.file, self.here = open(path, "wb", buffering=0), here
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        view = memoryview(data)
+        for part in (view[:len(view) // 2], view[len(view) // 2:]):
+            self.here()
+            self.file.write(part)
+        self.here()
+
+
+def save_in_a_child(path: Path, content: RunState, crash_at: int) -> None:
+    """The child kills itself at one of the points of a save, counted from 1; 0: at none, it notes how many there are."""
+    child = os.fork()
+    if child == 0:
+        passed = 0
+
+        def here():
+            nonlocal passed
+            passed += 1
+            if passed == crash_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def around(real):
+            def call(*args):
+                here()
+                real(*args)
+                here()
+            return call
+
+        try:
+            checkpoint.open = lambda path, mode: CrashingFile(path, here)
+            os.fsync, os.replace = around(os.fsync), around(os.replace)
+            save(path, content)
+            (path.parent / "points").write_text(str(passed))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status == (signal.SIGKILL if crash_at else 0)
+
+
+@pytest.mark.contract("P2", "a kill at any point of a save leaves the old checkpoint or the new one, whole")
+@pytest.mark.parametrize("name", ["step-00000006.pt", "best.pt"])
+def test_every_crash_point_inside_a_save(tmp_path, name, tries, figure):
+    save(step_path(tmp_path, 3), state(step=3))
+    old, new = state(step=3, best={"step": 3}), state(step=6, best={"step": 6}, model={"weight": torch.arange(600.0)})
+    save_in_a_child(tmp_path / name, new, crash_at=0)
+    points = int((tmp_path / "points").read_text())
+    assert points > 100
+    outcomes = []
+    for number in [*range(1, points - 7, tries(points // 10, 1)), *range(points - 7, points + 1)]:
+        for left in (*tmp_path.glob("*.tmp"), step_path(tmp_path, 6)):
+            left.unlink(missing_ok=True)
+        save(tmp_path / "best.pt", old)
+        save_in_a_child(tmp_path / name, new, crash_at=number)
+        best, newest = load(tmp_path / "best.pt"), load(newest_intact(tmp_path)[0])
+        assert newest_intact(tmp_path)[1] == [] and best.best["step"] == best.step
+        found = best if name == "best.pt" else newest
+        assert found.model["weight"].numel() == {3: 6, 6: 600}[found.step]
+        outcomes.append(found.step)
+    assert outcomes == [3] * (len(outcomes) - 3) + [6] * 3       # the old one until the name changes, then the new one
+    figure(f"crash points of a save of {'a step' if name != 'best.pt' else 'best.pt, over the old one'}", len(outcomes))
 
 
 def test_data_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
@@ -224,6 +387,72 @@ def test_data_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoint.os, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
     save(tmp_path / "x.pt", state())
     assert calls == ["fsync", "replace", "fsync"]    # the file, its name, the folder
+
+
+@pytest.mark.contract("P6", "a checkpoint of which anything changed is refused, and the one before it serves")
+def test_any_damage_is_refused_and_the_one_before_serves(tmp_path, tries, figure):
+    older, newer, chance = step_path(tmp_path, 3), step_path(tmp_path, 6), random.Random(0)
+    save(older, state(step=3))
+    save(newer, state(step=6))
+    whole = newer.read_bytes()
+
+    def flipped():
+        bits = bytearray(whole)
+        place = chance.randrange(8 * len(whole))
+        bits[place // 8] ^= 1 << place % 8
+        return bytes(bits)
+
+    def cut():
+        return whole[:chance.randrange(len(whole))]
+
+    def zeroed():
+        start = chance.randrange(len(whole) - 1)
+        end = min(len(whole), start + chance.choice((1, 512, 4096, len(whole))))
+        return whole[:start] + bytes(end - start) + whole[end:]
+
+    for what, make, count in (("flipped bits", flipped, tries(400, 2000)), ("cuts", cut, tries(60, 200)),
+                              ("zeros in it or at its end", zeroed, tries(60, 200))):
+        tried = 0
+        while tried < count:
+            damaged = make()
+            if damaged == whole:                     # zeros over zeros
+                continue
+            newer.write_bytes(damaged)
+            path, complaints = newest_intact(tmp_path)
+            assert path == older and len(complaints) == 1 and str(newer) in complaints[0] and "\n" not in complaints[0]
+            with pytest.raises(CheckpointError):
+                load(newer)
+            tried += 1
+        figure(what, tried)
+
+
+@pytest.mark.contract("P6", "a checkpoint of which anything changed is refused, and the one before it serves")
+def test_a_file_in_the_place_of_another_is_refused(tmp_path, figure):
+    for step in (2, 3, 6):
+        save(step_path(tmp_path, step), state(step=step))
+    shutil.copyfile(step_path(tmp_path, 3), step_path(tmp_path, 6))
+    assert "holds step 3" in refused(step_path(tmp_path, 6))
+    path, complaints = newest_intact(tmp_path)
+    assert path == step_path(tmp_path, 3) and len(complaints) == 1
+    step_path(tmp_path, 3).rename(tmp_path / "x.pt")
+    step_path(tmp_path, 2).rename(step_path(tmp_path, 3))
+    with pytest.raises(CheckpointError, match=r"6.pt: holds step 3.*3.pt: holds step 2"):
+        newest_intact(tmp_path)
+    assert load(tmp_path / "x.pt").step == 3         # a name that tells no step
+    figure("files renamed or swapped", 3)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"format": "vit-run-1", "step": "3"}, {"step": None}, "x" * 5000], ids=repr)
+def test_a_sealed_file_without_a_step_is_refused(tmp_path, content):
+    assert "holds step None" in refused(sealed(step_path(tmp_path, 3), content))
+
+
+def test_a_sealed_file_that_asks_for_memory_is_refused(tmp_path):
+    """Its digest is right, its tensor of 10^12 numbers has the storage of one."""
+    huge = torch.zeros(1).as_strided((10 ** 6, 10 ** 6), (0, 0))
+    with pytest.raises(CheckpointError) as told:
+        load(sealed(tmp_path / "huge.pt", vars(state()) | {"model": {"weight": huge}}))
+    assert "\n" not in str(told.value)
 
 
 # ----------------------------------------------------------------------------------------------------- folders

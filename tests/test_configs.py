@@ -29,7 +29,8 @@ OTHER = {
     "mix_probability": "0.5", "mix_switch_probability": "0.25", "mix_off_steps": "10", "interpolation": "bicubic",
     "eval_crop": "0.875", "distillation": "soft", "teacher": "output/teacher", "distillation_alpha": "0.1",
     "distillation_temperature": "3.0", "sigmoid_attention": "3,7", "head": "keep", "attention_edits": "edits",
-    "attention_loss_weight": "10.0"}
+    "attention_loss_weight": "10.0", "override": None, "exact": None, "non_finite": "skip", "bad_images": "skip",
+    "max_bad_images": "0.05", "rank_timeout": "30", "worker_timeout": "7", "check_data": None}
 # What a flag needs beside it to make sense.
 WITH = {
     "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "folder"],
@@ -42,7 +43,8 @@ WITH = {
     "distillation": ["--teacher", "t", "--distillation", "hard"],
     "distillation_alpha": ["--distillation", "hard", "--teacher", "t"],
     "distillation_temperature": ["--distillation", "soft", "--teacher", "t"],
-    "attention_edits": ["--recipe", "vit-paper"], "attention_loss_weight": ["--attention_edits", "e"]}
+    "attention_edits": ["--recipe", "vit-paper"], "attention_loss_weight": ["--attention_edits", "e"],
+    "override": ["--resume_path", "r"], "max_bad_images": ["--bad_images", "skip"]}
 # Epochs become steps when the number of training images is known.
 LENGTHS = {"num_epochs": ("num_steps", 1797, 70), "warmup_epochs": ("warmup_steps", 1797, 14)}
 
@@ -460,7 +462,7 @@ FIXED = ["dataset", "recipe", "model_type", "img_size", "train_batch_size", "war
          "crop_padding", "rotation", "color_jitter", "randaugment_ops", "randaugment_magnitude", "random_erasing",
          "mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation",
          "eval_crop", "distillation", "distillation_alpha", "distillation_temperature", "sigmoid_attention", "head",
-         "attention_loss_weight"]
+         "attention_loss_weight", "exact", "check_data"]
 
 
 def test_every_flag_may_change_on_resume_or_may_not():
@@ -476,6 +478,25 @@ def test_a_resumed_run_keeps_what_it_is(name):
     # The value that it has is accepted, also where nobody had given it.
     same = resolve_resumed({"resume_path": "output/r", name: held}, SAVED, 1000)
     assert same.to_dict() == SAVED | {"resume_path": "output/r", name: held}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_override_lets_a_resumed_run_change(name):
+    """What is read anew at every start; what model and optimizer are made of stays."""
+    given = parse(["--resume_path", "output/r", "--override", *WITH.get(name, []), *typed(name)])
+    if name in ("fp16", "precision", "fp16_opt_level", "loss_scale"):
+        given = parse(["--resume_path", "output/r", "--override", "--precision", "bf16"])
+        run = resolve_resumed(given, SAVED, 1000)
+        assert run.precision == "bf16" and not run.fp16
+    elif name in configs.MAY_OVERRIDE and name != "distillation":
+        known = {"distillation": "soft", "teacher": "t"} if "distillation" in name else {}
+        known |= {"attention_edits": "e"} if "attention" in name else {}
+        given = {key: value for key, value in given.items() if key not in ("distillation", "teacher", "attention_edits")}
+        run = resolve_resumed(given, SAVED | known, 1000)
+        assert name == "warmup_epochs" or run[name] == given[name]
+        assert "--override" in told(resolve_resumed, {"resume_path": "output/r", name: given[name]}, SAVED | known, 1000)
+    else:
+        assert "--override" not in told(resolve_resumed, given, SAVED, 1000).partition("kept")[0].partition("leave")[2]
 
 
 def test_what_a_resumed_run_may_say_again():

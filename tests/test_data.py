@@ -55,6 +55,16 @@ def test_a_restart_at_any_step_gives_the_tail(images, start):
     assert keys(images, start=start) == [batch for batch in keys(images) if batch[0].step >= start]
 
 
+@pytest.mark.parametrize("images", [7, 50])
+def test_micro_batches_are_found_by_number_in_any_order(images):
+    order, batches = StepOrder(images, 16, 4, 1, 2, 3, 2, 12), keys(images, rank=1, world=2, start=2)
+    for number in (19, 0, 7, 8, 3, 18):
+        assert order[number] == batches[number]
+    for number in (20, -1):
+        with pytest.raises(IndexError):
+            order[number]
+
+
 @pytest.mark.parametrize("images", [5, 16, 50])
 def test_every_epoch_is_a_permutation(images):
     seen = [(key.epoch, key.index) for batch in keys(images, stop=25) for key in batch]

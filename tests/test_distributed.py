@@ -1,14 +1,15 @@
 """Two processes do what one does; errors of one reach the other; devices that are not there."""
 
 import os
-import socket
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing, nn
+from ranks import Ranks
+from torch import nn
 
 from configs import architecture
 from models import create_model, record_patch_logits
@@ -25,7 +26,6 @@ from utils.splits import ArrayImages
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
-PATIENCE = 60        # seconds until a rank that waits for nobody gives up: the tests then fail instead of hanging
 STEPS = 20
 
 # -------------------------------------------------------------------------------- what each of two ranks does
@@ -50,8 +50,8 @@ def half_frozen_with_two_heads() -> nn.Module:
     return model
 
 
-def make_trainer(model, wrapped, world, row, micro_steps, **more) -> engine.Trainer:
-    optimizer = build_optimizer("sgd", model.parameters(), 0.1)
+def make_trainer(model, wrapped, world, row, micro_steps, optimizer=None, **more) -> engine.Trainer:
+    optimizer = optimizer or build_optimizer("sgd", model.parameters(), 0.1)
     return engine.Trainer(wrapped, optimizer, LossScaler(row, CPU), row, world, to_input, batch_size=32,
                           micro_steps=micro_steps, max_grad_norm=1.0, seed=1, **more)
 
@@ -130,13 +130,36 @@ def times_sent(world, micro_steps: int) -> int:
     return len(sent)
 
 
-def evaluated(world, images: int) -> dict:
+def skipping(world, exact: bool) -> dict:
+    """Rank 1's gradient is NaN in steps 2 and 3, its loss infinite in step 5 of 6; all are skipped."""
+    model, reports = network(), []
+    trainer = make_trainer(model, model if exact else distributed.wrap(model, world), world, FP32, 1, non_finite="skip",
+                           exact=exact, ema=Ema(model, 0.5), requests=lambda: (world.rank, 1))
+
+    def spoil(gradient):
+        return gradient * float("nan") if world.rank == 1 and trainer.step in (1, 2) else gradient
+
+    def prepare(images):
+        return to_input(images) * (1e38 if world.rank == 1 and trainer.step == 4 else 1)
+
+    model[1].weight.register_hook(spoil)
+    trainer.prepare, own = prepare, batches(world, 1)
+    weights = []
+    for _ in range(6):
+        reports.append(trainer.train_step(own, 0.1))
+        models = (model, trainer.ema.model)
+        weights.append(torch.cat([parameter.detach().flatten() for each in models for parameter in each.parameters()]))
+    return {"skipped": [report.skipped for report in reports], "requests": [report.requests for report in reports],
+            "counts": (trainer.step, trainer.updates, trainer.skips), "weights": torch.stack(weights)}
+
+
+def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
     split = digits("").val
     split = ArrayImages(split.images[:images], split.labels[:images])
-    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=8, rank=world.rank, world_size=world.size,
-                              num_workers=0, pin_memory=False)
-    report = engine.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True)
-    return vars(report)
+    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=world.rank,
+                              world_size=world.size, num_workers=0, pin_memory=False)
+    report = engine.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True, **more)
+    return report and vars(report)
 
 
 class Refusal(ValueError):
@@ -183,10 +206,13 @@ def scenarios(world: World, folder: Path) -> dict:
         "edits": trained_on_edits(world, micro_steps=2),
         "O1": trained(world, LEVELS["O1"]),
         "O2": trained(world, LEVELS["O2"]),
+        "skips": skipping(world, exact=False),
+        "exact skips": skipping(world, exact=True),
         "sent by 1 micro-step": times_sent(world, 1),
         "sent by 4 micro-steps": times_sent(world, 4),
         "evaluation of 101": evaluated(world, 101),
         "evaluation of 1": evaluated(world, 1),
+        "stopped evaluation": [evaluated(world, 101, stop=lambda rank=rank: world.rank == rank) for rank in range(3)],
         "on_main": outcome(lambda: distributed.on_main(world, lambda: refuse([], world, log))),
         "on_main ran on": list(log),
         "on_main refused": outcome(lambda: distributed.on_main(world, lambda: refuse([0], world))),
@@ -199,34 +225,12 @@ def scenarios(world: World, folder: Path) -> dict:
     }
 
 
-def rank(number: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(number), WORLD_SIZE="2", LOCAL_RANK=str(number), LOCAL_WORLD_SIZE="2",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    world = distributed.start("cpu", PATIENCE)
-    try:
-        torch.save(scenarios(world, folder), folder / f"{number}.pt")
-    finally:
-        distributed.stop()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     """What the two ranks report"""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = multiprocessing.spawn(rank, (port, folder), nprocs=2, join=False)
-    deadline = time.monotonic() + 4 * PATIENCE
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
-    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+    with Ranks(2, lambda world: scenarios(world, folder), folder) as both:
+        return both.results()
 
 
 @pytest.fixture
@@ -323,6 +327,42 @@ def test_evaluation_on_two_processes_is_that_on_one(ranks, one_thread, images):
 
 
 @pytest.mark.slow
+@pytest.mark.contract("P15", "an evaluation counts every image once, whatever the processes and the batch size")
+def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure, one_thread):
+    """Images that do not divide by the processes, fewer images than processes, batches of all sizes"""
+    cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
+    alone, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
+    for size in sizes:
+        with Ranks(size, lambda world: [evaluated(world, *case) for case in cases], tmp_path) as several:
+            for each in several.results():
+                for got, expected, case in zip(each, alone, cases):
+                    assert (got["images"], got["top"]) == (case[0], expected["top"])
+                    assert torch.equal(got["confusion"], expected["confusion"])
+                    assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    figure("evaluations on several processes", len(cases) * len(sizes))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_one_process_stops_is_stopped_on_all(ranks):
+    for each in ranks:
+        assert each["stopped evaluation"][:2] == [None, None] and each["stopped evaluation"][2]["images"] == 101
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P11", "a loss or gradient that is not finite on one process is skipped on all")
+def test_one_process_that_is_not_finite_skips_the_update_of_all(ranks, figure):
+    for kind in ("skips", "exact skips"):
+        for each in ranks:
+            got = each[kind]
+            assert got["skipped"] == [False, True, True, False, True, False] and got["counts"] == (6, 3, 0)
+            assert got["requests"] == [(1.0, 2.0)] * 6 and got["weights"].isfinite().all()
+            assert [bool((after != before).any()) for before, after in zip(got["weights"], got["weights"][1:])] == [
+                False, False, True, False, True]
+        assert torch.equal(ranks[0][kind]["weights"], ranks[1][kind]["weights"])
+    figure("steps with NaN or infinity on one of two processes", 6)
+
+
+@pytest.mark.slow
 def test_on_main(ranks):
     assert [each["on_main"] for each in ranks] == ["done by 0"] * 2
     assert [each["on_main ran on"] for each in ranks] == [[0], []]
@@ -339,6 +379,54 @@ def test_first_on_node(ranks):
 
 
 # ----------------------------------------------------------------------- ranks, workers and restarts, bit for bit
+
+
+def part_of_a_run(world, steps: int, file: Path, killed: bool = False) -> dict:
+    """Goes on from `file` if it is there, for some steps; then saves there, and dies if `killed`"""
+    model = half_frozen_with_two_heads()
+    optimizer, done = build_optimizer("adamw", model.parameters(), 1e-3), 0
+    if file.exists():
+        state = torch.load(file)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["step"]
+    wrapped = distributed.wrap(model, world, example=torch.zeros(2, 3, 8, 8))
+    objective = engine.Objective(0.1, None, mixer(), "soft", taught, 0.3, 2.0)
+    trainer = make_trainer(model, wrapped, world, FP32, 2, optimizer, objective=objective, step=done, updates=done)
+    own = batches(world, 2, start=done)
+    for _ in range(steps):
+        trainer.train_step(own, 1e-3)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": trainer.step}
+    if world.is_main:
+        torch.save(state, file)
+    if killed:
+        torch.distributed.barrier()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P3", "a run on several processes that is killed and resumed is, bit for bit, the run that was not")
+def test_a_run_on_many_processes_is_resumed_bit_for_bit(tmp_path, tries, figure):
+    """From three on the order in which ranks are added decides bits; it has to be the same in every life of a process."""
+    kills = 0
+    for size, cuts in [(4, (3, 3)), (8, (1, 5)), (4, (1, 1, 4)), (8, (4, 2))][:tries(1, 4)]:
+        with Ranks(size, lambda world: part_of_a_run(world, 6, tmp_path / "whole"), tmp_path) as several:
+            whole = several.results()[0]
+        for number, steps in enumerate(cuts, 1):
+            killed = number < len(cuts)
+            with Ranks(size, lambda world, steps=steps, killed=killed: part_of_a_run(world, steps, tmp_path / "parts", killed),
+                       tmp_path) as several:
+                assert several.wait() == [-9 if killed else 0] * size
+                kills += killed
+        parts = torch.load(tmp_path / "parts")
+        assert parts["step"] == whole["step"] == 6
+        for name, weight in whole["model"].items():
+            assert torch.equal(parts["model"][name], weight), name
+        assert str(parts["optimizer"]) == str(whole["optimizer"])
+        (tmp_path / "whole").unlink()
+        (tmp_path / "parts").unlink()
+    figure("kills of runs on four and eight processes", kills)
 
 
 def mixed_steps(ranks=1, micro_steps=1, num_workers=0, start=0) -> list[tuple[torch.Tensor, ...]]:

@@ -112,7 +112,7 @@ class Setup:
     """A small network on digits. `go(n)` trains n steps; `spoil` is called with every gradient of the first weight."""
 
     def __init__(self, row=FP32, micro_steps=1, clip=1.0, dropout=0.0, optimizer="sgd", rate=0.1, fixed_scale=0.0, seed=1,
-                 start=0, batch_size=32, device=CPU, objective=None, ema_decay=None, transform=None):
+                 start=0, batch_size=32, device=CPU, objective=None, ema_decay=None, transform=None, **more):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(dropout),
                                    nn.Linear(32, 10)).to(device, row.weights)
@@ -124,7 +124,7 @@ class Setup:
         self.trainer = Trainer(
             self.model, self.optimizer, self.scaler, row, World(0, 1, 0, 1, device), lambda images: self.prepare(images, row),
             batch_size=batch_size, micro_steps=micro_steps, max_grad_norm=clip, seed=seed, step=start, updates=start,
-            objective=objective, ema=self.ema)
+            objective=objective, ema=self.ema, **more)
         self.batches = batches(batch_size, micro_steps, start, transform)
 
     def prepare(self, images, row):
@@ -256,9 +256,44 @@ def test_a_gradient_that_is_not_finite_stops_the_run_where_nothing_is_scaled(row
     setup.go(1)
     before = setup.state()
     setup.spoil = lambda gradient: torch.full_like(gradient, float(value))
-    with pytest.raises(DivergedError, match=rf"step 2: gradient norm {value}; samples \d+, \d+, \d+, \d+; try"):
+    with pytest.raises(DivergedError, match=rf"step 2: gradient norm {value}; samples \d+(, \d+){{3}}; learning rate 0.1; try"):
         setup.go()
-    assert setup.state() == before
+    assert setup.state() == before and DivergedError.code == 4
+
+
+@pytest.mark.contract("P11", "a loss or gradient that is not finite never reaches weights, average or optimizer")
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_updates_that_are_not_finite_can_be_skipped(figure, exact):
+    """They use up their images and nothing else; ten in a row end the run, also over a resume."""
+    for row, fault in itertools.product((FP32, BF16, LEVELS["O1"]), ("loss", "inf", "nan")):
+        setup = Setup(row, micro_steps=2, ema_decay=0.5, non_finite="skip", exact=exact)
+        setup.go(2)
+        before = setup.state()
+        if fault == "loss":
+            setup.blacken = True
+        else:
+            setup.spoil = lambda gradient, fault=fault: gradient * float(fault)
+        assert [report.skipped for report in setup.go(3)] == [True] * 3
+        assert setup.state() == before and (setup.trainer.step, setup.trainer.updates, setup.trainer.skips) == (5, 2, 3)
+        setup.blacken, setup.spoil = False, lambda gradient: gradient
+        good, = setup.go()
+        assert not good.skipped and good.loss < float("inf") and setup.weights().isfinite().all()
+        assert setup.state() != before and (setup.trainer.updates, setup.trainer.skips) == (3, 0)
+        setup.trainer.skips, setup.blacken, before = 8, True, setup.state()
+        setup.go()
+        with pytest.raises(DivergedError, match=r"step 8: 10 .*loss nan, in a row; samples .*; learning rate 0.1") as told:
+            setup.go()
+        assert setup.state() == before and ("loss scale" in str(told.value)) == row.scales_loss
+    figure(f"steps with a loss or gradient of NaN or infinity{', --exact' if exact else ''}", 9 * 5)
+
+
+def test_a_loss_scale_near_nothing_ends_the_run():
+    """Bad steps between good ones never make ten in a row."""
+    setup, calls = Setup(LEVELS["O1"]), itertools.count()
+    setup.spoil = lambda gradient: gradient * (float("inf") if next(calls) % 3 else 1)
+    with pytest.raises(DivergedError, match=r"overflows, however low the loss scale;.*; learning rate 0.1, loss scale 0.00"):
+        setup.go(60)
+    assert setup.trainer.step == 38 and setup.weights().isfinite().all()         # the 26th bad one, at 65536 / 2^25
 
 
 def test_clipping():
@@ -286,6 +321,16 @@ def test_clipping_sees_unscaled_gradients(fixed):
         updates.append(setup.weights() - start)
     assert norms[1] == pytest.approx(norms[0], rel=1e-2)
     assert updates[1].norm() == pytest.approx(0.05, rel=1e-3) and (updates[1] - updates[0]).norm() < 0.05 * 0.02
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_requests_and_replaced_images_are_handed_on(exact):
+    asked = iter([[0.0, 2.0], [1.0, 3.5]])
+    setup = Setup(exact=exact, micro_steps=2, requests=lambda: next(asked))
+    setup.batches = (batch._replace(bad=((batch.keys[0].index, "cut off"),)) for batch in setup.batches)
+    expected = [(key[0].index, "cut off") for key in data.StepOrder(len(DIGITS.train), 32, 2, 0, 1, 5, 0, 2)]
+    assert [report.requests for report in setup.go(2)] == [(0.0, 2.0), (1.0, 3.5)] and setup.trainer.bad == expected
+    assert Setup().go()[0].requests == ()
 
 
 # ---------------------------------------------------------------------------------------------- the objective
@@ -751,6 +796,15 @@ def test_evaluation_counts_every_image_once(batch_size):
     assert error > 0.01 and got.calibration_error == pytest.approx(error, rel=1e-5)
     assert torch.equal(got.confusion.sum(1), torch.bincount(labels, minlength=10))
     assert got.confusion.diag().sum() == (ranks == 0).sum()
+
+
+def test_evaluation_can_be_stopped():
+    setup, calls = Setup(), []
+    loader = data.eval_loader(DIGITS.val, transform=eval_transform((8, 8)), batch_size=32, rank=0, world_size=1, num_workers=0,
+                              pin_memory=False)
+    setup.model.register_forward_hook(lambda *_: calls.append(0))
+    assert engine.evaluate(setup.model, loader, to_input, FP32, ALONE, 10, stop=lambda: len(calls) == 3) is None
+    assert len(calls) == 3 and setup.model.training
 
 
 @pytest.mark.parametrize("training", [True, False])

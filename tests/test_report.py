@@ -1,7 +1,10 @@
 """Events in log.jsonl, and what its readers show."""
 
+import errno
 import json
+import resource
 import sys
+import threading
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -190,3 +193,80 @@ def test_a_folder_that_is_taken_over_shows_the_new_run_alone(tmp_path):
     session(tmp_path, tmp_path / "tensorboard", last=6)
     session(tmp_path, tmp_path / "tensorboard", last=2)
     assert [step for step, _ in curves(tmp_path / "tensorboard")["train/loss"]] == [1, 2]
+
+
+# ----------------------------------------------------------------------------------------------------------- trouble
+
+
+@pytest.mark.contract("P8", "a full disk costs warnings and not the run, its checkpoints or its log")
+def test_a_full_disk_costs_curves_and_no_line_of_the_log(tmp_path, capsys, figure):
+    """TensorBoard's files are written by a thread of its own, whose error comes with the next event."""
+    hook = threading.excepthook
+    report = Report(tmp_path, tmp_path / "tensorboard", 0, 1000)
+    report.train(step_report(1))
+    worker = report._readers[1]._writer._get_file_writer().event_writer._async_writer._worker
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        worker._next_flush_time = 0                    # it else keeps two minutes of events
+        for step in range(2, 6):
+            report.train(step_report(step))
+            worker.join(1)                             # of its own error
+        assert not worker.is_alive() and len(report._readers) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    report.train(step_report(6))
+    report.evaluation(6, "val", eval_report())
+    report.close()
+    assert [event["step"] for event in events(tmp_path)] == [1, 2, 3, 4, 5, 6, 6] and threading.excepthook is hook
+    said, complaints = capsys.readouterr()
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2 and complaints == "", (said, complaints)
+    assert "log.jsonl (File too large); its lines wait in memory" in warnings[0]
+    assert warnings[1].startswith("warning: TensorBoard fails (") and "off from here on; training goes on" in warnings[1]
+    figure("events while nothing can be written", 4)
+
+
+@pytest.mark.parametrize("at", ["read", "close"])
+def test_a_reader_that_fails_is_off(tmp_path, capsys, monkeypatch, at):
+    report = Report(tmp_path, tmp_path / "tensorboard", 0, 1000)
+    reader, asked = report._readers[1], []
+
+    def fails(*_):
+        asked.append(at)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(reader, at, fails)
+    for step in (1, 2, 3):
+        report.train(step_report(step))
+    report.close()
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["warning: TensorBoard fails (Input/output error) and is off from here on; training goes on"]
+    assert len(asked) == (1 if at == "read" else 2) and len(events(tmp_path)) == 3
+
+
+def test_a_terminal_that_is_closed_stops_nothing(tmp_path, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def flush(self):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    report = Report(tmp_path, None, 0, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        for step in (1, 2, 3):
+            report.train(step_report(step))
+        report.say("anything")
+        report.close()
+    assert len(events(tmp_path)) == 3
+
+
+def test_lines_of_others_stand_above_the_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    report = Report(tmp_path, None, 0, 5)
+    report.say("a warning")
+    report.close()
+    Report(None, None, 0, 5).say("of another rank")
+    assert capsys.readouterr().out == "a warning\n"

@@ -1,9 +1,11 @@
 """The folder of a run: claimed once, resumed in place or branched off, its log whole."""
 
+import errno
 import json
 import multiprocessing
 import os
 import platform
+import random
 import re
 import signal
 import time
@@ -13,9 +15,11 @@ import pytest
 import torch
 
 from utils import checkpoint, run_folder
-from utils.checkpoint import CheckpointError, step_path
-from utils.run_folder import FolderError, InUseError, create, find_checkpoint, read_log, resume, write_config, write_log
+from utils.checkpoint import CheckpointError, StorageError, step_path
+from utils.run_folder import FolderError, InUseError, create, find_checkpoint, resume, write_config
+from utils.run_log import Log, read_log, scan_log, write_log
 
+ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
 FORK = multiprocessing.get_context("fork")
 
 
@@ -135,6 +139,151 @@ def test_resuming_a_run_in_use_is_refused(output):
     assert resume(folder / "step-00000008.pt", 8, None, None) == folder
 
 
+def told_to_the_second(output, first: int) -> float:
+    """-> seconds until another process that asks for the run of process `first` is refused"""
+    started = time.monotonic()
+    said = told(InUseError, create, str(output), "r", "digits")
+    assert f"in use by process {first} on {platform.node()}: wait for it or stop it" in said
+    return time.monotonic() - started
+
+
+@pytest.mark.contract(*ONE_RUN)
+def test_the_second_is_told_who_the_first_is(output, tries, figure):
+    """Also where the first has not yet written who it is, over the words of a run that was killed."""
+    assert InUseError.code == 7 and issubclass(InUseError, FolderError)
+    count = tries(1, 20)
+    for _ in range(count):
+        with AnotherProcess(lambda: create(str(output), "r", "digits")) as other:
+            assert told_to_the_second(output, other.pid) < 0.5
+            lock = output / "r" / run_folder.LOCK_FILE
+            for stale in ("", f"process {gone()} on {platform.node()}"):
+                lock.write_text(stale)
+                late = FORK.Process(target=write_later, args=(lock, f"process {other.pid} on {platform.node()}"))
+                late.start()
+                assert 0.1 < told_to_the_second(output, other.pid) < 2
+                late.join()
+    figure("second starts told within 2 s who is at work", 3 * count)
+
+
+def gone() -> int:
+    """The number of a process that has ended"""
+    process = FORK.Process(target=int)
+    process.start()
+    process.join()
+    return process.pid
+
+
+def write_later(path, text):
+    time.sleep(0.2)
+    path.write_text(text)
+
+
+def test_a_holder_that_never_says_who_it_is(output, monkeypatch):
+    monkeypatch.setattr(run_folder, "OWNER_SECONDS", 0.1)
+    with AnotherProcess(lambda: create(str(output), "r", "digits")):
+        for said in ("", f"process {gone()} on {platform.node()}"):
+            (output / "r" / run_folder.LOCK_FILE).write_text(said)
+            assert "in use by another process" in told(InUseError, create, str(output), "r", "digits")
+        (output / "r" / run_folder.LOCK_FILE).write_text("process 7 on another-machine")
+        assert "in use by process 7 on another-machine" in told(InUseError, create, str(output), "r", "digits")
+
+
+@pytest.mark.contract(*ONE_RUN)
+def test_of_two_that_start_at_once_one_wins(output, tries, figure):
+    count = tries(10, 200)
+
+    def start(barrier, resumed, results):
+        barrier.wait(20)
+        try:
+            folder = output / str(number)
+            resume(folder / "step-00000004.pt", 4, None, None) if resumed else create(str(output), str(number), "digits")
+            results.put("won")
+        except InUseError as error:
+            results.put(str(error))
+        barrier.wait(20)                           # the winner lives until the other has been told
+
+    for number in range(count):
+        resumed = number % 2 == 1
+        if resumed:
+            make_run(output, str(number), steps=(4,))
+        barrier, results = FORK.Barrier(2), FORK.SimpleQueue()
+        pair = [FORK.Process(target=start, args=(barrier, resumed, results)) for _ in range(2)]
+        for process in pair:
+            process.start()
+        outcomes = sorted([results.get(), results.get()], key=lambda said: said == "won")
+        for process in pair:
+            process.join(20)
+        assert outcomes[1] == "won" and any(f"in use by process {process.pid} on" in outcomes[0] for process in pair), outcomes
+    figure("pairs of runs started at the same instant", count)
+
+
+@pytest.mark.contract(*ONE_RUN)
+def test_a_folder_is_free_as_soon_as_its_run_is_killed(output, tries, figure):
+    folder, count, worst = make_run(output), tries(3, 20), 0.0
+    for _ in range(count):
+        with AnotherProcess(lambda: resume(folder / "step-00000008.pt", 8, None, None)) as other:
+            told(InUseError, resume, folder / "step-00000008.pt", 8, None, None)
+            os.kill(other.pid, signal.SIGKILL)
+            other.join()
+        started = time.monotonic()
+        child = FORK.Process(target=resume, args=(folder / "step-00000008.pt", 8, None, None))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        worst = max(worst, time.monotonic() - started)
+    assert worst < 5
+    figure("starts right after a kill -9 of the first", count)
+
+
+def test_a_file_system_without_locks_is_told(output, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
+    said = told(FolderError, create, str(output), "r", "digits")
+    assert "No locks available" in said and "--output_dir" in said and "in use" not in said
+
+
+def test_a_vanished_folder_is_made_anew_and_claimed(output):
+    folder = output / "r"
+    with AnotherProcess(lambda: run_folder.make_anew(folder)) as other:
+        assert f"in use by process {other.pid}" in told(InUseError, run_folder.make_anew, folder)
+    output_file = output / "file"
+    output_file.touch()
+    with pytest.raises(OSError):
+        run_folder.make_anew(output_file / "r")
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_alone(output):
+    """Not by one that is refused: the other may be writing it."""
+    folder = make_run(output)
+    with AnotherProcess(lambda: resume(folder / "step-00000008.pt", 8, None, None)):
+        for name in ("step-00000012.pt.tmp", "log.jsonl.tmp"):
+            (folder / name).touch()
+        told(InUseError, resume, folder / "step-00000008.pt", 8, None, None)
+        assert len(list(folder.glob("*.tmp"))) == 2
+    resume(folder / "step-00000008.pt", 8, None, None)
+    assert list(folder.glob("*.tmp")) == []
+    (output / "new").mkdir()
+    (output / "new" / "step-00000004.pt.tmp").touch()
+    assert list(create(str(output), "new", "digits").glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("start", ["create", "resume", "branch", "config"])
+def test_a_full_disk_at_the_start_is_one_line_of_code_3(output, monkeypatch, start):
+    folder = make_run(output)
+    before = contents(folder)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    call = {"create": (create, str(output), "new", "digits"), "resume": (resume, folder / "step-00000008.pt", 8, None, None),
+            "branch": (resume, folder / "step-00000004.pt", 4, None, "new"), "config": (write_config, folder, {}, {}, 1)}[start]
+    assert "No space left on device" in told(StorageError, *call) and StorageError.code == 3
+    assert contents(folder) == before and list(output.rglob("*.tmp")) == []
+
+
 def test_loader_workers_do_not_keep_the_folder(output, tmp_path):
     """A child of the process that claimed it lives on; the folder is free as soon as that process has ended."""
     note = tmp_path / "worker"
@@ -189,6 +338,32 @@ def test_find_checkpoint(output):
     assert "nothing to resume at" in told(CheckpointError, find_checkpoint, str(output / "none"))
     (output / "empty").mkdir()
     assert "no intact checkpoint" in told(CheckpointError, find_checkpoint, str(output / "empty"))
+
+
+@pytest.mark.contract("P19", "a run is never silently started from scratch")
+def test_auto_goes_on_where_there_is_something_to_go_on_from(output, figure):
+    def find(name="r"):
+        return find_checkpoint("auto", str(output), name)
+
+    assert find() is None                                                    # no folder
+    (output / "r").mkdir(parents=True)
+    assert find() is None                                                    # a start that left no checkpoint
+    write_log(output / "r", [{"event": "train", "step": 1}])
+    (output / "r/step-00000004.pt.tmp").touch()
+    assert find() is None
+    best = add_checkpoint(output / "r", 2).rename(output / "r/best.pt")
+    assert find() == (best, [])
+    add_checkpoint(output / "r", 4)
+    assert find() == (output / "r/step-00000004.pt", [])
+    add_checkpoint(output / "r", 8, spoilt=True)
+    path, complaints = find()
+    assert path == output / "r/step-00000004.pt" and len(complaints) == 1
+    for file in (best, output / "r/step-00000004.pt"):
+        file.write_bytes(b"")
+    assert "no intact checkpoint" in told(CheckpointError, find)             # there was one: not from scratch
+    for name in (None, ""):
+        assert "RESUME_PATH=auto needs NAME" in told(FolderError, find, name)
+    figure("states of a folder that RESUME_PATH=auto is given", 9)
 
 
 # ------------------------------------------------------------------------------------------------------- resume
@@ -259,15 +434,6 @@ def test_after_going_back_the_intact_checkpoint_is_the_one_that_is_kept(output):
 # ---------------------------------------------------------------------------------------------------------- log
 
 
-@pytest.mark.parametrize("tail", ['{"event": "train", "st', '{"event": "train", "step": 3', "\0\0\0\0", '{"a"\n'])
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, tail):
-    events = [{"event": "train", "step": 1}, {"event": "train", "step": 2}]
-    write_log(tmp_path, events)
-    with open(tmp_path / "log.jsonl", "a") as stream:
-        stream.write(tail)
-    assert read_log(tmp_path) == events
-
-
 def test_a_resumed_run_writes_on_after_the_cut(output):
     folder = make_run(output, steps=(4,))
     with open(folder / "log.jsonl", "a") as stream:
@@ -278,11 +444,43 @@ def test_a_resumed_run_writes_on_after_the_cut(output):
     assert steps_of(folder) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_missing_log_is_empty_and_writing_leaves_no_scraps(tmp_path):
-    assert read_log(tmp_path) == []
-    write_log(tmp_path, [{"step": 1}])
-    write_log(tmp_path, [{"step": 2, "loss": "nan"}])
-    assert read_log(tmp_path) == [{"step": 2, "loss": "nan"}] and os.listdir(tmp_path) == ["log.jsonl"]
+@pytest.mark.contract("P20", "log.jsonl has every step once and in order after any number of kills")
+def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
+    """A process resumes, logs steps and saves every third; it is killed at any instant, and the next goes on."""
+    folder, total, chance, kills = make_run(output, steps=(3,)), tries(450, 3000), random.Random(0), 0
+
+    def work():
+        path, _ = find_checkpoint(str(folder))
+        done = checkpoint.load(path).step
+        resume(path, done, None, None)
+        log = Log(folder, print)
+        log.write({"event": "resume", "step": done})
+        for step in range(done + 1, total + 1):
+            log.write({"event": "train", "step": step, "loss": 1 / step})
+            if step % 3 == 0:
+                add_checkpoint(folder, step)
+                checkpoint.retain(folder, 2)
+        os._exit(0)
+
+    longest = 0.12
+    while True:
+        newest = checkpoint.step_files(folder)[0]
+        process = FORK.Process(target=work)
+        process.start()
+        process.join(chance.uniform(0.01, longest))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        stuck = checkpoint.step_files(folder)[0] == newest                   # a slow machine is to get somewhere too
+        longest = 1.2 * longest if stuck else max(0.12, longest / 1.2)
+    events, unreadable = scan_log(folder)
+    assert unreadable == 0 and [event["step"] for event in events if event["event"] == "train"] == list(range(1, total + 1))
+    resumed = [event["step"] for event in events if event["event"] == "resume"]
+    assert resumed == sorted(resumed) and kills >= 1
+    figure("kills of a run that logs and saves", kills)
 
 
 # ------------------------------------------------------------------------------------------------------- config

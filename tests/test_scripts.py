@@ -1,10 +1,12 @@
 """The shell scripts as a user runs them, in processes of their own."""
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import configs
-from utils import checkpoint
+import train
+from utils import checkpoint, plots
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("--num_steps", "4", "--eval_every", "4", "--train_batch_size", "16", "--eval_batch_size", "100")
@@ -29,12 +32,31 @@ def flags_of(words: list[str]) -> dict:
     return configs.parse(words[words.index("train.py") + 1:])
 
 
+def forked(processes: int, *flags: str) -> list[int]:
+    """train.py in forked processes, which need not load PyTorch again, as torchrun starts it -> their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> None:
+        os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        sys.exit(train.main(["--device", "cpu", *flags]))
+
+    started = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in started]
+
+
 # ---------------------------------------------------------------------------------------------------- the runs
 
 
 @pytest.mark.slow
-def test_train_sh_fine_tunes_the_embedded_default(run_script, tmp_path):
-    """The first command of the README, then the ones its last lines propose."""
+def test_train_sh_fine_tunes_the_embedded_default(run_script, tmp_path, capsys):
+    """The first command of the README, then what the ones that its last lines propose do (here without bash)."""
     started = time.monotonic()
     done = run_script("train.sh")
     assert done.returncode == 0, done.stderr
@@ -45,31 +67,37 @@ def test_train_sh_fine_tunes_the_embedded_default(run_script, tmp_path):
     assert (folder / "best.pt").exists() and (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "logs" / "digits").iterdir()) and "Traceback" not in done.stderr
 
-    done = run_script("train.sh", RESUME_PATH=str(folder), NUM_STEPS="105")
-    assert done.returncode == 0 and "step 105 of 105" in done.stdout, done.stderr
+    assert train.main(["--device", "cpu", "--resume_path", str(folder), "--num_steps", "105", "--output_dir",
+                       str(folder.parent), "--log_dir", str(tmp_path / "logs")]) == 0
+    assert "step 105 of 105" in capsys.readouterr().out
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "train"] == list(range(1, 106))
 
-    done = subprocess.run([sys.executable, "train.py", "--eval_only", "--resume_path", str(folder / "best.pt")], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 0 and re.search(r"test accuracy 9\d\.\d\d%", done.stdout), done.stdout + done.stderr
+    assert train.main(["--device", "cpu", "--eval_only", "--resume_path", str(folder / "best.pt")]) == 0
+    assert re.search(r"test accuracy 9\d\.\d\d%", capsys.readouterr().out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["O1", "O2"])
-def test_train_fp16_sh(run_script, tmp_path, level):
-    done = run_script("train_fp16.sh", *QUICK, FP16_OPT_LEVEL=level)
+def test_train_fp16_sh(run_script, tmp_path):
+    done = run_script("train_fp16.sh", *QUICK, FP16_OPT_LEVEL="O1")
     assert done.returncode == 0, done.stderr
-    assert f"({level})" in done.stdout
+    assert "(O1)" in done.stdout
     events = [json.loads(line) for line in (tmp_path / "output/digits/log.jsonl").read_text().splitlines()]
     assert all(event["loss_scale"] for event in events if event["event"] == "train")
 
 
+@pytest.mark.parametrize("given", [{}, {"FP16_OPT_LEVEL": "O3"}])
+def test_train_fp16_sh_asks_for_half_precision(run_script, given):
+    """What the levels then do: tests/test_train.py and tests/test_precision.py."""
+    flags = flags_of(command_of(run_script("train_fp16.sh", DRY_RUN="1", **given)))
+    assert flags == {"precision": "fp16", "fp16_opt_level": given.get("FP16_OPT_LEVEL", "O2")}
+
+
 @pytest.mark.slow
-def test_resume_path_may_be_a_file_and_hold_spaces(run_script, tmp_path):
+def test_resume_path_may_be_a_file_and_hold_spaces(tmp_path):
     """And paths with spaces survive the way through bash and torchrun."""
     place = tmp_path / "a folder"
-    assert run_script("train.sh", *QUICK, "--output_dir", str(place), NAME="r").returncode == 0
+    assert forked(1, *QUICK, "--output_dir", str(place), "--log_dir", str(tmp_path), "--name", "r") == [0]
     file = checkpoint.step_files(place / "r")[0]
     done = subprocess.run(["bash", "train.sh", "--num_steps", "5", "--log_dir", str(tmp_path / "logs")], cwd=ROOT, text=True,
                           capture_output=True, env=os.environ | {"PYTHON": sys.executable, "RESUME_PATH": str(file)})
@@ -78,29 +106,32 @@ def test_resume_path_may_be_a_file_and_hold_spaces(run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(run_script, tmp_path):
+def test_two_processes_learn_what_one_learns(run_script, tmp_path, monkeypatch):
     """20 steps on one process, on two, and on two with accumulation: losses to 1e-5 relative, weights to 1e-5; every
     image of the evaluation counted once; and 10 + 10 steps on two processes equal 20 bit for bit.
 
-    With SGD: the gradient of a key's bias is zero but for rounding, and AdamW makes whole steps of that rounding.
+    Two are started by the script, the others as it starts them. With SGD: the gradient of a key's bias is zero but for
+    rounding, and AdamW makes whole steps of that rounding.
     """
+    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+    folders = ("--output_dir", str(tmp_path / "output"), "--log_dir", str(tmp_path / "logs"))
     flags = ("--num_steps", "20", "--eval_every", "10", "--train_batch_size", "32", "--optimizer", "sgd",
-             "--learning_rate", "0.03")
-    runs = {"one": {}, "two": {"NPROC": "2"}, "accumulated": {"NPROC": "2", "GRAD_STEPS": "2"}, "halves": None}
+             "--learning_rate", "0.03", "--warmup_steps", "2")
+    done = run_script("train.sh", *flags, NAME="two", NPROC="2", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert forked(1, *flags, *folders, "--name", "one") == [0]
+    assert forked(2, *flags, *folders, "--name", "accumulated", "--gradient_accumulation_steps", "2") == [0, 0]
+    half = tmp_path / "output" / "halves"         # a copy of "two" goes back to step 10 and comes again
+    shutil.copytree(tmp_path / "output" / "two", half)
+    (half / "step-00000020.pt").unlink()
+    assert forked(2, *folders, "--resume_path", str(half)) == [0, 0]
     events, states = {}, {}
-    for name, variables in runs.items():
-        if name == "halves":      # a copy of "two" goes back to step 10 and comes again
-            folder = tmp_path / "output" / name
-            shutil.copytree(tmp_path / "output" / "two", folder)
-            (folder / "step-00000020.pt").unlink()
-            done = run_script("train.sh", NPROC="2", RESUME_PATH=str(folder))
-            assert done.returncode == 0 and "at step 10 of 20" in done.stdout, done.stdout + done.stderr
-        else:
-            done = run_script("train.sh", *flags, "--warmup_steps", "2", NAME=name, **variables)
-            assert done.returncode == 0, done.stderr
-        log = tmp_path / "output" / name / "log.jsonl"
-        events[name] = [json.loads(line) for line in log.read_text().splitlines()]
-        states[name] = checkpoint.load(tmp_path / "output" / name / "step-00000020.pt")
+    for name in ("one", "two", "accumulated", "halves"):
+        folder = tmp_path / "output" / name
+        events[name] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        states[name] = checkpoint.load(folder / "step-00000020.pt")
+    assert ("resume", 10) in [(event["event"], event["step"]) for event in events["halves"]]
+    assert {event["world_size"] for event in events["two"] + events["accumulated"] if event["event"] == "start"} == {2}
     for name in ("two", "accumulated"):
         for one, other in zip(events["one"], events[name], strict=True):
             assert one["event"] == other["event"] and one["step"] == other["step"]
@@ -139,7 +170,7 @@ VARIABLES = {
     "PRECISION": ("fp16", "precision", "fp16"),
     "FP16_OPT_LEVEL": ("O1", "fp16_opt_level", "O1"),
 }
-LAUNCH = {"GPUS", "NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+LAUNCH = {"MAX_RESTARTS", "GPUS", "NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def test_every_variable_of_the_script_is_tested():
@@ -179,11 +210,22 @@ def test_several_nodes(run_script):
         assert words[words.index(flag) + 1] == value
 
 
-@pytest.mark.slow
-def test_the_printed_command_can_be_pasted(run_script, tmp_path):
-    line = run_script("train.sh", *QUICK, "--output_dir", str(tmp_path / "a b"), "--log_dir", str(tmp_path), DRY_RUN="1").stdout
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and (tmp_path / "a b" / "digits" / "best.pt").exists(), done.stderr
+def test_the_printed_command_can_be_pasted(tmp_path):
+    """Bash reads from it the words that the script itself passes on: those that a Python which only notes them is given."""
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || exec "{sys.executable}" "$@"
+printf '%s\\0' "$OMP_NUM_THREADS" "$CUDA_VISIBLE_DEVICES" "$@" > "$NOTES"
+""")
+    python.chmod(0o755)
+    odd = ["--output_dir", str(tmp_path / "a b"), "--name", "it's $HOME *", "--pretrained_dir", 'x"\\;&(', "--log_dir", "\n"]
+    environment = os.environ | {"PYTHON": str(python), "GPUS": "0,1", "DATA_DIR": "my data\t'", "NOTES": str(tmp_path / "run")}
+    done = subprocess.run(["bash", "train.sh", *odd], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment = os.environ | {"NOTES": str(tmp_path / "pasted")}
+    assert subprocess.run(["bash", "-c", done.stdout], cwd=ROOT, env=environment).returncode == 0
+    ran, pasted = ((tmp_path / name).read_bytes().split(b"\0")[:-1] for name in ("run", "pasted"))
+    assert ran == pasted and ran[1] == b"0,1" and ran[-len(odd):] == [word.encode() for word in odd]
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -221,7 +263,7 @@ STUB = """#!/usr/bin/env bash
 # A Python without PyTorch: notes what it is asked, and makes an environment whose Python is another stub.
 echo "$(basename "$0") $*" >> "{log}"
 case "$*" in
-    "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "{inner}" .venv/bin/python ;;
+    "-m venv --clear .venv"*) rm -rf "$4"; mkdir -p "$4/bin"; cp "{inner}" "$4/bin/python" ;;
     *" -m pip install"*|"-m pip install"*) {pip} ;;
     "-m pip --version") [ -e "$(dirname "$0")/../.." ] ;;
     "--version") echo "Python 3.12.0" ;;
@@ -237,7 +279,7 @@ def bare_machine(tmp_path, monkeypatch):
     project, log = tmp_path / "pro ject", tmp_path / "calls"
     (project / "utils").mkdir(parents=True)
     for name in ("train.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements-test.txt", "train_fp16.sh",
-                 "sweep.sh"):
+                 "sweep.sh", "requirements.lock", "requirements-test.lock"):
         shutil.copy(ROOT / name, project / name)
 
     def stub(name: str, pip: str, modules: str) -> Path:
@@ -246,7 +288,7 @@ def bare_machine(tmp_path, monkeypatch):
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
         return path
 
-    stub("inner", "touch .venv/installed", "[ -e .venv/installed ]")
+    stub("inner", 'touch "$(dirname "$0")/../installed"', '[ -e "$(dirname "$0")/../installed" ]')
     return project, log, stub("python3", "exit 1", "exit 1")
 
 
@@ -259,6 +301,26 @@ def test_first_use_makes_the_environment_once(run_script, bare_machine):
     log.unlink()
     done = run_script("train.sh", cwd=project, PYTHON=str(python))
     assert done.returncode == 0 and "installing" not in done.stdout and "pip" not in log.read_text()
+
+
+def test_locked_installs_the_lock_with_hashes_into_a_folder_of_its_own(run_script, bare_machine):
+    """Whatever Python there is; once, and again when the lock is another, or an installation was not finished."""
+    project, log, python = bare_machine
+    assert command_of(run_script("train.sh", cwd=project, PYTHON=sys.executable, LOCKED="1", DRY_RUN="1"))[2] == (
+        ".venv-locked/bin/python") and not (project / ".venv-locked").exists()
+    done = run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1")
+    assert done.returncode == 0 and ".venv-locked/bin/python -m torch.distributed.run" in done.stdout, done.stderr
+    install = "-m pip install --disable-pip-version-check --quiet --require-hashes --only-binary :all: -r requirements"
+    assert f"{install}.lock" in log.read_text() and not (project / ".venv").exists()
+    assert run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
+    assert log.read_text().count(install) == 1
+    (project / "requirements.lock").write_text("tqdm==1.0\n")
+    assert run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
+    (project / ".venv-locked/requirements.lock").unlink()
+    assert run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
+    assert run_script("test.sh", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
+    calls = log.read_text()
+    assert calls.count(install) == 4 and f"{install}-test.lock" in calls and calls.count("-m venv") == 1
 
 
 def test_an_environment_without_pip_is_made_anew(run_script, bare_machine):

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from utils.splits import ArrayImages, DataError, Joined, Part, Splits, check, draw_test, hold_out, share_of_each_class
+from utils.image_files import FileImages
+from utils.splits import (
+    ArrayImages,
+    DataError,
+    Joined,
+    Part,
+    Splits,
+    check,
+    draw_test,
+    fingerprint,
+    hold_out,
+    share_of_each_class,
+)
 
 CLASSES = 6
 SIZES = (1, 2, 3, 10, 25, 60)           # images of each class
@@ -150,3 +162,32 @@ def test_bad_splits_are_told(splits, words):
     with pytest.raises(DataError) as told:
         check(splits, "birds in data")
     assert words in str(told.value) and str(told.value).startswith("birds in data: ") and "\n" not in str(told.value)
+
+
+def files(root: str, count: int = 3000, **changed) -> FileImages:
+    """Files that need not be there; changed: "i17" = (name, label) of image 17"""
+    samples = [changed.get(f"i{index}", (f"train/{index:05d}.png", index % 7)) for index in range(count)]
+    return FileImages([(f"{root}/{name}", label) for name, label in samples], root)
+
+
+def test_a_fingerprint_knows_the_images_and_not_their_place():
+    one = fingerprint(files("/here"))
+    assert one == fingerprint(files("/else/where")) and len(one) == 16 and int(one, 16)
+    others = [files("/here", 2999), files("/here", 3001), files("/here", i1234=("train/01234.png", 6)),
+              files("/here", i0=("train/x.png", 0)), Part(files("/here"), range(3000)[::-1]), files("/here", 0), images()]
+    assert len({one, *map(fingerprint, others)}) == 8
+    small = {fingerprint(files("/here", 20, **{f"i{index}": (f"renamed{index}", index % 7)})) for index in range(20)}
+    assert len(small) == 20                    # of a small split every name counts
+
+
+def test_the_fingerprint_of_a_large_split_is_cheap():
+    class Large(ArrayImages):
+        names = 0
+
+        def name(self, index):
+            self.names += 1
+            return super().name(index)
+
+    large = Large(np.broadcast_to(np.zeros((1, 1, 1), dtype=np.uint8), (1_300_000, 1, 1)), np.zeros(1_300_000))
+    fingerprint(large)
+    assert large.names == 1000

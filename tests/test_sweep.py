@@ -132,24 +132,30 @@ def test_the_best_is_chosen(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_from_the_script_interrupted_and_gone_on_with(tmp_path):
-    """Images of a folder: a share is held out, a rate that diverges is noted, and test is looked at once, at the end."""
+def test_a_sweep_interrupted_and_gone_on_with_from_the_script(tmp_path, monkeypatch, capsys):
+    """Images of a folder: a share is held out, a rate that diverges is noted, and test is looked at once, at the end.
+
+    Its runs are forked from this process; the one that is gone on with is started by the scripts.
+    """
     from miniatures import tree
+    from test_scripts import forked
 
     data = tree(tmp_path / "data", {"train/ant": 12, "train/bee": 12, "val/ant": 5, "val/bee": 5})
     variables = {name: value for name, value in os.environ.items() if name not in ("NAME", "CUDA_VISIBLE_DEVICES")}
     variables |= {"PYTHON": sys.executable, "LEARNING_RATES": "0.003,1e25", "NAME": "s", "DATASET": "folder",
                   "DATA_DIR": data, "MODEL_TYPE": "ViT-Nano_2", "PRETRAINED_DIR": "none", "OMP_NUM_THREADS": "1"}
-    command = ["bash", "sweep.sh", "--recipe", "digits", "--output_dir", str(tmp_path / "out"), "--log_dir",
-               str(tmp_path / "logs"), "--num_steps", "6", "--train_batch_size", "8", "--val_fraction", "0.25", "--optimizer",
-               "sgd", "--num_workers", "0", "--split_seed", "3", "--eval_train"]
+    flags = ["--recipe", "digits", "--output_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--num_steps",
+             "6", "--train_batch_size", "8", "--val_fraction", "0.25", "--optimizer", "sgd", "--num_workers", "0", "--split_seed",
+             "3", "--eval_train"]
     folder = tmp_path / "out" / "s"
-
-    def start():
-        return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
-
-    done = start()
-    assert done.returncode == 0, done.stdout + done.stderr
+    with monkeypatch.context() as patch:
+        for name in ("PYTHON", "NAME", "DATASET", "DATA_DIR", "MODEL_TYPE", "PRETRAINED_DIR"):
+            patch.setenv(name, variables[name])
+        patch.setattr(sweep, "start", lambda resume, *given: forked(
+            1, *given, "--dataset", "folder", "--data_dir", data, "--model_type", "ViT-Nano_2", "--pretrained_dir", "none")[0])
+        patch.chdir(ROOT)
+        assert sweep.main(["--learning_rates", variables["LEARNING_RATES"], *flags]) == 0
+    assert "is the best" in capsys.readouterr().out
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [each["run"] for each in rows] == ["lr-0.003", "lr-1e+25", "final"]
     assert [each["split"] for each in rows] == ["val", "", "test"] and rows[1]["status"].startswith("diverged")
@@ -166,8 +172,9 @@ def test_a_sweep_from_the_script_interrupted_and_gone_on_with(tmp_path):
     log = folder / "final" / "log.jsonl"
     log.write_text("".join(json.dumps(event) + "\n" for event in events if event["event"] not in ("eval", "end")))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("lr-*/log.jsonl")}
-    again = start()
-    assert again.returncode == 0 and "going on with final" in again.stdout and "running" not in again.stdout, again.stdout
+    again = subprocess.run(["bash", "sweep.sh", *flags], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "going on with final" in again.stdout and "running" not in again.stdout, (
+        again.stdout + again.stderr)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("lr-*/log.jsonl")}
     assert list(csv.DictReader((folder / "sweep.csv").read_text().splitlines())) == rows
 

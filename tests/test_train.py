@@ -13,7 +13,7 @@ from PIL import Image
 
 import configs
 import train
-from utils import checkpoint
+from utils import checkpoint, data, distributed, engine, loader_workers
 
 
 def state_of(folder="output/digits"):
@@ -129,18 +129,18 @@ def test_resume_is_exact(run_train, monkeypatch, tmp_path, flags):
     """11 + 11 steps equal 22 steps bit for bit; an epoch is 17 1/7 steps of 64 images: step 11 lies inside the first."""
     flags = ["--num_steps", 22, "--eval_every", 8, "--save_every", 11, "--name", "r", *flags]
     assert run_train(*flags, "--output_dir", "whole") == 0
-    # The same run, killed right after its checkpoint at step 11.
-    real_save = checkpoint.save
+    # The same run, which comes to a sudden end after its checkpoint at step 11.
+    real_step = engine.Trainer.train_step
 
-    def save_and_die(path, state):
-        real_save(path, state)
-        if path.name == "step-00000011.pt":
+    def step_or_die(self, *arguments):
+        if self.step == 13:
             raise KeyboardInterrupt
+        return real_step(self, *arguments)
 
-    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    monkeypatch.setattr(engine.Trainer, "train_step", step_or_die)
     with pytest.raises(KeyboardInterrupt):
         run_train(*flags, "--output_dir", "parts")
-    monkeypatch.setattr(checkpoint, "save", real_save)
+    monkeypatch.setattr(engine.Trainer, "train_step", real_step)
     assert run_train("--resume_path", "parts/r") == 0
 
     whole, parts = vars(state_of("whole/r")), vars(state_of("parts/r"))
@@ -444,9 +444,7 @@ def check_device(run_train, monkeypatch, capsys):
 
 
 def check_num_workers(run_train, monkeypatch, capsys):
-    from utils import data
-
-    calls = spy(monkeypatch, data, "DataLoader")
+    calls = spy(monkeypatch, loader_workers, "DataLoader")
     assert run_train("--num_workers", 1) == 0 and {call["num_workers"] for call in calls} == {1}
 
 
@@ -508,6 +506,88 @@ def check_eval_train(run_train, monkeypatch, capsys):
     capsys.readouterr()
     assert run_train("--eval_only", "--eval_train", "--resume_path", "output/digits") == 0
     assert f"train accuracy {event[0]['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def check_exact(run_train, monkeypatch, capsys):
+    """Four micro-batches are summed in pairs, not one after the other: other bits, and nearly the same numbers."""
+    flags = ["--gradient_accumulation_steps", 4, "--optimizer", "sgd"]
+    assert run_train("--name", "without", *flags) == run_train("--name", "with", "--exact", *flags) == 0
+    without, with_it = state_of("output/without").model, state_of("output/with").model
+    assert differences(without, with_it)
+    assert all(torch.allclose(without[name], with_it[name], atol=1e-5) for name in without)
+
+
+def check_override(run_train, monkeypatch, capsys):
+    assert run_train("--name", "r") == 0
+    flags = ["--resume_path", "output/r", "--num_steps", 8, "--learning_rate", 5e-4]
+    assert run_train(*flags) == 2 and "add --override" in capsys.readouterr().err
+    assert run_train(*flags, "--override") == 0
+    assert "changed: --learning_rate 0.0005 (was 0.001)" in capsys.readouterr().out
+    assert max(event["lr"] for event in events_of("output/r", ("train",))[4:]) < 5e-4
+
+
+def check_non_finite(run_train, monkeypatch, capsys):
+    real = engine.classification_loss
+
+    def bad_at(calls, number):
+        monkeypatch.setattr(engine, "classification_loss", lambda *args, **more: (
+            real(*args, **more) * (calls.append(1) or float("nan") if len(calls) + 1 == number else calls.append(1) or 1)))
+
+    bad_at([], 3)
+    assert run_train("--name", "stop") == 4
+    said = capsys.readouterr().err
+    assert "step 3: loss nan" in said and "samples" in said and not list(Path("output/stop").glob("step-*3.pt"))
+    bad_at([], 3)
+    assert run_train("--name", "skip", "--non_finite", "skip") == 0
+    assert [event["skipped"] for event in events_of("output/skip", ("train",))] == [False, False, True, False]
+    assert state_of("output/skip").updates == 3
+    assert all(value.isfinite().all() for value in state_of("output/skip").model.values())
+
+
+def bad_tree() -> list:
+    tree = make_tree(Path("tree"))
+    (tree / "train" / "bee" / "2.png").write_bytes(b"not an image")
+    return [*FOLDER, "--num_epochs", 1]
+
+
+def check_bad_images(run_train, monkeypatch, capsys):
+    flags = bad_tree()
+    assert run_train("--name", "stop", *flags) == 2 and "tree/train/bee/2.png" in capsys.readouterr().err
+    assert run_train("--name", "skip", *flags, "--bad_images", "skip", "--max_bad_images", 0.1) == 0
+    assert "warning: replaced: tree/train/bee/2.png" in capsys.readouterr().out
+    listed = Path("output/skip/bad_images.txt").read_text().splitlines()
+    assert len(listed) == 1 and listed[0].startswith("tree/train/bee/2.png: ")
+
+
+def check_max_bad_images(run_train, monkeypatch, capsys):
+    flags = [*bad_tree(), "--bad_images", "skip"]
+    assert run_train(*flags) == 2
+    said = capsys.readouterr().err
+    assert "1 of 12 training images" in said and "bad_images.txt" in said
+    assert run_train(*flags, "--max_bad_images", 0.1) == 0
+
+
+def check_rank_timeout(run_train, monkeypatch, capsys):
+    """tests/test_lost_ranks.py shows what it does."""
+    calls, real = [], distributed.start
+    monkeypatch.setattr(distributed, "start", lambda device, timeout_s: calls.append(timeout_s) or real(device, timeout_s))
+    assert run_train() == run_train("--rank_timeout", 5) == 0 and calls == [600, 5]
+
+
+def check_worker_timeout(run_train, monkeypatch, capsys):
+    """tests/test_loader_workers.py shows what it does."""
+    calls = spy(monkeypatch, data, "train_loader")
+    assert run_train() == run_train("--worker_timeout", 5) == 0 and [call["timeout_s"] for call in calls] == [300, 5]
+
+
+def check_check_data(run_train, monkeypatch, capsys):
+    bad_tree()
+    assert run_train("--check_data", *FOLDER) == 2
+    said = capsys.readouterr()
+    assert "tree/train/bee/2.png" in said.out and "1 images cannot be read: output/bad_images.txt" in said.err
+    assert [path.name for path in Path("output").iterdir()] == ["bad_images.txt"]
+    (Path("tree") / "train" / "bee" / "2.png").unlink()
+    assert run_train("--check_data", *FOLDER) == 0 and "train" in capsys.readouterr().out
 
 
 def check_wandb(run_train, monkeypatch, capsys):
@@ -635,7 +715,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run_train, capsys, case):
     make_tree(Path("differ"))
     (Path("differ/val/bee")).rename("differ/val/wasp")
     make_tree(Path("hollow"))
-    for image in Path("hollow/val/bee").iterdir():
+    for image in Path("hollow/train/bee").iterdir():
         image.unlink()
     assert run_train(*flags) == 2
     said = capsys.readouterr().err
@@ -670,7 +750,7 @@ def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train
         return loss * math.nan if self.step == 2 else loss
 
     monkeypatch.setattr(engine.Trainer, "_backward", spoil)
-    assert run_train("--save_every", 1 if kept else 4, "--name", "r") == 2
+    assert run_train("--save_every", 1 if kept else 4, "--name", "r") == 4
     said = capsys.readouterr().err
     assert "step 3: loss nan; samples " in said and said.count("\n") == 1
     event, = events_of("output/r", ("diverged",))

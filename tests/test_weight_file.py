@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from models import ModelError
-from models.weight_file import LEGACY_MAGIC, open_weights
+from models.torch_file import LEGACY_MAGIC
+from models.weight_file import open_weights
 
 WEIGHTS = {"patch_embed.proj.weight": torch.arange(48.0).reshape(4, 3, 2, 2), "head.bias": torch.randn(5),
            "cls_token": torch.zeros(1, 1, 4)}
@@ -117,15 +118,14 @@ def test_entries_that_are_no_arrays(tmp_path):
         assert file.names == list(WEIGHTS) and file.left_out == ["epoch", "none"]
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("content, message", [
     (torch.ones(3), "holds a Tensor, not weights by name; save model.state_dict"),
     ([torch.ones(3)], "holds a list, not weights by name"),
     ({}, "holds no arrays"),
     ({"epoch": 3, "model": {}}, "holds no arrays .its entries: epoch, model"),
-    ({"a": torch.ones(3).to_sparse()}, "a is no plain array of numbers"),
+    ({"a": torch.ones(3).to_sparse()}, "asks for torch._utils._rebuild_sparse_tensor, which no file of weights needs"),
     ({"a": torch.ones(3, dtype=torch.complex64)}, "a is no plain array of numbers"),
-    ({"a": torch.ones(3, device="meta")}, "a is no plain array of numbers"),
+    ({"a": torch.ones(3, device="meta")}, "asks for torch._utils._rebuild_meta_tensor_no_storage, which no file"),
 ])
 def test_contents_that_are_no_weights(tmp_path, content, message):
     refused(zipped(tmp_path / "x.pth", content), message)
@@ -156,7 +156,8 @@ def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
 
 
 @pytest.mark.parametrize("more", [
-    {"model": None}, {"architecture": 3}, {"config": None}, {"classes": "ab"}, {"model": torch.ones(3), "ema": torch.ones(3)}])
+    {"model": None}, {"architecture": 3}, {"config": None}, {"classes": "ab"}, {"classes": [["a"]]},
+    {"model": torch.ones(3), "ema": torch.ones(3)}])
 def test_a_checkpoint_of_our_own_that_lacks_something(tmp_path, more):
     refused(zipped(tmp_path / "x.pt", own(**more)), "a checkpoint of a run without model, architecture, classes or config")
 
@@ -198,7 +199,8 @@ def test_a_whole_model_is_not_taken(tmp_path):
 
 def test_a_few_bytes_do_not_stand_for_a_large_array(tmp_path):
     """A view that repeats one number a million times: create_model would believe its shape."""
-    refused(zipped(tmp_path / "x.pth", {"head.bias": torch.ones(1).expand(1_000_000)}), "head.bias is no plain array of numbers")
+    path = zipped(tmp_path / "x.pth", {"head.bias": torch.ones(1).expand(1_000_000)})
+    refused(path, "an array of 1000000 numbers of which 1 are there: not plain")
 
 
 def more_than_there_is(content: bytes, shape: tuple[int, int], claimed: tuple[int, int], storage: int) -> bytes:
@@ -224,10 +226,7 @@ def test_no_memory_is_taken_for_what_is_not_there(tmp_path, save, claimed, stora
     else:
         (tmp_path / "y.pth").write_bytes(more_than_there_is(path.read_bytes(), (5, 7), claimed, storage))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if save is zipped and claimed == (5, 7):        # the shape is right: what else the storage claims is not mapped
-        assert read_all(tmp_path / "y.pth")["a"].shape == (5, 7)
-    else:
-        refused(tmp_path / "y.pth", "damaged, cut off" if save is zipped else "speaks of [0-9]+ bytes or numbers and has")
+    refused(tmp_path / "y.pth", "speaks of [0-9]+ |an array of .* numbers of which [0-9]+ are there")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 15        # kB
 
 
@@ -244,11 +243,11 @@ def test_members_that_claim_more_than_the_file(tmp_path):
     directory = data.index(b"PK\x01\x02")
     struct.pack_into("<II", data, directory + 20, 1 << 30, 1 << 30)           # packed and unpacked size
     path.write_bytes(data)
-    refused(path, "its members claim more bytes than the file has")
+    refused(path, "its members .* claim more bytes than the file has")
 
 
 def test_too_many_members(tmp_path, monkeypatch):
-    monkeypatch.setattr("models.weight_file.MAX_MEMBERS", 3)
+    monkeypatch.setattr("models.zip_archive.MAX_MEMBERS", 3)
     refused(zipped(tmp_path / "x.pth", WEIGHTS), "members, more than any checkpoint has")
 
 
@@ -277,6 +276,25 @@ ENTRY = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[%s]}}'
 def test_headers_of_safetensors_that_lie(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     refused(tmp_path / "x.safetensors", "damaged or cut off .*download it again")
+
+
+def test_a_huge_header_is_not_parsed(tmp_path):
+    """5 MB of JSON; the library takes 100 MB, and makes an object of each of its entries."""
+    text = b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(90_000)) + b"}"
+    (tmp_path / "x").write_bytes(header(text, data=b""))
+    refused(tmp_path / "x", "a header of [0-9]+ bytes")
+
+
+@pytest.mark.parametrize("kind", ["C64", "F8_E4M3", "F4"])
+def test_numbers_that_are_no_weights(tmp_path, kind):
+    (tmp_path / "x").write_bytes(header((ENTRY % (b"2", b"0,16")).replace(b"F32", kind.encode())))
+    refused(tmp_path / "x", f"a holds {kind}, not plain numbers")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
+    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array")
 
 
 def test_an_honest_header(tmp_path):

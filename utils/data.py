@@ -7,20 +7,25 @@ straddle epochs, so there is no ragged last batch.
 
 A transform is a function of one image: PIL RGB -> uint8 (C, height, width). What it draws from torch's global CPU
 generator is seeded here. Edits of attention (edits.py) go through it with their images.
+
+Since the order is stateless, an image that cannot be read is replaced by a neighbour without moving any other, and lost
+workers (loader_workers.py) cost nothing but time.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from .augment import with_edit
 from .edits import Edit
+from .loader_workers import Loading, warn
 from .randomness import derive_seed, seeded
 from .splits import ImageError
 
@@ -43,9 +48,10 @@ class Batch(NamedTuple):
     targets: Tensor                 # (B,) int64
     keys: list[Key]
     edits: Tensor | None = None     # (B, 2, h, w) float32: values and edited shares; of a loader with edits
+    bad: tuple[tuple[int, str], ...] = ()     # (index, why) of images that another one stands for; `keys` keep the index
 
 
-class StepOrder(Sampler):
+class StepOrder(Sequence):
     """This rank's micro-batches of steps start..stop-1, each a list of Keys."""
 
     def __init__(self, images: int, batch_size: int, micro_batches: int, rank: int, world_size: int, seed: int,
@@ -61,11 +67,13 @@ class StepOrder(Sampler):
     def __len__(self) -> int:
         return (self.stop - self.start) * len(self.own)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        for step in range(self.start, self.stop):
-            for micro in self.own:
-                first = step * self.batch_size + micro * self.micro_size
-                yield [self.key(step, micro, position) for position in range(first, first + self.micro_size)]
+    def __getitem__(self, number: int) -> list[Key]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        steps, own = divmod(number, len(self.own))
+        step, micro = self.start + steps, self.own[own]
+        first = step * self.batch_size + micro * self.micro_size
+        return [self.key(step, micro, position) for position in range(first, first + self.micro_size)]
 
     def keys_of(self, step: int) -> list[Key]:
         """All samples of a step, of every rank."""
@@ -82,72 +90,99 @@ class StepOrder(Sampler):
         return Key(step, micro, epoch, self._permutations[epoch][offset])
 
 
+REPLACEMENTS = 100          # images after an unreadable one that are tried in its place
+
+
 class _Keyed(Dataset):
-    """A split as a loader reads it: Key -> (uint8 image, label, Key[, edit]). Errors travel as values, so that the main
-    process can tell them in one line instead of a worker's traceback."""
+    """A split as a loader reads it: Key -> (uint8 image, label, Key, why it is another one or None[, edit]). Errors travel
+    as values, so that the main process can tell them in one line instead of a worker's traceback."""
 
     def __init__(self, split: Dataset, transform: Transform, seed: int | None, edits: dict[int, Edit] | None = None,
-                 grid: tuple[int, int] | None = None):
+                 grid: tuple[int, int] | None = None, skip: bool = False):
         self.split, self.transform, self.seed, self.edits, self.grid = split, transform, seed, edits, grid
+        self.tries = 1 + REPLACEMENTS if skip else 1
 
-    def __getitem__(self, key: Key):
-        try:
-            image, label = self.split[key.index]
-        except ImageError as error:
-            return error
+    def __getitem__(self, key: Key) -> tuple | ImageError:
+        first = None
+        for ahead in range(min(self.tries, len(self.split))):
+            index = (key.index + ahead) % len(self.split)
+            try:
+                image, label = self.split[index]
+            except ImageError as error:
+                first = first or error
+                continue
+            return self._sample(image, label, key, index, first and str(first))
+        return first
+
+    def _sample(self, image: Image.Image, label: int, key: Key, index: int, why: str | None) -> tuple:
         if self.seed is None:
-            return self.transform(image), label, key
-        with seeded(self.seed, "augment", key.epoch, key.index):
+            return self.transform(image), label, key, why
+        with seeded(self.seed, "augment", key.epoch, index):
             if self.edits is None:
-                return self.transform(image), label, key
-            if key.index not in self.edits:
-                return self.transform(image), label, key, torch.zeros(2, *self.grid)
-            image, edit = with_edit(self.transform, image, self.edits[key.index], self.grid)
-            return image, label, key, edit
+                return self.transform(image), label, key, why
+            if index not in self.edits:
+                return self.transform(image), label, key, why, torch.zeros(2, *self.grid)
+            image, edit = with_edit(self.transform, image, self.edits[index], self.grid)
+            return image, label, key, why, edit
 
 
 def _collate(samples: list) -> Batch | ImageError:
+    """-> Batch, its keys as a tensor (B, 4): a message of a worker that is killed is whole or not there if it is small."""
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample
-    images, labels, keys, *edits = zip(*samples)
-    return Batch(torch.stack(images), torch.tensor(labels), list(keys), *map(torch.stack, edits))
+    images, labels, keys, reasons, *edits = zip(*samples)
+    bad = tuple((key.index, why) for key, why in zip(keys, reasons) if why is not None)
+    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(keys), torch.stack(edits[0]) if edits else None, bad)
 
 
 class Loader:
-    """Iterates over Batches; raises ImageError for an image that cannot be read."""
+    """Iterates over Batches. Raises ImageError for an image that cannot be read, WorkerError (loader_workers.py)."""
 
-    def __init__(self, dataset: _Keyed, batches, num_workers: int, pin_memory: bool):
-        self._loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_collate,
-                                  pin_memory=pin_memory, persistent_workers=False)
+    def __init__(self, dataset: _Keyed, batches: Sequence[list[Key]], num_workers: int, pin_memory: bool, timeout_s: float,
+                 say: Callable[[str], None]):
+        self._loading = Loading(dataset, batches, num_workers, _collate, pin_memory, timeout_s, say)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._loading.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if isinstance(batch, ImageError):
-                raise batch
-            yield batch
+        with contextlib.closing(iter(self._loading)) as batches:
+            for batch in batches:
+                if isinstance(batch, ImageError):
+                    raise batch
+                yield batch._replace(keys=[Key(*key) for key in batch.keys.tolist()])
+
+    def close(self) -> None:
+        """Ends the workers of an iteration under way; before the process ends, which would wait for them."""
+        self._loading.close()
 
 
 def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed: int, num_workers: int,
-                 pin_memory: bool, edits: dict[int, Edit] | None = None, grid: tuple[int, int] | None = None) -> Loader:
+                 pin_memory: bool, edits: dict[int, Edit] | None = None, grid: tuple[int, int] | None = None,
+                 bad_images: str = "stop", timeout_s: float = 300.0, say: Callable[[str], None] = warn) -> Loader:
     """One loader for the whole run: the micro-batches of `order`. `transform` draws by (seed, epoch, image).
 
     edits, by index of the image, {} included, give every Batch edits on the model's grid (h, w), cropped and mirrored as
     its images; images without one, unedited ones. The images are the same with and without.
+
+    bad_images "skip": in place of an image that cannot be read comes the next of the split that can (the first after the
+    last; ImageError after REPLACEMENTS tries), with its own label, edit and draws; Batch.bad tells it. "stop": ImageError.
+
+    timeout_s without a batch, or a worker's death: all workers are started anew, `say` gets a line. 0 waits for ever.
     """
     assert edits is None or grid is not None
-    return Loader(_Keyed(split, transform, seed, edits, grid), order, num_workers, pin_memory)
+    assert bad_images in ("stop", "skip")
+    return Loader(_Keyed(split, transform, seed, edits, grid, bad_images == "skip"), order, num_workers, pin_memory, timeout_s,
+                  say)
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int, num_workers: int,
-                pin_memory: bool) -> Loader:
+                pin_memory: bool, timeout_s: float = 300.0, say: Callable[[str], None] = warn) -> Loader:
     """This rank's share of the split, every image once over all ranks, in batches of at most `batch_size`."""
     own = [Key(0, 0, 0, index) for index in range(rank, len(split), world_size)]
     batches = [own[first:first + batch_size] for first in range(0, len(own), batch_size)]
-    return Loader(_Keyed(split, transform, None), batches, num_workers, pin_memory)
+    return Loader(_Keyed(split, transform, None), batches, num_workers, pin_memory, timeout_s, say)
 
 
 def default_workers(dataset: str, local_world_size: int) -> int:

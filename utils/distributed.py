@@ -1,15 +1,31 @@
-"""Start, stop, reductions: the only user of torch.distributed. One process is a world of size 1 with no group."""
+"""Start, stop, reductions, and who is lost: the only user of torch.distributed. One process is a world of size 1 with no group.
+
+While a run is set up, one process may download for an hour and the others wait. Inside `watching` a collective waits
+`timeout_s` alone, and where another process died, hangs or left with an error, each survivor says so in one line. They
+find out who is missing through the store in which torchrun's agent introduced them to each other: whoever leaves in
+disorder leaves a word there.
+"""
 
 import contextlib
 import dataclasses
 import datetime
 import gc
+import json
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .lost_ranks import FAILED_TOO, OutOfMemory, lost, out_of_memory, used_up
+from .stopping import restarts
+
+SETUP_S = 7200      # a collective outside `watching` waits as long: for a download, or the slowest disk
+GRACE_S = 1.0       # within which survivors of one failure hear of each other
+FAREWELL_S = 3.0    # within which all ranks that leave for the same error come to leave together
 
 
 class DeviceError(ValueError):
@@ -29,10 +45,26 @@ class World:
         return self.rank == 0
 
 
-def start(device: str = "auto", timeout_s: int = 7200) -> World:
+@dataclasses.dataclass
+class _Link:
+    """What a process of several knows of the others."""
+
+    store: dist.Store
+    training: dist.ProcessGroup     # its collectives wait `timeout_s`; those of the default group SETUP_S
+    timeout_s: int
+    places: list[list]              # of each rank (pid, host)
+    watched: bool = False
+    broken: bool = False            # somebody is lost: nobody is waited for any more
+    leaving: bool = False           # this process has left a word
+
+
+_link: _Link | None = None
+
+
+def start(device: str = "auto", timeout_s: int = 600) -> World:
     """Joins the processes that torchrun started; alone without torchrun. gloo on CPU, nccl on GPU.
 
-    timeout_s also bounds how long the others wait while one process downloads.
+    timeout_s: how long a process waits for the others inside `watching`.
     Raises DeviceError if a GPU is asked for and there is none for this process.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -50,27 +82,117 @@ def start(device: str = "auto", timeout_s: int = 7200) -> World:
     place = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(place)
+    world = World(rank, size, local_rank, local_size, place)
     if size > 1:
-        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s),
-                                device_id=place if use_gpu else None)
-    return World(rank, size, local_rank, local_size, place)
+        _join(world, timeout_s)
+    return world
+
+
+def _join(world: World, timeout_s: int) -> None:
+    global _link
+    patience, on_gpu = datetime.timedelta(seconds=SETUP_S), world.device.type == "cuda"
+    store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun keeps its store when it starts the processes anew: they would read where their predecessors could be reached.
+    store = dist.PrefixStore(f"attempt-{restarts()}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.PrefixStore("groups", store), rank=world.rank,
+                            world_size=world.size, timeout=patience, device_id=world.device if on_gpu else None)
+    store.set(f"place/{world.rank}", json.dumps([os.getpid(), socket.gethostname()]))
+    places = [json.loads(store.get(f"place/{rank}")) for rank in range(world.size)]
+    _link = _Link(store, dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s, places)
 
 
 def stop() -> None:
-    """Leaves the group, when all the others do. Call it when nothing refers to a wrapped model any more."""
-    if dist.is_initialized():
-        # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or
-        # while a DistributedDataParallel that waits for the garbage collector still holds the group.
-        gc.collect()
-        dist.barrier()
-        dist.destroy_process_group()
+    """Leaves the group, when all the others do; at once if somebody is lost or left with an error of his own.
+
+    Call it when nothing refers to a wrapped model any more.
+    """
+    global _link
+    if not dist.is_initialized():
+        return
+    # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or
+    # while a DistributedDataParallel that waits for the garbage collector still holds the group.
+    gc.collect()
+    if not _link.broken and _link.leaving:
+        _link.broken = len(_last_words(_link, FAREWELL_S)) < len(_link.places)
+    if not _link.broken:
+        with contextlib.suppress(RuntimeError):              # the others are gone: nothing to wait for
+            dist.barrier(_link.training)
+    dist.destroy_process_group()
+    _link = None
+
+
+@contextlib.contextmanager
+def watching(world: World, where: Callable[[], str]) -> Iterator[None]:
+    """Around all that the processes do together once they are set up; `where()` says what is done just now ("step 13").
+
+    A collective that fails becomes a LostProcessError, lack of memory OutOfMemory. With any other error a word is left, so
+    that the others end with its exit code if it was this process's alone.
+    """
+    if _link is not None:
+        _link.watched = True
+    try:
+        yield
+    except BaseException as error:
+        if out_of_memory(error):
+            leave_word(world, OutOfMemory.code)
+            raise used_up(world.device, where()) from error
+        if _link is not None and _is_collective(error):
+            _link.broken = True
+            leave_word(world, FAILED_TOO)
+            words = _last_words(_link, GRACE_S)
+            raise lost(world.rank, words, _link.places, where(), _link.timeout_s, error) from error
+        leave_word(world, getattr(error, "code", 2 if isinstance(error, ValueError) else 1) or 0)
+        raise
+    finally:
+        if _link is not None:
+            _link.watched = False
+
+
+def leave_word(world: World, code: int) -> None:
+    """Tells the others, should they miss this process, that it ends with this exit code and has said why."""
+    if _link is not None and not _link.leaving:
+        _link.leaving = True
+        with contextlib.suppress(RuntimeError):              # whoever kept the store is gone
+            _link.store.set(f"last/{world.rank}", json.dumps(code if isinstance(code, int) else 1))
+
+
+def _is_collective(error: BaseException) -> bool:
+    """gloo raises plain RuntimeErrors that name their source file, nccl DistBackendError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _last_words(link: _Link, wait_s: float) -> dict[int, int]:
+    """-> exit code or FAILED_TOO by rank, of those who have left a word within that time"""
+    deadline, words = time.monotonic() + wait_s, {}
+    with contextlib.suppress(RuntimeError):
+        while len(words) < len(link.places):
+            for rank in set(range(len(link.places))) - set(words):
+                if link.store.check([f"last/{rank}"]):
+                    words[rank] = json.loads(link.store.get(f"last/{rank}"))
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    return words
+
+
+def _group() -> dist.ProcessGroup | None:
+    return _link.training if _link is not None and _link.watched else None
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """In place; every rank gets the sum."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=_group())
     return tensor
+
+
+def parts_of_ranks(tensor: Tensor, world: World) -> list[Tensor]:
+    """The tensors of all ranks, of one shape and type, on every rank; the list's storage is new where there are several."""
+    if world.size == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(world.size)]
+    dist.all_gather(parts, tensor, group=_group())
+    return parts
 
 
 def on_main(world: World, function: Callable):
@@ -82,7 +204,7 @@ def on_main(world: World, function: Callable):
         except ValueError as error:
             outcome[1] = error
     if dist.is_initialized():
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=_group())
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
@@ -92,7 +214,7 @@ def gather(world: World, value) -> list:
     """The values of all ranks, on every rank."""
     values = [value] * world.size
     if dist.is_initialized():
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=_group())
     return values
 
 
@@ -114,20 +236,37 @@ def first_on_node(world: World, function: Callable):
     return result
 
 
-def wrap(model: nn.Module, world: World, half_gradients: bool = False) -> nn.Module:
+def wrap(model: nn.Module, world: World, half_gradients: bool = False, example: Tensor | None = None) -> nn.Module:
     """DistributedDataParallel over more than one process, else the model itself.
 
-    half_gradients sends the gradients over the network as float16, at half the traffic.
+    half_gradients sends the gradients over the network as float16, at half the traffic. `example` is an input of the model,
+    (2, C, h, w): with it a run that is resumed on three processes or more goes on bit for bit. DistributedDataParallel
+    lays its buckets anew after the first backward pass of a process, and where a number lies in them decides in which
+    order the ranks' parts are added; a pass whose gradients are thrown away has that done before the first step.
     """
     if world.size == 1:
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
+                                                  process_group=_link.training)
     if half_gradients:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
         wrapped.register_comm_hook(None, fp16_compress_hook)
+    if example is not None:
+        was_training = model.training
+        logits = wrapped.train()(example)
+        sum(each.float().sum() for each in (logits if isinstance(logits, tuple) else (logits,))).backward()
+        wrapped.zero_grad(set_to_none=True)
+        wrapped.train(was_training)
     return wrapped
+
+
+def share_weights(model: nn.Module, world: World) -> None:
+    """Rank 0's weights on every rank, as `wrap` does it: for a model that is not wrapped."""
+    if world.size > 1:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor.detach(), src=0, group=_link.training)
 
 
 def without_sync(model: nn.Module) -> contextlib.AbstractContextManager:
@@ -136,9 +275,9 @@ def without_sync(model: nn.Module) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def group(device: str = "auto") -> Iterator[World]:
+def group(device: str = "auto", timeout_s: int = 600) -> Iterator[World]:
     """start() and stop() around a block."""
-    world = start(device)
+    world = start(device, timeout_s)
     yield world
     # Not in a `finally`: after an error that one process alone has, the others do not come here, and waiting for them
     # would hide the traceback. The launcher stops them.

@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, Loader
+from . import exact
+from .data import Batch, Key, Loader
 from .distributed import World, sum_over_ranks, without_sync
 from .ema import Ema
 from .loss import attention_loss, classification_loss, distillation_loss
@@ -19,11 +20,14 @@ from .optim import set_learning_rate
 from .precision import LossScaler, Precision
 from .randomness import seed_device
 
-MAX_SKIPS = 10      # overflows in a row that loss scaling may skip; by then the scale has fallen a thousandfold
+MAX_SKIPS = 10      # updates in a row that may be skipped; loss scaling has lowered its scale a thousandfold by then
+MIN_SCALE = 1e-3    # below it gradients of a sound size vanish in float16, and what is not finite has another cause
 
 
 class DivergedError(ValueError):
-    """Loss or gradient are not finite, and loss scaling is not the cause: one line with step and samples."""
+    """Loss or gradient are not finite, and a lower loss scale does not help: one line with step, samples, rate and scale."""
+
+    code = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +40,10 @@ class StepReport:
     learning_rate: float
     grad_norm: float                # before clipping
     loss_scale: float | None        # None where the loss is not scaled
-    skipped: bool                   # the weights were left alone because the scaled gradients overflowed
+    skipped: bool                   # the weights were left alone because loss or gradients were not finite
     images_per_second: float
     attention_loss: float | None = None      # mean over the step's images that have an edit; None if it has none
+    requests: tuple[float, ...] = ()         # what Trainer's requests() gave, summed over the ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +98,24 @@ class Trainer:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler, precision: Precision,
                  world: World, prepare: Callable[[Tensor], Tensor], *, batch_size: int, micro_steps: int,
                  max_grad_norm: float, seed: int, objective: Objective | None = None, ema: Ema | None = None, step: int = 0,
-                 updates: int = 0, skips: int = 0):
+                 updates: int = 0, skips: int = 0, exact: bool = False, non_finite: str = "stop",
+                 requests: Callable[[], Sequence[float]] = tuple):
         """`model` may be wrapped; `prepare` turns images of values 0..255 on the device into its input; micro_steps per
-        rank; `step` batches were consumed so far, `updates` of them changed the weights, the last `skips` did not."""
+        rank; `step` batches were consumed so far, `updates` of them changed the weights, the last `skips` did not.
+
+        `exact` sums as utils/exact.py does it; the model is not wrapped then. `non_finite` is what to do where a loss or a
+        gradient is not finite and loss scaling not the cause: "stop", or "skip" the update. What requests() gives at the
+        end of a step is summed over the ranks together with the losses.
+        """
+        assert non_finite in ("stop", "skip"), non_finite
         self.model, self.optimizer, self.scaler, self.precision, self.world = model, optimizer, scaler, precision, world
         self.prepare, self.batch_size, self.micro_steps = prepare, batch_size, micro_steps
         self.objective, self.ema = objective or Objective(), ema
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step, self.updates, self.skips = step, updates, skips
+        self.exact, self.non_finite, self.requests = exact, non_finite, requests
+        self.bad: list[tuple[int, str]] = []        # (index, why) of images that the loader replaced, for the caller to empty
 
     def train_step(self, batches: Iterator[Batch], learning_rate: float) -> StepReport:
         """Takes micro_steps batches; one update of the weights. Raises DivergedError before a non-finite update.
@@ -110,27 +124,16 @@ class Trainer:
         nothing but the rounding; the lesson's part (see Lesson) is added. Order: backward, unscale, clip, step, scale update.
         """
         self.model.train()
-        started, keys = time.perf_counter(), []
-        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)          # losses, hits, attention losses
+        started = time.perf_counter()
         edited = self.objective.lesson.edited_images(self.step) if self.objective.lesson else 0
-        for micro_step in range(self.micro_steps):
-            batch = next(batches)
-            keys += batch.keys
-            assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
-            if micro_step < self.micro_steps - 1:
-                with without_sync(self.model):
-                    sums += self._backward(batch, edited)
-            else:
-                sums += self._backward(batch, edited)
+        keys, (losses, hits, attention, *requests) = self._gradients(batches, edited)
         self.scaler.unscale(self.optimizer)
         norm = self._clip()
-        counts = (self.batch_size, self.batch_size, edited or 1)
-        loss, accuracy, attention = (total / count for total, count in zip(sum_over_ranks(sums).tolist(), counts))
+        loss, accuracy, attention = losses / self.batch_size, hits / self.batch_size, attention / (edited or 1)
         if edited:
             loss += self.objective.lesson.weight * attention
-        self._check(loss, norm, keys)
+        skipped = self._is_skipped(loss, norm, learning_rate, keys)
         scale = self.scaler.scale if self.scaler.enabled else None
-        skipped = not _is_finite(norm)
         if not skipped:
             set_learning_rate(self.optimizer, learning_rate)
             self.scaler.step(self.optimizer)
@@ -142,7 +145,34 @@ class Trainer:
         self.step += 1
         self.skips = self.skips + 1 if skipped else 0
         return StepReport(self.step, loss, accuracy, learning_rate, norm, scale, skipped,
-                          self.batch_size / (time.perf_counter() - started), attention if edited else None)
+                          self.batch_size / (time.perf_counter() - started), attention if edited else None, tuple(requests))
+
+    def _gradients(self, batches: Iterator[Batch], edited: int) -> tuple[list[Key], list[float]]:
+        """Backward over the step's micro-batches; every rank has the gradients of the whole step then.
+
+        -> (keys of this rank's images; sums over all ranks of losses, hits, attention losses and each of the requests)
+        """
+        keys, tree = [], exact.SumTree()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        for micro_step in range(self.micro_steps):
+            batch = next(batches)
+            keys += batch.keys
+            self.bad += batch.bad
+            assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
+            with without_sync(self.model) if micro_step < self.micro_steps - 1 else contextlib.nullcontext():
+                part = self._backward(batch, edited)
+            if self.exact:
+                tree.push([*exact.take_gradients(self.parameters), part])
+            else:
+                sums += part
+        requests = torch.tensor(self.requests(), dtype=torch.float64, device=self.world.device)
+        if self.exact:
+            *gradients, sums, requests = exact.sum_over_ranks([*tree.root(), requests], [*self.parameters, sums, requests],
+                                                              self.world)
+            for parameter, gradient in zip(self.parameters, gradients):
+                parameter.grad = gradient
+            return keys, [*sums.tolist(), *requests.tolist()]
+        return keys, sum_over_ranks(torch.cat([sums, requests])).tolist()
 
     def _backward(self, batch: Batch, edited: int) -> Tensor:
         """-> (sum of the losses of the micro-batch's images, how many of them were right, sum of their attention losses)
@@ -161,11 +191,12 @@ class Trainer:
             logits = self.model(self.prepare(images))
         loss = self.objective.loss(logits, targets, images)
         # DistributedDataParallel divides the ranks' gradients by their number.
-        total, taught = loss * (self.world.size / self.batch_size), loss.new_zeros(())
+        share = 1 if self.exact else self.world.size
+        total, taught = loss * (share / self.batch_size), loss.new_zeros(())
         if lesson:
             edits = batch.edits.to(self.world.device, non_blocking=True)
             taught = torch.stack([attention_loss(layer, edits) for layer in attention]).mean()
-            total = total + taught * (lesson.weight * self.world.size / edited)
+            total = total + taught * (lesson.weight * share / edited)
         self.scaler.backward(total)
         best = (logits[0] + logits[1] if isinstance(logits, tuple) else logits).argmax(dim=1)
         return torch.stack([loss.detach().double(), (best == labels).sum().double(), taught.detach().double()])
@@ -176,16 +207,25 @@ class Trainer:
             return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
 
-    def _check(self, loss: float, norm: float, keys: list) -> None:
-        step = self.step + 1
-        # Gradients are the same on all ranks and the loss was summed over them: every rank decides alike.
-        if not _is_finite(loss) or (not _is_finite(norm) and not self.scaler.enabled):
-            what = f"loss {loss}" if not _is_finite(loss) else f"gradient norm {norm}"
-            samples = ", ".join(str(key.index) for key in keys[:16]) + (", ..." if len(keys) > 16 else "")
-            raise DivergedError(f"step {step}: {what}; samples {samples}; try a lower --learning_rate or --precision fp32")
-        if not _is_finite(norm) and self.skips + 1 >= MAX_SKIPS:
-            raise DivergedError(f"step {step}: {MAX_SKIPS} gradient overflows in a row (loss scale {self.scaler.scale:g}); "
-                                "try a lower --learning_rate or --precision bf16")
+    def _is_skipped(self, loss: float, norm: float, learning_rate: float, keys: list[Key]) -> bool:
+        """Whether the weights are to be left alone. Raises DivergedError where the run has to end.
+
+        Gradients are the same on all ranks and the loss was summed over them: every rank decides alike.
+        """
+        if _is_finite(loss) and _is_finite(norm):
+            return False
+        overflow = self.scaler.enabled and _is_finite(loss)
+        what = "gradient overflows" if overflow else f"loss {loss}" if not _is_finite(loss) else f"gradient norm {norm}"
+        if self.skips + 1 >= MAX_SKIPS:
+            what = f"{MAX_SKIPS} {what if overflow else f'updates skipped, the last for {what},'} in a row"
+        elif overflow and not self.scaler.fixed and self.scaler.scale / 2 < MIN_SCALE:
+            what += ", however low the loss scale"
+        elif overflow or self.non_finite == "skip":
+            return True
+        samples = ", ".join(str(key.index) for key in keys[:16]) + (", ..." if len(keys) > 16 else "")
+        scale = f", loss scale {self.scaler.scale:g}" if self.scaler.enabled else ""
+        raise DivergedError(f"step {self.step + 1}: {what}; samples {samples}; learning rate {learning_rate:g}{scale}; "
+                            f"try a lower --learning_rate or --precision {'bf16' if overflow else 'fp32'}")
 
 
 def _is_finite(value: float) -> bool:
@@ -194,16 +234,19 @@ def _is_finite(value: float) -> bool:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tensor], precision: Precision,
-             world: World, num_classes: int, confusion: bool = False) -> EvalReport:
+             world: World, num_classes: int, confusion: bool = False,
+             stop: Callable[[], bool] = lambda: False) -> EvalReport | None:
     """Every image of the split once, whatever the number of ranks. `model` is the plain module, not the wrapped one:
-    ranks may have different numbers of batches."""
+    ranks may have different numbers of batches. None, on every rank, if stop() became true on one before its last batch."""
     was_training = model.training
     model.eval()
-    tally = Tally(num_classes, world.device, confusion)
+    tally, stopped = Tally(num_classes, world.device, confusion), False
     for batch in loader:
+        if stopped := stop():
+            break
         images = prepare(batch.images.to(world.device, non_blocking=True))
         with precision.autocast(world.device):
             logits = model(images)
         tally.add(logits, batch.targets.to(world.device, non_blocking=True))
     model.train(was_training)
-    return tally.report()
+    return tally.report(stopped)

@@ -1,15 +1,20 @@
-"""Images in files: decoding, and the two ways to name them, a tree of class folders or lists in CSV."""
+"""Images in files: decoding, and the two ways to name them, a tree of class folders or lists in CSV.
+
+A file may hold anything: whatever is wrong with it comes out as one ImageError, before memory is taken for its pixels.
+"""
 
 import csv
 import hashlib
 import os
 import re
+import stat
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from .splits import DataError, ImageError, Splits, listed
@@ -17,9 +22,16 @@ from .splits import DataError, ImageError, Splits, listed
 # What a data set holds; Pillow reads stranger things. Some of the Oxford pets are GIFs called .jpg.
 IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 64_000_000
+MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
+STRIP_PIXELS = 1 << 22            # converted at a time
+MAX_REASON = 200                  # characters of Pillow's complaint
 MAX_LIST_BYTES = 1 << 30          # a list of images: over ten million rows
 MAX_LINE_BYTES = 1 << 16
 HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"label", "class"})
+
+# Pillow warns of what is told here in words of our own (large images), or does not matter (damaged EXIF).
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # ------------------------------------------------------------------------------------------------- decoding
 
@@ -38,9 +50,9 @@ class FileImages(Dataset):
         path, label = self.samples[index]
         try:
             with _opened(path) as stream:
-                return to_rgb(Image.open(stream, formats=IMAGE_FORMATS)), label
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{path}: cannot be read as an image ({error}); remove or replace it") from error
+                return to_rgb(opened_image(stream)), label
+        except Exception as error:              # of a damaged file Pillow lets out many kinds
+            raise ImageError(f"{shown(path)}: cannot be read as an image ({_reason(error)}); remove or replace it") from error
 
     def name(self, index: int) -> str:
         path = Path(self.samples[index][0])
@@ -60,13 +72,44 @@ class FileImages(Dataset):
             with _opened(path) as stream:
                 return stream.read()
         except (OSError, ValueError) as error:
-            raise ImageError(f"{path}: cannot be read ({error}); remove or replace it") from error
+            raise ImageError(f"{shown(path)}: cannot be read ({_reason(error)}); remove or replace it") from error
 
 
 def _opened(path: str) -> BinaryIO:
-    if not os.path.isfile(path):
-        raise ValueError("no such file")          # a pipe would be waited for without end
-    return open(path, "rb")
+    """A file of a sane size; a pipe, which would be waited for without end, is refused."""
+    stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_IMAGE_BYTES:
+        return stream
+    stream.close()
+    raise ValueError(f"{status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}" if stat.S_ISREG(status.st_mode)
+                     else "it is no regular file")
+
+
+def _reason(error: Exception) -> str:
+    """In one line, without the path and without what a file may say of itself at length."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return f"of none of the formats {', '.join(IMAGE_FORMATS)}, or damaged from its beginning"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS:,} px"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shown(text or type(error).__name__)[:MAX_REASON]
+
+
+def shown(text: str) -> str:
+    """In one line that a terminal can show: names of files may hold line breaks, control characters, bytes of no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def opened_image(stream: BinaryIO) -> Image.Image:
+    """Its header is read, not its pixels. Raises ValueError for more than MAX_PIXELS, and what Pillow raises."""
+    image = Image.open(stream, formats=IMAGE_FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width:,} x {height:,} px, more than {MAX_PIXELS:,}: make it smaller")
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -75,21 +118,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises ValueError for pixels of no known range (32-bit integers, floats), which Pillow would clip to white or black.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))        # Pillow would clip 16 bits to 8
-    if image.mode in ("I", "F"):
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if image.mode in ("I", "F") and not sixteen_bits:
         raise ValueError("32 bits a pixel, of no known range: save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    if not sixteen_bits and not image.has_transparency_data:
+        return image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):        # in strips: the steps between take several times the memory
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if sixteen_bits:                            # Pillow would clip 16 bits to 8
+            strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+        else:
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip.convert("RGBA"))
+        rgb.paste(strip.convert("RGB"), (0, top))
+    return rgb
 
 
 # --------------------------------------------------------------------------------------------------- folders
 
 
 def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
-    """DATA_DIR/train/CLASS/... and DATA_DIR/val/CLASS/...: the class folders of both must be the same, none empty.
+    """DATA_DIR/train/CLASS/... and DATA_DIR/val/CLASS/...: the folders of train are the classes, none of them empty. In val
+    a class may be missing or empty; another one there is refused, since one of the two is named wrongly.
 
     With class folders in DATA_DIR/test too that is the test set, and `val` is what is chosen on. (A test/ without them,
     such as ImageNet's, has no labels.) DATA_DIR/CLASS/... alone, without train/ and val/, gives everything as `train` and
@@ -104,7 +155,7 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     classes = {split: _class_folders(root, data_dir) for split, root in roots.items()}
     names = classes["train"]
     for other in classes:
-        if names != classes[other]:
+        if set(classes[other]) - set(names):
             only = [f"only in {one}: {listed(set(classes[one]) - set(classes[two]))}"
                     for one, two in (("train", other), (other, "train")) if set(classes[one]) - set(classes[two])]
             raise DataError(f"{data_dir}: train and {other} have different classes ({'; '.join(only)})")
@@ -115,7 +166,7 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
         samples = [(path, label) for label, name in enumerate(names) for path in _images_below(root / name)]
         images[split] = FileImages(samples, data_dir)
         counts = np.bincount(images[split].labels, minlength=len(names))
-        if not counts.all():
+        if not (counts.all() if split == "train" else counts.any()):
             empty = listed(names[label] for label in np.flatnonzero(counts == 0))
             other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
             raise DataError(f"{root}: no images ({', '.join(IMAGE_EXTENSIONS)}) of class {empty}{other}")
@@ -144,14 +195,16 @@ def _folders(root: Path) -> list[str]:
 
 
 def _images_below(top: Path) -> list[str]:
-    """Image files at any depth, folder by folder; a link back to a folder that it lies in is not followed."""
+    """Image files at any depth, folder by folder; a link back to a folder that it lies in is not followed. Hidden ones
+    (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes beside a file) are left out, which torchvision takes."""
     found = []
     for root, folders, names in os.walk(top, followlinks=True):
         inside = os.path.realpath(root) + os.sep
-        folders[:] = [name for name in folders if not inside.startswith(os.path.realpath(os.path.join(root, name)) + os.sep)]
+        folders[:] = [name for name in folders if not name.startswith(".")
+                      and not inside.startswith(os.path.realpath(os.path.join(root, name)) + os.sep)]
         found.append((root, sorted(names)))
     return [os.path.join(root, name) for root, names in sorted(found) for name in names
-            if name.lower().endswith(IMAGE_EXTENSIONS)]
+            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
 
 
 # ------------------------------------------------------------------------------------------------------ lists

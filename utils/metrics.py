@@ -68,8 +68,12 @@ class Tally:
             cells = targets * self.num_classes + best[:, 0]
             self.confusion += torch.bincount(cells, minlength=self.num_classes ** 2)
 
-    def report(self) -> EvalReport:
-        counts = sum_over_ranks(torch.cat([self.images, self.top, self.right])).tolist()
+    def report(self, stopped: bool = False) -> EvalReport | None:
+        """Of all ranks, on every rank; None if one of them has `stopped` before its last image."""
+        own = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
+        *counts, stops = sum_over_ranks(torch.cat([self.images, self.top, self.right, own])).tolist()
+        if stops:
+            return None
         sums = sum_over_ranks(torch.cat([self.sums, self.confidence])).tolist()
         images, top, right = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
         loss, true_probability, *confidence = sums

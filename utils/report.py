@@ -1,18 +1,21 @@
 """The run's events: an append-only log.jsonl, and its readers (progress bar or plain lines, TensorBoard, W&B).
 
 An event is a flat dict with "event" and "step"; what is not in it is not shown anywhere. Only rank 0 reports.
+A disk that is full or gone, or a terminal that is closed, costs lines or curves and never the run.
 """
 
-import json
+import contextlib
 import os
 import secrets
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 from .engine import StepReport
 from .metrics import EvalReport
+from .run_log import Log
 
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
 
@@ -36,15 +39,22 @@ class Report:
     def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int,
                  wandb_project: str | None = None, config: dict | None = None):
         """`config` is what W&B shows beside the run; ask `check_wandb` first."""
-        self._readers, self._log = [], None
+        self._readers, self._log, self._console = [], None, None
         if folder is None:
             return
-        self._log = open(folder / "log.jsonl", "a")
-        self._readers = [(_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)]
+        self._log = Log(folder, self.say)
+        self._console = (_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)
+        self._readers = [self._console]
         if tensorboard_dir is not None:
             self._readers.append(_TensorBoard(tensorboard_dir, first_step))
         if wandb_project is not None:
             self._readers.append(_WandB(wandb_project, folder, config or {}, first_step))
+
+    def say(self, line: str) -> None:
+        """Prints a line above the progress bar, where there is one; other ranks say nothing."""
+        if self._console is not None:
+            with contextlib.suppress(OSError):          # a terminal that is gone
+                self._console.say(line)
 
     def train(self, report: StepReport) -> None:
         self._write({
@@ -69,14 +79,25 @@ class Report:
         # JSON has no NaN and no infinity.
         plain = {key: str(value) if isinstance(value, float) and not abs(value) < float("inf") else value
                  for key, value in event.items()}
-        self._log.write(json.dumps(plain) + "\n")
-        self._log.flush()
-        for reader in self._readers:
-            reader.read(event)
+        self._log.write(plain)
+        for reader in list(self._readers):
+            try:
+                reader.read(event)
+            except OSError as error:
+                self._drop(reader, error)
+
+    def _drop(self, reader, error: OSError) -> None:
+        self._readers.remove(reader)
+        self.say(f"warning: {reader.name} fails ({error.strerror or error}) and is off from here on; training goes on")
+        with contextlib.suppress(OSError):
+            reader.close()
 
     def close(self) -> None:
-        for reader in self._readers:
-            reader.close()
+        for reader in list(self._readers):
+            try:
+                reader.close()
+            except OSError as error:
+                self._drop(reader, error)
         if self._log is not None:
             self._log.close()
 
@@ -92,11 +113,15 @@ def _losses(event: dict) -> str:
 
 
 def _skip_line(event: dict) -> str:
+    if event["loss_scale"] is None:
+        return f"step {event['step']}: loss {event['loss']:g}, gradient norm {event['grad_norm']:g}: update skipped"
     return f"step {event['step']}: gradients overflowed float16, update skipped (loss scale {event['loss_scale']:g})"
 
 
 class _Bar:
     """A tqdm bar on the terminal: loss, learning rate, images/s, remaining time."""
+
+    name = "the terminal"
 
     def __init__(self, first_step: int, total_steps: int):
         from tqdm import tqdm
@@ -122,6 +147,8 @@ class _Bar:
 
 class _Lines:
     """Plain lines, about PLAIN_LINES of them over the run, where there is no terminal."""
+
+    name = "the output"
 
     def __init__(self, first_step: int, total_steps: int):
         self._first, self._total, self._started = first_step, total_steps, time.monotonic()
@@ -167,18 +194,28 @@ def scalars(event: dict) -> dict[str, float]:
 
 
 class _TensorBoard:
+    """Its writer has a thread, whose error is raised by the next call; the thread's own traceback is left out."""
+
+    name = "TensorBoard"
+
     def __init__(self, folder: Path, first_step: int):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")      # quiet, should TensorFlow be installed
         from torch.utils.tensorboard import SummaryWriter
 
         # What an earlier session wrote after the checkpoint is void: its steps come again.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_ended
+
+    def _thread_ended(self, what: threading.ExceptHookArgs) -> None:
+        if not (isinstance(what.exc_value, OSError) and type(what.thread).__module__.startswith("tensorboard.")):
+            self._hook(what)
 
     def read(self, event: dict) -> None:
         for tag, value in scalars(event).items():
             self._writer.add_scalar(tag, value, event["step"])
 
     def close(self) -> None:
+        threading.excepthook = self._hook
         self._writer.close()
 
 
@@ -187,6 +224,8 @@ class _WandB:
 
     The key is read by the wandb package from WANDB_API_KEY, and by nothing else here: it stands in no file of the run.
     """
+
+    name = "W&B"
 
     def __init__(self, project: str, folder: Path, config: dict, first_step: int):
         import wandb

@@ -1,27 +1,36 @@
 """The folder of a run: claimed by one process group at a time, never written over.
 
+Its TensorBoard files lie elsewhere, in LOG_DIR/NAME, which runs of that name in two output folders share.
+
     OUTPUT_DIR/NAME/
       config.json            the resolved configuration, versions, git commit
-      log.jsonl              append-only events (report.py)
+      log.jsonl              append-only events (run_log.py)
       step-00000100.pt ...   RunStates (checkpoint.py), the newest few
       best.pt                the RunState of the best evaluation
       curves.png
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from .checkpoint import BEST_FILE, STEP_FILE, CheckpointError, newest_intact, step_files, verify
+from .checkpoint import BEST_FILE, STEP_FILE, CheckpointError, newest_intact, replace, step_files, verify
+from .run_log import LOG_FILE, events_until, read_log, write_log
 
-LOG_FILE, CONFIG_FILE, LOCK_FILE = "log.jsonl", "config.json", ".lock"
+CONFIG_FILE, LOCK_FILE, BAD_IMAGES_FILE = "config.json", ".lock", "bad_images.txt"
+AUTO = "auto"             # as RESUME_PATH: go on if there is something to go on from
+OWNER_SECONDS = 2.0       # for which the holder of a lock may take to write who it is
 
 
 class FolderError(ValueError):
@@ -30,6 +39,8 @@ class FolderError(ValueError):
 
 class InUseError(FolderError):
     """Another process is at work in it."""
+
+    code = 7
 
 
 def create(output_dir: str, name: str | None, stem: str) -> Path:
@@ -53,6 +64,7 @@ def create(output_dir: str, name: str | None, stem: str) -> Path:
                 raise
             continue
         if not _holds_run(folder):
+            _clear_scraps(folder)
             _set_log_aside(folder)
             write_log(folder, [])
             return folder
@@ -74,25 +86,75 @@ def _lock(folder: Path) -> int:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        held = error.errno in (errno.EACCES, errno.EAGAIN)
+        owner = _owner(descriptor) if held else ""
         os.close(descriptor)
-        owner = (folder / LOCK_FILE).read_text().strip() or "another process"
+        if not held:
+            raise FolderError(f"{folder} cannot be kept from other runs, its file system has no locks ({error.strerror}): "
+                              "give another --output_dir") from error
         raise InUseError(f"{folder} is in use by {owner}: wait for it or stop it") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+    owner = f"process {os.getpid()} on {platform.node()}".encode()
+    with contextlib.suppress(OSError):             # a full disk: the lock holds all the same
+        os.pwrite(descriptor, owner, 0)            # over what the holder before has left, so that it is never empty
+        os.ftruncate(descriptor, len(owner))
     return descriptor
 
 
-def find_checkpoint(resume_path: str) -> tuple[Path, list[str]]:
+def _owner(descriptor: int) -> str:
+    """Who holds the lock, as it says itself; it may be about to, over the words of a process that has ended."""
+    deadline = time.monotonic() + OWNER_SECONDS
+    while time.monotonic() < deadline:
+        said = os.pread(descriptor, 200, 0).decode(errors="replace")
+        found = re.fullmatch(r"process (\d+) on (.*)", said)
+        if found and (found[2] != platform.node() or _is_alive(int(found[1]))):
+            return said
+        time.sleep(0.02)
+    return "another process"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass                                       # it belongs to another user
+    return True
+
+
+def make_anew(folder: Path) -> None:
+    """Makes and claims the folder of a run that is at work, and whose folder has vanished.
+
+    Raises OSError, or FolderError if another run has claimed the place meanwhile.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+
+
+def find_checkpoint(resume_path: str, output_dir: str = "", name: str | None = None) -> tuple[Path, list[str]] | None:
     """A checkpoint file as it is, or a run folder's newest intact one -> (file, complaints about newer ones).
 
-    Raises CheckpointError: a run is never silently started from scratch.
+    "auto" means the folder OUTPUT_DIR/NAME; None: it holds no checkpoint yet, the run is to be started. Otherwise a run is
+    never silently started from scratch: CheckpointError, or FolderError if "auto" has no name to go by.
     """
+    if resume_path == AUTO:
+        if not name:
+            raise FolderError("RESUME_PATH=auto needs NAME (--name): it goes on in OUTPUT_DIR/NAME if a run is there")
+        path = Path(output_dir) / name
+        return newest_intact(path) if path.is_dir() and _holds_run(path) else None
     path = Path(resume_path)
     if path.is_dir():
         return newest_intact(path)
     if not path.is_file():
         raise CheckpointError(f"nothing to resume at {path}: give a run folder (output/NAME) or a checkpoint file")
     return path, []
+
+
+def _clear_scraps(folder: Path) -> None:
+    """What a process left half-written that was killed. Call it with the folder locked."""
+    for unfinished in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
 
 
 def _set_log_aside(folder: Path) -> None:
@@ -136,9 +198,9 @@ def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None
     if target.resolve() != home.resolve():
         folder = create(str(target.parent), target.name, target.name)
         if at_home:
-            write_log(folder, [event for event in read_log(home) if event["step"] <= step])
+            write_log(folder, events_until(home, step))
             if (home / BEST_FILE).exists():
-                shutil.copyfile(home / BEST_FILE, folder / BEST_FILE)
+                replace(folder / BEST_FILE, lambda unfinished: shutil.copyfile(home / BEST_FILE, unfinished))
         return folder
     _lock(home)
     newer, damaged = [], []
@@ -148,11 +210,10 @@ def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None
     if newer:
         raise FolderError(f"{checkpoint} is at step {step}, but {home} goes on to {newer[0]}: resume the folder, "
                           f"or give a new NAME (--name) to branch off from step {step}")
-    for unfinished in home.glob("*.tmp"):      # of a process that was killed while it wrote
-        unfinished.unlink()
+    _clear_scraps(home)
     for name in damaged:      # out of the way, or they would count among the newest when old checkpoints are deleted
         (home / name).rename(home / f"{name}.damaged")
-    write_log(home, [event for event in read_log(home) if event["step"] <= step])
+    write_log(home, events_until(home, step))
     return home
 
 
@@ -164,29 +225,14 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
-def read_log(folder: Path) -> list[dict]:
-    """Events of log.jsonl; a last line that was cut off by a crash is left out."""
-    events = []
-    try:
-        lines = (folder / LOG_FILE).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if not isinstance(event, dict):
-            break
-        events.append(event)
-    return events
-
-
-def write_log(folder: Path, events: list[dict]) -> None:
-    """Replaces log.jsonl in one go."""
-    unfinished = folder / f"{LOG_FILE}.tmp"
-    unfinished.write_text("".join(json.dumps(event) + "\n" for event in events))
-    os.replace(unfinished, folder / LOG_FILE)
+def add_bad_images(folder: Path, lines: set[str]) -> tuple[list[str], int]:
+    """Puts the lines into bad_images.txt that are not there yet, in alphabetical order -> (these, how many there are now)"""
+    file = folder / BAD_IMAGES_FILE
+    known = set(file.read_text().splitlines()) if file.exists() else set()
+    if lines - known:
+        text = "".join(f"{line}\n" for line in sorted(known | lines))
+        replace(file, lambda unfinished: unfinished.write_text(text))
+    return sorted(lines - known), len(known | lines)
 
 
 def write_config(folder: Path, config: dict, architecture: dict, world_size: int) -> None:
@@ -198,9 +244,7 @@ def write_config(folder: Path, config: dict, architecture: dict, world_size: int
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")},
         "commit": _commit(),
     }
-    unfinished = folder / f"{CONFIG_FILE}.tmp"
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, folder / CONFIG_FILE)
+    replace(folder / CONFIG_FILE, lambda unfinished: unfinished.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def _commit() -> str | None:

@@ -5,6 +5,7 @@ with other training seeds, on any number of processes, hold out the same images.
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import torch
@@ -163,6 +164,20 @@ def check(splits: Splits, place: str) -> None:
     if len(without):
         raise DataError(f"{place}: no training images of class {listed(splits.classes[label] for label in without)}: "
                         "the files are damaged")
+
+
+FINGERPRINT_NAMES = 1000
+
+
+def fingerprint(split: Dataset) -> str:
+    """16 hexadecimal digits of all labels and of the names of up to 1,000 images spread evenly over the split: another
+    value where images were added, removed, renamed or labelled otherwise, the same wherever the data lie."""
+    digest = hashlib.sha256(np.ascontiguousarray(split.labels, dtype="<i8").tobytes())
+    count = len(split)
+    for number in range(min(count, FINGERPRINT_NAMES)):
+        index = number * count // min(count, FINGERPRINT_NAMES)
+        digest.update(b"\0" + split.name(index).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def listed(names) -> str:

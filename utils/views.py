@@ -18,7 +18,7 @@ from . import attention_maps, pictures, plots
 from .augment import eval_transform, normalise
 from .data import default_workers, eval_loader
 from .plots import Figure, plain
-from .run_folder import LOG_FILE, read_log
+from .run_log import LOG_FILE, scan_log
 
 CLS, DIST, ALL = "cls token", "dist token", "mean of all queries"
 LARGE = 112                         # pixels of a map
@@ -258,15 +258,16 @@ def draw_curves(folders: list[str]) -> Figure:
     for given in folders:
         folder = Path(given) if Path(given).is_dir() else Path(given).parent
         try:
-            events = read_log(folder)
+            events, unreadable = scan_log(folder)
         except (ValueError, RecursionError) as error:          # numbers and nesting beyond what Python reads
             raise ViewError(f"{folder / LOG_FILE}: {error}: it is damaged, or not train.py's") from error
         if (wrong := plots.wrong_in(events)) is not None:
             raise ViewError(f"{folder / LOG_FILE}: {wrong}: it is damaged, or not train.py's")
         if not any(event["event"] in plots.DRAWN for event in events):
             raise ViewError(f"{given}: no run with steps in its {LOG_FILE}; give run folders such as output/NAME")
-        name = folder.resolve().name
-        runs[name if name not in runs else str(folder)] = events
+        note = f" (without {unreadable} unreadable line(s) of its log)" if unreadable else ""
+        name = folder.resolve().name + note
+        runs[name if name not in runs else str(folder) + note] = events
     if len(runs) == 1:
         return plots.learning_curves(*runs.values(), title=next(iter(runs)))
     return plots.learning_curves_of(runs, f"{len(runs)} runs")

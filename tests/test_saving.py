@@ -1,0 +1,306 @@
+"""Saving beside training: the copy is all that it waits for, and a disk that fails costs a warning."""
+
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import checkpoint, run_folder, saving
+from utils.checkpoint import NonFiniteError, StorageError, load, newest_intact, step_files, step_path
+from utils.saving import Saver, copied
+
+FULL_DISK = ("P8", "a full disk costs warnings and not the run, its checkpoints or its log")
+
+
+def state(step: int, numbers: int = 6, **changes) -> checkpoint.RunState:
+    weights = {"weight": torch.full((numbers,), float(step))}
+    values = {"step": step, "updates": step, "skips": 0, "model": weights, "optimizer": {"state": {0: dict(weights)}},
+              "scaler": {}, "best": {"step": step}, "first": {}, "config": {"img_size": (8, 10)}, "architecture": {},
+              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
+    return checkpoint.RunState(**values | changes)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return run_folder.create(str(tmp_path), "r", "digits")
+
+
+@pytest.fixture
+def saver(folder, said):
+    saver = Saver(folder, keep=2, say=said.append)
+    yield saver
+    saver.wait()
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock", "log.jsonl"}
+
+
+def slow_disk(monkeypatch, seconds: float) -> None:
+    real = checkpoint.os.fsync
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda file: time.sleep(seconds) or real(file))
+
+
+@contextmanager
+def files_no_larger_than(size: int):
+    """A full disk, as far as files grow. Python ignores the signal that comes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# ------------------------------------------------------------------------------------------------------- all is well
+
+
+def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, said):
+    for step in (2, 4, 6):
+        saver.save([step_path(folder, step), folder / "best.pt"], state(step))
+    saver.close()
+    assert names(folder) == {"step-00000004.pt", "step-00000006.pt", "best.pt"} and said == []
+    loaded, expected = vars(load(folder / "best.pt")), vars(state(6))
+    assert torch.equal(loaded.pop("model")["weight"], expected.pop("model")["weight"])
+    assert torch.equal(loaded.pop("optimizer")["state"][0]["weight"], expected.pop("optimizer")["state"][0]["weight"])
+    assert loaded == expected and type(loaded["config"]["img_size"]) is tuple
+
+
+def test_training_is_not_held_by_a_slow_disk(saver, folder, monkeypatch):
+    """And what it changes meanwhile is not in the file."""
+    slow_disk(monkeypatch, 0.3)                         # the log's, the file's, the folder's
+    content = state(2)
+    started = time.monotonic()
+    saver.save([step_path(folder, 2)], content)
+    assert time.monotonic() - started < 0.2 and step_files(folder) == []
+    content.model["weight"].fill_(7)
+    content.optimizer["state"][0]["weight"].fill_(7)
+    content.best["step"], content.step = 7, 7
+    started = time.monotonic()
+    saver.wait()
+    assert time.monotonic() - started > 0.5
+    saved = load(step_path(folder, 2))
+    assert (saved.step, saved.best["step"]) == (2, 2)
+    assert saved.model["weight"].tolist() == saved.optimizer["state"][0]["weight"].tolist() == [2.0] * 6
+
+
+def test_one_write_at_a_time(saver, folder, monkeypatch):
+    slow_disk(monkeypatch, 0.1)
+    saver.save([step_path(folder, 2)], state(2))
+    started = time.monotonic()
+    saver.save([step_path(folder, 4)], state(4))        # waits for the first, whose copy it writes over
+    assert time.monotonic() - started > 0.2 and load(step_path(folder, 2)).model["weight"].tolist() == [2.0] * 6
+    saver.close()
+    assert load(step_path(folder, 4)).model["weight"].tolist() == [4.0] * 6
+
+
+def test_a_fork_waits_for_the_end_of_the_write(saver, folder, monkeypatch):
+    slow_disk(monkeypatch, 0.1)
+    saver.save([step_path(folder, 2)], state(2))
+    assert step_files(folder) == []
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if step_path(folder, 2).exists() and not list(folder.glob("*.tmp")) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_copies_are_of_nobody_else_and_their_memory_serves_again():
+    parameter = torch.nn.Parameter(torch.arange(4.0))
+    value = {"a": [parameter, (1, "x", None)], "b": {3: torch.tensor(2, dtype=torch.int64)}, "c": parameter[1:3]}
+    first = copied(value)
+    assert first["a"][0].tolist() == [0, 1, 2, 3] and not first["a"][0].requires_grad and first["a"][1] == (1, "x", None)
+    assert first["c"].untyped_storage().nbytes() == 8              # not all of what it is a part of
+    places = first["a"][0].data_ptr(), first["b"][3].data_ptr()
+    with torch.no_grad():
+        parameter.mul_(10)
+    assert first["a"][0].tolist() == [0, 1, 2, 3]
+    value["b"] = {3: torch.tensor(5, dtype=torch.int64), 4: torch.ones(1)}
+    value["c"] = torch.ones(7, dtype=torch.float16)
+    second = copied(value, first)
+    assert (second["a"][0].data_ptr(), second["b"][3].data_ptr()) == places
+    assert second["a"][0].tolist() == [0, 10, 20, 30] and second["b"][3] == 5 and second["b"][4] == 1
+    assert second["c"].dtype == torch.float16 and second["c"].shape == (7,)
+    assert copied({"a": [torch.ones(1)]}, second) == {"a": [torch.ones(1)]} and copied([1], {"a": 2}) == [1]
+
+
+@pytest.mark.parametrize("field", ["model", "ema"])
+def test_weights_that_are_no_numbers_stop_training_and_keep_the_last(saver, folder, field):
+    saver.save([step_path(folder, 2)], state(2))
+    with pytest.raises(NonFiniteError) as told:
+        saver.save([step_path(folder, 4)], state(4, **{field: {"weight": torch.tensor([1.0, float("nan")])}}))
+    assert told.value.code == 4
+    saver.close()
+    assert names(folder) == {"step-00000002.pt"} and load(step_path(folder, 2)).step == 2
+
+
+def test_an_error_of_the_program_is_not_swallowed(saver, folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: path.nothing)
+    saver.save([step_path(folder, 2)], state(2))
+    with pytest.raises(AttributeError):
+        saver.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------- trouble
+
+
+@pytest.mark.contract(*FULL_DISK)
+def test_a_full_disk_at_any_byte_of_a_checkpoint(saver, folder, said, tries, figure):
+    saver.save([step_path(folder, 2)], state(2, 1000))
+    saver.wait()
+    size, chance, step, count = step_path(folder, 2).stat().st_size, random.Random(0), 2, tries(40, 1000)
+    for _ in range(count):
+        kept, step = newest_intact(folder), step + 2
+        before = names(folder)
+        with files_no_larger_than(chance.randrange(size)):
+            saver.save([step_path(folder, step), folder / "best.pt"], state(step, 1000))
+            saver.wait()
+        assert len(said) == 1 and said[0].startswith(f"warning: cannot write {step_path(folder, step)} (File too large); earlier")
+        assert "\n" not in said[0] and newest_intact(folder) == kept and names(folder) == before and not saver.failed
+        saver.save([step_path(folder, step)], state(step, 1000))
+        saver.wait()
+        assert newest_intact(folder) == (step_path(folder, step), []) and "saving works again" in said[1] and len(said) == 2
+        said.clear()
+    saver.close()
+    figure("saves on a disk that is full at any byte", count)
+
+
+@pytest.mark.contract(*FULL_DISK)
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+def test_a_small_disk_that_is_full(tmp_path, said, tries, figure):
+    place, count = tmp_path / "disk", tries(3, 30)
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        folder = place / "r"
+        folder.mkdir()                                 # not claimed: the lock would keep the disk busy
+        saver = Saver(folder, keep=1, say=said.append)
+        for step in range(1, 2 * count, 2):
+            saver.save([step_path(folder, step)], state(step, 50_000))        # 0.4 MB
+            saver.wait()
+            (place / "others").write_bytes(bytes(1_300_000))                   # no room for a second one
+            saver.save([step_path(folder, step + 1)], state(step + 1, 50_000))
+            saver.wait()
+            assert "No space left on device" in said[0] and names(folder) == {step_path(folder, step).name}
+            assert load(step_path(folder, step)).step == step
+            (place / "others").unlink()
+            saver.save([step_path(folder, step + 1)], state(step + 1, 50_000))
+            saver.wait()
+            assert names(folder) == {step_path(folder, step + 1).name} and len(said) == 2
+            said.clear()
+        saver.close()
+    finally:
+        subprocess.run(["umount", place], check=True)
+    figure("saves on a disk of 2 MB that is full", count)
+
+
+def test_after_several_failures_the_run_is_to_end(saver, folder, said):
+    saver.save([step_path(folder, 2)], state(2))
+    saver.wait()
+    with files_no_larger_than(100):
+        for number, step in enumerate((4, 6, 8), start=1):
+            assert not saver.failed
+            saver.save([step_path(folder, step)], state(step))
+            saver.wait()
+            assert f"(failed save {number} of 3 in a row that end the run)" in said[-1]
+    assert saver.failed and len(said) == 3
+    with pytest.raises(StorageError, match=r"3 failed save\(s\) in a row") as told:
+        saver.close()
+    line = str(told.value)
+    assert told.value.code == 3 and "step-00000008.pt (File too large)" in line and "RESUME_PATH" in line and "\n" not in line
+    assert f"last checkpoint on the disk is {step_path(folder, 2)}" in line
+
+
+def test_a_failure_before_the_last_save_is_forgiven(saver, folder):
+    with files_no_larger_than(100):
+        saver.save([step_path(folder, 2)], state(2))
+        saver.wait()
+    saver.save([step_path(folder, 4)], state(4))
+    saver.close()
+    assert names(folder) == {"step-00000004.pt"}
+
+
+def test_the_end_of_a_run_has_to_be_on_the_disk(saver, folder):
+    with files_no_larger_than(100), pytest.raises(StorageError, match=r"1 failed save\(s\).*on the disk is none"):
+        saver.save([step_path(folder, 2)], state(2))
+        saver.close()
+
+
+@pytest.mark.contract("P8", "a full disk costs warnings and not the run, its checkpoints or its log")
+def test_a_folder_that_vanishes_is_made_anew(saver, folder, said, tmp_path, figure):
+    saver.save([step_path(folder, 2)], state(2))
+    saver.wait()
+    shutil.rmtree(folder)
+    saver.save([step_path(folder, 4), folder / "best.pt"], state(4))
+    saver.wait()
+    assert len(said) == 1 and "had vanished and is made anew: config.json" in said[0]
+    assert names(folder) == {"step-00000004.pt", "best.pt"}
+    assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} ")
+    shutil.rmtree(tmp_path)
+    tmp_path.touch()                                   # a file where its parent was: it cannot be made
+    saver.save([step_path(folder, 6)], state(6))
+    saver.wait()
+    assert len(said) == 2 and "Not a directory" in said[1] and "failed save 1 of 3" in said[1]
+    tmp_path.unlink()
+    saver.save([step_path(folder, 8)], state(8))
+    saver.close()
+    assert names(folder) == {"step-00000008.pt"}
+    figure("folders that vanish between two saves", 2)
+
+
+def test_a_vanished_folder_that_another_run_has_taken(saver, folder, said, monkeypatch):
+    shutil.rmtree(folder)
+
+    def taken(place):
+        raise run_folder.InUseError(f"{place} is in use by process 7 on another: wait for it or stop it")
+
+    monkeypatch.setattr(saving.run_folder, "make_anew", taken)
+    saver.save([step_path(folder, 4)], state(4))
+    saver.wait()
+    assert len(said) == 1 and "in use by process 7 on another" in said[0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail at inline_container.cc]\n unexpected pos 64"), MemoryError()])
+def test_other_failures_of_a_write_are_one_line_too(saver, folder, said, monkeypatch, error):
+    def fails(path, state):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save", fails)
+    saver.save([step_path(folder, 2)], state(2))
+    saver.wait()
+    assert len(said) == 1 and "\n" not in said[0] and ("unexpected pos 64" in said[0] or "MemoryError" in said[0])
+
+
+def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(saver, folder, said):
+    (folder / "step-00000001.pt").mkdir()              # unlink fails, for root too
+    for step in (2, 4):
+        saver.save([step_path(folder, step)], state(step))
+        saver.wait()
+    assert len(said) == 1 and said[0].startswith("warning: cannot delete old checkpoints in") and not saver.failed
+    saver.close()
+    assert load(step_path(folder, 4)).step == 4
+
+
+def test_a_terminal_that_is_gone_is_no_failure(folder):
+    def say(line):
+        raise BrokenPipeError
+
+    saver = Saver(folder, keep=1, say=say)
+    with files_no_larger_than(100):
+        saver.save([step_path(folder, 2)], state(2))
+        saver.wait()
+    saver.save([step_path(folder, 4)], state(4))
+    saver.close()
+    assert names(folder) == {"step-00000004.pt"}
