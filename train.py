@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def in_group(given: dict, world, stop) -> int:
     """-> exit code"""
-    from utils import stopping
+    from utils import distributed, stopping
 
     try:
         run, state, path = configure(given, world)
@@ -66,14 +66,16 @@ def in_group(given: dict, world, stop) -> int:
         if world.is_main:
             stopping.leave_code(code)
         return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
-    except ValueError as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if distributed.out_of_memory(error):
+            error = distributed.used_up(world.device, "setting up")
         if not (known := what_it_is(error)):
             raise
-        return tell(*known, quiet=getattr(error, "quiet", False))
+        return tell(*known, quiet=getattr(error, "quiet", False), others_know=distributed.others_know())
 
 
 def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
-    """-> (what to tell the user, exit code, whether other processes may not know); None: a bug, whose traceback is needed"""
+    """-> (what to tell the user, exit code, whether other processes may not have it); None: a bug, whose traceback is needed"""
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
         return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
@@ -81,13 +83,13 @@ def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
     return None
 
 
-def tell(message: str, code: int, alone: bool, quiet: bool = False) -> int:
-    """Prints the one line, once a node, and returns what this process ends with. `alone`: others may not know of the error;
-    `quiet`: another process has told it.
+def tell(message: str, code: int, alone: bool, quiet: bool = False, others_know: bool = False) -> int:
+    """Prints the one line, once a node, and returns what this process ends with. `alone`: others may not have the error;
+    `others_know`: they end with it all the same; `quiet`: another process has told it.
 
     torchrun turns any failure into code 1 and a report of its own. Started by train.sh the processes therefore leave the
-    code to it and end quietly, if they all do: those of another node, or ignorant ones that wait for a GPU, have to be
-    stopped, and after the loss of a process torchrun is to start all of them anew (MAX_RESTARTS).
+    code to it and end quietly, if they all do: those of another node, or ignorant ones, have to be stopped, and after the
+    loss of a process torchrun is to start all of them anew (MAX_RESTARTS).
     """
     from utils import stopping
 
@@ -97,7 +99,7 @@ def tell(message: str, code: int, alone: bool, quiet: bool = False) -> int:
         print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     if first is None or "LOCAL_RANK" not in os.environ or code == LOST:
         return code
-    return code if (alone and size > 1) or size > local_size else 0
+    return code if (alone and size > 1 and not others_know) or size > local_size else 0
 
 
 def after_restart(given: dict) -> dict:
@@ -637,8 +639,8 @@ def train(given: dict, run, world, state, path, stop) -> int:
         place.write_text(str(folder))                          # where processes go on that torchrun starts anew
     run.name, run.output_dir = folder.name, str(folder.parent)
     log_folder = Path(run.log_dir) / run.name
+    distributed.on_main(world, lambda: run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size))
     if world.is_main:
-        run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size)
         print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
         print(f"run folder: {folder}", flush=True)
     told = distributed.on_main(world, lambda: {
@@ -838,6 +840,9 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
         print(f"                 {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     print(f"  checkpoint     {newest}")
+    bad = folder / run_folder.BAD_IMAGES_FILE
+    if bad.exists():
+        print(f"  bad images     {len(bad.read_text().splitlines())} of the training images were replaced: {bad}")
     print(f"  curves         {curves}")
     taught = [event["attention_loss"] for event in events if event.get("attention_loss") is not None]
     if taught:

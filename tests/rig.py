@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -94,6 +95,31 @@ def _few(splits):
     test = Part(splits.test, range(40))
     val = test if splits.val is splits.test else Part(splits.val, range(40))
     return dataclasses.replace(splits, train=Part(splits.train, range(200)), val=val, test=test)
+
+
+def stopping_after(step: int):
+    """The run is asked to stop when that step has been done."""
+    def install(rank: int) -> None:
+        original = engine.Trainer.train_step
+
+        def train_step(self, *arguments):
+            if self.step == step - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return original(self, *arguments)
+
+        engine.Trainer.train_step = train_step
+    return install
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int):
+    """A full disk, as far as files grow: a write beyond is cut, the next one is an error. Python ignores the signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def wait(children: list[int], timeout: float = 120) -> list[int]:

@@ -117,7 +117,7 @@ def test_exact_is_the_same_on_1_2_and_4_processes(tmp_path, uninterrupted, figur
         for piece, ranks in enumerate(way):
             accumulation = ("--gradient_accumulation_steps", 4 // ranks) if piece == 0 else ()
             stop_at = 3 * (piece + 1)
-            stopped = stopping_after(stop_at) if stop_at < 12 else None
+            stopped = rig.stopping_after(stop_at) if stop_at < 12 else None
             codes = rig.wait(rig.start(place, *flags, *accumulation, ranks=ranks, before=stopped))
             assert set(codes) <= {0, 143}, (place / "out.txt").read_text()[-3000:]
         assert rig.end_of(place) == one, way
@@ -126,21 +126,6 @@ def test_exact_is_the_same_on_1_2_and_4_processes(tmp_path, uninterrupted, figur
     told = ", ".join(" -> ".join(map(str, way)) for way in ways)
     figure(f"steps with --exact on changing numbers of processes ({told}): the same weights and logged losses, bit for bit",
            12 * len(ways))
-
-
-def stopping_after(step: int):
-    """The run is asked to stop when that step has been done."""
-    def install(rank: int) -> None:
-        from utils import engine
-        original = engine.Trainer.train_step
-
-        def train_step(self, *arguments):
-            if self.step == step - 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return original(self, *arguments)
-
-        engine.Trainer.train_step = train_step
-    return install
 
 
 @pytest.mark.contract("P5")
@@ -154,7 +139,7 @@ def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrup
         folder = tmp_path / "".join(map(str, way))
         for piece, ranks in enumerate(way):
             accumulation = ("--gradient_accumulation_steps", 2 // ranks) if piece == 0 else ()
-            before = stopping_after(10 * (piece + 1)) if piece < len(way) - 1 else None
+            before = rig.stopping_after(10 * (piece + 1)) if piece < len(way) - 1 else None
             rig.wait(rig.start(folder, *accumulation, ranks=ranks, before=before))
         found = [event["loss"] for event in training(folder) if event["event"] == "train"]
         assert len(found) == len(wanted)

@@ -50,7 +50,8 @@ def test_kills_under_torchrun(tmp_path, whole, tries, figure):
     figure("kill -9 of one of two processes: torchrun restarts both, the same end", kills["ranks"])
 
 
-CASES = [("everyone", signal.SIGTERM), ("script", signal.SIGUSR1), ("ranks", signal.SIGTERM), ("agent", signal.SIGTERM), ("script", signal.SIGINT),
+CASES = [("everyone", signal.SIGTERM), ("script", signal.SIGUSR1), ("ranks", signal.SIGTERM),
+         ("agent", signal.SIGTERM), ("script", signal.SIGINT),
          ("script", signal.SIGTERM), ("script", signal.SIGHUP), ("ranks", signal.SIGUSR1), ("group", signal.SIGINT),
          ("agent", signal.SIGINT)]
 

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -132,27 +131,13 @@ def test_more_steps_lay_the_schedule_anew(run_train, begun, capsys, figure):
 @pytest.mark.contract(*CHANGES)
 def test_another_number_of_processes_keeps_the_micro_batches(tmp_path, figure):
     flags = ("--num_steps", 5, "--num_workers", 0)
-    assert rig.wait(rig.start(tmp_path, *flags, "--gradient_accumulation_steps", 2, before=asked_to_stop_at(3))) == [143]
+    assert rig.wait(rig.start(tmp_path, *flags, "--gradient_accumulation_steps", 2, before=rig.stopping_after(3))) == [143]
     assert rig.wait(rig.start(tmp_path, *flags, ranks=2)) == [0, 0]
     said = (tmp_path / "out.txt").read_text()
     assert "changed: 2 processes (were 1), 1 micro-steps each (were 2)\n" in said, said
     assert {event["world_size"] for event in rig.events(tmp_path) if event["event"] == "resume"} == {2}
     assert rig.newest(tmp_path) == 5
     figure("settings that a resumed run may change", 1)
-
-
-def asked_to_stop_at(step: int):
-    def install(rank: int) -> None:
-        from utils import engine
-        original = engine.Trainer.train_step
-
-        def train_step(self, *arguments):
-            if self.step == step - 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return original(self, *arguments)
-
-        engine.Trainer.train_step = train_step
-    return install
 
 
 # A value of each flag that a resumed run must not change (without --override), other than that of BEGUN.
@@ -422,7 +407,7 @@ def test_only_process_0_writes(tmp_path, tries, figure):
 
     def before(rank: int) -> None:
         watched(place)(rank)
-        asked_to_stop_at(2)(rank)
+        rig.stopping_after(2)(rank)
 
     assert rig.wait(rig.start(place, *flags, ranks=ranks, before=before)) == [0] * ranks
     assert "stopped as asked, after step 2" in (place / "out.txt").read_text()

@@ -3,25 +3,13 @@
 import json
 import os
 import random
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
+from rig import files_no_larger_than
 
 from utils import run_log, views
 from utils.run_log import Log, LogError, events_until, read_log, scan_log, sync_log, write_log
-
-
-@contextmanager
-def files_no_larger_than(size: int):
-    """A full disk, as far as files grow: a write beyond is cut, the next one is an error. Python ignores the signal."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

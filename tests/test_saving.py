@@ -2,15 +2,14 @@
 
 import os
 import random
-import resource
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from rig import files_no_larger_than
 
 from utils import checkpoint, run_folder, saving
 from utils.checkpoint import NonFiniteError, StorageError, load, newest_intact, step_files, step_path
@@ -51,17 +50,6 @@ def names(folder) -> set[str]:
 def slow_disk(monkeypatch, seconds: float) -> None:
     real = checkpoint.os.fsync
     monkeypatch.setattr(checkpoint.os, "fsync", lambda file: time.sleep(seconds) or real(file))
-
-
-@contextmanager
-def files_no_larger_than(size: int):
-    """A full disk, as far as files grow. Python ignores the signal that comes with it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # ------------------------------------------------------------------------------------------------------- all is well

@@ -156,6 +156,12 @@ def leave_word(world: World, code: int) -> None:
             _link.store.set(f"last/{world.rank}", json.dumps(code if isinstance(code, int) else 1))
 
 
+def others_know() -> bool:
+    """Whether this process has left a word and the others come upon it by themselves: gloo tells them that it is gone, while
+    those that wait for a GPU have to be stopped."""
+    return _link is not None and _link.leaving and dist.get_backend() == "gloo"
+
+
 def _is_collective(error: BaseException) -> bool:
     """gloo raises plain RuntimeErrors that name their source file, nccl DistBackendError."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
