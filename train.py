@@ -571,7 +571,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
     if run.wandb:
         check_wandb()
     splits, model, chosen, prepare = build(given, run, world, state)
-    separate = splits.test is not splits.val
+    separate, identity = splits.test is not splits.val, fingerprint(splits.train)
     optimizer = optimizer_of(run, model, world)
     scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
     ema = Ema(model, run.ema_decay) if run.ema_decay else None
@@ -621,7 +621,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
                 trainer.step, trainer.updates, trainer.skips, model.state_dict(), optimizer.state_dict(),
                 scaler.state_dict(), best, first, run.to_dict(), model.config.to_dict(), list(splits.classes),
                 len(splits.train), seconds + time.monotonic() - started, ema.state_dict() if ema else {},
-                world_size=world.size, threads=torch.get_num_threads(), data=fingerprint(splits.train)))
+                world_size=world.size, threads=torch.get_num_threads(), data=identity))
 
     def stopped() -> int:
         """The end of a run that was asked to stop: what has been trained is saved."""
