@@ -718,7 +718,8 @@ def resolve_resumed(given: dict, saved: dict, train_images: int) -> ConfigDict:
         if epochs in asked:
             if steps in asked:
                 raise ConfigError(f"--{steps} and --{epochs} contradict each other: give one")
-            asked[steps] = max(1, round(asked.pop(epochs) * train_images / saved["train_batch_size"]))
+            given_epochs = asked.pop(epochs)
+            asked[steps] = max(1, round(given_epochs * train_images / saved["train_batch_size"])) if given_epochs else 0
     if asked.get("recipe") == "auto":
         del asked["recipe"]
     if asked.get("teacher") and saved["distillation"] == "none":
@@ -740,11 +741,14 @@ def resolve_resumed(given: dict, saved: dict, train_images: int) -> ConfigDict:
             raise ConfigError(
                 f"--{name} {_plain(value)}: the checkpoint was made with {_plain(before)}, and a resumed run keeps it; "
                 f"leave --{name} out{or_else}, or start a new run without --resume_path")
-    run = ConfigDict(saved | asked)
+    # What was allowed once is not allowed for ever.
+    run = ConfigDict(saved | asked | {"override": bool(given.get("override"))})
     if run.num_steps < run.warmup_steps:
         raise ConfigError(f"--num_steps {run.num_steps} is less than the run's {run.warmup_steps} warm-up steps")
     if given.get("override"):
         run.fp16 = run.fp16 and run.precision == "fp16"
+        for name in ("loss_scale", "fp16_opt_level") if run.precision != "fp16" else ():
+            run[name] = asked.get(name, FLAGS[name][1])
         _resolve_precision(run, asked)
         _check_together(run.to_dict(), asked)
     run.lock()

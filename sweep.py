@@ -211,7 +211,7 @@ def start(resume: Path | None, *flags: str) -> int:
         stopped.append(number)
         child.terminate()                             # train.sh stops its processes; they are waited for below
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)}
     code = child.wait()
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -63,7 +63,7 @@ def in_group(given: dict, world, stop) -> int:
             evaluate_only(given, run, world, state, path)
         else:
             code = train(given, run, world, state, path, stop)
-        if world.is_main:
+        if world.local_rank == 0:                                # of every node: each has a train.sh of its own
             stopping.leave_code(code)
         return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
     except (ValueError, RuntimeError, MemoryError) as error:
@@ -164,6 +164,8 @@ def configure(given: dict, world):
         place = given["resume_path"], given.get("output_dir", configs.FLAGS["output_dir"][1]), given.get("name")
         found = distributed.on_main(world, lambda: run_folder.find_checkpoint(*place))
     if found is None:                                          # also: RESUME_PATH=auto, and nothing is there yet
+        if "resume_path" in given and world.is_main:
+            print(f"nothing to resume in {Path(place[1], place[2])} yet: a new run")
         run = configs.resolve({name: value for name, value in given.items() if name not in ("resume_path", "override")})
         check_batch(run, "--train_batch_size")
         if run.exact:
@@ -577,7 +579,10 @@ def train(given: dict, run, world, state, path, stop) -> int:
     ema = Ema(model, run.ema_decay) if run.ema_decay else None
     first, done, seconds, counts = {}, 0, 0.0, {}
     if state is not None:
+        scales = [group["lr_scale"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state.optimizer)
+        for group, scale in zip(optimizer.param_groups, scales):   # shares of a learning rate that --override may have changed
+            group["lr_scale"] = scale
         if state.scaler:
             scaler.load_state_dict(state.scaler)
         if ema is not None:
@@ -707,14 +712,14 @@ def train(given: dict, run, world, state, path, stop) -> int:
                     return stopped()
                 if (trainer.step, final[1]) not in told:       # an earlier session may have ended just before or after it
                     report.evaluation(trainer.step, final[1], result)
-            if run.eval_train:
+            if run.eval_train and (trainer.step, "train") not in told:
                 on_train = evaluate(splits.train)
                 if on_train is None:
                     return stopped()
                 report.evaluation(trainer.step, "train", on_train)
             distributed.on_main(world, lambda: saver.close())
             report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
-    except engine.DivergedError as error:
+    except (engine.DivergedError, checkpoint.NonFiniteError) as error:
         samples = [key.index for key in order.keys_of(trainer.step)]
         report.session("diverged", trainer.step + 1, samples=samples)
         if world.is_main:
@@ -865,5 +870,28 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
 
 
+class _Outlives:
+    """An output that may be closed (`| head`, a terminal that is gone): what is written then goes nowhere, and the run on."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call, *arguments):
+        try:
+            return call(*arguments)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = _Outlives(sys.stdout), _Outlives(sys.stderr)
     sys.exit(main(sys.argv[1:]))

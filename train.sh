@@ -118,8 +118,9 @@ asked=
 stop() {
     if [ -z "$asked" ]; then
         asked=$SECONDS
+        : >"$VIT_LAUNCH/asked"
         if compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
-            echo "train.sh: stopping: the step is finished and the run is saved; once more to leave at once" >&2
+            echo "train.sh: stopping: finishing the step and saving it; once more to leave at once" >&2
             kill -USR1 $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
         else
             kill -TERM "$launcher" 2>/dev/null || true
@@ -134,9 +135,9 @@ set -m              # a process group of its own: Ctrl-C comes to this script al
 launcher=$!
 set +m
 trap stop TERM INT HUP USR1
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
 code=0
-wait "$launcher" 2>/dev/null || code=$?
-while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || code=$?; done      # a signal ends a wait alone
+wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
 told=
 for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || told=$(cat "$file"); done
 [ -z "$asked" ] || told=${told:-143}

@@ -496,7 +496,23 @@ def test_what_override_lets_a_resumed_run_change(name):
         assert name == "warmup_epochs" or run[name] == given[name]
         assert "--override" in told(resolve_resumed, {"resume_path": "output/r", name: given[name]}, SAVED | known, 1000)
     else:
-        assert "--override" not in told(resolve_resumed, given, SAVED, 1000).partition("kept")[0].partition("leave")[2]
+        assert "add --override" not in told(resolve_resumed, given, SAVED, 1000)
+
+
+def test_what_was_allowed_once_is_not_allowed_for_ever():
+    again = resolve_resumed({"resume_path": "x"}, SAVED | {"override": True}, 1000)
+    assert not again.override and resolve_resumed({"resume_path": "x", "override": True}, SAVED, 1000).override
+
+
+def test_a_precision_that_scales_no_loss_takes_the_scale_along():
+    scaled = SAVED | {"precision": "fp16", "loss_scale": 1024.0}
+    run = resolve_resumed({"resume_path": "x", "override": True, "precision": "fp32"}, scaled, 1000)
+    assert (run.precision, run.loss_scale, run.fp16_opt_level) == ("fp32", 0.0, "O2")
+
+
+def test_a_job_script_may_say_no_warm_up_in_epochs_each_time():
+    without = SAVED | {"warmup_steps": 0, "warmup_epochs": 0.0}
+    assert resolve_resumed({"resume_path": "x", "warmup_epochs": 0.0}, without, 1000).warmup_steps == 0
 
 
 def test_what_a_resumed_run_may_say_again():

@@ -10,6 +10,8 @@ import time
 import pytest
 import rig
 
+import train
+
 FLAGS = ("--num_workers", "1", "--num_steps", "40", "--save_every", "10")
 
 
@@ -105,3 +107,26 @@ def test_twice_asked_the_script_leaves_at_once(tmp_path):
     assert launched.wait(8) == 143
     assert "Killed" not in (tmp_path / "out.txt").read_text()
     rig.until(lambda: not any(rig.command_of(process) for process in processes), 8, "the end of the processes")
+
+
+@pytest.mark.slow
+def test_a_request_while_the_run_is_set_up_is_not_taken_for_a_loss(tmp_path):
+    """torchrun would start the process anew, and it would train on."""
+    launched = rig.script(tmp_path, *FLAGS, NPROC=1, MAX_RESTARTS=1)
+    rig.until(lambda: rig.processes_of_run(launched, 1)["ranks"], what="the process")
+    time.sleep(1.0)
+    os.kill(launched.pid, signal.SIGTERM)
+    assert launched.wait(30) == 143
+    said = (tmp_path / "out.txt").read_text()
+    assert "step 1/" not in said and not list(tmp_path.glob("output/run/*.pt")), said
+
+
+def test_a_closed_output_ends_no_run(tmp_path):
+    """bash train.sh | head"""
+    reader, writer = os.pipe()
+    stream = train._Outlives(open(writer, "w", buffering=1))
+    os.close(reader)
+    for _ in range(3):
+        assert stream.write("a line\n") == 7
+        stream.flush()
+    assert not stream.isatty()

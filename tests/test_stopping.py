@@ -49,7 +49,22 @@ def test_without_a_run_to_save_a_request_ends_the_process(number, launch, capfd)
             time.sleep(10)
 
     assert in_child(work) == 143 and (launch / "code-000").read_text() == "143"
-    assert f"{signal.Signals(number).name}: left at once" in capfd.readouterr().err
+    assert f"{signal.Signals(number).name}: stopped before the first step: nothing to save" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_below_the_launcher_it_ends_with_0(signalled, launch, monkeypatch):
+    """torchrun would start it anew, which is for processes that were lost. Also where it comes after the request."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    if not signalled:
+        (launch / "asked").touch()
+
+    def work():
+        with stopping.Stop():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return 9
+
+    assert in_child(work) == 0 and (launch / "code-000").read_text() == "143"
 
 
 @pytest.mark.parametrize(("rank", "pause", "code"), [(None, 0.0, 143), ("0", 0.0, 7), ("0", 0.3, 143)])

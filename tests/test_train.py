@@ -524,6 +524,10 @@ def check_override(run_train, monkeypatch, capsys):
     assert run_train(*flags, "--override") == 0
     assert "changed: --learning_rate 0.0005 (was 0.001)" in capsys.readouterr().out
     assert max(event["lr"] for event in events_of("output/r", ("train",))[4:]) < 5e-4
+    assert run_train("--name", "h", "--head_learning_rate", 1e-2) == 0
+    assert run_train("--resume_path", "output/h", "--num_steps", 8, "--learning_rate", 5e-4, "--override") == 0
+    groups = state_of("output/h").optimizer["param_groups"]
+    assert sorted({round(group["lr_scale"], 6) for group in groups}) == [1.0, 20.0]      # the head's stays 1e-2
 
 
 def check_non_finite(run_train, monkeypatch, capsys):
@@ -754,7 +758,7 @@ def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train
     monkeypatch.setattr(engine.Trainer, "_backward", spoil)
     assert run_train("--save_every", 1 if kept else 4, "--name", "r") == 4
     said = capsys.readouterr().err
-    assert "step 3: loss nan; samples " in said and said.count("\n") == 1
+    assert "step 3: loss nan at learning rate " in said and "; samples " in said and said.count("\n") == 1
     event, = events_of("output/r", ("diverged",))
     assert event["step"] == 3 and len(event["samples"]) == 16
     assert ("step-00000002.pt" if kept else "none yet") in said

@@ -217,15 +217,20 @@ class Trainer:
         overflow = self.scaler.enabled and _is_finite(loss)
         what = "gradient overflows" if overflow else f"loss {loss}" if not _is_finite(loss) else f"gradient norm {norm}"
         if self.skips + 1 >= MAX_SKIPS:
-            what = f"{MAX_SKIPS} {what if overflow else f'updates skipped, the last for {what},'} in a row"
+            what = f"{MAX_SKIPS} {what} in a row" if overflow else f"{MAX_SKIPS} updates in a row skipped (the last: {what})"
         elif overflow and not self.scaler.fixed and self.scaler.scale / 2 < MIN_SCALE:
             what += ", however low the loss scale"
         elif overflow or self.non_finite == "skip":
             return True
         samples = ", ".join(str(key.index) for key in keys[:16]) + (", ..." if len(keys) > 16 else "")
         scale = f", loss scale {self.scaler.scale:g}" if self.scaler.enabled else ""
-        raise DivergedError(f"step {self.step + 1}: {what}; samples {samples}; learning rate {learning_rate:g}{scale}; "
-                            f"try a lower --learning_rate or --precision {'bf16' if overflow else 'fp32'}")
+        or_else = " or --precision bf16" if overflow else ""
+        if not overflow and self.precision.compute != torch.float32:
+            or_else = " or --precision fp32"
+        if self.non_finite == "stop" and not overflow:
+            or_else += ", or --non_finite skip if it is a rare step"
+        raise DivergedError(f"step {self.step + 1}: {what} at learning rate {learning_rate:g}{scale}: try a lower one{or_else}; "
+                            f"samples {samples}")
 
 
 def _is_finite(value: float) -> bool:

@@ -5,6 +5,7 @@ one ends it at once. torchrun kills what has not ended 30 s after a signal and a
 therefore keeps signals from it, and makes a folder for every launch, named by VIT_LAUNCH:
 
   pid-R      process R, which train.sh signals itself
+  asked      made by train.sh when it was asked to stop, for processes that come later
   code-000   the exit code of the launch (code-001 after torchrun's first restart, ...): the first that knows it writes it
   folder     the folder of the run, where the processes go on after a restart
 """
@@ -45,6 +46,8 @@ class Stop:
                 self._before[number] = signal.signal(number, self._heed)
         if (file := launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
             file.write_text(f"{os.getpid()}\n")
+            if launch_file("asked").exists():      # while torchrun started the processes: nobody was there to be signalled
+                _leave()
         return self
 
     def __exit__(self, *_) -> None:
@@ -60,11 +63,25 @@ class Stop:
         now = time.monotonic()
         if self.saves and self._asked is None:
             self._asked = now
-        elif not self.saves or now - self._asked > self._window:
+        elif not self.saves:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                _say(f"train.py: {signal.Signals(number).name}: stopped before the first step: nothing to save")
+            _leave()
+        elif now - self._asked > self._window:
+            _say(f"train.py: {signal.Signals(number).name}: left at once")
             leave_code(PREEMPTED)
-            with contextlib.suppress(OSError):
-                os.write(2, f"train.py: {signal.Signals(number).name}: left at once\n".encode())
             os._exit(PREEMPTED)
+
+
+def _leave() -> None:
+    """Ends this process, with nothing to save. torchrun would start anew what ends with a code of its own."""
+    known = leave_code(PREEMPTED) is not None
+    os._exit(0 if known and "LOCAL_RANK" in os.environ else PREEMPTED)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def launch_file(name: str) -> Path | None:
