@@ -129,6 +129,8 @@ def check_data(run) -> int:
     workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
     findings = check_data.check(splits, workers, say=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
+    if run.dataset == "folder" and (line := check_data.left_out_line(run.data_dir)):
+        print(line)
     if not findings.bad:
         print("every image can be read")
         return 0
@@ -175,6 +177,8 @@ def configure(given: dict, world):
         return run, None, None
     path, complaints = found
     state = distributed.first_on_node(world, lambda: checkpoint.load(path))
+    if not given.get("eval_only"):
+        distributed.on_main(world, lambda: run_folder.check_resume(path, given.get("output_dir"), given.get("name")))
     run = configs.resolve_resumed(given, state.config, state.train_images)
     micro_batches = state.config["gradient_accumulation_steps"] * state.world_size
     if "gradient_accumulation_steps" not in given and micro_batches % world.size == 0:
@@ -565,7 +569,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
     from utils import checkpoint, data, distributed, engine, precision, run_folder, saving, stopping
     from utils.edits import digest
     from utils.ema import Ema
-    from utils.report import Report, check_wandb
+    from utils.report import BadImages, Report, check_wandb
     from utils.schedule import factor, is_time
     from utils.splits import fingerprint
 
@@ -652,6 +656,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
         (event["step"], event["split"]) for event in run_folder.read_log(folder) if event["event"] == "eval"})
     report = Report(folder if world.is_main else None, log_folder, done, run.num_steps, run.wandb, run.to_dict())
     saver = saving.Saver(folder, run.keep_checkpoints, say=report.say) if world.is_main else None
+    listed = BadImages(folder, report.say) if world.is_main else None
     report.session("resume" if state else "start", done, world_size=world.size)
 
     # Which split is looked at before, during and after training, under which name; None: none is.
@@ -683,6 +688,8 @@ def train(given: dict, run, world, state, path, stop) -> int:
                         return stopped()
                     report.evaluation(trainer.step, watched[1], result)
                     told.add((trainer.step, watched[1]))
+                    if world.is_main and saver.best_is_lost:
+                        best = {}
                     if result.top1 > best.get("accuracy", -1.0):
                         best = {"step": trainer.step, "accuracy": result.top1}
                         files.append(folder / checkpoint.BEST_FILE)
@@ -701,9 +708,9 @@ def train(given: dict, run, world, state, path, stop) -> int:
                 report.train(step)
                 asked, failed, replaced = step.requests
                 if replaced:
-                    list_bad_images(run, folder, world, report, trainer, len(splits.train))
+                    list_bad_images(run, listed, world, report, trainer, len(splits.train))
                 if failed:
-                    distributed.on_main(world, lambda: saver.close())          # raises what went wrong
+                    distributed.on_main(world, lambda: saver.end_if_failed())
                 if asked:
                     return stopped()
             if watched is None or watched[0] is not final[0] or run.confusion_matrix or result is None:
@@ -731,30 +738,33 @@ def train(given: dict, run, world, state, path, stop) -> int:
         loader.close()
         if world.is_main:
             saver.wait()
+            listed.close()
         report.close()
     if world.is_main:
         if edits:
             judged = model if ema is None else ema.model
             draw_attention(run, folder, model, splits.classes, shown, first.get("attention"),
                            look(shown, judged, eval_transform, prepare, chosen, world))
-        summarise(run, splits, folder, log_folder, first, (final[1], result), best, time.monotonic() - started)
+        summarise(run, splits, folder, log_folder, first, (final[1], result), best if saver.best_is_saved else {},
+                  time.monotonic() - started)
     return 0
 
 
-def list_bad_images(run, folder, world, report, trainer, images: int) -> None:
+def list_bad_images(run, listed, world, report, trainer, images: int) -> None:
     """Adds what was replaced in this step to bad_images.txt. Raises DataError on every process when there are too many."""
     from utils import distributed, run_folder
     from utils.datasets import DataError
 
+    folder = Path(run.output_dir) / run.name
     lines = {reason for bad in distributed.gather(world, list(trainer.bad)) for _, reason in bad}
     trainer.bad.clear()
 
-    new, count = distributed.on_main(world, lambda: run_folder.add_bad_images(folder, lines))
+    new, count = distributed.on_main(world, lambda: listed.add(lines))
     for line in new if world.is_main else ():
-        report.say(f"warning: replaced: {line}")
+        report.say(f"warning: replaced by the next readable image: {line}")
     if count > run.max_bad_images * images:
         raise DataError(f"{count} of {images} training images cannot be read, a share of more than --max_bad_images "
-                        f"{run.max_bad_images:g}; {folder / run_folder.BAD_IMAGES_FILE} lists them; --check_data finds all")
+                        f"{run.max_bad_images:g} (raise it to accept that); {folder / run_folder.BAD_IMAGES_FILE} lists them")
 
 
 def share(rate: float, run) -> float:

@@ -18,7 +18,11 @@ MAX_STEPS = 500_000
 MAX_CALLS = 100_000              # a tensor takes two; PyTorch takes longer over one than over any other step
 MAX_SIDES = 64                   # dimensions
 MAX_TUPLE = 10_000               # values in a tuple, with all that is inside it
-MAX_TUPLE_DEPTH = 50             # Python hashes them without looking how deep it is
+MAX_TUPLE_DEPTH = 50             # Python compares and prints them without looking how deep it is
+MAX_KEY = 1 << 32                # an integer as a key; integers that share a hash would make a dictionary's time quadratic
+MAX_NUMBERED = 100_000           # keys that are integers, as those of optimizer states
+MAX_STATE = 100_000              # attributes, counted anew for each object that gets them
+LEGACY_NUMBER = 0x1950A86A20F9469CFC6C        # the older format's first pickle; no other integer is that long
 
 ITEM_BYTES = {"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
               "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexFloatStorage": 8,
@@ -27,9 +31,9 @@ STORAGES = {f"torch.{name}": bytes_each for name, bytes_each in ITEM_BYTES.items
 DTYPES = {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8",
                                        "bool", "complex64", "complex128")}
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-DICTS = {"dict", "collections.OrderedDict", "collections.Counter"}
-CALLS = {TENSOR: 6, PARAMETER: 3, "collections.OrderedDict": 0, "collections.Counter": 1, "builtins.set": 1,
-         "torch.Size": 1, "torch.device": None}          # with how many arguments; None: any
+DICTS = {"dict", "collections.OrderedDict"}
+# With how many arguments; None: any. No sets and no Counter, which copy what they are given, however often that is.
+CALLS = {TENSOR: 6, PARAMETER: 3, "collections.OrderedDict": 0, "torch.Size": 1, "torch.device": None}
 CONSTANTS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
@@ -50,10 +54,11 @@ class _Global:
     name: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Made:
     kind: str
     numel: int = 0                   # of a storage
+    items: int = dataclasses.field(default=0, compare=False)           # of a dictionary, so far
 
 
 class _Tuple(NamedTuple):
@@ -77,7 +82,7 @@ class Scan:
         self._stack: list = []
         self._outer: list[list] = []
         self._memo: dict[int, object] = {}
-        self._calls = 0
+        self._calls = self._numbered = self._attributes = 0
 
     def run(self, stream: bytes | BinaryIO) -> None:
         try:
@@ -91,6 +96,7 @@ class Scan:
     def _step(self, name: str, value: object) -> None:
         stack = self._stack
         if name in CONSTANTS:
+            _require(name != "LONG1" or -1 << 63 <= value < 1 << 63 or (self.legacy and value == LEGACY_NUMBER))
             stack.append(VALUES.get(name, value))
         elif name in ("BINPUT", "LONG_BINPUT"):
             self._memo[value] = stack[-1]
@@ -115,8 +121,8 @@ class Scan:
             _require(isinstance(self._stack[-1], list))
             self._stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(), stack.pop()] if name == "SETITEM" else self._marked()
-            _require(len(items) % 2 == 0 and isinstance(self._stack[-1], _Made) and self._stack[-1].kind in DICTS)
+            items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else self._marked()
+            self._fill(self._stack[-1], items)
         elif name == "GLOBAL":
             stack.append(_Global(self._allowed(value)))
         elif name == "BINPERSID":
@@ -127,11 +133,27 @@ class Scan:
             state, made = stack.pop(), stack[-1]
             _require(state == _Made("dict") and isinstance(made, _Made)
                      and made.kind in self.classes | {"collections.OrderedDict"})
+            self._attributes += state.items
+            if self._attributes > MAX_STATE:
+                raise PickleError("describes more attributes than any checkpoint has")
         elif name == "STOP":
             self.result = stack.pop()
             _require(not stack and not self._outer)
         elif name != "PROTO" or value != 2:
             raise PickleError(f"its description has a step ({name}) that torch.save does not write; damaged")
+
+    def _fill(self, made: object, items: list) -> None:
+        """A dictionary, with keys and values in turn. Keys may be what cannot be made to share a hash: text, whose hash Python
+        draws anew in every process, and small integers."""
+        _require(len(items) % 2 == 0 and isinstance(made, _Made) and made.kind in DICTS)
+        for key in items[::2]:
+            if type(key) is int and abs(key) < MAX_KEY:
+                self._numbered += 1
+            elif type(key) is not str:
+                raise PickleError("a dictionary whose keys are neither text nor small integers: no file of weights needs that")
+        if self._numbered > MAX_NUMBERED:
+            raise PickleError("describes more numbered entries than any checkpoint has")
+        made.items += len(items) // 2
 
     def _marked(self) -> list:
         items, self._stack = self._stack, self._outer.pop()
@@ -155,6 +177,9 @@ class Scan:
             _require(made.name in CALLS and CALLS[made.name] in (None, len(arguments.items)))
         if made.name == TENSOR:
             _check_tensor(*arguments.items)
+        if made.name == "torch.Size":
+            size, = arguments.items
+            _require(isinstance(size, _Tuple) and len(size.items) <= MAX_SIDES)
         if made.name == PARAMETER:
             of, grad, hooks = arguments.items
             _require(of == _Made(TENSOR) and type(grad) is bool and hooks == _Made("collections.OrderedDict"))

@@ -15,7 +15,7 @@ import pickle
 import struct
 import types
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .pickle_scan import PickleError, Scan, Storage
+from .pickle_scan import LEGACY_NUMBER, PickleError, Scan, Storage
 from .vit import ModelError
 from .zip_archive import ZipError, one_line, open_archive, shown
 
@@ -32,7 +32,6 @@ MAX_PICKLE = 1 << 24            # bytes; a ViT-H with an optimizer takes 1 MB
 MAX_VALUES = 10_000_000         # of all that is in the file, what it names twice counted twice
 MAX_DEPTH = 100
 # How the files begin that torch.save wrote until 2020: with a magic number, pickled.
-LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 LEGACY_MAGIC = pickle.dumps(LEGACY_NUMBER, protocol=2)
 LEGACY_PICKLES = 5              # magic number, version, machine, content, keys of the storages that follow
 AGAIN = "download it again"
@@ -172,13 +171,13 @@ def _check_values(content: object, globals: Sequence[type]) -> None:
 def _inside(value: object, classes: set[type]) -> Iterator[tuple[object, object]]:
     """(name if it has one, value)"""
     kind = type(value)
-    if kind in (dict, OrderedDict, Counter):
+    if kind in (dict, OrderedDict):
         for key, inner in dict.items(value):        # an OrderedDict of a file may bring an `items` of its own
             yield None, key
             yield key if isinstance(key, (str, int)) else None, inner
         if kind is not dict and vars(value).keys() - {"_metadata"}:
             raise PickleError("a dictionary with attributes: no file of weights")
-    elif kind in (list, tuple, set, torch.Size):
+    elif kind in (list, tuple, torch.Size):
         for inner in value:
             yield None, inner
     elif kind not in classes:

@@ -29,7 +29,8 @@ class ZipError(ValueError):
 
 def open_archive(stream: BinaryIO) -> zipfile.ZipFile:
     """Every reader finds the same members in it: one directory, at the end of the file; no name twice, in capitals or not;
-    no folders, nothing encrypted; no more packed bytes than the file has. Raises ZipError, or one of DAMAGE."""
+    no folders, nothing encrypted, no name that readers may decode in several ways (all printable ASCII); no more packed
+    bytes than the file has. Raises ZipError, or one of DAMAGE."""
     size = os.fstat(stream.fileno()).st_size
     count = _check_end(stream, size)
     stream.seek(0)
@@ -41,6 +42,8 @@ def open_archive(stream: BinaryIO) -> zipfile.ZipFile:
         raise ZipError(f"{len(members)} members, more than any checkpoint has")
     names = set()
     for info in members:
+        if not (info.filename.isascii() and info.filename.isprintable() and info.filename == info.orig_filename):
+            raise ZipError(f"member {ascii(info.orig_filename)[:200]} has a name that is not printable ASCII")
         if info.filename.lower() in names:
             raise ZipError(f"member {info.filename!r} stands twice in the archive")
         names.add(info.filename.lower())

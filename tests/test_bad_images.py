@@ -1,5 +1,6 @@
 """Images that are not what their names say: each is told in one line, within bounds, and replaced without moving others."""
 
+import errno
 import importlib
 import io
 import os
@@ -183,12 +184,22 @@ def test_harmless_images_are_read(tmp_path):
 def test_the_reasons_say_what_to_do(tmp_path):
     reasons = {"gone.png": "no such file", "pipe.png": "no regular file", "warned_of.png": "10,000 x 10,000 px, more than",
                "large_header.png": "more than 64,000,000 px", "float.tif": "32 bits", "page.jpg": "none of the formats",
+               "empty.jpg": "(it is empty); remove or replace it", "folder.png": "(is a directory)",
+               "link_to_itself.png": "(too many levels",
                "hole_of_a_terabyte.png": f"more than {MAX_IMAGE_BYTES:,}"}
     for name, words in reasons.items():
         HOSTILE[name](tmp_path / name)
         assert words in outcome(tmp_path / name)
     with pytest.raises(ImageError, match="more than"):
         FileImages([(str(tmp_path / "hole_of_a_terabyte.png"), 0)]).content(0)
+
+
+def test_a_file_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(image_files.os, "open", forbidden)
+    assert outcome(tmp_path / "a.png") == f"{tmp_path}/a.png: cannot be read as an image (permission denied); make it readable"
 
 
 @pytest.mark.contract("P13", "a mutated image is read or refused; nothing else comes out")
@@ -276,7 +287,7 @@ def test_replacements(tmp_path, figure):
         stands = {3: 5, 4: 5, 16: 0}.get(index, index)
         assert label == stands % 3
         if index in bad:
-            assert f"{index}.png: cannot be read" in why
+            assert why.endswith(f"{index}.png: cannot be read as an image (it is empty)")         # no advice
             twin = next((sample for (_, e, i), sample in expected.items() if (e, i) == (epoch, stands)), None)
             assert twin is None or image == twin[0]          # with the draws of the image that it is
         else:

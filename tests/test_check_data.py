@@ -11,7 +11,7 @@ from miniatures import GOOD_TREE, png, tree
 from PIL import Image
 
 from utils import check_data
-from utils.check_data import check, oddities
+from utils.check_data import HIDDEN, check, left_out, left_out_line, oddities
 from utils.datasets import load_splits
 from utils.loader_workers import WorkerError
 from utils.splits import ArrayImages, Splits
@@ -100,6 +100,35 @@ def test_oddities_are_counted(tmp_path):
 
 def test_what_is_no_image_file_is_not_odd():
     assert oddities(b"\0" * 64) == () and oddities(b"") == ()
+
+
+LEFT_OUT = ("a.heic", "b.HEIC", "more/c.heic", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG")
+
+
+def test_files_left_out_for_their_ending_are_counted(tmp_path):
+    root = tree(tmp_path, LAYOUT | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0})
+    assert left_out(root) == Counter() and left_out_line(root) == ""
+    for name in LEFT_OUT:
+        (tmp_path / "train" / "ant" / name).touch()
+    for name in ("val/bee/g.gif", "test/ant/h.gif", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.gif"):
+        (tmp_path / name).touch()
+    assert left_out(root) == {".heic": 3, ".gif": 3, "": 1, ".jfif": 1, HIDDEN: 2}
+    line = left_out_line(root)
+    assert line.startswith("left out for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
+    assert line.endswith("; left out as hidden: 2")
+
+
+def test_files_left_out_of_one_tree(tmp_path):
+    root = tree(tmp_path, {"ant": 1, "bee/small": 1})
+    for number in range(12):
+        (tmp_path / "bee" / "small" / f"x.{number:02}\n").touch()
+    assert sum(left_out(root).values()) == 12
+    assert ".07\\n, 4 of other endings" in left_out_line(root) and left_out_line(root).isprintable()
+
+
+def test_no_bar_where_there_is_no_terminal(tmp_path, capfd):
+    check(load_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
+    assert capfd.readouterr().err == ""
 
 
 # ----------------------------------------------------------------------------------- processes that images take with them

@@ -168,6 +168,20 @@ def test_a_link_in_a_circle_is_not_followed(tmp_path):
     assert load_splits("folder", root).train.labels.tolist() == [0, 0, 0, 1, 1]
 
 
+def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
+    """By its own path, so that its images keep their names."""
+    root = tree(tmp_path, GOOD_TREE | {f"train/cat/{name}": 1 for name in "abcdef"} | {"outside": 0, "outside/deep/end": 1})
+    for one in "abcdef":
+        for other in "abcdef":
+            (tmp_path / "train" / "cat" / one / f"to_{other}").symlink_to(f"../{other}")
+    for name in ("z", "y"):
+        (tmp_path / "train" / "cat" / "a" / name).symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "deep" / "up").symlink_to(tmp_path)
+    splits = load_splits("folder", root)
+    found = [Path(path).relative_to(tmp_path).as_posix() for path, label in splits.train.samples if label == 2]
+    assert found == ["train/cat/a/0.png", "train/cat/a/y/deep/end/0.png", *(f"train/cat/{name}/0.png" for name in "bcdef")]
+
+
 BAD_TREES = {
     "no such folder": ({}, ["no such folder: {root}/train", "--data_dir {root}", "train/ and val/"]),
     "no val": ({"train/ant": 1}, ["no such folder: {root}/val"]),

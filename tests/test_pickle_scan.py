@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.pickle_scan import ITEM_BYTES, PickleError, Scan, Storage
+from models.pickle_scan import ITEM_BYTES, LEGACY_NUMBER, PickleError, Scan, Storage
+from models.torch_file import LEGACY_MAGIC
 
 
 def described(tmp_path: Path, content) -> bytes:
@@ -55,8 +56,8 @@ def test_classes_that_were_named_pass_and_others_do_not(tmp_path):
 def test_plain_things_pass(tmp_path):
     ordered = OrderedDict(a=torch.ones(2))
     ordered._metadata = OrderedDict(version=1)              # as Module.state_dict leaves it
-    scanned(described(tmp_path, [ordered, {1, 2}, Counter("aab"), torch.Size((2, 3)), torch.float16, torch.device("cpu"), -5,
-                                 1 << 90, 2.5, True, None, "text", torch.nn.Parameter(torch.ones(2)), (1, ("a", 2)),
+    scanned(described(tmp_path, [ordered, {1: 2, -3: 4}, torch.Size((2, 3)), torch.float16, torch.device("cpu"), -5,
+                                 1 << 62, -1 << 63, 2.5, True, None, "text", torch.nn.Parameter(torch.ones(2)), (1, ("a", 2)),
                                  torch.rand(3, 4).t()]))
 
 
@@ -97,6 +98,25 @@ def tensor(size: bytes, stride: bytes, storage: bytes = STORAGE, offset: bytes =
     return step_by_step(named("torch._utils._rebuild_tensor_v2"), b"(", storage, offset, size, stride, b"\x89", hooks, b"tR")
 
 
+def keyed(*keys: bytes) -> bytes:
+    """{key: None, ...}"""
+    return step_by_step(b"}(", *(key + b"N" for key in keys), b"u")
+
+
+def long(value: int) -> bytes:
+    size = value.bit_length() // 8 + 1
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+
+
+NAMES = [b"X\x04\x00\x00\x00" + f"{number:04}".encode() for number in range(5000)]
+ATTRIBUTES = b"}(" + b"".join(name + b"N" for name in NAMES) + b"u"
+
+
+def again_and_again(first: bytes, step: bytes, times: int) -> bytes:
+    """A list of something and of what is made of it by a few bytes each time."""
+    return step_by_step(b"](", first, b"q\x00", step * times, b"e")
+
+
 BIG = b"\x8a\x08" + (1 << 62).to_bytes(8, "little")
 HOSTILE = {
     "bytearray": pickled(Made(bytearray, 1 << 40)),
@@ -112,6 +132,22 @@ HOSTILE = {
     "protocol_4": pickle.dumps({"a": 1}, protocol=4),
     "protocol_5": pickle.dumps({"a": [1]}, protocol=5),
     "tuples_to_hash": step_by_step(b"}", doubled(b"\x86", 40), b"K\x01s"),
+    "keys_of_one_hash": keyed(*(long(number * ((1 << 61) - 1)) for number in range(1, 240_000))),
+    "one_key_of_another_hash": keyed(long(1 << 61)),
+    "one_key_too_large": keyed(long(1 << 32)),
+    "one_key_too_small": step_by_step(b"}" + long(-1 << 32) + b"Ns"),
+    "numbered_entries": keyed(*(b"J" + number.to_bytes(4, "little") for number in range(100_001))),
+    "long_integer": step_by_step(long(1 << 63)),
+    "long_negative_integer": step_by_step(long((-1 << 63) - 1)),
+    "number_as_a_key": step_by_step(b"}G" + bytes(8) + b"Ns"),
+    "truth_as_a_key": keyed(b"\x88"),
+    "nothing_as_a_key": keyed(b"N"),
+    "tuple_as_a_key": keyed(b"K\x01\x85"),
+    "dtype_as_a_key": keyed(named("torch.float16")),
+    "set": pickled({1, 2}),
+    "counter": pickled(Counter("aab")),
+    "long_size_again_and_again": again_and_again(b"(" + b"K\x01" * 65 + b"t\x85", named("torch.Size") + b"h\x00R", 2),
+    "attributes_again_and_again": again_and_again(ATTRIBUTES, named("collections.OrderedDict") + b")Rh\x00b", 21),
     "deep_tuple": step_by_step(b"K\x01", b"\x85" * 100_000),
     "marks": step_by_step(b"(" * 100_000),
     "steps": step_by_step(b"](", b"K\x01" * 600_000, b"e"),
@@ -129,7 +165,7 @@ HOSTILE = {
     "storage_by_number": step_by_step(STORAGE.replace(b"X\x01\x00\x00\x000", b"K\x00")),
     "storage_of_negative_size": step_by_step(STORAGE.replace(b"K\x08", b"J\xff\xff\xff\xff")),
     "storage_of_a_dtype": step_by_step(STORAGE.replace(b"FloatStorage", b"float32")),
-    "storage_of_two_sizes": step_by_step(STORAGE, b"0", STORAGE.replace(b"K\x08", b"K\x09")),
+    "storage_of_two_sizes": step_by_step(b"](", STORAGE, STORAGE.replace(b"K\x08", b"K\x09"), b"e"),
     "module": step_by_step(STORAGE.replace(b"X\x07\x00\x00\x00storage", b"X\x06\x00\x00\x00module")),
     "one_number_a_million_times": tensor(b"J\x40\x42\x0f\x00\x85", b"K\x00\x85"),
     "beyond_the_storage": tensor(b"K\x03K\x03\x86", b"K\x03K\x01\x86"),
@@ -159,7 +195,12 @@ def test_the_steps_that_those_are_made_of_pass():
     scanned(tensor(b"K\x03K\x02\x86", b"K\x02K\x01\x86", offset=b"K\x02"))
     scanned(tensor(b"K\x00K\x05\x86", b"K\x05K\x01\x86", offset=b"K\x08"))
     scanned(step_by_step(STORAGE))
-    scanned(step_by_step(b"}", doubled(b"\x86", 10), b"K\x01s"))
+    scanned(step_by_step(doubled(b"\x86", 10)))
+    scanned(keyed(long((1 << 32) - 1), long(1 - (1 << 32)), *NAMES))
+    scanned(keyed(*(b"J" + number.to_bytes(4, "little") for number in range(100_000))))
+    scanned(again_and_again(ATTRIBUTES, named("collections.OrderedDict") + b")Rh\x00b", 20))
+    scanned(again_and_again(b"(" + b"K\x01" * 64 + b"t\x85", named("torch.Size") + b"h\x00R", 2))
+    scanned(step_by_step(b"](", STORAGE, STORAGE, b"e"))
     scanned(step_by_step(named("collections.OrderedDict"), b")R}b"))
 
 
@@ -175,3 +216,22 @@ def test_the_hostile_ones_are_what_they_seem():
     quick = time.perf_counter() - started
     load(io.BytesIO(step_by_step(b"}", doubled(b"\x86", 22), b"K\x01s")))
     assert time.perf_counter() - started - quick > 3 * quick
+
+
+def test_integers_of_one_hash_are_refused_at_once():
+    content = HOSTILE["keys_of_one_hash"]
+    assert len(content) > 2_800_000 and len({hash(number * ((1 << 61) - 1)) for number in range(1, 100)}) == 1
+    started = time.perf_counter()
+    with pytest.raises(PickleError):
+        scanned(content)
+    assert time.perf_counter() - started < 1
+
+
+def test_the_magic_number_of_the_older_format_is_its_one_long_integer():
+    scan = Scan(legacy=True)
+    scan.run(LEGACY_MAGIC)
+    assert scan.result == LEGACY_NUMBER
+    with pytest.raises(PickleError):
+        scanned(LEGACY_MAGIC)
+    with pytest.raises(PickleError):
+        Scan(legacy=True).run(pickled(LEGACY_NUMBER + 1))

@@ -56,7 +56,7 @@ ALLOWED = {
     "utils.metrics": {"utils.distributed"},
     "utils.pictures": {"utils.plots"},
     "utils.views": {"utils.attention_maps", "utils.augment", "utils.data", "utils.pictures", "utils.plots", "utils.run_log"},
-    "utils.report": {"utils.engine", "utils.metrics", "utils.run_log"},
+    "utils.report": {"utils.checkpoint", "utils.engine", "utils.metrics", "utils.run_folder", "utils.run_log"},
     "utils.run_folder": {"utils.checkpoint", "utils.run_log"},
 }
 # Third parties that stand behind one fence.

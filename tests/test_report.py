@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils.engine import StepReport
 from utils.metrics import EvalReport
-from utils.report import PLAIN_LINES, Report
+from utils.report import PLAIN_LINES, BadImages, Report
 
 
 def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0, attention=None) -> StepReport:
@@ -270,3 +270,41 @@ def test_lines_of_others_stand_above_the_bar(tmp_path, capsys, monkeypatch):
     report.close()
     Report(None, None, 0, 5).say("of another rank")
     assert capsys.readouterr().out == "a warning\n"
+
+
+# --------------------------------------------------------------------------------------------------- bad_images.txt
+
+
+def test_bad_images_are_listed_once(tmp_path):
+    said, file = [], tmp_path / "bad_images.txt"
+    bad = BadImages(tmp_path, said.append)
+    assert bad.add(set()) == ([], 0) and not file.exists()
+    assert bad.add({"c", "a"}) == (["a", "c"], 2) and file.read_text() == "a\nc\n"
+    resumed = BadImages(tmp_path, said.append)
+    assert resumed.add({"c", "b"}) == (["b"], 3) and file.read_text() == "a\nb\nc\n"
+    resumed.close()
+    assert said == []
+
+
+def test_bad_images_wait_for_a_disk_that_is_full(tmp_path):
+    said, file = [], tmp_path / "bad_images.txt"
+    file.write_text("a\n")
+    bad = BadImages(tmp_path, said.append)
+    (tmp_path / "bad_images.txt.tmp").mkdir()                    # for root too
+    assert bad.add({"b"}) == (["b"], 2) and bad.add({"b", "c"}) == (["c"], 3)
+    assert len(said) == 1 and said[0].startswith(f"warning: cannot write {file} (") and file.read_text() == "a\n"
+    bad.close()
+    assert len(said) == 2 and "lacks lines of the 3 bad images" in said[1]
+    (tmp_path / "bad_images.txt.tmp").rmdir()
+    assert bad.add(set()) == ([], 3) and file.read_text() == "a\nb\nc\n" and "written again" in said[2]
+
+
+def test_bad_images_that_cannot_be_read_are_not_written_over(tmp_path):
+    said, file = [], tmp_path / "bad_images.txt"
+    file.mkdir()
+    bad = BadImages(tmp_path, said.append)
+    assert bad.add({"b"}) == (["b"], 1) and len(said) == 1 and "Is a directory" in said[0]
+    file.rmdir()
+    file.write_text("a\n")
+    bad.close()
+    assert file.read_text() == "a\nb\n" and len(said) == 2

@@ -143,7 +143,7 @@ def told_to_the_second(output, first: int) -> float:
     """-> seconds until another process that asks for the run of process `first` is refused"""
     started = time.monotonic()
     said = told(InUseError, create, str(output), "r", "digits")
-    assert f"in use by process {first} on {platform.node()}: wait for it or stop it" in said
+    assert f"in use by process {first} on {platform.node()}: wait for it, stop it, or give another NAME" in said
     return time.monotonic() - started
 
 
@@ -186,6 +186,33 @@ def test_a_holder_that_never_says_who_it_is(output, monkeypatch):
             assert "in use by another process" in told(InUseError, create, str(output), "r", "digits")
         (output / "r" / run_folder.LOCK_FILE).write_text("process 7 on another-machine")
         assert "in use by process 7 on another-machine" in told(InUseError, create, str(output), "r", "digits")
+
+
+def test_a_run_at_work_is_told_before_time_is_spent(output):
+    one, two = make_run(output, "one"), make_run(output, "two")
+    newest = one / "step-00000008.pt"
+    run_folder.check_unused(output / "none")
+    with AnotherProcess(lambda: resume(newest, 8, None, None)) as other:
+        for check in ((run_folder.check_unused, one), (run_folder.check_free, str(output), "one"),
+                      (run_folder.check_resume, newest, None, None)):
+            assert f"in use by process {other.pid} on" in told(InUseError, *check)
+        run_folder.check_resume(newest, None, "branch")                      # its checkpoints may be read
+        assert "already holds a run" in told(FolderError, run_folder.check_resume, newest, None, "two")
+    run_folder.check_resume(newest, None, None)
+    assert "already holds a run" in told(FolderError, run_folder.check_free, str(output), "one")
+    assert not (output / "branch").exists() and not (two / run_folder.LOCK_FILE).exists()
+
+
+def test_looking_does_not_release_ones_own_lock(output):
+    folder = make_run(output)
+
+    def claim_and_look():
+        resume(folder / "step-00000008.pt", 8, None, None)
+        run_folder.check_unused(folder)
+
+    with AnotherProcess(claim_and_look) as other:
+        assert f"in use by process {other.pid}" in told(InUseError, run_folder.check_unused, folder)
+        assert f"in use by process {other.pid}" in told(InUseError, create, str(output), "r", "digits")
 
 
 @pytest.mark.contract(*ONE_RUN)
@@ -390,6 +417,14 @@ def test_branching_off_copies_the_log_up_to_the_step(tmp_path, output, output_di
     branch = resume(folder / "step-00000004.pt", 4, output_dir and str(tmp_path / output_dir), name)
     assert branch == tmp_path / expected and steps_of(branch) == [0, 1, 2, 3, 4]
     assert contents(folder) == before and checkpoint.step_files(branch) == []
+
+
+@pytest.mark.parametrize(("step", "copied"), [(2, True), (4, True), (8, False)])
+def test_a_branch_takes_the_best_of_its_own_history(output, step, copied):
+    folder = make_run(output)
+    add_checkpoint(output, step).rename(folder / "best.pt")
+    branch = resume(folder / "step-00000004.pt", 4, None, "branch")
+    assert (branch / "best.pt").exists() is copied
 
 
 def test_branching_into_a_run_is_refused(output):

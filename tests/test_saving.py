@@ -203,9 +203,10 @@ def test_after_several_failures_the_run_is_to_end(saver, folder, said):
             saver.save([step_path(folder, step)], state(step))
             saver.wait()
             assert f"(failed save {number} of 3 in a row that end the run)" in said[-1]
-    assert saver.failed and len(said) == 3
-    with pytest.raises(StorageError, match=r"3 failed save\(s\) in a row") as told:
-        saver.close()
+        assert saver.failed and len(said) == 3
+        with pytest.raises(StorageError, match=r"3 failed save\(s\) in a row") as told:
+            saver.close()
+    assert len(said) == 3
     line = str(told.value)
     assert told.value.code == 3 and "step-00000008.pt (File too large)" in line and "RESUME_PATH" in line and "\n" not in line
     assert f"last checkpoint on the disk is {step_path(folder, 2)}" in line
@@ -221,7 +222,7 @@ def test_a_failure_before_the_last_save_is_forgiven(saver, folder):
 
 
 def test_the_end_of_a_run_has_to_be_on_the_disk(saver, folder):
-    with files_no_larger_than(100), pytest.raises(StorageError, match=r"1 failed save\(s\).*on the disk is none"):
+    with files_no_larger_than(100), pytest.raises(StorageError, match=r"1 failed save\(s\).*no checkpoint was written:.*again"):
         saver.save([step_path(folder, 2)], state(2))
         saver.close()
 
@@ -252,12 +253,16 @@ def test_a_vanished_folder_that_another_run_has_taken(saver, folder, said, monke
     shutil.rmtree(folder)
 
     def taken(place):
-        raise run_folder.InUseError(f"{place} is in use by process 7 on another: wait for it or stop it")
+        raise run_folder.InUseError(f"{place} is in use by process 7 on another")
 
     monkeypatch.setattr(saving.run_folder, "make_anew", taken)
     saver.save([step_path(folder, 4)], state(4))
     saver.wait()
     assert len(said) == 1 and "in use by process 7 on another" in said[0]
+    folder.mkdir()                                     # the other's: nothing is written there
+    saver.save([step_path(folder, 6)], state(6))
+    saver.wait()
+    assert len(said) == 2 and list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[enforce fail at inline_container.cc]\n unexpected pos 64"), MemoryError()])
@@ -292,3 +297,91 @@ def test_a_terminal_that_is_gone_is_no_failure(folder):
     saver.save([step_path(folder, 4)], state(4))
     saver.close()
     assert names(folder) == {"step-00000004.pt"}
+
+
+# ------------------------------------------------------------------------------------------------------- best.pt owed
+
+
+def fail(saver, folder, step: int, *files: str) -> None:
+    with files_no_larger_than(100):
+        saver.save([folder / file for file in files], state(step))
+        saver.wait()
+
+
+def best_of(folder) -> tuple[int, list[float]]:
+    saved = load(folder / "best.pt")
+    return saved.step, saved.model["weight"].tolist()
+
+
+def test_a_best_that_could_not_be_written_is_written_with_the_next_save(saver, folder):
+    saver.save([folder / "best.pt"], state(2))
+    saver.wait()
+    assert saver.best_is_saved
+    fail(saver, folder, 7, "best.pt")
+    fail(saver, folder, 8, "step-00000008.pt")         # nor does this one's copy take its memory
+    assert not saver.best_is_saved and best_of(folder)[0] == 2
+    saver.save([step_path(folder, 9)], state(9))
+    saver.wait()
+    assert saver.best_is_saved and best_of(folder) == (7, [7.0] * 6) and not saver.failed
+    assert load(step_path(folder, 9)).model["weight"].tolist() == [9.0] * 6
+
+
+def test_a_newer_best_takes_the_place_of_the_owed_one(saver, folder):
+    fail(saver, folder, 7, "best.pt", "step-00000007.pt")
+    saver.save([folder / "best.pt"], state(9))
+    saver.wait()
+    assert saver.best_is_saved and best_of(folder)[0] == 9
+    saver.save([step_path(folder, 10)], state(10))
+    saver.close()
+    assert best_of(folder)[0] == 9 and names(folder) == {"best.pt", "step-00000010.pt"}
+
+
+def test_what_failed_last_is_tried_once_more_at_the_end(saver, folder, said):
+    fail(saver, folder, 7, "best.pt", "step-00000007.pt")
+    saver.close()
+    assert saver.best_is_saved and best_of(folder)[0] == load(step_path(folder, 7)).step == 7 and len(said) == 2
+
+
+def test_a_best_that_cannot_be_written_keeps_no_checkpoint_from_the_disk(saver, folder):
+    (folder / "best.pt.tmp").mkdir()
+    saver.save([folder / "best.pt", step_path(folder, 2)], state(2))
+    saver.wait()
+    assert load(step_path(folder, 2)).step == 2 and not saver.best_is_saved
+    with pytest.raises(StorageError, match=r"cannot write .*best.pt .*step-00000002.pt: make room"):
+        saver.close()
+
+
+def test_a_best_that_vanished_is_told_until_there_is_another(saver, folder):
+    saver.save([folder / "best.pt"], state(2))
+    saver.wait()
+    shutil.rmtree(folder)
+    assert not saver.best_is_lost
+    saver.save([step_path(folder, 4)], state(4))
+    saver.wait()
+    assert saver.best_is_lost and not saver.best_is_saved
+    saver.save([folder / "best.pt"], state(6))
+    assert not saver.best_is_lost
+    saver.wait()
+    assert saver.best_is_saved
+    shutil.rmtree(folder)
+    saver.save([folder / "best.pt"], state(8))         # makes the folder anew itself
+    saver.close()
+    assert saver.best_is_saved and not saver.best_is_lost
+
+
+def test_a_write_that_succeeds_meanwhile_lets_the_saver_go_on(saver, folder, said, monkeypatch):
+    for step in (2, 4, 6):
+        fail(saver, folder, step, f"step-0000000{step}.pt")
+    with files_no_larger_than(100), pytest.raises(StorageError, match="no checkpoint was written"):
+        other = Saver(folder, keep=1, max_failures=1, say=said.append)
+        other.end_if_failed()
+        fail(other, folder, 2, "best.pt")
+        other.end_if_failed()
+    slow_disk(monkeypatch, 0.05)
+    saver.save([step_path(folder, 8)], state(8))
+    assert saver.failed
+    saver.end_if_failed()
+    assert not saver.failed
+    saver.save([step_path(folder, 9)], state(9))
+    saver.close()
+    assert names(folder) == {"step-00000008.pt", "step-00000009.pt"}

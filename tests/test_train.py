@@ -559,7 +559,7 @@ def check_bad_images(run_train, monkeypatch, capsys):
     assert run_train("--name", "stop", *flags) == 2 and "tree/train/bee/2.png" in capsys.readouterr().err
     assert run_train("--name", "skip", *flags, "--bad_images", "skip", "--max_bad_images", 0.1) == 0
     said = capsys.readouterr().out
-    assert "warning: replaced: tree/train/bee/2.png" in said
+    assert "warning: replaced by the next readable image: tree/train/bee/2.png" in said
     assert "1 of the training images were replaced: output/skip/bad_images.txt" in said
     listed = Path("output/skip/bad_images.txt").read_text().splitlines()
     assert len(listed) == 1 and listed[0].startswith("tree/train/bee/2.png: ")

@@ -9,17 +9,19 @@ import contextlib
 import hashlib
 import io
 import multiprocessing
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from . import stopping
-from .image_files import opened_image
+from .image_files import IMAGE_EXTENSIONS, class_folders, files_below, opened_image, shown
 from .loader_workers import ADVICE, WorkerError, ending
 from .splits import ImageError, Splits, listed
 
@@ -28,6 +30,8 @@ LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
 ORIENTATION = 0x0112         # the tag of EXIF
 LARGE_PIXELS = 16_000_000
+HIDDEN = "hidden"
+SHOWN_ENDINGS = 8
 SHOWN = 20                   # unreadable images in the lines; `bad` holds all
 
 
@@ -75,7 +79,7 @@ def check(splits: Splits, num_workers: int, say: Callable[[str], None]) -> Findi
 
     findings, examples, digests, bad = Findings(), {}, {}, {}
     with (contextlib.closing(_reports(parts, num_workers, lost)) as reports,
-          tqdm(total=int(starts[-1]), unit="image", desc="reading", dynamic_ncols=True) as bar):
+          tqdm(total=int(starts[-1]), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
         for report in reports:
             bar.update()
             digests[report.place] = report.digest
@@ -114,6 +118,30 @@ def _unreadable(bad: list) -> Iterator[str]:
     yield from (f"{name}: {why}" for name, _, _, why in bad[:SHOWN])
     if len(bad) > SHOWN:
         yield f"and {len(bad) - SHOWN:,} more that cannot be read"
+
+
+def left_out(data_dir: str) -> Counter:
+    """Files in the class folders that image_files.folder() leaves out: how many, by their ending in small letters ("" for
+    none), hidden ones under HIDDEN. No file is opened."""
+    found = Counter()
+    parts = ("train", "val", "test") if any(Path(data_dir, part).is_dir() for part in ("train", "val")) else ("",)
+    for top in (Path(data_dir, part, name) for part in parts for name in class_folders(Path(data_dir, part))):
+        for _, names in files_below(top):
+            found.update(HIDDEN if name.startswith(".") else os.path.splitext(name)[1].lower() for name in names
+                         if name.startswith(".") or not name.lower().endswith(IMAGE_EXTENSIONS))
+    return found
+
+
+def left_out_line(data_dir: str) -> str:
+    """What left_out() counts, the most frequent ending first; "" if there is nothing to tell."""
+    found = left_out(data_dir)
+    hidden = found.pop(HIDDEN, 0)
+    endings = sorted(found, key=lambda ending: (-found[ending], ending))
+    told = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
+    if len(endings) > SHOWN_ENDINGS:
+        told.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
+    lines = [f"left out for their ending: {', '.join(told)} (images must end in {', '.join(IMAGE_EXTENSIONS)})"] if told else []
+    return "; ".join(lines + ([f"left out as hidden: {hidden:,}"] if hidden else []))
 
 
 # ------------------------------------------------------------------------------------------------------- processes

@@ -196,11 +196,11 @@ def verify(path: Path) -> None:
     if comment[len(COMMENT):].decode("ascii", "replace") != digest:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
     named = STEP_FILE.fullmatch(path.name)
-    if named and (held := _step_in(path)) != int(named[1]):
+    if named and (held := step_in(path)) != int(named[1]):
         raise CheckpointError(f"{path}: holds step {held}: it was renamed, or put in the place of another")
 
 
-def _step_in(path: Path) -> int | None:
+def step_in(path: Path) -> int | None:
     """The step of a saved RunState, its first entry, from the start of its pickle; nothing is built."""
     try:
         with zipfile.ZipFile(path) as archive:

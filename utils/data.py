@@ -111,7 +111,7 @@ class _Keyed(Dataset):
             except ImageError as error:
                 first = first or error
                 continue
-            return self._sample(image, label, key, index, first and str(first))
+            return self._sample(image, label, key, index, first and getattr(first, "plain", str(first)))
         return first
 
     def _sample(self, image: Image.Image, label: int, key: Key, index: int, why: str | None) -> tuple:

@@ -52,7 +52,7 @@ class FileImages(Dataset):
             with _opened(path) as stream:
                 return to_rgb(opened_image(stream)), label
         except Exception as error:              # of a damaged file Pillow lets out many kinds
-            raise ImageError(f"{shown(path)}: cannot be read as an image ({_reason(error)}); remove or replace it") from error
+            raise _image_error(path, "cannot be read as an image", error) from error
 
     def name(self, index: int) -> str:
         path = Path(self.samples[index][0])
@@ -72,29 +72,35 @@ class FileImages(Dataset):
             with _opened(path) as stream:
                 return stream.read()
         except (OSError, ValueError) as error:
-            raise ImageError(f"{shown(path)}: cannot be read ({_reason(error)}); remove or replace it") from error
+            raise _image_error(path, "cannot be read", error) from error
+
+
+def _image_error(path: str, what: str, error: Exception) -> ImageError:
+    """With `.plain`: its text without the advice."""
+    plain = f"{shown(path)}: {what} ({_reason(error)})"
+    told = ImageError(f"{plain}; {'make it readable' if isinstance(error, PermissionError) else 'remove or replace it'}")
+    told.plain = plain
+    return told
 
 
 def _opened(path: str) -> BinaryIO:
     """A file of a sane size; a pipe, which would be waited for without end, is refused."""
     stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
     status = os.fstat(stream.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_IMAGE_BYTES:
+    regular, size = stat.S_ISREG(status.st_mode), status.st_size
+    if regular and 0 < size <= MAX_IMAGE_BYTES:
         return stream
     stream.close()
-    raise ValueError(f"{status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}" if stat.S_ISREG(status.st_mode)
-                     else "it is no regular file")
+    raise ValueError("it is no regular file" if not regular else f"{size:,} bytes, more than {MAX_IMAGE_BYTES:,}" if size
+                     else "it is empty")
 
 
 def _reason(error: Exception) -> str:
     """In one line, without the path and without what a file may say of itself at length."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return f"of none of the formats {', '.join(IMAGE_FORMATS)}, or damaged from its beginning"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MAX_PIXELS:,} px"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    known = {FileNotFoundError: "no such file", Image.DecompressionBombError: f"more than {MAX_PIXELS:,} px",
+             UnidentifiedImageError: f"of none of the formats {', '.join(IMAGE_FORMATS)}, or damaged from its beginning"}
+    text = known.get(type(error)) or (error.strerror if isinstance(error, OSError) else None) or str(error)
+    text = re.sub("^[A-Z](?=[a-z])", lambda first: first[0].lower(), text)              # but not of SOI, PNG
     return shown(text or type(error).__name__)[:MAX_REASON]
 
 
@@ -142,16 +148,14 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     """DATA_DIR/train/CLASS/... and DATA_DIR/val/CLASS/...: the folders of train are the classes, none of them empty. In val
     a class may be missing or empty; another one there is refused, since one of the two is named wrongly.
 
-    With class folders in DATA_DIR/test too that is the test set, and `val` is what is chosen on. (A test/ without them,
-    such as ImageNet's, has no labels.) DATA_DIR/CLASS/... alone, without train/ and val/, gives everything as `train` and
-    an empty `test`.
+    With class folders in DATA_DIR/test too that is the test set, and `val` is what is chosen on. (ImageNet's test/ has none,
+    nor labels.) DATA_DIR/CLASS/... alone, without train/ and val/, gives everything as `train` and an empty `test`.
     """
     roots = {split: Path(data_dir) / split for split in ("train", "val")}
-    if all(root.is_dir() for root in roots.values()) and classes_wanted is None and _folders(Path(data_dir) / "test"):
+    if all(root.is_dir() for root in roots.values()) and classes_wanted is None and class_folders(Path(data_dir) / "test"):
         roots["test"] = Path(data_dir) / "test"
-    whole = classes_wanted is None and not any(root.is_dir() for root in roots.values()) and bool(_folders(Path(data_dir)))
-    if whole:
-        roots = {"train": Path(data_dir)}
+    whole = classes_wanted is None and not any(root.is_dir() for root in roots.values()) and bool(class_folders(Path(data_dir)))
+    roots = {"train": Path(data_dir)} if whole else roots
     classes = {split: _class_folders(root, data_dir) for split, root in roots.items()}
     names = classes["train"]
     for other in classes:
@@ -170,16 +174,14 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
             empty = listed(names[label] for label in np.flatnonzero(counts == 0))
             other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
             raise DataError(f"{root}: no images ({', '.join(IMAGE_EXTENSIONS)}) of class {empty}{other}")
-    if "test" in images:
-        return Splits(images["train"], images["val"], images["test"], "val", tuple(names))
-    held = FileImages([]) if whole else images["val"]
-    return Splits(images["train"], held, held, "test", tuple(names))
+    val = images.get("val", FileImages([]))
+    return Splits(images["train"], val, images.get("test", val), "val" if "test" in images else "test", tuple(names))
 
 
 def _class_folders(root: Path, data_dir: str) -> list[str]:
     if not root.is_dir():
         raise DataError(f"no such folder: {root} (--data_dir {data_dir} must hold train/ and val/, with one folder a class)")
-    names = _folders(root)
+    names = class_folders(root)
     if not names and any(entry.suffix.lower() in IMAGE_EXTENSIONS for entry in root.iterdir()):
         raise DataError(f"{root} holds images but no class folders: sort them into one folder a class first "
                         "(ImageNet's validation images are published unsorted, with their labels in a list)")
@@ -188,23 +190,34 @@ def _class_folders(root: Path, data_dir: str) -> list[str]:
     return names
 
 
-def _folders(root: Path) -> list[str]:
-    if not root.is_dir():
-        return []
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def class_folders(root: Path) -> list[str]:
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _images_below(top: Path) -> list[str]:
-    """Image files at any depth, folder by folder; a link back to a folder that it lies in is not followed. Hidden ones
-    (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes beside a file) are left out, which torchvision takes."""
-    found = []
-    for root, folders, names in os.walk(top, followlinks=True):
-        inside = os.path.realpath(root) + os.sep
-        folders[:] = [name for name in folders if not name.startswith(".")
-                      and not inside.startswith(os.path.realpath(os.path.join(root, name)) + os.sep)]
-        found.append((root, sorted(names)))
-    return [os.path.join(root, name) for root, names in sorted(found) for name in names
+    """Image files at any depth, folder by folder. Hidden ones (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes
+    beside a file) are left out, which torchvision takes."""
+    return [os.path.join(root, name) for root, names in sorted(files_below(top)) for name in sorted(names)
             if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
+
+
+def files_below(top: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files), every folder once: by its own path, else by the first link to it in alphabetical order,
+    or links among folders would multiply the files. Hidden folders, and links to a folder around, are left out."""
+    seen, starts = set(), [str(top)]
+    while starts:
+        links = []
+        for root, folders, names in (step for start in starts for step in os.walk(start)):
+            real = os.path.realpath(root)
+            folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+            if real not in seen:
+                seen.add(real)
+                yield root, names
+            inside = [os.path.join(place, "") for place in (os.path.realpath(top), real)]
+            links += [path for name in folders if os.path.islink(path := os.path.join(root, name)) and not any(
+                place.startswith(os.path.join(os.path.realpath(path), "")) for place in inside)]
+        starts = sorted(links)
 
 
 # ------------------------------------------------------------------------------------------------------ lists
@@ -234,8 +247,8 @@ def csv_lists(data_dir: str) -> Splits:
                 raise DataError(f"{file}:{number}: the label {label!r} does not occur in {files['train'].name}")
         samples = [(os.path.join(data_dir, path), index[label]) for _, path, label in rows[split]]
         images[split] = existing_images(samples, data_dir, lambda row, split=split, file=file: f"{file}:{rows[split][row][0]}")
-    val_name = "val" if "test" in images else "test"
-    return Splits(images["train"], images["val"], images.get("test", images["val"]), val_name, tuple(names))
+    val = images["val"]
+    return Splits(images["train"], val, images.get("test", val), "val" if "test" in images else "test", tuple(names))
 
 
 def _csv_rows(file: Path) -> list[tuple[int, str, str]]:
@@ -250,9 +263,8 @@ def _csv_rows(file: Path) -> list[tuple[int, str, str]]:
             raise DataError(f"{file}:{number}: {'no comma' if len(cells) == 1 else f'{len(cells)} columns'}; {shape}")
         if position == 0 and all(cell.lower() in words for cell, words in zip(cells, HEADER)):
             continue
-        for cell, what in zip(cells, ("path", "label")):
-            if not cell:
-                raise DataError(f"{file}:{number}: empty {what}; {shape}")
+        if not all(cells):
+            raise DataError(f"{file}:{number}: empty {'label' if cells[0] else 'path'}; {shape}")
         rows.append((number, *cells))
     if not rows:
         raise DataError(f"{file}: no rows; {shape}")

@@ -10,11 +10,14 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from .checkpoint import StorageError, replace
 from .engine import StepReport
 from .metrics import EvalReport
+from .run_folder import BAD_IMAGES_FILE
 from .run_log import Log
 
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
@@ -100,6 +103,52 @@ class Report:
                 self._drop(reader, error)
         if self._log is not None:
             self._log.close()
+
+
+class BadImages:
+    """bad_images.txt of the run in `folder`: each line once, in alphabetical order. Only rank 0 has one.
+
+    It is read once. Trouble with the disk is one line to `say`, and no error: what is not written yet is with the next
+    `add`, and at last with `close`. A file that cannot be read is not written over.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        self._path, self._say = folder / BAD_IMAGES_FILE, say
+        self._lines: set[str] = set()
+        self._is_read, self._waiting, self._failing = False, False, False
+        self._put()
+
+    def add(self, lines: set[str]) -> tuple[list[str], int]:
+        """-> (those that were not known, in alphabetical order; how many there are now)"""
+        new = sorted(lines - self._lines)
+        self._lines |= lines
+        self._waiting |= bool(new)
+        self._put()
+        return new, len(self._lines)
+
+    def close(self) -> None:
+        self._put()
+        if self._waiting:
+            self._say(f"warning: {self._path} lacks lines of the {len(self._lines)} bad images: it cannot be written")
+
+    def _put(self) -> None:
+        try:
+            if not self._is_read:
+                with contextlib.suppress(FileNotFoundError):
+                    self._lines |= set(self._path.read_text(errors="replace").splitlines())
+                self._is_read = True
+            if self._waiting:
+                text = "".join(f"{line}\n" for line in sorted(self._lines))
+                replace(self._path, lambda unfinished: unfinished.write_text(text, errors="backslashreplace"))
+                self._waiting = False
+        except (OSError, StorageError) as error:
+            if not self._failing:
+                self._say(f"warning: {error}: the list of bad images waits in memory, training goes on")
+            self._failing = True
+            return
+        if self._failing:
+            self._say(f"{self._path} is written again")
+        self._failing = False
 
 
 def _evaluation_line(event: dict) -> str:

@@ -25,12 +25,14 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import BEST_FILE, STEP_FILE, CheckpointError, newest_intact, replace, step_files, verify
+from .checkpoint import BEST_FILE, STEP_FILE, CheckpointError, newest_intact, replace, step_files, step_in, verify
 from .run_log import LOG_FILE, events_until, read_log, write_log
 
 CONFIG_FILE, LOCK_FILE, BAD_IMAGES_FILE = "config.json", ".lock", "bad_images.txt"
 AUTO = "auto"             # as RESUME_PATH: go on if there is something to go on from
 OWNER_SECONDS = 2.0       # for which the holder of a lock may take to write who it is
+
+_held: dict[int, int] = {}          # descriptors of locks -> the process that locked them
 
 
 class FolderError(ValueError):
@@ -68,6 +70,7 @@ def create(output_dir: str, name: str | None, stem: str) -> Path:
             _set_log_aside(folder)
             write_log(folder, [])
             return folder
+        del _held[descriptor]
         os.close(descriptor)
         if name:
             check_free(output_dir, name)
@@ -92,12 +95,36 @@ def _lock(folder: Path) -> int:
         if not held:
             raise FolderError(f"{folder} cannot be kept from other runs, its file system has no locks ({error.strerror}): "
                               "give another --output_dir") from error
-        raise InUseError(f"{folder} is in use by {owner}: wait for it or stop it") from error
+        raise _in_use(folder, owner) from error
+    _held[descriptor] = os.getpid()
     owner = f"process {os.getpid()} on {platform.node()}".encode()
     with contextlib.suppress(OSError):             # a full disk: the lock holds all the same
         os.pwrite(descriptor, owner, 0)            # over what the holder before has left, so that it is never empty
         os.ftruncate(descriptor, len(owner))
     return descriptor
+
+
+def _in_use(folder: Path, owner: str) -> InUseError:
+    return InUseError(f"{folder} is in use by {owner}: wait for it, stop it, or give another NAME")
+
+
+def check_unused(folder: Path) -> None:
+    """Raises InUseError if another process is at work in the folder; claims and makes nothing."""
+    path = folder / LOCK_FILE
+    try:
+        # To close any descriptor of a file drops the locks that this process has on it: its own are not looked at.
+        if any(process == os.getpid() and os.path.samestat(os.fstat(held), os.stat(path)) for held, process in _held.items()):
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return                                     # no lock, or none that can be seen: who claims the folder will be told
+    try:
+        os.lockf(descriptor, os.F_TEST, 0)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise _in_use(folder, _owner(descriptor)) from error
+    finally:
+        os.close(descriptor)
 
 
 def _owner(descriptor: int) -> str:
@@ -173,8 +200,9 @@ def weights_of(path: str | Path) -> str | Path:
 
 
 def check_free(output_dir: str, name: str) -> None:
-    """Raises FolderError if OUTPUT_DIR/NAME already holds a run: what `create` would say, before time is spent."""
+    """Raises FolderError if OUTPUT_DIR/NAME is in use or holds a run: what `create` would say, before time is spent."""
     folder = Path(output_dir) / name
+    check_unused(folder)
     if folder.is_dir() and _holds_run(folder):
         raise FolderError(f"{folder} already holds a run: go on with it by RESUME_PATH={folder}, or give another NAME (--name)")
 
@@ -184,22 +212,38 @@ def _holds_run(folder: Path) -> bool:
     return bool(step_files(folder)) or (folder / BEST_FILE).exists()
 
 
+def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> None:
+    """What `resume` would say of the folder to go on in, before time is spent: FolderError, InUseError."""
+    home, target = _places(checkpoint, output_dir, name)
+    if target == home:
+        check_unused(home)
+    else:
+        check_free(str(target.parent), target.name)
+
+
+def _places(checkpoint: Path, output_dir: str | None, name: str | None) -> tuple[Path, Path]:
+    """-> (where the checkpoint lies, where its run goes on: the same, or the folder of a branch)"""
+    home = checkpoint.parent if checkpoint.parent.name not in ("", "..") else checkpoint.parent.resolve()
+    at_home = (home / CONFIG_FILE).exists()
+    if not at_home and not name:
+        raise FolderError(f"{checkpoint} lies outside its run folder: give a NAME (--name) for the folder to go on in")
+    target = Path(output_dir or (home.parent if at_home else "output")) / (name or home.name)
+    return home, home if target.resolve() == home.resolve() else target
+
+
 def resume(checkpoint: Path, step: int, output_dir: str | None, name: str | None) -> Path:
     """The folder in which a run goes on: its own, or a new one if NAME or OUTPUT_DIR say so (its log is copied).
 
     Going on in its own folder from anything but its newest checkpoint would leave files of two histories there:
     FolderError says how to branch off instead. So it does for a checkpoint that lies outside a run folder.
     """
-    home = checkpoint.parent if checkpoint.parent.name not in ("", "..") else checkpoint.parent.resolve()
-    at_home = (home / CONFIG_FILE).exists()
-    if not at_home and not name:
-        raise FolderError(f"{checkpoint} lies outside its run folder: give a NAME (--name) for the folder to go on in")
-    target = Path(output_dir or (home.parent if at_home else "output")) / (name or home.name)
-    if target.resolve() != home.resolve():
+    home, target = _places(checkpoint, output_dir, name)
+    if target != home:
         folder = create(str(target.parent), target.name, target.name)
-        if at_home:
+        if (home / CONFIG_FILE).exists():
             write_log(folder, events_until(home, step))
-            if (home / BEST_FILE).exists():
+            best = step_in(home / BEST_FILE)
+            if best is not None and best <= step:      # a later one is of another history
                 replace(folder / BEST_FILE, lambda unfinished: shutil.copyfile(home / BEST_FILE, unfinished))
         return folder
     _lock(home)
@@ -223,16 +267,6 @@ def _is_intact(path: Path) -> bool:
         return True
     except CheckpointError:
         return False
-
-
-def add_bad_images(folder: Path, lines: set[str]) -> tuple[list[str], int]:
-    """Puts the lines into bad_images.txt that are not there yet, in alphabetical order -> (these, how many there are now)"""
-    file = folder / BAD_IMAGES_FILE
-    known = set(file.read_text().splitlines()) if file.exists() else set()
-    if lines - known:
-        text = "".join(f"{line}\n" for line in sorted(known | lines))
-        replace(file, lambda unfinished: unfinished.write_text(text))
-    return sorted(lines - known), len(known | lines)
 
 
 def write_config(folder: Path, config: dict, architecture: dict, world_size: int) -> None:

@@ -30,25 +30,50 @@ class Saver:
         self._folder, self._keep, self._max_failures, self._say = folder, keep, max_failures, say
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future | None = None
-        self._copy: dict[str, object] = {}
+        self._copy: RunState | None = None
+        self._unwritten: list[tuple[Path, RunState]] = []      # of the last save; a best.pt of an earlier one too
+        self._claimed, self._best_is_lost = True, False
         self._failures, self._reason = 0, ""
         _savers.add(self)
 
     @property
     def failed(self) -> bool:
-        """As many saves in a row have failed as may: the run should end, by `close`."""
+        """As many saves in a row have failed as may: ask `end_if_failed`, for one may be under way that succeeds."""
         return self._failures >= self._max_failures
+
+    @property
+    def best_is_saved(self) -> bool:
+        """best.pt is on the disk, the newest that `save` was given; to be asked when nothing is being written."""
+        return self._owed() is None and os.path.exists(self._folder / checkpoint.BEST_FILE)
+
+    @property
+    def best_is_lost(self) -> bool:
+        """best.pt vanished with its folder, and `save` has been given no other since: the next evaluation is the best."""
+        return self._best_is_lost
 
     def save(self, paths: Sequence[Path], state: RunState) -> None:
         """Returns when `state` is copied; then it may change. Waits for an earlier write first.
 
-        A write that fails is one line to `say`. Raises NonFiniteError, and then writes nothing.
+        A write that fails is one line to `say`. A best.pt that could not be written is owed: it is written with the next save,
+        unless that brings a newer one. Raises NonFiniteError, and then writes nothing.
         """
         self.wait()
         checkpoint.check_finite(state.model)
         checkpoint.check_finite(state.ema)
-        self._copy = copied(vars(state), self._copy)
-        self._writing = self._writer.submit(self._write, list(paths), RunState(**self._copy))
+        owed = self._owed()
+        reusable = self._copy is not None and self._copy is not owed
+        self._copy = RunState(**copied(vars(state), vars(self._copy) if reusable else {}))
+        files = [(path, self._copy) for path in paths]
+        if any(path.name == checkpoint.BEST_FILE for path in paths):
+            self._best_is_lost = False
+        elif owed is not None:                        # first: a checkpoint after it would have it evaluated no more
+            files.insert(0, (self._folder / checkpoint.BEST_FILE, owed))
+        self._unwritten = files
+        self._writing = self._writer.submit(self._write, list(files))
+
+    def _owed(self) -> RunState | None:
+        """The content of the best.pt that is not on the disk yet."""
+        return next((state for path, state in self._unwritten if path.name == checkpoint.BEST_FILE), None)
 
     def wait(self) -> None:
         """Returns when nothing is being written."""
@@ -56,38 +81,80 @@ class Saver:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def close(self) -> None:
-        """Waits. Raises StorageError if the last save failed: the end of a run has to be on the disk."""
+    def end_if_failed(self) -> None:
+        """Waits, and tries once more if too many saves have failed. Raises StorageError, as `close`, or goes on."""
         self.wait()
-        self._writer.shutdown()
-        if self._failures:
-            kept = checkpoint.step_files(self._folder)[:1] if self._folder.is_dir() else []
-            raise StorageError(f"{self._reason}, {self._failures} failed save(s) in a row; the last checkpoint on the disk is "
-                               f"{kept[0] if kept else 'none'}: make room or mend the disk, then go on from there "
-                               "(RESUME_PATH), into another --output_dir if need be")
+        if self.failed:
+            self._try_again()
+            if self.failed:
+                self._end()
 
-    def _write(self, paths: list[Path], state: RunState) -> None:
-        try:
-            if not self._folder.is_dir():
-                run_folder.make_anew(self._folder)
-                self._tell(f"warning: {self._folder} had vanished and is made anew: config.json, best.pt and the earlier "
-                           "checkpoints are gone from it")
-            sync_log(self._folder)
-            for path in paths:
-                checkpoint.save(path, state)
-        except (StorageError, OSError, RuntimeError, MemoryError, run_folder.FolderError) as error:
-            self._failures += 1
-            self._reason = " ".join(str(error).split())[:300] or type(error).__name__
-            self._tell(f"warning: {self._reason}; earlier checkpoints are kept, training goes on (failed save "
-                       f"{self._failures} of {self._max_failures} in a row that end the run)")
-            return
+    def close(self) -> None:
+        """Waits, and tries once more what failed. Raises StorageError if it fails: the end of a run has to be on the disk."""
+        self.wait()
         if self._failures:
-            self._tell(f"{paths[-1]} is saved: saving works again")
+            self._try_again()
+        self._end()
+
+    def _try_again(self) -> None:
+        self._writing = self._writer.submit(self._write, list(self._unwritten), again=True)
+        self.wait()
+
+    def _end(self) -> None:
+        self._writer.shutdown()
+        if not self._failures:
+            return
+        kept = checkpoint.step_files(self._folder)[:1] if self._folder.is_dir() else []
+        if not kept and os.path.exists(self._folder / checkpoint.BEST_FILE):
+            kept = [self._folder / checkpoint.BEST_FILE]
+        advice = (f"the last checkpoint on the disk is {kept[0]}: make room or mend the disk, then go on from there "
+                  "(RESUME_PATH), into another --output_dir if need be") if kept else (
+                  "no checkpoint was written: make room or give another --output_dir, and start again")
+        raise StorageError(f"{self._reason}, {self._failures} failed save(s) in a row; {advice}")
+
+    def _write(self, files: list[tuple[Path, RunState]], again: bool = False) -> None:
+        """Each file is tried, whatever became of the others; `again`: it fails without another line."""
+        reason = self._attempt(self._prepare)
+        if not reason:
+            reasons = [self._attempt(self._write_one, file) for file in files]
+            reason = next(filter(None, reasons), "")
+        if reason:
+            self._reason = reason
+            if not again:
+                self._failures += 1
+                self._tell(f"warning: {reason}; earlier checkpoints are kept, training goes on (failed save "
+                           f"{self._failures} of {self._max_failures} in a row that end the run)")
+        elif self._failures:
+            self._tell(f"{files[-1][0]} is saved: saving works again")
             self._failures = 0
         try:
-            checkpoint.retain(self._folder, self._keep)
+            if len(self._unwritten) < len(files):
+                checkpoint.retain(self._folder, self._keep)
         except OSError as error:
             self._tell(f"warning: cannot delete old checkpoints in {self._folder} ({error.strerror})")
+
+    def _attempt(self, act: Callable, *given) -> str:
+        """-> what went wrong, in one line, or an empty string"""
+        try:
+            act(*given)
+        except (StorageError, OSError, RuntimeError, MemoryError, run_folder.FolderError) as error:
+            return " ".join(str(error).split())[:300] or type(error).__name__
+        return ""
+
+    def _prepare(self) -> None:
+        if not (self._claimed and self._folder.is_dir()):
+            self._claimed = False                     # and so it stays where another run has taken the place
+            run_folder.make_anew(self._folder)
+            self._claimed = True
+            best = self._folder / checkpoint.BEST_FILE
+            self._best_is_lost = self._owed() is None and not best.exists()
+            self._tell(f"warning: {self._folder} had vanished and is made anew: config.json, best.pt and the earlier "
+                       "checkpoints are gone from it")
+        sync_log(self._folder)
+
+    def _write_one(self, file: tuple[Path, RunState]) -> None:
+        checkpoint.save(*file)
+        self._unwritten = [other for other in self._unwritten if other is not file]
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(OSError):            # a terminal that is gone
