@@ -132,7 +132,7 @@ def test_contents_that_are_no_weights(tmp_path, content, message):
 
 
 def test_names_that_are_no_text(tmp_path):
-    for content in ({3: torch.ones(2), None: 1}, {"model": {3: torch.ones(2)}, 5: 6}, {**own(), 7: 8}):
+    for content in ({3: torch.ones(2), "4": 1}, {"model": {3: torch.ones(2)}, 5: 6}, {**own(), 7: 8}):
         read_all(zipped(tmp_path / "x.pth", content))
 
 
@@ -294,7 +294,7 @@ def test_numbers_that_are_no_weights(tmp_path, kind):
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
-    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array")
+    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array|has a name that is not printable ASCII")
 
 
 def test_an_honest_header(tmp_path):
