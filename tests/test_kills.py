@@ -179,10 +179,10 @@ def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, f
 
 def test_a_second_request_leaves_at_once(tmp_path):
     def stuck(rank: int) -> None:
-        os.fsync = lambda descriptor: time.sleep(60)
+        checkpoint.save = lambda path, state: time.sleep(60)
 
-    children = rig.start(tmp_path, before=stuck)
-    rig.until(lambda: list(tmp_path.glob("output/run/*.tmp")), what="a write that hangs")
+    children, log = rig.start(tmp_path, before=stuck), tmp_path / "output" / "run" / "log.jsonl"
+    rig.until(lambda: log.exists() and '"step": 3' in log.read_text(), what="a write that hangs")
     os.kill(children[0], signal.SIGTERM)
     time.sleep(0.5)
     os.kill(children[0], signal.SIGTERM)

@@ -24,6 +24,15 @@ def in_child(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored():
+    """As it is for a test run in the background of a script."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in EVERY}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def launch(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_LAUNCH", str(tmp_path))
