@@ -1,9 +1,11 @@
 """README, MODEL_ZOO and CONTRIBUTING say what is so."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
+import figures
 import pytest
 
 import configs
@@ -106,3 +108,17 @@ def test_named_files_exist():
     for text in (README, CONTRIBUTING):
         for name in re.findall(r"`((?:models|utils|assets|tests)/[\w./-]*|\w+\.(?:py|sh|md|ipynb))`", text):
             assert (ROOT / name).exists(), name
+
+
+def test_the_figures_of_reliability_are_those_that_were_recorded():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    assert page == figures.document(page, json.loads((ROOT / "docs" / "reliability.json").read_text()))
+
+
+def test_every_promise_and_exit_code_is_in_the_page():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    tests, modules = ((file.read_text() for file in (ROOT / place).glob("*.py")) for place in ("tests", "utils"))
+    promised = {number for text in tests for number in re.findall(r'contract\("(P\d+)"', text)}
+    assert promised <= set(re.findall(r"^\| (P\d+) \| ", page.partition("## What was tried")[0], re.MULTILINE))
+    coded = {int(code) for text in modules for code in re.findall(r"^    code = (\d+)", text, re.MULTILINE)}
+    assert coded | {0, 1, 2, 143} == {int(code) for code in re.findall(r"^\| (\d+) \| ", page, re.MULTILINE)}
