@@ -157,7 +157,7 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
 
 def find_images(data: str | None, part: str, settings: dict):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils import datasets, image_files
+    from utils import datasets, image_files, prepared
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -166,9 +166,9 @@ def find_images(data: str | None, part: str, settings: dict):
     if kind != settings["dataset"]:
         shares |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
     if kind == "images":
-        files = sorted(str(file) for file in folder.iterdir() if file.suffix.lower() in image_files.IMAGE_EXTENSIONS)
-        return only_train(image_files.FileImages([(file, -1) for file in files], folder), part), (), str(folder)
-    if kind == "folder" and not shares["test_fraction"] and not any((folder / name).is_dir() for name in ("train", "val")):
+        files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
+        return only_train(image_files.FileImages(files, folder), part), (), str(folder)
+    if kind == "folder" and not (shares["test_fraction"] or any((folder / x).exists() for x in ("train", "val", prepared.FILE))):
         splits = image_files.folder(str(folder))
         return only_train(splits.train, part), splits.classes, str(folder)
     splits = datasets.load_splits(kind, str(folder), **shares)

@@ -445,8 +445,12 @@ FLAGS = {
     "fp16": (None, False, "the same as --precision fp16"),
     "fp16_opt_level": (("O0", "O1", "O2", "O3"), "O2", "O0 fp32; O1 autocast; O2 and float16 gradient traffic; O3 all fp16"),
     "loss_scale": (not_negative_number, 0.0, "fixed loss scale for fp16 O1 and O2; 0: dynamic"),
+    "float32_matmul": (("highest", "high", "medium"), "highest", "what float32 products may round to inside, with --precision "
+                       "fp32: nothing; TF32 (GPUs); or bfloat16 (CPUs with AMX or AVX512-BF16)"),
+    "compile": (None, False, "torch.compile the model: a minute or so at the start, faster steps from then on"),
     "device": (("auto", "cpu", "cuda"), "auto", "auto: a GPU where there is one"),
-    "num_workers": (not_negative, None, "loader processes per rank (default: 0 for digits, else 4 or the cores at hand)"),
+    "num_workers": (not_negative, None, "loader processes per rank (default: none for images held in memory; else 1 on a CPU, "
+                    "on a GPU a core each, up to 16)"),
     "seed": (not_negative, 42, "fixes initialisation, order, augmentation and dropout"),
     "exact": (None, False, "sum gradients in a fixed order: the same bits on any number of processes; slower"),
     "non_finite": (("stop", "skip"), "stop", "what a loss or gradient that is NaN or infinite does: end the run, or skip the "
@@ -457,6 +461,9 @@ FLAGS = {
     "rank_timeout": (positive, 600, "seconds that processes wait for one that does not answer before the run ends"),
     "worker_timeout": (not_negative, 300, "seconds to wait for a loader process before it is started anew; 0: for ever"),
     "check_data": (None, False, "read every image of the data set, report what is wrong with it, and stop"),
+    "profile": (None, False, "write a trace of a few steps for Perfetto, and which operators take their time"),
+    "prepare": (str, None, "decode all images once, into this folder, which then serves as --data_dir; and stop"),
+    "prepare_size": (positive, 256, "shorter side of what --prepare stores, in pixels"),
     "eval_only": (None, False, "evaluate --resume_path (or the pre-trained model with its own head) and stop"),
     "eval_train": (None, False, "at the end, evaluate on the training images too, without augmentation"),
     "confusion_matrix": (None, False, "with the last evaluation, write confusion.csv and per_class.csv"),
@@ -473,6 +480,7 @@ MAY_CHANGE_ON_RESUME = {
     "name", "data_dir", "pretrained_dir", "resume_path", "output_dir", "log_dir", "wandb", "eval_batch_size",
     "gradient_accumulation_steps", "num_steps", "num_epochs", "eval_every", "save_every", "keep_checkpoints", "device",
     "num_workers", "eval_only", "eval_train", "confusion_matrix", "teacher", "test", "attention_edits", "override", "non_finite",
+    "compile", "profile",
     "bad_images", "max_bad_images", "rank_timeout", "worker_timeout"}
 # What it may change with --override: what is read anew at every start and is in no state of model or optimizer.
 MAY_OVERRIDE = {
@@ -481,7 +489,7 @@ MAY_OVERRIDE = {
     "crop_padding", "rotation", "color_jitter", "randaugment_ops", "randaugment_magnitude", "random_erasing", "mixup_alpha",
     "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation", "eval_crop",
     "distillation_alpha", "distillation_temperature", "attention_loss_weight", "precision", "fp16", "fp16_opt_level",
-    "loss_scale", "exact", "seed"}
+    "loss_scale", "float32_matmul", "exact", "seed"}
 
 # Flags that act only where another one is set: (the flags, whether that holds for the run, what to set). Given
 # without it, they are refused, for they would change nothing.
@@ -503,6 +511,8 @@ ACTS_WITH = (
     (("override",), lambda run: run["resume_path"], "--resume_path"),
     (("max_bad_images",), lambda run: run["bad_images"] == "skip", "--bad_images skip"),
     (("fp16_opt_level",), lambda run: run["precision"] == "fp16", "--fp16 (PRECISION=fp16 for train.sh)"),
+    (("prepare_size",), lambda run: run["prepare"], "--prepare"),
+    (("float32_matmul",), lambda run: run["precision"] == "fp32", "--precision fp32"),
 )
 # Knobs that do nothing at their default: left out where the settings are printed.
 QUIET = {name for flags, _, _ in ACTS_WITH for name in flags} | {
@@ -636,6 +646,9 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--decay_type step needs --decay_milestones, such as 200,300,400")
     if run["distillation"] != "none" and run["teacher"] is None:
         raise ConfigError(f"--distillation {run['distillation']} needs a --teacher: a run folder or checkpoint of this project")
+    if run["attention_edits"] and run["compile"]:
+        raise ConfigError("--attention_edits and --compile contradict each other: edits listen to the model's attention, which a "
+                          "compiled one hides; leave --compile out")
     if run["attention_edits"] and run["eval_only"]:
         raise ConfigError("--attention_edits teaches, and --eval_only trains nothing: leave one out")
     _check_edits(run)

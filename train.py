@@ -7,6 +7,7 @@ A traceback, with code 1, is a bug of this program.
 Imports stand in the functions that need them: a wrong flag is told at once, not after PyTorch has been loaded.
 """
 
+import gc
 import os
 import shlex
 import shutil
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> int:
             given = after_restart(configs.parse(argv))
             if given.get("check_data"):
                 return check_data(configs.resolve(given))
+            if given.get("prepare"):
+                return prepare(configs.resolve(given))
             if "resume_path" not in given:
                 check_batch(configs.resolve(given), "--train_batch_size")
             # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
@@ -54,8 +57,10 @@ def main(argv: list[str]) -> int:
 
 def in_group(given: dict, world, stop) -> int:
     """-> exit code"""
-    from utils import distributed, stopping
+    from utils import allocator, distributed, stopping
 
+    if world.device.type == "cpu":
+        allocator.keep_memory()
     try:
         run, state, path = configure(given, world)
         code = 0
@@ -106,7 +111,7 @@ def after_restart(given: dict) -> dict:
     """The flags with which processes go on that torchrun has started anew (MAX_RESTARTS) after one of them was lost."""
     from utils import stopping
 
-    if not stopping.restarts() or given.get("eval_only") or given.get("check_data"):
+    if not stopping.restarts() or any(given.get(name) for name in ("eval_only", "check_data", "prepare")):
         return given
     file = stopping.launch_file("folder")
     if file is None and "name" not in given and given.get("resume_path") != "auto":
@@ -127,6 +132,7 @@ def check_data(run) -> int:
     splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
                                   split_seed=run.split_seed)
     workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
+    collect_garbage()
     findings = check_data.check(splits, workers, say=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
     if run.dataset == "folder" and (line := check_data.left_out_line(run.data_dir)):
@@ -139,6 +145,19 @@ def check_data(run) -> int:
     listed.write_text("".join(f"{why}\n" for *_, why in findings.bad))
     return tell(f"{len(findings.bad):,} images cannot be read: {listed} lists them; replace or remove them, or train with "
                 "--bad_images skip (those held out have to be readable)", 2, alone=False)
+
+
+def prepare(run) -> int:
+    """python train.py --prepare FOLDER: the images of every split are decoded and made smaller, once. -> exit code"""
+    from utils import datasets, prepare
+
+    if int(os.environ.get("RANK", 0)):
+        return 0
+    workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
+    collect_garbage()
+    prepare.build(datasets.own_splits(run.dataset, run.data_dir), run.dataset, run.prepare, run.prepare_size, workers, print,
+                  skip=run.max_bad_images if run.bad_images == "skip" else 0.0)
+    return 0
 
 
 def check_batch(run, may_change: str) -> None:
@@ -217,12 +236,9 @@ def tell_changes(given: dict, run, state, world) -> None:
         print("nothing is left to train: a larger --num_steps (NUM_STEPS) goes on", flush=True)
 
 
-def build(given, run, world, state):
-    """-> (splits, model on the device, precision, prepare: images of 0..255 on the device -> the model's input)"""
-    import torch
-
-    from models import create_model
-    from utils import augment, datasets, distributed, exact, precision
+def data_of(given, run, world, state):
+    """The splits, the same on every process; what of the run depends on their size is settled."""
+    from utils import datasets, distributed
     from utils.splits import fingerprint
 
     splits = distributed.first_on_node(world, lambda: datasets.load_splits(
@@ -239,7 +255,17 @@ def build(given, run, world, state):
             print(f"length: {said}")
     if run.test == "never" and splits.test is splits.val:
         raise configs.ConfigError("--test never leaves nothing to evaluate: hold some of train out (--val_fraction 0.1)")
+    return splits
 
+
+def build(given, run, world, state):
+    """-> (splits, model on the device, precision, prepare: images of 0..255 on the device -> the model's input)"""
+    import torch
+
+    from models import create_model
+    from utils import augment, distributed, exact, precision
+
+    splits = data_of(given, run, world, state)
     path = None
     if state is None:
         path = distributed.first_on_node(world, lambda: pretrained_file(run))
@@ -250,7 +276,7 @@ def build(given, run, world, state):
     def create():
         torch.manual_seed(run.seed)
         if state is not None:
-            model = create_model(configs.architecture(**state.architecture), len(splits.classes), run.img_size)
+            model = create_model(configs.architecture(**state.architecture), len(splits.classes), run.img_size, initialise=False)
             model.load_state_dict((state.ema if run.eval_only else {}) or state.model)
             return model
         return create_model(run.model_type, len(splits.classes), run.img_size, path, run.head, **configs.model_overrides(run))
@@ -266,16 +292,31 @@ def build(given, run, world, state):
     if run.precision == "auto":
         run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     if chosen.compute == torch.float32:
-        torch.backends.cudnn.allow_tf32 = False      # convolutions on a GPU would round to TF32 unasked
+        torch.set_float32_matmul_precision(run.float32_matmul)
+        torch.backends.cudnn.allow_tf32 = run.float32_matmul != "highest"      # convolutions would round to TF32 unasked
     if run.exact:
         exact.prepare(world.device)
     elif state is not None and state.threads and state.world_size == world.size and world.device.type == "cpu":
         torch.set_num_threads(state.threads)         # another number sums in another order
     model = model.to(world.device, chosen.weights)
+    if run.compile:
+        compile_model(model, world)
     if world.is_main:
         introduce(run, world, splits, model, f"{chosen.name} ({why})", state)
     mean, std = model.config.mean, model.config.std
     return splits, model, chosen, lambda images: augment.normalise(images, mean, std, chosen.weights)
+
+
+def compile_model(model, world) -> None:
+    """For the sizes it will be called with: the first call of each compiles. Raises ConfigError where nothing can be compiled."""
+    import torch
+
+    try:
+        torch.compile(lambda numbers: numbers + 1)(torch.zeros(2, device=world.device))
+    except Exception as error:              # of many kinds, from Dynamo, Inductor and the compilers they call
+        raise configs.ConfigError(f"--compile: PyTorch cannot compile here ({str(error).strip().splitlines()[0][:200]}); it "
+                                  "needs a C++ compiler such as g++, on a GPU Triton too; or leave --compile out") from error
+    model.compile(dynamic=False)
 
 
 def introduce(run, world, splits, model, precision: str, state) -> None:
@@ -382,8 +423,11 @@ def loading_of(run, world) -> dict:
     """What the training and evaluation loaders share."""
     from utils import data
 
-    workers = data.default_workers(run.dataset, world.local_size) if run.num_workers is None else run.num_workers
-    return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": run.worker_timeout}
+    workers = run.num_workers
+    if workers is None:
+        workers = data.default_workers(run.dataset, world.local_size, world.device.type)
+    return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": run.worker_timeout,
+            "device": world.device, "held_workers": 0 if run.num_workers is None else None}      # drawing takes no time
 
 
 def optimizer_of(run, model, world):
@@ -564,190 +608,336 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
 
 def train(given: dict, run, world, state, path, stop) -> int:
     """-> exit code: 0, or that of a run which was asked to stop"""
-    import torch
+    from utils import checkpoint, distributed, engine
+    from utils.report import check_wandb
 
-    from utils import checkpoint, data, distributed, engine, precision, run_folder, saving, stopping
-    from utils.edits import digest
-    from utils.ema import Ema
-    from utils.report import BadImages, Report, check_wandb
-    from utils.schedule import factor, is_time
-    from utils.splits import fingerprint
-
-    started = time.monotonic()
     if run.wandb:
         check_wandb()
-    splits, model, chosen, prepare = build(given, run, world, state)
-    separate, identity = splits.test is not splits.val, fingerprint(splits.train)
-    optimizer = optimizer_of(run, model, world)
-    scaler = precision.LossScaler(chosen, world.device, run.loss_scale)
-    ema = Ema(model, run.ema_decay) if run.ema_decay else None
-    first, done, seconds, counts = {}, 0, 0.0, {}
-    if state is not None:
-        scales = [group["lr_scale"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state.optimizer)
-        for group, scale in zip(optimizer.param_groups, scales):   # shares of a learning rate that --override may have changed
-            group["lr_scale"] = scale
-        if state.scaler:
-            scaler.load_state_dict(state.scaler)
-        if ema is not None:
-            ema.load_state_dict(state.ema)
-        first, done, seconds = state.first, state.step, state.seconds
-        state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
-        counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
+    session = Session(given, run, world, state, path, stop)
+    try:
+        with distributed.watching(world, lambda: f"step {session.trainer.step + 1}"):
+            try:
+                session.go()
+            except _Asked:
+                return session.stopped()
+    except (engine.DivergedError, checkpoint.NonFiniteError) as error:
+        raise session.diverged(error) from error
+    finally:
+        session.close()
+    session.tell_end()
+    return 0
 
-    loading = loading_of(run, world)
-    train_transform, eval_transform = transforms_of(run, model, splits)
-    order = data.StepOrder(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps, world.rank,
-                           world.size, run.seed, done, run.num_steps)
-    val, test = (splits.val, splits.val_name), (splits.test, "test")
-    final = val if run.test == "never" else test
-    edits, others, lesson = lesson_of(run, splits, final[0], model, order, world, state)
-    loader = data.train_loader(splits.train, order, transform=train_transform, seed=run.seed, edits=edits, grid=model.grid,
-                               bad_images=run.bad_images, **loading)
-    batches = iter(loader)
-    objective = objective_of(run, splits, model, chosen, world, lesson)
-    example = torch.zeros(2, model.config.in_channels, *model.img_size, device=world.device, dtype=chosen.weights)
-    if run.exact:
-        distributed.share_weights(model, world)
-    wrapped = model if run.exact else distributed.wrap(model, world, chosen.half_gradients, example)
-    trainer = engine.Trainer(
-        wrapped, optimizer, scaler, chosen, world, prepare,
-        batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps,
-        max_grad_norm=run.max_grad_norm, seed=run.seed, objective=objective, ema=ema, exact=run.exact, non_finite=run.non_finite,
-        requests=lambda: (stop.requested(), saver is not None and saver.failed, len(trainer.bad)), **counts)
 
-    def evaluate(split, confusion=False):
-        """-> EvalReport; None if a process was asked to stop meanwhile"""
-        loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
-                                  world_size=world.size, **loading)
-        judged = model if ema is None else ema.model
-        return engine.evaluate(judged, loader, prepare, chosen, world, len(splits.classes), confusion, stop.requested)
+class _Asked(Exception):
+    """The run was asked to stop."""
 
-    def save(*files: Path) -> None:
-        checkpoint.check_finite(model.state_dict())            # on every process: they stop together
+
+class Session:
+    """A run from here to its end, as one of its processes sees it: the objects of the loop, and the loop."""
+
+    def __init__(self, given: dict, run, world, state, path, stop):
+        from utils import engine, optim, precision, saving
+        from utils.ema import Ema
+        from utils.splits import fingerprint
+
+        self.started = time.monotonic()
+        self.run, self.world, self.stop, self.began_at = run, world, stop, state.step if state else 0
+        self.splits, self.model, self.chosen, self.prepare = build(given, run, world, state)
+        splits, model = self.splits, self.model
+        self.identity = fingerprint(splits.train)
+        self.optimizer = optimizer_of(run, model, world)
+        self.scaler = precision.LossScaler(self.chosen, world.device, run.loss_scale)
+        self.ema = Ema(model, run.ema_decay) if run.ema_decay else None
+        if run.compile and self.ema:
+            self.ema.model.compile(dynamic=False)
+        self.first, self.seconds, counts = {}, 0.0, {}
+        if state is not None:
+            optim.load_state(self.optimizer, state.optimizer)
+            if state.scaler:
+                self.scaler.load_state_dict(state.scaler)
+            if self.ema is not None:
+                self.ema.load_state_dict(state.ema)
+            self.first, self.seconds = state.first, state.seconds
+            state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
+            counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
+
+        objective = objective_of(run, splits, model, self.chosen, world, self.feed(state))
+        self.saver = None
+        self.trainer = engine.Trainer(
+            self.wrapped(), self.optimizer, self.scaler, self.chosen, world, self.prepare,
+            batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps, max_grad_norm=run.max_grad_norm,
+            seed=run.seed, objective=objective, ema=self.ema, exact=run.exact, non_finite=run.non_finite,
+            requests=self.requests, **counts)
+        self.open(given, state, path)
+        self.saver = saving.Saver(self.folder, run.keep_checkpoints, say=self.report.say) if world.is_main else None
+
+    def feed(self, state):
+        """What there is to see: the loaders, and which splits are evaluated. -> engine.Lesson or None"""
+        from utils import data
+
+        run, world, splits, model = self.run, self.world, self.splits, self.model
+        self.loading = loading_of(run, world)
+        train_transform, self.eval_transform = transforms_of(run, model, splits)
+        self.order = data.StepOrder(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps,
+                                    world.rank, world.size, run.seed, self.began_at, run.num_steps)
+        val, test = (splits.val, splits.val_name), (splits.test, "test")
+        # Which split is looked at in the end, and which during training, under which name; None: none is.
+        self.final = val if run.test == "never" else test
+        self.watched = val if splits.test is not splits.val or run.test == "always" else None
+        self.edits, self.others, lesson = lesson_of(run, splits, self.final[0], model, self.order, world, state)
+        self.loader = data.train_loader(splits.train, self.order, transform=train_transform, seed=run.seed, edits=self.edits,
+                                        grid=model.grid, bad_images=run.bad_images, **self.loading)
+        self.batches = data.ahead(self.loader, world.device)
         if world.is_main:
-            saver.save(list(files), checkpoint.RunState(
-                trainer.step, trainer.updates, trainer.skips, model.state_dict(), optimizer.state_dict(),
-                scaler.state_dict(), best, first, run.to_dict(), model.config.to_dict(), list(splits.classes),
-                len(splits.train), seconds + time.monotonic() - started, ema.state_dict() if ema else {},
-                world_size=world.size, threads=torch.get_num_threads(), data=identity))
+            workers, why = self.loader.num_workers, self.loader.not_held
+            print("input: " + (f"{workers} worker processes a rank; " if workers else "")
+                  + (f"image by image: {why}" if why else f"whole batches, of images held on the {world.device.type.upper()}"))
+        return lesson
 
-    def stopped() -> int:
-        """The end of a run that was asked to stop: what has been trained is saved."""
-        if trainer.step:
-            save(checkpoint.step_path(folder, trainer.step))
-        distributed.on_main(world, lambda: saver.close())
-        report.session("preempted", trainer.step)
+    def wrapped(self):
+        """The model as it is trained."""
+        import torch
+
+        from utils import distributed, engine
+
+        run, world, model = self.run, self.world, self.model
+        if run.exact:
+            distributed.share_weights(model, world)
+        wrapped = model if run.exact else distributed.wrap(model, world, self.chosen.half_gradients)
+        if run.compile or wrapped is not model:
+            begun, images = time.monotonic(), self.order.micro_size if run.compile else 2
+            engine.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
+                                                dtype=self.chosen.weights), self.chosen)
+            if run.compile and world.is_main:
+                print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step")
+        return wrapped
+
+    def open(self, given: dict, state, path) -> None:
+        """The run's folder, and what is told there."""
+        from utils import distributed, run_folder, speed, stopping
+        from utils.report import BadImages, Report
+
+        run, world = self.run, self.world
+        self.folder, self.best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
+        if world.is_main and (place := stopping.launch_file("folder")) is not None:
+            place.write_text(str(self.folder))                     # where processes go on that torchrun starts anew
+        run.name, run.output_dir = self.folder.name, str(self.folder.parent)
+        self.log_folder = Path(run.log_dir) / run.name
+        distributed.on_main(world, lambda: run_folder.write_config(self.folder, run.to_dict(), self.model.config.to_dict(),
+                                                                   world.size))
         if world.is_main:
-            went_on = f"; RESUME_PATH={shlex.quote(str(folder))} bash train.sh goes on" if trainer.step else ": nothing to save"
-            print(f"stopped as asked, after step {trainer.step} of {run.num_steps}{went_on}", flush=True)
+            print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
+            print(f"run folder: {self.folder}", flush=True)
+        self.told = distributed.on_main(world, lambda: {
+            (event["step"], event["split"]) for event in run_folder.read_log(self.folder) if event["event"] == "eval"})
+        self.report = Report(self.folder if world.is_main else None, self.log_folder, self.began_at, run.num_steps, run.wandb,
+                             run.to_dict())
+        self.listed = BadImages(self.folder, self.report.say) if world.is_main else None
+        self.profile = speed.Profile(self.folder, world.device, self.report.say) if run.profile and world.is_main else None
+        self.report.session("resume" if state else "start", self.began_at, world_size=world.size)
+        # A branch begins with what it came from.
+        self.branch = state is not None and self.folder.resolve() != path.parent.resolve()
+        self.result, self.stop.saves = None, True
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def go(self) -> None:
+        """To the end of the run. Raises _Asked."""
+        from utils import checkpoint, distributed
+
+        run = self.run
+        collect_garbage()
+        if self.branch:
+            self.save(checkpoint.step_path(self.folder, self.began_at))
+        before = (self.splits.test, "test") if run.test == "always" else self.watched
+        if not self.first and before and self.began_at == 0:
+            start = self.evaluate(before[0])
+            self.first = {"accuracy": start.top1, "split": before[1]}
+            self.report.evaluation(0, before[1], start)
+        if self.edits and self.world.is_main:
+            self.look_before()
+        while True:
+            # A run that was stopped between a step and its evaluation makes up for it here.
+            files = self.evaluate_if_due()
+            if self.trainer.step > self.began_at and self.is_due(run.save_every):
+                files.append(checkpoint.step_path(self.folder, self.trainer.step))
+            if files:
+                self.save(*files)
+            if self.trainer.step == run.num_steps:
+                break
+            self.train_step()
+        if self.watched is None or self.watched[0] is not self.final[0] or run.confusion_matrix or self.result is None:
+            self.result = self.evaluate(self.final[0], run.confusion_matrix)
+            self.tell_evaluation(self.final[1], self.result)       # an earlier session may have ended just before or after it
+        if run.eval_train and (self.trainer.step, "train") not in self.told:
+            self.tell_evaluation("train", self.evaluate(self.splits.train))
+        distributed.on_main(self.world, lambda: self.saver.close())
+        self.report.session("end", self.trainer.step, seconds=round(self.seconds_so_far(), 2))
+
+    def is_due(self, every: int, ahead: int = 0) -> bool:
+        from utils.schedule import is_time
+
+        return is_time(self.trainer.step + ahead, every, self.run.num_steps)
+
+    def train_step(self) -> None:
+        """Raises _Asked."""
+
+        run, asked = self.run, False
+        now = any(self.is_due(every, ahead=1) for every in (run.eval_every, run.save_every))
+        for step in self.trainer.train_step(self.batches, self.learning_rate, now):
+            asked |= self.tell_step(step)
+        if self.world.is_main and self.trainer.step == self.began_at + 1:
+            self.saver.reserve(self.snapshot())
+        if self.profile:
+            self.profile.step()
+        if asked:
+            raise _Asked
+
+    def tell_step(self, step) -> bool:
+        """-> whether the run is to stop"""
+        from utils import distributed
+
+        self.report.train(step)
+        asked, failed, replaced = step.requests
+        if replaced:
+            list_bad_images(self.run, self.listed, self.world, self.report, self.trainer, len(self.splits.train))
+        if failed:
+            distributed.on_main(self.world, lambda: self.saver.end_if_failed())
+        return bool(asked)
+
+    def learning_rate(self, update: int) -> float:
+        from utils.schedule import factor
+
+        run = self.run
+        return run.learning_rate * factor(
+            update, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
+            start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
+
+    def requests(self) -> tuple:
+        """Of this process, at the end of a step: was it asked to stop, have saves failed, how many images were replaced."""
+        return self.stop.requested(), self.saver is not None and self.saver.failed, len(self.trainer.bad)
+
+    def evaluate_if_due(self) -> list[Path]:
+        """-> best.pt, and what belongs to it, where it is to be saved"""
+        from utils import checkpoint
+
+        step, files = self.trainer.step, []
+        if not (step and self.watched and self.is_due(self.run.eval_every)) or (step, self.watched[1]) in self.told:
+            return files
+        self.result = self.evaluate(self.watched[0])
+        self.tell_evaluation(self.watched[1], self.result)
+        if self.world.is_main and self.saver.best_is_lost:
+            self.best = {}
+        if self.result.top1 > self.best.get("accuracy", -1.0):
+            self.best = {"step": step, "accuracy": self.result.top1}
+            files.append(self.folder / checkpoint.BEST_FILE)
+        if step == self.began_at:
+            files.append(checkpoint.step_path(self.folder, step))
+        return files
+
+    def tell_evaluation(self, split: str, result) -> None:
+        """Once for a step."""
+        if (self.trainer.step, split) not in self.told:
+            self.report.evaluation(self.trainer.step, split, result)
+            self.told.add((self.trainer.step, split))
+
+    def evaluate(self, split, confusion: bool = False):
+        """-> EvalReport. Raises _Asked on every process if one was asked to stop meanwhile."""
+        from utils import data, metrics
+
+        run, world = self.run, self.world
+        loader = data.eval_loader(split, transform=self.eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
+                                  world_size=world.size, **self.loading)
+        judged = self.model if self.ema is None else self.ema.model
+        result = metrics.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes), confusion,
+                                 self.stop.requested, fill=run.compile)
+        if result is None:
+            raise _Asked
+        return result
+
+    # --------------------------------------------------------------------------------------- saving, and the end
+
+    def seconds_so_far(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+    def snapshot(self):
+        import torch
+
+        from utils import checkpoint
+
+        trainer = self.trainer
+        return checkpoint.RunState(
+            trainer.step, trainer.updates, trainer.skips, self.model.state_dict(), self.optimizer.state_dict(),
+            self.scaler.state_dict(), self.best, self.first, self.run.to_dict(), self.model.config.to_dict(),
+            list(self.splits.classes), len(self.splits.train), self.seconds_so_far(), self.ema.state_dict() if self.ema else {},
+            world_size=self.world.size, threads=torch.get_num_threads(), data=self.identity)
+
+    def save(self, *files: Path) -> None:
+        """Raises NonFiniteError, on every process: they stop together."""
+        from utils import checkpoint
+
+        if self.world.is_main:
+            self.saver.save(list(files), self.snapshot())
+        else:
+            checkpoint.check_finite(self.model.state_dict())
+            checkpoint.check_finite(self.ema.state_dict() if self.ema else {})
+
+    def stopped(self) -> int:
+        """The end of a run that was asked to stop: what has been trained is saved. -> exit code"""
+        from utils import checkpoint, distributed, stopping
+
+        for step in self.trainer.finish():
+            self.tell_step(step)
+        step = self.trainer.step
+        if step:
+            self.save(checkpoint.step_path(self.folder, step))
+        distributed.on_main(self.world, lambda: self.saver.close())
+        self.report.session("preempted", step)
+        if self.world.is_main:
+            went_on = f"; RESUME_PATH={shlex.quote(str(self.folder))} bash train.sh goes on" if step else ": nothing to save"
+            print(f"stopped as asked, after step {step} of {self.run.num_steps}{went_on}", flush=True)
         return stopping.PREEMPTED
 
-    folder, best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
-    if world.is_main and (place := stopping.launch_file("folder")) is not None:
-        place.write_text(str(folder))                          # where processes go on that torchrun starts anew
-    run.name, run.output_dir = folder.name, str(folder.parent)
-    log_folder = Path(run.log_dir) / run.name
-    distributed.on_main(world, lambda: run_folder.write_config(folder, run.to_dict(), model.config.to_dict(), world.size))
-    if world.is_main:
-        print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
-        print(f"run folder: {folder}", flush=True)
-    told = distributed.on_main(world, lambda: {
-        (event["step"], event["split"]) for event in run_folder.read_log(folder) if event["event"] == "eval"})
-    report = Report(folder if world.is_main else None, log_folder, done, run.num_steps, run.wandb, run.to_dict())
-    saver = saving.Saver(folder, run.keep_checkpoints, say=report.say) if world.is_main else None
-    listed = BadImages(folder, report.say) if world.is_main else None
-    report.session("resume" if state else "start", done, world_size=world.size)
+    def diverged(self, error: Exception) -> Exception:
+        """The error, with what a user needs to go on."""
+        from utils import checkpoint, engine, run_folder
 
-    # Which split is looked at before, during and after training, under which name; None: none is.
-    watched = val if separate or run.test == "always" else None
-    before = test if run.test == "always" else watched
-    result, stop.saves = None, True
-    try:
-        with distributed.watching(world, lambda: f"step {trainer.step + 1}"):
-            if state is not None and folder.resolve() != path.parent.resolve():
-                save(checkpoint.step_path(folder, done))       # a branch begins with what it came from
-            if not first and before and done == 0:
-                start = evaluate(before[0])
-                if start is None:
-                    return stopped()
-                first = {"accuracy": start.top1, "split": before[1]}
-                report.evaluation(0, before[1], start)
-            if edits and world.is_main:
-                shown = shown_images(splits, final, edits, others)
-                if done == 0:
-                    first = first | {"edits": digest(edits),
-                                     "attention": look(shown, model, eval_transform, prepare, chosen, world)}
-            while True:
-                # A run that was stopped between a step and its evaluation makes up for it here.
-                files = []
-                if watched and trainer.step and is_time(trainer.step, run.eval_every, run.num_steps) and (
-                        trainer.step, watched[1]) not in told:
-                    result = evaluate(watched[0])
-                    if result is None:
-                        return stopped()
-                    report.evaluation(trainer.step, watched[1], result)
-                    told.add((trainer.step, watched[1]))
-                    if world.is_main and saver.best_is_lost:
-                        best = {}
-                    if result.top1 > best.get("accuracy", -1.0):
-                        best = {"step": trainer.step, "accuracy": result.top1}
-                        files.append(folder / checkpoint.BEST_FILE)
-                    if trainer.step == done:
-                        files.append(checkpoint.step_path(folder, done))
-                if trainer.step > done and is_time(trainer.step, run.save_every, run.num_steps):
-                    files.append(checkpoint.step_path(folder, trainer.step))
-                if files:
-                    save(*files)
-                if trainer.step == run.num_steps:
-                    break
-                rate = run.learning_rate * factor(
-                    trainer.updates + 1, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
-                    start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
-                step = trainer.train_step(batches, rate)
-                report.train(step)
-                asked, failed, replaced = step.requests
-                if replaced:
-                    list_bad_images(run, listed, world, report, trainer, len(splits.train))
-                if failed:
-                    distributed.on_main(world, lambda: saver.end_if_failed())
-                if asked:
-                    return stopped()
-            if watched is None or watched[0] is not final[0] or run.confusion_matrix or result is None:
-                result = evaluate(final[0], run.confusion_matrix)
-                if result is None:
-                    return stopped()
-                if (trainer.step, final[1]) not in told:       # an earlier session may have ended just before or after it
-                    report.evaluation(trainer.step, final[1], result)
-            if run.eval_train and (trainer.step, "train") not in told:
-                on_train = evaluate(splits.train)
-                if on_train is None:
-                    return stopped()
-                report.evaluation(trainer.step, "train", on_train)
-            distributed.on_main(world, lambda: saver.close())
-            report.session("end", trainer.step, seconds=round(seconds + time.monotonic() - started, 2))
-    except (engine.DivergedError, checkpoint.NonFiniteError) as error:
-        samples = [key.index for key in order.keys_of(trainer.step)]
-        report.session("diverged", trainer.step + 1, samples=samples)
-        if world.is_main:
-            saver.wait()
-        saved = [str(file) for file in checkpoint.step_files(folder)[:1]] if world.is_main else []
-        raise engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}; "
-                                   f"{folder / run_folder.LOG_FILE} lists all samples of the step") from error
-    finally:
-        loader.close()
-        if world.is_main:
-            saver.wait()
-            listed.close()
-        report.close()
-    if world.is_main:
-        if edits:
-            judged = model if ema is None else ema.model
-            draw_attention(run, folder, model, splits.classes, shown, first.get("attention"),
-                           look(shown, judged, eval_transform, prepare, chosen, world))
-        summarise(run, splits, folder, log_folder, first, (final[1], result), best if saver.best_is_saved else {},
-                  time.monotonic() - started)
-    return 0
+        step = self.trainer.step
+        self.report.session("diverged", step + 1, samples=[key.index for key in self.order.keys_of(step)])
+        if self.world.is_main:
+            self.saver.wait()
+        saved = [str(file) for file in checkpoint.step_files(self.folder)[:1]] if self.world.is_main else []
+        return engine.DivergedError(f"{error}; last good checkpoint: {', '.join(saved) or 'none yet'}; "
+                                    f"{self.folder / run_folder.LOG_FILE} lists all samples of the step")
+
+    def close(self) -> None:
+        """Whatever has happened."""
+        self.loader.close()
+        if self.profile:
+            self.profile.close()
+        if self.world.is_main:
+            self.saver.wait()
+            self.listed.close()
+        self.report.close()
+
+    # ----------------------------------------------------------------------------------- edited attention, last words
+
+    def look_before(self) -> None:
+        from utils.edits import digest
+
+        self.shown = shown_images(self.splits, self.final, self.edits, self.others)
+        if self.began_at == 0:
+            self.first = self.first | {"edits": digest(self.edits), "attention": look(
+                self.shown, self.model, self.eval_transform, self.prepare, self.chosen, self.world)}
+
+    def tell_end(self) -> None:
+        if not self.world.is_main:
+            return
+        if self.edits:
+            judged = self.model if self.ema is None else self.ema.model
+            draw_attention(self.run, self.folder, self.model, self.splits.classes, self.shown, self.first.get("attention"),
+                           look(self.shown, judged, self.eval_transform, self.prepare, self.chosen, self.world))
+        summarise(self, time.monotonic() - self.started)
 
 
 def list_bad_images(run, listed, world, report, trainer, images: int) -> None:
@@ -787,15 +977,17 @@ def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
 
 
 def evaluate_only(given, run, world, state, path) -> None:
-    from utils import data, distributed, engine
+    from utils import data, distributed, metrics
 
     splits, model, chosen, prepare = build(given, run, world, state)
+    collect_garbage()
     _, eval_transform = transforms_of(run, model, splits)
 
     def evaluate(split):
         loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **loading_of(run, world))
-        return engine.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix)
+        return metrics.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix,
+                               fill=run.compile)
 
     last = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
     for name, split in [("train", splits.train), last] if run.eval_train else [last]:
@@ -824,10 +1016,13 @@ def write_confusion(folder: Path, result, classes) -> None:
         print(f"  wrote {file}")
 
 
-def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> None:
-    """The last words of a run: what came out, where it is, and what one might type next. `final`: (split's name, result)"""
-    from utils import checkpoint, plots, run_folder
+def summarise(session: Session, seconds: float) -> None:
+    """The last words of a run: what came out, where it is, and what one might type next."""
+    from utils import checkpoint, plots, run_folder, speed
 
+    run, splits, folder, first = session.run, session.splits, session.folder, session.first
+    best = session.best if session.saver.best_is_saved else {}
+    name, result = session.final[1], session.result
     curves = folder / "curves.png"
     events = run_folder.read_log(folder)
     plots.save(plots.learning_curves(events, f"{run.name}: {run.model_type} on {run.dataset}"), curves)
@@ -837,7 +1032,6 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         python = os.path.relpath(python)
     elif shutil.which("python") and os.path.samefile(shutil.which("python"), python):
         python = "python"
-    name, result = final
     print(f"\nDone: step {run.num_steps} of {run.num_steps}, {seconds:.0f} s.")
     before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and "accuracy" in first else ""
     if "accuracy" in first and not before:
@@ -854,6 +1048,10 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
     if run.eval_train:
         whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
         print(f"                 {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
+    world, config = session.world, session.model.config
+    for number, line in enumerate(speed.summary(events, session.model, (config.in_channels, *session.model.img_size),
+                                                session.chosen.compute, world.device, world.size, world.local_size)):
+        print(f"  {'' if number else 'speed':<14} {line}")
     print(f"  checkpoint     {newest}")
     bad = folder / run_folder.BAD_IMAGES_FILE
     if bad.exists():
@@ -865,7 +1063,7 @@ def summarise(run, splits, folder, log_folder, first, final, best, seconds) -> N
         print(f"  attention loss {begun:.4f} in the first steps, {ended:.4f} in the last: mean square of attention - edit")
     if (folder / ATTENTION_FILE).exists():
         print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
-    print(f"  TensorBoard    {log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")
+    print(f"  TensorBoard    {session.log_folder}  ({python} -m tensorboard.main --logdir {run.log_dir})")
     if run.confusion_matrix:
         write_confusion(folder, result, splits.classes)
     print("Next:")
@@ -902,6 +1100,14 @@ class _Outlives:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
+def collect_garbage() -> None:
+    """From here on; what is there by now stays."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 if __name__ == "__main__":
+    gc.disable()                # imports make a million objects that stay: looking through them takes a third of the start
     sys.stdout, sys.stderr = _Outlives(sys.stdout), _Outlives(sys.stderr)
     sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,10 @@
 Shape legend, used in every file: B images, N tokens, D width, H heads, d = D / H, C classes, P patch side, (h, w) grid.
 """
 
+import contextlib
 from pathlib import Path
+
+import torch
 
 from configs import MODELS, architecture
 
@@ -27,7 +30,8 @@ def list_models() -> list[str]:
 
 
 def create_model(name_or_config, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
-                 pretrained: str | Path | None = None, head: str = "zero", **overrides) -> ImageTransformer:
+                 pretrained: str | Path | None = None, head: str = "zero", initialise: bool = True,
+                 **overrides) -> ImageTransformer:
     """A model in training mode whose `model(images)` gives logits (B, num_classes), of the class that the row asks for.
 
     name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
@@ -35,6 +39,7 @@ def create_model(name_or_config, num_classes: int | None = None, img_size: int |
     img_size:       side or (height, width) in pixels; default the row's.
     pretrained:     a checkpoint file, or a published name, which is looked up in ./checkpoint and else downloaded.
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
+    initialise:     False leaves the parameters as memory is found, for a caller who loads all of them (load_state_dict).
     overrides:      other values for keys of the row, such as dropout_rate=0.1.
     model.load_report says what was used, resized, fresh and left out (None without `pretrained`).
     Raises ModelError with one line for anything that does not exist or does not fit.
@@ -68,10 +73,12 @@ def create_model(name_or_config, num_classes: int | None = None, img_size: int |
     size = config.img_size if img_size is None else img_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
-    model = family(config, 1000 if num_classes is None else num_classes, size)
+    # Initial values that a file replaces are not drawn, which would take longer than to read it.
+    with contextlib.nullcontext() if initialise and pretrained is None else torch.device("meta"):
+        model = family(config, 1000 if num_classes is None else num_classes, size)
     use_sigmoid_attention(model, config.sigmoid_attention)
     model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
-    return model
+    return model if initialise or pretrained is not None else model.to_empty(device="cpu")
 
 
 def load_model(path: str | Path) -> ImageTransformer:

@@ -1,7 +1,8 @@
 """Self-attention, CaiT's talking heads and class attention, and recording their weights.
 
-The forward pass is torch's fused `scaled_dot_product_attention`, which never holds the (N, N) weights. They are
-computed from the same q and k only while `record_attention` is active: it hangs hooks on the submodule `attend`
+The forward pass is torch's fused `scaled_dot_product_attention`, which never holds the (N, N) weights; but on a CPU in
+bfloat16 the two products are faster (see Attend). The weights that are looked at are computed from the same q and k only
+while `record_attention` is active: it hangs hooks on the submodule `attend`
 of every layer and takes them away at the end, so that there is one forward pass and not two variants of it.
 Talking heads (Shazeer et al., arXiv 2003.02436) mix the weights of the heads, which no fused kernel does: their
 forward pass holds the weights.
@@ -18,7 +19,11 @@ from torch.nn import functional as F
 
 
 class Attend(nn.Module):
-    """softmax(q k^T / sqrt(d)) v. Law: weights(q, k) @ v == forward(q, k, v), dropout aside."""
+    """softmax(q k^T / sqrt(d)) v. Law: weights(q, k) @ v == forward(q, k, v), dropout aside.
+
+    The fused kernel of CPUs takes twice as long in bfloat16 as the products written out, at 197 tokens and at 577, and in
+    float32 two thirds as long (benchmarks/RESULTS.md).
+    """
 
     def __init__(self, dropout_rate: float = 0.0):
         super().__init__()
@@ -26,6 +31,9 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (B, H, N, d) -> (B, H, N, d)"""
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+            return F.dropout(weights, self.dropout_rate, self.training) @ v
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_rate if self.training else 0.0)
 
     @staticmethod

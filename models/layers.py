@@ -4,8 +4,8 @@ Differences from the paper: none. From Google's code: none in the mathematics; L
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
 
+import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from .attention import SelfAttention
 
@@ -43,12 +43,25 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
-class Block(nn.Module):
-    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)).
+class StochasticDepth(nn.Module):
+    """Stochastic depth (Huang et al., arXiv 1603.09382): in training each image loses the branch with probability p, and the
+    branches that stay are divided by 1 - p. The draws are those of torchvision's module, which takes longer to import than
+    PyTorch."""
 
-    `drop_path_rate` is the rate of stochastic depth (Huang et al., arXiv 1603.09382): in training each image loses each
-    branch with this probability, and the branches that stay are divided by 1 - rate.
-    """
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        if not self.training or not self.p:
+            return branch
+        stays = torch.empty(len(branch), 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.p)
+        return branch * (stays / (1 - self.p) if self.p < 1 else stays)
+
+
+class Block(nn.Module):
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)). `drop_path_rate`: of stochastic depth."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0,
                  attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0,
@@ -58,7 +71,7 @@ class Block(nn.Module):
         self.attn = attention(dim, num_heads, dropout_rate, attention_dropout_rate)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, mlp_dim, gelu, dropout_rate)
-        self.stochastic_depth = StochasticDepth(drop_path_rate, "row") if drop_path_rate else None
+        self.stochastic_depth = StochasticDepth(drop_path_rate) if drop_path_rate else None
 
     def drop_path(self, branch: Tensor) -> Tensor:
         return branch if self.stochastic_depth is None else self.stochastic_depth(branch)

@@ -8,11 +8,12 @@ and grid; its name is not trusted. Reading executes nothing, and nothing is read
 import dataclasses
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .position import resize_positions
 from .vit import ImageTransformer, ModelError, stride
@@ -20,6 +21,7 @@ from .weight_dialects import Dialect, recognise, some
 from .weight_file import WeightFile, open_weights
 from .weight_rules import FROM_FILE, TO_FILE, Row, fold_channels
 
+MAX_THREADS = 4          # that read: a few are faster than the memory
 PATCH_KERNEL, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 
 
@@ -78,16 +80,16 @@ def _fill(model: ImageTransformer, file: WeightFile, head: str) -> LoadReport:
     report.classes = list(file.run["classes"]) if file.run else []
     rows = [row for row in names.rows(model) if row[0] not in report.fresh]
     _check_names(names, rows, model, report, head)
-    state = {ours: _convert(names, sources, rule, ours, model, report) for ours, sources, rule in rows}
+    state = _read_all({ours: _conversion(names, sources, rule, ours, model, report) for ours, sources, rule in rows})
     report.left_out = sorted(names.all - {source for _, sources, _ in rows for source in sources})
     report.left_out += names.pre_training + file.left_out
     if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
         state[PATCH_KERNEL], state[PATCH_BIAS] = fold_channels(state[PATCH_KERNEL], state[PATCH_BIAS], model.config)
         report.notes.append("patch kernel summed over the channels")
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert set(missing) == set(report.fresh) and not unexpected, (missing, unexpected)
     for name in report.fresh:
-        nn.init.constant_(model.get_parameter(name), 1 if name == "fc_norm.weight" else 0)
+        state[name] = torch.full(model.get_parameter(name).shape, 1.0 if name == "fc_norm.weight" else 0.0)
+    empty = model.pos_embed.is_meta                    # it takes what was read in place of a copy
+    model.load_state_dict(state, assign=empty)
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):
         report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its logits say nothing")
     return report
@@ -113,7 +115,6 @@ def load_run(path: str | Path, build: Callable[[dict, int, int | tuple[int, int]
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if shapes != {name: file.shape(name) for name in file.names}:
             raise ModelError(f"{path}: the weights do not fit the architecture that it names; the file is damaged")
-        model = model.to_empty(device="cpu")
         model.load_report = _fill(model, file, "keep")
         model.classes = list(file.run["classes"])
     return model.eval()
@@ -200,9 +201,16 @@ def _advice(names: Dialect, model: ImageTransformer, report: LoadReport) -> str:
 # ---------------------------------------------------------------------------------------------- shapes, then arrays
 
 
-def _convert(names: Dialect, sources: tuple[str, ...], rule: str, ours: str, model: ImageTransformer,
-             report: LoadReport) -> Tensor:
-    """Reads the arrays of one row and applies its rule. Shapes are compared from the headers before anything is read."""
+def _read_all(conversions: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    """Calls them by several threads: reading, check sums and copies wait for the disk and the memory, not for each other."""
+    with ThreadPoolExecutor(min(MAX_THREADS, torch.get_num_threads())) as pool:
+        return dict(zip(conversions, pool.map(lambda convert: convert(), conversions.values())))
+
+
+def _conversion(names: Dialect, sources: tuple[str, ...], rule: str, ours: str, model: ImageTransformer,
+                report: LoadReport) -> Callable[[], Tensor]:
+    """-> what reads the arrays of one row and applies its rule, to memory of its own. Shapes are compared here, from the
+    headers: those of all rows before anything is read."""
     parameter, shapes = model.get_parameter(ours), [names.shape(source) for source in sources]
     if rule == "position":
         return _positions(names, sources[0], ours, model, report)
@@ -215,7 +223,15 @@ def _convert(names: Dialect, sources: tuple[str, ...], rule: str, ours: str, mod
         raise ModelError(f"{names.file.path}: {sources[misfits[0]]} has shape {shapes[misfits[0]]}, which does not fit the "
                          f"model's {ours} {tuple(parameter.shape)}; {_advice_on_shape(ours, names, model, report)}")
     report.used.append(ours)
-    return FROM_FILE[rule]([names.read(source) for source in sources])
+    size = parameter.shape if ours != PATCH_KERNEL else (len(parameter), names.kernel()[1], *parameter.shape[2:])
+
+    def convert() -> Tensor:
+        value = torch.empty(size)
+        for place, source in zip(value.chunk(len(sources)), sources):
+            place.copy_(FROM_FILE[rule](names.lend(source)))
+        return value
+
+    return convert
 
 
 def _shapes_in_file(parameter: Tensor, rule: str, model: ImageTransformer) -> list[tuple[int, ...]]:
@@ -232,8 +248,9 @@ def _advice_on_shape(ours: str, names: Dialect, model: ImageTransformer, report:
     return _advice(names, model, report)
 
 
-def _positions(names: Dialect, source: str, ours: str, model: ImageTransformer, report: LoadReport) -> Tensor:
-    """(1, prefix + h * w, D) of the model's own grid."""
+def _positions(names: Dialect, source: str, ours: str, model: ImageTransformer,
+               report: LoadReport) -> Callable[[], Tensor]:
+    """-> what reads them: (1, prefix + h * w, D) of the model's own grid"""
     shape, prefix = names.shape(source), model.num_prefix_tokens
     patches = shape[1] - prefix if len(shape) == 3 else 0
     grid = _grid_of_run(names.file.run, patches) if names.file.run else _square(patches)
@@ -243,13 +260,17 @@ def _positions(names: Dialect, source: str, ours: str, model: ImageTransformer, 
     if len(shape) != 3 or shape[0] != 1 or shape[2] != model.config.hidden_size or grid is None:
         raise ModelError(f"{names.file.path}: {source} has shape {shape}, which does not fit the model's "
                          f"{ours} {tuple(model.pos_embed.shape)}; {_advice(names, model, report)}")
-    table = names.read(source)
-    if bare:                                                  # what stands before the patches gets no position
-        table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
     report.used.append(ours)
     if grid != model.grid:
         report.resized[ours] = f"{grid[0]}x{grid[1]} -> {model.grid[0]}x{model.grid[1]}"
-    return resize_positions(table, grid, model.grid, model.config.position_resize)
+
+    def convert() -> Tensor:
+        table = names.lend(source).clone()
+        if bare:                                              # what stands before the patches gets no position
+            table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
+        return resize_positions(table, grid, model.grid, model.config.position_resize)
+
+    return convert
 
 
 def _square(patches: int) -> tuple[int, int] | None:

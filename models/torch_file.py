@@ -1,13 +1,15 @@
 """Reads files of torch.save that cannot be trusted: weights of others, and the checkpoints of our own runs.
 
 `torch.load(weights_only=True)` runs no code, but it believes sizes, lets the pickle build what it likes, and compares no
-check sum (pytorch issue 126952). So the archive's directory is checked first, then the CRC of every member, then the
-pickle, step by step, without building anything of it: it may make plain values and tensors, and every storage must be
-exactly as large as its member. What is left for PyTorch to read takes no more memory than the file has bytes, and what
-pickles describe, at most half a GB more. The older format, a row of pickles and arrays, carries no check sums: there
-the structure is checked alike, but nothing tells whether a number was changed.
+check sum (pytorch issue 126952). So the archive's directory is checked first, then the SHA-256 that our own files end
+with, or else the CRC of every member, then the pickle, step by step, without building anything of it: it may make plain
+values and tensors, and every storage must be exactly as large as its member. What is left for PyTorch to read takes no
+more memory than the file has bytes, and what pickles describe, at most half a GB more. The older format, a row of
+pickles and arrays, carries no check sums: there the structure is checked alike, but nothing tells whether a number was
+changed.
 """
 
+import hashlib
 import io
 import mmap
 import os
@@ -28,6 +30,8 @@ from .vit import ModelError
 from .zip_archive import ZipError, one_line, open_archive, shown
 
 CHUNK = 1 << 20
+SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
+SEAL_LENGTH = len(SEAL) + 64
 MAX_PICKLE = 1 << 24            # bytes; a ViT-H with an optimizer takes 1 MB
 MAX_VALUES = 10_000_000         # of all that is in the file, what it names twice counted twice
 MAX_DEPTH = 100
@@ -38,9 +42,26 @@ AGAIN = "download it again"
 VALUES = (str, int, float, complex, bool, types.NoneType, torch.dtype, torch.device)
 
 
-def read(path: Path, globals: Sequence[type] = (), mapped: bool = False) -> object:
+def is_sealed(stream: BinaryIO) -> bool | None:
+    """Whether every bit of the file is as our own program wrote it; None: it is of another, or was cut off."""
+    left = os.fstat(stream.fileno()).st_size - SEAL_LENGTH
+    if left <= 0:
+        return None
+    stream.seek(left)
+    seal, digest = stream.read(), hashlib.sha256()
+    if not seal.startswith(SEAL):
+        return None
+    stream.seek(0)
+    while left > 0 and (chunk := stream.read(min(CHUNK, left))):
+        digest.update(chunk)
+        left -= len(chunk)
+    return seal == SEAL + digest.hexdigest().encode()
+
+
+def read(path: Path, globals: Sequence[type] = (), mapped: bool = False, verified: bool = False) -> object:
     """What was saved, tensors on the CPU. `globals` are classes that may stand in it beside tensors and plain values.
 
+    verified=True: the caller has just asked `is_sealed`, which is not done again.
     mapped=True leaves the tensors of a zip on the disk until they are used: the file must then stay as it is, and it is
     for what is read once. Raises ModelError (one line) for anything but a whole file of torch.save, before memory is
     taken for it.
@@ -52,7 +73,7 @@ def read(path: Path, globals: Sequence[type] = (), mapped: bool = False) -> obje
         with open(path, "rb") as stream:
             start = stream.read(len(LEGACY_MAGIC))
             if start[:2] == b"PK":
-                _check_zip(stream, globals)
+                _check_zip(stream, globals, verified)
             elif start == LEGACY_MAGIC:
                 mapped = False
                 _check_legacy(stream, globals)
@@ -81,8 +102,11 @@ def read(path: Path, globals: Sequence[type] = (), mapped: bool = False) -> obje
 # ------------------------------------------------------------------------------------------------------ zip files
 
 
-def _check_zip(stream: BinaryIO, globals: Sequence[type]) -> None:
+def _check_zip(stream: BinaryIO, globals: Sequence[type], verified: bool) -> None:
     """PyTorch packs nothing, so that no member can be larger than the file; and its check sums must agree."""
+    sealed = verified or is_sealed(stream)
+    if sealed is False:
+        raise PickleError(f"damaged (its SHA-256 does not match); {AGAIN}")
     size = os.fstat(stream.fileno()).st_size
     with open_archive(stream) as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -97,7 +121,8 @@ def _check_zip(stream: BinaryIO, globals: Sequence[type]) -> None:
         main = members.get(f"{folder}/data.pkl")
         if main is None or main.file_size > MAX_PICKLE:
             raise PickleError("holds no data.pkl" if main is None else f"a description of {main.file_size} bytes")
-        unchecked = not any(info.CRC for info in members.values())    # torch.serialization.set_crc32_options(False)
+        # The seal says more than they do; and torch.serialization.set_crc32_options(False) leaves them out.
+        unchecked = sealed or not any(info.CRC for info in members.values())
         for info in members.values():
             if unchecked:
                 del info.CRC                # else zipfile compares it

@@ -48,7 +48,8 @@ class ImageTransformer(nn.Module):
             channels = backbone.out_channels
         self.patch_embed = PatchEmbed(config.patch_size, channels, config.hidden_size, backbone)
         self.build()
-        self.initialise()
+        if not self.patch_embed.proj.weight.is_meta:         # there are no values to set, and it would take as long as to build
+            self.initialise()
 
     def build(self) -> None:
         """Makes the layers behind the patch embedding."""

@@ -4,6 +4,7 @@ Prefixes of wrappers and of train states, other spellings and stacked blocks are
 weight_names.py needs one name for a thing.
 """
 
+import threading
 from collections.abc import Callable
 
 from torch import Tensor
@@ -35,7 +36,7 @@ MAX_BLOCKS = 1000
 
 
 class Dialect:
-    """The arrays of a file under the names of one table: `all` of them, `shape`, `read`, and the `rows` for a model."""
+    """The arrays of a file under the names of one table: `all` of them, `shape`, `lend`, and the `rows` for a model."""
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block: str,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
@@ -43,6 +44,7 @@ class Dialect:
         self.bare_positions = False                                # the position table may lack the rows before the patches
         self._sources, self._fixed_rows = sources, fixed_rows
         self._stacks: dict[str, Tensor] = {}
+        self._stacking = threading.Lock()
         self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
         self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
 
@@ -66,12 +68,14 @@ class Dialect:
         shape = self.file.shape(self._sources[name])
         return shape[1:] if name in self._layers else shape
 
-    def read(self, name: str) -> Tensor:
+    def lend(self, name: str) -> Tensor:
+        """As WeightFile.lend"""
         source = self._sources[name]
         if name not in self._layers:
-            return self.file.read(source)
-        if source not in self._stacks:
-            self._stacks[source] = self.file.read(source)
+            return self.file.lend(source)
+        with self._stacking:
+            if source not in self._stacks:
+                self._stacks[source] = self.file.read(source)
         return self._stacks[source][self._layers[name]]
 
     def row(self, ours: str) -> Row:

@@ -45,6 +45,11 @@ class WeightFile:
     def read(self, name: str) -> Tensor:
         raise NotImplementedError
 
+    def lend(self, name: str) -> Tensor:
+        """`read`, good until the same thread's next `lend`, and only to be read: it may lie in the file. Threads may share a
+        file once every shape was asked for."""
+        return self.read(name)
+
     def close(self) -> None:
         pass
 
@@ -119,8 +124,14 @@ class NpzArrays(WeightFile):
             raise ModelError(str(error)) from error
 
     def read(self, name: str) -> Tensor:
+        return self._read(name, lend=False)
+
+    def lend(self, name: str) -> Tensor:
+        return self._read(name, lend=True)
+
+    def _read(self, name: str, lend: bool) -> Tensor:
         try:
-            array = self._file.read(name)
+            array = self._file.read(name, lend)
         except NpzError as error:
             raise ModelError(str(error)) from error
         return torch.from_numpy(array.astype(np.float32, copy=False))

@@ -21,15 +21,16 @@ Row = tuple[str, tuple[str, ...], str]                      # our name, names in
 
 # ----------------------------------------------------------------------------------------------- file -> model
 
+# rule: array of the file -> the parameter, or where a row has several arrays their part of its rows
 FROM_FILE = {
-    "copy": lambda arrays: arrays[0],
-    "vector": lambda arrays: arrays[0].flatten(),
-    "dense": lambda arrays: arrays[0].t(),
-    "conv": lambda arrays: arrays[0].permute(3, 2, 0, 1),
-    "qkv": lambda arrays: torch.cat([array.flatten(1).t() for array in arrays]),     # (D, H, d) -> (H * d, D)
-    "qkv_bias": lambda arrays: torch.cat([array.flatten() for array in arrays]),
-    "out": lambda arrays: arrays[0].flatten(0, 1).t(),                               # (H, d, D) -> (D, H * d)
-    "join": torch.cat,
+    "copy": lambda array: array,
+    "vector": lambda array: array.flatten(),
+    "dense": lambda array: array.t(),
+    "conv": lambda array: array.permute(3, 2, 0, 1),
+    "qkv": lambda array: array.flatten(1).t(),                 # (D, H, d) -> (H * d, D)
+    "qkv_bias": lambda array: array.flatten(),
+    "out": lambda array: array.flatten(0, 1).t(),              # (H, d, D) -> (D, H * d)
+    "join": lambda array: array,
 }
 
 # ----------------------------------------------------------------------------------------------- model -> file

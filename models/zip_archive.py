@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 MAX_MEMBERS = 16_384
 MAX_DIRECTORY = 1 << 22         # bytes; 250 a member
-END, END_64, LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-END_BYTES, END_64_BYTES, LOCATOR_BYTES = 22, 56, 20
+MEMBER, END, END_64, LOCATOR_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+MEMBER_BYTES, END_BYTES, END_64_BYTES, LOCATOR_BYTES = 30, 22, 56, 20
 MAX_COMMENT = 0xFFFF
 FLAGS = 0x8 | 0x800             # sizes behind the data too; names in UTF-8. Any other: encrypted, patched, not of use here
 DOS_FOLDER = 0x10               # of a member with it PyTorch reads nothing and hands out memory as it finds it
@@ -80,6 +80,20 @@ def _check_end(stream: BinaryIO, size: int) -> int:
     if length > MAX_DIRECTORY:
         raise ZipError(f"a directory of {length} bytes, more than any checkpoint has")
     return count
+
+
+def stored_start(stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Where in the file the bytes of a member lie that is not packed, all before the directory. The header before them says
+    what the directory says. Raises ZipError, or one of DAMAGE; may be called by several threads."""
+    name = info.filename.encode()
+    header = os.pread(stream.fileno(), MEMBER_BYTES + len(name), info.header_offset)
+    mark, flags, method, length, extra = struct.unpack_from("<4s2xHH16xHH", header)
+    if (mark, flags, method, length, header[MEMBER_BYTES:]) != (MEMBER, info.flag_bits, zipfile.ZIP_STORED, len(name), name):
+        raise ZipError(f"the directory and the header of member {info.filename!r} differ")
+    start = info.header_offset + MEMBER_BYTES + length + extra
+    if info.file_size != info.compress_size or start + info.file_size > archive.start_dir:
+        raise ZipError(f"member {info.filename!r} does not lie before the directory")
+    return start
 
 
 # ------------------------------------------------------------------------------------------ words of a file in messages

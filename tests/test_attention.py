@@ -282,3 +282,33 @@ def test_forward_does_not_hold_the_weights(monkeypatch):
     model = random_model()
     model(images_of(model))
     assert len(calls) == 3
+
+
+# ----------------------------------------------------------------------------------- products written out, on a CPU
+
+
+@pytest.mark.parametrize("tokens", [5, 197])
+def test_bfloat16_on_a_cpu_is_the_fused_kernel(tokens):
+    """Output and gradients, to the rounding of bfloat16 (8 bits), against float32; no worse than torch's own kernel."""
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
+    expected = F.scaled_dot_product_attention(*exact)
+    seed = torch.randn_like(expected)
+    expected = [expected, *torch.autograd.grad(expected, exact, seed)]
+    errors = []
+    for attend in (Attend(), F.scaled_dot_product_attention):
+        inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+        output = attend(*inputs)
+        got = [output, *torch.autograd.grad(output, inputs, seed.bfloat16())]
+        assert all(tensor.dtype == torch.bfloat16 for tensor in got)
+        errors.append([((one.float() - other).norm() / other.norm()).item() for one, other in zip(got, expected)])
+    assert max(errors[0]) < 0.01 and all(ours < 2 * theirs for ours, theirs in zip(*errors)), errors
+
+
+def test_bfloat16_on_a_cpu_drops_weights_in_training_alone():
+    torch.manual_seed(0)
+    q, k = (torch.randn(1, 1, 200, 8).bfloat16() for _ in range(2))
+    attend, ones = Attend(0.25), torch.ones(1, 1, 200, 8).bfloat16()
+    kept = attend(q, k, ones)                                    # rows sum to 1 where nothing is dropped
+    assert kept.std() > 0.05 and kept.mean().item() == pytest.approx(1, abs=0.03)
+    assert attend.eval()(q, k, ones).float().sub(1).abs().max() < 0.01

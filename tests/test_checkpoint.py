@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all, and never accepted when a single bit is wrong."""
 
+import contextlib
 import errno
+import hashlib
 import os
 import random
 import shutil
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import torch_file
 from utils import checkpoint
 from utils.checkpoint import (
     CheckpointError,
@@ -94,8 +97,9 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, make):
 
 def test_the_file_is_an_ordinary_archive(saved):
     with zipfile.ZipFile(saved) as archive:
-        assert archive.testzip() is None
-        assert archive.comment.startswith(b"sha256:") and len(archive.comment) == checkpoint.COMMENT_LENGTH
+        assert archive.comment == b"sha256:" + hashlib.sha256(saved.read_bytes()[:-71]).hexdigest().encode()
+        assert all(info.CRC == 0 and info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+    assert torch.serialization.get_crc32_options()   # for others
     assert torch.load(saved, weights_only=True)["step"] == 3
 
 
@@ -136,12 +140,12 @@ def test_large_tensors_pass_in_pieces(tmp_path, monkeypatch):
 def test_every_flipped_bit_is_noticed(saved):
     whole = saved.read_bytes()
     places = random.Random(0).sample(range(len(whole)), 300)
-    places += [*range(20), *range(len(whole) - checkpoint.COMMENT_LENGTH - 22, len(whole))]      # start; directory's end, digest
+    places += [*range(20), *range(len(whole) - torch_file.SEAL_LENGTH - 22, len(whole))]      # start; directory's end, digest
     for place in places:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         saved.write_bytes(damaged)
-        assert "damaged" in refused(saved) or place >= len(whole) - checkpoint.COMMENT_LENGTH, place
+        assert "damaged" in refused(saved) or place >= len(whole) - torch_file.SEAL_LENGTH, place
     saved.write_bytes(whole)
     assert load(saved).step == 3
 
@@ -208,6 +212,30 @@ def test_a_file_from_before_averages_is_read(tmp_path):
     loaded = load(sealed(tmp_path / "old.pt", content))
     assert loaded.ema == {} and loaded.step == 3 and loaded.format == checkpoint.FORMAT
     assert (loaded.world_size, loaded.threads, loaded.data) == (1, 0, "")
+
+
+def test_a_file_with_check_sums_of_its_members_is_read(tmp_path, monkeypatch):
+    """As every release wrote them before."""
+    monkeypatch.setattr(checkpoint, "_without_crc", contextlib.nullcontext)
+    save(step_path(tmp_path, 3), state())
+    with zipfile.ZipFile(step_path(tmp_path, 3)) as archive:
+        assert archive.testzip() is None and any(info.CRC for info in archive.infolist())
+    assert torch.equal(load(step_path(tmp_path, 3)).model["weight"], state().model["weight"])
+
+
+def test_a_sealed_file_is_read_once_for_its_sums(saved, monkeypatch):
+    """`load` verifies the SHA-256 and `read` no other; opened as weights it is that which is verified; of others, the CRC."""
+    asked, real = [], torch_file.is_sealed
+    monkeypatch.setattr(torch_file, "is_sealed", lambda stream: asked.append(1) or real(stream))
+    load(saved)
+    assert len(asked) == 1
+    torch_file.read(saved)
+    assert len(asked) == 2
+    whole = bytearray(saved.read_bytes())
+    whole[whole.index(torch.arange(6.0).numpy().tobytes()) + 9] ^= 1
+    saved.write_bytes(whole)
+    with pytest.raises(torch_file.ModelError, match="SHA-256 does not match"):
+        torch_file.read(saved)
 
 
 @pytest.mark.parametrize(("field", "value"), [
@@ -294,15 +322,14 @@ def test_a_write_that_fails_in_the_middle_is_told_as_what_it_is(saved, monkeypat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, dtype, wrong):
+def test_weights_that_are_no_numbers_are_told(dtype, wrong):
     weights = {"good": torch.full((3,), torch.finfo(dtype).max, dtype=dtype), "count": torch.arange(3), "empty": torch.zeros(0)}
     check_finite(weights)
     weights["blocks.1.bias"] = torch.tensor([0.0, wrong, 1.0], dtype=dtype)
     weights["later"] = weights["blocks.1.bias"]
-    for field in ("model", "ema"):
-        with pytest.raises(NonFiniteError, match=r"\(blocks.1.bias is the first\)") as told:
-            save(tmp_path / "x.pt", state(**{field: weights}))
-        assert told.value.code == 4 and os.listdir(tmp_path) == []
+    with pytest.raises(NonFiniteError, match=r"\(blocks.1.bias is the first\)") as told:
+        check_finite(weights)
+    assert told.value.code == 4
     check_finite({})
 
 

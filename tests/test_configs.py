@@ -30,10 +30,12 @@ OTHER = {
     "eval_crop": "0.875", "distillation": "soft", "teacher": "output/teacher", "distillation_alpha": "0.1",
     "distillation_temperature": "3.0", "sigmoid_attention": "3,7", "head": "keep", "attention_edits": "edits",
     "attention_loss_weight": "10.0", "override": None, "exact": None, "non_finite": "skip", "bad_images": "skip",
-    "max_bad_images": "0.05", "rank_timeout": "30", "worker_timeout": "7", "check_data": None}
+    "max_bad_images": "0.05", "rank_timeout": "30", "worker_timeout": "7", "check_data": None,
+    "compile": None, "float32_matmul": "medium", "prepare": "prepared", "prepare_size": "128", "profile": None}
 # What a flag needs beside it to make sense.
 WITH = {
     "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "folder"],
+    "float32_matmul": ["--precision", "fp32"], "prepare_size": ["--prepare", "prepared"],
     "split_seed": ["--val_fraction", "0.1"], "decay_milestones": ["--decay_type", "step", "--decay_milestones", "7"],
     "momentum": ["--optimizer", "sgd"], "decay_on": ["--weight_decay", "0.1"], "crop_scale": ["--augmentation", "crop"],
     "crop_padding": ["--augmentation", "pad"], "randaugment_magnitude": ["--randaugment_ops", "1"],
@@ -94,7 +96,7 @@ def test_a_recipe_fills_all_that_is_needed(recipe):
     filled = {name for name, (_, default, _) in FLAGS.items() if default is None} - {
         "name", "resume_path", "num_workers", "wandb", "head_learning_rate", "freeze", "teacher", "num_epochs", "warmup_epochs",
         "attention_dropout_rate", "drop_path_rate", "classifier", "in_channels", "decay_milestones",
-        "sigmoid_attention", "attention_edits", *configs.SIZES}
+        "sigmoid_attention", "attention_edits", "prepare", *configs.SIZES}
     given = {"recipe": recipe} | ({"model_type": "ViT-S_16"} if recipe == "augreg" else {})
     run = resolve(given)
     configs.set_lengths(run, given, 50_000)
@@ -462,7 +464,7 @@ FIXED = ["dataset", "recipe", "model_type", "img_size", "train_batch_size", "war
          "crop_padding", "rotation", "color_jitter", "randaugment_ops", "randaugment_magnitude", "random_erasing",
          "mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation",
          "eval_crop", "distillation", "distillation_alpha", "distillation_temperature", "sigmoid_attention", "head",
-         "attention_loss_weight", "exact", "check_data"]
+         "attention_loss_weight", "exact", "check_data", "float32_matmul", "prepare", "prepare_size"]
 
 
 def test_every_flag_may_change_on_resume_or_may_not():

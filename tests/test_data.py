@@ -1,5 +1,7 @@
 """The order of the samples, and the loaders."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,14 @@ def test_seeds_give_other_orders():
 def test_permutations_are_not_hoarded():
     order = StepOrder(10, 16, 4, 0, 1, 0, 0, 50)
     assert max(len(order._permutations) for _ in order) <= 2
+
+
+def test_keys_are_the_list_that_they_stand_for():
+    own = StepOrder(50, 16, 4, 0, 1, 3, 0, 12)[17]
+    listed = list(own)
+    assert listed == [own[number] for number in range(4)] and len(own) == 4 and own == listed and own != listed[:3]
+    assert repr(own) == repr(listed) and all(type(value) is int for key in listed for value in key)
+    assert pickle.loads(pickle.dumps(own)) == own
 
 
 # --------------------------------------------------------------------------------------------------- loaders
@@ -209,10 +219,12 @@ def test_evaluation_covers_every_image_once(count, world, batch_size):
 
 def test_default_workers(monkeypatch):
     monkeypatch.setattr(data.sys, "platform", "linux")
-    for cores, ranks, expected in ((1, 1, 0), (2, 1, 1), (4, 1, 3), (16, 1, 4), (16, 8, 1), (8, 2, 3), (2, 2, 0), (2, 4, 0)):
+    for cores, ranks, gpu, cpu in ((1, 1, 0, 0), (2, 1, 1, 1), (4, 1, 3, 1), (16, 1, 15, 1), (16, 8, 1, 1), (8, 2, 3, 1),
+                                   (2, 2, 0, 0), (2, 4, 0, 0), (64, 1, 16, 1), (192, 8, 16, 1)):
         monkeypatch.setattr(data.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert data.default_workers("folder", ranks) == expected, (cores, ranks)
-        assert data.default_workers("digits", ranks) == 0
+        assert data.default_workers("folder", ranks, "cuda") == gpu, (cores, ranks)
+        assert data.default_workers("folder", ranks, "cpu") == cpu, (cores, ranks)
+        assert data.default_workers("digits", ranks, "cuda") == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -226,6 +238,29 @@ def test_an_unreadable_image_comes_through_the_loaders(tmp_path, workers):
     for loader, place in ((train, "train/bee/1.png"), (evaluation, "val/bee/0.png")):
         with pytest.raises(ImageError, match=place):
             list(loader)
+
+
+def test_an_image_that_only_the_transform_finds_unreadable_is_replaced():
+    """As one that is not decoded before."""
+    def transform(image):
+        if image.getpixel((0, 0)) == split[3][0].getpixel((0, 0)):
+            raise ImageError("cut off")
+        return v2.functional.pil_to_tensor(image)
+
+    split, order = pictures(), StepOrder(11, 11, 1, 0, 1, 0, 0, 1)
+    options = {"transform": transform, "seed": 0, "num_workers": 0, "pin_memory": False}
+    (batch,) = data.train_loader(split, order, bad_images="skip", **options)
+    assert batch.bad == ((3, "cut off"),)
+    place = [key.index for key in batch.keys].index(3)
+    assert torch.equal(batch.images[place], v2.functional.pil_to_tensor(split[4][0]))
+    with pytest.raises(ImageError, match="cut off"):
+        list(data.train_loader(split, order, **options))
+
+
+def test_without_a_gpu_nothing_is_fetched_ahead():
+    batches = iter(range(3))
+    passed = data.ahead(batches, torch.device("cpu"))
+    assert next(passed) == 0 and next(batches) == 1 and list(passed) == [2]
 
 
 def test_all_samples_of_a_step_are_those_of_its_ranks():

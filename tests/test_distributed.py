@@ -13,7 +13,7 @@ from torch import nn
 
 from configs import architecture
 from models import create_model, record_patch_logits
-from utils import data, distributed, engine
+from utils import data, distributed, engine, metrics
 from utils.augment import eval_transform, normalise, train_transform
 from utils.datasets import digits
 from utils.distributed import DeviceError, World
@@ -88,7 +88,7 @@ def trained(world, row=FP32, micro_steps=1, dropout=0.0, everything=False, model
         objective = engine.Objective(0.1, torch.linspace(0.5, 2, 10), mixer(), "soft", taught, 0.3, 2.0)
         more = {"objective": objective, "ema": Ema(model, 0.8)}
     trainer = make_trainer(model, distributed.wrap(model, world, row.half_gradients), world, row, micro_steps, **more)
-    reports = [trainer.train_step(own, 0.1) for _ in range(STEPS)]
+    reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]
     models = {"weights": model} | ({"average": more["ema"].model} if more else {})
     return {"losses": [report.loss for report in reports], "norms": [report.grad_norm for report in reports],
             "accuracies": [report.accuracy for report in reports],
@@ -109,7 +109,7 @@ def trained_on_edits(world, micro_steps=1) -> dict:
     own = batches(world, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5), edits=edits, grid=(4, 4))
     trainer = make_trainer(model, distributed.wrap(model, world), world, FP32, micro_steps,
                            objective=engine.Objective(lesson=lesson))
-    reports = [trainer.train_step(own, 0.1) for _ in range(STEPS)]
+    reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]
     return {"losses": [report.loss for report in reports], "attention": [report.attention_loss for report in reports],
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()])}
 
@@ -126,7 +126,7 @@ def times_sent(world, micro_steps: int) -> int:
         return future
 
     wrapped.register_comm_hook(None, count)
-    make_trainer(model, wrapped, world, FP32, micro_steps).train_step(batches(world, micro_steps), 0.1)
+    make_trainer(model, wrapped, world, FP32, micro_steps).train_step(batches(world, micro_steps), lambda update: 0.1)
     return len(sent)
 
 
@@ -146,7 +146,7 @@ def skipping(world, exact: bool) -> dict:
     trainer.prepare, own = prepare, batches(world, 1)
     weights = []
     for _ in range(6):
-        reports.append(trainer.train_step(own, 0.1))
+        reports.append(trainer.train_step(own, lambda update: 0.1)[0])
         models = (model, trainer.ema.model)
         weights.append(torch.cat([parameter.detach().flatten() for each in models for parameter in each.parameters()]))
     return {"skipped": [report.skipped for report in reports], "requests": [report.requests for report in reports],
@@ -158,7 +158,7 @@ def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
     split = ArrayImages(split.images[:images], split.labels[:images])
     loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=world.rank,
                               world_size=world.size, num_workers=0, pin_memory=False)
-    report = engine.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True, **more)
+    report = metrics.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True, **more)
     return report and vars(report)
 
 
@@ -390,12 +390,13 @@ def part_of_a_run(world, steps: int, file: Path, killed: bool = False) -> dict:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
-    wrapped = distributed.wrap(model, world, example=torch.zeros(2, 3, 8, 8))
+    wrapped = distributed.wrap(model, world)
+    engine.warm_up(wrapped, torch.zeros(2, 3, 8, 8), FP32)
     objective = engine.Objective(0.1, None, mixer(), "soft", taught, 0.3, 2.0)
     trainer = make_trainer(model, wrapped, world, FP32, 2, optimizer, objective=objective, step=done, updates=done)
     own = batches(world, 2, start=done)
     for _ in range(steps):
-        trainer.train_step(own, 1e-3)
+        trainer.train_step(own, lambda update: 1e-3)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": trainer.step}
     if world.is_main:
         torch.save(state, file)

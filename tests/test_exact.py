@@ -154,7 +154,7 @@ def train(world: World, micro_batches: int, row, state: dict | None, steps: int)
         micro_steps=micro_batches // world.size, max_grad_norm=0.5, seed=1, objective=objective, ema=ema, step=done,
         updates=updates, exact=True, requests=lambda: (1.0,))
     for _ in range(steps):
-        report = trainer.train_step(batches, 1e-3)
+        report = trainer.train_step(batches, lambda update: 1e-3)[0]
         losses.append(report.loss)
         assert report.requests == (world.size,)
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),

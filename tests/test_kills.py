@@ -21,7 +21,7 @@ def slow_disk(rank: int) -> None:
 
 def training(folder: Path) -> list[dict]:
     """What the log says of steps and evaluations, without what differs from session to session."""
-    return [{key: value for key, value in event.items() if key not in ("images_per_second",)}
+    return [{key: value for key, value in event.items() if key not in ("images_per_second", "seconds", "data_wait")}
             for event in rig.events(folder) if event["event"] in ("train", "eval")]
 
 
@@ -30,7 +30,7 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     reader = EventAccumulator(str(folder / "logs" / "run"), size_guidance={"scalars": 0})
     reader.Reload()
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]
-            if not tag.endswith("images_per_second")}
+            if not tag.endswith(("images_per_second", "data_wait"))}
 
 
 @pytest.mark.contract("P1")

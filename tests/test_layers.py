@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision import ops
 
-from models.layers import Block, Mlp, PatchEmbed
+from models.layers import Block, Mlp, PatchEmbed, StochasticDepth
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -116,6 +117,17 @@ def test_stochastic_depth_drops_the_branches_of_whole_images():
         assert len(fits) == 1, image
         seen.add(fits[0])
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stochastic_depth_is_torchvision_s(rate, dtype):
+    """The same draws and the same numbers."""
+    branch = torch.randn(16, 5, 8).to(dtype)
+    torch.manual_seed(1)
+    own = StochasticDepth(rate).train()(branch)
+    torch.manual_seed(1)
+    assert torch.equal(own, ops.stochastic_depth(branch, rate, "row"))
 
 
 def test_stochastic_depth_keeps_the_expectation():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs import MODELS, architecture
-from models import CaiT, DistilledVisionTransformer, ModelError, VisionTransformer, create_model, list_models
+from models import CaiT, DistilledVisionTransformer, ModelError, VisionTransformer, create_model, list_models, save_npz
 
 SMALL = architecture(4, 32, 64, 2, 2, img_size=16)
 PARAMETERS = {
@@ -144,3 +144,29 @@ def test_overrides_act_on_this_model_alone():
     assert len(model.blocks) == 2 and model.pos_drop.p == 0.25 and model.pre_logits.fc.out_features == 48
     assert MODELS["ViT-Nano_2"].to_dict() == before
     assert (model.training, model.load_report, model.num_classes) == (True, None, 1000)
+
+
+# --------------------------------------------------------------------------------------- without initial values
+
+
+def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):
+    """Every parameter is in memory, contiguous, trainable and the file's or zero."""
+    source = create_model("ViT-Nano_2", 7)
+    save_npz(source, tmp_path / "x.npz")
+    state = torch.get_rng_state()
+    model = create_model("ViT-Nano_2", 3, pretrained=tmp_path / "x.npz")
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.named_parameters():
+        assert value.device.type == "cpu" and value.is_contiguous() and value.requires_grad and value.is_leaf
+        assert torch.equal(value, torch.zeros_like(value) if name.startswith("head.") else source.get_parameter(name)), name
+    assert len({value.untyped_storage().data_ptr() for value in model.parameters()}) == len(list(model.parameters()))
+
+
+def test_a_model_without_initial_values():
+    """For a caller who loads all of them: nothing is drawn, and what comes of it is the model of the state."""
+    source, state = create_model("ViT-Nano_2", 7), torch.get_rng_state()
+    model = create_model("ViT-Nano_2", 7, initialise=False)
+    assert torch.equal(torch.get_rng_state(), state) and not any(value.is_meta for value in model.parameters())
+    model.load_state_dict(source.state_dict())
+    images = torch.randn(2, 3, *model.img_size)
+    assert torch.equal(model.eval()(images), source.eval()(images)) and all(value.requires_grad for value in model.parameters())

@@ -7,6 +7,7 @@ import random
 import struct
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,46 @@ def test_bfloat16_as_jax_saves_it(tmp_path, order):
     read = read_all(tmp_path / "x.npz")["a"]
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, values.float().numpy())
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_lent_arrays_lie_in_memory_that_is_used_again(tmp_path, save):
+    """Of the same thread alone: another one's are not touched."""
+    arrays = {"a": np.full(1000, 1.0), "b": np.full(2000, 2.0), "c": np.full(500, 3.0)}
+    save(tmp_path / "x.npz", **arrays)
+    with NpzFile(tmp_path / "x.npz") as file, ThreadPoolExecutor(1) as pool:
+        first, own = file.read("b", lend=True), file.read("a")
+        theirs = pool.submit(file.read, "c", lend=True).result()
+        np.testing.assert_array_equal(first, arrays["b"])
+        second = file.read("a", lend=True)
+        assert np.shares_memory(first, second) and not np.shares_memory(first, theirs) and not np.shares_memory(first, own)
+        for read, name in ((second, "a"), (own, "a"), (theirs, "c")):
+            np.testing.assert_array_equal(read, arrays[name])
+
+
+def test_several_threads_read_the_right_arrays(tmp_path):
+    arrays = {f"{number}": np.full(20_000 + number, float(number)) for number in range(40)}
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "x.npz", **arrays)
+        with NpzFile(tmp_path / "x.npz") as file, ThreadPoolExecutor(4) as pool:
+            for name, read in zip(arrays, pool.map(lambda name: file.read(name, lend=True).copy(), arrays)):
+                np.testing.assert_array_equal(read, arrays[name])
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
+    """Is an error; a mapping of it would end the process."""
+    np.savez(tmp_path / "x.npz", a=np.ones(1 << 16))
+    with NpzFile(tmp_path / "x.npz") as file:
+        assert file.shape("a") == (1 << 16,)
+        os.truncate(tmp_path / "x.npz", 1 << 12)
+        with pytest.raises(NpzError, match="'a' is damaged"):
+            file.read("a")
+
+
+def test_an_array_whose_header_has_an_odd_length(tmp_path):
+    odd = header("{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", data=np.array([1.5, -2.5]).tobytes())
+    read = read_all(archive(tmp_path / "x.npz", {"a.npy": odd}))["a"]
+    assert read.flags.aligned and read.tolist() == [1.5, -2.5]
 
 
 def test_closes_its_file(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.optim import OptimizerError, build_optimizer, choose_trainable, parameter_groups, set_learning_rate
+from utils.optim import OptimizerError, build_optimizer, choose_trainable, load_state, parameter_groups, set_learning_rate, update
 
 RATES = [0.1, 0.2, 0.05]
 NAMES = ["sgd", "adamw", "adam"]
@@ -206,18 +206,73 @@ def test_scales_survive_saving():
         return build_optimizer("sgd", parameter_groups(named, weight_decay=0.1, layer_decay=0.5, depth_of=depth_of, depth=4), 1.0)
 
     optimizer = build()
-    optimizer.load_state_dict(build().state_dict())
+    load_state(optimizer, build().state_dict())
     set_learning_rate(optimizer, 0.8)
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.1, 0.2, 0.4, 0.8]
 
 
-def test_a_state_saved_before_there_were_groups_still_loads():
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_saved_before_there_were_groups_and_fused_kernels_still_loads(name):
     weight = nn.Parameter(torch.zeros(2))
-    old = torch.optim.SGD([weight], lr=0.3, momentum=0.9).state_dict()
-    optimizer = build_optimizer("sgd", parameter_groups([("weight", weight)], weight_decay=0.0), 0.1)
-    optimizer.load_state_dict(old)
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    old = kinds[name]([weight], lr=0.3, **({"momentum": 0.9} if name == "sgd" else {}))
+    weight.grad = torch.ones(2)
+    old.step()
+    optimizer = build_optimizer(name, parameter_groups([("weight", weight)], weight_decay=0.0), 0.1)
+    load_state(optimizer, old.state_dict())
     set_learning_rate(optimizer, 0.2)
-    assert optimizer.param_groups[0]["lr"] == 0.2
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["fused"], group["lr_scale"]) == (0.2, True, 1.0)
+    assert all(value.equal(old.state[weight][key]) for key, value in optimizer.state[weight].items())
+
+
+# ------------------------------------------------------------------------------------------------------- a step
+
+GRADIENTS = [torch.tensor([[3.0, -1.0], [0.5, 2.0]]), torch.tensor([4.0, 0.25])]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("max_norm", "scale"), [(1.0, 1.0), (1.0, 1024.0), (100.0, 8.0), (0.0, 8.0)])
+@pytest.mark.parametrize("name", NAMES)
+def test_update_is_unscaling_clipping_and_a_step(name, max_norm, scale, fused):
+    """Of torch's clip_grad_norm_ and unfused optimizer."""
+    ours, theirs = ([nn.Parameter(torch.ones_like(gradient)) for gradient in GRADIENTS] for _ in range(2))
+    optimizer = build_optimizer(name, ours, 0.1)
+    optimizer.param_groups[0]["fused"] = fused
+    reference = build_optimizer(name, theirs, 0.1)
+    reference.param_groups[0]["fused"] = False
+    for number in (1, 2, 3):
+        for one, other, gradient in zip(ours, theirs, GRADIENTS):
+            one.grad, other.grad = gradient * number * scale, gradient * number
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in ours])
+        update(optimizer, norm, torch.tensor(False), torch.tensor(scale), max_norm)
+        if max_norm:
+            nn.utils.clip_grad_norm_(theirs, max_norm)
+        reference.step()
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_that_is_not_finite_leaves_no_trace(name, fused):
+    """Neither as the first, before there is any state, nor later."""
+    weights, others = [nn.Parameter(torch.ones(3))], [nn.Parameter(torch.ones(3))]
+    spoilt, sound = build_optimizer(name, weights, 0.1), build_optimizer(name, others, 0.1)
+    for optimizer in (spoilt, sound):
+        optimizer.param_groups[0]["fused"] = fused
+
+    def step(optimizer, parameter, value):
+        parameter.grad = torch.tensor([value, 1.0, 2.0])
+        norm = parameter.grad.norm()
+        update(optimizer, norm, ~norm.isfinite(), torch.tensor(1.0), 1.0)
+
+    for value in (float("inf"), 1.0, float("nan"), 2.0):
+        step(spoilt, weights[0], value)
+        if value in (1.0, 2.0):
+            step(sound, others[0], value)
+    assert weights[0].equal(others[0])
+    assert all(value.equal(sound.state[others[0]][key]) for key, value in spoilt.state[weights[0]].items())
 
 
 # ---------------------------------------------------------------------------------------------------- freezing

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from utils import precision
+from utils.optim import build_optimizer, update
 from utils.precision import BF16, FP32, INITIAL_SCALE, LEVELS, LossScaler, choose, has_units_for
 
 CPU = torch.device("cpu")
@@ -75,7 +76,8 @@ def test_what_is_asked_for_is_chosen(processor, asked, level, row, without_units
 
 
 @pytest.mark.parametrize(("flags", "row", "why"), [
-    ("avx512f amx_bf16 amx_tile", BF16, "CPU with AMX"), ("avx512f", FP32, "CPU without AMX"), (None, FP32, "CPU without AMX")])
+    ("avx512f amx_bf16 amx_tile", BF16, "CPU with amx_bf16"), ("avx512f avx512_bf16", BF16, "CPU with avx512_bf16"),
+    ("avx512f", FP32, "CPU without amx_bf16 or avx512_bf16"), (None, FP32, "CPU without amx_bf16 or avx512_bf16")])
 def test_auto_on_a_cpu(processor, flags, row, why):
     processor(flags)
     assert choose("auto", "O2", CPU) == (row, why)
@@ -112,19 +114,19 @@ class Toy:
 
     def __init__(self, row=LEVELS["O1"], fixed=0.0):
         self.weight = nn.Parameter(torch.zeros(1))
-        self.optimizer = torch.optim.SGD([self.weight], lr=1.0)
+        self.optimizer = build_optimizer("sgd", [self.weight], 1.0, momentum=0.0)
         self.scaler = LossScaler(row, CPU, fixed)
 
     def go(self, gradient: float) -> float:
-        """-> the gradient after unscaling"""
+        """-> by how much the weight falls"""
+        before = self.weight.item()
         self.optimizer.zero_grad()
         self.scaler.backward((self.weight * gradient).sum())
         self.scaled = self.weight.grad.item()
-        self.scaler.unscale(self.optimizer)
-        unscaled = self.weight.grad.item()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return unscaled
+        norm = self.weight.grad.abs().sum()
+        update(self.optimizer, norm, ~norm.isfinite(), self.scaler.scale, 0.0)
+        self.scaler.update(~norm.isfinite())
+        return before - self.weight.item()
 
 
 def test_dynamic_scale_halves_after_an_overflow_and_grows_after_a_while(monkeypatch):
@@ -146,7 +148,25 @@ def test_gradients_are_scaled_and_unscaled():
 
 def test_growth_interval_is_2000_steps():
     assert precision.GROWTH_INTERVAL == 2000
-    assert Toy().scaler._scaler.get_growth_interval() == 2000
+    assert Toy().scaler.state_dict()["growth_interval"] == 2000
+
+
+def test_dynamic_scale_is_that_of_torch_s_grad_scaler(monkeypatch):
+    monkeypatch.setattr(precision, "GROWTH_INTERVAL", 3)
+    toy, theirs = Toy(), torch.amp.GradScaler("cpu", init_scale=INITIAL_SCALE, growth_interval=3)
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for gradient in (1, 2, 3, float("inf"), 1, float("nan"), *range(1, 12), float("inf"), 5):
+        toy.go(gradient)
+        optimizer.zero_grad()
+        theirs.scale((weight * gradient).sum()).backward()
+        theirs.step(optimizer)
+        theirs.update()
+        assert toy.scaler.scale == theirs.get_scale() and toy.weight.item() == weight.item()
+    assert toy.scaler.state_dict() == theirs.state_dict()
+    other = LossScaler(LEVELS["O1"], CPU)
+    other.load_state_dict(theirs.state_dict())                    # of runs saved before the scaler was our own
+    assert other.scale == theirs.get_scale()
 
 
 def test_fixed_scale_stays():

@@ -268,7 +268,7 @@ def test_resume_is_exact_with_everything_on(run_train, teacher, monkeypatch, cas
         assert whole.optimizer["param_groups"] == parts.optimizer["param_groups"]
         for key, slots in whole.optimizer["state"].items():
             assert all(torch.equal(value, parts.optimizer["state"][key][slot]) for slot, value in slots.items())
-    clock = ("images_per_second",)
+    clock = ("images_per_second", "seconds", "data_wait")
     for kind in ("train", "eval"):
         whole, parts = ([{key: value for key, value in event.items() if key not in clock} for event in events_of(folder, kind)]
                         for folder in ("whole/r", "parts/r"))

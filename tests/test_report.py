@@ -14,8 +14,8 @@ from utils.metrics import EvalReport
 from utils.report import PLAIN_LINES, BadImages, Report
 
 
-def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0, attention=None) -> StepReport:
-    return StepReport(step, loss, 0.625, 0.001 * step, norm, scale, skipped, 100.0, attention)
+def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0, attention=None, images=50, waited=0.0) -> StepReport:
+    return StepReport(step, loss, 0.625, 0.001 * step, norm, scale, skipped, images, 0.5, waited, attention)
 
 
 def eval_report(accuracy=0.75, loss=0.25) -> EvalReport:
@@ -45,7 +45,7 @@ def test_events(tmp_path):
     assert start.pop("time") > 1.7e9 and end.pop("time") > 1.7e9
     assert start == {"event": "start", "step": 0, "world_size": 2}
     assert train == {"event": "train", "step": 1, "loss": 0.5, "accuracy": 0.625, "lr": 0.001, "grad_norm": 2.0,
-                     "loss_scale": None, "skipped": False, "images_per_second": 100.0}
+                     "loss_scale": None, "skipped": False, "images_per_second": 100.0, "seconds": 0.5, "data_wait": 0.0}
     assert evaluation == {"event": "eval", "step": 1, "split": "val", "images": 200, "loss": 0.25, "accuracy": 0.75, "top2": 0.8,
                           "top3": 0.875, "top4": 0.9, "top5": 0.99, "true_probability": 0.6875, "calibration_error": 0.0625}
     assert end == {"event": "end", "step": 1, "seconds": 1.5}
@@ -112,6 +112,18 @@ def test_what_is_said_of_evaluations_and_skips(tmp_path, capsys):
         "step 2: val accuracy 75.00%, top-5 99.00%, loss 0.2500 (200 images)"]
 
 
+def test_speed_is_a_mean_and_waiting_is_told_where_it_is_long(tmp_path, capsys):
+    """Of the last steps: the first of a session waits for the loader to start. Reports may come late, in their order."""
+    report = Report(tmp_path, tmp_path / "tensorboard", 0, 2)
+    report.train(step_report(1, images=150, waited=0.6))            # measured from the end of the step before, in part
+    report.train(step_report(2, waited=0.05))
+    report.close()
+    assert [line.split(", ", 2)[2] for line in capsys.readouterr().out.splitlines()] == [
+        "300 images/s, 100% waiting for data, 0:00:00 left", "200 images/s, 55% waiting for data, 0:00:00 left"]
+    assert [event["data_wait"] for event in events(tmp_path)] == [1.0, 0.1]
+    assert curves(tmp_path / "tensorboard")["train/data_wait"] == [(1, 1.0), (2, pytest.approx(0.1))]
+
+
 @pytest.mark.parametrize("first", [0, 10])
 def test_the_time_that_is_left(tmp_path, capsys, monkeypatch, first):
     """Of this session: 100 s for 10 steps, so 3 h 20 min for 1,200 more."""
@@ -154,7 +166,8 @@ def test_tensorboard_curves(tmp_path):
     found = curves(tmp_path / "tensorboard")
     figures = ("accuracy", "top5", "loss", "true_probability", "calibration_error")
     assert set(found) == {"train/loss", "train/accuracy", "train/lr", "train/grad_norm", "train/loss_scale",
-                          "train/images_per_second", *(f"{split}/{name}" for split in ("test", "val") for name in figures)}
+                          "train/images_per_second", "train/data_wait",
+                          *(f"{split}/{name}" for split in ("test", "val") for name in figures)}
     assert found["train/accuracy"] == [(1, 0.625), (2, 0.625)]
     assert found["val/true_probability"] == [(2, 0.6875)] and found["test/calibration_error"] == [(0, 0.0625)]
     assert found["train/loss"] == [(1, 0.5), (2, 0.5)] and found["train/loss_scale"] == [(1, 1024.0), (2, 512.0)]

@@ -13,7 +13,7 @@ from rig import files_no_larger_than
 
 from utils import checkpoint, run_folder, saving
 from utils.checkpoint import NonFiniteError, StorageError, load, newest_intact, step_files, step_path
-from utils.saving import Saver, copied
+from utils.saving import Memory, Saver, copied, size_of
 
 FULL_DISK = ("P8", "a full disk costs warnings and not the run, its checkpoints or its log")
 
@@ -86,10 +86,10 @@ def test_training_is_not_held_by_a_slow_disk(saver, folder, monkeypatch):
 
 @pytest.mark.contract("P8")
 def test_training_waits_for_the_copy_alone(saver, folder, tries, figure):
-    """Weights and momentum of 4 million numbers; with --full of 86.6 million, as ViT-B/16. The second save and later ones: the
-    first also has to be given its memory."""
+    """Weights and momentum of 4 million numbers; with --full of 86.6 million, as ViT-B/16. Its memory is taken beforehand."""
     content, held, alone = state(0, tries(4_000_000, 86_600_000)), [], []
     content.optimizer["state"][0]["weight"] = content.optimizer["state"][0]["weight"].clone()
+    saver.reserve(content)
     for step in range(4):
         content.step = step
         started = time.monotonic()
@@ -127,21 +127,68 @@ def test_a_fork_waits_for_the_end_of_the_write(saver, folder, monkeypatch):
 
 def test_copies_are_of_nobody_else_and_their_memory_serves_again():
     parameter = torch.nn.Parameter(torch.arange(4.0))
-    value = {"a": [parameter, (1, "x", None)], "b": {3: torch.tensor(2, dtype=torch.int64)}, "c": parameter[1:3]}
-    first = copied(value)
+    value = {"a": [parameter, (1, "x", None)], "b": {3: torch.tensor(2, dtype=torch.int64)}, "c": parameter[1:3],
+             "d": torch.arange(6.0).view(2, 3).t(), "e": torch.zeros(0, 3), "f": torch.tensor([True, False])}
+    memory = Memory(size_of(value))
+    first = copied(value, memory)
     assert first["a"][0].tolist() == [0, 1, 2, 3] and not first["a"][0].requires_grad and first["a"][1] == (1, "x", None)
     assert first["c"].untyped_storage().nbytes() == 8              # not all of what it is a part of
+    assert torch.equal(first["d"], value["d"]) and first["d"].stride() == (1, 3) and first["e"].shape == (0, 3)
+    assert first["f"].tolist() == [True, False] and first["b"][3].shape == ()
     places = first["a"][0].data_ptr(), first["b"][3].data_ptr()
     with torch.no_grad():
         parameter.mul_(10)
     assert first["a"][0].tolist() == [0, 1, 2, 3]
-    value["b"] = {3: torch.tensor(5, dtype=torch.int64), 4: torch.ones(1)}
-    value["c"] = torch.ones(7, dtype=torch.float16)
-    second = copied(value, first)
+    value["b"] = {3: torch.tensor(5, dtype=torch.int64)}
+    value["c"] = torch.arange(4).to(torch.bfloat16)
+    second = copied(value, memory)
     assert (second["a"][0].data_ptr(), second["b"][3].data_ptr()) == places
-    assert second["a"][0].tolist() == [0, 10, 20, 30] and second["b"][3] == 5 and second["b"][4] == 1
-    assert second["c"].dtype == torch.float16 and second["c"].shape == (7,)
-    assert copied({"a": [torch.ones(1)]}, second) == {"a": [torch.ones(1)]} and copied([1], {"a": 2}) == [1]
+    assert second["a"][0].tolist() == [0, 10, 20, 30] and second["b"][3] == 5
+    assert second["c"].dtype == torch.bfloat16 and second["c"].tolist() == [0, 1, 2, 3]
+
+
+def test_memory_that_cannot_be_had_is_told(saver):
+    with pytest.raises(MemoryError, match="not enough memory for a copy of"):
+        Memory(1 << 60)
+    huge = torch.zeros(1).expand(1 << 58)               # takes none itself
+    saver.reserve(state(2, model={"weight": huge}))
+    saver.wait()                                        # the save would tell
+    with pytest.raises(MemoryError):
+        saver.save([], state(2, optimizer={"x": huge}))
+
+
+def test_memory_is_taken_beforehand(saver, folder):
+    saver.reserve(state(2, 100_000))
+    saver.wait()
+    memory = saver._memory
+    for step in (2, 4):
+        saver.save([step_path(folder, step)], state(step, 100_000))
+        saver.wait()
+        assert saver._memory is memory and load(step_path(folder, step)).model["weight"][-1] == step
+    saver.save([step_path(folder, 6)], state(6, 200_000))          # more than expected
+    saver.wait()
+    assert load(step_path(folder, 6)).model["weight"].shape == (200_000,)
+
+
+def test_what_is_on_the_disk_is_not_written_again(saver, folder):
+    """A run that is stopped right after a save."""
+    saver.save([folder / "best.pt", step_path(folder, 2)], state(2))
+    saver.wait()
+    before = step_path(folder, 2).stat().st_ino
+    saver.save([step_path(folder, 2)], state(2, seconds=9.0))
+    saver.wait()
+    assert step_path(folder, 2).stat().st_ino == before
+    saver.save([step_path(folder, 2)], state(2, best={"step": 1}))             # evaluated meanwhile
+    saver.wait()
+    assert load(step_path(folder, 2)).best == {"step": 1}
+    step_path(folder, 2).unlink()
+    saver.save([step_path(folder, 2)], state(2, best={"step": 1}))
+    saver.wait()
+    assert load(step_path(folder, 2)).step == 2
+    fail(saver, folder, 4, "step-00000004.pt")
+    saver.save([step_path(folder, 4)], state(4))
+    saver.close()
+    assert load(step_path(folder, 4)).step == 4
 
 
 @pytest.mark.parametrize("field", ["model", "ema"])

@@ -54,6 +54,19 @@ def test_parts_and_joined_splits():
     assert joined[np.int64(len(every))] == other[0]
 
 
+def test_parts_and_joined_splits_give_what_their_splits_give_undecoded():
+    class Tensors(ArrayImages):
+        def source(self, index):
+            return torch.from_numpy(self.images[index].copy()), int(self.labels[index])
+
+    split, other = images(), Tensors(images((2, 2), 3).images, images((2, 2), 3).labels)
+    assert split.source(5) == split[5]
+    part = Part(Joined([split, other]), [7, len(split) + 1])
+    assert part.source(0) == split[7]
+    image, label = part.source(1)
+    assert torch.equal(image, other.source(1)[0]) and label == other.labels[1]
+
+
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.5, 0.9, 0.99])
 def test_a_share_has_its_part_of_every_class(share):
     labels = images().labels

@@ -1,7 +1,9 @@
 """Whole runs of train.py: files and events, exact resume, what every flag does, refused input."""
 
+import gzip
 import json
 import math
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +25,7 @@ def state_of(folder="output/digits"):
 def events_of(folder="output/digits", kinds=("train", "eval")):
     """Without what a clock decides."""
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("images_per_second", "time", "seconds")}
+    return [{key: value for key, value in line.items() if key not in ("images_per_second", "time", "seconds", "data_wait")}
             for line in lines if line["event"] in kinds]
 
 
@@ -272,7 +274,7 @@ LEARNING = {
     "max_grad_norm": ["--max_grad_norm", 0.01, "--optimizer", "sgd"],
     "dropout_rate": ["--dropout_rate", 0.5],
     "augmentation": ["--augmentation", "crop"],
-    "precision": ["--precision", "bf16"],
+    "precision": ["--precision", "fp16"],
     "fp16": ["--fp16"],
     "fp16_opt_level": ["--fp16", "--fp16_opt_level", "O3"],
     "seed": ["--seed", 1],
@@ -596,6 +598,74 @@ def check_check_data(run_train, monkeypatch, capsys):
     assert run_train("--check_data", *FOLDER) == 0 and "train" in capsys.readouterr().out
 
 
+def check_prepare(run_train, monkeypatch, capsys):
+    """tests/test_prepared.py shows what it makes."""
+    make_tree(Path("tree"))
+    assert run_train("--prepare", "small", *FOLDER) == 0 and "small" in capsys.readouterr().out
+    assert run_train("--check_data", *FOLDER, "--data_dir", "small") == 0
+    shutil.rmtree("tree")
+    assert run_train("--name", "r", *FOLDER, "--data_dir", "small") == 0
+
+
+def check_prepare_size(run_train, monkeypatch, capsys):
+    from utils import datasets
+
+    make_tree(Path("tree"))
+    sides = []
+    for name, *size in (("whole",), ("small", "--prepare_size", 5)):
+        assert run_train("--prepare", name, *size, *FOLDER) == 0
+        sides.append(min(datasets.load_splits("folder", name).train[0][0].size))
+    assert sides[1] == 5 < sides[0]
+
+
+def check_profile(run_train, monkeypatch, capsys):
+    assert run_train("--name", "r", "--profile") == 0 and "output/r/trace.json.gz" in capsys.readouterr().out
+    with gzip.open("output/r/trace.json.gz") as stream:
+        assert {"aten::addmm", "Optimizer.step#AdamW.step"} <= {event["name"] for event in json.load(stream)["traceEvents"]}
+
+
+def check_float32_matmul(run_train, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)       # it would last for the whole process
+    assert run_train("--precision", "fp32") == run_train("--precision", "fp32", "--float32_matmul", "medium") == 0
+    assert calls == ["highest", "medium"]
+
+
+def check_compile(run_train, monkeypatch, capsys):
+    """What is compiled, and that every batch has one size: that of training, that of evaluation. test_compiled does it."""
+    sizes = []
+
+    def stand_in(self, **options):
+        assert options == {"dynamic": False}
+        self._compiled_call_impl = lambda images: sizes.append((self.training, len(images))) or self.forward(images)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", stand_in)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    flags = ["--ema_decay", 0.5, "--train_batch_size", 16, "--gradient_accumulation_steps", 2, "--eval_batch_size", 30]
+    assert run_train("--compile", *flags) == 0 and "compiled in" in capsys.readouterr().out
+    assert set(sizes) == {(True, 8), (False, 30)}                  # neither split is a multiple of 30 images
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles with g++ on a CPU")
+def test_compiled(run_train):
+    """The same run as without --compile, to the rounding."""
+    shared = ["--num_steps", 4, "--num_layers", 1, "--hidden_size", 32, "--mlp_dim", 32, "--num_heads", 2, "--precision", "fp32",
+              "--dropout_rate", 0, "--test", "once", "--save_every", 2]
+    assert run_train("--name", "plain", *shared) == 0
+    assert run_train("--name", "compiled", "--compile", *shared) == 0
+    plain, compiled = (torch.tensor([event["loss"] for event in events_of(f"output/{name}")])
+                       for name in ("plain", "compiled"))
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=0)
+
+
+def test_without_a_compiler(run_train, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda function: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
+    assert run_train("--compile") == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "(no compiler)" in told and "leave --compile out" in told
+
+
 def check_wandb(run_train, monkeypatch, capsys):
     """With a stand-in for the package: what it is told, and that the key reaches no file."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -769,7 +839,7 @@ def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train
 
 
 KEPT = {"learning_rate": 0.5, "seed": 3, "train_batch_size": 32, "model_type": "ViT-B_16", "img_size": 16,
-        "dataset": "cifar10", "precision": "bf16", "optimizer": "sgd", "decay_type": "linear", "weight_decay": 0.5}
+        "dataset": "cifar10", "precision": "fp16", "optimizer": "sgd", "decay_type": "linear", "weight_decay": 0.5}
 
 
 @pytest.mark.parametrize("flag", KEPT)

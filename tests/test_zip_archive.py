@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.zip_archive import DAMAGE, ZipError, open_archive
+from models.zip_archive import DAMAGE, ZipError, open_archive, stored_start
 
 
 def archive(members: dict[str, bytes], comment: bytes = b"") -> bytes:
@@ -100,3 +100,41 @@ def test_more_members_than_any_checkpoint_has(tmp_path, monkeypatch):
 def test_damage_inside_the_directory_is_one_of_the_errors_named(tmp_path):
     with pytest.raises(DAMAGE):
         opened(tmp_path, PLAIN.replace(b"PK\x01\x02", b"PK\x01\x03"))
+
+
+# --------------------------------------------------------------------------------------- where a stored member lies
+
+
+def located(tmp_path: Path, content: bytes) -> dict[str, bytes]:
+    (tmp_path / "x").write_bytes(content)
+    with open(tmp_path / "x", "rb") as stream, open_archive(stream) as file:
+        starts = {info.filename: (stored_start(stream, file, info), info.file_size) for info in file.infolist()}
+    return {name: content[start:start + size] for name, (start, size) in starts.items()}
+
+
+def changed(content: bytes, place: int, layout: str, value: object) -> bytes:
+    data = bytearray(content)
+    struct.pack_into(layout, data, place, value)
+    return bytes(data)
+
+
+def test_where_stored_members_lie(tmp_path):
+    members = {"a": b"first", "folder/b": b"", "c": bytes(range(256))}
+    assert located(tmp_path, archive(members)) == members
+
+
+@pytest.mark.parametrize("place, layout, value, message", [
+    (0, "4s", b"PK\3\5", "differ"),                        # no header of a member
+    (6, "<H", 0x800, "differ"), (8, "<H", 8, "differ"),      # other flags; packed
+    (26, "<H", 3, "differ"), (30, "1s", b"x", "differ"),     # another name, shorter or of other letters
+    (28, "<H", 60_000, "does not lie before"),               # what stands between reaches beyond the data
+])
+def test_a_header_that_differs_from_the_directory(tmp_path, place, layout, value, message):
+    with pytest.raises(ZipError, match=message):
+        located(tmp_path, changed(archive({"name": b"content"}), place, layout, value))
+
+
+def test_a_directory_whose_sizes_of_a_stored_member_differ(tmp_path):
+    content = archive({"name": b"content"})
+    with pytest.raises(ZipError, match="'name' does not lie before the directory"):
+        located(tmp_path, changed(content, content.index(b"PK\x01\x02") + 24, "<I", 6))

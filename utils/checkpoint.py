@@ -1,7 +1,8 @@
 """RunState and its files: saved whole or not at all, verified before use, kept in small number.
 
 A checkpoint is a zip file as torch.save writes it, with the SHA-256 of everything before it in the zip comment:
-torch.load alone does not notice a flipped bit. It holds tensors and plain values only and is read by
+torch.load alone does not notice a flipped bit. The members' own check sums (CRC-32) are left out, as torch.serialization
+allows it: they would say less, and cost as much time again. It holds tensors and plain values only and is read by
 models.torch_file, which runs no code and takes no more memory than the file's size warrants, whatever the file says.
 """
 
@@ -11,9 +12,10 @@ import hashlib
 import os
 import pickletools
 import re
+import threading
 import typing
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,8 +24,6 @@ from torch import Tensor
 FORMAT = "vit-run-1"
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
 BEST_FILE = "best.pt"
-COMMENT = b"sha256:"
-COMMENT_LENGTH = len(COMMENT) + 64
 CHUNK = 1 << 20
 LATER = {"ema", "world_size", "threads", "data"}      # fields that older files of this format lack
 
@@ -87,10 +87,9 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
 def save(path: Path, state: RunState) -> None:
     """After this returns the file is on the disk; before, the old one (or none) is there, never half of one.
 
-    Raises NonFiniteError, or StorageError, and then leaves nothing behind.
+    `check_finite` is for the caller, who can still say so to the other processes. Raises StorageError, and then leaves
+    nothing behind.
     """
-    check_finite(state.model)
-    check_finite(state.ema)
     replace(path, lambda unfinished: _write(unfinished, dict(vars(state))))
 
 
@@ -110,10 +109,25 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _write(path: Path, content: object) -> None:
-    with open(path, "wb") as stream:
+    with open(path, "wb") as stream, _without_crc():
         sealed = _Sealed(stream)
         torch.save(content, sealed)
         sealed.close()
+
+
+@contextlib.contextmanager
+def _without_crc() -> Iterator[None]:
+    """The setting is of the whole process, or of the thread, as the release of PyTorch has it: one at a time changes it."""
+    with _crc:
+        before = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)
+        try:
+            yield
+        finally:
+            torch.serialization.set_crc32_options(before)
+
+
+_crc = threading.Lock()
 
 
 class _Sealed:
@@ -152,22 +166,13 @@ class _Sealed:
 
     def close(self) -> None:
         """Raises the OSError of the first write that failed."""
+        from models import torch_file  # as in `load`
+
         if self._error is not None:
             raise self._error
         assert self._held == b"\0\0", "torch.save no longer ends its archive with the length of an empty comment"
-        self._put(memoryview(COMMENT_LENGTH.to_bytes(2, "little")))
-        self._stream.write(COMMENT + self._digest.hexdigest().encode())
-
-
-def _digest(stream, length: int) -> str:
-    digest = hashlib.sha256()
-    while length > 0:
-        chunk = stream.read(min(CHUNK, length))
-        if not chunk:
-            break
-        digest.update(chunk)
-        length -= len(chunk)
-    return digest.hexdigest()
+        self._put(memoryview(torch_file.SEAL_LENGTH.to_bytes(2, "little")))
+        self._stream.write(torch_file.SEAL + self._digest.hexdigest().encode())
 
 
 def _sync(path: Path) -> None:
@@ -181,19 +186,17 @@ def _sync(path: Path) -> None:
 
 def verify(path: Path) -> None:
     """Raises CheckpointError unless the file is what `save` wrote, bit for bit, and of the step that its name tells."""
+    from models import torch_file  # as in `load`
+
     try:
         with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size <= COMMENT_LENGTH:
-                raise CheckpointError(f"{path}: not a checkpoint of this program (only {size} bytes)")
-            digest = _digest(stream, size - COMMENT_LENGTH)
-            comment = stream.read()
+            sealed = torch_file.is_sealed(stream)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if not comment.startswith(COMMENT):
+    if sealed is None:
         kind = "" if zipfile.is_zipfile(path) else "not a zip archive, "
         raise CheckpointError(f"{path}: not a checkpoint of this program ({kind}no SHA-256 at its end), or it was cut off")
-    if comment[len(COMMENT):].decode("ascii", "replace") != digest:
+    if not sealed:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
     named = STEP_FILE.fullmatch(path.name)
     if named and (held := step_in(path)) != int(named[1]):
@@ -204,8 +207,9 @@ def step_in(path: Path) -> int | None:
     """The step of a saved RunState, its first entry, from the start of its pickle; nothing is built."""
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(name) as stream:
+            member = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+            del member.CRC                           # which is not there: else zipfile compares it
+            with archive.open(member) as stream:
                 start = stream.read(1 << 10)
         found = ((opcode.name, value) for opcode, value, _ in pickletools.genops(start))
         next(value for name, value in found if name == "BINUNICODE" and value == "step")
@@ -222,7 +226,7 @@ def load(path: Path) -> RunState:
 
     verify(path)
     try:
-        content = torch_file.read(path)
+        content = torch_file.read(path, verified=True)
     except torch_file.ModelError as error:
         raise CheckpointError(str(error)) from error
     fields = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(RunState)}

@@ -5,8 +5,9 @@ processes, workers or restarts. Step t holds the positions t * G .. (t + 1) * G 
 shuffled epochs (G images a step), cut into micro-batches that are dealt to the ranks in contiguous blocks. Steps
 straddle epochs, so there is no ragged last batch.
 
-A transform is a function of one image: PIL RGB -> uint8 (C, height, width). What it draws from torch's global CPU
-generator is seeded here. Edits of attention (edits.py) go through it with their images.
+A transform is a function of one image: what split.source gives (splits.py) -> uint8 (C, height, width). What it draws
+from torch's global CPU generator is seeded here. Edits of attention (edits.py) go through it with their images. Small
+data sets are held on the device (held.py): the loader then carries the draws alone, and makes the same images of them there.
 
 Since the order is stateless, an image that cannot be read is replaced by a neighbour without moving any other, and lost
 workers (loader_workers.py) cost nothing but time.
@@ -15,9 +16,10 @@ workers (loader_workers.py) cost nothing but time.
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,11 +27,12 @@ from torch.utils.data import Dataset
 
 from .augment import with_edit
 from .edits import Edit
-from .loader_workers import Loading, warn
+from .held import Geometry, Held, hold
+from .loader_workers import Loading, WorkerError, warn
 from .randomness import derive_seed, seeded
 from .splits import ImageError
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image | Tensor], Tensor]
 
 # ----------------------------------------------------------------------------------------------------- order
 
@@ -43,59 +46,88 @@ class Key(NamedTuple):
     index: int
 
 
+class Keys(Sequence):
+    """The Keys of a micro-batch, as two arrays (B,) int64: a thousand of them are made and sent as fast as one."""
+
+    def __init__(self, step: int, micro: int, epochs: np.ndarray, indices: np.ndarray):
+        self.step, self.micro, self.epochs, self.indices = step, micro, epochs, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> Key:
+        return Key(self.step, self.micro, int(self.epochs[number]), int(self.indices[number]))
+
+    def __iter__(self) -> Iterator[Key]:
+        pairs = zip(self.epochs.tolist(), self.indices.tolist())
+        return (Key(self.step, self.micro, epoch, index) for epoch, index in pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
 class Batch(NamedTuple):
-    images: Tensor                  # (B, C, height, width) uint8
+    images: Tensor                  # (B, C, height, width) uint8; of a held data set on the device already
     targets: Tensor                 # (B,) int64
-    keys: list[Key]
+    keys: Sequence[Key]
     edits: Tensor | None = None     # (B, 2, h, w) float32: values and edited shares; of a loader with edits
     bad: tuple[tuple[int, str], ...] = ()     # (index, why) of images that another one stands for; `keys` keep the index
 
 
 class StepOrder(Sequence):
-    """This rank's micro-batches of steps start..stop-1, each a list of Keys."""
+    """This rank's micro-batches of steps start..stop-1, the Keys of each."""
 
     def __init__(self, images: int, batch_size: int, micro_batches: int, rank: int, world_size: int, seed: int,
                  start: int, stop: int):
         """`micro_batches` is the count per step over all ranks; batch_size is a multiple of it, it of world_size."""
         assert batch_size % micro_batches == 0 and micro_batches % world_size == 0
         self.images, self.batch_size, self.seed, self.start, self.stop = images, batch_size, seed, start, stop
-        self.micro_size = batch_size // micro_batches
+        self.micro_batches, self.micro_size = micro_batches, batch_size // micro_batches
         share = micro_batches // world_size
         self.own = range(rank * share, (rank + 1) * share)
-        self._permutations: dict[int, list[int]] = {}
+        self._permutations: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return (self.stop - self.start) * len(self.own)
 
-    def __getitem__(self, number: int) -> list[Key]:
+    def __getitem__(self, number: int) -> Keys:
         if not 0 <= number < len(self):
             raise IndexError(number)
         steps, own = divmod(number, len(self.own))
-        step, micro = self.start + steps, self.own[own]
-        first = step * self.batch_size + micro * self.micro_size
-        return [self.key(step, micro, position) for position in range(first, first + self.micro_size)]
+        return self._keys(self.start + steps, self.own[own])
 
     def keys_of(self, step: int) -> list[Key]:
         """All samples of a step, of every rank."""
-        first = step * self.batch_size
-        return [self.key(step, offset // self.micro_size, first + offset) for offset in range(self.batch_size)]
+        return [key for micro in range(self.micro_batches) for key in self._keys(step, micro)]
 
-    def key(self, step: int, micro: int, position: int) -> Key:
-        epoch, offset = divmod(position, self.images)
+    def _keys(self, step: int, micro: int) -> Keys:
+        first = step * self.batch_size + micro * self.micro_size
+        epochs, offsets = np.divmod(np.arange(first, first + self.micro_size), self.images)
+        passes = [self._permutation(epoch)[offsets[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        return Keys(step, micro, epochs, np.concatenate(passes))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             # Two epochs are kept: a micro-batch may straddle them.
             self._permutations = {old: kept for old, kept in self._permutations.items() if old == epoch - 1}
-            self._permutations[epoch] = torch.randperm(self.images, generator=generator).tolist()
-        return Key(step, micro, epoch, self._permutations[epoch][offset])
+            self._permutations[epoch] = torch.randperm(self.images, generator=generator).numpy()
+        return self._permutations[epoch]
 
+
+# ------------------------------------------------------------------------------------------------ one image at a time
 
 REPLACEMENTS = 100          # images after an unreadable one that are tried in its place
 
 
 class _Keyed(Dataset):
-    """A split as a loader reads it: Key -> (uint8 image, label, Key, why it is another one or None[, edit]). Errors travel
-    as values, so that the main process can tell them in one line instead of a worker's traceback."""
+    """A split as a loader reads it: Key -> (uint8 image, label, (its index, why another one stands for it) or None[, edit]).
+    Errors travel as values, so that the main process can tell them in one line instead of a worker's traceback."""
 
     def __init__(self, split: Dataset, transform: Transform, seed: int | None, edits: dict[int, Edit] | None = None,
                  grid: tuple[int, int] | None = None, skip: bool = False):
@@ -106,52 +138,75 @@ class _Keyed(Dataset):
         first = None
         for ahead in range(min(self.tries, len(self.split))):
             index = (key.index + ahead) % len(self.split)
+            bad = first and (key.index, getattr(first, "plain", str(first)))
             try:
-                image, label = self.split[index]
-            except ImageError as error:
+                return self._sample(*self.split.source(index), key.epoch, index, bad)
+            except ImageError as error:              # of the transform too: it may be what decodes
                 first = first or error
-                continue
-            return self._sample(image, label, key, index, first and getattr(first, "plain", str(first)))
         return first
 
-    def _sample(self, image: Image.Image, label: int, key: Key, index: int, why: str | None) -> tuple:
+    def _sample(self, image: Image.Image | Tensor, label: int, epoch: int, index: int, bad: tuple[int, str] | None) -> tuple:
         if self.seed is None:
-            return self.transform(image), label, key, why
-        with seeded(self.seed, "augment", key.epoch, index):
+            return self.transform(image), label, bad
+        with seeded(self.seed, "augment", epoch, index):
             if self.edits is None:
-                return self.transform(image), label, key, why
+                return self.transform(image), label, bad
             if index not in self.edits:
-                return self.transform(image), label, key, why, torch.zeros(2, *self.grid)
+                return self.transform(image), label, bad, torch.zeros(2, *self.grid)
             image, edit = with_edit(self.transform, image, self.edits[index], self.grid)
-            return image, label, key, why, edit
+            return image, label, bad, edit
 
 
 def _collate(samples: list) -> Batch | ImageError:
-    """-> Batch, its keys as a tensor (B, 4): a message of a worker that is killed is whole or not there if it is small."""
+    """-> Batch without its keys, which the main process knows: a killed worker's message is whole or not there if it is small."""
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample
-    images, labels, keys, reasons, *edits = zip(*samples)
-    bad = tuple((key.index, why) for key, why in zip(keys, reasons) if why is not None)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(keys), torch.stack(edits[0]) if edits else None, bad)
+    images, labels, bad, *edits = zip(*samples)
+    return Batch(torch.stack(images), torch.tensor(labels), (), torch.stack(edits[0]) if edits else None,
+                 tuple(filter(None, bad)))
+
+
+class _Planned(Dataset):
+    """A split that is held (held.py) as a loader reads it: Keys -> a Batch whose images are still a plan."""
+
+    def __init__(self, labels: np.ndarray, rows: np.ndarray, geometry: Geometry, seed: int | None):
+        self.labels, self.rows, self.geometry, self.seed = labels, rows, geometry, seed
+
+    def __getitems__(self, keys: Keys) -> Batch:
+        seeds = None if self.seed is None else [
+            derive_seed(self.seed, "augment", *of) for of in zip(keys.epochs.tolist(), keys.indices.tolist())]
+        plan = self.geometry.plan(self.rows[keys.indices], seeds)
+        return Batch(plan, torch.from_numpy(self.labels[keys.indices]), ())
+
+
+# --------------------------------------------------------------------------------------------------- loaders
 
 
 class Loader:
     """Iterates over Batches. Raises ImageError for an image that cannot be read, WorkerError (loader_workers.py)."""
 
-    def __init__(self, dataset: _Keyed, batches: Sequence[list[Key]], num_workers: int, pin_memory: bool, timeout_s: float,
-                 say: Callable[[str], None]):
-        self._loading = Loading(dataset, batches, num_workers, _collate, pin_memory, timeout_s, say)
+    def __init__(self, dataset: _Keyed, batches: Sequence[Keys], held: Held | str, num_workers: int, held_workers: int | None,
+                 pin_memory: bool, timeout_s: float, say: Callable[[str], None]):
+        self.not_held = held if isinstance(held, str) else ""            # why, in words; "" where the images are held
+        self._held = None if self.not_held else held
+        if self._held:
+            num_workers = num_workers if held_workers is None else held_workers
+            dataset = _Planned(dataset.split.labels, held.rows, held.geometry, dataset.seed)
+        collate = (lambda batch: batch) if self._held else _collate
+        self._loading = Loading(dataset, batches, num_workers, collate, pin_memory, timeout_s, say)
+        self.num_workers = num_workers
 
     def __len__(self) -> int:
         return len(self._loading.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         with contextlib.closing(iter(self._loading)) as batches:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 if isinstance(batch, ImageError):
                     raise batch
-                yield batch._replace(keys=[Key(*key) for key in batch.keys.tolist()])
+                images = self._held.make(batch.images) if self._held else batch.images
+                yield batch._replace(images=images, keys=self._loading.batches[number])
 
     def close(self) -> None:
         """Ends the workers of an iteration under way; before the process ends, which would wait for them."""
@@ -160,7 +215,8 @@ class Loader:
 
 def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed: int, num_workers: int,
                  pin_memory: bool, edits: dict[int, Edit] | None = None, grid: tuple[int, int] | None = None,
-                 bad_images: str = "stop", timeout_s: float = 300.0, say: Callable[[str], None] = warn) -> Loader:
+                 bad_images: str = "stop", timeout_s: float = 300.0, say: Callable[[str], None] = warn,
+                 device: torch.device | None = None, held_workers: int | None = None) -> Loader:
     """One loader for the whole run: the micro-batches of `order`. `transform` draws by (seed, epoch, image).
 
     edits, by index of the image, {} included, give every Batch edits on the model's grid (h, w), cropped and mirrored as
@@ -170,24 +226,75 @@ def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed
     last; ImageError after REPLACEMENTS tries), with its own label, edit and draws; Batch.bad tells it. "stop": ImageError.
 
     timeout_s without a batch, or a worker's death: all workers are started anew, `say` gets a line. 0 waits for ever.
+
+    device: where the images are held if they can be (held.py), with `held_workers` in place of `num_workers` unless it is None;
+    Loader.not_held tells why not. None: nowhere.
     """
     assert edits is None or grid is not None
     assert bad_images in ("stop", "skip")
-    return Loader(_Keyed(split, transform, seed, edits, grid, bad_images == "skip"), order, num_workers, pin_memory, timeout_s,
-                  say)
+    dataset = _Keyed(split, transform, seed, edits, grid, bad_images == "skip")
+    held = _held(dataset, device) if edits is None else "edits of attention go with the images"
+    return Loader(dataset, order, held, num_workers, held_workers, pin_memory, timeout_s, say)
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int, num_workers: int,
-                pin_memory: bool, timeout_s: float = 300.0, say: Callable[[str], None] = warn) -> Loader:
-    """This rank's share of the split, every image once over all ranks, in batches of at most `batch_size`."""
-    own = [Key(0, 0, 0, index) for index in range(rank, len(split), world_size)]
-    batches = [own[first:first + batch_size] for first in range(0, len(own), batch_size)]
-    return Loader(_Keyed(split, transform, None), batches, num_workers, pin_memory, timeout_s, say)
+                pin_memory: bool, timeout_s: float = 300.0, say: Callable[[str], None] = warn,
+                device: torch.device | None = None, held_workers: int | None = None) -> Loader:
+    """This rank's share of the split, every image once over all ranks, in batches of `batch_size`. The rest: as there."""
+    own = np.arange(rank, len(split), world_size)
+    batches = [Keys(0, 0, np.zeros_like(part), part)
+               for part in (own[first:first + batch_size] for first in range(0, len(own), batch_size))]
+    dataset = _Keyed(split, transform, None)
+    return Loader(dataset, batches, _held(dataset, device), num_workers, held_workers, pin_memory, timeout_s, say)
 
 
-def default_workers(dataset: str, local_world_size: int) -> int:
-    """None for digits (decoding them is free); elsewhere up to 4, as far as there are cores."""
+def _held(dataset: _Keyed, device: torch.device | None) -> Held | str:
+    return "nobody asked for it" if device is None else hold(dataset.split, dataset.transform, device)
+
+
+def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on the device. On a GPU each is copied, or made (held.py), while the one before it is worked on.
+
+    The work for it is queued on a stream of its own before the batch before it is handed out; an error in it is raised
+    when its turn comes, so that no step is lost to a later one. Elsewhere the batches pass as they are.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    batches, side, waiting = iter(batches), torch.cuda.Stream(device), None
+    side.wait_stream(torch.cuda.current_stream(device))          # which put held images there
+    while True:
+        try:
+            with torch.cuda.stream(side):
+                batch = next(batches, None)
+                moved = batch and batch._replace(**{name: value.to(device, non_blocking=True) for name, value
+                                                    in batch._asdict().items() if isinstance(value, Tensor)})
+                coming = moved, side.record_event()
+        except (ImageError, WorkerError) as error:
+            coming = error, None
+        if waiting is not None:
+            yield _arrived(*waiting)
+        if coming[0] is None:
+            return
+        waiting = coming
+
+
+def _arrived(batch: Batch | ValueError, copied: torch.cuda.Event | None) -> Batch:
+    """On the current stream, which waits for it there and then."""
+    if isinstance(batch, ValueError):
+        raise batch
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for value in batch:
+        if isinstance(value, Tensor):
+            value.record_stream(stream)         # or its memory could be another batch's while the step still reads it
+    return batch
+
+
+def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
+    """For this process. Beside a GPU all its cores but one, up to 16: it takes thousands of images a second, a core decodes
+    hundreds. On a CPU one, which loads while the others train. None for digits: decoding them is free."""
     if dataset == "digits":
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(0, min(4, cores // local_world_size - 1))
+    return max(0, min(16 if device_type == "cuda" else 1, cores // local_world_size - 1))

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torchvision import datasets
 
+from . import prepared
 from .image_files import csv_lists, existing_images, folder, text_lines
 from .splits import ArrayImages, DataError, Splits, check, draw_test, hold_out, listed
 
@@ -38,7 +38,15 @@ def digits(data_dir: str) -> Splits:
     return Splits(train, val, test, "val", tuple("0123456789"), can_flip=False)
 
 
-def cifar(kind: type[datasets.CIFAR10], data_dir: str) -> Splits:
+def _torchvision(name: str) -> type:
+    """Its data set of this name. Imported here, because it takes longer to import than PyTorch."""
+    from torchvision import datasets
+
+    return getattr(datasets, name)
+
+
+def cifar(name: str, data_dir: str) -> Splits:
+    kind = _torchvision(name)
     place = Path(data_dir) / kind.filename
     train, test = (_downloaded(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
                    for part in (True, False))
@@ -61,8 +69,9 @@ def _downloaded(kind: type, data_dir: str, advice: str, **arguments):
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def mnist(kind: type[datasets.MNIST], data_dir: str, classes: tuple[str, ...], can_flip: bool) -> Splits:
+def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
     """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (torchvision's place; or FashionMNIST) or DATA_DIR."""
+    kind = _torchvision(name)
     places = (Path(data_dir) / kind.__name__ / "raw", Path(data_dir))
     files = next(filter(None, map(_idx_files, places)), None)
     for place in places if files is None else ():
@@ -79,6 +88,7 @@ def mnist(kind: type[datasets.MNIST], data_dir: str, classes: tuple[str, ...], c
         if len(images) != len(labels):
             raise DataError(f"{images_file} has {len(images)} images, {labels_file} {len(labels)} labels: not of one data set")
         arrays.append(ArrayImages(images, labels, part))
+    classes = tuple(name.partition(" - ")[0] for name in kind.classes)                # "7 - seven" of MNIST
     return Splits(arrays[0], arrays[1], arrays[1], "test", classes, can_flip)
 
 
@@ -172,7 +182,7 @@ def flowers102(data_dir: str) -> Splits:
     if root is None:
         root = Path(data_dir) / "flowers-102"
         advice = f"fetch 102flowers.tgz, {contents[1]} and {contents[2]} from {FLOWERS_SOURCE}, and unpack into {root}"
-        _downloaded(datasets.Flowers102, data_dir, advice)
+        _downloaded(_torchvision("Flowers102"), data_dir, advice)
 
     labels = _numbers(loadmat, root / contents[2], "labels") - 1
     published = [_numbers(loadmat, root / contents[1], name) for name in ("trnid", "valid", "tstid")]
@@ -183,7 +193,7 @@ def flowers102(data_dir: str) -> Splits:
         existing_images([(str(root / "jpg" / f"image_{number:05d}.jpg"), int(labels[number - 1])) for number in numbers.tolist()],
                         root, lambda position: str(root / contents[1]))
         for numbers in (np.concatenate(published[:2]), published[2]))
-    return Splits(train, test, test, "test", tuple(datasets.Flowers102.classes))
+    return Splits(train, test, test, "test", tuple(_torchvision("Flowers102").classes))
 
 
 def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
@@ -206,7 +216,7 @@ def oxford_pets(data_dir: str) -> Splits:
     if root is None:
         root = Path(data_dir) / "oxford-iiit-pet"
         advice = f"fetch images.tar.gz and annotations.tar.gz from {PETS_SOURCE}, and unpack them into {root}"
-        _downloaded(datasets.OxfordIIITPet, data_dir, advice)
+        _downloaded(_torchvision("OxfordIIITPet"), data_dir, advice)
     names, images = {}, []
     for file in (root / name for name in lists):
         samples = []
@@ -230,10 +240,10 @@ def oxford_pets(data_dir: str) -> Splits:
 # configs.FLAGS offers the same names.
 DATASETS: dict[str, Callable[[str], Splits]] = {
     "digits": digits,
-    "cifar10": lambda data_dir: cifar(datasets.CIFAR10, data_dir),
-    "cifar100": lambda data_dir: cifar(datasets.CIFAR100, data_dir),
-    "mnist": lambda data_dir: mnist(datasets.MNIST, data_dir, tuple("0123456789"), can_flip=False),
-    "fashion_mnist": lambda data_dir: mnist(datasets.FashionMNIST, data_dir, tuple(datasets.FashionMNIST.classes), True),
+    "cifar10": lambda data_dir: cifar("CIFAR10", data_dir),
+    "cifar100": lambda data_dir: cifar("CIFAR100", data_dir),
+    "mnist": lambda data_dir: mnist("MNIST", data_dir, can_flip=False),
+    "fashion_mnist": lambda data_dir: mnist("FashionMNIST", data_dir, can_flip=True),
     "imagenet": lambda data_dir: folder(data_dir, classes_wanted=1000),
     "cub200": cub200,
     "flowers102": flowers102,
@@ -243,6 +253,13 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
 }
 
 
+def own_splits(dataset: str, data_dir: str) -> Splits:
+    """As they were published, or prepared from that (prepared.py). Raises DataError."""
+    if dataset != "digits" and prepared.is_prepared(data_dir):
+        return prepared.load(data_dir, dataset)
+    return DATASETS[dataset](data_dir)
+
+
 def load_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
                 split_seed: int = 0) -> Splits:
     """The data set's own splits, or shares of every class drawn by `split_seed`.
@@ -250,7 +267,7 @@ def load_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
     test_fraction: that share of all images put together becomes the test set. val_fraction: that share of what is to
     train on becomes the validation set. Raises DataError if the data are not there or do not fit each other.
     """
-    splits = DATASETS[dataset](data_dir)
+    splits = own_splits(dataset, data_dir)
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed)
     elif not len(splits.test):

@@ -192,6 +192,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host there; the host does not wait for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def parts_of_ranks(tensor: Tensor, world: World) -> list[Tensor]:
     """The tensors of all ranks, of one shape and type, on every rank; the list's storage is new where there are several."""
     if world.size == 1:
@@ -242,13 +247,11 @@ def first_on_node(world: World, function: Callable):
     return result
 
 
-def wrap(model: nn.Module, world: World, half_gradients: bool = False, example: Tensor | None = None) -> nn.Module:
+def wrap(model: nn.Module, world: World, half_gradients: bool = False) -> nn.Module:
     """DistributedDataParallel over more than one process, else the model itself.
 
-    half_gradients sends the gradients over the network as float16, at half the traffic. `example` is an input of the model,
-    (2, C, h, w): with it a run that is resumed on three processes or more goes on bit for bit. DistributedDataParallel
-    lays its buckets anew after the first backward pass of a process, and where a number lies in them decides in which
-    order the ranks' parts are added; a pass whose gradients are thrown away has that done before the first step.
+    half_gradients sends the gradients over the network as float16, at half the traffic. The model is then to be warmed up
+    (engine.warm_up) before its first step.
     """
     if world.size == 1:
         return model
@@ -259,12 +262,6 @@ def wrap(model: nn.Module, world: World, half_gradients: bool = False, example: 
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
         wrapped.register_comm_hook(None, fp16_compress_hook)
-    if example is not None:
-        was_training = model.training
-        logits = wrapped.train()(example)
-        sum(each.float().sum() for each in (logits if isinstance(logits, tuple) else (logits,))).backward()
-        wrapped.zero_grad(set_to_none=True)
-        wrapped.train(was_training)
     return wrapped
 
 

@@ -1,22 +1,22 @@
-"""One optimizer step, and one evaluation."""
+"""One optimizer step."""
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from . import exact
-from .data import Batch, Key, Loader
-from .distributed import World, sum_over_ranks, without_sync
+from .data import Batch, Key
+from .distributed import World, on_device, sum_over_ranks, without_sync
 from .ema import Ema
 from .loss import attention_loss, classification_loss, distillation_loss
-from .metrics import EvalReport, Tally
 from .mix import Mixer
-from .optim import set_learning_rate
+from .optim import set_learning_rate, update
 from .precision import LossScaler, Precision
 from .randomness import seed_device
 
@@ -41,9 +41,15 @@ class StepReport:
     grad_norm: float                # before clipping
     loss_scale: float | None        # None where the loss is not scaled
     skipped: bool                   # the weights were left alone because loss or gradients were not finite
-    images_per_second: float
+    images: int                     # of all ranks
+    seconds: float                  # of this rank, from the step before to this one
+    data_seconds: float             # of them, waiting for the loader
     attention_loss: float | None = None      # mean over the step's images that have an edit; None if it has none
     requests: tuple[float, ...] = ()         # what Trainer's requests() gave, summed over the ranks
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,20 +98,36 @@ class Objective:
         return (1 - self.alpha) * loss + self.alpha * taught
 
 
+class _Step:
+    """A step that is under way on the device, until `Trainer.finish` has read its figures."""
+
+    def __init__(self, number: int, started: float):
+        self.number, self.started = number, started                           # number from 0
+        self.keys: list[Sequence[Key]] = []                                   # of this rank's micro-batches
+        self.data_seconds, self.edited, self.learning_rate = 0.0, 0, 0.0
+        self.figures: Tensor | None = None          # losses, hits, attention, requests ..., norm, scale; float64, on the CPU
+        self.ready: torch.cuda.Event | None = None
+
+
 class Trainer:
-    """What a step needs, so that train.py's loop reads as the procedure. Takes plain values, not the configuration."""
+    """What a step needs, so that train.py's loop reads as the procedure. Takes plain values, not the configuration.
+
+    The host does not wait for a GPU inside a step: the figures of a step are read in the middle of the next one, while the
+    device is at work on that. Whether the weights are changed is decided where the gradients are; what the host decides
+    (learning rate, average of the weights) follows when the figures are there, so that reading late changes no number.
+    """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler, precision: Precision,
                  world: World, prepare: Callable[[Tensor], Tensor], *, batch_size: int, micro_steps: int,
                  max_grad_norm: float, seed: int, objective: Objective | None = None, ema: Ema | None = None, step: int = 0,
                  updates: int = 0, skips: int = 0, exact: bool = False, non_finite: str = "stop",
-                 requests: Callable[[], Sequence[float]] = tuple):
+                 requests: Callable[[], Sequence[float]] = tuple, late: bool | None = None):
         """`model` may be wrapped; `prepare` turns images of values 0..255 on the device into its input; micro_steps per
         rank; `step` batches were consumed so far, `updates` of them changed the weights, the last `skips` did not.
 
-        `exact` sums as utils/exact.py does it; the model is not wrapped then. `non_finite` is what to do where a loss or a
-        gradient is not finite and loss scaling not the cause: "stop", or "skip" the update. What requests() gives at the
-        end of a step is summed over the ranks together with the losses.
+        `exact` sums as utils/exact.py does it; the model is not wrapped then. `non_finite`: what a loss or gradient does that
+        is not finite, loss scaling aside: "stop", or "skip" the update. What requests() gives at the end of a step is summed
+        over the ranks together with the losses. `late`: see above; by default on a GPU alone.
         """
         assert non_finite in ("stop", "skip"), non_finite
         self.model, self.optimizer, self.scaler, self.precision, self.world = model, optimizer, scaler, precision, world
@@ -115,64 +137,84 @@ class Trainer:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step, self.updates, self.skips = step, updates, skips
         self.exact, self.non_finite, self.requests = exact, non_finite, requests
+        self.late = world.device.type == "cuda" if late is None else late
         self.bad: list[tuple[int, str]] = []        # (index, why) of images that the loader replaced, for the caller to empty
+        self._pending: _Step | None = None
+        self._read_at = 0.0
 
-    def train_step(self, batches: Iterator[Batch], learning_rate: float) -> StepReport:
-        """Takes micro_steps batches; one update of the weights. Raises DivergedError before a non-finite update.
+    def train_step(self, batches: Iterator[Batch], learning_rate: Callable[[int], float], now: bool = True) -> list[StepReport]:
+        """Takes micro_steps batches; one update of the weights, the n-th with learning_rate(n), n from 1.
+
+        -> the reports that are there: of this step; where figures are read late, and unless they are wanted `now`, of the
+        step before. Raises DivergedError, of the step that it reports, and no update is ever not finite.
 
         The loss is the sum over the step's images divided by their number, so that ranks and micro-steps change
         nothing but the rounding; the lesson's part (see Lesson) is added. Order: backward, unscale, clip, step, scale update.
         """
-        self.model.train()
-        started = time.perf_counter()
-        edited = self.objective.lesson.edited_images(self.step) if self.objective.lesson else 0
-        keys, (losses, hits, attention, *requests) = self._gradients(batches, edited)
-        self.scaler.unscale(self.optimizer)
-        norm = self._clip()
-        loss, accuracy, attention = losses / self.batch_size, hits / self.batch_size, attention / (edited or 1)
-        if edited:
-            loss += self.objective.lesson.weight * attention
-        skipped = self._is_skipped(loss, norm, learning_rate, keys)
-        scale = self.scaler.scale if self.scaler.enabled else None
+        if not self.model.training:
+            self.model.train()
+        step = self._gradients(batches)
+        norm, non_finite = self._measured(step)
+        reports = self.finish()
+        step.learning_rate = learning_rate(self.updates + 1)
+        set_learning_rate(self.optimizer, step.learning_rate)
+        update(self.optimizer, norm, non_finite, self.scaler.scale, self.max_grad_norm)
+        self.scaler.update(non_finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._pending = step
+        self.step += 1
+        return reports if self.late and not now else reports + self.finish()
+
+    def finish(self) -> list[StepReport]:
+        """Reads the figures of the step that is under way, if one is: its report. Raises DivergedError."""
+        if self._pending is None:
+            return []
+        step, self._pending = self._pending, None
+        if step.ready is not None:
+            step.ready.synchronize()
+        losses, hits, attention, *requests, norm, scale = step.figures.tolist()
+        loss, accuracy, attention = losses / self.batch_size, hits / self.batch_size, attention / (step.edited or 1)
+        loss += self.objective.lesson.weight * attention if step.edited else 0.0
+        skipped = self._is_skipped(step, loss, norm, scale)
+        self.skips = self.skips + 1 if skipped else 0
         if not skipped:
-            set_learning_rate(self.optimizer, learning_rate)
-            self.scaler.step(self.optimizer)
             self.updates += 1
             if self.ema is not None:
                 self.ema.update(self.model, self.updates)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.skips = self.skips + 1 if skipped else 0
-        return StepReport(self.step, loss, accuracy, learning_rate, norm, scale, skipped,
-                          self.batch_size / (time.perf_counter() - started), attention if edited else None, tuple(requests))
+        started, self._read_at = max(step.started, self._read_at), time.perf_counter()
+        return [StepReport(step.number + 1, loss, accuracy, step.learning_rate, norm, scale if self.scaler.enabled else None,
+                           skipped, self.batch_size, self._read_at - started, step.data_seconds,
+                           attention if step.edited else None, tuple(requests))]
 
-    def _gradients(self, batches: Iterator[Batch], edited: int) -> tuple[list[Key], list[float]]:
-        """Backward over the step's micro-batches; every rank has the gradients of the whole step then.
-
-        -> (keys of this rank's images; sums over all ranks of losses, hits, attention losses and each of the requests)
-        """
-        keys, tree = [], exact.SumTree()
+    def _gradients(self, batches: Iterator[Batch]) -> _Step:
+        """Backward over the step's micro-batches; every rank has the gradients of the whole step then. The step's figures
+        are the sums over all ranks of losses, hits, attention losses and each of the requests."""
+        step, tree = _Step(self.step, time.perf_counter()), exact.SumTree()
+        step.edited = self.objective.lesson.edited_images(self.step) if self.objective.lesson else 0
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for micro_step in range(self.micro_steps):
+            asked = time.perf_counter()
             batch = next(batches)
-            keys += batch.keys
+            step.data_seconds += time.perf_counter() - asked
+            step.keys.append(batch.keys)
             self.bad += batch.bad
             assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
             with without_sync(self.model) if micro_step < self.micro_steps - 1 else contextlib.nullcontext():
-                part = self._backward(batch, edited)
+                part = self._backward(batch, step.edited)
             if self.exact:
                 tree.push([*exact.take_gradients(self.parameters), part])
             else:
                 sums += part
-        requests = torch.tensor(self.requests(), dtype=torch.float64, device=self.world.device)
+        requests = on_device(torch.tensor(self.requests(), dtype=torch.float64), self.world.device)
         if self.exact:
             *gradients, sums, requests = exact.sum_over_ranks([*tree.root(), requests], [*self.parameters, sums, requests],
                                                               self.world)
             for parameter, gradient in zip(self.parameters, gradients):
                 parameter.grad = gradient
-            return keys, [*sums.tolist(), *requests.tolist()]
-        return keys, sum_over_ranks(torch.cat([sums, requests])).tolist()
+            step.figures = torch.cat([sums, requests])
+        else:
+            step.figures = sum_over_ranks(torch.cat([sums, requests]))
+        return step
 
     def _backward(self, batch: Batch, edited: int) -> Tensor:
         """-> (sum of the losses of the micro-batch's images, how many of them were right, sum of their attention losses)
@@ -201,57 +243,58 @@ class Trainer:
         best = (logits[0] + logits[1] if isinstance(logits, tuple) else logits).argmax(dim=1)
         return torch.stack([loss.detach().double(), (best == labels).sum().double(), taught.detach().double()])
 
-    def _clip(self) -> float:
-        """-> global gradient norm before clipping; max_grad_norm 0 only measures it"""
-        if self.max_grad_norm > 0:
-            return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
+    def _measured(self, step: _Step) -> tuple[Tensor, Tensor]:
+        """-> (global norm of the gradients as they lie there, scaled; whether loss or gradients are not finite); completes
+        the step's figures and sends them to the host."""
+        scale = self.scaler.scale
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        non_finite = ~(step.figures[:3].isfinite().all() & norm.isfinite())
+        step.figures = torch.cat([step.figures, torch.stack([norm.double() / scale, scale.double()])])
+        if step.figures.is_cuda:
+            step.figures = step.figures.to("cpu", non_blocking=True)
+            step.ready = torch.cuda.Event()
+            step.ready.record()
+        return norm, non_finite
 
-    def _is_skipped(self, loss: float, norm: float, learning_rate: float, keys: list[Key]) -> bool:
-        """Whether the weights are to be left alone. Raises DivergedError where the run has to end.
+    def _is_skipped(self, step: _Step, loss: float, norm: float, scale: float) -> bool:
+        """Whether the weights were left alone. Raises DivergedError where the run has to end.
 
         Gradients are the same on all ranks and the loss was summed over them: every rank decides alike.
         """
-        if _is_finite(loss) and _is_finite(norm):
+        if isfinite(loss) and isfinite(norm):
             return False
-        overflow = self.scaler.enabled and _is_finite(loss)
-        what = "gradient overflows" if overflow else f"loss {loss}" if not _is_finite(loss) else f"gradient norm {norm}"
+        overflow = self.scaler.enabled and isfinite(loss)
+        what = "gradient overflows" if overflow else f"loss {loss}" if not isfinite(loss) else f"gradient norm {norm}"
         if self.skips + 1 >= MAX_SKIPS:
             what = f"{MAX_SKIPS} {what} in a row" if overflow else f"{MAX_SKIPS} updates in a row skipped (the last: {what})"
-        elif overflow and not self.scaler.fixed and self.scaler.scale / 2 < MIN_SCALE:
+        elif overflow and not self.scaler.fixed and scale / 2 < MIN_SCALE:
             what += ", however low the loss scale"
         elif overflow or self.non_finite == "skip":
             return True
-        samples = ", ".join(str(key.index) for key in keys[:16]) + (", ..." if len(keys) > 16 else "")
-        scale = f", loss scale {self.scaler.scale:g}" if self.scaler.enabled else ""
+        self.step = step.number                     # it does not count, nor does one that was begun after it
+        indices = [key.index for keys in step.keys for key in keys]
+        samples = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
+        scaled = f", loss scale {scale:g}" if self.scaler.enabled else ""
         or_else = " or --precision bf16" if overflow else ""
         if not overflow and self.precision.compute != torch.float32:
             or_else = " or --precision fp32"
         if self.non_finite == "stop" and not overflow:
             or_else += ", or --non_finite skip if it is a rare step"
-        raise DivergedError(f"step {self.step + 1}: {what} at learning rate {learning_rate:g}{scale}: try a lower one{or_else}; "
-                            f"samples {samples}")
+        raise DivergedError(f"step {step.number + 1}: {what} at learning rate {step.learning_rate:g}{scaled}: try a lower one"
+                            f"{or_else}; samples {samples}")
 
 
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")        # false for NaN as well
+def warm_up(model: nn.Module, images: Tensor, precision: Precision) -> None:
+    """A pass forward and backward whose gradients are thrown away. images: an input of a micro-step, (B, C, height, width).
 
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tensor], precision: Precision,
-             world: World, num_classes: int, confusion: bool = False,
-             stop: Callable[[], bool] = lambda: False) -> EvalReport | None:
-    """Every image of the split once, whatever the number of ranks. `model` is the plain module, not the wrapped one:
-    ranks may have different numbers of batches. None, on every rank, if stop() became true on one before its last batch."""
+    A compiled model is compiled by it. And on three processes or more it makes a run that is resumed go on bit for bit:
+    DistributedDataParallel lays its buckets anew after the first backward pass of a process, and where a number lies in
+    them decides in which order the ranks' parts are added.
+    """
     was_training = model.training
-    model.eval()
-    tally, stopped = Tally(num_classes, world.device, confusion), False
-    for batch in loader:
-        if stopped := stop():
-            break
-        images = prepare(batch.images.to(world.device, non_blocking=True))
-        with precision.autocast(world.device):
-            logits = model(images)
-        tally.add(logits, batch.targets.to(world.device, non_blocking=True))
+    model.train()
+    with precision.autocast(images.device):
+        logits = model(images)
+    sum(each.float().sum() for each in (logits if isinstance(logits, tuple) else (logits,))).backward()
+    model.zero_grad(set_to_none=True)
     model.train(was_training)
-    return tally.report(stopped)

@@ -4,6 +4,7 @@ A file may hold anything: whatever is wrong with it comes out as one ImageError,
 """
 
 import csv
+import functools
 import hashlib
 import os
 import re
@@ -17,14 +18,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from .decoding import IMAGE_FORMATS, MAX_PIXELS, opened_image, to_rgb, undecoded
 from .splits import DataError, ImageError, Splits, listed
 
-# What a data set holds; Pillow reads stranger things. Some of the Oxford pets are GIFs called .jpg.
-IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
-STRIP_PIXELS = 1 << 22            # converted at a time
 MAX_REASON = 200                  # characters of Pillow's complaint
 MAX_LIST_BYTES = 1 << 30          # a list of images: over ten million rows
 MAX_LINE_BYTES = 1 << 16
@@ -53,6 +51,17 @@ class FileImages(Dataset):
                 return to_rgb(opened_image(stream)), label
         except Exception as error:              # of a damaged file Pillow lets out many kinds
             raise _image_error(path, "cannot be read as an image", error) from error
+
+    def source(self, index: int) -> tuple[Image.Image, int]:
+        """As [index], but a JPEG is opened and not decoded (decoding.py): of a part of it augment.py decodes what it needs.
+        What fails there comes out as the same ImageError."""
+        path, label = self.samples[index]
+        failed = functools.partial(_image_error, path, "cannot be read as an image")
+        try:
+            with _opened(path) as stream:
+                return undecoded(stream, failed), label
+        except Exception as error:
+            raise failed(error) from error
 
     def name(self, index: int) -> str:
         path = Path(self.samples[index][0])
@@ -107,38 +116,6 @@ def _reason(error: Exception) -> str:
 def shown(text: str) -> str:
     """In one line that a terminal can show: names of files may hold line breaks, control characters, bytes of no text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def opened_image(stream: BinaryIO) -> Image.Image:
-    """Its header is read, not its pixels. Raises ValueError for more than MAX_PIXELS, and what Pillow raises."""
-    image = Image.open(stream, formats=IMAGE_FORMATS)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width:,} x {height:,} px, more than {MAX_PIXELS:,}: make it smaller")
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bits; what is transparent lies on white. As it is stored: an EXIF orientation is not followed, because the
-    readers that published checkpoints were trained with (torchvision, timm) do not.
-
-    Raises ValueError for pixels of no known range (32-bit integers, floats), which Pillow would clip to white or black.
-    """
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    if image.mode in ("I", "F") and not sixteen_bits:
-        raise ValueError("32 bits a pixel, of no known range: save it with 8 or 16 bits")
-    if not sixteen_bits and not image.has_transparency_data:
-        return image.convert("RGB")
-    rgb = Image.new("RGB", image.size)
-    rows = max(1, STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):        # in strips: the steps between take several times the memory
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        if sixteen_bits:                            # Pillow would clip 16 bits to 8
-            strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
-        else:
-            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip.convert("RGBA"))
-        rgb.paste(strip.convert("RGB"), (0, top))
-    return rgb
 
 
 # --------------------------------------------------------------------------------------------------- folders

@@ -52,7 +52,8 @@ class _NoMemory:
 
 
 class Loading:
-    """Iterates over collate([dataset[key] for key in batches[i]]), i = 0, 1, ..., loaded by `num_workers` processes.
+    """Iterates over collate([dataset[key] for key in batches[i]]), i = 0, 1, ..., loaded by `num_workers` processes; over
+    collate(dataset.__getitems__(batches[i])) where the dataset has that.
 
     batches is asked for its members by number. Without a batch for `timeout_s` seconds (0: for ever) the workers count as
     hanging. `say` gets one line for each time that they are started anew; raises WorkerError after MAX_REBUILDS of them.

@@ -1,15 +1,17 @@
-"""What an evaluation counts, exactly: integers and float64 sums, added over ranks."""
+"""An evaluation, and what it counts, exactly: integers and float64 sums, added over ranks."""
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .distributed import sum_over_ranks
+from .data import Loader, ahead
+from .distributed import World, sum_over_ranks
+from .precision import Precision
 
 TOP, BINS = 5, 15
 
@@ -82,6 +84,30 @@ class Tally:
             confusion = sum_over_ranks(self.confusion.clone()).view(self.num_classes, -1).cpu()
         return EvalReport(images, loss / images, tuple(hits / images for hits in top), true_probability / images,
                           sum(abs(hits - total) for hits, total in zip(right, confidence)) / images, confusion)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tensor], precision: Precision,
+             world: World, num_classes: int, confusion: bool = False,
+             stop: Callable[[], bool] = lambda: False, fill: bool = False) -> EvalReport | None:
+    """Every image of the split once, whatever the number of ranks. `model` is the plain module, not the wrapped one:
+    ranks may have different numbers of batches. None, on every rank, if stop() became true on one before its last batch.
+    `fill`: the last batch is filled up to the size of the others, or a compiled model would be compiled for it alone."""
+    was_training = model.training
+    model.eval()
+    tally, stopped, size = Tally(num_classes, world.device, confusion), False, 0
+    for batch in ahead(loader, world.device):
+        if stopped := stop():
+            break
+        images = prepare(batch.images.to(world.device, non_blocking=True))
+        size, own = max(size, len(images)), len(images)
+        if fill and own < size:
+            images = torch.cat([images, images[-1:].expand(size - own, -1, -1, -1)])
+        with precision.autocast(world.device):
+            logits = model(images)[:own]
+        tally.add(logits, batch.targets.to(world.device, non_blocking=True))
+    model.train(was_training)
+    return tally.report(stopped)
 
 
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str]) -> list[Path]:

@@ -67,46 +67,43 @@ def has_units_for(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
         return capability >= needed, name if capability >= needed else f"{name} (below {needed[0]}.{needed[1]})"
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    wanted = ["amx_bf16"] if dtype == torch.bfloat16 else ["amx_fp16", "avx512_fp16"]
-    return any(flag in flags for flag in wanted), "CPU with AMX" if "amx_bf16" in flags else "CPU without AMX"
+    wanted = ["amx_bf16", "avx512_bf16"] if dtype == torch.bfloat16 else ["amx_fp16", "avx512_fp16"]
+    found = [flag for flag in wanted if flag in flags]
+    return bool(found), f"CPU with {found[0]}" if found else f"CPU without {' or '.join(wanted)}"
 
 
 class LossScaler:
-    """torch's GradScaler, or one that keeps a fixed scale, or none: one interface for the step.
+    """The factor on the loss that keeps float16 gradients from vanishing; 1 where the loss is not scaled.
 
-    `fixed` = 0: dynamic. State goes into the checkpoint; {} where the loss is not scaled.
+    Dynamic, as torch's GradScaler: halved when gradients overflow, doubled after GROWTH_INTERVAL steps that do not. Unlike
+    it, this one never makes the host wait for the device. `fixed` > 0: it stays. State goes into the checkpoint, under
+    GradScaler's names; {} where the loss is not scaled.
     """
 
     def __init__(self, precision: Precision, device: torch.device, fixed: float = 0.0):
-        self.fixed = float(fixed)
-        self._scaler = torch.amp.GradScaler(device.type, init_scale=self.fixed or INITIAL_SCALE,
-                                            growth_interval=GROWTH_INTERVAL, enabled=precision.scales_loss)
-
-    @property
-    def enabled(self) -> bool:
-        return self._scaler.is_enabled()
-
-    @property
-    def scale(self) -> float:
-        return self._scaler.get_scale()
+        self.enabled, self.fixed = precision.scales_loss, float(fixed)
+        self.scale = torch.tensor((self.fixed or INITIAL_SCALE) if self.enabled else 1.0, device=device)      # float32, ()
+        self._good_steps = torch.zeros((), dtype=torch.int32, device=device)                                  # in a row
 
     def backward(self, loss: torch.Tensor) -> None:
-        self._scaler.scale(loss).backward()
+        (loss * self.scale if self.enabled else loss).backward()
 
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        self._scaler.unscale_(optimizer)
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._scaler.step(optimizer)
-
-    def update(self) -> None:
-        """After every step, taken or skipped: the scale falls by half after an overflow, grows after 2,000 good steps."""
-        if self.enabled:
-            self._scaler.update(new_scale=self.fixed or None)
+    def update(self, overflowed: torch.Tensor) -> None:
+        """After every step. `overflowed`: bool, (), on the device."""
+        if not self.enabled or self.fixed:
+            return
+        good = torch.where(overflowed, 0, self._good_steps + 1)
+        grown = (good >= GROWTH_INTERVAL) & (self.scale * 2).isfinite()
+        self.scale = torch.where(overflowed, self.scale / 2, torch.where(grown, self.scale * 2, self.scale))
+        self._good_steps = torch.where(good >= GROWTH_INTERVAL, 0, good).int()
 
     def state_dict(self) -> dict:
-        return self._scaler.state_dict()
+        if not self.enabled:
+            return {}
+        return {"scale": self.scale.item(), "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": GROWTH_INTERVAL,
+                "_growth_tracker": int(self._good_steps)}
 
     def load_state_dict(self, state: dict) -> None:
         if self.enabled:
-            self._scaler.load_state_dict(state)
+            self.scale.fill_(self.fixed or state["scale"])
+            self._good_steps.fill_(state["_growth_tracker"])

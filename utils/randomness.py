@@ -6,8 +6,9 @@ a hash of (run seed, purpose, position) and not a position in a stream.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 
@@ -29,6 +30,19 @@ def seeded(*parts: int | str) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(state)
+
+
+def raw_draws(seeds: Sequence[int], count: int) -> np.ndarray:
+    """The first 32-bit numbers that torch's CPU generator draws from each of the seeds: (seeds, count) int64.
+
+    It is the Mersenne Twister seeded with the low 32 bits, as numpy's is, whose numbers come in bulk: ten times as fast.
+    """
+    twister = np.random.MT19937()
+    state, numbers = np.random.RandomState(twister), np.empty((len(seeds), count), dtype=np.int64)
+    for row, seed in zip(numbers, seeds):
+        state.seed(seed & 0xFFFFFFFF)
+        row[:] = twister.random_raw(count)
+    return numbers
 
 
 def seed_device(device: torch.device, *parts: int | str) -> None:

@@ -10,6 +10,7 @@ import secrets
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +20,10 @@ from .engine import StepReport
 from .metrics import EvalReport
 from .run_folder import BAD_IMAGES_FILE
 from .run_log import Log
+from .speed import pace
 
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
+PACE_STEPS = 20       # over which the speed is a mean: a single step may have waited for a loader that all others did not
 
 
 class ReportError(ValueError):
@@ -63,7 +66,8 @@ class Report:
         self._write({
             "event": "train", "step": report.step, "loss": report.loss, "accuracy": report.accuracy, "lr": report.learning_rate,
             "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
-            "images_per_second": report.images_per_second,
+            "images_per_second": report.images_per_second, "seconds": report.seconds,
+            "data_wait": min(1.0, report.data_seconds / report.seconds),
             **({} if report.attention_loss is None else {"attention_loss": report.attention_loss})})
 
     def evaluation(self, step: int, split: str, report: EvalReport) -> None:
@@ -176,14 +180,15 @@ class _Bar:
         from tqdm import tqdm
 
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, desc="training")
+        self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
 
     def say(self, text: str) -> None:
         self._bar.write(text, file=sys.stdout)
 
     def read(self, event: dict) -> None:
         if event["event"] == "train":
-            speed = f"{event['images_per_second']:.0f} images/s"
-            self._bar.set_postfix_str(f"{_losses(event)}, lr {event['lr']:.2e}, {speed}", refresh=False)
+            self._steps.append(event)
+            self._bar.set_postfix_str(f"{_losses(event)}, lr {event['lr']:.2e}, {pace(self._steps)}", refresh=False)
             self._bar.update(event["step"] - self._bar.n)
             if event["skipped"]:
                 self.say(_skip_line(event))
@@ -202,6 +207,7 @@ class _Lines:
     def __init__(self, first_step: int, total_steps: int):
         self._first, self._total, self._started = first_step, total_steps, time.monotonic()
         self._every = max(1, total_steps // PLAIN_LINES)
+        self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -209,13 +215,14 @@ class _Lines:
     def read(self, event: dict) -> None:
         step = event["step"]
         if event["event"] == "train":
+            self._steps.append(event)
             if event["skipped"]:
                 self.say(_skip_line(event))
             if step % self._every == 0 or step == self._total:
                 elapsed = time.monotonic() - self._started
                 left = elapsed / max(1, step - self._first) * (self._total - step)
                 self.say(f"step {step}/{self._total}: {_losses(event)}, lr {event['lr']:.2e}, "
-                         f"{event['images_per_second']:.0f} images/s, {_clock(left)} left")
+                         f"{pace(self._steps)}, {_clock(left)} left")
         elif event["event"] == "eval":
             self.say(_evaluation_line(event))
 
@@ -231,7 +238,7 @@ def _clock(seconds: float) -> str:
 # The names that users of the ViT-pytorch scripts know, where they have one; those of an evaluation stand below its split.
 TAGS = {"train": {"loss": "train/loss", "accuracy": "train/accuracy", "lr": "train/lr", "grad_norm": "train/grad_norm",
                   "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second",
-                  "attention_loss": "train/attention_loss"},
+                  "data_wait": "train/data_wait", "attention_loss": "train/attention_loss"},
         "eval": {"accuracy": "accuracy", "top5": "top5", "loss": "loss", "true_probability": "true_probability",
                  "calibration_error": "calibration_error"}}
 

@@ -6,11 +6,13 @@ or gone costs a warning and not the run, until that has happened several times i
 
 import concurrent.futures
 import contextlib
+import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import checkpoint, run_folder
@@ -22,7 +24,8 @@ class Saver:
     """Saves RunStates of the run in `folder` and keeps the newest `keep` step checkpoints there. For one process of the group.
 
     A process that forks meanwhile (to start loader workers) waits until the write has ended: a child of a fork in the
-    middle of it would hold the writer's locks and its half-written file. The copy's memory is kept for the next one.
+    middle of it would hold the writer's locks and its half-written file. The copy's memory is kept for the next one, and
+    `reserve` takes it beforehand.
     """
 
     def __init__(self, folder: Path, keep: int, max_failures: int = 3, say: Callable[[str], None] = print):
@@ -31,6 +34,8 @@ class Saver:
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future | None = None
         self._copy: RunState | None = None
+        self._memory: Memory | None = None                     # of the copy
+        self._paths: set[Path] = set()                         # that it was for
         self._unwritten: list[tuple[Path, RunState]] = []      # of the last save; a best.pt of an earlier one too
         self._claimed, self._best_is_lost = True, False
         self._failures, self._reason = 0, ""
@@ -51,18 +56,36 @@ class Saver:
         """best.pt vanished with its folder, and `save` has been given no other since: the next evaluation is the best."""
         return self._best_is_lost
 
+    def reserve(self, state: RunState) -> None:
+        """Takes the memory for copies of states such as this one, in the thread: memory that no process has touched yet
+        costs several times what copying does, and the first save would wait for it. Once, when there is optimizer state."""
+        self.wait()
+        size, pinned = size_of(vars(state)), on_gpu(vars(state))
+        self._writing = self._writer.submit(self._reserve, size, pinned)
+
+    def _reserve(self, size: int, pinned: bool) -> None:
+        with contextlib.suppress(MemoryError):                 # the save will tell
+            self._memory = Memory(size, pinned)
+            self._memory.touch()
+
     def save(self, paths: Sequence[Path], state: RunState) -> None:
         """Returns when `state` is copied; then it may change. Waits for an earlier write first.
 
         A write that fails is one line to `say`. A best.pt that could not be written is owed: it is written with the next save,
-        unless that brings a newer one. Raises NonFiniteError, and then writes nothing.
+        unless that brings a newer one. What is on the disk already (a run that is stopped right after a save) is not written
+        again. Raises NonFiniteError, and then writes nothing.
         """
         self.wait()
+        if self._is_saved(paths, state):
+            return
         checkpoint.check_finite(state.model)
         checkpoint.check_finite(state.ema)
-        owed = self._owed()
-        reusable = self._copy is not None and self._copy is not owed
-        self._copy = RunState(**copied(vars(state), vars(self._copy) if reusable else {}))
+        owed, size = self._owed(), size_of(vars(state))
+        if self._memory is None or self._memory.size < size or (owed is not None and owed is self._copy):
+            self._memory = None                                # before the new one is taken, where nobody else holds it
+            self._copy = None
+            self._memory = Memory(size, on_gpu(vars(state)))
+        self._copy, self._paths = RunState(**copied(vars(state), self._memory)), set(paths)
         files = [(path, self._copy) for path in paths]
         if any(path.name == checkpoint.BEST_FILE for path in paths):
             self._best_is_lost = False
@@ -70,6 +93,13 @@ class Saver:
             files.insert(0, (self._folder / checkpoint.BEST_FILE, owed))
         self._unwritten = files
         self._writing = self._writer.submit(self._write, list(files))
+
+    def _is_saved(self, paths: Sequence[Path], state: RunState) -> bool:
+        """By the last save, whatever seconds have passed since."""
+        last = self._copy
+        return (last is not None and not self._unwritten and self._paths.issuperset(paths)
+                and (last.step, last.updates, last.best) == (state.step, state.updates, state.best)
+                and all(path.exists() for path in paths))
 
     def _owed(self) -> RunState | None:
         """The content of the best.pt that is not on the disk yet."""
@@ -161,21 +191,80 @@ class Saver:
             self._say(line)
 
 
-def copied(value: object, kept: object = None) -> object:
-    """Tensors in dicts, lists and tuples, in the memory of the CPU and of nobody else; plain values as they are.
+class Memory:
+    """One block for the copies of many tensors. Where they come from a GPU it is pinned, which the transfer is fast with.
 
-    `kept` is an earlier copy that is no longer needed: its tensors take the new numbers where they fit.
+    Else it is a shared mapping, of large pages where the system has them: after a fork (the workers of an evaluation) a page
+    of private memory would cost a fault at its next use, together ten times what the copy does. Raises MemoryError.
     """
+
+    ALIGNMENT = 64                  # bytes: a line of the processor's cache
+
+    def __init__(self, size: int, pinned: bool = False):
+        self.size = size
+        try:
+            if pinned:
+                self._block = torch.empty(max(1, size), dtype=torch.uint8, pin_memory=True).numpy()
+            else:
+                self._block = mmap.mmap(-1, max(1, size))
+                with contextlib.suppress(AttributeError, OSError):             # of another system
+                    self._block.madvise(mmap.MADV_HUGEPAGE)
+        except (OSError, RuntimeError) as error:
+            raise MemoryError(f"not enough memory for a copy of {size / 1e6:,.0f} MB") from error
+
+    def touch(self) -> None:
+        np.frombuffer(self._block, dtype=np.uint8).fill(0)
+
+    def take(self, like: torch.Tensor, place: int) -> torch.Tensor:
+        """A tensor on the CPU at this byte of the block, with a storage of its own, as torch.save wants it."""
+        if not like.numel():
+            return torch.empty(like.shape, dtype=like.dtype)
+        flat = torch.frombuffer(self._block, dtype=like.dtype, count=like.numel(), offset=place)
+        return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())      # dense, in the same order
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        if isinstance(kept, torch.Tensor) and (kept.shape, kept.dtype) == (value.shape, value.dtype):
-            return kept.copy_(value.detach())
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copied(item, kept.get(key) if isinstance(kept, dict) else None) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        before = kept if isinstance(kept, (list, tuple)) and len(kept) == len(value) else [None] * len(value)
-        return type(value)(copied(item, old) for item, old in zip(value, before))
-    return value
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _room(tensor: torch.Tensor) -> int:
+    """Its bytes, up to the next line of the cache"""
+    return -(-tensor.numel() * tensor.element_size() // Memory.ALIGNMENT) * Memory.ALIGNMENT
+
+
+def size_of(value: object) -> int:
+    """Bytes that a copy of the tensors in it takes"""
+    return sum(map(_room, _tensors(value)))
+
+
+def on_gpu(value: object) -> bool:
+    return any(tensor.is_cuda for tensor in _tensors(value))
+
+
+def copied(value: object, memory: Memory) -> object:
+    """Tensors in dicts, lists and tuples, in `memory`, over what was there before; plain values as they are."""
+    place = 0
+
+    def copy(value: object) -> object:
+        nonlocal place
+        if isinstance(value, torch.Tensor):
+            taken = memory.take(value, place).copy_(value.detach(), non_blocking=True)
+            place += _room(value)
+            return taken
+        if isinstance(value, dict):
+            return {key: copy(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(copy, value))
+        return value
+
+    result = copy(value)
+    if on_gpu(value):
+        torch.cuda.synchronize()                      # the transfers, none of which waited for the one before
+    return result
 
 
 _savers: "weakref.WeakSet[Saver]" = weakref.WeakSet()

@@ -10,6 +10,7 @@ import hashlib
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from .randomness import derive_seed
@@ -27,6 +28,8 @@ class ImageError(DataError):
 class Splits:
     """Each split is a sequence of (PIL RGB image, label) with `.labels`, int64 (n,), for which no image is decoded.
 
+    split.source(index): the same pair as cheap as it comes, for a transform to make the rest: the image may be a PIL image
+    that is not decoded yet (ImageError may then come as late as in the transform) or a uint8 tensor (C, height, width).
     split.name(index): what the image is called, a relative path with slashes, another one for every image of the data
     set whatever split it is drawn into; split.content(index): the bytes that are stored of it.
 
@@ -53,6 +56,9 @@ class ArrayImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
 
+    def source(self, index: int) -> tuple[Image.Image, int]:
+        return self[index]
+
     def name(self, index: int) -> str:
         return f"{self.part}/{index}"
 
@@ -72,6 +78,9 @@ class Part(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.split[int(self.indices[index])]
+
+    def source(self, index: int) -> tuple[Image.Image | Tensor, int]:
+        return self.split.source(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.split.name(int(self.indices[index]))
@@ -94,6 +103,10 @@ class Joined(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         split, own = self._place(index)
         return split[own]
+
+    def source(self, index: int) -> tuple[Image.Image | Tensor, int]:
+        split, own = self._place(index)
+        return split.source(own)
 
     def name(self, index: int) -> str:
         split, own = self._place(index)

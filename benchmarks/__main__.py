@@ -1,0 +1,68 @@
+"""Every question in order: python -m benchmarks [cpu | gpu]. Figures go to results/MACHINE.json and from there to RESULTS.md.
+
+Batches and rounds are such that the CPU part takes about twenty minutes on two cores; a machine with more may take more of
+both. Nothing else should run meanwhile.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+
+from . import machine, report
+from .harness import ROOT
+
+PARTS = {
+    "cpu": """
+        startup
+        input
+        load
+        attention
+        attention --size 384 --batch 2
+        optimizer
+        checkpoint
+        step --models ViT-Ti_16,ViT-S_16 --rounds 4
+        step --models ViT-B_16 --precision bf16
+        step --models ViT-B_16 --precision fp32 --batch 4
+        step --models ViT-L_16 --batch 2 --rounds 2 --contenders "timm,transformers,ours,ours (default),ours (bf16 in matmuls)"
+        step --models R50-ViT-B_16 --batch 4 --contenders timm,ours
+        evaluation --batch 2 --rounds 4
+        memory --batch 4 --contenders timm,transformers,torchvision,vit-pytorch,ours
+        end_to_end --batch 16 --rounds 2
+        ddp --batch 8 --rounds 2
+    """,
+    "gpu": """
+        step --device cuda --models ViT-Ti_16,ViT-S_16,ViT-B_16,ViT-L_16,R50-ViT-B_16 --batch fill --precision fp32,tf32,bf16,fp16
+        step --device cuda --models ViT-B_16,ViT-L_16 --batch fill --precision bf16,fp16 --compile
+        step --device cuda --models ViT-B_16,ViT-L_16 --batch fill --size 384 --precision bf16
+        step --device cuda --models ViT-B_16,ViT-L_16 --batch fill --size 384 --precision bf16 --compile
+        evaluation --device cuda --models ViT-B_16,ViT-L_16 --batch 256 --precision fp32,tf32,bf16,fp16
+        evaluation --device cuda --models ViT-B_16,ViT-L_16 --batch 256 --precision bf16 --compile
+        memory --device cuda --models ViT-B_16,ViT-L_16 --batch 64
+        end_to_end --device cuda --models ViT-B_16 --batch 256 --steps 50
+    """,
+}
+
+
+def main(argv: list[str]) -> int:
+    part = argv[0] if argv else "cpu"
+    if part not in PARTS or len(argv) > 1:
+        print(f"python -m benchmarks [{' | '.join(PARTS)}]", file=sys.stderr)
+        return 2
+    file, failed = report.RESULTS / f"{machine.name()}.json", []
+    for line in PARTS[part].strip().splitlines():
+        question, *flags = shlex.split(line)
+        print(f"\n=== {line.strip()}", flush=True)
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{question}", *flags, "--json", str(file)], cwd=ROOT)
+        if done.returncode:
+            failed.append(line.strip())
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+    report.write()
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""A checkpoint of weights and momentum: how long training stands still, and how long until it is on the disk.
+
+python -m benchmarks.checkpoint --models ViT-B_16
+
+torch.save writes and returns: its total is its stall. Ours is utils/saving.py as train.py uses it, with its checks, its
+digest and its fsync. (torch.save is asked for none of them.)
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from . import harness
+from .harness import OURS, Contender
+
+
+def torch_save(row: dict, folder: str) -> Callable[[], None]:
+    import torch
+
+    from .ours import trained
+
+    model, optimizer = trained(row)
+    path = Path(folder, "peer.pt")
+
+    def step() -> None:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+    return step
+
+
+def main(argv: list[str] | None = None) -> None:
+    from .ours import row_of
+
+    options = harness.options(__doc__, argv, models="ViT-B_16", contenders="", rounds=5)
+    models = "ViT-Nano_2" if options.quick else options.models
+    with tempfile.TemporaryDirectory() as folder, harness.stage(options.quick) as where:
+        for model in models.split(","):
+            given = {"row": row_of(model, None), "folder": folder}
+            group = harness.chosen([
+                Contender("torch.save", "benchmarks.checkpoint:torch_save", given),
+                Contender(OURS, "benchmarks.ours:save", given, "ours")], options.contenders)
+            costs = harness.measure(group, where, rounds=options.rounds)
+            harness.tell(harness.record(f"checkpoint {model}", group, costs, baseline="torch.save", unit="seconds",
+                                        settings={"rounds": options.rounds}), options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

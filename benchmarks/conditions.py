@@ -1,0 +1,37 @@
+"""What is the same for every contender of a question: threads, precision, and the matrix product that is the limit."""
+
+from collections.abc import Callable
+
+import torch
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MATMUL = {"fp32_bf16_matmul": "medium", "tf32": "high"}
+SIDES = {"cpu": 2048, "cuda": 8192}      # of the square matrices whose product is the limit
+
+
+def arrange(device: str, threads: int, precision: str) -> None:
+    """Threads (0: one a core) and what float32 matrix products may use inside; of the whole process."""
+    if threads:
+        torch.set_num_threads(threads)
+    if torch.get_float32_matmul_precision() != MATMUL.get(precision, "highest"):
+        torch.set_float32_matmul_precision(MATMUL.get(precision, "highest"))
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.manual_seed(0)
+
+
+def images(batch: int, size: int, channels: int = 3) -> torch.Tensor:
+    """Noise, uint8 (batch, channels, size, size), the same for every contender."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+def matmul(device: str, threads: int, precision: str, side: int) -> Callable[[], None]:
+    """A product of two square matrices in the type that the precision multiplies in."""
+    arrange(device, threads, precision)
+    left, right = (torch.randn(side, side, device=device).to(AUTOCAST.get(precision, torch.float32)) for _ in range(2))
+    product = torch.empty_like(left)
+
+    def step() -> None:
+        torch.mm(left, right, out=product)
+
+    return step

@@ -1,0 +1,71 @@
+"""Whole runs of train.py on small images held in memory, made 224 px: seconds a step, and the share of them without data.
+
+python -m benchmarks.end_to_end --models ViT-Ti_16 --batch 32
+
+The peer is the loop of the tutorials: DataLoader, PIL, RandomResizedCrop, flip, ToTensor, Normalize, timm's model, torch's SGD.
+Its loader has as many workers as train.py would take. Both in the precision of their default.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from . import harness, runs
+from .harness import OURS, Contender
+
+
+def tutorial(row: dict, batch: int, device: str, steps: int) -> Callable[[], float]:
+    """Answers seconds a step, once the workers are there."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from . import peers
+    from .input import Arrays
+
+    model = peers.MODELS["timm"](row).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    workers = min(4, (os.cpu_count() or 1) - 1)
+    loader = DataLoader(Arrays(batch * (steps + runs.SETTLING), row["size"]), batch, shuffle=True, num_workers=workers,
+                        persistent_workers=workers > 0, pin_memory=device == "cuda")
+
+    def step() -> float:
+        taken = []
+        for pixels, labels in loader:
+            logits = model(pixels.to(device, non_blocking=True))
+            loss = torch.nn.functional.cross_entropy(logits, labels.to(device, non_blocking=True))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()                                    # every tutorial prints it
+            taken.append(time.perf_counter())
+        return (taken[-1] - taken[runs.SETTLING - 1]) / steps
+
+    return step
+
+
+def main(argv: list[str] | None = None) -> None:
+    from .ours import row_of
+
+    options = harness.options(__doc__, argv, models="ViT-Ti_16", batch="32", size=224, precision="auto", device="cpu", steps=8,
+                              contenders="", rounds=3)
+    runs.small(options)
+    with tempfile.TemporaryDirectory() as folder, harness.stage(options.quick) as where:
+        for model in options.models.split(","):
+            given = {"flags": runs.flags(options, model, folder), "processes": 1, "threads": 0}
+            peer = {"row": row_of(model, options.size), "batch": int(options.batch), "device": options.device,
+                    "steps": options.steps}
+            settings = {"batch": options.batch, "precision": options.precision, "steps": options.steps, "rounds": options.rounds}
+            title = f"end to end {model} {options.size} {options.device}"
+            group = harness.chosen([
+                Contender("timm, tutorial loop", "benchmarks.end_to_end:tutorial", peer),
+                Contender(OURS, "benchmarks.runs:training", given, "ours")], options.contenders)
+            costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
+            harness.tell(harness.record(title, group, costs, baseline=group[0].name, unit="seconds a step", settings=settings),
+                         options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

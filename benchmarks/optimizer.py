@@ -1,0 +1,80 @@
+"""The optimizer alone, on a model's parameters: clip the gradients and change the weights. Which way is the fastest?
+
+python -m benchmarks.optimizer --models ViT-B_16
+
+Ours is optim.update, which divides, clips and changes in one pass. "flat" is the wish of many scripts: all parameters in one
+contiguous tensor. The limit is a bare copy of as many values.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from . import harness
+from .harness import OURS, Contender
+
+WAYS = ("loop", "foreach", "clip, then fused", "flat", OURS)
+
+
+def parameters(model: str) -> list[nn.Parameter]:
+    """Of the model's shapes, with gradients"""
+    from .ours import shapes
+
+    made = [nn.Parameter(torch.randn(shape)) for shape in shapes(model)]
+    for parameter in made:
+        parameter.grad = torch.randn_like(parameter)
+    return made
+
+
+def way(way: str, model: str, threads: int) -> Callable[[], None]:
+    if threads:
+        torch.set_num_threads(threads)
+    held = parameters(model)
+    if way == OURS:
+        from .ours import optimizer_step
+        return optimizer_step(held)
+    if way == "flat":
+        flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in held]))
+        flat.grad, held = torch.randn_like(flat), [flat]
+    fused = way in ("clip, then fused", "flat")
+    optimizer = torch.optim.SGD(held, lr=1e-3, momentum=0.9, fused=fused or None, foreach=None if fused else way == "foreach")
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_(held, 1.0, foreach=way != "loop")
+        optimizer.step()
+
+    return step
+
+
+def copy(model: str, threads: int) -> Callable[[], None]:
+    if threads:
+        torch.set_num_threads(threads)
+    source = torch.cat([parameter.detach().flatten() for parameter in parameters(model)])
+    target = torch.empty_like(source)
+
+    def step() -> None:
+        target.copy_(source)
+
+    return step
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = harness.options(__doc__, argv, models="ViT-B_16", threads=0, contenders="", rounds=7)
+    if options.quick:
+        options.models, options.threads = "ViT-Nano_2", 1
+    with harness.stage(options.quick) as where:
+        for model in options.models.split(","):
+            given = {"model": model, "threads": options.threads}
+            group = [Contender(each, "benchmarks.optimizer:way", given | {"way": each}, "ours" if each == OURS else "peer")
+                     for each in WAYS]
+            group.append(Contender("bare copy", "benchmarks.optimizer:copy", given, "limit"))
+            group = harness.chosen(group, options.contenders)
+            costs = harness.measure(group, where, rounds=options.rounds)
+            harness.tell(harness.record(f"optimizer {model}", group, costs, baseline="foreach", unit="seconds", settings={
+                "threads": options.threads or "all", "rounds": options.rounds}), options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Our contenders: the objects that train.py makes, in the order in which it makes them. The only place that knows them."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import configs
+from models import create_model
+from models.attention import Attend
+from utils import (
+    allocator,
+    augment,
+    checkpoint,
+    data,
+    datasets,
+    distributed,
+    engine,
+    metrics,
+    optim,
+    prepare,
+    saving,
+    speed,
+    splits,
+)
+from utils import precision as precisions
+
+from .conditions import MATMUL, arrange, images
+from .input import arrays
+from .peers import CLASSES
+
+
+def row_of(name: str, size: int | None) -> dict:
+    """The sizes of a row of configs.MODELS, as plain values for the peers; `size` None: the row's own."""
+    row = configs.MODELS[name].copy_and_resolve_references()
+    keys = ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
+    return {key: row[key] for key in keys} | {"name": name, "size": size or row.img_size, "hybrid": row.resnet_layers is not None}
+
+
+def _precision(name: str, device: torch.device) -> precisions.Precision:
+    """"default" is what train.py takes where nothing is asked for."""
+    if name in MATMUL:
+        name = "fp32"
+    return precisions.choose("auto" if name == "default" else name, "O2", device)[0]
+
+
+def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tuple:
+    """-> (world, model, precision, prepare)"""
+    arrange(device, threads, name)
+    if device == "cpu":
+        allocator.keep_memory()
+    world = distributed.World(0, 1, 0, 1, torch.device(device))
+    chosen = _precision(name, world.device)
+    # Without the dropout that some rows ask for: the peers have none.
+    model = create_model(row["name"], CLASSES, row["size"], dropout_rate=0.0).to(world.device, chosen.weights)
+    mean, std = model.config.mean, model.config.std
+    if compiled:
+        model.compile(dynamic=False)
+    return world, model, chosen, lambda pixels: augment.normalise(pixels, mean, std, chosen.weights)
+
+
+def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
+    """The same images for ever, as the training loader would give them."""
+    targets, indices = torch.arange(len(pixels)) % CLASSES, np.arange(len(pixels))
+    nothing = np.zeros_like(indices)
+    for step in itertools.count():
+        yield data.Batch(pixels, targets, data.Keys(step, 0, nothing, indices))
+
+
+def training_step(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
+    """Trainer.train_step with the optimizer, scaler and precision of the recipe vit-paper."""
+    world, model, chosen, prepare = _made(row, precision, device, threads, compiled)
+    groups = optim.parameter_groups(model.named_parameters(), weight_decay=0.0)
+    trainer = engine.Trainer(
+        model, optim.build_optimizer("sgd", groups, 1e-3), precisions.LossScaler(chosen, world.device), chosen, world, prepare,
+        batch_size=batch, micro_steps=1, max_grad_norm=1.0, seed=0)
+    pixels = images(batch, row["size"])
+    batches = _batches(pixels.pin_memory() if device == "cuda" else pixels)
+
+    def step() -> None:
+        trainer.train_step(batches, lambda _: 1e-3, now=False)
+
+    return step
+
+
+class _OneBatch:
+    """A loader of one batch."""
+
+    def __init__(self, batch: data.Batch):
+        self._batch = batch
+
+    def __iter__(self) -> Iterator[data.Batch]:
+        yield self._batch
+
+
+def evaluation(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
+    """metrics.evaluate of one batch, its figures included."""
+    world, model, chosen, prepare = _made(row, precision, device, threads, compiled)
+    pixels = images(batch, row["size"])
+    loader = _OneBatch(next(_batches(pixels.pin_memory() if device == "cuda" else pixels)))
+
+    def step() -> None:
+        metrics.evaluate(model, loader, prepare, chosen, world, CLASSES)
+
+    return step
+
+
+def flops(row: dict) -> int:
+    """Of a training step for one image, as train.py counts them for its report."""
+    return speed.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
+
+
+def attention() -> torch.nn.Module:
+    return Attend()
+
+
+def shapes(name: str) -> list[tuple[int, ...]]:
+    with torch.device("meta"):
+        return [tuple(parameter.shape) for parameter in create_model(name, CLASSES).parameters()]
+
+
+def optimizer_step(parameters: list[torch.nn.Parameter]) -> Callable[[], None]:
+    """What Trainer does once the gradients are there: their norm, and the one pass that clips and changes the weights."""
+    optimizer = optim.build_optimizer("sgd", parameters, 1e-3)
+    one = torch.ones(())
+
+    def step() -> None:
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        optim.update(optimizer, norm, ~norm.isfinite(), one, 1.0)
+
+    return step
+
+
+# ------------------------------------------------------------------------------------------------------------ input
+
+
+PREPARED = 256          # pixels of the shorter side of a prepared image
+
+
+def _input(split, batch: int, size: int) -> Callable[[], None]:
+    """The training loader of train.py without workers, and what the step does to its batches before the model."""
+    torch.set_num_threads(1)
+    config = configs.MODELS["ViT-B_16"]
+    transform = augment.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
+    order = data.StepOrder(len(split), batch, 1, 0, 1, 0, 0, 10**6)
+    batches = iter(data.train_loader(split, order, transform=transform, seed=0, num_workers=0, pin_memory=False,
+                                     device=torch.device("cpu")))
+
+    def step() -> None:
+        augment.normalise(next(batches).images, config.mean, config.std)
+
+    return step
+
+
+def folder_input(root: str, batch: int, size: int) -> Callable[[], None]:
+    return _input(datasets.load_splits("folder", root).train, batch, size)
+
+
+def prepared_input(root: str, cache: str, batch: int, size: int) -> Callable[[], None]:
+    prepare.build(datasets.load_splits("folder", root), "folder", cache, PREPARED, 1, lambda line: None)
+    return folder_input(cache, batch, size)
+
+
+def held_input(images: int, batch: int, size: int) -> Callable[[], None]:
+    return _input(splits.ArrayImages(arrays(images), [index % 10 for index in range(images)]), batch, size)
+
+
+# ---------------------------------------------------------------------------------------------------- load and save
+
+
+def load(row: dict, path: str) -> Callable[[], None]:
+    def step() -> None:
+        create_model(row["name"], CLASSES, pretrained=path)
+
+    return step
+
+
+def trained(row: dict) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A model and the optimizer of vit-paper, with momentum."""
+    model = create_model(row["name"], CLASSES)
+    optimizer = optim.build_optimizer("sgd", model.parameters(), 0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+def save(row: dict, folder: str) -> Callable[[], dict[str, float]]:
+    """Answers seconds: "stall", until training may go on, and "total", until the file is on the disk."""
+    model, optimizer = trained(row)
+    place = Path(folder, "ours")
+    place.mkdir()
+    saver, steps = saving.Saver(place, keep=1), itertools.count(1)
+
+    def step() -> dict[str, float]:
+        number, started = next(steps), time.perf_counter()
+        state = checkpoint.RunState(number, number, 0, model.state_dict(), optimizer.state_dict(), {}, {}, {}, {}, {}, [], 0, 0.0)
+        saver.save([checkpoint.step_path(place, number)], state)
+        stalled = time.perf_counter() - started
+        saver.wait()
+        return {"stall": stalled, "total": time.perf_counter() - started}
+
+    return step

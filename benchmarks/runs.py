@@ -1,0 +1,95 @@
+"""Whole runs of train.py as a user starts them, read through their logs."""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import pictures
+from .harness import ROOT
+
+SETTLING = 3            # first steps that are not counted
+_numbers = itertools.count(1)
+
+
+def start(command: Sequence[str], folder: str, environment: dict) -> tuple[subprocess.Popen, Path]:
+    """-> (the process, its log, which appears when it has begun)"""
+    name = f"{os.getpid()}-{next(_numbers)}"
+    flags = ["--name", name, "--output_dir", folder, "--log_dir", f"{folder}/logs"]
+    clean = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}      # train.py has its own
+    process = subprocess.Popen([*command, *flags], cwd=ROOT, env=clean | environment, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return process, Path(folder, name, "log.jsonl")
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(process.args)} ended with code {process.returncode}: {said[-2000:]}")
+
+
+def first_step(command: list[str]) -> Callable[[], float]:
+    """Answers the seconds until the log has a training step. The run goes on to its end, which is not counted."""
+    folder = tempfile.TemporaryDirectory()
+
+    def step(keep=folder) -> float:
+        started = time.perf_counter()
+        process, log = start(command, keep.name, {"PYTHON": sys.executable})
+        while process.poll() is None and not (log.exists() and '"event": "train"' in log.read_text()):
+            time.sleep(0.005)
+        elapsed = time.perf_counter() - started
+        finish(process)
+        return elapsed
+
+    return step
+
+
+def bare(command: list[str]) -> Callable[[], None]:
+    def step() -> None:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+    return step
+
+
+def flags(options, model: str, folder: str) -> list[str]:
+    """Of a run on grey images of 28 px, cropped, mirrored and made as large as the model wants; hardly anything is evaluated."""
+    root = Path(folder, "mnist")
+    if not root.exists():
+        pictures.mnist(root, train=2000, test=8)
+    steps = str(options.steps + SETTLING)
+    return ["--dataset", "fashion_mnist", "--data_dir", str(root), "--recipe", "vit-paper", "--model_type", model,
+            "--pretrained_dir", "none", "--img_size", str(options.size), "--train_batch_size", options.batch,
+            "--num_steps", steps, "--warmup_steps", "1", "--eval_every", steps, "--test", "once", "--device", options.device,
+            "--precision", options.precision]
+
+
+def small(options) -> None:
+    """--quick"""
+    if options.quick:
+        options.models, options.size, options.batch, options.steps, options.rounds = "ViT-Nano_2", 8, "16", 2, 1
+
+
+def training(flags: list[str], processes: int, threads: int) -> Callable[[], dict[str, float]]:
+    """A run of train.py on so many processes of so many threads (0: as many as there are cores).
+
+    Answers, as means of a step, the first steps apart: "step", seconds, and "data wait", those of them without data.
+    """
+    folder = tempfile.TemporaryDirectory()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+
+    def step(keep=folder) -> dict[str, float]:
+        process, log = start([sys.executable, *launcher, "train.py", *flags], keep.name, environment)
+        finish(process)
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        steps = [event for event in events if event["event"] == "train"][SETTLING:]
+        return {"step": statistics.mean(event["seconds"] for event in steps),
+                "data wait": statistics.mean(event["seconds"] * event["data_wait"] for event in steps)}
+
+    return step

@@ -1,0 +1,181 @@
+"""The arithmetic and the order of benchmarks/, and that every question runs; what it measures is no matter of tests."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import attention, checkpoint, evaluation, goals, harness, load, memory, optimizer, report, runs, step
+from benchmarks import input as input_question
+from benchmarks.harness import Contender, Failed
+from utils import allocator
+
+HERE = "test_benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.setattr(allocator, "keep_memory", lambda: True)        # other tests look at memory
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def writes(file: str, label: str, cost: float):
+    """A contender that notes when it is built and run."""
+    def note(what: str) -> None:
+        with open(file, "a") as stream:
+            stream.write(f"{label}{what} ")
+
+    def run() -> float:
+        note("")
+        return cost
+
+    note("!")
+    return run
+
+
+def names_two():
+    return lambda: {"stall": 1.0, "total": 4.0}
+
+
+def absent():
+    raise ModuleNotFoundError("No module named 'peer_x'", name="peer_x")
+
+
+def broken():
+    raise ValueError("no such size")
+
+
+def contender(name: str, function: str, kind: str = "peer", /, **given) -> Contender:
+    return Contender(name, f"{HERE}:{function}", given, kind)
+
+
+def test_contenders_run_in_turns_in_processes_of_their_own(tmp_path):
+    file = tmp_path / "order"
+    with harness.stage(quick=True) as where:
+        costs = harness.measure([contender(name, "writes", file=str(file), label=name, cost=cost)
+                                 for name, cost in (("A", 1.0), ("B", 2.0), ("C", 3.0))], where, rounds=3)
+    assert file.read_text().split() == ["A!", "A", "B!", "B", "C!", "C", *"ABC" * 3]
+    assert costs == {"A": [1.0] * 3, "B": [2.0] * 3, "C": [3.0] * 3}
+
+
+def test_fresh_contenders_are_built_for_every_turn(tmp_path):
+    file = tmp_path / "order"
+    with harness.stage(quick=True) as where:
+        harness.measure([contender(name, "writes", file=str(file), label=name, cost=1.0) for name in "AB"], where, rounds=2,
+                        fresh=True)
+    assert file.read_text().split() == ["A!", "A", "B!", "B"] * 2
+
+
+def test_a_worker_is_another_process_that_sleeps_between_turns():
+    worker = harness.Worker({})
+    try:
+        assert worker.ask("build", "benchmarks.runs:bare", {"command": [sys.executable, "-c", "print('not a reply')"]}) is None
+        assert 0 < worker.ask("run", 2) < 60
+        with pytest.raises(Failed, match="no_such_function"):
+            worker.ask("build", "benchmarks.runs:no_such_function", {})
+    finally:
+        worker.close()
+
+
+def test_absent_and_broken_peers_are_skipped_with_a_line_and_our_own_errors_are_not(capsys):
+    good = contender("timm", "names_two")
+    with harness.stage(quick=True) as where:
+        costs = harness.measure([contender("x", "absent"), good], where, rounds=2)
+        said = capsys.readouterr().out.splitlines()
+    assert said == ["x: skipped: no package peer_x here: pip install -r benchmarks/requirements.txt"]
+    assert costs == {"timm, stall": [1.0, 1.0], "timm, total": [4.0, 4.0]}
+    with harness.stage(quick=False) as where, pytest.raises(Failed, match="no_such_function"):
+        harness.measure([Contender("ours", "benchmarks.runs:no_such_function", {}, "ours")], where, rounds=1)
+
+
+def test_ratios_are_paired_by_round():
+    # A neighbour made the second round ten times slower for both: the ratio does not see it.
+    assert harness.paired([4.0, 40.0, 4.0], [2.0, 20.0, 2.0]) == (2.0, 2.0, 2.0)
+    assert harness.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2.0, 4.0)
+    assert harness.spread([7.0]) == (7.0, 7.0, 7.0)
+    with pytest.raises(ValueError):
+        harness.paired([1.0, 2.0], [1.0])
+
+
+def a_record(title: str, **costs: list[float]) -> dict:
+    kinds = {name: "limit" if name == "matmul" else "ours" if name.startswith("ours") else "peer" for name in costs}
+    work = {name: 2e9 if name == "matmul" else 3e9 for name in costs}
+    return {"title": title, "baseline": next(iter(costs)), "unit": "seconds a step", "kinds": kinds, "costs": costs, "work": work,
+            "settings": {"batch": 8}, "command": "python -m benchmarks.step", "date": "2000-01-01", "versions": {"torch": "2"},
+            "machine": {"cpu": "Some CPU", "flags": ["avx2"], "cores": 2, "memory": 8, "gpu": ""}}
+
+
+STEP = a_record("step ViT-B_16 224 bf16 cpu", timm=[3.0, 3.0], other=[2.0, 2.0], ours=[1.5, 1.5], matmul=[0.5, 0.5])
+
+
+def test_share_of_the_limit_and_the_fastest_peer():
+    assert harness.share(STEP, "ours") == pytest.approx(0.5)          # 3 GFLOP in 1.5 s, where 2 GFLOP can be had in 0.5 s
+    assert harness.best_peer(STEP) == "other"
+    lines = harness.table(STEP)
+    assert "1.5" in lines[4] and "2.00" in lines[4] and "50%" in lines[4] and "4 GFLOP/s" in lines[5]
+
+
+def test_goals_are_found_and_judged():
+    rows = {line.split(" | ")[0]: line for line in goals.table({STEP["title"]: STEP}, on_gpu=False)}
+    assert "2.00 | yes" in rows["| training step, bf16, against timm"]
+    assert "1.33 | yes" in rows["| training step, bf16, against the fastest peer"]
+    start = a_record("startup", **{"import torch": [2.0, 4.0], "ours (train.py)": [4.0, 6.0]})
+    assert "<= 1.50 s | 2.00 s | **no**" in goals.table({"startup": start}, on_gpu=False)[-1]
+    assert len(goals.table({STEP["title"]: STEP}, on_gpu=True)) == 4                       # two goals of a GPU fit the title
+
+
+def test_a_record_takes_the_place_of_an_older_one(tmp_path, capsys):
+    file = tmp_path / "results" / "m.json"
+    harness.tell(STEP | {"date": "1999-01-01"}, file)
+    harness.tell(a_record("load", timm=[1.0]), file)
+    harness.tell(STEP, file)
+    kept = json.loads(file.read_text())
+    assert sorted(kept) == ["load", STEP["title"]] and kept[STEP["title"]]["date"] == "2000-01-01"
+    assert STEP["title"] in capsys.readouterr().out
+    page = report.page({"m": kept})
+    assert "## Some CPU, 2 cores" in page and "### load" in page and "| training step, bf16, against timm |" in page
+
+
+def test_results_are_those_of_the_json_files():
+    machines = {file.stem: json.loads(file.read_text()) for file in sorted(report.RESULTS.glob("*.json"))}
+    assert report.PAGE.read_text() == report.page(machines), "python -m benchmarks.report"
+
+
+def test_contenders_are_chosen_by_name():
+    group = [contender(name, "broken", kind) for name, kind in (("timm", "peer"), ("ours", "ours"), ("matmul", "limit"))]
+    assert [each.name for each in harness.chosen(group, "ours")] == ["ours", "matmul"]
+    with pytest.raises(SystemExit, match="nobody"):
+        harness.chosen(group, "nobody")
+
+
+FORMULATION = "--contenders=ViT-pytorch formulation,ours"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("question", "flags", "titles"), [
+    (step, [FORMULATION, "--precision", "bf16"], ["step ViT-Nano_2 8 bf16 cpu"]),
+    (evaluation, [FORMULATION, "--precision", "fp32"], ["evaluation ViT-Nano_2 8 fp32 cpu"]),
+    (memory, [FORMULATION, "--precision", "fp32"], ["memory ViT-Nano_2 8 fp32 cpu"]),
+    (attention, ["--precision", "bf16"], ["attention ViT-Nano_2 8 bf16 cpu"]),
+    (optimizer, [], ["optimizer ViT-Nano_2"]),
+    (load, ["--contenders=ours"], ["load ViT-Nano_2"]),
+    (checkpoint, [], ["checkpoint ViT-Nano_2"]),
+    (input_question, [], ["input JPEG 40x30", "input arrays 32x32"]),
+], ids=lambda value: getattr(value, "__name__", ""))
+def test_every_question_runs_in_small(tmp_path, question, flags, titles):
+    file = tmp_path / "x.json"
+    question.main(["--quick", "--json", str(file), *flags])
+    records = json.loads(file.read_text())
+    assert list(records) == titles
+    for record in records.values():
+        ours = [costs for name, costs in record["costs"].items() if name.startswith("ours")]
+        assert ours and all(len(costs) == 2 and min(costs) > 0 for costs in ours)
+
+
+@pytest.mark.slow
+def test_whole_runs_are_read_through_their_logs(tmp_path):
+    given = ["--dataset", "digits", "--pretrained_dir", "none", "--num_steps", "5", "--train_batch_size", "16", "--device", "cpu"]
+    found = runs.training(given, processes=1, threads=1)()
+    assert set(found) == {"step", "data wait"} and 0 <= found["data wait"] < found["step"]

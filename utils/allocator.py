@@ -1,0 +1,20 @@
+"""Keeps the memory that glibc's malloc has got from the system, for the next step.
+
+By default glibc maps every large block anew and gives it back when it is freed: each training step on a CPU then waits for
+the kernel to clear a hundred thousand pages. What is kept is no more than a step has had in use at once, give or take
+gaps between blocks. GPUs have PyTorch's own caching allocator.
+"""
+
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
+LARGEST = 2 ** 31 - 1                            # mallopt takes an int
+
+
+def keep_memory() -> bool:
+    """For this process and what it forks, from now on -> whether the C library can."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):     # macOS, musl, Windows
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
