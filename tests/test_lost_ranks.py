@@ -11,7 +11,9 @@ from torch import nn
 
 from utils import distributed, lost_ranks
 from utils.distributed import World
+from utils.engine import warm_up
 from utils.lost_ranks import ENDED, FAILED_TOO, OutOfMemory, fate, lost, out_of_memory
+from utils.precision import FP32
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
@@ -37,7 +39,8 @@ def training(fault: str, victim: int, place: str, folder):
     def work(world: World) -> None:
         torch.manual_seed(0)
         model, done = nn.Linear(8, 8), []
-        wrapped = distributed.wrap(model, world, example=torch.zeros(1, 8))
+        wrapped = distributed.wrap(model, world)
+        warm_up(wrapped, torch.zeros(1, 8), FP32)
 
         def fail_in(where: str) -> None:
             if len(done) == 3 and (world.rank, where) == (victim, place):

@@ -184,8 +184,8 @@ def test_a_pattern_that_fits_nothing_is_told(run_train, capsys):
 def updates_of(run_train, start, steps, *flags) -> dict[str, torch.Tensor]:
     """What so many steps of SGD of rate 0.5 add to the weights"""
     name = f"r{len(list(Path('output').glob('*')))}"
-    assert run_train(*START, *flags, "--optimizer", "sgd", "--learning_rate", 0.5, "--min_learning_rate", 0.5, "--name", name,
-                     "--warmup_steps", 0, "--num_steps", steps, "--max_grad_norm", 0) == 0
+    assert run_train(*START, *flags, "--precision", "fp32", "--optimizer", "sgd", "--learning_rate", 0.5, "--name", name,
+                     "--min_learning_rate", 0.5, "--warmup_steps", 0, "--num_steps", steps, "--max_grad_norm", 0) == 0
     model = state_of(f"output/{name}").model
     return {key: model[key].double() - start[key].double() for key in model}
 
@@ -384,7 +384,7 @@ def test_what_the_teacher_sees_and_says(run_train, monkeypatch):
     for name in teachers:
         taught.clear()
         assert run_train("--model_type", "ViT-Nano_2", "--img_size", 12, "--in_channels", 1, "--mixup_alpha", 1, "--distillation",
-                         "soft", "--teacher", f"output/{name}", "--name", f"of_{name}") == 0
+                         "soft", "--teacher", f"output/{name}", "--precision", "fp32", "--name", f"of_{name}") == 0
         model = load_model(f"output/{name}/best.pt").eval()
         for images, logits in taught:
             assert images.shape == (16, 1, 12, 12) and not images.requires_grad and not logits.requires_grad

@@ -151,7 +151,8 @@ REFUSED = {
     "distillation": "soft"}
 # A value of each that --override lets change, with what it needs beside it.
 OVERRIDDEN = {
-    "seed": [3], "train_batch_size": [32], "learning_rate": [0.01], "decay_type": ["linear"], "precision": ["fp16"], "float32_matmul": ["medium", "--precision", "fp32"],
+    "seed": [3], "train_batch_size": [32], "learning_rate": [0.01], "decay_type": ["linear"], "precision": ["fp16"],
+    "float32_matmul": ["medium", "--precision", "fp32"],
     "exact": [], "min_learning_rate": [5e-4], "warmup_learning_rate": [5e-4, "--warmup_steps", 7], "warmup_steps": [7],
     "warmup_epochs": [0.1], "decay_milestones": ["5,6", "--decay_type", "step"], "max_grad_norm": [0.001, "--learning_rate", 0.1],
     "label_smoothing": [0.5], "class_weights": ["1,2,1,2,1,2,1,2,1,2"], "augmentation": ["none"], "crop_scale": [0.9],
@@ -170,7 +171,7 @@ def typed(flag: str, values) -> list:
 
 
 def test_no_flag_is_left_out():
-    rest = configs.MAY_CHANGE_ON_RESUME | ELSEWHERE | {"check_data", "prepare", "prepare_size"}       # these read images and train nothing
+    rest = configs.MAY_CHANGE_ON_RESUME | ELSEWHERE | {"check_data", "prepare", "prepare_size"}       # which train nothing
     assert set(REFUSED) | set(OVERRIDDEN) == set(configs.FLAGS) - rest
     assert set(OVERRIDDEN) == configs.MAY_OVERRIDE - ELSEWHERE
 

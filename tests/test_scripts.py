@@ -116,7 +116,7 @@ def test_two_processes_learn_what_one_learns(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     folders = ("--output_dir", str(tmp_path / "output"), "--log_dir", str(tmp_path / "logs"))
     flags = ("--num_steps", "20", "--eval_every", "10", "--train_batch_size", "32", "--optimizer", "sgd",
-             "--learning_rate", "0.03", "--warmup_steps", "2")
+             "--learning_rate", "0.03", "--warmup_steps", "2", "--precision", "fp32")
     done = run_script("train.sh", *flags, NAME="two", NPROC="2", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert forked(1, *flags, *folders, "--name", "one") == [0]

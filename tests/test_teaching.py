@@ -12,7 +12,7 @@ import configs
 from models import load_model, record_patch_logits
 from utils import checkpoint, datasets, edits, pictures, plots
 
-STEP_2 = ("--pretrained_dir", "output/one", "--attention_edits", "edits", "--attention_loss_weight", 20)
+STEP_2 = ("--pretrained_dir", "output/one", "--attention_edits", "edits", "--attention_loss_weight", 20, "--precision", "fp32")
 
 
 @pytest.fixture
