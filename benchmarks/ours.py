@@ -143,6 +143,7 @@ PREPARED = 256          # pixels of the shorter side of a prepared image
 def _input(split, batch: int, size: int) -> Callable[[], None]:
     """The training loader of train.py without workers, and what the step does to its batches before the model."""
     torch.set_num_threads(1)
+    allocator.keep_memory()             # as train.py on a CPU
     config = configs.MODELS["ViT-B_16"]
     transform = augment.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
     order = data.StepOrder(len(split), batch, 1, 0, 1, 0, 0, 10**6)
@@ -172,6 +173,8 @@ def held_input(images: int, batch: int, size: int) -> Callable[[], None]:
 
 
 def load(row: dict, path: str) -> Callable[[], None]:
+    allocator.keep_memory()             # as train.py on a CPU
+
     def step() -> None:
         create_model(row["name"], CLASSES, pretrained=path)
 
