@@ -893,3 +893,17 @@ def test_dropout_on_a_gpu_is_a_function_of_the_step():
     device = torch.device("cuda")
     whole, tail = Setup(dropout=0.5, rate=0.0, device=device), Setup(dropout=0.5, rate=0.0, start=3, device=device)
     assert whole.losses(6)[3:] == pytest.approx(tail.losses(3), rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("row", [FP32, BF16, LEVELS["O1"]], ids=lambda row: row.name)
+def test_no_step_makes_the_host_wait(row):
+    setup = Setup(row, device=torch.device("cuda"), ema_decay=0.9, micro_steps=2)
+    for _ in range(2):
+        setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
