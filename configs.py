@@ -646,9 +646,11 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--decay_type step needs --decay_milestones, such as 200,300,400")
     if run["distillation"] != "none" and run["teacher"] is None:
         raise ConfigError(f"--distillation {run['distillation']} needs a --teacher: a run folder or checkpoint of this project")
-    if run["attention_edits"] and run["compile"]:
-        raise ConfigError("--attention_edits and --compile contradict each other: edits listen to the model's attention, which a "
-                          "compiled one hides; leave --compile out")
+    _check_compiled(run)
+    if run["profile"] and run["eval_only"]:
+        raise ConfigError("--profile is of training steps, and --eval_only makes none: leave one out")
+    if run["check_data"] and run["prepare"]:
+        raise ConfigError("--check_data and --prepare each do one thing and stop: give one")
     if run["attention_edits"] and run["eval_only"]:
         raise ConfigError("--attention_edits teaches, and --eval_only trains nothing: leave one out")
     _check_edits(run)
@@ -659,6 +661,12 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--ema_decay with --fp16_opt_level O3: float16 is too coarse for an average; take O1 or O2")
     if run["min_learning_rate"] > run["learning_rate"]:
         raise ConfigError(f"--min_learning_rate {run['min_learning_rate']} is more than --learning_rate {run['learning_rate']}")
+
+
+def _check_compiled(run) -> None:
+    if run["attention_edits"] and run["compile"]:
+        raise ConfigError("--attention_edits and --compile contradict each other: edits listen to the model's attention, which a "
+                          "compiled one hides; leave --compile out")
 
 
 def _check_edits(run) -> None:
@@ -755,7 +763,9 @@ def resolve_resumed(given: dict, saved: dict, train_images: int) -> ConfigDict:
                 f"--{name} {_plain(value)}: the checkpoint was made with {_plain(before)}, and a resumed run keeps it; "
                 f"leave --{name} out{or_else}, or start a new run without --resume_path")
     # What was allowed once is not allowed for ever.
-    run = ConfigDict(saved | asked | {"override": bool(given.get("override"))})
+    session = {name: bool(given.get(name)) for name in ("override", "compile", "profile")}
+    run = ConfigDict(saved | asked | session)
+    _check_compiled(run)
     if run.num_steps < run.warmup_steps:
         raise ConfigError(f"--num_steps {run.num_steps} is less than the run's {run.warmup_steps} warm-up steps")
     if given.get("override"):

@@ -159,6 +159,9 @@ def claim(folder: Path, settings: dict) -> None:
         except ValueError:
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
+        if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
+            before = {name: before.get(name, settings[name] if name not in configs.FLAGS else configs.FLAGS[name][1])
+                      for name in (*settings, *before)}
         if before == settings:
             print(f"sweep: going on with {folder}")
             return

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
             if given.get("check_data"):
                 return check_data(configs.resolve(given))
             if given.get("prepare"):
+                stop.kept = "stopped: what is prepared is kept, the same command goes on"
                 return prepare(configs.resolve(given))
             if "resume_path" not in given:
                 check_batch(configs.resolve(given), "--train_batch_size")
@@ -673,7 +674,7 @@ class Session:
 
     def feed(self, state):
         """What there is to see: the loaders, and which splits are evaluated. -> engine.Lesson or None"""
-        from utils import data
+        from utils import data, prefetch
 
         run, world, splits, model = self.run, self.world, self.splits, self.model
         self.loading = loading_of(run, world)
@@ -687,7 +688,7 @@ class Session:
         self.edits, self.others, lesson = lesson_of(run, splits, self.final[0], model, self.order, world, state)
         self.loader = data.train_loader(splits.train, self.order, transform=train_transform, seed=run.seed, edits=self.edits,
                                         grid=model.grid, bad_images=run.bad_images, **self.loading)
-        self.batches = data.ahead(self.loader, world.device)
+        self.batches = prefetch.ahead(self.loader, world.device)
         if world.is_main:
             workers, why = self.loader.num_workers, self.loader.not_held
             print("input: " + (f"{workers} worker processes a rank; " if workers else "")
@@ -708,6 +709,7 @@ class Session:
             begun, images = time.monotonic(), self.order.micro_size if run.compile else 2
             engine.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
                                                 dtype=self.chosen.weights), self.chosen)
+            gc.collect()                           # of what compiling leaves, some holds memory, and would stay for good
             if run.compile and world.is_main:
                 print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step")
         return wrapped

@@ -24,7 +24,8 @@ PARTS = {
         step --models ViT-Ti_16,ViT-S_16 --rounds 4
         step --models ViT-B_16 --precision bf16
         step --models ViT-B_16 --precision fp32 --batch 4
-        step --models ViT-L_16 --batch 2 --rounds 2 --contenders "timm,transformers,ours,ours (default),ours (bf16 in matmuls)"
+        step --models ViT-L_16 --batch 2 --rounds 2
+        step --models DeiT-S_16 --batch 8 --precision bf16 --contenders timm,vit-pytorch,ours
         step --models R50-ViT-B_16 --batch 4 --contenders timm,ours
         evaluation --batch 2 --rounds 4
         memory --batch 4 --contenders timm,transformers,torchvision,vit-pytorch,ours

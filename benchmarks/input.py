@@ -38,16 +38,17 @@ def image_folder(root: str, batch: int, size: int) -> Callable[[], None]:
 
 
 class Arrays:
-    """As torchvision.datasets.CIFAR10: a PIL image of each array, transformed."""
+    """As torchvision.datasets.CIFAR10: a PIL image of each array, transformed. grey: as its MNIST, of 28 px, made RGB."""
 
-    def __init__(self, images: int, size: int):
-        self.pixels, self.transform = arrays(images), _baseline_transform(size)
+    def __init__(self, images: int, size: int, grey: bool = False):
+        pixels = arrays(images)
+        self.pixels, self.transform = pixels[:, :28, :28, 0] if grey else pixels, _baseline_transform(size)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple:
-        return self.transform(Image.fromarray(self.pixels[index])), index % 10
+        return self.transform(Image.fromarray(self.pixels[index]).convert("RGB")), index % 10
 
 
 def arrays(images: int) -> np.ndarray:

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+WRITTEN_OUT = 1024
+
 
 class Attend(nn.Module):
     """softmax(q k^T / sqrt(d)) v. Law: weights(q, k) @ v == forward(q, k, v), dropout aside.
 
     The fused kernel of CPUs takes twice as long in bfloat16 as the products written out, at 197 tokens and at 577, and in
-    float32 two thirds as long (benchmarks/RESULTS.md).
+    float32 two thirds as long (benchmarks/RESULTS.md). Beyond WRITTEN_OUT tokens the weights would take too much memory.
     """
 
     def __init__(self, dropout_rate: float = 0.0):
@@ -31,7 +33,7 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (B, H, N, d) -> (B, H, N, d)"""
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= WRITTEN_OUT:
             weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
             return F.dropout(weights, self.dropout_rate, self.training) @ v
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_rate if self.training else 0.0)

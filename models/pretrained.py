@@ -89,6 +89,7 @@ def _fill(model: ImageTransformer, file: WeightFile, head: str) -> LoadReport:
     for name in report.fresh:
         state[name] = torch.full(model.get_parameter(name).shape, 1.0 if name == "fc_norm.weight" else 0.0)
     empty = model.pos_embed.is_meta                    # it takes what was read in place of a copy
+    state = {name: value.contiguous() for name, value in state.items()}          # fused optimizers know no other order
     model.load_state_dict(state, assign=empty)
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):
         report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its logits say nothing")

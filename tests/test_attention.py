@@ -312,3 +312,12 @@ def test_bfloat16_on_a_cpu_drops_weights_in_training_alone():
     kept = attend(q, k, ones)                                    # rows sum to 1 where nothing is dropped
     assert kept.std() > 0.05 and kept.mean().item() == pytest.approx(1, abs=0.03)
     assert attend.eval()(q, k, ones).float().sub(1).abs().max() < 0.01
+
+
+def test_bfloat16_on_a_cpu_does_not_hold_the_weights_of_long_sequences(monkeypatch):
+    monkeypatch.setattr("models.attention.WRITTEN_OUT", 6)
+    called, fused = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: called.append(len(k[0, 0])) or fused(q, k, v))
+    for tokens in (6, 7):
+        Attend()(*(torch.zeros(1, 1, tokens, 8, dtype=torch.bfloat16) for _ in range(3)))
+    assert called == [7]

@@ -446,6 +446,7 @@ def test_a_flag_that_would_do_nothing_is_refused(name):
     (["--distillation", "hard"], "--teacher"),
     (["--min_learning_rate", "1"], "--min_learning_rate"), (["--ema_decay", "0.9", "--fp16", "--fp16_opt_level", "O3"], "O3"),
     (["--learning_rate", "0", "--head_learning_rate", "1"], "--train_layers head"),
+    (["--check_data", "--prepare", "p", "--dataset", "folder"], "--prepare"), (["--eval_only", "--profile"], "--profile"),
     (["--in_channels", "2"], "--in_channels 2")], ids=shown)
 def test_settings_that_do_not_fit(argv, words):
     assert words in told(resolve, parse(argv))
@@ -465,6 +466,15 @@ FIXED = ["dataset", "recipe", "model_type", "img_size", "train_batch_size", "war
          "mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability", "mix_off_steps", "interpolation",
          "eval_crop", "distillation", "distillation_alpha", "distillation_temperature", "sigmoid_attention", "head",
          "attention_loss_weight", "exact", "check_data", "float32_matmul", "prepare", "prepare_size"]
+
+
+def test_what_a_session_does_once_is_not_kept():
+    """A machine without a compiler goes on with a run that was compiled."""
+    saved = SAVED | {"compile": True, "profile": True, "override": True}
+    run = resolve_resumed({"resume_path": "output/r"}, saved, 1000)
+    assert not (run.compile or run.profile or run.override)
+    assert "--compile" in told(resolve_resumed, {"resume_path": "output/r", "compile": True},
+                               SAVED | {"attention_edits": "edits", "sigmoid_attention": "last"}, 1000)
 
 
 def test_every_flag_may_change_on_resume_or_may_not():

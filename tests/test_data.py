@@ -257,12 +257,6 @@ def test_an_image_that_only_the_transform_finds_unreadable_is_replaced():
         list(data.train_loader(split, order, **options))
 
 
-def test_without_a_gpu_nothing_is_fetched_ahead():
-    batches = iter(range(3))
-    passed = data.ahead(batches, torch.device("cpu"))
-    assert next(passed) == 0 and next(batches) == 1 and list(passed) == [2]
-
-
 def test_all_samples_of_a_step_are_those_of_its_ranks():
     orders = [data.StepOrder(50, 12, 4, rank, 2, 0, 3, 5) for rank in range(2)]
     dealt = [key for order in orders for batch in list(order)[:2] for key in batch]

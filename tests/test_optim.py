@@ -226,6 +226,14 @@ def test_a_state_saved_before_there_were_groups_and_fused_kernels_still_loads(na
     assert all(value.equal(old.state[weight][key]) for key, value in optimizer.state[weight].items())
 
 
+def test_a_state_without_momentum_begins_it_at_zero():
+    """Of a run whose updates were all skipped, by an optimizer that makes its momentum with the first."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer("sgd", [weight], 0.1)
+    load_state(optimizer, torch.optim.SGD([weight], lr=0.1, momentum=0.9).state_dict())
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [0, 0]
+
+
 # ------------------------------------------------------------------------------------------------------- a step
 
 GRADIENTS = [torch.tensor([[3.0, -1.0], [0.5, 2.0]]), torch.tensor([4.0, 0.25])]

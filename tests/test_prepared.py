@@ -21,8 +21,10 @@ from utils import augment, check_data, prepare
 from utils.checkpoint import StorageError
 from utils.data import StepOrder, train_loader
 from utils.datasets import load_splits, own_splits
+from utils.edits import Edit
 from utils.loader_workers import WorkerError
 from utils.prepared import FILE, ROW, describe
+from utils.randomness import seeded
 from utils.run_folder import InUseError
 from utils.splits import DataError, ImageError, Part, fingerprint
 
@@ -272,6 +274,28 @@ def test_refusals(files, whole, tmp_path):
         make(Path(root), tmp_path / "set")
     holder.kill()
     holder.join()
+
+
+def test_a_link_or_a_pipe_in_the_way(files, whole, tmp_path, copy):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(DataError, match="is a link"):
+        make(files, tmp_path / "link")
+    (copy / "train.index").unlink()
+    os.mkfifo(copy / "train.index")
+    with pytest.raises(DataError, match="no such file"):
+        load_splits("folder", str(copy))
+
+
+def test_edits_of_attention_go_with_prepared_images(files, whole):
+    """As with the files: of which the pixels differ by what the resize makes of them, but not where the edit lies."""
+    edit = Edit("", "", np.ones((2, 2), np.float32), np.eye(2, dtype=bool))
+    transform, found = augment.train_transform("crop_flip", (16, 16)), []
+    for split in (load_splits("folder", str(whole)).train, load_splits("folder", str(files)).train):
+        image, _ = split.source(0)
+        with seeded(1):
+            found.append(augment.with_edit(transform, image, edit, (2, 2)))
+    assert found[0][0].shape == (3, 16, 16) and found[0][1].shape == (2, 2, 2) and found[0][1].sum() > 0
 
 
 def _hold(building: Path) -> None:

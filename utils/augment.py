@@ -240,7 +240,7 @@ def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple
     assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment would part image and edit"
     planes = np.stack([np.where(edit.edited, edit.values, 0), edit.edited]).astype(np.float32)
     stored = torch.from_numpy(planes).as_subclass(EditGrid)
-    stored.region, stored.image_size = edit.region, image.size[::-1]
+    stored.region, stored.image_size = edit.region, tuple(v2.functional.get_size(image))
     image, mask = transform((image, stored))
     assert isinstance(mask, tv_tensors.Mask) and mask.shape[1:] == image.shape[1:], (type(mask), mask.shape)
     # In float64 the mean of equal values is that value.

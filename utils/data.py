@@ -16,7 +16,7 @@ workers (loader_workers.py) cost nothing but time.
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from .augment import with_edit
 from .edits import Edit
 from .held import Geometry, Held, hold
-from .loader_workers import Loading, WorkerError, warn
+from .loader_workers import Loading, warn
 from .randomness import derive_seed, seeded
 from .splits import ImageError
 
@@ -252,49 +252,12 @@ def _held(dataset: _Keyed, device: torch.device | None) -> Held | str:
     return "nobody asked for it" if device is None else hold(dataset.split, dataset.transform, device)
 
 
-def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on the device. On a GPU each is copied, or made (held.py), while the one before it is worked on.
-
-    The work for it is queued on a stream of its own before the batch before it is handed out; an error in it is raised
-    when its turn comes, so that no step is lost to a later one. Elsewhere the batches pass as they are.
-    """
-    if device.type != "cuda":
-        yield from batches
-        return
-    batches, side, waiting = iter(batches), torch.cuda.Stream(device), None
-    side.wait_stream(torch.cuda.current_stream(device))          # which put held images there
-    while True:
-        try:
-            with torch.cuda.stream(side):
-                batch = next(batches, None)
-                moved = batch and batch._replace(**{name: value.to(device, non_blocking=True) for name, value
-                                                    in batch._asdict().items() if isinstance(value, Tensor)})
-                coming = moved, side.record_event()
-        except (ImageError, WorkerError) as error:
-            coming = error, None
-        if waiting is not None:
-            yield _arrived(*waiting)
-        if coming[0] is None:
-            return
-        waiting = coming
-
-
-def _arrived(batch: Batch | ValueError, copied: torch.cuda.Event | None) -> Batch:
-    """On the current stream, which waits for it there and then."""
-    if isinstance(batch, ValueError):
-        raise batch
-    stream = torch.cuda.current_stream()
-    stream.wait_event(copied)
-    for value in batch:
-        if isinstance(value, Tensor):
-            value.record_stream(stream)         # or its memory could be another batch's while the step still reads it
-    return batch
-
-
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
     """For this process. Beside a GPU all its cores but one, up to 16: it takes thousands of images a second, a core decodes
-    hundreds. On a CPU one, which loads while the others train. None for digits: decoding them is free."""
+    hundreds. On a CPU a quarter of them, one at least and up to 4, which load while the others train. None where there is one
+    core, and for digits: decoding them is free."""
     if dataset == "digits":
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(0, min(16 if device_type == "cuda" else 1, cores // local_world_size - 1))
+    own = cores // local_world_size
+    return max(0, min(16, own - 1) if device_type == "cuda" else min(4, max(1, own // 4), own - 1))

@@ -63,6 +63,15 @@ class FileImages(Dataset):
         except Exception as error:
             raise failed(error) from error
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height, from the header. Raises ImageError."""
+        path = self.samples[index][0]
+        try:
+            with _opened(path) as stream:
+                return opened_image(stream).size
+        except Exception as error:
+            raise _image_error(path, "cannot be read as an image", error) from error
+
     def name(self, index: int) -> str:
         path = Path(self.samples[index][0])
         try:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import Loader, ahead
+from .data import Loader
 from .distributed import World, sum_over_ranks
 from .precision import Precision
+from .prefetch import ahead
 
 TOP, BINS = 5, 15
 

@@ -94,12 +94,17 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
     else:
         kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
         optimizer = kinds[name](groups, fused=True, **options)
-    if name == "sgd" and momentum:
-        # The fused step makes them without a value, and leaves it at that if the first update is skipped.
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _begin_momentum(optimizer)
     set_learning_rate(optimizer, learning_rate)
     return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """SGD's, where there is none yet: the fused step makes it without a value, and leaves it at that if the update is skipped."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        for parameter in group["params"] if group["momentum"] else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -108,6 +113,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     groups = [{**saved, **{key: own[key] for key in ("fused", "lr_scale") if key in own}}
               for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    _begin_momentum(optimizer)
 
 
 def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, scale: Tensor, max_norm: float) -> None:

@@ -6,7 +6,7 @@ are, and a build that was interrupted goes on: what fits its digest is done. All
 becomes FOLDER when it is on the disk.
 
 Images are made smaller as torchvision and evaluation do it (bilinear, antialiased): from a short side of 256, --eval_crop
-0.875 at 224 px shows the very pixels that it shows of the files.
+0.875 at 224 px shows what it shows of the files, but for what their faster decoding leaves out (decoding.py).
 """
 
 import contextlib
@@ -89,6 +89,8 @@ def _check(parts: dict[str, Dataset], dataset: str, target: Path) -> None:
         raise DataError(f"{target} is prepared already: train on it with --data_dir {target}, or delete it")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise DataError(f"{target} exists already: delete it, or prepare in another folder")
+    if target.is_symlink() or target.is_mount():            # which the finished folder could not replace
+        raise DataError(f"{target} is a link or a mount point: prepare in a folder inside")
     for split in parts.values():
         if target.resolve().is_relative_to(split.root.resolve()) and len(split):
             raise DataError(f"{target} lies inside the data set ({split.root}): prepare in a folder beside it")
@@ -237,7 +239,7 @@ def _look(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int,
     rows["label"] = split.labels[start:start + CHUNK]
     for number in range(len(rows)):
         try:
-            rows["width"][number], rows["height"][number] = reduced(*split.source(start + number)[0].size, size)
+            rows["width"][number], rows["height"][number] = reduced(*split.size(start + number), size)
             status = os.stat(split.samples[start + number][0])
             files.append((status.st_size, status.st_mtime_ns))
         except ImageError as error:

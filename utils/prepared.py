@@ -13,6 +13,7 @@ start checks the index and the sizes, --check_data every pixel.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,11 +26,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .decoding import MAX_PIXELS
+from .image_files import shown
 from .splits import DataError, ImageError, Splits
 
 FILE, FORMAT = "prepared.json", "vit-prepared-1"
 ROW = np.dtype([("place", "<u8"), ("height", "<u4"), ("width", "<u4"), ("label", "<u4"), ("sha256", "u1", 32)])
 MAX_JSON_BYTES = 1 << 26          # a class takes a hundred
+MAX_ROW = ROW.itemsize + 4100     # and its name, a path
 
 
 class PreparedImages(Dataset):
@@ -86,7 +89,7 @@ class PreparedImages(Dataset):
         return pixels
 
     def _error(self, index: int, what: str) -> ImageError:
-        plain = f"{self.file}: the pixels of {self.name(index)} {what}"
+        plain = f"{self.file}: the pixels of {shown(self.name(index))} {what}"
         told = ImageError(f"{plain}; prepare the data set again")
         told.plain = plain
         return told
@@ -157,6 +160,11 @@ def _split(stem: Path, facts: dict, classes: int, size: int) -> PreparedImages:
     """Its index, verified, and its pixel file, of which the size is."""
     index, file = stem.with_suffix(".index"), stem.with_suffix(".pixels")
     try:
+        for place in (index, file):
+            if not place.is_file():                          # a pipe would be waited for without end
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(place))
+        if index.stat().st_size > max(facts["images"], 0) * MAX_ROW:
+            raise DataError(f"{index}: larger than an index of {facts['images']:,} images; prepare the data set again")
         content, held = index.read_bytes(), file.stat().st_size
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); prepare the data set again") from error

@@ -29,11 +29,11 @@ PR_SET_PDEATHSIG = 1
 class Stop:
     """Takes the signals inside a `with` block, and tells whether this process was asked to stop.
 
-    `saves`: a run is under way that can be saved; without it a request ends the process at once.
+    `saves`: a run is under way that can be saved; without it a request ends the process at once, with the words of `kept`.
     """
 
     def __init__(self):
-        self.saves = False
+        self.saves, self.kept = False, "stopped before the first step: nothing to save"
         self._asked: float | None = None
         self._window = ONE_REQUEST if "LOCAL_RANK" in os.environ else 0.0
         self._before: dict = {}
@@ -65,7 +65,7 @@ class Stop:
             self._asked = now
         elif not self.saves:
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _say(f"train.py: {signal.Signals(number).name}: stopped before the first step: nothing to save")
+                _say(f"train.py: {signal.Signals(number).name}: {self.kept}")
             _leave()
         elif now - self._asked > self._window:
             _say(f"train.py: {signal.Signals(number).name}: left at once")
