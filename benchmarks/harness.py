@@ -207,6 +207,9 @@ def record(title: str, contenders: Sequence[Contender], costs: dict[str, list[fl
     if baseline not in costs:                            # absent, or not asked for
         baseline = next(iter(costs))
     command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
+    if "--json" in command:                              # where the record goes says nothing of the question
+        place = command.index("--json")
+        del command[place:place + 2]
     return {"title": title, "baseline": baseline, "unit": unit, "kinds": kinds, "costs": costs, "settings": settings,
             "work": work or {}, "command": f"python -m benchmarks.{shlex.join(command)}",
             "date": datetime.date.today().isoformat(), "machine": machine.facts(), "versions": machine.versions()}
