@@ -691,7 +691,7 @@ class Session:
         self.batches = prefetch.ahead(self.loader, world.device)
         if world.is_main:
             workers, why = self.loader.num_workers, self.loader.not_held
-            print("input: " + (f"{workers} worker processes a rank; " if workers else "")
+            print("input: " + (f"{workers} worker process{'es' * (workers > 1)} a rank; " if workers else "")
                   + (f"image by image: {why}" if why else f"whole batches, of images held on the {world.device.type.upper()}"))
         return lesson
 
