@@ -709,7 +709,8 @@ class Session:
             begun, images = time.monotonic(), self.order.micro_size if run.compile else 2
             engine.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
                                                 dtype=self.chosen.weights), self.chosen)
-            gc.collect()                           # of what compiling leaves, some holds memory, and would stay for good
+            if run.compile:
+                gc.collect()                       # of what compiling leaves, some holds memory, and would stay for good
             if run.compile and world.is_main:
                 print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step")
         return wrapped
