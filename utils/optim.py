@@ -93,7 +93,9 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
         optimizer = _lamb()(groups, max_grad_norm=None, **options)
     else:
         kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-        optimizer = kinds[name](groups, fused=True, **options)
+        # The fused kernels of CPUs get float16 weights wrong in torch 2.11.
+        fused = not any(parameter.dtype == torch.float16 and parameter.device.type == "cpu" for parameter in parameters)
+        optimizer = kinds[name](groups, fused=fused, **options)
     _begin_momentum(optimizer)
     set_learning_rate(optimizer, learning_rate)
     return optimizer
