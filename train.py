@@ -1113,4 +1113,8 @@ def collect_garbage() -> None:
 if __name__ == "__main__":
     gc.disable()                # imports make a million objects that stay: looking through them takes a third of the start
     sys.stdout, sys.stderr = _Outlives(sys.stdout), _Outlives(sys.stderr)
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+    finally:
+        gc.unfreeze()           # or packages whose objects are looked for at the exit (nanobind's) tell of leaks
+    sys.exit(code)

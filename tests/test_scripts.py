@@ -65,7 +65,8 @@ def test_train_sh_fine_tunes_the_embedded_default(run_script, tmp_path, capsys):
     assert before < 20 and after > 90, (before, after)
     folder = tmp_path / "output" / "digits"
     assert (folder / "best.pt").exists() and (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert list((tmp_path / "logs" / "digits").iterdir()) and "Traceback" not in done.stderr
+    assert list((tmp_path / "logs" / "digits").iterdir())
+    assert "Traceback" not in done.stderr and "leaked" not in done.stderr
 
     assert train.main(["--device", "cpu", "--resume_path", str(folder), "--num_steps", "105", "--output_dir",
                        str(folder.parent), "--log_dir", str(tmp_path / "logs")]) == 0
