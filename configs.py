@@ -449,8 +449,8 @@ FLAGS = {
                        "fp32: nothing; TF32 (GPUs); or bfloat16 (CPUs with AMX or AVX512-BF16)"),
     "compile": (None, False, "torch.compile the model: a minute or so at the start, faster steps from then on"),
     "device": (("auto", "cpu", "cuda"), "auto", "auto: a GPU where there is one"),
-    "num_workers": (not_negative, None, "loader processes per rank (default: none for images held in memory; else 1 on a CPU, "
-                    "on a GPU a core each, up to 16)"),
+    "num_workers": (not_negative, None, "loader processes per rank (default: none for images held in memory; else on a CPU a "
+                    "quarter of the cores, up to 4, on a GPU all but one, up to 16)"),
     "seed": (not_negative, 42, "fixes initialisation, order, augmentation and dropout"),
     "exact": (None, False, "sum gradients in a fixed order: the same bits on any number of processes; slower"),
     "non_finite": (("stop", "skip"), "stop", "what a loss or gradient that is NaN or infinite does: end the run, or skip the "

@@ -710,9 +710,9 @@ class Session:
             engine.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
                                                 dtype=self.chosen.weights), self.chosen)
             if run.compile:
+                if world.is_main:
+                    print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step")
                 gc.collect()                       # of what compiling leaves, some holds memory, and would stay for good
-            if run.compile and world.is_main:
-                print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step")
         return wrapped
 
     def open(self, given: dict, state, path) -> None:
@@ -784,9 +784,7 @@ class Session:
 
     def train_step(self) -> None:
         """Raises _Asked."""
-
-        run, asked = self.run, False
-        now = any(self.is_due(every, ahead=1) for every in (run.eval_every, run.save_every))
+        asked, now = False, any(self.is_due(every, ahead=1) for every in (self.run.eval_every, self.run.save_every))
         for step in self.trainer.train_step(self.batches, self.learning_rate, now):
             asked |= self.tell_step(step)
         if self.world.is_main and self.trainer.step == self.began_at + 1:

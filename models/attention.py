@@ -23,8 +23,8 @@ WRITTEN_OUT = 1024
 class Attend(nn.Module):
     """softmax(q k^T / sqrt(d)) v. Law: weights(q, k) @ v == forward(q, k, v), dropout aside.
 
-    The fused kernel of CPUs takes twice as long in bfloat16 as the products written out, at 197 tokens and at 577, and in
-    float32 two thirds as long (benchmarks/RESULTS.md). Beyond WRITTEN_OUT tokens the weights would take too much memory.
+    The fused kernel of CPUs takes longer in bfloat16 than the products written out, at 197 tokens and at 577, and in
+    float32 less (benchmarks/RESULTS.md). Beyond WRITTEN_OUT tokens the weights would take too much memory.
     """
 
     def __init__(self, dropout_rate: float = 0.0):

@@ -251,7 +251,7 @@ def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8, or floating point in 0..255, (B, C, height, width) -> (x / 255 - mean) / std, on the images' device"""
     mean, std = _of_bytes(tuple(mean), tuple(std), images.device)
-    if images.dtype == torch.uint8:             # planes and in place: two to four times as fast on a CPU
+    if images.dtype == torch.uint8:             # planes and in place: about twice as fast on a CPU
         return images.contiguous().to(torch.float32).sub_(mean).div_(std).to(dtype)
     return (images - mean).div_(std).to(dtype)
 

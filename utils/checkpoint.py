@@ -98,9 +98,9 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         write(unfinished)
-        _sync(unfinished)
+        sync(unfinished)
         os.replace(unfinished, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path} ({error.strerror or error})") from error
     finally:
@@ -175,7 +175,7 @@ class _Sealed:
         self._stream.write(torch_file.SEAL + self._digest.hexdigest().encode())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """A file or a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -63,7 +63,7 @@ class FileImages(Dataset):
         except Exception as error:
             raise failed(error) from error
 
-    def size(self, index: int) -> tuple[int, int]:
+    def dimensions(self, index: int) -> tuple[int, int]:
         """Width and height, from the header. Raises ImageError."""
         path = self.samples[index][0]
         try:

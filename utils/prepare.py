@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from . import stopping
-from .checkpoint import StorageError, replace
+from .checkpoint import StorageError, replace, sync
 from .image_files import FileImages
 from .loader_workers import WorkerError
 from .prepared import FILE, FORMAT, ROW, describe, is_prepared
@@ -71,7 +71,7 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
             os.rename(building, target)
             for name in (PLAN_FILE, *(f"{name}.digests" for name in parts), LOCK_FILE):
                 (target / name).unlink()
-            _sync(target.parent)
+            sync(target.parent)
     except OSError as error:
         raise StorageError(f"cannot write {error.filename or building} ({error.strerror or error}); what is done is kept in "
                            f"{building}: the same command goes on") from error
@@ -178,16 +178,8 @@ def _finish(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], buildin
     names = b"".join(split.name(number).encode("utf-8", "surrogateescape") + b"\0" for number in good)
     content = rows[good].tobytes() + names
     replace(index, lambda file: file.write_bytes(content))
-    _sync(pixels)
+    sync(pixels)
     return {"images": len(good), "bytes": pixels.stat().st_size, "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------------------- the processes
@@ -239,7 +231,7 @@ def _look(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int,
     rows["label"] = split.labels[start:start + CHUNK]
     for number in range(len(rows)):
         try:
-            rows["width"][number], rows["height"][number] = reduced(*split.size(start + number), size)
+            rows["width"][number], rows["height"][number] = reduced(*split.dimensions(start + number), size)
             status = os.stat(split.samples[start + number][0])
             files.append((status.st_size, status.st_mtime_ns))
         except ImageError as error:
