@@ -21,16 +21,16 @@ PARTS = {
         attention --size 384 --batch 2
         optimizer
         checkpoint
-        step --models ViT-B_16,ViT-S_16,ViT-Ti_16 --precision bf16
-        step --models ViT-B_16 --precision fp32 --batch 4
+        step --models ViT-B_16,ViT-S_16,ViT-Ti_16 --precision bf16 --rounds 5
+        step --models ViT-B_16 --precision fp32 --batch 4 --rounds 5
         step --models DeiT-S_16 --precision bf16 --contenders timm,vit-pytorch,ours
-        evaluation --batch 2 --rounds 4
-        memory --batch 4 --contenders timm,transformers,torchvision,vit-pytorch,ours
+        evaluation --models ViT-B_16,ViT-S_16 --rounds 5
+        memory --contenders timm,transformers,torchvision,vit-pytorch,ours
         ddp --batch 8 --rounds 2
         end_to_end --batch 16 --rounds 2
         step --models R50-ViT-B_16 --batch 4 --contenders timm,ours
-        step --models ViT-Ti_16,ViT-S_16 --precision fp32
-        step --models ViT-L_16 --batch 2 --rounds 2
+        step --models ViT-Ti_16,ViT-S_16 --precision fp32 --rounds 5
+        step --models ViT-L_16 --batch 2 --rounds 3
     """,
     "gpu": """
         step --device cuda --models ViT-Ti_16,ViT-S_16,ViT-B_16,ViT-L_16,R50-ViT-B_16 --batch fill --precision fp32,tf32,bf16,fp16

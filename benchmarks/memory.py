@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     from .ours import row_of
 
     options = harness.options(__doc__, argv, flags=["compile"], models="ViT-B_16", batch="8", size=224, precision="fp32,bf16",
-                              device="cpu", threads=0, rounds=1, contenders="")
+                              device="cpu", threads=0, rounds=3, contenders="")
     step.small(options)
     with harness.stage(options.quick) as where:
         for model in options.models.split(","):

@@ -34,9 +34,17 @@ class Attend(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (B, H, N, d) -> (B, H, N, d)"""
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= WRITTEN_OUT:
-            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
-            return F.dropout(weights, self.dropout_rate, self.training) @ v
+            return self._written_out(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_rate if self.training else 0.0)
+
+    def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Autocast would keep the softmax in float32 for the backward pass: three times the memory of its bfloat16 values,
+        # which are all that the product with v reads.
+        with torch.autocast(q.device.type, enabled=False):
+            rows, columns, values = (part.flatten(0, 1) for part in (q, k.transpose(-2, -1), v))
+            logits = torch.baddbmm(q.new_empty(()), rows, columns, beta=0, alpha=q.shape[-1] ** -0.5)
+            weights = F.dropout(logits.softmax(dim=-1), self.dropout_rate, self.training)
+            return (weights @ values).unflatten(0, q.shape[:2])
 
     @staticmethod
     def weights(q: Tensor, k: Tensor) -> Tensor:

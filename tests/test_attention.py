@@ -321,3 +321,13 @@ def test_bfloat16_on_a_cpu_does_not_hold_the_weights_of_long_sequences(monkeypat
     for tokens in (6, 7):
         Attend()(*(torch.zeros(1, 1, tokens, 8, dtype=torch.bfloat16) for _ in range(3)))
     assert called == [7]
+
+
+def test_bfloat16_on_a_cpu_keeps_no_float32_weights_for_the_backward_pass():
+    q, k, v = (torch.randn(1, 1, 50, 8).bfloat16().requires_grad_() for _ in range(3))
+    kept = []
+    with (torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+          torch.autocast("cpu", dtype=torch.bfloat16)):
+        Attend()(q, k, v)
+    maps = [tensor for tensor in kept if tensor.shape[-2:] == (50, 50)]
+    assert maps and {tensor.dtype for tensor in maps} == {torch.bfloat16}
