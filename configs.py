@@ -514,6 +514,8 @@ ACTS_WITH = (
     (("prepare_size",), lambda run: run["prepare"], "--prepare"),
     (("float32_matmul",), lambda run: run["precision"] == "fp32", "--precision fp32"),
 )
+# All that acts with --prepare.
+PREPARING = ("prepare", "prepare_size", "dataset", "data_dir", "num_workers", "bad_images", "max_bad_images")
 # Knobs that do nothing at their default: left out where the settings are printed.
 QUIET = {name for flags, _, _ in ACTS_WITH for name in flags} | {
     "val_fraction", "test_fraction", "test", "min_learning_rate", "warmup_learning_rate", "layer_decay", "train_layers",
@@ -646,11 +648,13 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--decay_type step needs --decay_milestones, such as 200,300,400")
     if run["distillation"] != "none" and run["teacher"] is None:
         raise ConfigError(f"--distillation {run['distillation']} needs a --teacher: a run folder or checkpoint of this project")
-    _check_compiled(run)
-    if run["profile"] and run["eval_only"]:
-        raise ConfigError("--profile is of training steps, and --eval_only makes none: leave one out")
+    _check_session(run)
     if run["check_data"] and run["prepare"]:
         raise ConfigError("--check_data and --prepare each do one thing and stop: give one")
+    for name in given if run["prepare"] else ():
+        if name not in PREPARING:
+            raise ConfigError(f"--prepare stores every image of every split as it is, and --{name} has no part in that: leave it "
+                              "out, or give it when you train on them")
     if run["attention_edits"] and run["eval_only"]:
         raise ConfigError("--attention_edits teaches, and --eval_only trains nothing: leave one out")
     _check_edits(run)
@@ -663,8 +667,11 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError(f"--min_learning_rate {run['min_learning_rate']} is more than --learning_rate {run['learning_rate']}")
 
 
-def _check_compiled(run) -> None:
-    if run["attention_edits"] and run["compile"]:
+def _check_session(run) -> None:
+    """What a resumed run is asked for anew"""
+    if run["profile"] and run["eval_only"]:
+        raise ConfigError("--profile is of training steps, and --eval_only makes none: leave one out")
+    if run["attention_edits"] and run["compile"] and not run["eval_only"]:
         raise ConfigError("--attention_edits and --compile contradict each other: edits listen to the model's attention, which a "
                           "compiled one hides; leave --compile out")
 
@@ -765,7 +772,7 @@ def resolve_resumed(given: dict, saved: dict, train_images: int) -> ConfigDict:
     # What was allowed once is not allowed for ever.
     session = {name: bool(given.get(name)) for name in ("override", "compile", "profile")}
     run = ConfigDict(saved | asked | session)
-    _check_compiled(run)
+    _check_session(run)
     if run.num_steps < run.warmup_steps:
         raise ConfigError(f"--num_steps {run.num_steps} is less than the run's {run.warmup_steps} warm-up steps")
     if given.get("override"):
@@ -786,6 +793,7 @@ def as_flags(run: ConfigDict) -> str:
     silent |= {"head"} if run.head == "zero" else set()
     silent |= {name for name in QUIET - set(recipe) if run[name] == FLAGS[name][1]}
     silent |= {name for names, holds, _ in ACTS_WITH for name in names if not holds(run)}
+    silent |= set(FLAGS) - set(PREPARING) if run.prepare else set()
     words = []
     for name, (kind, _, _) in FLAGS.items():
         value = run[name]

@@ -320,6 +320,16 @@ def compile_model(model, world) -> None:
     model.compile(dynamic=False)
 
 
+def tell_compiled(world, say, sizes: set[int]):
+    """For metrics.evaluate -> what tells of the sizes of batches that are not in `sizes` yet"""
+    def told(images: int, seconds: float) -> None:
+        if world.is_main and images not in sizes:
+            say(f"compiled in {seconds:.0f} s, for {images} images an evaluation batch")
+        sizes.add(images)
+
+    return told
+
+
 def introduce(run, world, splits, model, precision: str, state) -> None:
     """The first words of a run: where it happens, with what."""
     import torch
@@ -651,7 +661,7 @@ class Session:
         self.ema = Ema(model, run.ema_decay) if run.ema_decay else None
         if run.compile and self.ema:
             self.ema.model.compile(dynamic=False)
-        self.first, self.seconds, counts = {}, 0.0, {}
+        self.first, self.seconds, self.sizes, counts = {}, 0.0, set(), {}
         if state is not None:
             optim.load_state(self.optimizer, state.optimizer)
             if state.scaler:
@@ -785,7 +795,13 @@ class Session:
     def train_step(self) -> None:
         """Raises _Asked."""
         asked, now = False, any(self.is_due(every, ahead=1) for every in (self.run.eval_every, self.run.save_every))
-        for step in self.trainer.train_step(self.batches, self.learning_rate, now):
+        try:
+            steps = self.trainer.train_step(self.batches, self.learning_rate, now)
+        except ValueError:                     # the next images cannot be read: what is known of the step before is told
+            for step in self.trainer.finish():
+                self.report.train(step)
+            raise
+        for step in steps:
             asked |= self.tell_step(step)
         if self.world.is_main and self.trainer.step == self.began_at + 1:
             self.saver.reserve(self.snapshot())
@@ -851,7 +867,7 @@ class Session:
                                   world_size=world.size, **self.loading)
         judged = self.model if self.ema is None else self.ema.model
         result = metrics.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes), confusion,
-                                 self.stop.requested, fill=run.compile)
+                                 self.stop.requested, tell_compiled(world, self.report.say, self.sizes) if run.compile else None)
         if result is None:
             raise _Asked
         return result
@@ -983,12 +999,13 @@ def evaluate_only(given, run, world, state, path) -> None:
     splits, model, chosen, prepare = build(given, run, world, state)
     collect_garbage()
     _, eval_transform = transforms_of(run, model, splits)
+    sizes: set[int] = set()
 
     def evaluate(split):
         loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **loading_of(run, world))
         return metrics.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix,
-                               fill=run.compile)
+                               compiled=tell_compiled(world, print, sizes) if run.compile else None)
 
     last = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
     for name, split in [("train", splits.train), last] if run.eval_train else [last]:

@@ -1,6 +1,6 @@
 """Every question in order: python -m benchmarks [cpu | gpu]. Figures go to results/MACHINE.json and from there to RESULTS.md.
 
-Batches and rounds are such that the CPU part takes about twenty minutes on two cores; a machine with more may take more of
+Batches and rounds are such that the CPU part takes about forty minutes on two cores; a machine with more may take more of
 both. Nothing else should run meanwhile.
 """
 
@@ -24,13 +24,14 @@ PARTS = {
         step --models ViT-B_16,ViT-S_16,ViT-Ti_16 --precision bf16 --rounds 5
         step --models ViT-B_16 --precision fp32 --batch 4 --rounds 5
         step --models DeiT-S_16 --precision bf16 --contenders timm,vit-pytorch,ours
+        evaluation --models DeiT-S_16 --precision bf16 --contenders timm,torchvision,vit-pytorch,ours
         evaluation --models ViT-B_16,ViT-S_16 --rounds 5
         memory --contenders timm,transformers,torchvision,vit-pytorch,ours
         ddp --batch 8 --rounds 2
-        end_to_end --batch 16 --rounds 2
+        end_to_end --batch 16 --rounds 2 --files 200
         step --models R50-ViT-B_16 --batch 4 --contenders timm,ours
         step --models ViT-Ti_16,ViT-S_16 --precision fp32 --rounds 5
-        step --models ViT-L_16 --batch 2 --rounds 3
+        step --models ViT-L_16 --batch 2 --contenders timm,vit-pytorch,ours
     """,
     "gpu": """
         step --device cuda --models ViT-Ti_16,ViT-S_16,ViT-B_16,ViT-L_16,R50-ViT-B_16 --batch fill --precision fp32,tf32,bf16,fp16
@@ -40,7 +41,7 @@ PARTS = {
         evaluation --device cuda --models ViT-B_16,ViT-L_16 --batch 256 --precision fp32,tf32,bf16,fp16
         evaluation --device cuda --models ViT-B_16,ViT-L_16 --batch 256 --precision bf16 --compile
         memory --device cuda --models ViT-B_16,ViT-L_16 --batch 64
-        end_to_end --device cuda --models ViT-B_16 --batch 256 --steps 50
+        end_to_end --device cuda --models ViT-B_16 --batch 256 --steps 50 --files 3000
     """,
 }
 

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     runs.small(options)
     with tempfile.TemporaryDirectory() as folder, harness.stage(options.quick) as where:
         for model in options.models.split(","):
-            given = {"flags": runs.flags(options, model, folder)}
+            given = {"flags": runs.flags(options, model, runs.arrays(folder))}
             group = [Contender(ONE, "benchmarks.runs:training", given | {"processes": 1, "threads": 2}, "ours"),
                      Contender(TWO, "benchmarks.runs:training", given | {"processes": 2, "threads": 1}, "ours")]
             costs = harness.measure(group, where, rounds=options.rounds, fresh=True)

@@ -1,7 +1,8 @@
 """Whole runs of train.py on small images held in memory, made 224 px: seconds a step, and the share of them without data.
 
-python -m benchmarks.end_to_end --models ViT-Ti_16 --batch 32
+python -m benchmarks.end_to_end --models ViT-Ti_16 --batch 32 --files 200
 
+With --files so many JPEG files are made, of 500 x 375 pixels, and two more of ours run: from them, and from them prepared.
 The peer is the loop of the tutorials: DataLoader, PIL, RandomResizedCrop, flip, ToTensor, Normalize, timm's model, torch's SGD.
 Its loader has as many workers as train.py takes for images that it does not hold. Both in the precision of their default.
 """
@@ -51,18 +52,22 @@ def main(argv: list[str] | None = None) -> None:
     from .ours import row_of
 
     options = harness.options(__doc__, argv, models="ViT-Ti_16", batch="32", size=224, precision="auto", device="cpu", steps=8,
-                              contenders="", rounds=3)
+                              files=0, contenders="", rounds=3)
     runs.small(options)
     with tempfile.TemporaryDirectory() as folder, harness.stage(options.quick) as where:
         for model in options.models.split(","):
-            given = {"flags": runs.flags(options, model, folder), "processes": 1, "threads": 0}
+            data = {OURS: runs.arrays(folder)}
+            if options.files:
+                data |= {f"{OURS} ({name})": flags for name, flags in runs.files(folder, options.files).items()}
             peer = {"row": row_of(model, options.size), "batch": int(options.batch), "device": options.device,
                     "steps": options.steps}
             settings = {"batch": options.batch, "precision": options.precision, "steps": options.steps, "rounds": options.rounds}
             title = f"end to end {model} {options.size} {options.device}"
             group = harness.chosen([
                 Contender("timm, tutorial loop", "benchmarks.end_to_end:tutorial", peer),
-                Contender(OURS, "benchmarks.runs:training", given, "ours")], options.contenders)
+                *(Contender(name, "benchmarks.runs:training", {"flags": runs.flags(options, model, flags), "processes": 1,
+                                                               "threads": 0}, "ours") for name, flags in data.items()),
+            ], options.contenders)
             costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
             harness.tell(harness.record(title, group, costs, baseline=group[0].name, unit="seconds a step", settings=settings),
                          options.json)

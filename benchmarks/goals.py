@@ -53,11 +53,12 @@ def beyond(base: str, own: str) -> Callable[[dict], float | None]:
     return figure
 
 
-def waiting(record: dict) -> float | None:
-    costs = record["costs"]
-    if f"{OURS}, step" not in costs:
-        return None
-    return statistics.median(wait / step for wait, step in zip(costs[f"{OURS}, data wait"], costs[f"{OURS}, step"]))
+def waiting(own: str = OURS) -> Callable[[dict], float | None]:
+    """Share of a step"""
+    def figure(record: dict) -> float | None:
+        waits, steps = (record["costs"].get(f"{own}, {what}") for what in ("data wait", "step"))
+        return statistics.median(wait / step for wait, step in zip(waits, steps, strict=True)) if steps else None
+    return figure
 
 
 VITS = tuple(f"step ViT-{size}_16 224 " for size in ("Ti", "S", "B", "L"))
@@ -89,7 +90,10 @@ GOALS = (
     Goal("training step, larger, bf16, share of the matmul rate",
          ("step ViT-L_16 224 bf16 ", "step ViT-B_16 384 bf16 ", "step ViT-L_16 384 bf16 "), "", of_limit, 0.6, unit="%",
          gpu=True),
-    Goal("a set held on the device: waiting for data", ("end to end ",), "", waiting, 0.01, below=True, unit="%", gpu=True),
+    Goal("a set held on the device: waiting for data", ("end to end ",), "", waiting(), 0.01, below=True, unit="%", gpu=True),
+    Goal("JPEG files: waiting for data", ("end to end ",), "", waiting(f"{OURS} (files)"), 0.02, below=True, unit="%", gpu=True),
+    Goal("prepared files: waiting for data", ("end to end ",), "", waiting(f"{OURS} (prepared)"), 0.02, below=True, unit="%",
+         gpu=True),
 )
 
 

@@ -76,7 +76,8 @@ class Worker:
         return value
 
     def close(self) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):          # it is gone already: killed for want of memory, say
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
@@ -264,7 +265,7 @@ OPTIONS = {
     "size": ("side of the images", int), "precision": ("fp32, bf16, fp32_bf16_matmul; on a GPU also tf32, fp16; by commas", str),
     "device": ("cpu or cuda", str), "threads": ("threads of a contender; 0: one a core", int),
     "contenders": ("names, by commas; default all", str), "data_dir": ("real JPEGs in place of generated ones", Path),
-    "steps": ("training steps of a run", int)}
+    "steps": ("training steps of a run", int), "files": ("JPEG files to make and to train on too", int)}
 
 
 def options(description: str, argv: Sequence[str] | None, *, flags: Sequence[str] = (), **defaults) -> argparse.Namespace:

@@ -27,13 +27,25 @@ def name() -> str:
 
 
 def versions() -> dict:
-    found = {"python": platform.python_version()}
+    """Of this program (its commit, with a + where files differ from it), Python and the packages"""
+    found = {"commit": _commit(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _commit() -> str:
+    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit, changed = (subprocess.run([*here, *words], capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+                           for words in (["rev-parse", "--short", "HEAD"],
+                                         ["diff", "HEAD", "--name-only", "--", ":/", ":(top,exclude)benchmarks/results"]))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit + "+" * bool(changed)
 
 
 def _cpuinfo(key: str) -> str:

@@ -57,13 +57,29 @@ def bare(command: list[str]) -> Callable[[], None]:
     return step
 
 
-def flags(options, model: str, folder: str) -> list[str]:
-    """Of a run on grey images of 28 px, cropped, mirrored and made as large as the model wants; hardly anything is evaluated."""
+def arrays(folder: str) -> list[str]:
+    """Flags of a data set of grey images of 28 px, which train.py holds in memory"""
     root = Path(folder, "mnist")
     if not root.exists():
         pictures.mnist(root, train=2000, test=8)
+    return ["--dataset", "fashion_mnist", "--data_dir", str(root)]
+
+
+def files(folder: str, images: int) -> dict[str, list[str]]:
+    """Flags of so many JPEG files of ImageNet's size, as they are and prepared"""
+    root, prepared = Path(folder, "files"), Path(folder, "prepared")
+    found = {name: ["--dataset", "folder", "--data_dir", str(place)] for name, place in (("files", root), ("prepared", prepared))}
+    if not root.exists():
+        pictures.folder(root, images, 500, 375)
+        subprocess.run([sys.executable, "train.py", *found["files"], "--prepare", str(prepared)], cwd=ROOT, check=True,
+                       stdout=subprocess.DEVNULL)
+    return found
+
+
+def flags(options, model: str, data: list[str]) -> list[str]:
+    """Of a run whose images are cropped, mirrored and made as large as the model wants; hardly anything is evaluated."""
     steps = str(options.steps + SETTLING)
-    return ["--dataset", "fashion_mnist", "--data_dir", str(root), "--recipe", "vit-paper", "--model_type", model,
+    return [*data, "--recipe", "vit-paper", "--model_type", model,
             "--pretrained_dir", "none", "--img_size", str(options.size), "--train_batch_size", options.batch,
             "--num_steps", steps, "--warmup_steps", "1", "--eval_every", steps, "--test", "once", "--device", options.device,
             "--precision", options.precision]

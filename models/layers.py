@@ -4,6 +4,8 @@ Differences from the paper: none. From Google's code: none in the mathematics; L
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,27 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(self._hidden(x))))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, mlp_dim)"""
+        if torch.is_grad_enabled() or not _fuses_in_bfloat16(x.device):
+            return self.act(self.fc1(x))
+        # Evaluation in bfloat16 on a CPU: oneDNN's product with GELU behind it. PyTorch's own kernel of the tanh form takes
+        # four times as long as that of the erf form, a twelfth of the whole evaluation.
+        x, weight, bias = (tensor.to(torch.bfloat16) for tensor in (x, self.fc1.weight, self.fc1.bias))
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], self.act.approximate)
+
+
+def _fuses_in_bfloat16(device: torch.device) -> bool:
+    return (device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and not torch.compiler.is_compiling() and _has_fused_product())
+
+
+@functools.cache
+def _has_fused_product() -> bool:
+    own = torch.ops.mkldnn                 # what torch.compile makes of a linear layer and GELU, on processors that have it
+    return torch.backends.mkldnn.is_available() and hasattr(own, "_linear_pointwise") and own._is_mkldnn_bf16_supported()
 
 
 class StochasticDepth(nn.Module):

@@ -1,5 +1,6 @@
 """Shared by all tests: the `gpu` marker, the contract's counts and figures, and running train.py or the scripts."""
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -16,6 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTor
 import torch
 
 import train
+from benchmarks.memory import resident
 from utils import datasets, plots
 from utils.splits import Part, Splits
 
@@ -83,6 +85,21 @@ def one_thread():
     the threads themselves are missing."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def memory_below():
+    """with memory_below(n): never holds n bytes more than this process has now. Known on Linux alone."""
+    @contextlib.contextmanager
+    def block(limit: int):
+        if not sys.platform.startswith("linux"):
+            yield
+            return
+        before = resident("VmRSS", forget=True)
+        yield
+        assert resident("VmHWM") - before < limit
+
+    return block
 
 
 @pytest.fixture

@@ -124,6 +124,8 @@ def test_goals_are_found_and_judged():
     start = a_record("startup", **{"import torch": [2.0, 4.0], "ours (train.py)": [4.0, 6.0]})
     assert "<= 1.50 s | 2.00 s | **no**" in goals.table({"startup": start}, on_gpu=False)[-1]
     assert len(goals.table({STEP["title"]: STEP}, on_gpu=True)) == 4                       # two goals of a GPU fit the title
+    run = a_record("end to end x", **{"ours (files), step": [1.0, 2.0], "ours (files), data wait": [0.01, 0.08]})
+    assert [line.split(" | ")[3:] for line in goals.table({"end to end x": run}, on_gpu=True)[2:]] == [["2.5%", "**no** |"]]
 
 
 def test_a_record_takes_the_place_of_an_older_one(tmp_path, capsys):

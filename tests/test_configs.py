@@ -447,6 +447,8 @@ def test_a_flag_that_would_do_nothing_is_refused(name):
     (["--min_learning_rate", "1"], "--min_learning_rate"), (["--ema_decay", "0.9", "--fp16", "--fp16_opt_level", "O3"], "O3"),
     (["--learning_rate", "0", "--head_learning_rate", "1"], "--train_layers head"),
     (["--check_data", "--prepare", "p", "--dataset", "folder"], "--prepare"), (["--eval_only", "--profile"], "--profile"),
+    (["--prepare", "p", "--dataset", "folder", "--val_fraction", "0.1"], "--val_fraction has no part"),
+    (["--prepare", "p", "--dataset", "folder", "--interpolation", "bicubic"], "--interpolation has no part"),
     (["--in_channels", "2"], "--in_channels 2")], ids=shown)
 def test_settings_that_do_not_fit(argv, words):
     assert words in told(resolve, parse(argv))

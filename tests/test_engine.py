@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,27 @@ def test_reading_late_changes_no_number(optimizer):
                          setup.weights().tolist(), [p.tolist() for p in setup.ema.model.parameters()], setup.scaler.state_dict()))
     assert outcomes[0] == outcomes[1]
     assert [report.step for report in outcomes[0][0]] == list(range(1, 11))
+
+
+def test_late_figures_are_read_when_the_next_step_is_under_way(monkeypatch):
+    setup, order = Setup(late=True), []
+    for name in ("_gradients", "_measured", "finish"):
+        real = getattr(setup.trainer, name)
+        monkeypatch.setattr(setup.trainer, name, lambda *given, name=name, real=real: order.append(name) or real(*given))
+    for _ in range(2):
+        setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)
+    assert order == ["_gradients", "_measured", "finish"] * 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_waiting_for_data_lies_in_the_seconds_that_it_is_part_of(late):
+    setup, waits = Setup(late=late), iter([0, 0, 0.2, 0, 0.1, 0])
+    given = setup.batches
+    setup.batches = (time.sleep(next(waits)) or batch for batch in given)
+    reports = [report for _ in range(6)
+               for report in setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)] + setup.trainer.finish()
+    assert len(reports) == 6 and all(report.data_seconds <= report.seconds for report in reports)
+    assert [round(report.data_seconds, 1) for report in reports] == ([0, 0.2, 0, 0.1, 0, 0] if late else [0, 0, 0.2, 0, 0.1, 0])
 
 
 def test_a_late_step_that_diverges_is_the_last():

@@ -1,5 +1,6 @@
 """Patch embedding, MLP and encoder block against their formulas."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from torchvision import ops
 
+from models import layers
 from models.layers import Block, Mlp, PatchEmbed, StochasticDepth
 
 
@@ -135,3 +137,22 @@ def test_stochastic_depth_keeps_the_expectation():
     dropped = block.drop_path(branch)
     assert abs((dropped[:, 0, 0] == 0).float().mean() - 0.3) < 0.02           # 6 standard deviations
     torch.testing.assert_close(dropped.mean(dim=0), branch[0], atol=0, rtol=0.03)
+
+
+@pytest.mark.skipif(not layers._has_fused_product(), reason="a processor or a PyTorch without oneDNN's bfloat16")
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_evaluation_in_bfloat16_is_rounded_no_worse(gelu, monkeypatch):
+    """Against float64: the product with GELU behind it, which rounds once, and the two apart, as in training."""
+    torch.manual_seed(0)
+    mlp, x, errors = Mlp(64, 256, gelu), torch.randn(4, 50, 64), []
+    exact = copy.deepcopy(mlp).double()(x.double())
+    used, product = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *given: used.append(given[3:]) or product(*given))
+    for training in (True, False):
+        with torch.set_grad_enabled(training), torch.autocast("cpu", dtype=torch.bfloat16):
+            made = mlp(x)
+        assert made.dtype == torch.bfloat16
+        errors.append(((made.double() - exact).norm() / exact.norm()).item())
+    assert len(used) == 1 and errors[1] < 1.1 * errors[0] < 0.02, errors
+    with torch.no_grad():
+        assert mlp(x).dtype == torch.float32 and len(used) == 1

@@ -115,7 +115,7 @@ def test_what_is_said_of_evaluations_and_skips(tmp_path, capsys):
 def test_speed_is_a_mean_and_waiting_is_told_where_it_is_long(tmp_path, capsys):
     """Of the last steps: the first of a session waits for the loader to start. Reports may come late, in their order."""
     report = Report(tmp_path, tmp_path / "tensorboard", 0, 2)
-    report.train(step_report(1, images=150, waited=0.6))            # measured from the end of the step before, in part
+    report.train(step_report(1, images=150, waited=0.5))
     report.train(step_report(2, waited=0.05))
     report.close()
     assert [line.split(", ", 2)[2] for line in capsys.readouterr().out.splitlines()] == [

@@ -103,11 +103,13 @@ def test_processes_that_share_cores_share_their_rate(monkeypatch):
     assert speed.cores_for_all(torch.device("cuda"), 8) == 1.0
 
 
-def test_peak_memory_counts_what_was_given_back():
-    before = speed.peak_memory(CPU)
-    block = torch.ones(50_000_000)
-    del block
-    assert before > 2 ** 20 and speed.peak_memory(CPU) >= 200_000_000
+def test_peak_memory_counts_what_was_given_back(memory_below):
+    with memory_below(1 << 40):                 # forgets what was held before
+        before = speed.peak_memory(CPU)
+        block = torch.ones(100_000_000)
+        del block
+        assert speed.peak_memory(CPU) > before + 350_000_000
+        assert before > 1 << 20
 
 
 def test_what_is_said(monkeypatch):

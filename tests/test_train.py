@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from PIL import Image
 import configs
 import train
 from utils import checkpoint, data, distributed, engine, loader_workers
+from utils.splits import ImageError
 
 
 def state_of(folder="output/digits"):
@@ -601,7 +603,7 @@ def check_check_data(run_train, monkeypatch, capsys):
 def check_prepare(run_train, monkeypatch, capsys):
     """tests/test_prepared.py shows what it makes."""
     make_tree(Path("tree"))
-    assert run_train("--prepare", "small", *FOLDER) == 0 and "small" in capsys.readouterr().out
+    assert train.main(["--prepare", "small", *FOLDER[:4]]) == 0 and "small" in capsys.readouterr().out
     assert run_train("--check_data", *FOLDER, "--data_dir", "small") == 0
     shutil.rmtree("tree")
     assert run_train("--name", "r", *FOLDER, "--data_dir", "small") == 0
@@ -612,8 +614,8 @@ def check_prepare_size(run_train, monkeypatch, capsys):
 
     make_tree(Path("tree"))
     sides = []
-    for name, *size in (("whole",), ("small", "--prepare_size", 5)):
-        assert run_train("--prepare", name, *size, *FOLDER) == 0
+    for name, *size in (("whole",), ("small", "--prepare_size", "5")):
+        assert train.main(["--prepare", name, *size, *FOLDER[:4]]) == 0
         sides.append(min(datasets.load_splits("folder", name).train[0][0].size))
     assert sides[1] == 5 < sides[0]
 
@@ -635,14 +637,22 @@ def check_compile(run_train, monkeypatch, capsys):
     """What is compiled, and that every batch has one size: that of training, that of evaluation. test_compiled does it."""
     sizes = []
 
+    def record(model, images):
+        assert images.is_contiguous()              # another layout would be compiled for too
+        sizes.append((model.training, len(images)))
+        return model.forward(images)
+
     def stand_in(self, **options):
         assert options == {"dynamic": False}
-        self._compiled_call_impl = lambda images: sizes.append((self.training, len(images))) or self.forward(images)
+        self._compiled_call_impl = lambda images: record(self, images)
 
     monkeypatch.setattr(torch.nn.Module, "compile", stand_in)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     flags = ["--ema_decay", 0.5, "--train_batch_size", 16, "--gradient_accumulation_steps", 2, "--eval_batch_size", 30]
-    assert run_train("--compile", *flags) == 0 and "compiled in" in capsys.readouterr().out
+    assert run_train("--compile", "--mixup_alpha", 0.5, *flags) == 0
+    said = capsys.readouterr()
+    for size in ("8 images a micro-step", "30 images an evaluation batch"):
+        assert len(re.findall(f"compiled in .* for {size}", said.out + said.err)) == 1
     assert set(sizes) == {(True, 8), (False, 30)}                  # neither split is a multiple of 30 images
 
 
@@ -813,6 +823,29 @@ def test_a_truncated_image_is_named(run_train, capsys):
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--num_workers", 1) == 2
     said = capsys.readouterr().err
     assert "tree/train/bee/3.png" in said and said.count("\n") == 1
+
+
+def test_the_step_before_a_truncated_image_is_told(run_train, capsys, monkeypatch):
+    """Also where its figures are read late, as on a GPU."""
+    make_tree(Path("tree"))
+    taken = []
+    for late in (False, True):
+        monkeypatch.setattr(engine.Trainer, "late", property(lambda self, late=late: late, lambda self, value: None),
+                            raising=False)
+        real = data.Loader.__iter__
+
+        def breaks(self, real=real):
+            for number, batch in enumerate(real(self)):
+                if number == 3 and batch.keys[0].step == 3:
+                    raise ImageError("cannot be read")
+                yield batch
+
+        with monkeypatch.context() as patch:
+            patch.setattr(data.Loader, "__iter__", breaks)
+            assert run_train("--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--num_steps", 9,
+                             "--eval_every", 9, "--save_every", 9, "--name", f"late-{late}") == 2
+        taken.append([event["step"] for event in events_of(f"output/late-{late}", ("train",))])
+    assert taken == [[1, 2, 3]] * 2
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["before the first checkpoint", "after one"])

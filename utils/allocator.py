@@ -1,8 +1,8 @@
 """Keeps the memory that glibc's malloc has got from the system, for the next step.
 
 By default glibc maps every large block anew and gives it back when it is freed: each training step on a CPU then waits for
-the kernel to clear tens of thousands of pages. What is kept is no more than a step has had in use at once, give or take
-gaps between blocks. GPUs have PyTorch's own caching allocator.
+the kernel to clear tens of thousands of pages. What is kept is no more than the process has had in use at once, give or
+take gaps between blocks. GPUs have PyTorch's own caching allocator.
 """
 
 import ctypes

@@ -2,7 +2,7 @@
 
 An image is PIL RGB, a uint8 tensor, or a JPEG of which no more is decoded than its crop needs (decoding.py). The numbers
 drawn, and so the crops, are the same for all three. Tensors, and with them most JPEGs, are resized by PyTorch's uint8
-kernel: three times as fast as Pillow's, at most one grey level from it.
+kernel: three times as fast as Pillow's, at most one grey level from it (bicubic: two).
 
 RandAugment is Cubuk et al. (arXiv 1909.13719), random erasing Zhong et al. (arXiv 1708.04896). Differs from timm's
 "rand-m9-mstd0.5-inc1": no jitter of the magnitude, the operations of the paper (one of them: nothing), holes black.
@@ -251,8 +251,10 @@ def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8, or floating point in 0..255, (B, C, height, width) -> (x / 255 - mean) / std, on the images' device"""
     mean, std = _of_bytes(tuple(mean), tuple(std), images.device)
-    if images.dtype == torch.uint8:             # planes and in place: about twice as fast on a CPU
-        return images.contiguous().to(torch.float32).sub_(mean).div_(std).to(dtype)
+    # Planes and, of bytes, in place: about twice as fast on a CPU. And a compiled model has to be given one layout.
+    images = images.contiguous()
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).sub_(mean).div_(std).to(dtype)
     return (images - mean).div_(std).to(dtype)
 
 

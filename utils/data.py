@@ -167,6 +167,10 @@ def _collate(samples: list) -> Batch | ImageError:
                  tuple(filter(None, bad)))
 
 
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
 class _Planned(Dataset):
     """A split that is held (held.py) as a loader reads it: Keys -> a Batch whose images are still a plan."""
 
@@ -193,8 +197,7 @@ class Loader:
         if self._held:
             num_workers = num_workers if held_workers is None else held_workers
             dataset = _Planned(dataset.split.labels, held.rows, held.geometry, dataset.seed)
-        collate = (lambda batch: batch) if self._held else _collate
-        self._loading = Loading(dataset, batches, num_workers, collate, pin_memory, timeout_s, say)
+        self._loading = Loading(dataset, batches, num_workers, _whole if self._held else _collate, pin_memory, timeout_s, say)
         self.num_workers = num_workers
 
     def __len__(self) -> int:

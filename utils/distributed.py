@@ -110,7 +110,9 @@ def stop() -> None:
     if not dist.is_initialized():
         return
     # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or
-    # while a DistributedDataParallel that waits for the garbage collector still holds the group.
+    # while a DistributedDataParallel that waits for the garbage collector still holds the group. What train.py has frozen
+    # the collector leaves out.
+    gc.unfreeze()
     gc.collect()
     if not _link.broken and _link.leaving:
         _link.broken = len(_last_words(_link, FAREWELL_S)) < len(_link.places)
@@ -190,11 +192,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor, group=_group())
     return tensor
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host there; the host does not wait for what the device is doing."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def parts_of_ranks(tensor: Tensor, world: World) -> list[Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from . import exact
 from .data import Batch, Key
-from .distributed import World, on_device, sum_over_ranks, without_sync
+from .devices import on_device
+from .distributed import World, sum_over_ranks, without_sync
 from .ema import Ema
 from .loss import attention_loss, classification_loss, distillation_loss
 from .mix import Mixer
@@ -42,8 +43,8 @@ class StepReport:
     loss_scale: float | None        # None where the loss is not scaled
     skipped: bool                   # the weights were left alone because loss or gradients were not finite
     images: int                     # of all ranks
-    seconds: float                  # of this rank, from the step before to this one
-    data_seconds: float             # of them, waiting for the loader
+    seconds: float                  # of this rank, from reading the step before to reading this one
+    data_seconds: float             # of them, waiting for the loader (late figures: for the next step's batches)
     attention_loss: float | None = None      # mean over the step's images that have an edit; None if it has none
     requests: tuple[float, ...] = ()         # what Trainer's requests() gave, summed over the ranks
 
@@ -104,7 +105,7 @@ class _Step:
     def __init__(self, number: int, started: float):
         self.number, self.started = number, started                           # number from 0
         self.keys: list[Sequence[Key]] = []                                   # of this rank's micro-batches
-        self.data_seconds, self.edited, self.learning_rate = 0.0, 0, 0.0
+        self.edited, self.learning_rate = 0, 0.0
         self.figures: Tensor | None = None          # losses, hits, attention, requests ..., norm, scale; float64, on the CPU
         self.ready: torch.cuda.Event | None = None
 
@@ -112,9 +113,9 @@ class _Step:
 class Trainer:
     """What a step needs, so that train.py's loop reads as the procedure. Takes plain values, not the configuration.
 
-    The host does not wait for a GPU inside a step: the figures of a step are read in the middle of the next one, while the
-    device is at work on that. Whether the weights are changed is decided where the gradients are; what the host decides
-    (learning rate, average of the weights) follows when the figures are there, so that reading late changes no number.
+    The host does not wait for a GPU inside a step (lamb aside: optim.update): a step's figures are read in the middle of the
+    next, while the device is at work on that. Whether the weights are changed is decided where the gradients are; what the
+    host decides (learning rate, average of the weights) follows with the figures, so that reading late changes no number.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler, precision: Precision,
@@ -140,13 +141,12 @@ class Trainer:
         self.late = world.device.type == "cuda" if late is None else late
         self.bad: list[tuple[int, str]] = []        # (index, why) of images that the loader replaced, for the caller to empty
         self._pending: _Step | None = None
-        self._read_at = 0.0
+        self._read_at, self._waited = 0.0, 0.0      # seconds for the loader since then
 
     def train_step(self, batches: Iterator[Batch], learning_rate: Callable[[int], float], now: bool = True) -> list[StepReport]:
-        """Takes micro_steps batches; one update of the weights, the n-th with learning_rate(n), n from 1.
-
-        -> the reports that are there: of this step; where figures are read late, and unless they are wanted `now`, of the
-        step before. Raises DivergedError, of the step that it reports, and no update is ever not finite.
+        """Takes micro_steps batches; one update of the weights, the n-th with learning_rate(n), n from 1. -> the reports that
+        are there: of this step; where figures are read late, and unless they are wanted `now`, of the step before. Raises
+        DivergedError, of the step that it reports, and no update is ever not finite.
 
         The loss is the sum over the step's images divided by their number, so that ranks and micro-steps change
         nothing but the rounding; the lesson's part (see Lesson) is added. Order: backward, unscale, clip, step, scale update.
@@ -182,8 +182,9 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.model, self.updates)
         started, self._read_at = max(step.started, self._read_at), time.perf_counter()
+        waited, self._waited = self._waited, 0.0
         return [StepReport(step.number + 1, loss, accuracy, step.learning_rate, norm, scale if self.scaler.enabled else None,
-                           skipped, self.batch_size, self._read_at - started, step.data_seconds,
+                           skipped, self.batch_size, self._read_at - started, waited,
                            attention if step.edited else None, tuple(requests))]
 
     def _gradients(self, batches: Iterator[Batch]) -> _Step:
@@ -195,7 +196,7 @@ class Trainer:
         for micro_step in range(self.micro_steps):
             asked = time.perf_counter()
             batch = next(batches)
-            step.data_seconds += time.perf_counter() - asked
+            self._waited += time.perf_counter() - asked
             step.keys.append(batch.keys)
             self.bad += batch.bad
             assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
@@ -275,9 +276,8 @@ class Trainer:
         indices = [key.index for keys in step.keys for key in keys]
         samples = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
         scaled = f", loss scale {scale:g}" if self.scaler.enabled else ""
-        or_else = " or --precision bf16" if overflow else ""
-        if not overflow and self.precision.compute != torch.float32:
-            or_else = " or --precision fp32"
+        fp32 = "" if self.precision.compute == torch.float32 else " or --precision fp32"
+        or_else = " or --precision bf16" if overflow else fp32
         if self.non_finite == "stop" and not overflow:
             or_else += ", or --non_finite skip if it is a rare step"
         raise DivergedError(f"step {step.number + 1}: {what} at learning rate {step.learning_rate:g}{scaled}: try a lower one"

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from .augment import ResizeToCover, covering
+from .devices import on_device
 from .randomness import raw_draws
 from .splits import ArrayImages, Joined, Part
 
@@ -169,9 +170,7 @@ class Held:
         return images
 
     def _together(self, plan: Tensor) -> Tensor:
-        if self.pixels.device.type == "cuda" and not plan.is_pinned():
-            plan = plan.pin_memory()                 # otherwise the copy waits for the device
-        plan = plan.to(self.pixels.device, non_blocking=True).long()
+        plan = on_device(plan, self.pixels.device).long()
         size = max(1, CHUNK // (self.pixels.shape[1] * math.prod(self.geometry.size)))
         return torch.cat([self._pass(part) for part in plan.split(size)])
 

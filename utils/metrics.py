@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,10 +91,12 @@ class Tally:
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tensor], precision: Precision,
              world: World, num_classes: int, confusion: bool = False,
-             stop: Callable[[], bool] = lambda: False, fill: bool = False) -> EvalReport | None:
+             stop: Callable[[], bool] = lambda: False,
+             compiled: Callable[[int, float], None] | None = None) -> EvalReport | None:
     """Every image of the split once, whatever the number of ranks. `model` is the plain module, not the wrapped one:
     ranks may have different numbers of batches. None, on every rank, if stop() became true on one before its last batch.
-    `fill`: the last batch is filled up to the size of the others, or a compiled model would be compiled for it alone."""
+    `compiled`, of a compiled model: is told the images and the seconds of the first batch, for which it may have been
+    compiled. The last batch is then filled up to the size of the others, or it would be compiled for that one alone."""
     was_training = model.training
     model.eval()
     tally, stopped, size = Tally(num_classes, world.device, confusion), False, 0
@@ -101,11 +104,14 @@ def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tenso
         if stopped := stop():
             break
         images = prepare(batch.images.to(world.device, non_blocking=True))
-        size, own = max(size, len(images)), len(images)
-        if fill and own < size:
+        own, begun = len(images), time.monotonic()
+        if compiled and own < size:
             images = torch.cat([images, images[-1:].expand(size - own, -1, -1, -1)])
         with precision.autocast(world.device):
             logits = model(images)[:own]
+        if compiled and not size:
+            compiled(own, time.monotonic() - begun)
+        size = max(size, own)
         tally.add(logits, batch.targets.to(world.device, non_blocking=True))
     model.train(was_training)
     return tally.report(stopped)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .devices import on_device
 from .randomness import derive_seed
 
 
@@ -63,9 +64,7 @@ class Mixer:
         own = slice(position // 2, (position + len(images)) // 2)
         box, share = boxes(*(part[..., own] for part in self.draws(step)), *images.shape[-2:])
         plan = torch.from_numpy(np.concatenate([box, share[None]]).repeat(2, axis=1).astype(np.float32))
-        if images.device.type == "cuda":
-            plan = plan.pin_memory()            # otherwise the copy waits for the device
-        plan = plan.to(images.device, non_blocking=True)
+        plan = on_device(plan, images.device)
         weight = kept(plan[:4], plan[4], *images.shape[-2:]).to(images.dtype)
         return torch.lerp(swapped(images), images, weight), torch.lerp(swapped(one_hot), one_hot, plan[4, :, None])
 

@@ -123,7 +123,7 @@ def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, s
     none if `non_finite`. `norm` is that of the gradients as they lie there, all of them () on the device.
 
     Fused optimizers divide, clip and skip in the one pass that changes the weights, and the host need not know whether they
-    do (benchmarks/optimizer.py: SGD).
+    do (benchmarks/optimizer.py: SGD). With lamb, which has no such pass, it waits to know.
     """
     divisor = scale * ((norm / scale + 1e-6) / max_norm).clamp(min=1) if max_norm else scale
     if optimizer.param_groups[0].get("fused"):

@@ -234,7 +234,7 @@ def _look(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int,
             rows["width"][number], rows["height"][number] = reduced(*split.dimensions(start + number), size)
             status = os.stat(split.samples[start + number][0])
             files.append((status.st_size, status.st_mtime_ns))
-        except ImageError as error:
+        except (ImageError, OSError) as error:            # it may be gone by now
             bad.append(Bad(name, start + number, getattr(error, "plain", str(error))))
     return rows, bad, files
 

@@ -67,7 +67,7 @@ class Report:
             "event": "train", "step": report.step, "loss": report.loss, "accuracy": report.accuracy, "lr": report.learning_rate,
             "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
             "images_per_second": report.images_per_second, "seconds": report.seconds,
-            "data_wait": min(1.0, report.data_seconds / report.seconds),
+            "data_wait": report.data_seconds / report.seconds,
             **({} if report.attention_loss is None else {"attention_loss": report.attention_loss})})
 
     def evaluation(self, step: int, split: str, report: EvalReport) -> None:

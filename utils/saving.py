@@ -192,7 +192,8 @@ class Saver:
 
 
 class Memory:
-    """One block for the copies of many tensors. Where they come from a GPU it is pinned, which the transfer is fast with.
+    """One block for the copies of many tensors. Where they come from a GPU it is pinned, which the transfer is fast with, if the
+    system lets so much be.
 
     Else it is a shared mapping, of large pages where the system has them: after a fork (the workers of an evaluation) a page
     of private memory would cost a fault at its next use, together ten times what the copy does. Raises MemoryError.
@@ -202,15 +203,16 @@ class Memory:
 
     def __init__(self, size: int, pinned: bool = False):
         self.size = size
-        try:
-            if pinned:
+        if pinned:
+            with contextlib.suppress(RuntimeError):                            # a limit on what may be locked
                 self._block = torch.empty(max(1, size), dtype=torch.uint8, pin_memory=True).numpy()
-            else:
-                self._block = mmap.mmap(-1, max(1, size))
-                with contextlib.suppress(AttributeError, OSError):             # of another system
-                    self._block.madvise(mmap.MADV_HUGEPAGE)
-        except (OSError, RuntimeError) as error:
+                return
+        try:
+            self._block = mmap.mmap(-1, max(1, size))
+        except OSError as error:
             raise MemoryError(f"not enough memory for a copy of {size / 1e6:,.0f} MB") from error
+        with contextlib.suppress(AttributeError, OSError):                     # of another system
+            self._block.madvise(mmap.MADV_HUGEPAGE)
 
     def touch(self) -> None:
         np.frombuffer(self._block, dtype=np.uint8).fill(0)
