@@ -17,9 +17,11 @@ FUSED = "fused kernel"
 
 
 def attend(way: str, row: dict, batch: int, precision: str, device: str, threads: int) -> Callable[[], None]:
-    from .ours import attention
+    from .ours import attention, keep_memory
 
     arrange(device, threads, precision)
+    if device == "cpu":
+        keep_memory()               # as in training, or half of it is taking new memory
     tokens, width = (row["size"] // row["patch_size"]) ** 2 + 1, row["hidden_size"] // row["num_heads"]
     shape = batch, row["num_heads"], tokens, width
     q, k, v = (torch.randn(shape, device=device, dtype=AUTOCAST.get(precision, torch.float32), requires_grad=True)

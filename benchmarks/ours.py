@@ -113,6 +113,9 @@ def flops(row: dict) -> int:
     return speed.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
 
 
+keep_memory = allocator.keep_memory
+
+
 def attention() -> torch.nn.Module:
     return Attend()
 
