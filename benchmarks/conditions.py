@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import torch
 
+from utils import speed
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MATMUL = {"fp32_bf16_matmul": "medium", "tf32": "high"}
-SIDES = {"cpu": 2048, "cuda": 8192}      # of the square matrices whose product is the limit
 
 
 def arrange(device: str, threads: int, precision: str) -> None:
@@ -28,10 +29,4 @@ def images(batch: int, size: int, channels: int = 3) -> torch.Tensor:
 def matmul(device: str, threads: int, precision: str, side: int) -> Callable[[], None]:
     """A product of two square matrices in the type that the precision multiplies in."""
     arrange(device, threads, precision)
-    left, right = (torch.randn(side, side, device=device).to(AUTOCAST.get(precision, torch.float32)) for _ in range(2))
-    product = torch.empty_like(left)
-
-    def step() -> None:
-        torch.mm(left, right, out=product)
-
-    return step
+    return speed.product(torch.device(device), AUTOCAST.get(precision, torch.float32), side)

@@ -9,7 +9,6 @@ and what train.py does where no precision is asked for.
 import sys
 
 from . import harness
-from .conditions import SIDES
 from .harness import OURS, Contender
 
 FILLING = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)      # batches that `fill` tries
@@ -33,9 +32,11 @@ def contenders(question: str, row: dict, batch: int, given: dict, side: int) -> 
 
 def ask(question: str, word: str, share: float, options) -> None:
     """Every model at every precision, one record each. share: of the work of a training step."""
+    from utils.speed import SIDE
+
     from .ours import flops, row_of
 
-    side = 64 if options.quick else SIDES[options.device]
+    side = 64 if options.quick else SIDE[options.device]
     with harness.stage(options.quick) as where:
         for model in options.models.split(","):
             row = row_of(model, options.size or None)
