@@ -653,7 +653,7 @@ def _check_together(run: dict, given: dict) -> None:
         raise ConfigError("--check_data and --prepare each do one thing and stop: give one")
     for name in given if run["prepare"] else ():
         if name not in PREPARING:
-            raise ConfigError(f"--prepare stores every image of every split as it is, and --{name} has no part in that: leave it "
+            raise ConfigError(f"--prepare stores every image of every split whole, and --{name} has no part in that: leave it "
                               "out, or give it when you train on them")
     if run["attention_edits"] and run["eval_only"]:
         raise ConfigError("--attention_edits teaches, and --eval_only trains nothing: leave one out")

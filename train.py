@@ -294,6 +294,7 @@ def build(given, run, world, state):
         run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     if chosen.compute == torch.float32:
         torch.set_float32_matmul_precision(run.float32_matmul)
+        why += f"; products may round inside: {run.float32_matmul}" if run.float32_matmul != "highest" else ""
         torch.backends.cudnn.allow_tf32 = run.float32_matmul != "highest"      # convolutions would round to TF32 unasked
     if run.exact:
         exact.prepare(world.device)
@@ -310,13 +311,20 @@ def build(given, run, world, state):
 
 def compile_model(model, world) -> None:
     """For the sizes it will be called with: the first call of each compiles. Raises ConfigError where nothing can be compiled."""
+    import logging
+
     import torch
 
+    on_gpu = world.device.type == "cuda"
+    if not on_gpu:                          # builds for GPUs would warn that there is none
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(lambda numbers: numbers + 1)(torch.zeros(2, device=world.device))
     except Exception as error:              # of many kinds, from Dynamo, Inductor and the compilers they call
-        raise configs.ConfigError(f"--compile: PyTorch cannot compile here ({str(error).strip().splitlines()[0][:200]}); it "
-                                  "needs a C++ compiler such as g++, on a GPU Triton too; or leave --compile out") from error
+        inner = getattr(error, "inner_exception", error)
+        reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0][:200]}"
+        raise configs.ConfigError(f"--compile: PyTorch cannot compile here ({reason}); it needs a C++ compiler such as g++"
+                                  f"{' and Triton' * on_gpu}; or leave --compile out") from error
     model.compile(dynamic=False)
 
 
@@ -341,11 +349,15 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
     source = "from the checkpoint" if state else model.load_report or (
         "from scratch" + (f" (nobody has published them for {' '.join(own_size)})" if own_size else ""))
     print(f"device: {world.size} x {place}\nprecision: {precision}")
-    print(f"data: {run.dataset}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
+    prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
+    print(f"data: {run.dataset}{prepared}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
           f"{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
     size = "x".join(map(str, model.img_size))
     print(f"model: {run.model_type} at {size} px, {count:,} parameters\nweights: {source}", flush=True)
+    if 0 < splits.prepared < max(model.img_size):
+        print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
+              f"--prepare_size {int(max(model.img_size) / 0.875)}", flush=True)
 
 
 def same_data(splits, state, run, world) -> None:
@@ -717,11 +729,13 @@ class Session:
         wrapped = model if run.exact else distributed.wrap(model, world, self.chosen.half_gradients)
         if run.compile or wrapped is not model:
             begun, images = time.monotonic(), self.order.micro_size if run.compile else 2
+            if run.compile and world.is_main:
+                print(f"compiling for {images} images a micro-step: a minute or so, less where it was done before", flush=True)
             engine.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
                                                 dtype=self.chosen.weights), self.chosen)
             if run.compile:
                 if world.is_main:
-                    print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step")
+                    print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step", flush=True)
                 gc.collect()                       # of what compiling leaves, some holds memory, and would stay for good
         return wrapped
 

@@ -353,7 +353,7 @@ def test_damaged_pixels_are_found_by_check_data(copy):
     assert [bad[:3] for bad in findings.bad] == [("train", 7, splits.train.name(7))] and "SHA-256" in findings.bad[0][3]
     os.truncate(copy / "train.pixels", place)                        # under a run
     for read in (splits.train.source, splits.train.__getitem__, splits.train.content):
-        with pytest.raises(ImageError, match="cut off; prepare"):
+        with pytest.raises(ImageError, match="cut off; delete the folder and prepare"):
             read(7)
     splits.train.source(6)
 
@@ -405,4 +405,4 @@ def test_forged_files_cost_one_line(copy, memory_below, forgery):
         load_splits("folder", str(copy))
     assert "\n" not in str(told.value) and len(str(told.value)) < 500
     if forgery == "another version":
-        assert "another version" in str(told.value) and "prepare it again" in str(told.value)
+        assert "another version" in str(told.value) and "set again" in str(told.value)

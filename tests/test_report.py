@@ -119,7 +119,7 @@ def test_speed_is_a_mean_and_waiting_is_told_where_it_is_long(tmp_path, capsys):
     report.train(step_report(2, waited=0.05))
     report.close()
     assert [line.split(", ", 2)[2] for line in capsys.readouterr().out.splitlines()] == [
-        "300 images/s, 100% waiting for data, 0:00:00 left", "200 images/s, 55% waiting for data, 0:00:00 left"]
+        "300 images/s, 100% waiting for data, 0:00:01 left", "200 images/s, 55% waiting for data, 0:00:00 left"]
     assert [event["data_wait"] for event in events(tmp_path)] == [1.0, 0.1]
     assert curves(tmp_path / "tensorboard")["train/data_wait"] == [(1, 1.0), (2, pytest.approx(0.1))]
 
@@ -127,10 +127,11 @@ def test_speed_is_a_mean_and_waiting_is_told_where_it_is_long(tmp_path, capsys):
 @pytest.mark.parametrize("first", [0, 10])
 def test_the_time_that_is_left(tmp_path, capsys, monkeypatch, first):
     """Of this session: 100 s for 10 steps, so 3 h 20 min for 1,200 more."""
-    clock = iter([1000.0, 1100.0])
+    clock = iter([1000.5, 1100.0])                        # the first step took 0.5 s
     monkeypatch.setattr("utils.report.time.monotonic", lambda: next(clock))
     report = Report(tmp_path, None, first, 1210 + first)
     monkeypatch.setattr(report._readers[0], "_every", first + 10)
+    report.train(step_report(first + 1))
     report.train(step_report(first + 10))
     assert "3:20:00 left" in capsys.readouterr().out
 

@@ -151,7 +151,7 @@ def test_a_profile_of_some_steps(tmp_path, count, last, capfd):
     begun = {f"ProfilerStep#{last}"} if count < 4 else set()                           # and not gone through
     assert steps == {f"ProfilerStep#{number}" for number in range(2, last)} | begun
     assert "aten::linear" in names
-    assert "aten::" in (tmp_path / "profile.txt").read_text() and len((tmp_path / "profile.txt").read_text().splitlines()) < 20
+    assert "aten::" in (tmp_path / "profile.txt").read_text() and len((tmp_path / "profile.txt").read_text().splitlines()) < 40
     assert capfd.readouterr() == ("", "")
 
 

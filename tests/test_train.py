@@ -607,6 +607,10 @@ def check_prepare(run_train, monkeypatch, capsys):
     assert run_train("--check_data", *FOLDER, "--data_dir", "small") == 0
     shutil.rmtree("tree")
     assert run_train("--name", "r", *FOLDER, "--data_dir", "small") == 0
+    assert "prepared, the shorter side 256 px at most" in (said := capsys.readouterr().out) and "enlarged" not in said
+    assert run_train("--name", "large", *FOLDER, "--data_dir", "small", "--img_size", 258, "--patch_size", 129,
+                     "--num_steps", 1) == 0
+    assert "prepare them with --prepare_size 294" in capsys.readouterr().out
 
 
 def check_prepare_size(run_train, monkeypatch, capsys):
@@ -631,6 +635,7 @@ def check_float32_matmul(run_train, monkeypatch, capsys):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)       # it would last for the whole process
     assert run_train("--precision", "fp32") == run_train("--precision", "fp32", "--float32_matmul", "medium") == 0
     assert calls == ["highest", "medium"]
+    assert capsys.readouterr().out.count("products may round inside: medium") == 1
 
 
 def check_compile(run_train, monkeypatch, capsys):
@@ -673,7 +678,7 @@ def test_without_a_compiler(run_train, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda function: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
     assert run_train("--compile") == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "(no compiler)" in told and "leave --compile out" in told
+    assert told.count("\n") == 1 and "(RuntimeError: no compiler)" in told and "leave --compile out" in told
 
 
 def check_wandb(run_train, monkeypatch, capsys):

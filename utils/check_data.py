@@ -109,7 +109,8 @@ def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> I
         of_class = np.bincount(split.labels, minlength=len(classes))
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]
         few, many = (f"{of_class[label]:,} ({classes[label]})" for label in (of_class.argmin(), of_class.argmax()))
-        yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, from {few} to {many} a class; "
+        range_of = f"from {few} to {many}" if of_class.min() < of_class.max() else f"{of_class.min():,}"
+        yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, {range_of} a class; "
                f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
                + (f"; none of {listed(without)}" if without else ""))
 

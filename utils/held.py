@@ -189,11 +189,11 @@ def hold(split: Dataset, transform: v2.Compose, device: torch.device) -> Held | 
     leaves: list[ArrayImages] = []
     rows = _rows(split, leaves)
     if rows is None:
-        return "its images are not in memory"
+        return "the images are not in memory"
     shapes = {(leaf.images.dtype.name, *leaf.images.shape[1:]) for leaf in leaves}
     dtype, height, width, *colours = min(shapes)
     if len(shapes) > 1 or dtype != "uint8" or colours not in ([], [3]):
-        return "its images are of several kinds"
+        return "the images are of several kinds"
     found = geometry(transform, (height, width), not colours)
     if isinstance(found, str):
         return found

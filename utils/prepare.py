@@ -84,7 +84,8 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
 
 def _check(parts: dict[str, Dataset], dataset: str, target: Path) -> None:
     if not all(isinstance(split, FileImages) for split in parts.values()):
-        raise DataError(f"{dataset}: only images in files can be prepared: what is held in memory, or prepared already, is not")
+        raise DataError(f"{dataset}: only images in files can be prepared (--dataset, --data_dir), not what is held in memory or "
+                        "prepared already")
     if is_prepared(target):
         raise DataError(f"{target} is prepared already: train on it with --data_dir {target}, or delete it")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
@@ -114,8 +115,10 @@ def _check_bad(bad: list[Bad], train_images: int, building: Path, skip: float) -
         return
     listed.write_text("".join(f"{one.why}\n" for one in bad))
     if len(bad) > skip * train_images or any(one.part != "train" for one in bad):
-        raise DataError(f"{len(bad):,} images cannot be read: {listed} lists them; replace or remove them, or leave them out "
-                        "with --bad_images skip (those held out have to be readable, of train all but a share --max_bad_images)")
+        first = bad[0].why + ", ..." * (len(bad) > 1)
+        raise DataError(f"{len(bad):,} images cannot be read: {first}; {listed} lists them; replace or remove them, or leave "
+                        "them out with --bad_images skip (those held out have to be readable, of train all but a share "
+                        "--max_bad_images)")
 
 
 # ---------------------------------------------------------------------------------------------------- the files
@@ -160,7 +163,8 @@ def _make_room(rows: dict[str, np.ndarray], building: Path, target: Path, plan: 
                 stream.truncate(length)
     done = sum(int(np.fromfile(digests, np.uint8).reshape(-1, 32).any(axis=1).sum()) for _, digests in files.values())
     known.write_text(plan)
-    say(f"{target}: {count:,} images, {total / 1e9:,.2f} GB" + (f"; {done:,} are there already" if done else ""))
+    size = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
+    say(f"{target}: {count:,} images, {size}" + (f"; {done:,} are there already" if done else ""))
 
 
 def _fill_all(rows: dict[str, np.ndarray], processes: "_Processes") -> list[Bad]:

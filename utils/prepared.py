@@ -31,6 +31,7 @@ from .splits import DataError, ImageError, Splits
 
 FILE, FORMAT = "prepared.json", "vit-prepared-1"
 ROW = np.dtype([("place", "<u8"), ("height", "<u4"), ("width", "<u4"), ("label", "<u4"), ("sha256", "u1", 32)])
+AGAIN = "delete the folder and prepare the data set again"
 MAX_JSON_BYTES = 1 << 26          # a class takes a hundred
 MAX_ROW = ROW.itemsize + 4100     # and its name, a path
 
@@ -90,7 +91,7 @@ class PreparedImages(Dataset):
 
     def _error(self, index: int, what: str) -> ImageError:
         plain = f"{self.file}: the pixels of {shown(self.name(index))} {what}"
-        told = ImageError(f"{plain}; prepare the data set again")
+        told = ImageError(f"{plain}; {AGAIN}")
         told.plain = plain
         return told
 
@@ -119,7 +120,7 @@ def load(folder: str | Path, dataset: str) -> Splits:
     classes = tuple(facts["classes"])
     images = {name: _split(folder / name, own, len(classes), facts["size"]) for name, own in facts["splits"].items()}
     return Splits(images["train"], images.get("val", images["test"]), images["test"], facts["val_name"], classes,
-                  facts["can_flip"])
+                  facts["can_flip"], facts["size"])
 
 
 def _facts(file: Path) -> dict:
@@ -132,18 +133,18 @@ def _facts(file: Path) -> dict:
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file}: damaged (no JSON object); prepare the data set again") from error
+        raise DataError(f"{file}: damaged (no JSON object); {AGAIN}") from error
     if format != FORMAT and str(format).startswith(FORMAT.rstrip("0123456789")):
-        raise DataError(f"{file}: of another version of this program ({ascii(format)[:40]}, not {FORMAT}): prepare it again")
+        raise DataError(f"{file}: of another version of this program ({ascii(format)[:40]}, not {FORMAT}): {AGAIN}")
     if format != FORMAT or seal != _seal(facts):
-        raise DataError(f"{file}: damaged (its SHA-256 does not match); prepare the data set again")
+        raise DataError(f"{file}: damaged (its SHA-256 does not match); {AGAIN}")
     kinds = {"format": str, "dataset": str, "size": int, "classes": list, "can_flip": bool, "val_name": str, "splits": dict}
     splits = facts.get("splits")
     if ({name: type(value) for name, value in facts.items()} != kinds or not all(type(name) is str for name in facts["classes"])
             or set(splits) not in ({"train", "test"}, {"train", "val", "test"}) or not all(
                 type(own) is dict and [type(own.get(key)) for key in ("images", "bytes", "sha256")] == [int, int, str]
                 for own in splits.values())):
-        raise DataError(f"{file}: not made by this program; prepare the data set again")
+        raise DataError(f"{file}: not made by this program; {AGAIN}")
     return facts
 
 
@@ -164,15 +165,15 @@ def _split(stem: Path, facts: dict, classes: int, size: int) -> PreparedImages:
             if not place.is_file():                          # a pipe would be waited for without end
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(place))
         if index.stat().st_size > max(facts["images"], 0) * MAX_ROW:
-            raise DataError(f"{index}: larger than an index of {facts['images']:,} images; prepare the data set again")
+            raise DataError(f"{index}: larger than an index of {facts['images']:,} images; {AGAIN}")
         content, held = index.read_bytes(), file.stat().st_size
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); prepare the data set again") from error
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); {AGAIN}") from error
     count = facts["images"]
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-        raise DataError(f"{index}: damaged or of another data set (its SHA-256 does not match); prepare the data set again")
+        raise DataError(f"{index}: damaged or of another data set (its SHA-256 does not match); {AGAIN}")
     if held != facts["bytes"]:
-        raise DataError(f"{file}: has {held:,} bytes, not {facts['bytes']:,}: cut off or of another data set; prepare it again")
+        raise DataError(f"{file}: has {held:,} bytes, not {facts['bytes']:,}: cut off or of another data set; {AGAIN}")
     names = content[max(count, 0) * ROW.itemsize:]
     sound = 0 <= count * ROW.itemsize <= len(content) and names.count(b"\0") == count and names[-1:] == b"\0" * bool(count)
     rows = np.frombuffer(content, ROW, count) if sound and count else np.empty(0, ROW)
@@ -180,5 +181,5 @@ def _split(stem: Path, facts: dict, classes: int, size: int) -> PreparedImages:
     sound = sound and (pixels > 0).all() and (pixels <= MAX_PIXELS).all() and (rows["label"] < classes).all()
     sound = sound and (place <= held).all() and (place + pixels * 3 <= np.append(place[1:], np.uint64(held))).all()
     if not sound:
-        raise DataError(f"{index}: does not fit itself or {file.name}: not made by this program; prepare the data set again")
+        raise DataError(f"{index}: does not fit itself or {file.name}: not made by this program; {AGAIN}")
     return PreparedImages(file, rows, names, size)

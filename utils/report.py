@@ -205,7 +205,7 @@ class _Lines:
     name = "the output"
 
     def __init__(self, first_step: int, total_steps: int):
-        self._first, self._total, self._started = first_step, total_steps, time.monotonic()
+        self._first, self._total, self._started = first_step, total_steps, 0.0     # at the first step: what is before comes once
         self._every = max(1, total_steps // PLAIN_LINES)
         self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
 
@@ -216,11 +216,11 @@ class _Lines:
         step = event["step"]
         if event["event"] == "train":
             self._steps.append(event)
+            self._started = self._started or time.monotonic() - event["seconds"]
             if event["skipped"]:
                 self.say(_skip_line(event))
             if step % self._every == 0 or step == self._total:
-                elapsed = time.monotonic() - self._started
-                left = elapsed / max(1, step - self._first) * (self._total - step)
+                left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
                 self.say(f"step {step}/{self._total}: {_losses(event)}, lr {event['lr']:.2e}, "
                          f"{pace(self._steps)}, {_clock(left)} left")
         elif event["event"] == "eval":

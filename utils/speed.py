@@ -201,7 +201,9 @@ class Profile:
         trace, table = self._folder / TRACE_FILE, self._folder / TABLE_FILE
         try:
             order = "self_device_time_total" if self._on_gpu else "self_cpu_time_total"
-            table.write_text(profiler.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=60))
+            rows = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
+            table.write_text(f"Steps {self._first} to {last} of the session: operators by the time they take themselves; "
+                             f"ProfilerStep is a whole step.\n{rows}")
             profiler.export_chrome_trace(str(trace))
             if not trace.exists() or not trace.stat().st_size:
                 raise OSError(f"{trace} was not written")
@@ -209,5 +211,5 @@ class Profile:
             reason = " ".join(str(error).split())[:200]
             self._say(f"warning: the profile cannot be written to {self._folder} ({reason}); training goes on")
             return
-        self._say(f"profile of steps {self._first} to {last} of this session: {trace} (open it at https://ui.perfetto.dev), "
-                  f"{table}")
+        self._say(f"profile of steps {self._first} to {last} of this session: {trace} (open it at https://ui.perfetto.dev; "
+                  f"ProfilerStep counts from 0), {table}")

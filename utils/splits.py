@@ -42,6 +42,7 @@ class Splits:
     val_name: str                   # what the numbers of `val` are called: "test" where it is the test set
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
+    prepared: int = 0               # pixels of the shorter side that larger images were made (prepared.py); 0: as published
 
 
 class ArrayImages(Dataset):
