@@ -515,7 +515,7 @@ ACTS_WITH = (
     (("float32_matmul",), lambda run: run["precision"] == "fp32", "--precision fp32"),
 )
 # All that acts with --prepare.
-PREPARING = ("prepare", "prepare_size", "dataset", "data_dir", "num_workers", "bad_images", "max_bad_images")
+PREPARING = ("prepare", "prepare_size", "dataset", "recipe", "data_dir", "num_workers", "bad_images", "max_bad_images")
 # Knobs that do nothing at their default: left out where the settings are printed.
 QUIET = {name for flags, _, _ in ACTS_WITH for name in flags} | {
     "val_fraction", "test_fraction", "test", "min_learning_rate", "warmup_learning_rate", "layer_decay", "train_layers",

@@ -7,6 +7,7 @@ A traceback, with code 1, is a bug of this program.
 Imports stand in the functions that need them: a wrong flag is told at once, not after PyTorch has been loaded.
 """
 
+import contextlib
 import gc
 import os
 import shlex
@@ -721,7 +722,7 @@ class Session:
         """The model as it is trained."""
         import torch
 
-        from utils import distributed, engine
+        from utils import distributed, precision
 
         run, world, model = self.run, self.world, self.model
         if run.exact:
@@ -731,8 +732,8 @@ class Session:
             begun, images = time.monotonic(), self.order.micro_size if run.compile else 2
             if run.compile and world.is_main:
                 print(f"compiling for {images} images a micro-step: a minute or so, less where it was done before", flush=True)
-            engine.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
-                                                dtype=self.chosen.weights), self.chosen)
+            precision.warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=world.device,
+                                                   dtype=self.chosen.weights), self.chosen)
             if run.compile:
                 if world.is_main:
                     print(f"compiled in {time.monotonic() - begun:.0f} s, for {images} images a micro-step", flush=True)
@@ -808,12 +809,15 @@ class Session:
 
     def train_step(self) -> None:
         """Raises _Asked."""
+        from utils import engine
+
         asked, now = False, any(self.is_due(every, ahead=1) for every in (self.run.eval_every, self.run.save_every))
         try:
             steps = self.trainer.train_step(self.batches, self.learning_rate, now)
-        except ValueError:                     # the next images cannot be read: what is known of the step before is told
-            for step in self.trainer.finish():
-                self.report.train(step)
+        except ValueError:                     # of this step, or of the next one's images: what is known of those before is told
+            with contextlib.suppress(engine.DivergedError):
+                for step in self.trainer.finish():
+                    self.report.train(step)
             raise
         for step in steps:
             asked |= self.tell_step(step)

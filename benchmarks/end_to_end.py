@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             peer = {"row": row_of(model, options.size), "batch": int(options.batch), "device": options.device,
                     "steps": options.steps}
             settings = {"batch": options.batch, "precision": options.precision, "steps": options.steps, "rounds": options.rounds}
+            settings |= {"files": options.files} if options.files else {}
             title = f"end to end {model} {options.size} {options.device}"
             group = harness.chosen([
                 Contender("timm, tutorial loop", "benchmarks.end_to_end:tutorial", peer),

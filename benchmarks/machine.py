@@ -42,7 +42,8 @@ def _commit() -> str:
     try:
         commit, changed = (subprocess.run([*here, *words], capture_output=True, text=True, timeout=30, check=True).stdout.strip()
                            for words in (["rev-parse", "--short", "HEAD"],
-                                         ["diff", "HEAD", "--name-only", "--", ":/", ":(top,exclude)benchmarks/results"]))
+                                         ["diff", "HEAD", "--name-only", "--", ":/", ":(top,exclude)benchmarks/results",
+                                          ":(top,exclude)benchmarks/RESULTS.md"]))
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + "+" * bool(changed)

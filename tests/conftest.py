@@ -89,13 +89,14 @@ def one_thread():
 
 @pytest.fixture
 def memory_below():
-    """with memory_below(n): never holds n bytes more than this process has now. Known on Linux alone."""
+    """with memory_below(n): never holds n bytes more than this process has now. Known on Linux alone; elsewhere anything goes."""
     @contextlib.contextmanager
     def block(limit: int):
-        if not sys.platform.startswith("linux"):
+        try:
+            before = resident("VmRSS", forget=True)
+        except OSError:                                 # another system, or a kernel that does not tell
             yield
             return
-        before = resident("VmRSS", forget=True)
         yield
         assert resident("VmHWM") - before < limit
 

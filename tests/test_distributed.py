@@ -21,7 +21,7 @@ from utils.edits import Edit
 from utils.ema import Ema
 from utils.mix import Mixer
 from utils.optim import build_optimizer
-from utils.precision import FP32, LEVELS, LossScaler
+from utils.precision import FP32, LEVELS, LossScaler, warm_up
 from utils.splits import ArrayImages
 
 CPU = torch.device("cpu")
@@ -391,7 +391,7 @@ def part_of_a_run(world, steps: int, file: Path, killed: bool = False) -> dict:
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
     wrapped = distributed.wrap(model, world)
-    engine.warm_up(wrapped, torch.zeros(2, 3, 8, 8), FP32)
+    warm_up(wrapped, torch.zeros(2, 3, 8, 8), FP32)
     objective = engine.Objective(0.1, None, mixer(), "soft", taught, 0.3, 2.0)
     trainer = make_trainer(model, wrapped, world, FP32, 2, optimizer, objective=objective, step=done, updates=done)
     own = batches(world, 2, start=done)

@@ -318,12 +318,12 @@ def test_reading_late_changes_no_number(optimizer):
 
 def test_late_figures_are_read_when_the_next_step_is_under_way(monkeypatch):
     setup, order = Setup(late=True), []
-    for name in ("_gradients", "_measured", "finish"):
+    for name in ("_gradients", "_measured", "_read"):
         real = getattr(setup.trainer, name)
         monkeypatch.setattr(setup.trainer, name, lambda *given, name=name, real=real: order.append(name) or real(*given))
     for _ in range(2):
         setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)
-    assert order == ["_gradients", "_measured", "finish"] * 2
+    assert order == ["_gradients", "_measured", "_read"] * 2
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -334,7 +334,7 @@ def test_waiting_for_data_lies_in_the_seconds_that_it_is_part_of(late):
     reports = [report for _ in range(6)
                for report in setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)] + setup.trainer.finish()
     assert len(reports) == 6 and all(report.data_seconds <= report.seconds for report in reports)
-    assert [round(report.data_seconds, 1) for report in reports] == ([0, 0.2, 0, 0.1, 0, 0] if late else [0, 0, 0.2, 0, 0.1, 0])
+    assert [report.step for report in reports if report.data_seconds > 0.09] == ([2, 4] if late else [3, 5])
 
 
 def test_a_late_step_that_diverges_is_the_last():
@@ -347,6 +347,16 @@ def test_a_late_step_that_diverges_is_the_last():
     with pytest.raises(DivergedError, match=r"^step 4: loss nan"):
         setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)
     assert setup.trainer.step == 3 and setup.weights().equal(before) and before.isfinite().all()
+
+
+def test_the_step_before_one_that_diverges_is_told():
+    setup = Setup(late=True)
+    told = [report.step for _ in range(3)
+            for report in setup.trainer.train_step(setup.batches, lambda update: 0.1, now=False)]
+    setup.blacken = True
+    with pytest.raises(DivergedError, match=r"^step 4: loss nan"):
+        setup.trainer.train_step(setup.batches, lambda update: 0.1, now=True)
+    assert told == [1, 2] and [report.step for report in setup.trainer.finish()] == [3] and setup.trainer.finish() == []
 
 
 def test_a_loss_scale_near_nothing_ends_the_run():

@@ -156,3 +156,11 @@ def test_evaluation_in_bfloat16_is_rounded_no_worse(gelu, monkeypatch):
     assert len(used) == 1 and errors[1] < 1.1 * errors[0] < 0.02, errors
     with torch.no_grad():
         assert mlp(x).dtype == torch.float32 and len(used) == 1
+    # Who listens to a module, or has put another one there, is heard.
+    heard = []
+    mlp.act.register_forward_hook(lambda *_: heard.append("hook"))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        mlp(x)
+        mlp.act = type("Other", (torch.nn.GELU,), {"forward": lambda self, x: heard.append("other") or x})()
+        mlp(x)
+    assert heard == ["hook", "other"] and len(used) == 1

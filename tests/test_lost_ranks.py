@@ -11,9 +11,8 @@ from torch import nn
 
 from utils import distributed, lost_ranks
 from utils.distributed import World
-from utils.engine import warm_up
 from utils.lost_ranks import ENDED, FAILED_TOO, OutOfMemory, fate, lost, out_of_memory
-from utils.precision import FP32
+from utils.precision import FP32, warm_up
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)

@@ -141,6 +141,7 @@ class Trainer:
         self.late = world.device.type == "cuda" if late is None else late
         self.bad: list[tuple[int, str]] = []        # (index, why) of images that the loader replaced, for the caller to empty
         self._pending: _Step | None = None
+        self._unread: list[StepReport] = []
         self._read_at, self._waited = 0.0, 0.0      # seconds for the loader since then
 
     def train_step(self, batches: Iterator[Batch], learning_rate: Callable[[int], float], now: bool = True) -> list[StepReport]:
@@ -155,7 +156,7 @@ class Trainer:
             self.model.train()
         step = self._gradients(batches)
         norm, non_finite = self._measured(step)
-        reports = self.finish()
+        self._read()
         step.learning_rate = learning_rate(self.updates + 1)
         set_learning_rate(self.optimizer, step.learning_rate)
         update(self.optimizer, norm, non_finite, self.scaler.scale, self.max_grad_norm)
@@ -163,12 +164,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._pending = step
         self.step += 1
-        return reports if self.late and not now else reports + self.finish()
+        return self.finish(now or not self.late)
 
-    def finish(self) -> list[StepReport]:
-        """Reads the figures of the step that is under way, if one is: its report. Raises DivergedError."""
+    def finish(self, read: bool = True) -> list[StepReport]:
+        """The reports that train_step has not given: of the step under way, if `read`, and of one before a DivergedError."""
+        if read:
+            self._read()
+        reports, self._unread = self._unread, []
+        return reports
+
+    def _read(self) -> None:
+        """The figures of the step that is under way, if one is. Raises DivergedError."""
         if self._pending is None:
-            return []
+            return
         step, self._pending = self._pending, None
         if step.ready is not None:
             step.ready.synchronize()
@@ -183,9 +191,9 @@ class Trainer:
                 self.ema.update(self.model, self.updates)
         started, self._read_at = max(step.started, self._read_at), time.perf_counter()
         waited, self._waited = self._waited, 0.0
-        return [StepReport(step.number + 1, loss, accuracy, step.learning_rate, norm, scale if self.scaler.enabled else None,
-                           skipped, self.batch_size, self._read_at - started, waited,
-                           attention if step.edited else None, tuple(requests))]
+        self._unread.append(StepReport(
+            step.number + 1, loss, accuracy, step.learning_rate, norm, scale if self.scaler.enabled else None, skipped,
+            self.batch_size, self._read_at - started, waited, attention if step.edited else None, tuple(requests)))
 
     def _gradients(self, batches: Iterator[Batch]) -> _Step:
         """Backward over the step's micro-batches; every rank has the gradients of the whole step then. The step's figures
@@ -282,19 +290,3 @@ class Trainer:
             or_else += ", or --non_finite skip if it is a rare step"
         raise DivergedError(f"step {step.number + 1}: {what} at learning rate {step.learning_rate:g}{scaled}: try a lower one"
                             f"{or_else}; samples {samples}")
-
-
-def warm_up(model: nn.Module, images: Tensor, precision: Precision) -> None:
-    """A pass forward and backward whose gradients are thrown away. images: an input of a micro-step, (B, C, height, width).
-
-    A compiled model is compiled by it. And on three processes or more it makes a run that is resumed go on bit for bit:
-    DistributedDataParallel lays its buckets anew after the first backward pass of a process, and where a number lies in
-    them decides in which order the ranks' parts are added.
-    """
-    was_training = model.training
-    model.train()
-    with precision.autocast(images.device):
-        logits = model(images)
-    sum(each.float().sum() for each in (logits if isinstance(logits, tuple) else (logits,))).backward()
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)

@@ -107,3 +107,19 @@ class LossScaler:
         if self.enabled:
             self.scale.fill_(self.fixed or state["scale"])
             self._good_steps.fill_(state["_growth_tracker"])
+
+
+def warm_up(model: torch.nn.Module, images: torch.Tensor, precision: Precision) -> None:
+    """A pass forward and backward whose gradients are thrown away. images: an input of a micro-step, (B, C, height, width).
+
+    A compiled model is compiled by it. And on three processes or more it makes a run that is resumed go on bit for bit:
+    DistributedDataParallel lays its buckets anew after the first backward pass of a process, and where a number lies in
+    them decides in which order the ranks' parts are added.
+    """
+    was_training = model.training
+    model.train()
+    with precision.autocast(images.device):
+        logits = model(images)
+    sum(each.float().sum() for each in (logits if isinstance(logits, tuple) else (logits,))).backward()
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)

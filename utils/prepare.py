@@ -235,10 +235,10 @@ def _look(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int,
     rows["label"] = split.labels[start:start + CHUNK]
     for number in range(len(rows)):
         try:
-            rows["width"][number], rows["height"][number] = reduced(*split.dimensions(start + number), size)
             status = os.stat(split.samples[start + number][0])
+            rows["width"][number], rows["height"][number] = reduced(*split.dimensions(start + number), size)
             files.append((status.st_size, status.st_mtime_ns))
-        except (ImageError, OSError) as error:            # it may be gone by now
+        except (ImageError, FileNotFoundError) as error:            # it may be gone by now
             bad.append(Bad(name, start + number, getattr(error, "plain", str(error))))
     return rows, bad, files
 
