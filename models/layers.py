@@ -48,8 +48,8 @@ class Mlp(nn.Module):
         """(B, N, D) -> (B, N, mlp_dim)"""
         if torch.is_grad_enabled() or not _fuses_in_bfloat16(x.device) or not self._is_plain():
             return self.act(self.fc1(x))
-        # Evaluation in bfloat16 on a CPU: oneDNN's product with GELU behind it. PyTorch's own kernel of the tanh form takes
-        # four times as long as that of the erf form, a twelfth of the whole evaluation.
+        # Evaluation in bfloat16 on a CPU: oneDNN's product with GELU behind it. PyTorch's own kernel of the tanh form is
+        # the slow one of the two (benchmarks/README.md).
         x, weight, bias = (tensor.to(torch.bfloat16) for tensor in (x, self.fc1.weight, self.fc1.bias))
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], self.act.approximate)
 

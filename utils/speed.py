@@ -121,7 +121,7 @@ def product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[],
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of this process: the best of several products of square matrices."""
-    # Most CPUs emulate float16, hundreds of times slower.
+    # Most CPUs emulate float16, slowly.
     side = 512 if (device.type, dtype) == ("cpu", torch.float16) else SIDE[device.type]
     multiply = product(device, dtype, side)
 
