@@ -258,7 +258,7 @@ def wrap(model: nn.Module, world: World, half_gradients: bool = False) -> nn.Mod
     if half_gradients:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
-        wrapped.register_comm_hook(None, fp16_compress_hook)
+        wrapped.register_comm_hook(_link.training, fp16_compress_hook)      # None would be the default group, which waits SETUP_S
     return wrapped
 
 
