@@ -76,7 +76,7 @@ def annotate(args: argparse.Namespace) -> None:
     """Serves the page until Ctrl-C."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
     try:
-        from utils import editor
+        from utils.attention.editor import server
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] not in ("starlette", "uvicorn"):
             raise
@@ -85,19 +85,20 @@ def annotate(args: argparse.Namespace) -> None:
     settings = settings_of(path)
     taught = settings["attention_edits"]
     folder = Path(args.edits or (taught if taught and Path(taught).is_dir() else path.parent / "edits"))
-    with editor.listen(args.host, args.port) as listening:
+    with server.listen(args.host, args.port) as listening:
         gallery = open_gallery(args, path, settings)
         folder.mkdir(parents=True, exist_ok=True)
-        session = editor.Session(gallery, folder, args.who)
+        session = server.Session(gallery, folder, args.who)
         others = f" (with {session.others:,} file{'s' * (session.others > 1)} of other images)" if session.others else ""
-        print(f"{editor.announce(listening)}  {len(gallery.labels):,} images, {session.edited.sum():,} edited; "
+        print(f"{server.announce(listening)}  {len(gallery.labels):,} images, {session.edited.sum():,} edited; "
               f"edits go to {folder}{others}; Ctrl-C stops", flush=True)
-        editor.serve(session, listening, args.host)
+        server.serve(session, listening, args.host)
 
 
 def find_checkpoint(given: str | None) -> Path:
     """The checkpoint file that is meant. Raises ConfigError or CheckpointError."""
-    from utils import checkpoint, run_folder
+    from utils.run import checkpoint
+    from utils.run import folder as run_folder
 
     if given is None:
         runs = [folder for folder in RUNS.iterdir() if folder.is_dir()] if RUNS.is_dir() else []
@@ -124,7 +125,9 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
     import numpy as np
 
     import models
-    from utils import augment, editing, edits
+    from utils.attention import edits
+    from utils.attention.editor import session as editing
+    from utils.data import transforms
 
     model = models.load_model(path)
     if not model.sigmoid_layers:
@@ -142,10 +145,10 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
     labels = table[split.labels]
     if classes and not (labels >= 0).any():
         print(f"none of the classes of {where} is one of the model's: its images are shown without labels")
-    transform = augment.eval_transform(model.img_size, channels=model.config.in_channels,
+    transform = transforms.eval_transform(model.img_size, channels=model.config.in_channels,
                                        interpolation=settings["interpolation"], crop=settings["eval_crop"])
     viewer = Viewer(model, split, transform, functools.partial(
-        augment.eval_region, img_size=model.img_size, crop=settings["eval_crop"]))
+        transforms.eval_region, img_size=model.img_size, crop=settings["eval_crop"]))
     facts = [f"{settings['model_type']} of {path}", f"{args.split} images of {where}",
              f"edits act in layer {', '.join(map(str, model.sigmoid_layers))}; shown: layer {model.sigmoid_layers[-1]}, "
              "mean over heads"]
@@ -157,7 +160,7 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
 
 def find_images(data: str | None, part: str, settings: dict):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils import datasets, image_files, prepared
+    from utils.data import datasets, image_files, prepared
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -190,7 +193,7 @@ def warn_of_names(split, where: str, part: str, settings: dict) -> None:
 
 def layout_of(folder: Path, own: str) -> str:
     """How to read a folder: as the data set of the run (`own`), "csv", "images" (without labels) or "folder"."""
-    from utils import image_files
+    from utils.data import image_files
 
     if not folder.is_dir():
         raise configs.ConfigError(f"no such folder: --data {folder}")
@@ -219,11 +222,11 @@ class Viewer:
         import torch
 
         from models import model_end
-        from utils import augment
+        from utils.data import transforms
 
         device, config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config
         self.model, self.split, self.transform, self.region_of = model.to(device), split, transform, region_of
-        self._input = lambda pixels: augment.normalise(torch.stack(pixels).to(device), config.mean, config.std)
+        self._input = lambda pixels: transforms.normalise(torch.stack(pixels).to(device), config.mean, config.std)
         self.turn = threading.Lock()                   # hooks and edits hang on the model while it looks
         self.first = min(model.sigmoid_layers[0] - 1, len(model.blocks))
         self.rest = model_end.cut(self.model, self.first)
@@ -231,7 +234,7 @@ class Viewer:
 
     def _kept(self, count: int, make):
         """`make`(index), remembered until the file of the image is another."""
-        from utils import edits
+        from utils.attention import edits
 
         remembered = functools.lru_cache(count)(lambda index, checksum: make(index))
         return lambda index: remembered(index, edits.checksum(self.split, index))
@@ -263,7 +266,8 @@ class Viewer:
         import torch
 
         import models
-        from utils import editing, splits
+        from utils.attention.editor import session as editing
+        from utils.data import splits
 
         model, tokens = self.rest, self.tokens(index)
         with self.turn, torch.inference_mode(), contextlib.ExitStack() as stack:
@@ -283,7 +287,8 @@ class Viewer:
         """-> labels; editing.UNREADABLE for an image that cannot be read"""
         import torch
 
-        from utils import editing, splits
+        from utils.attention.editor import session as editing
+        from utils.data import splits
 
         pixels, labels = {}, dict.fromkeys(indices, editing.UNREADABLE)
         for index in indices:

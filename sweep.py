@@ -115,7 +115,7 @@ def flags_of_script(flags: list[str]) -> dict:
 
 def share_to_hold_out(run) -> float:
     """The given share, or a tenth; none where the data set has a validation split of its own."""
-    from utils import datasets
+    from utils.data import datasets
 
     try:
         splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
@@ -180,7 +180,8 @@ def claim(folder: Path, settings: dict) -> None:
 
 def finish(folder: Path, flags: list[str], tried: dict) -> dict:
     """Runs the trial, or goes on with it, unless it has ended -> its row of the table, of which `tried` is a part."""
-    from utils import checkpoint, run_folder
+    from utils.run import checkpoint
+    from utils.run import folder as run_folder
 
     def last(*kinds: str) -> dict | None:
         return next((event for event in reversed(run_folder.read_log(folder))
@@ -243,7 +244,7 @@ def write(folder: Path, rows: list[dict]) -> None:
 
 
 def summarise(folder: Path, rows: list[dict], tried: str) -> None:
-    from utils import plots
+    from utils.report import plots
 
     plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
     print(f"\n{'run':<12} {spoken(tried):>21}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")

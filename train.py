@@ -29,11 +29,11 @@ except ModuleNotFoundError as error:
 
 
 def main(argv: list[str]) -> int:
-    from utils import stopping
+    from utils import process
 
     if "LOCAL_RANK" in os.environ:
-        stopping.die_with_parent()
-    with stopping.Stop() as stop:
+        process.die_with_parent()
+    with process.Stop() as stop:
         try:
             given = after_restart(configs.parse(argv))
             if given.get("check_data"):
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def in_group(given: dict, world, stop) -> int:
     """-> exit code"""
-    from utils import allocator, distributed, stopping
+    from utils import allocator, distributed, process
 
     if world.device.type == "cpu":
         allocator.keep_memory()
@@ -71,7 +71,7 @@ def in_group(given: dict, world, stop) -> int:
         else:
             code = train(given, run, world, state, path, stop)
         if world.local_rank == 0:                                # of every node: each has a train.sh of its own
-            stopping.leave_code(code)
+            process.leave_code(code)
         return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
     except (ValueError, RuntimeError, MemoryError) as error:
         if distributed.out_of_memory(error):
@@ -98,10 +98,10 @@ def tell(message: str, code: int, alone: bool, quiet: bool = False, others_know:
     code to it and end quietly, if they all do: those of another node, or ignorant ones, have to be stopped, and after the
     loss of a process torchrun is to start all of them anew (MAX_RESTARTS).
     """
-    from utils import stopping
+    from utils import process
 
     size, local_size = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    first = stopping.leave_code(code)
+    first = process.leave_code(code)
     if not quiet and ((first is not False) if alone else int(os.environ.get("LOCAL_RANK", 0)) == 0):
         print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     if first is None or "LOCAL_RANK" not in os.environ or code == LOST:
@@ -111,11 +111,11 @@ def tell(message: str, code: int, alone: bool, quiet: bool = False, others_know:
 
 def after_restart(given: dict) -> dict:
     """The flags with which processes go on that torchrun has started anew (MAX_RESTARTS) after one of them was lost."""
-    from utils import stopping
+    from utils import process
 
-    if not stopping.restarts() or any(given.get(name) for name in ("eval_only", "check_data", "prepare")):
+    if not process.restarts() or any(given.get(name) for name in ("eval_only", "check_data", "prepare")):
         return given
-    file = stopping.launch_file("folder")
+    file = process.launch_file("folder")
     if file is None and "name" not in given and given.get("resume_path") != "auto":
         raise configs.ConfigError("a run that torchrun may restart needs a --name, to be found again; or start it by train.sh")
     if file is not None and not file.exists():
@@ -127,7 +127,8 @@ def after_restart(given: dict) -> dict:
 
 def check_data(run) -> int:
     """python train.py --check_data: every image of every split is read; what cannot be used is told. -> exit code"""
-    from utils import check_data, datasets
+    from utils.data import check as check_data
+    from utils.data import datasets
 
     if int(os.environ.get("RANK", 0)):
         return 0                                   # one process is enough, and has processes of its own
@@ -151,7 +152,7 @@ def check_data(run) -> int:
 
 def prepare(run) -> int:
     """python train.py --prepare FOLDER: the images of every split are decoded and made smaller, once. -> exit code"""
-    from utils import datasets, prepare
+    from utils.data import datasets, prepare
 
     if int(os.environ.get("RANK", 0)):
         return 0
@@ -180,7 +181,10 @@ def check_batch(run, may_change: str) -> None:
 
 def configure(given: dict, world):
     """-> (the resolved configuration, RunState to resume from or None, its file or None)"""
-    from utils import checkpoint, distributed, exact, run_folder
+    from utils import distributed
+    from utils.run import checkpoint
+    from utils.run import folder as run_folder
+    from utils.training import exact
 
     found = None
     if "resume_path" in given:
@@ -240,8 +244,9 @@ def tell_changes(given: dict, run, state, world) -> None:
 
 def data_of(given, run, world, state):
     """The splits, the same on every process; what of the run depends on their size is settled."""
-    from utils import datasets, distributed
-    from utils.splits import fingerprint
+    from utils import distributed
+    from utils.data import datasets
+    from utils.data.splits import fingerprint
 
     splits = distributed.first_on_node(world, lambda: datasets.load_splits(
         run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction, split_seed=run.split_seed))
@@ -265,7 +270,9 @@ def build(given, run, world, state):
     import torch
 
     from models import create_model
-    from utils import augment, distributed, exact, precision
+    from utils import distributed
+    from utils.data import transforms
+    from utils.training import exact, precision
 
     splits = data_of(given, run, world, state)
     path = None
@@ -307,7 +314,7 @@ def build(given, run, world, state):
     if world.is_main:
         introduce(run, world, splits, model, f"{chosen.name} ({why})", state)
     mean, std = model.config.mean, model.config.std
-    return splits, model, chosen, lambda images: augment.normalise(images, mean, std, chosen.weights)
+    return splits, model, chosen, lambda images: transforms.normalise(images, mean, std, chosen.weights)
 
 
 def compile_model(model, world) -> None:
@@ -363,8 +370,8 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
 
 def same_data(splits, state, run, world) -> None:
     """Raises CheckpointError unless the data are those of the checkpoint's run, as far as that can be told cheaply."""
-    from utils import checkpoint
-    from utils.splits import fingerprint
+    from utils.data.splits import fingerprint
+    from utils.run import checkpoint
 
     if list(splits.classes) != state.classes:
         raise checkpoint.CheckpointError(
@@ -387,7 +394,7 @@ def same_data(splits, state, run, world) -> None:
 def pretrained_file(run) -> Path | None:
     """What --pretrained_dir means: a path, a published name, 'auto' (the model's own published file) or 'none'."""
     from models import find_checkpoint
-    from utils import run_folder
+    from utils.run import folder as run_folder
 
     if run.pretrained_dir == "none":
         return None
@@ -433,19 +440,19 @@ def check_head(run, splits, path: Path) -> None:
 
 def transforms_of(run, model, splits):
     """-> (for training, for evaluation): PIL image -> uint8 (channels, height, width)"""
-    from utils import augment
+    from utils.data import transforms
 
     shared = {"channels": model.config.in_channels, "interpolation": run.interpolation}
-    return (augment.train_transform(
+    return (transforms.train_transform(
         run.augmentation, model.img_size, flip=splits.can_flip, crop_scale=run.crop_scale, crop_padding=run.crop_padding,
         rotation=run.rotation, color_jitter=run.color_jitter, randaugment_ops=run.randaugment_ops,
         randaugment_magnitude=run.randaugment_magnitude, random_erasing=run.random_erasing, **shared),
-        augment.eval_transform(model.img_size, crop=run.eval_crop, **shared))
+        transforms.eval_transform(model.img_size, crop=run.eval_crop, **shared))
 
 
 def loading_of(run, world) -> dict:
     """What the training and evaluation loaders share."""
-    from utils import data
+    from utils.data import loader as data
 
     workers = run.num_workers
     if workers is None:
@@ -456,10 +463,10 @@ def loading_of(run, world) -> dict:
 
 def optimizer_of(run, model, world):
     """The parameters that are trained, in their groups, and what updates them."""
-    from utils import optim
+    from utils.training import optimizer
 
     facts = {"depth_of": model.depth_of, "depth": model.depth, "head_names": model.head_names()}
-    _, frozen = optim.choose_trainable(model.named_parameters(), train_layers=run.train_layers,
+    _, frozen = optimizer.choose_trainable(model.named_parameters(), train_layers=run.train_layers,
                                        freeze=run.freeze.split(",") if run.freeze else [], **facts)
     if frozen and world.is_main:
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -467,27 +474,29 @@ def optimizer_of(run, model, world):
         if run.pretrained_dir == "none":
             print("warning: what is frozen has random weights: give a --pretrained_dir")
     head_scale = 1.0 if run.head_learning_rate is None else run.head_learning_rate / run.learning_rate
-    groups = optim.parameter_groups(
+    groups = optimizer.parameter_groups(
         model.named_parameters(), weight_decay=run.weight_decay, decay_matrices_only=run.decay_on == "matrices",
         layer_decay=run.layer_decay, head_scale=head_scale, **facts)
-    return optim.build_optimizer(run.optimizer, groups, run.learning_rate, momentum=run.momentum)
+    return optimizer.build_optimizer(run.optimizer, groups, run.learning_rate, momentum=run.momentum)
 
 
 def objective_of(run, splits, model, chosen, world, lesson):
     """The loss: labels smoothed, weighed and mixed as the run says, and the parts of the teacher and of edited attention."""
     import torch
 
-    from utils import engine, loss, mix
+    from utils.data import mixup
+    from utils.training import criterion
+    from utils.training import trainer as engine
 
     classes, weights, mixer = len(splits.classes), None, None
     if run.class_weights == "balanced":
-        weights = loss.balanced_weights(torch.as_tensor(splits.train.labels), classes).to(world.device)
+        weights = criterion.balanced_weights(torch.as_tensor(splits.train.labels), classes).to(world.device)
     elif run.class_weights != "none":
         weights = torch.tensor([float(number) for number in run.class_weights.split(",")], device=world.device)
         if len(weights) != classes:
             raise configs.ConfigError(f"--class_weights has {len(weights)} numbers, the data have {classes} classes")
     if run.mixup_alpha or run.cutmix_alpha:
-        mixer = mix.Mixer(classes, run.train_batch_size, run.seed, mixup_alpha=run.mixup_alpha, cutmix_alpha=run.cutmix_alpha,
+        mixer = mixup.Mixer(classes, run.train_batch_size, run.seed, mixup_alpha=run.mixup_alpha, cutmix_alpha=run.cutmix_alpha,
                           probability=run.mix_probability, switch_probability=run.mix_switch_probability,
                           stop_at=run.num_steps - run.mix_off_steps)
     teacher = None
@@ -504,7 +513,9 @@ def teacher_of(run, splits, model, chosen, world):
     from torch.nn import functional as F
 
     from models import load_model
-    from utils import augment, distributed, run_folder
+    from utils import distributed
+    from utils.data import transforms
+    from utils.run import folder as run_folder
 
     path = run_folder.weights_of(run.teacher)
     if not Path(path).is_file():
@@ -525,7 +536,7 @@ def teacher_of(run, splits, model, chosen, world):
         if images.shape[-2:] != teacher.img_size:
             images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
         with chosen.autocast(world.device):
-            return teacher(augment.normalise(images, teacher.config.mean, teacher.config.std, chosen.weights))
+            return teacher(transforms.normalise(images, teacher.config.mean, teacher.config.std, chosen.weights))
 
     return teach
 
@@ -536,7 +547,10 @@ def lesson_of(run, splits, held_out, model, order, world, state):
     (None, {}, None) without --attention_edits. Raises ConfigError or EditError, on every process.
     """
     from models import record_patch_logits
-    from utils import checkpoint, distributed, edits, engine
+    from utils import distributed
+    from utils.attention import edits
+    from utils.run import checkpoint
+    from utils.training import trainer as engine
 
     if not run.attention_edits:
         return None, {}, None
@@ -605,7 +619,9 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
     """attention.png: for each image the attention before, the edit, the attention after, and what was predicted."""
     import numpy as np
 
-    from utils import augment, editing, pictures, plots
+    from utils.attention.editor import session as editing
+    from utils.data import transforms
+    from utils.report import pictures, plots
 
     if before is None or before["names"] != after["names"]:
         (folder / ATTENTION_FILE).unlink(missing_ok=True)
@@ -621,7 +637,7 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
         label, image = int(split.labels[index]), after["pixels"][number].permute(1, 2, 0).numpy()
         marked = None
         if edit is not None:                         # made on another crop or grid, perhaps
-            region = augment.eval_region(split[index][0].size[::-1], model.img_size, run.eval_crop)
+            region = transforms.eval_region(split[index][0].size[::-1], model.img_size, run.eval_crop)
             edit = editing.fitted(edit, model.grid, region)
             marked = np.where(edit.edited, edit.values, np.nan)
         rows.append(pictures.Taught(kind, image, classes[label], seen(before, number, label), seen(after, number, label), marked))
@@ -632,8 +648,10 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
 
 def train(given: dict, run, world, state, path, stop) -> int:
     """-> exit code: 0, or that of a run which was asked to stop"""
-    from utils import checkpoint, distributed, engine
-    from utils.report import check_wandb
+    from utils import distributed
+    from utils.run import checkpoint
+    from utils.run.loggers import check_wandb
+    from utils.training import trainer as engine
 
     if run.wandb:
         check_wandb()
@@ -660,9 +678,11 @@ class Session:
     """A run from here to its end, as one of its processes sees it: the objects of the loop, and the loop."""
 
     def __init__(self, given: dict, run, world, state, path, stop):
-        from utils import engine, optim, precision, saving
-        from utils.ema import Ema
-        from utils.splits import fingerprint
+        from utils.data.splits import fingerprint
+        from utils.run import saver
+        from utils.training import optimizer, precision
+        from utils.training import trainer as engine
+        from utils.training.ema import Ema
 
         self.started = time.monotonic()
         self.run, self.world, self.stop, self.began_at = run, world, stop, state.step if state else 0
@@ -676,7 +696,7 @@ class Session:
             self.ema.model.compile(dynamic=False)
         self.first, self.seconds, self.sizes, counts = {}, 0.0, set(), {}
         if state is not None:
-            optim.load_state(self.optimizer, state.optimizer)
+            optimizer.load_state(self.optimizer, state.optimizer)
             if state.scaler:
                 self.scaler.load_state_dict(state.scaler)
             if self.ema is not None:
@@ -693,11 +713,12 @@ class Session:
             seed=run.seed, objective=objective, ema=self.ema, exact=run.exact, non_finite=run.non_finite,
             requests=self.requests, **counts)
         self.open(given, state, path)
-        self.saver = saving.Saver(self.folder, run.keep_checkpoints, say=self.report.say) if world.is_main else None
+        self.saver = saver.Saver(self.folder, run.keep_checkpoints, say=self.report.say) if world.is_main else None
 
     def feed(self, state):
         """What there is to see: the loaders, and which splits are evaluated. -> engine.Lesson or None"""
-        from utils import data, prefetch
+        from utils.data import loader as data
+        from utils.data import prefetch
 
         run, world, splits, model = self.run, self.world, self.splits, self.model
         self.loading = loading_of(run, world)
@@ -722,7 +743,8 @@ class Session:
         """The model as it is trained."""
         import torch
 
-        from utils import distributed, precision
+        from utils import distributed
+        from utils.training import precision
 
         run, world, model = self.run, self.world, self.model
         if run.exact:
@@ -742,12 +764,14 @@ class Session:
 
     def open(self, given: dict, state, path) -> None:
         """The run's folder, and what is told there."""
-        from utils import distributed, run_folder, speed, stopping
-        from utils.report import BadImages, Report
+        from utils import distributed, process
+        from utils.run import folder as run_folder
+        from utils.run import profiling
+        from utils.run.loggers import BadImages, Report
 
         run, world = self.run, self.world
         self.folder, self.best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
-        if world.is_main and (place := stopping.launch_file("folder")) is not None:
+        if world.is_main and (place := process.launch_file("folder")) is not None:
             place.write_text(str(self.folder))                     # where processes go on that torchrun starts anew
         run.name, run.output_dir = self.folder.name, str(self.folder.parent)
         self.log_folder = Path(run.log_dir) / run.name
@@ -761,7 +785,7 @@ class Session:
         self.report = Report(self.folder if world.is_main else None, self.log_folder, self.began_at, run.num_steps, run.wandb,
                              run.to_dict())
         self.listed = BadImages(self.folder, self.report.say) if world.is_main else None
-        self.profile = speed.Profile(self.folder, world.device, self.report.say) if run.profile and world.is_main else None
+        self.profile = profiling.Profile(self.folder, world.device, self.report.say) if run.profile and world.is_main else None
         self.report.session("resume" if state else "start", self.began_at, world_size=world.size)
         # A branch begins with what it came from.
         self.branch = state is not None and self.folder.resolve() != path.parent.resolve()
@@ -771,7 +795,8 @@ class Session:
 
     def go(self) -> None:
         """To the end of the run. Raises _Asked."""
-        from utils import checkpoint, distributed
+        from utils import distributed
+        from utils.run import checkpoint
 
         run = self.run
         collect_garbage()
@@ -803,13 +828,13 @@ class Session:
         self.report.session("end", self.trainer.step, seconds=round(self.seconds_so_far(), 2))
 
     def is_due(self, every: int, ahead: int = 0) -> bool:
-        from utils.schedule import is_time
+        from utils.training.schedule import is_time
 
         return is_time(self.trainer.step + ahead, every, self.run.num_steps)
 
     def train_step(self) -> None:
         """Raises _Asked."""
-        from utils import engine
+        from utils.training import trainer as engine
 
         asked, now = False, any(self.is_due(every, ahead=1) for every in (self.run.eval_every, self.run.save_every))
         try:
@@ -841,7 +866,7 @@ class Session:
         return bool(asked)
 
     def learning_rate(self, update: int) -> float:
-        from utils.schedule import factor
+        from utils.training.schedule import factor
 
         run = self.run
         return run.learning_rate * factor(
@@ -854,7 +879,7 @@ class Session:
 
     def evaluate_if_due(self) -> list[Path]:
         """-> best.pt, and what belongs to it, where it is to be saved"""
-        from utils import checkpoint
+        from utils.run import checkpoint
 
         step, files = self.trainer.step, []
         if not (step and self.watched and self.is_due(self.run.eval_every)) or (step, self.watched[1]) in self.told:
@@ -878,13 +903,14 @@ class Session:
 
     def evaluate(self, split, confusion: bool = False):
         """-> EvalReport. Raises _Asked on every process if one was asked to stop meanwhile."""
-        from utils import data, metrics
+        from utils.data import loader as data
+        from utils.training import evaluation
 
         run, world = self.run, self.world
         loader = data.eval_loader(split, transform=self.eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **self.loading)
         judged = self.model if self.ema is None else self.ema.model
-        result = metrics.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes), confusion,
+        result = evaluation.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes), confusion,
                                  self.stop.requested, tell_compiled(world, self.report.say, self.sizes) if run.compile else None)
         if result is None:
             raise _Asked
@@ -898,7 +924,7 @@ class Session:
     def snapshot(self):
         import torch
 
-        from utils import checkpoint
+        from utils.run import checkpoint
 
         trainer = self.trainer
         return checkpoint.RunState(
@@ -909,7 +935,7 @@ class Session:
 
     def save(self, *files: Path) -> None:
         """Raises NonFiniteError, on every process: they stop together."""
-        from utils import checkpoint
+        from utils.run import checkpoint
 
         if self.world.is_main:
             self.saver.save(list(files), self.snapshot())
@@ -919,7 +945,8 @@ class Session:
 
     def stopped(self) -> int:
         """The end of a run that was asked to stop: what has been trained is saved. -> exit code"""
-        from utils import checkpoint, distributed, stopping
+        from utils import distributed, process
+        from utils.run import checkpoint
 
         for step in self.trainer.finish():
             self.tell_step(step)
@@ -931,11 +958,13 @@ class Session:
         if self.world.is_main:
             went_on = f"; RESUME_PATH={shlex.quote(str(self.folder))} bash train.sh goes on" if step else ": nothing to save"
             print(f"stopped as asked, after step {step} of {self.run.num_steps}{went_on}", flush=True)
-        return stopping.PREEMPTED
+        return process.PREEMPTED
 
     def diverged(self, error: Exception) -> Exception:
         """The error, with what a user needs to go on."""
-        from utils import checkpoint, engine, run_folder
+        from utils.run import checkpoint
+        from utils.run import folder as run_folder
+        from utils.training import trainer as engine
 
         step = self.trainer.step
         self.report.session("diverged", step + 1, samples=[key.index for key in self.order.keys_of(step)])
@@ -958,7 +987,7 @@ class Session:
     # ----------------------------------------------------------------------------------- edited attention, last words
 
     def look_before(self) -> None:
-        from utils.edits import digest
+        from utils.attention.edits import digest
 
         self.shown = shown_images(self.splits, self.final, self.edits, self.others)
         if self.began_at == 0:
@@ -977,8 +1006,9 @@ class Session:
 
 def list_bad_images(run, listed, world, report, trainer, images: int) -> None:
     """Adds what was replaced in this step to bad_images.txt. Raises DataError on every process when there are too many."""
-    from utils import distributed, run_folder
-    from utils.datasets import DataError
+    from utils import distributed
+    from utils.data.datasets import DataError
+    from utils.run import folder as run_folder
 
     folder = Path(run.output_dir) / run.name
     lines = {reason for bad in distributed.gather(world, list(trainer.bad)) for _, reason in bad}
@@ -999,7 +1029,8 @@ def share(rate: float, run) -> float:
 
 def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
     """-> (the run's folder, its best evaluation so far: that of best.pt there, or {})"""
-    from utils import checkpoint, run_folder
+    from utils.run import checkpoint
+    from utils.run import folder as run_folder
 
     if state is None:
         return run_folder.create(run.output_dir, run.name, run.dataset), {}
@@ -1012,7 +1043,9 @@ def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
 
 
 def evaluate_only(given, run, world, state, path) -> None:
-    from utils import data, distributed, metrics
+    from utils import distributed
+    from utils.data import loader as data
+    from utils.training import evaluation
 
     splits, model, chosen, prepare = build(given, run, world, state)
     collect_garbage()
@@ -1022,7 +1055,7 @@ def evaluate_only(given, run, world, state, path) -> None:
     def evaluate(split):
         loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **loading_of(run, world))
-        return metrics.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix,
+        return evaluation.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix,
                                compiled=tell_compiled(world, print, sizes) if run.compile else None)
 
     last = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
@@ -1046,15 +1079,17 @@ def details(result, classes) -> list[str]:
 
 
 def write_confusion(folder: Path, result, classes) -> None:
-    from utils import metrics
+    from utils.training import evaluation
 
-    for file in metrics.write_confusion(folder, result.confusion, classes):
+    for file in evaluation.write_confusion(folder, result.confusion, classes):
         print(f"  wrote {file}")
 
 
 def summarise(session: Session, seconds: float) -> None:
     """The last words of a run: what came out, where it is, and what one might type next."""
-    from utils import checkpoint, plots, run_folder, speed
+    from utils.report import plots
+    from utils.run import checkpoint, profiling
+    from utils.run import folder as run_folder
 
     run, splits, folder, first = session.run, session.splits, session.folder, session.first
     best = session.best if session.saver.best_is_saved else {}
@@ -1085,7 +1120,7 @@ def summarise(session: Session, seconds: float) -> None:
         whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
         print(f"                 {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     world, config = session.world, session.model.config
-    for number, line in enumerate(speed.summary(events, session.model, (config.in_channels, *session.model.img_size),
+    for number, line in enumerate(profiling.summary(events, session.model, (config.in_channels, *session.model.img_size),
                                                 session.chosen.compute, world.device, world.size, world.local_size)):
         print(f"  {'' if number else 'speed':<14} {line}")
     print(f"  checkpoint     {newest}")

@@ -3,7 +3,7 @@
     python visualize.py attention --checkpoint output/NAME --image photo.jpg
 
 `python visualize.py --help` lists the pictures. Without --checkpoint it is the embedded model of letters, on the embedded
-digits. The notebook uses the same functions: load, examples, look, the draw_ functions here and those of utils/views.py.
+digits. The notebook uses the same functions: load, examples, look, the draw_ functions here and those of utils/report/views.py.
 Exit codes: 0 done; 2 bad input, told in one line. A traceback is a bug of this program.
 
 Imports stand in the functions that need them: a wrong flag is told at once, not after PyTorch has been loaded.
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
-        from utils import plots
+        from utils.report import plots
 
         folder, drawings = draw(options, skipped)
         for path, (_, figure) in zip(plots.places(options.output, folder, [name for name, _ in drawings]), drawings):
@@ -122,7 +122,7 @@ def tell(error: Exception) -> int:
 @contextlib.contextmanager
 def go_on(skipped: list[int]):
     """After an image that cannot be read, or whose name is too long: its exit code goes to `skipped`."""
-    from utils.splits import ImageError
+    from utils.data.splits import ImageError
 
     try:
         yield
@@ -134,7 +134,7 @@ def go_on(skipped: list[int]):
 
 def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tuple[str, Callable]]]:
     """-> (the folder for the pictures where none is given, [(name of the file, what makes its figure)])"""
-    from utils import views
+    from utils.report import views
 
     verb = options.verb
     if verb == "curves":
@@ -177,10 +177,10 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
     import torch
 
     from models import create_model, find_checkpoint, load_model, run_settings
-    from utils import checkpoint as checkpoints
-    from utils import run_folder
-    from utils.class_names import imagenet_names
-    from utils.views import Subject
+    from utils.data.class_names import imagenet_names
+    from utils.report.views import Subject
+    from utils.run import checkpoint as checkpoints
+    from utils.run import folder as run_folder
 
     settings = {name: default for name, (_, default, _) in configs.FLAGS.items()}
     path, run = None, None
@@ -214,8 +214,8 @@ def split_of(subject, name: str | None = None, count: int | None = None) -> tupl
 
     name None: what the run was tested on. Raises ConfigError or DataError.
     """
-    from utils import datasets
-    from utils.splits import Part
+    from utils.data import datasets
+    from utils.data.splits import Part
 
     if not subject.has_data:
         raise configs.ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
@@ -233,8 +233,8 @@ def examples(subject, images: list[str] | None = None, split: str | None = None,
 
     Raises ConfigError or DataError.
     """
-    from utils.image_files import IMAGE_EXTENSIONS, FileImages
-    from utils.views import Example
+    from utils.data.image_files import IMAGE_EXTENSIONS, FileImages
+    from utils.report.views import Example
 
     if images is None:
         _, data, classes = split_of(subject, split, count)
@@ -256,8 +256,8 @@ def look(subject, example):
     import torch
 
     from models import record_attention
-    from utils.augment import normalise
-    from utils.views import View
+    from utils.data.transforms import normalise
+    from utils.report.views import View
 
     model = subject.model
     image, _ = example.split[example.index]
@@ -275,8 +275,8 @@ def joint_for(view, target: int, drop: float = 0.0, as_vit_explain: bool = False
     import torch
 
     from models import record_attention
-    from utils.attention_maps import gradient_rollout
-    from utils.views import protected
+    from utils.attention.maps import gradient_rollout
+    from utils.report.views import protected
 
     model = view.subject.model
     with record_attention(model, differentiable=True) as maps:
@@ -288,7 +288,7 @@ def joint_for(view, target: int, drop: float = 0.0, as_vit_explain: bool = False
 
 def draw_gradient_rollout(view, target: str | None = None, drop: float = 0.0, as_vit_explain: bool = False):
     """target: a class by name or number; None: the predicted one -> Figure"""
-    from utils import views
+    from utils.report import views
 
     classes = view.subject.classes
     number = int(view.probabilities.argmax()) if target is None else views.class_number(target, classes)

@@ -13,7 +13,7 @@ NEIGHBOURS = 3
 def main() -> None:
     with np.load(Path(__file__).parent / "digits.npz") as file:
         images, labels = file["images"].reshape(-1, 64).astype(np.float64), file["labels"]
-    train, test = slice(0, 1297), slice(1297, None)      # the training and validation blocks of utils/datasets.py; its test
+    train, test = slice(0, 1297), slice(1297, None)      # the training and validation blocks of utils/data/datasets.py; its test
     distances = ((images[test, None] - images[None, train]) ** 2).sum(axis=-1)
     nearest = labels[train][distances.argsort(axis=1, kind="stable")[:, :NEIGHBOURS]]
     predicted = [np.bincount(row, minlength=10).argmax() for row in nearest]

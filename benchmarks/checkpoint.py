@@ -2,7 +2,7 @@
 
 python -m benchmarks.checkpoint --models ViT-B_16
 
-torch.save writes and returns: its total is its stall. Ours is utils/saving.py as train.py uses it, with its checks, its
+torch.save writes and returns: its total is its stall. Ours is utils/run/saver.py as train.py uses it, with its checks, its
 digest and its fsync. (torch.save is asked for none of them.)
 """
 

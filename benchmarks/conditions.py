@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from utils import speed
+from utils.run import profiling
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MATMUL = {"fp32_bf16_matmul": "medium", "tf32": "high"}
@@ -29,4 +29,4 @@ def images(batch: int, size: int, channels: int = 3) -> torch.Tensor:
 def matmul(device: str, threads: int, precision: str, side: int) -> Callable[[], None]:
     """A product of two square matrices in the type that the precision multiplies in."""
     arrange(device, threads, precision)
-    return speed.product(torch.device(device), AUTOCAST.get(precision, torch.float32), side)
+    return profiling.product(torch.device(device), AUTOCAST.get(precision, torch.float32), side)

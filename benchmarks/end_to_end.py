@@ -21,7 +21,7 @@ def tutorial(row: dict, batch: int, device: str, steps: int) -> Callable[[], flo
     import torch
     from torch.utils.data import DataLoader
 
-    from utils.data import default_workers
+    from utils.data.loader import default_workers
 
     from . import peers
     from .input import Arrays

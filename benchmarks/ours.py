@@ -11,22 +11,15 @@ import torch
 import configs
 from models import create_model
 from models.attention import Attend
-from utils import (
-    allocator,
-    augment,
-    checkpoint,
-    data,
-    datasets,
-    distributed,
-    engine,
-    metrics,
-    optim,
-    prepare,
-    saving,
-    speed,
-    splits,
-)
-from utils import precision as precisions
+from utils import allocator, distributed
+from utils.data import datasets, prepare, splits, transforms
+from utils.data import loader as data
+from utils.run import checkpoint, profiling
+from utils.run import saver as saving
+from utils.training import evaluation as metrics
+from utils.training import optimizer as optim
+from utils.training import precision as precisions
+from utils.training import trainer as engine
 
 from .conditions import MATMUL, arrange, images
 from .input import arrays
@@ -59,7 +52,7 @@ def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tu
     mean, std = model.config.mean, model.config.std
     if compiled:
         model.compile(dynamic=False)
-    return world, model, chosen, lambda pixels: augment.normalise(pixels, mean, std, chosen.weights)
+    return world, model, chosen, lambda pixels: transforms.normalise(pixels, mean, std, chosen.weights)
 
 
 def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
@@ -110,7 +103,7 @@ def evaluation(row: dict, batch: int, precision: str, device: str, threads: int,
 
 def flops(row: dict) -> int:
     """Of a training step for one image, as train.py counts them for its report."""
-    return speed.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
+    return profiling.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
 
 
 keep_memory = allocator.keep_memory
@@ -148,13 +141,13 @@ def _input(split, batch: int, size: int) -> Callable[[], None]:
     torch.set_num_threads(1)
     allocator.keep_memory()             # as train.py on a CPU
     config = configs.MODELS["ViT-B_16"]
-    transform = augment.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
+    transform = transforms.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
     order = data.StepOrder(len(split), batch, 1, 0, 1, 0, 0, 10**6)
     batches = iter(data.train_loader(split, order, transform=transform, seed=0, num_workers=0, pin_memory=False,
                                      device=torch.device("cpu")))
 
     def step() -> None:
-        augment.normalise(next(batches).images, config.mean, config.std)
+        transforms.normalise(next(batches).images, config.mean, config.std)
 
     return step
 

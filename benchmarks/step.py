@@ -32,7 +32,7 @@ def contenders(question: str, row: dict, batch: int, given: dict, side: int) -> 
 
 def ask(question: str, word: str, share: float, options) -> None:
     """Every model at every precision, one record each. share: of the work of a training step."""
-    from utils.speed import SIDE
+    from utils.run.profiling import SIDE
 
     from .ours import flops, row_of
 

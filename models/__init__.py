@@ -12,12 +12,12 @@ from configs import MODELS, architecture
 
 from .attention import record_attention
 from .cait import CaiT
+from .checkpoints.export import save_npz, save_timm
+from .checkpoints.load import LoadReport, checkpoint_head, load_pretrained, load_run, run_settings
+from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
-from .pretrained import LoadReport, checkpoint_head, load_pretrained, load_run, run_settings
-from .published import find_checkpoint
 from .sigmoid_attention import edit_attention, record_patch_logits, use_sigmoid_attention
 from .vit import ImageTransformer, ModelError, VisionTransformer
-from .weight_export import save_npz, save_timm
 
 __all__ = ["CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer",
            "checkpoint_head", "create_model", "edit_attention", "find_checkpoint", "list_models", "load_model", "load_pretrained",

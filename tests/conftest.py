@@ -18,8 +18,9 @@ import torch
 
 import train
 from benchmarks.memory import resident
-from utils import datasets, plots
-from utils.splits import Part, Splits
+from utils.data import datasets
+from utils.data.splits import Part, Splits
+from utils.report import plots
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)

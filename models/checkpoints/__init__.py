@@ -1,0 +1,1 @@
+"""Every published file format, in and out."""

@@ -1,0 +1,114 @@
+"""The rules that turn arrays of a file into parameters of a model, and back; and the rows of the tables for a model.
+
+Shapes: D width, H heads, d = D / H, P patch side, C classes. `weight_names.py` says which rule belongs to which name.
+"""
+
+import torch
+from torch import Tensor
+
+from models.vit import ImageTransformer, ModelError
+
+from .key_maps import (
+    GOOGLE_EMBEDDING,
+    GOOGLE_HEAD,
+    GOOGLE_PROJECTION,
+    GOOGLE_STEM,
+    GOOGLE_UNIT,
+    TRANSFORMERS_EMBEDDING,
+    TRANSFORMERS_HEAD,
+)
+
+Row = tuple[str, tuple[str, ...], str]                      # our name, names in the file, rule
+
+# ----------------------------------------------------------------------------------------------- file -> model
+
+# rule: array of the file -> the parameter, or where a row has several arrays their part of its rows
+FROM_FILE = {
+    "copy": lambda array: array,
+    "vector": lambda array: array.flatten(),
+    "dense": lambda array: array.t(),
+    "conv": lambda array: array.permute(3, 2, 0, 1),
+    "qkv": lambda array: array.flatten(1).t(),                 # (D, H, d) -> (H * d, D)
+    "qkv_bias": lambda array: array.flatten(),
+    "out": lambda array: array.flatten(0, 1).t(),              # (H, d, D) -> (D, H * d)
+    "join": lambda array: array,
+}
+
+# ----------------------------------------------------------------------------------------------- model -> file
+
+
+def _heads(model: ImageTransformer) -> tuple[int, int]:
+    return model.config.num_heads, model.config.hidden_size // model.config.num_heads
+
+
+# rule: (parameter, model, which of the row's arrays) -> that array
+TO_FILE = {
+    "copy": lambda value, model, part: value,
+    "position": lambda value, model, part: value,
+    "vector": lambda value, model, part: value.view(1, 1, 1, -1),
+    "dense": lambda value, model, part: value.t(),
+    "conv": lambda value, model, part: value.permute(2, 3, 1, 0),
+    "qkv": lambda value, model, part: value.chunk(3)[part].t().reshape(-1, *_heads(model)),
+    "qkv_bias": lambda value, model, part: value.chunk(3)[part].reshape(_heads(model)),
+    "out": lambda value, model, part: value.t().reshape(*_heads(model), -1),
+    "join": lambda value, model, part: value.chunk(3)[part],
+}
+
+# ------------------------------------------------------------------------------------------- rows of one model
+
+
+def google_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
+    """Of every parameter that Google's layout can name."""
+    rows = list(GOOGLE_EMBEDDING + GOOGLE_HEAD) + _blocks(block_rows, model)
+    if model.config.resnet_layers is not None:
+        rows += GOOGLE_STEM
+        for s, units in enumerate(model.config.resnet_layers):
+            for u in range(units):
+                unit_rows = GOOGLE_UNIT + (GOOGLE_PROJECTION if u == 0 else ())
+                rows += [_fill(row, s=s, u=u, S=s + 1, U=u + 1) for row in unit_rows]
+    return _of_parameters(rows, model)
+
+
+def transformers_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
+    """Of every parameter that transformers can name."""
+    return _of_parameters(list(TRANSFORMERS_EMBEDDING + TRANSFORMERS_HEAD) + _blocks(block_rows, model), model)
+
+
+def timm_rows(model: ImageTransformer) -> list[Row]:
+    """Of every parameter: timm's names are ours."""
+    return [(name, (name,), "position" if name == "pos_embed" else "copy") for name in model.state_dict()]
+
+
+def _blocks(block_rows: tuple, model: ImageTransformer) -> list[Row]:
+    return [_fill(row, i=i) for i in range(model.config.num_layers) for row in block_rows]
+
+
+def _fill(row: Row, **numbers: int) -> Row:
+    return row[0].format(**numbers), tuple(source.format(**numbers) for source in row[1]), row[2]
+
+
+def _of_parameters(rows: list[Row], model: ImageTransformer) -> list[Row]:
+    """No cls token, no pre_logits where the model has none."""
+    parameters = model.state_dict().keys()
+    return [row for row in rows if row[0] in parameters]
+
+
+# ------------------------------------------------------------------------------------------------ grey images
+
+
+def fold_channels(weight: Tensor, bias: Tensor, config) -> tuple[Tensor, Tensor]:
+    """Patch kernel (D, 3, P, P) and bias (D) of a model of colour images -> (D, 1, P, P) and (D) for grey ones.
+
+    The new model gives for a grey image, normalised with config.mean and config.std, what the old one gives for the
+    image in three equal channels, normalised with config.channel_mean and config.channel_std (where the row has none:
+    with the same mean and std in each channel). With w_c, m_c, s_c of channel c and the new m, s:
+      w' = s * sum_c w_c / s_c        b' = b + sum over c and pixels of w_c * (m - m_c) / s_c
+    """
+    if weight.shape[1] != 3:
+        raise ModelError(f"a patch kernel of {weight.shape[1]} channels cannot be summed for grey images, one of 3 can")
+    mean, std = config.mean[0], config.std[0]
+    means = torch.tensor(config.channel_mean or (mean,) * 3, dtype=torch.float64).view(1, 3, 1, 1)
+    stds = torch.tensor(config.channel_std or (std,) * 3, dtype=torch.float64).view(1, 3, 1, 1)
+    scaled = weight.double() / stds
+    bias = bias.double() + (scaled * (mean - means)).sum(dim=(1, 2, 3))
+    return (std * scaled.sum(dim=1, keepdim=True)).float(), bias.float()

@@ -1,0 +1,129 @@
+"""Fetching one file over HTTP: with a progress bar, going on where an earlier try broke off, whole or not at all.
+
+What arrives is looked at before it gets its name: the server's own checksum where it sends one, the digits of the
+checksum that the publisher tells, and that it is of the kind that was asked for and no sign-in page of the network.
+"""
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+
+from models.vit import ModelError
+
+TIMEOUT_S = 30
+CHUNK = 1 << 20
+# suffix: (what the file is, whether this can be its beginning)
+KINDS = {
+    ".npz": ("an .npz archive", lambda start: start.startswith(b"PK")),
+    ".pth": ("a file of PyTorch", lambda start: start.startswith((b"PK", b"\x80"))),
+    ".csv": ("AugReg's table", lambda start: {b"ds", b"final_val", b"filename"} <= set(start.splitlines()[0].split(b","))),
+}
+
+
+@contextlib.contextmanager
+def one_at_a_time(url: str, path: Path) -> Iterator[None]:
+    """Two runs that miss the same file must not write into the same unfinished one."""
+    lock = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(lock, "w")
+    except OSError as error:
+        raise ModelError(f"could not download {url} (cannot write {path.parent}: {error.strerror}); fetch it on another machine "
+                         f"and put it at {path}") from error
+    with stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)       # given back when the stream closes, or the process ends
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def download(url: str, path: Path, checksum: str = "") -> None:
+    """Fetches `url` to `path`, whose suffix is one of KINDS.
+
+    What has arrived waits in PATH.part, and the server's mark of that version in PATH.part.etag, so that pieces of
+    two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
+    Raises ModelError with the URL and the place to put the file by hand.
+    """
+    part, mark = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open(url, part, mark) as response:
+            have = part.stat().st_size if response.status == 206 else 0
+            if response.headers.get("ETag"):
+                mark.write_text(response.headers["ETag"])
+            total = _receive(response, part, have, path.name)
+            if total is not None and part.stat().st_size != total:
+                raise OSError(f"the connection broke off at {part.stat().st_size} of {total} bytes; run again to go on")
+            wrong = _what_is_wrong(part, path.suffix, response.headers, checksum)
+        if wrong:
+            part.unlink()
+            raise OSError(wrong)
+        os.replace(part, path)
+    except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
+        raise ModelError(f"could not download {url} ({reason}); fetch it on another machine and put it at {path}") from error
+    mark.unlink(missing_ok=True)
+
+
+def _open(url: str, part: Path, mark: Path):
+    """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
+    have = part.stat().st_size if part.exists() and mark.exists() else 0
+    if have:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text()})
+        try:
+            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:                             # 416: nothing follows what is here
+                raise
+        else:
+            if response.status != 206 or response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                return response
+            response.close()                                  # a part, but not the one that was asked for
+        part.unlink()
+    return urllib.request.urlopen(url, timeout=TIMEOUT_S)
+
+
+def _receive(response, part: Path, have: int, title: str) -> int | None:
+    """Appends the body to `part`; returns the length of the whole file if the server told it."""
+    from tqdm import tqdm
+
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    with open(part, "ab" if have else "wb") as stream, tqdm(
+            total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=f"downloading {title}") as bar:
+        while chunk := response.read(CHUNK):
+            stream.write(chunk)
+            bar.update(len(chunk))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return total
+
+
+def _what_is_wrong(part: Path, suffix: str, headers, checksum: str) -> str | None:
+    """Google's storage sends an MD5 in `x-goog-hash`."""
+    digests = {"md5": hashlib.md5(), "sha256": hashlib.sha256()}
+    with open(part, "rb") as stream:
+        start = stream.read(4096)
+        stream.seek(0)
+        while chunk := stream.read(CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
+    sent = [word.strip() for line in headers.get_all("x-goog-hash") or [] for word in line.split(",")]
+    md5 = next((word.removeprefix("md5=") for word in sent if word.startswith("md5=")), None)
+    if md5 not in (None, base64.b64encode(digests["md5"].digest()).decode()):
+        return "what arrived does not match the server's MD5; run again to fetch it anew"
+    kind, fits = KINDS[suffix]
+    if not start or not fits(start):
+        return f"what arrived is not {kind}; a sign-in page of the network, perhaps"
+    algorithm, _, digits = checksum.partition(":")
+    if digits and not digests[algorithm].hexdigest().startswith(digits):
+        return f"what arrived does not match the publisher's {algorithm.upper()} ({digits}...); run again to fetch it anew"
+    return None

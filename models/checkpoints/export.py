@@ -1,0 +1,76 @@
+"""Writes a model for other programs: in Google's layout, or under timm's names. Whole or not at all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from models.vit import ImageTransformer, ModelError
+
+from .conversions import TO_FILE, google_rows
+from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
+from .layouts import some
+
+
+def save_npz(model: ImageTransformer, path: str | Path) -> None:
+    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all.
+
+    Raises ModelError for a grid that is not square, because the layout does not say which grid a table belongs to, and
+    for parameters that it has no name for (those of CaiT, of a distilled DeiT, and the norm behind MAE's mean).
+    """
+    _check_grid(model, path)
+    rows = google_rows(model, GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"])
+    nameless = set(model.state_dict()) - {row[0] for row in rows}
+    if nameless:
+        raise ModelError(f"{path}: Google's layout has no place for {some(nameless)}; save_timm writes them (.safetensors)")
+    arrays = {}
+    for ours, sources, rule in rows:
+        value = model.get_parameter(ours).detach().float().cpu()
+        for part, source in enumerate(sources):
+            arrays[source] = np.ascontiguousarray(TO_FILE[rule](value, model, part).numpy())
+    _write(Path(path), lambda stream: np.savez(stream, **arrays))
+
+
+def save_timm(model: ImageTransformer, path: str | Path) -> None:
+    """Writes the model's state dict under timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
+
+    Those names are DeiT's, CaiT's and MAE's too. Raises ModelError for another suffix, and for a grid that is not square.
+    """
+    _check_grid(model, path)
+    path = Path(path)
+    state = {}
+    for name, value in model.state_dict().items():
+        if model.config.resnet_layers is not None and not model.config.resnet_layers:
+            for theirs, ours in TIMM_STEM_ALONE.items():
+                name = name.replace(ours, theirs)
+        state[name] = value.detach().float().cpu().contiguous()
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import save
+        except ImportError as error:
+            raise ModelError(f"{path}: pip install safetensors, the package that writes it, or take the suffix .pth") from error
+        _write(path, lambda stream: stream.write(save(state, metadata={"format": "pt"})))
+    elif path.suffix in (".pth", ".pt", ".bin"):
+        _write(path, lambda stream: torch.save(state, stream))
+    else:
+        raise ModelError(f"{path}: the suffix must be .safetensors or .pth, it decides what is written")
+
+
+def _check_grid(model: ImageTransformer, path: str | Path) -> None:
+    if model.grid[0] != model.grid[1]:
+        raise ModelError(f"{path}: a position table of {model.grid[0]} x {model.grid[1]} patches cannot be told from a square "
+                         "one in such a file; take a square img_size")
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with open(unfinished, "wb") as stream:
+            write(stream)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""Published checkpoints by name: found in ./checkpoint, or downloaded into it.
+
+Google's files (google-research/vision_transformer, README) stand at https://storage.googleapis.com/vit_models,
+those of DeiT, CaiT and MAE (facebookresearch/deit and /mae, READMEs) at https://dl.fbaipublicfiles.com. MODEL_ZOO.md
+lists them with sizes and accuracies. VIT_CHECKPOINT_URL and VIT_META_URL name other servers with the same trees
+(mirrors), VIT_CHECKPOINT_DIR another folder than ./checkpoint.
+"""
+
+import csv
+import os
+import re
+import urllib.parse
+from pathlib import Path
+
+from models.vit import ModelError
+
+from .download import download, one_at_a_time
+
+GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
+
+VIT_2020 = ["ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-B_8", "R50+ViT-B_16"]
+VIT_GSAM = ["ViT-S_32", "ViT-S_16", "ViT-B_32", "ViT-B_16"]
+PUBLISHED = {
+    "imagenet21k": [*VIT_2020, "ViT-H_14", "R26+ViT-B_32", "R50+ViT-L_32"],
+    "imagenet21k+imagenet2012": [*VIT_2020, "ViT-B_16-224", "ViT-L_16-224"],
+    "sam": ["ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-S_16"],
+    # No list of this folder is public: issue 223 there speaks of ViT-B_16.npz, the README of names with the ending.
+    "gsam": [*VIT_GSAM, *[f"{name}-gap-norep" for name in VIT_GSAM]],
+}
+# AugReg has over 50,000 files; their names hold the settings they were trained with. The size alone means the file
+# that Google's code recommends for it, which the table in the same folder tells.
+AUGREG_SIZE = re.compile(r"Ti_16|S_32|S_16|B_32|B_16|B_8|L_16|R_Ti_16|R26_S_32|R50_L_32")
+AUGREG = re.compile(rf"({AUGREG_SIZE.pattern})-[a-zA-Z0-9._-]+")
+AUGREG_TABLE = "augreg/index.csv"
+
+# Meta's, by folder and name: the file on its server, and the first digits of the file's checksum where they are public
+# (DeiT: in its name, which may be given without them; MAE: in the README).
+META_FILES = {
+    "deit": {file: (f"deit/{file}.pth", f"sha256:{file.rpartition('-')[2]}") for file in (
+        "deit_tiny_patch16_224-a1311bcf",
+        "deit_small_patch16_224-cd65a155",
+        "deit_base_patch16_224-b5f2ef4d",
+        "deit_base_patch16_384-8de9b5d1",
+        "deit_tiny_distilled_patch16_224-b40b3cf7",
+        "deit_small_distilled_patch16_224-649709d9",
+        "deit_base_distilled_patch16_224-df68dfff",
+        "deit_base_distilled_patch16_384-d0272ac0",
+    )},
+    "cait": {name: (f"deit/{name}.pth", "") for name in (
+        "XXS24_224", "XXS24_384", "XXS36_224", "XXS36_384", "XS24_384", "S24_224", "S24_384", "S36_384", "M36_384", "M48_448")},
+    "mae": {file.partition("/")[2]: (f"mae/{file}.pth", digits) for file, digits in {
+        "pretrain/mae_pretrain_vit_base": "md5:8cad7c",
+        "pretrain/mae_pretrain_vit_large": "md5:b8b06e",
+        "pretrain/mae_pretrain_vit_huge": "md5:9bdbb0",
+        "finetune/mae_finetuned_vit_base": "md5:1b25e9",
+        "finetune/mae_finetuned_vit_large": "md5:51f550",
+        "finetune/mae_finetuned_vit_huge": "md5:2541f2",
+        "visualize/mae_visualize_vit_large": "",               # with the decoder
+    }.items()},
+}
+
+
+def published_name(name: str) -> str | None:
+    """'ViT-B_16' -> 'imagenet21k/ViT-B_16'; None for what is no published name.
+
+    Our spelling of a hybrid (R50-ViT-B_16) is accepted beside the file's (R50+ViT-B_16), a name with the file's suffix,
+    and DeiT's without the digits.
+    """
+    folder, _, file = name.rpartition("/")
+    if folder in META_FILES:
+        file = file.removesuffix(".pth")
+        match = [known for known in META_FILES[folder] if file in (known, re.sub("-[0-9a-f]{8}$", "", known))]
+        return f"{folder}/{match[0]}" if match else None
+    file = re.sub(r"^(R\d+)-(?=ViT)", r"\1+", file.removesuffix(".npz"))
+    if folder == "augreg" and (AUGREG.fullmatch(file) or AUGREG_SIZE.fullmatch(file)):
+        return f"augreg/{file}"
+    folder = folder or "imagenet21k"
+    return f"{folder}/{file}" if file in PUBLISHED.get(folder, []) else None
+
+
+def url_of(name: str) -> str:
+    """Of a canonical name. An AugReg size alone has none: the table has to be asked."""
+    folder, _, file = name.partition("/")
+    if folder in META_FILES:
+        return f"{os.environ.get('VIT_META_URL', META).rstrip('/')}/{META_FILES[folder][file][0]}"
+    return _google_url(f"{name}.npz")
+
+
+def _google_url(file: str) -> str:
+    server = os.environ.get("VIT_CHECKPOINT_URL", GOOGLE).rstrip("/")
+    return f"{server}/{urllib.parse.quote(file)}"              # quotes the plus, which is a space in some servers
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The local file for a path or a published name, downloading it if need be. Raises ModelError.
+
+    An existing path always wins. Without a folder the name means imagenet21k.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    name = published_name(str(name_or_path))
+    folder = str(name_or_path).partition("/")[0]
+    if name is None and folder in PUBLISHED | META_FILES and str(name_or_path).count("/") == 1:
+        files = {**PUBLISHED, **META_FILES}[folder]
+        raise ModelError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
+                         f"{', '.join(files)}")
+    if name is None:
+        raise ModelError(
+            f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
+            f"{', '.join([*PUBLISHED, *META_FILES])}, augreg (MODEL_ZOO.md lists them)")
+    checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
+    folder, _, file = name.partition("/")
+    if folder in META_FILES:
+        _, checksum = META_FILES[folder][file]
+        return _fetched(url_of(name), checkpoints / f"{name}.pth", checksum)
+    if folder == "augreg" and AUGREG_SIZE.fullmatch(file):
+        table = _fetched(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
+        name = f"augreg/{recommended(table, file)}"
+    # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
+    by_hand = checkpoints / f"{file}.npz"
+    own_place = checkpoints / f"{name}.npz"
+    if folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file():
+        return by_hand
+    return _fetched(url_of(name), own_place)
+
+
+def _fetched(url: str, path: Path, checksum: str = "") -> Path:
+    if not path.is_file():
+        with one_at_a_time(url, path):
+            if not path.is_file():               # another process may have fetched it while this one waited
+                download(url, path, checksum)
+    return path
+
+
+def recommended(table: Path, size: str) -> str:
+    """'S_16' -> the file without its suffix: trained on ImageNet-21k, with the best accuracy on what it held back.
+
+    As Google's code chooses (vit_jax/train.py): the rows of that size with ds == i21k, the largest final_val. Raises
+    ModelError for a table that has no such row.
+    """
+    best, name = -1.0, None
+    try:
+        with open(table, newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if row["ds"] == "i21k" and row["filename"].partition("-")[0] == size and float(row["final_val"] or -1) > best:
+                    best, name = float(row["final_val"]), row["filename"]
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise ModelError(f"{table}: not AugReg's table, or damaged ({type(error).__name__}: {error}); delete it to fetch it "
+                         f"again, or give the full name of a file (MODEL_ZOO.md lists some)") from error
+    if name is None or not AUGREG.fullmatch(name):
+        raise ModelError(f"{table}: names no file of {size} trained on i21k; delete it to fetch it again, or give the full name "
+                         "of a file (MODEL_ZOO.md lists some)")
+    return name

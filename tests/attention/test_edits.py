@@ -1,0 +1,379 @@
+"""Edit files: what is written comes back, what strangers write is refused in one line, and names never meet."""
+
+import hashlib
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.attention import edits
+from utils.attention.edits import Edit, EditError, find, path_of, read, write
+from utils.data.image_files import FileImages
+from utils.data.splits import ArrayImages, ImageError, Joined, Part
+
+SUM = "sha256:" + 64 * "a"
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs():
+    """A pipe that is opened like a file waits for ever."""
+    def stop(*arguments):
+        pytest.fail("it hangs")         # no OSError, which would be told as one
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def edit(image="train/3", sum_=SUM, grid=(2, 3), **more) -> Edit:
+    random = np.random.default_rng(sum(grid))
+    edited = random.random(grid) < 0.5
+    edited[0, 0] = True
+    values = np.where(edited, random.random(grid), 0).astype(np.float32)
+    values[0, 0] = 0.9
+    return Edit(image, sum_, values, edited, **more)
+
+
+def fields(**changed) -> dict:
+    return {"format": "attention-edit-1", "image": "train/3", "checksum": SUM, "grid": [2, 3], "region": [0, 0, 1, 1],
+            "values": [[None, 0.25, 1], [0, None, None]], "who": "", "when": "", "note": ""} | changed
+
+
+def pictures(count=5, part="train", seed=0) -> ArrayImages:
+    random = np.random.default_rng(seed)
+    return ArrayImages(random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8), np.zeros(count), part)
+
+
+def files(folder, *names, root=None) -> FileImages:
+    """Every image is of another colour."""
+    samples = []
+    for number, name in enumerate(names):
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path, "PNG")
+        samples.append((path, 0))
+    return FileImages(samples, folder if root is None else root)
+
+
+def mark(folder, split, index, **more) -> None:
+    write(path_of(folder, split.name(index)), edit(split.name(index), edits.checksum(split, index), **more))
+
+
+def refused(action, *arguments) -> str:
+    with pytest.raises(EditError) as told:
+        action(*arguments)
+    text = str(told.value)
+    assert text.isprintable() and len(text) < 1500, text
+    return text
+
+
+# ------------------------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (14, 14), (256, 256), (1, 256)])
+def test_what_is_written_is_read(tmp_path, grid):
+    given = edit(grid=grid, region=(0.125, 0, 1, 1 / 3), who="Ana Ñ", when="2024-05-01", note='two\nlines "and" \u2603')
+    place = path_of(tmp_path / "new" / "folder", given.image)
+    write(place, given)
+    got = read(place)
+    assert got.values.dtype == np.float32 and got.edited.dtype == bool
+    assert np.array_equal(got.values, given.values) and np.array_equal(got.edited, given.edited)
+    assert (got.image, got.checksum, got.region, got.who, got.when, got.note) == (
+        given.image, given.checksum, given.region, given.who, given.when, given.note)
+    assert [path.name for path in (tmp_path / "new" / "folder" / "train").iterdir()] == ["3.json"]        # nothing left over
+
+
+def test_the_file_is_the_format_that_is_documented(tmp_path):
+    """Written for git: the same edit gives the same bytes, and a row of patches is a line."""
+    values = np.array([[0, 0.25, 1], [0, 0.5, 0.1]], np.float32)
+    edited = np.array([[0, 1, 1], [1, 0, 0]], bool)
+    write(tmp_path / "a.json", Edit("train/3", SUM, values, edited, who="me"))
+    content = (tmp_path / "a.json").read_bytes()
+    assert json.loads(content) == fields(values=[[None, 0.25, 1.0], [0.0, None, None]], who="me")
+    assert b"\n  [null, 0.25, 1.0],\n  [0.0, null, null]\n" in content
+    write(tmp_path / "b.json", read(tmp_path / "a.json"))
+    assert (tmp_path / "b.json").read_bytes() == content
+    (tmp_path / "c.json").write_text(json.dumps(fields(values=[[None, 0.25, 1], [0, None, None]])))
+    by_hand = read(tmp_path / "c.json")
+    assert np.array_equal(by_hand.edited, edited) and by_hand.values.tolist() == [[0, 0.25, 1], [0, 0, 0]]
+
+
+def test_what_may_be_left_out(tmp_path):
+    for name in ("region", "who", "when", "note"):
+        rest = {key: value for key, value in fields(who="x", note="y").items() if key != name}
+        (tmp_path / "a.json").write_text(json.dumps(rest))
+        assert getattr(read(tmp_path / "a.json"), name) == ((0, 0, 1, 1) if name == "region" else "")
+
+
+def test_writing_replaces_whole_files_only(tmp_path, monkeypatch):
+    place = tmp_path / "a.json"
+    write(place, edit(note="old"))
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    for step in ("replace", "fsync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(edits.os, step, fail)
+            assert "No space left" in refused(write, place, edit(note="new"))
+        assert read(place).note == "old" and len(list(tmp_path.iterdir())) == 1
+    write(place, edit(note="new"))
+    assert read(place).note == "new"
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path):
+    place = tmp_path / "a.json"
+    write(place, edit(note="old"))
+    wrong = [edit(note="x" * edits.MAX_BYTES), edit(grid=(257, 1)), edit(image="../up"), edit(sum_="md5:1"),
+             edit(region=(0, 0, 0, 1)), Edit("a", SUM, np.full((1, 1), 1.5, np.float32), np.ones((1, 1), bool)),
+             Edit("a", SUM, np.full((1, 1), np.nan, np.float32), np.ones((1, 1), bool))]
+    for given in wrong:
+        refused(write, place, given)
+        assert read(place).note == "old" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused(write, tmp_path / "file" / "below.json", edit())
+
+
+# ------------------------------------------------------------------------------------------ what strangers write
+
+
+def encoded(**changed) -> bytes:
+    return json.dumps(fields(**changed)).encode()
+
+
+HOSTILE = {
+    "empty": b"", "cut off": encoded()[:90], "not JSON": b"<html>404</html>", "conflict": b"<<<<<<< HEAD\n" + encoded(),
+    "not UTF-8": b'{"format": "\xff\xfe"}', "UTF-16": encoded().decode().encode("utf-16"), "NUL": b"\0" * 500,
+    "a list": b"[]", "a number": b"3", "null": b"null", "another object": b"{}",
+    "field twice": encoded().replace(b'"who": ""', b'"values": []'), "too large": b" " * (edits.MAX_BYTES + 1),
+    "deep": encoded(values=0).replace(b'"values": 0', b'"values": ' + b"[" * 100_000 + b"]" * 100_000),
+    "deep objects": b'{"a":' * 50_000, "many digits": encoded(who=0).replace(b'"who": 0', b'"who": ' + b"9" * 1_000_000),
+    "infinite region": encoded(region=[0, 0, 1, 7]).replace(b"7]", b"1e999]"),
+}
+for name in ("format", "image", "checksum", "grid", "values"):
+    HOSTILE[f"no {name}"] = json.dumps({key: value for key, value in fields().items() if key != name}).encode()
+for text in ("1e999", "-1e999", "9" * 5000):
+    HOSTILE[f"value {text[:6]}"] = encoded(values=[[None, 7, 1], [0, None, None]]).replace(b"7", text.encode())
+for value in (1.0001, -0.0001, True, False, "0.5", [0.5], {}, float("nan"), float("inf"), float("-inf"), 10 ** 19):
+    HOSTILE[f"value {value!r}"] = encoded(values=[[None, value, 1], [0, None, None]])
+WRONG = {
+    "format": ["attention-edit-2", ["attention-edit-1"], None],
+    "extra": [1],
+    "image": [3, "", "../../etc/passwd", "/a", ".git/config", "a\0b", "\ud800"],
+    "checksum": ["sha256:12", None, SUM + "\n", SUM.upper()],
+    "note": [["x"], None],
+    "grid": [[2], [0, 3], [2.0, 3], [True, 3], [10 ** 18, 10 ** 18], [-2, 3], "23", [3, 2], [2, 257], None],
+    "values": [[[None, 0.25, 1]], [[0, 0, 0], [0, 0]], [[0, 0, 0], [0, 0, 0, 0]], ["abc", "abc"], None, {"0": []}, []],
+    "region": [[0, 0, 1], [0.5, 0, 0.5, 1], [1, 0, 0, 1], [0, 0, 1, 1.01], [-0.1, 0, 1, 1], [0, 0, 1, True], None,
+               [0, 0, 1, float("nan")], ["0", 0, 1, 1]],
+}
+HOSTILE |= {f"{field} {value!r}": encoded(**{field: value}) for field, values in WRONG.items() for value in values}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_damaged_or_hostile_file_is_refused_in_one_line(tmp_path, kind):
+    place = tmp_path / "a.json"
+    place.write_bytes(HOSTILE[kind])
+    text = refused(read, place)
+    assert str(place) in text and ("mark the image again" in text or "remove it" in text)
+
+
+def test_what_would_take_long_is_not_tried(tmp_path):
+    """The conversion of a million digits, and reading what is too large for an edit"""
+    (tmp_path / "a.json").write_bytes(HOSTILE["many digits"])
+    assert "1,000,000 digits" in refused(read, tmp_path / "a.json")
+    os.truncate(tmp_path / "a.json", 10 ** 10)
+    assert "10,000,000,000 bytes" in refused(read, tmp_path / "a.json")
+
+
+def test_every_half_of_a_file_is_refused(tmp_path):
+    write(tmp_path / "a.json", edit(note="thé"))
+    content = (tmp_path / "a.json").read_bytes()
+    for length in range(len(content) - 2):          # without its last newline it is whole
+        (tmp_path / "a.json").write_bytes(content[:length])
+        refused(read, tmp_path / "a.json")
+
+
+def test_any_flipped_byte_is_refused_or_gives_an_edit(tmp_path):
+    write(tmp_path / "a.json", edit())
+    content, random = (tmp_path / "a.json").read_bytes(), np.random.default_rng(0)
+    for _ in range(500):
+        changed = bytearray(content)
+        changed[random.integers(len(content))] = random.integers(256)
+        (tmp_path / "a.json").write_bytes(changed)
+        try:
+            got = read(tmp_path / "a.json")
+        except EditError as error:
+            assert str(error).isprintable()
+        else:
+            assert got.values.shape == got.edited.shape and ((got.values >= 0) & (got.values <= 1)).all()
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    write(tmp_path / "real", edit())
+    (tmp_path / "link.json").symlink_to(tmp_path / "real")
+    (tmp_path / "nowhere.json").symlink_to(tmp_path / "gone")
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for name in ("pipe.json", "folder.json", "link.json", "nowhere.json", "gone.json"):
+        assert name in refused(read, tmp_path / name)
+    assert "regular" in refused(read, "/dev/zero")
+    assert before is None or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_awkward_paths_are_told_on_one_line(tmp_path):
+    (tmp_path / "two\nlines \u202e.json").write_text("{}")
+    refused(read, tmp_path / "two\nlines \u202e.json")
+    refused(read, tmp_path / ("x" * 5000))
+    refused(write, tmp_path / ("x" * 300), edit())
+
+
+# ------------------------------------------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../a", "a/../b", "a/./b", "a//b", "a/", "/", ".git/hooks/x",
+                                  "a/.GIT/x", "a\0b", "\ud800"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    refused(path_of, tmp_path, name)
+
+
+AWKWARD = ["a.png", "a.png.json", "a", "a.json", "été/日本.png", "with space /x .png", "-x.png", "a\\b.png", "new\nline.png",
+           "%2e%2e/x.png", "~/x.png", "C:x.png", "con.png", "x" * 240 + ".png", os.fsdecode(b"latin-\xe9.png"), "...",
+           "deep/" * 40 + "x"]
+
+
+def test_awkward_names_work_and_share_no_file(tmp_path):
+    split = files(str(tmp_path / "data"), *AWKWARD)
+    assert [split.name(index) for index in range(len(split))] == AWKWARD
+    for index in range(len(split)):
+        mark(tmp_path / "edits", split, index, note=str(index))
+    found = find(tmp_path / "edits", split)
+    assert [(found[index].image, found[index].note) for index in range(len(split))] == [
+        (name, str(number)) for number, name in enumerate(AWKWARD)]
+    assert len({path_of("x", name) for name in AWKWARD}) == len(AWKWARD)
+
+
+def test_a_link_does_not_lead_out_of_the_folder(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "edits").mkdir()
+    (tmp_path / "edits" / "train").symlink_to(tmp_path / "elsewhere")
+    assert "link" in refused(path_of, tmp_path / "edits", "train/3")
+    assert "link" in refused(find, tmp_path / "edits", pictures())
+    (tmp_path / "way").symlink_to(tmp_path / "elsewhere")           # the folder itself may be one
+    mark(tmp_path / "way", pictures(), 3)
+    assert list(find(tmp_path / "way", pictures())) == [3]
+
+
+def test_names_of_files_are_relative_safe_and_unique(tmp_path, monkeypatch):
+    """A list may name images above or beside the folder of the data set, or by absolute paths."""
+    root = tmp_path / "data"
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "else" / "deep").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path / "else" / "deep")
+    named = ["a.png", "sub/a.png", "./sub//b.png", f"{root}/c.png", "../a.png", f"{tmp_path}/else/a.png", "sub/../../else/b.png",
+             "link/../a.png", "link/a.png", "outside/a.png"]
+    samples = [(os.path.join(root, name), 0) for name in named]
+    names = [FileImages(samples, root).name(index) for index in range(len(samples))]
+    assert names[:4] == ["a.png", "sub/a.png", "sub/b.png", "c.png"] and names[8:] == ["link/a.png", "outside/a.png"]
+    assert len(set(names)) == len(names) and all(edits.is_safe(name) for name in names)
+    assert all(name.startswith("outside/") and name.endswith(".png") for name in names[4:8])
+    # However the folder of the data set is spelled, and wherever it lies with what is around it:
+    monkeypatch.chdir(root)
+    for spelling in ("", ".", "../data", "..//data/", "./", f"{root}/", f"{tmp_path}//data"):
+        spelled = FileImages([(os.path.join(spelling, name), 0) for name in named if not os.path.isabs(name)], spelling)
+        assert [spelled.name(index) for index in range(len(spelled))] == [
+            name for name, given in zip(names, named) if not os.path.isabs(given)], spelling
+
+
+def test_a_path_beyond_a_link_is_not_taken_for_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    split = FileImages([("a.png", 0), (f"{tmp_path}/a.png", 0), (f"{tmp_path}/link/../a.png", 0), ("link/../a.png", 0)], ".")
+    names = [split.name(index) for index in range(4)]
+    assert names[:2] == ["a.png", "a.png"] and len(set(names)) == 3
+
+
+def test_names_and_contents_go_through_parts_and_joins():
+    first, second = pictures(4, "train", 1), pictures(3, "test", 2)
+    joined = Part(Joined([first, second]), [6, 0, 4])
+    assert [joined.name(index) for index in range(3)] == ["test/2", "train/0", "test/0"]
+    assert [joined.content(index) for index in range(3)] == [
+        second.images[2].tobytes(), first.images[0].tobytes(), second.images[0].tobytes()]
+    for index in range(3):
+        assert np.asarray(joined[index][0]).tobytes() == joined.content(index)
+
+
+def test_content_is_what_is_stored(tmp_path):
+    split = files(str(tmp_path), "a.png")
+    expected = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    assert edits.checksum(split, 0) == f"sha256:{expected}"
+    assert edits.checksum(pictures(), 2) == f"sha256:{hashlib.sha256(pictures().images[2].tobytes()).hexdigest()}"
+    os.remove(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        split.content(0)
+
+
+# -------------------------------------------------------------------------------------------------- a folder
+
+
+def test_find_gives_the_edits_of_the_split_alone(tmp_path):
+    train, test = pictures(5, "train"), pictures(5, "test", 1)
+    for split, index in ((train, 1), (train, 4), (test, 0)):
+        mark(tmp_path, split, index, note=f"{split.part} {index}")
+    (tmp_path / "README.md").write_text("# edits")
+    (tmp_path / "notes.json").write_text("not an edit, and of no image")
+    (tmp_path / "train" / ".1.tmp").write_text("half a fi")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.json").write_text("")
+    (tmp_path / "test" / "9.json").write_text("of no image")
+    assert {index: edit.note for index, edit in find(tmp_path, train).items()} == {1: "train 1", 4: "train 4"}
+    assert {index: edit.note for index, edit in find(str(tmp_path), test).items()} == {0: "test 0"}
+    assert find(tmp_path, pictures(5, "val")) == {}
+    drawn = Part(Joined([train, test]), [5, 4, 2])
+    assert {index: edit.note for index, edit in find(tmp_path, drawn).items()} == {0: "test 0", 1: "train 4"}
+
+
+def test_an_edit_without_an_edited_patch_is_none(tmp_path):
+    split = pictures()
+    nothing = Edit("train/0", edits.checksum(split, 0), np.zeros((2, 2), np.float32), np.zeros((2, 2), bool))
+    write(path_of(tmp_path, "train/0"), nothing)
+    assert find(tmp_path, split) == {} and not read(path_of(tmp_path, "train/0")).edited.any()
+
+
+def test_an_image_that_a_list_names_twice_has_its_edit_twice(tmp_path):
+    split = files(str(tmp_path / "data"), "a.png", "b.png")
+    twice = Part(split, [0, 1, 0])
+    mark(tmp_path, split, 0)
+    assert list(find(tmp_path, twice)) == [0, 2]
+
+
+def test_an_edit_of_other_pixels_is_refused(tmp_path):
+    mark(tmp_path, pictures(), 2)
+    text = refused(find, tmp_path, pictures(seed=9))
+    assert str(tmp_path / "train" / "2.json") in text and "changed" in text
+    other = path_of(tmp_path, "train/3")
+    other.write_bytes(path_of(tmp_path, "train/2").read_bytes())
+    text = refused(find, tmp_path, pictures())
+    assert str(other) in text and "train/2" in text
+
+
+def test_a_damaged_file_is_refused_among_whole_ones(tmp_path):
+    mark(tmp_path, pictures(), 2)
+    mark(tmp_path, pictures(), 3)
+    place = path_of(tmp_path, "train/3")
+    place.write_bytes(place.read_bytes()[:100])
+    assert str(place) in refused(find, tmp_path, pictures())
+
+
+def test_a_missing_folder_and_a_file_in_its_place(tmp_path):
+    assert str(tmp_path / "gone") in refused(find, tmp_path / "gone", pictures())
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused(find, tmp_path / "file", pictures())
+    (tmp_path / "empty").mkdir()
+    assert find(tmp_path / "empty", pictures()) == {}

@@ -1,0 +1,414 @@
+"""The editor's page in a real browser: painting, moving, and losing nothing while servers, tabs and answers get lost."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from galleries import gallery, serving, values_of
+
+from utils.attention.editor.session import Session
+
+pytest.importorskip("starlette", reason="needs requirements-annotate.txt")
+pytest.importorskip("uvicorn", reason="needs requirements-annotate.txt")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs requirements-test.txt")
+expect = sync_api.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on this machine")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+expect.set_options(timeout=8000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def program(tmp_path_factory):
+    """A server in a process of its own, to be killed. It starts while other tests run. -> (process, its folder of edits)"""
+    folder = tmp_path_factory.mktemp("program") / "edits"
+    process = subprocess.Popen([sys.executable, Path(__file__).parents[1] / "support/galleries.py", folder, "0"], text=True,
+                               stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    yield process, folder
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser):
+    """Watches that no page asks another origin for anything, and that none complains."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, service_workers="block")
+    context.set_default_timeout(8000)
+    complaints, asked = watch(context)
+    yield context
+    context.close()
+    assert not complaints, complaints
+    assert all(re.match(r"http://127\.0\.0\.1:\d+/", address) for address in asked), asked
+
+
+def watch(context) -> tuple[list[str], list[str]]:
+    complaints, asked = [], []
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    # Chromium itself reports requests that fail; what the page makes of them is what the tests look at.
+    context.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning")
+               and "Failed to load resource" not in message.text else None)
+    return complaints, asked
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "edits"
+
+
+def opened(context, port: int, fragment: str = ""):
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{port}/{fragment}")
+    expect(page.locator("#name")).to_contain_text("train/")
+    return page
+
+
+def middle(page, row: float, column: float, grid=(4, 4)) -> tuple[float, float]:
+    """Of a patch, in the window."""
+    box = page.locator("#board").bounding_box()
+    return box["x"] + (column + 0.5) / grid[1] * box["width"], box["y"] + (row + 0.5) / grid[0] * box["height"]
+
+
+def paint(page, *patches, grid=(4, 4)) -> None:
+    """One stroke over patches (row, column)."""
+    page.mouse.move(*middle(page, *patches[0], grid))
+    page.mouse.down()
+    for patch in patches[1:]:
+        page.mouse.move(*middle(page, *patch, grid))
+    page.mouse.up()
+
+
+def saved(page) -> None:
+    expect(page.locator("#saved")).to_have_text("saved")
+
+
+def test_painting_moves_weight_and_prediction_and_is_on_the_disk(context, folder):
+    with serving(Session(gallery(), folder)) as port:
+        page = opened(context, port)
+        readout, table = page.locator("#readout"), page.locator("#top")
+        page.mouse.move(*middle(page, 0, 0))
+        own = re.search(r"softmax weight (0\.\d+)$", readout.inner_text())[1]
+        before = table.inner_text()
+        expect(page.locator("#now")).to_have_text("not edited")
+        paint(page, (0, 0), (0, 3), (2, 3))                          # fast: three events for six patches
+        saved(page)
+        assert values_of(folder / "train/0.png.json") == [[0.9] * 4, [None] * 3 + [0.9], [None] * 3 + [0.9], [None] * 4]
+        expect(table).not_to_have_text(before)
+        expect(page.locator("#now")).to_contain_text("%")
+        page.mouse.move(*middle(page, 0, 0))
+        expect(readout).to_contain_text(f"softmax weight {own} → ")
+        now = re.search(r"→ 0\.9 \(edited\), softmax weight \S+ → (0\.\d+)$", readout.inner_text())[1]
+        assert float(now) > 1.5 * float(own)
+        expect(page.locator("#counts")).to_contain_text("1 edited")
+
+
+def test_undo_redo_erase_clear_and_reset(context, folder):
+    file = folder / "train/0.png.json"
+    with serving(Session(gallery(), folder)) as port:
+        page = opened(context, port)
+        expect(page.locator("#undo")).to_be_disabled()
+        paint(page, (1, 1), (1, 2))
+        page.get_by_label("erase").check()
+        paint(page, (1, 1))
+        saved(page)
+        assert values_of(file)[1] == [None, None, 0.9, None]
+        page.get_by_role("button", name="Undo").click()
+        saved(page)
+        assert values_of(file)[1] == [None, 0.9, 0.9, None]
+        page.keyboard.press("Control+z")
+        saved(page)
+        assert not file.exists()
+        for keys, row in (("Control+Shift+z", [None, 0.9, 0.9, None]), ("Control+y", [None, None, 0.9, None])):
+            page.keyboard.press(keys)
+            saved(page)
+            assert values_of(file)[1] == row
+        page.get_by_role("button", name="Clear to 0").click()
+        page.get_by_label("3 patches").check()
+        page.locator("#value").fill("1")
+        paint(page, (0, 0))                                           # a large brush at the border
+        saved(page)
+        assert values_of(file) == [[1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+        page.get_by_role("button", name="Reset").click()
+        saved(page)
+        assert not file.exists()
+        expect(page.get_by_role("button", name="Reset")).to_be_disabled()
+        page.keyboard.press("Control+z")
+        saved(page)
+        assert values_of(file)[0] == [1, 1, 0, 0]
+
+
+def test_the_keyboard_is_enough(context, folder):
+    with serving(Session(gallery(), folder)) as port:
+        page = opened(context, port)
+        page.locator("#board").focus()
+        for key in ("ArrowDown", "ArrowRight", "3", "Space", "ArrowRight", "+", "Space", "ArrowRight", "0", "Space", "ArrowLeft",
+                    "Delete", "]", "7", "ArrowDown", "ArrowLeft", "Enter"):
+            page.keyboard.press(key)
+        saved(page)
+        assert values_of(folder / "train/0.png.json") == [[None] * 4, [None, 0.3, None, 0], [None, 0.7, 0.7, None],
+                                                          [None, 0.7, 0.7, None]]
+        expect(page.locator("#announcement")).to_contain_text("row 3, column 2")
+        page.keyboard.press("m")
+        expect(page.get_by_label("softmax weight")).to_be_checked()
+        expect(page.locator("#legend-title")).to_have_text("softmax weight")
+        for key, number in (("n", "2"), ("PageDown", "3"), ("p", "2"), ("PageUp", "1")):
+            page.keyboard.press(key)
+            expect(page.locator("#jump")).to_have_value(number)
+            expect(page.locator("#name")).to_have_text(f"train/{int(number) - 1}.png")
+        page.keyboard.press("p")
+        expect(page.get_by_role("alert")).to_have_text("No earlier image.")
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_moving_filters_and_reload(context, folder):
+    with serving(Session(gallery(), folder)) as port:
+        page = opened(context, port)
+        paint(page, (0, 0))
+        page.get_by_role("button", name="Next").click()
+        expect(page.locator("#name")).to_have_text("train/1.png")
+        expect(page.locator("#undo")).to_be_disabled()
+        page.get_by_label("Image", exact=True).fill("6")
+        page.keyboard.press("Enter")
+        expect(page.locator("#name")).to_have_text("train/5.png")
+        page.reload()
+        expect(page.locator("#name")).to_have_text("train/5.png")
+        expect(page.locator("#counts")).to_have_text("1 edited, 3 misclassified")
+        page.get_by_label("Show").select_option("misclassified")
+        expect(page.locator("#name")).to_have_text("train/7.png")
+        expect(page.locator("#place")).to_have_text("2 of 3 misclassified")
+        expect(page.locator("#before")).to_contain_text("wrong")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Previous").click()
+        expect(page.locator("#name")).to_have_text("train/3.png")
+        page.reload()
+        expect(page.locator("#place")).to_have_text("1 of 3 misclassified")
+        page.get_by_label("Show").select_option("edited")
+        expect(page.locator("#name")).to_have_text("train/0.png")
+        page.mouse.move(*middle(page, 0, 0))
+        expect(page.locator("#readout")).to_contain_text("→ 0.9 (edited)")
+        page.get_by_role("button", name="Next").click()
+        expect(page.get_by_role("alert")).to_have_text("No further image is edited.")
+        page.get_by_label("Image", exact=True).fill("99")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("There is no image 99")
+
+
+def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
+    """Painting goes on while the server is away; the page brings everything when it is back; so does the next tab."""
+    process, folder = program
+    port = int(process.stdout.readline())
+    page = opened(context, port)
+    page.mouse.move(*middle(page, 0, 0))
+    page.mouse.down()
+    page.mouse.move(*middle(page, 0, 1))
+    process.kill()                                                     # within a stroke
+    process.wait()
+    page.mouse.move(*middle(page, 0, 3))
+    page.mouse.up()
+    expect(page.locator("#saved")).to_contain_text("not saved: the server is away, trying again")
+    paint(page, (3, 0))
+    with serving(Session(gallery(), folder), port):
+        saved(page)
+        assert values_of(folder / "train/0.png.json") == [[0.9] * 4, [None] * 4, [None] * 4, [0.9] + [None] * 3]
+    paint(page, (3, 3))
+    expect(page.locator("#saved")).to_contain_text("not saved")
+    page.close()
+    with serving(Session(gallery(), folder), port):
+        page = opened(context, port, "#5")                             # of another image: the edit is brought all the same
+        saved(page)
+        expect(page.locator("#counts")).to_contain_text("1 edited")
+        assert values_of(folder / "train/0.png.json")[3] == [0.9, None, None, 0.9]
+
+
+def test_an_answer_that_is_lost_is_no_conflict(context, folder):
+    """The server has saved, the page does not know: it sends again, and more by then."""
+    with serving(Session(gallery(), folder)) as port:
+        page = opened(context, port)
+        lost = []
+
+        def lose(route):
+            if len(lost) < 2:
+                route.fetch()
+                lost.append(route.request.post_data)
+                route.abort()
+            else:
+                route.continue_()
+
+        page.route("**/edit", lose)
+        paint(page, (0, 0))
+        expect(page.locator("#saved")).to_contain_text("not saved")
+        paint(page, (1, 1))
+        saved(page)
+        assert values_of(folder / "train/0.png.json")[:2] == [[0.9] + [None] * 3, [None, 0.9, None, None]]
+        expect(page.get_by_role("alert")).to_be_hidden()
+        assert len(lost) == 2
+
+
+def test_a_second_tab_never_writes_over_the_first(context, folder):
+    with serving(Session(gallery(), folder)) as port:
+        first, second = opened(context, port), opened(context, port)
+        paint(first, (0, 0))
+        saved(first)
+        paint(second, (3, 3))
+        expect(second.get_by_role("alert")).to_contain_text("Image 1 was edited elsewhere")
+        saved(second)
+        assert values_of(folder / "train/0.png.json") == [[0.9] + [None] * 3] + [[None] * 4] * 3
+        second.get_by_role("button", name="Undo").click()              # its own is a step away
+        saved(second)
+        assert values_of(folder / "train/0.png.json")[3] == [None] * 3 + [0.9]
+
+
+def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(context, folder):
+    """Painted, and on to the next image at once: the notice stays, the values survive a reload, and can be taken."""
+    file = folder / "train/2.png.json"
+    with serving(Session(gallery(), folder)) as port:
+        first, second = opened(context, port, "#3"), opened(context, port, "#3")
+        paint(first, (0, 0))
+        saved(first)
+        paint(second, (3, 3))
+        second.keyboard.press("n")
+        expect(second.locator("#name")).to_have_text("train/3.png")
+        notice = second.get_by_role("alert")
+        expect(notice).to_contain_text("Image 3 was edited elsewhere")
+        second.keyboard.press("n")
+        expect(second.locator("#name")).to_have_text("train/4.png")
+        expect(notice).to_contain_text("Image 3 was edited elsewhere")
+        assert values_of(file) == [[0.9] + [None] * 3] + [[None] * 4] * 3
+        second.reload()
+        second.get_by_role("button", name="Open image 3").click()
+        expect(second.locator("#name")).to_have_text("train/2.png")
+        second.reload()
+        second.get_by_role("button", name="Take mine").click()
+        expect(notice).to_be_hidden()
+        saved(second)
+        assert values_of(file) == [[None] * 4] * 3 + [[None] * 3 + [0.9]]
+        assert second.evaluate("localStorage.length") == 0
+        second.get_by_role("button", name="Undo").click()
+        saved(second)
+        assert values_of(file)[0] == [0.9] + [None] * 3
+
+
+def test_a_conflict_after_an_outage_is_told_and_kept(context, folder):
+    with serving(Session(gallery(), folder)) as port:
+        page, other = opened(context, port, "#3"), opened(context, port, "#3")
+        page.route("**/edit", lambda route: route.abort())
+        paint(page, (3, 3))
+        page.keyboard.press("n")
+        expect(page.locator("#name")).to_have_text("train/3.png")
+        paint(other, (0, 0))
+        saved(other)
+        page.unroute("**/edit")
+        notice = page.get_by_role("alert")
+        expect(notice).to_contain_text("Image 3 was edited elsewhere")
+        page.get_by_role("button", name="Dismiss").click()
+        expect(notice).to_be_hidden()
+        page.keyboard.press("p")
+        expect(page.locator("#name")).to_have_text("train/2.png")
+        expect(page.get_by_role("button", name="Take mine")).to_be_visible()
+        page.keyboard.press("n")                                       # seen, and not decided
+        expect(page.locator("#name")).to_have_text("train/3.png")
+        expect(notice).to_be_hidden()
+        page.keyboard.press("p")
+        page.get_by_role("button", name="Keep that edit").click()
+        expect(notice).to_be_hidden()
+        assert page.evaluate("localStorage.length") == 0
+        assert values_of(folder / "train/2.png.json")[0] == [0.9] + [None] * 3
+
+
+def test_damaged_edits_and_unreadable_images_are_told(context, folder):
+    path = folder / "train/1.png.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with serving(Session(gallery(unreadable=(2,)), folder)) as port:
+        page = opened(context, port, "#2")
+        expect(page.get_by_role("alert")).to_contain_text("cannot be used")
+        assert path.read_text() == "{"
+        paint(page, (0, 0))
+        saved(page)
+        assert values_of(path)[0] == [0.9] + [None] * 3 and Path(f"{path}.damaged").read_text() == "{"
+        expect(page.get_by_role("alert")).to_be_hidden()
+        page.keyboard.press("n")
+        expect(page.get_by_role("alert")).to_contain_text("cut off")
+        expect(page.locator("#readout")).to_have_text("No picture, nothing to paint on.")
+        expect(page.locator(".scale")).to_be_hidden()
+        paint(page, (0, 0))
+        assert not (folder / "train/2.png.json").exists()
+        page.keyboard.press("n")
+        expect(page.locator("#name")).to_have_text("train/3.png")
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_disk_that_refuses_is_shown_and_tried_again(context, folder):
+    folder.mkdir()
+    (folder / "train").write_text("in the way")
+    with serving(Session(gallery(), folder)) as port:
+        page = opened(context, port)
+        paint(page, (0, 0))
+        expect(page.locator("#saved")).to_contain_text("not saved: ")
+        expect(page.locator("#saved")).to_contain_text("trying again")
+        now = page.locator("#top td:last-child")                       # the model has not seen this edit yet
+        assert page.locator("#now").inner_text() == "…" and set(now.all_inner_texts()) == {"…"}
+        page.get_by_label("softmax weight").check()
+        page.mouse.move(*middle(page, 0, 0))
+        expect(page.locator("#readout")).to_contain_text("→ …")
+        (folder / "train").unlink()
+        saved(page)
+        assert values_of(folder / "train/0.png.json")[0][0] == 0.9
+        expect(page.locator("#now")).to_contain_text("%")
+        expect(now.first).to_contain_text("%")
+
+
+def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
+    """What was painted on the old one is kept, and saved once the person goes on with the new one in sight."""
+    images, checksums = gallery(), ["sha256:" + "0" * 64]
+    images = dataclasses.replace(images, checksum=lambda index: checksums[-1])
+    with serving(Session(images, folder)) as port:
+        page = opened(context, port)
+        checksums.append("sha256:" + "1" * 64)
+        paint(page, (0, 0))
+        for _ in range(2):
+            expect(page.locator("#saved")).to_contain_text("not saved: image 1: the picture was replaced")
+            assert not (folder / "train/0.png.json").exists()
+            page.reload()
+            expect(page.locator("#name")).to_have_text("train/0.png")
+        paint(page, (1, 1))
+        saved(page)
+        assert [row.count(0.9) for row in values_of(folder / "train/0.png.json")] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (32, 32)], ids=str)
+def test_narrow_windows_touch_and_other_grids(browser, folder, grid):
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
+    complaints, _ = watch(context)
+    with serving(Session(gallery(grid, 4), folder)) as port:
+        page = opened(context, port)
+        row, column = grid[0] - 1, grid[1] // 2
+        page.touchscreen.tap(*middle(page, row, column, grid))
+        saved(page)
+        values = values_of(folder / "train/0.png.json")
+        assert [(y, x) for y in range(grid[0]) for x in range(grid[1]) if values[y][x] is not None] == [(row, column)]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("board", "brush", "top")]
+        assert tops == sorted(tops), "the brush comes before the prediction"
+        box = page.locator("#board").bounding_box()
+        assert box["width"] * grid[0] == pytest.approx(box["height"] * grid[1])        # patches are squares
+    context.close()
+    assert not complaints, complaints

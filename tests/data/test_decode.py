@@ -1,0 +1,230 @@
+"""JPEGs that are decoded as far as a crop needs: the same pixels, draws and refusals as of the whole decoded image."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from mutations import mutated
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from utils.attention.edits import Edit
+from utils.data import decode, transforms
+from utils.data.image_files import FileImages
+from utils.data.splits import ImageError
+from utils.data.transforms import eval_transform, train_transform, with_edit
+from utils.randomness import seeded
+
+SIZE = (32, 32)
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise of every scale, as strong as photographs have it, and a sharp edge."""
+    random = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 128.0)
+    for scale in (1, 2, 4, 8, 16, 32, 64):
+        coarse = random.normal(0, 4 * scale ** 0.5, (-(-height // scale), -(-width // scale), 3)) * 0.6
+        pixels += coarse.repeat(scale, 0).repeat(scale, 1)[:height, :width]
+    pixels[:, width // 3:width // 2] *= 0.4
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, form: str = "JPEG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **{"quality": 90} | options)
+    return stream.getvalue()
+
+
+def split(folder, *contents: bytes) -> FileImages:
+    for number, content in enumerate(contents):
+        (folder / f"{number}.jpg").write_bytes(content)
+    return FileImages([(str(folder / f"{number}.jpg"), number) for number in range(len(contents))], folder)
+
+
+KINDS = {"colour": {}, "full colour": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+         "restarts": {"restart_marker_blocks": 3}, "RGB inside": {"keep_rgb": True}}
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_decoded_in_full_is_pillow_s(tmp_path, kind, grey):
+    picture = photograph(75, 61).convert("L" if grey else "RGB")
+    options = {} if grey and kind == "RGB inside" else KINDS[kind]
+    files = split(tmp_path, jpeg(picture, **options), jpeg(picture, "MPO", save_all=True, append_images=[Image.new("L", (9, 9))]))
+    for index in range(2):
+        image, label = files.source(index)
+        assert decode.is_undecoded(image) and image.size == (75, 61) and label == index
+        pixels, reduction = decode.decoded(image, (40, 40), SIZE, 1.0)
+        assert reduction == 1 and pixels.dtype == torch.uint8
+        assert np.array_equal(pixels.permute(1, 2, 0), files[index][0])
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB", "L", "RGBA", "P", "I;16"])
+def test_every_other_image_comes_decoded(tmp_path, mode):
+    form = "JPEG" if mode == "CMYK" else "PNG"
+    files = split(tmp_path, jpeg(photograph(40, 30).convert(mode if mode != "I;16" else "I").convert(mode), form))
+    image, _ = files.source(0)
+    assert not decode.is_undecoded(image) and image.mode == "RGB" and np.array_equal(image, files[0][0])
+
+
+def test_files_are_closed(tmp_path):
+    files = split(tmp_path, jpeg(photograph(40, 30)))
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [files.source(0) for _ in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before and len(kept) == 5
+
+
+def test_a_large_file_is_decoded_as_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_HELD_BYTES", 100)
+    files = split(tmp_path, jpeg(photograph(40, 30)))
+    image, _ = files.source(0)
+    assert not decode.is_undecoded(image) and np.array_equal(image, files[0][0])
+
+
+# --------------------------------------------------------------------------------------------- no more than needed
+
+
+@pytest.mark.parametrize("margin", [1.0, 2.0])
+@pytest.mark.parametrize("crop", [(31, 500), (32, 32), (63, 64), (64, 64), (127, 129), (200, 130), (260, 300), (300, 403)])
+def test_a_crop_keeps_as_many_pixels_as_are_made_of_it(tmp_path, crop, margin):
+    files = split(tmp_path, jpeg(photograph(603, 405)))
+    pixels, reduction = decode.decoded(files.source(0)[0], crop, SIZE, margin)
+    width, height = pixels.size if reduction > 1 else (pixels.shape[2], pixels.shape[1])
+    assert (width, height) == (-(-603 // reduction), -(-405 // reduction))
+    assert reduction == 1 or min(crop) / reduction >= margin * 32
+    assert reduction == 8 or min(crop) / (2 * reduction) < margin * 32          # and no more than twice
+
+
+def theirs(kind: str, interpolation: InterpolationMode) -> v2.Compose:
+    """torchvision's own steps, on the whole decoded image"""
+    steps = {"crop_flip": [v2.RandomResizedCrop(SIZE, (0.05, 1), interpolation=interpolation), v2.RandomHorizontalFlip()],
+             "none": [v2.Resize(SIZE, interpolation=interpolation)],
+             "eval": [v2.Resize(SIZE, interpolation=interpolation)],
+             "eval crop": [v2.Resize(36, interpolation=interpolation), v2.CenterCrop(SIZE)]}
+    return v2.Compose([*steps[kind], v2.PILToTensor()])
+
+
+def ours(kind: str, interpolation: str) -> v2.Compose:
+    if kind.startswith("eval"):
+        return eval_transform(SIZE, interpolation=interpolation, crop=0.875 if kind == "eval crop" else 0.0)
+    return train_transform(kind, SIZE, interpolation=interpolation)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("kind", ["crop_flip", "none", "eval", "eval crop"])
+def test_images_are_those_of_the_whole_decoded_image(tmp_path, kind, interpolation):
+    """Within one grey level where it is decoded in full; within the figures of decoding.decoded() elsewhere. The crop boxes
+    and flips are torchvision's, or far more would differ, and the generator stands where torchvision leaves it."""
+    files = split(tmp_path, *(jpeg(photograph(*size, seed)) for seed, size in enumerate([(60, 45), (403, 301), (300, 420)])))
+    expected, transform = theirs(kind, InterpolationMode(interpolation)), ours(kind, interpolation)
+    reduced = []
+    for index in range(3):
+        for epoch in range(8 if kind == "crop_flip" else 1):
+            with seeded(0, index, epoch):
+                whole, after = expected(files[index][0]), torch.rand(2)
+            with seeded(0, index, epoch):
+                image = transform(files.source(index)[0])
+                assert torch.equal(torch.rand(2), after)
+            gap = (image.int() - whole.int()).abs().float()
+            assert image.shape == whole.shape and image.dtype == torch.uint8
+            if index == 0:
+                assert gap.max() <= 1 and gap.mean() < 0.06
+            elif gap.max() > 1:
+                reduced.append(gap)
+                assert gap.mean() < (1 if kind.startswith("eval") else 3.5) and gap.quantile(0.99) < 16
+                assert (image.float() - whole.float()).mean().abs() < 0.3
+    assert len(reduced) >= (8 if kind == "crop_flip" else 1)
+    means = torch.stack([gap.mean() for gap in reduced])
+    assert means.mean() < (0.8 if kind.startswith("eval") else 2.0)
+
+
+TENSOR_KINDS = [("crop_flip", {}), ("pad_flip", {}), ("none", {"rotation": 10.0, "color_jitter": 0.4}),
+                ("crop_flip", {"randaugment_ops": 2, "random_erasing": 0.5})]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("kind", "knobs"), TENSOR_KINDS)
+@pytest.mark.parametrize("side", [20, 100])
+def test_a_tensor_is_transformed_as_its_pil_image(kind, knobs, channels, side):
+    """The same draws, within the one grey level of the resize; operations such as equalize can make more of it."""
+    transform = train_transform(kind, SIZE, channels=channels, **knobs)
+    picture = photograph(side, side + 7)
+    stored = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    for pixels in (stored, stored.contiguous()):
+        for epoch in range(6):
+            results = []
+            for image in (picture, pixels):
+                with seeded(1, epoch):
+                    results.append((transform(image), torch.rand(1)))
+            (one, after), (other, also_after) = results
+            gap = (one.int() - other.int()).abs().float()
+            assert torch.equal(after, also_after) and one.shape == other.shape == (channels, *SIZE)
+            assert gap.mean() < (1 if "randaugment_ops" in knobs else 0.1) and (gap.max() <= (64 if knobs else 1))
+    assert torch.equal(stored, torch.from_numpy(np.array(picture)).permute(2, 0, 1))          # it is not written to
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.875])
+def test_a_tensor_is_evaluated_as_its_pil_image(crop):
+    picture = photograph(90, 70)
+    transform = eval_transform(SIZE, crop=crop)
+    gap = transform(picture).int() - transform(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).int()
+    assert gap.abs().max() <= 1
+
+
+def test_an_edit_goes_with_an_image_that_is_not_decoded(tmp_path):
+    files = split(tmp_path, jpeg(photograph(300, 210)))
+    edit = Edit("0.jpg", "", np.random.default_rng(0).random((7, 7)).astype(np.float32), np.ones((7, 7), bool))
+    transform = train_transform("crop_flip", SIZE)
+    for epoch in range(6):
+        with seeded(0, epoch):
+            image, moved = with_edit(transform, files.source(0)[0], edit, (4, 4))
+        with seeded(0, epoch):
+            assert torch.equal(transform(files.source(0)[0]), image)
+        with seeded(0, epoch):
+            assert torch.equal(with_edit(transform, files[0][0], edit, (4, 4))[1], moved)
+
+
+# ------------------------------------------------------------------------------------------------------- damaged
+
+
+def verdict(read) -> tuple[str, str] | None:
+    """What was told, and without the advice; None: it was read"""
+    try:
+        read()
+    except ImageError as error:
+        return str(error), error.plain
+    return None
+
+
+@pytest.mark.parametrize("margin", [1.0, 1000.0])
+def test_damage_is_told_by_the_transform_as_it_was_by_decoding(tmp_path, margin, monkeypatch, capfd):
+    """Whether it is decoded in part or in full, or that which crop was drawn would decide which image is read."""
+    monkeypatch.setattr(transforms, "TRAIN_MARGIN", margin)
+    whole = [jpeg(photograph(90, 70)), jpeg(photograph(90, 70), progressive=True), jpeg(photograph(90, 70).convert("L"))]
+    cut = [content[:-count] for content in whole for count in (2, 30, 1000)]
+    files = split(tmp_path, *cut, *(mutated(whole[seed % 3], seed) for seed in range(150)))
+    transform = train_transform("none", SIZE)
+    told = []
+    for index in range(len(files)):
+        expected = verdict(lambda index=index: files[index])
+        assert verdict(lambda index=index: transform(files.source(index)[0])) == expected, index
+        told.append(expected is not None)
+        if index < 9:
+            assert told[-1] and capfd.readouterr() == ("", "")          # cut files, of which libjpeg would write
+    assert 9 < sum(told) < len(told)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_torchvision_refuses_pillow_decides(monkeypatch, tmp_path, gone):
+    """Or torchvision was built without its JPEG decoder, or has dropped it, as it has announced."""
+    def refuses(*_):
+        raise RuntimeError("not compiled with libjpeg support")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", refuses)
+    if gone:
+        monkeypatch.delattr("torchvision.io.decode_jpeg")
+    files = split(tmp_path, jpeg(photograph(60, 45)))
+    gap = train_transform("none", SIZE)(files.source(0)[0]).int() - train_transform("none", SIZE)(files[0][0]).int()
+    assert gap.abs().max() == 0

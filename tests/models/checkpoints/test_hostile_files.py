@@ -1,0 +1,322 @@
+"""Files damaged at random, of every kind that is read: each is refused on one line, or gives what was written.
+
+Each is read in a forked child that may take no more memory than the file and half a GB, and 5 seconds. .npz and PyTorch's
+zip files carry check sums, so that no number may come back changed; .safetensors, PyTorch's older files, lists and edits
+carry none of their numbers: there only the structure is told.
+"""
+
+import argparse
+import io
+import json
+import mmap
+import os
+import resource
+import signal
+import struct
+import time
+import traceback
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mutations import mutated
+from safetensors.torch import save
+from test_torch_file import run_state
+
+from models import ModelError
+from models.checkpoints.formats import open_weights
+from models.checkpoints.torch_file import read
+from utils.attention import edits
+from utils.data.image_files import csv_lists
+from utils.data.splits import DataError
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "torch_formats"
+SECONDS, MEMORY = 5, 512 << 20
+OWN_ERRORS = (ModelError, DataError, edits.EditError)
+ARRAYS = {"head/bias": np.arange(5, dtype=np.float32), "head/kernel": np.ones((4, 5), np.float32), "cls": np.zeros(3),
+          "position": np.linspace(0, 1, 60).reshape(1, 10, 6).astype(np.float16)}
+
+
+# ---------------------------------------------------------------------------------------------------- the child
+
+
+def survived(folder: Path, content: bytes, check: Callable[[Path, int], None], times: int, mutate=mutated) -> int:
+    """Reads `times` damaged copies in a child -> how many were refused.
+
+    check(path, seed) reads one; it may raise one of our own errors. Any other one, a line too much, a crash, too much time
+    or memory fails the test with the seed.
+    """
+    progress = mmap.mmap(-1, 24)           # the seed at work, how many were refused, most memory that one took
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            _limit_memory(len(content))
+            refused, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for seed in range(times):
+                progress[:] = struct.pack("<3q", seed, refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+                path = folder / "x"
+                path.write_bytes(mutate(content, seed))
+                signal.alarm(SECONDS)
+                started = time.process_time()
+                refused += _refused(check, path, seed)
+                assert time.process_time() - started < SECONDS
+                signal.alarm(0)
+            progress[:] = struct.pack("<3q", times, refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            code = 0
+        except BaseException:
+            (folder / "failure").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    seed, refused, memory = struct.unpack("<3q", progress[:])
+    text = (folder / "failure").read_text() if (folder / "failure").exists() else f"ended by signal {status}"
+    assert status == 0, f"seed {seed}: {text}"
+    assert seed == times and memory * 1024 < MEMORY + len(content), (seed, memory)
+    return refused
+
+
+def _limit_memory(more: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY + more, resource.RLIM_INFINITY))
+
+
+def _refused(check: Callable, path: Path, seed: int) -> bool:
+    try:
+        check(path, seed)
+    except OWN_ERRORS as error:
+        text = str(error)
+        assert "\n" not in text and len(text) < 1500, text
+        assert text.isprintable() or isinstance(error, DataError), text
+        assert "memory" not in text, text          # what a limit stopped is no file that was understood
+        return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------ archives
+
+
+def npz(save=np.savez) -> bytes:
+    stream = io.BytesIO()
+    save(stream, **ARRAYS)
+    return stream.getvalue()
+
+
+def check_npz(path: Path, seed: int) -> None:
+    with open_weights(path) as file:
+        found = {name: file.read(name) for name in file.names}
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert torch.equal(found[name], torch.from_numpy(array).float()), name
+
+
+@pytest.mark.contract("P7", "a damaged .npz is refused on one line, or its arrays are the right ones")
+@pytest.mark.parametrize("packed", [False, True])
+def test_npz(tmp_path, tries, figure, packed):
+    times = tries(40, 5000)
+    tokens = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06", b"\x93NUMPY\x01\x00")
+    refused = survived(tmp_path, npz(np.savez_compressed if packed else np.savez), check_npz, times,
+                       lambda content, seed: mutated(content, seed, tokens))
+    assert refused > times / 2
+    figure(f"mutated .npz, {'deflated' if packed else 'stored'}", times)
+
+
+def rezipped(content: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
+    """The archive with other members, whose check sums agree."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, change(info.filename, old.read(info)))
+    return stream.getvalue()
+
+
+@pytest.mark.contract("P7", "an .npz whose check sums agree with hostile headers is refused, or read within its bounds")
+def test_npz_headers_with_right_check_sums(tmp_path, tries, figure):
+    times = tries(40, 2000)
+
+    def check(path: Path, seed: int) -> None:
+        with open_weights(path) as file:
+            for name in file.names:
+                assert tuple(file.read(name).shape) == file.shape(name)
+
+    def change(content: bytes, seed: int) -> bytes:
+        def damage(name: str, data: bytes) -> bytes:
+            words = (b"|O", b"<f8", b"9" * 12, b"(", b"-1,")
+            return mutated(data[:140], seed, words) + data[140:] if name == "position.npy" else data
+
+        return rezipped(content, damage)
+
+    assert survived(tmp_path, npz(), check, times, change) > times / 4
+    figure("hostile .npz headers", times)
+
+
+# ------------------------------------------------------------------------------------------------- files of torch
+
+
+def pt(content, **more) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, **more)
+    return stream.getvalue()
+
+
+def use(value: object) -> None:
+    """Touches every number: what lies outside the file would end the process."""
+    if isinstance(value, torch.Tensor):
+        value.detach().float().sum()
+        value.detach().clone()
+    elif isinstance(value, dict):
+        for inner in value.values():
+            use(inner)
+    elif isinstance(value, (list, tuple, set)):
+        for inner in value:
+            use(inner)
+
+
+def equal(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+ZIP_WORDS = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06", b"PK\x07\x08", b"data/0", b"\x10\0\0\0")
+PICKLE_WORDS = (b"cbuiltins\neval\n", b"c__builtin__\nbytearray\n", b"ccollections\nOrderedDict\n", b"R", b"h\x00", b"q\x01",
+                b"b", b"\x81", b"Q", b"(", b"t", b"\x86", b"}", b"]", b"0", b"J\xff\xff\xff\x7f",
+                b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f")
+
+
+@pytest.mark.contract("P7", "a damaged checkpoint is refused on one line, without its digest too, or its tensors are right")
+def test_checkpoints_of_our_own(tmp_path, tries, figure):
+    times, state = tries(60, 5000), dict(vars(run_state("adamw")))
+
+    def check(path: Path, seed: int) -> None:
+        assert equal(read(path, mapped=seed % 2 == 0), state)
+
+    refused = survived(tmp_path, pt(state), check, times, lambda content, seed: mutated(content, seed, ZIP_WORDS))
+    assert refused > times / 2
+    figure("mutated checkpoints of our own", times)
+
+
+@pytest.mark.contract("P7", "a hostile description in a checkpoint whose check sums agree is refused, or read within its bounds")
+def test_descriptions_with_right_check_sums(tmp_path, tries, figure):
+    times, state = tries(80, 5000), dict(vars(run_state("adamw")))
+
+    def check(path: Path, seed: int) -> None:
+        use(read(path, mapped=seed % 2 == 0))
+
+    def change(content: bytes, seed: int) -> bytes:
+        return rezipped(content, lambda name, data: mutated(data, seed, PICKLE_WORDS) if name.endswith("data.pkl") else data)
+
+    assert survived(tmp_path, pt(state), check, times, change) > times / 2
+    figure("hostile pickles in a whole archive", times)
+
+
+@pytest.mark.contract("P7", "a damaged published checkpoint is refused on one line, or its tensors are the right ones")
+def test_published_checkpoints(tmp_path, tries, figure):
+    times, content = tries(40, 2000), (FIXTURES / "mae_pretrain_enc.pth").read_bytes()
+    with open_weights(FIXTURES / "mae_pretrain_enc.pth") as file:
+        expected = {name: file.read(name) for name in file.names}
+
+    def check(path: Path, seed: int) -> None:
+        with open_weights(path) as file:
+            assert equal({name: file.read(name) for name in file.names}, expected)
+
+    survived(tmp_path, content, check, times, lambda content, seed: mutated(content, seed, ZIP_WORDS))
+    figure("mutated published .pth", times)
+
+
+def use_weights(path: Path, seed: int) -> None:
+    with open_weights(path) as file:
+        for name in file.names:
+            assert tuple(file.read(name).shape) == file.shape(name)
+
+
+@pytest.mark.contract("P7", "a damaged PyTorch file of before 2020 is refused on one line, or read within its bounds")
+def test_older_files(tmp_path, tries, figure):
+    times = tries(60, 3000)
+    model = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}
+    content = pt({"model": model, "args": argparse.Namespace(lr=1e-3)}, _use_new_zipfile_serialization=False)
+    refused = survived(tmp_path, content, use_weights, times, lambda content, seed: mutated(content, seed, PICKLE_WORDS))
+    assert refused > times / 2
+    figure("mutated legacy .pth", times)
+
+
+@pytest.mark.contract("P7", "a damaged .safetensors file is refused on one line, or read within its bounds")
+def test_safetensors(tmp_path, tries, figure):
+    times = tries(60, 3000)
+    content = save({name: torch.from_numpy(array) for name, array in ARRAYS.items()}, {"made": "by a test"})
+    tokens = (b'"shape":[', b"18446744073709551615", b"-1", b'"F64"', b'"C64"', b"[[", b"{", b"\\u0000", b"0,", b'"dtype":"U8",')
+    refused = survived(tmp_path, content, use_weights, times, lambda content, seed: mutated(content, seed, tokens))
+    assert refused > times / 4
+    figure("mutated .safetensors", times)
+
+
+# ------------------------------------------------------------------------------------------------- lists and edits
+
+
+@pytest.mark.contract("P7", "a damaged list of images is refused on one line")
+def test_lists(tmp_path, tries, figure):
+    times, data = tries(40, 2000), tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    rows = [f'images/{number}.png,"{label}"' for number, label in enumerate(["cat", "dog", "a,b", "ü"] * 3)]
+    for number in range(len(rows)):
+        (data / "images" / f"{number}.png").touch()
+    content = "path,label\n" + "\n".join(rows) + "\n"
+    (data / "val.csv").write_text(content)
+
+    def check(path: Path, seed: int) -> None:
+        path.replace(data / "train.csv")
+        splits = csv_lists(str(data))
+        assert all(0 <= label < len(splits.classes) for label in splits.train.labels)
+
+    assert survived(tmp_path, content.encode(), check, times,
+                    lambda content, seed: mutated(content, seed, (b'"', b",", b"\n", b"\r", b"\0", b"../", b"\xff"))) > times / 2
+    figure("mutated lists of images", times)
+
+
+@pytest.mark.contract("P7", "a damaged edit is refused on one line, or its values lie in 0..1")
+def test_edits(tmp_path, tries, figure):
+    times, values = tries(60, 3000), np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    edits.write(tmp_path / "whole.json", edits.Edit("train/a.png", "sha256:" + "0" * 64, values, values > 0.3, who="ü", note="n"))
+
+    def check(path: Path, seed: int) -> None:
+        edit = edits.read(path)
+        assert edit.values.shape == edit.edited.shape and ((edit.values >= 0) & (edit.values <= 1)).all()
+        assert edits.is_safe(edit.image) and 0 <= edit.region[0] < edit.region[2] <= 1
+
+    tokens = (b"NaN", b"1e999", b"-1", b"9" * 500, b"[" * 3000, b"null", b"true", b'"', b"\\ud800", b'"image": "../x",', b"\xff")
+    assert survived(tmp_path, (tmp_path / "whole.json").read_bytes(), check, times,
+                    lambda content, seed: mutated(content, seed, tokens)) > times / 2
+    figure("mutated edits", times)
+
+
+def test_damage_is_a_function_of_the_seed():
+    content = bytes(range(256)) * 8
+    copies = [mutated(content, seed, (b"word",)) for seed in range(200)]
+    assert copies == [mutated(content, seed, (b"word",)) for seed in range(200)]
+    assert content not in copies and len(set(copies)) > 190
+    assert any(len(copy) < len(content) for copy in copies) and any(len(copy) > len(content) for copy in copies)
+
+
+def test_what_the_harness_is_for(tmp_path):
+    """A reader that crashes, hangs, takes memory, shows a traceback or breaks its line is told."""
+    def crashes(path, seed):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def takes_memory(path, seed):
+        bytearray(MEMORY + (64 << 20))
+
+    def breaks_its_line(path, seed):
+        raise ModelError("one\ntwo")
+
+    for check, message in ((crashes, "ended by signal"), (takes_memory, "MemoryError"), (breaks_its_line, "AssertionError"),
+                           (lambda path, seed: json.loads("{"), "JSONDecodeError")):
+        with pytest.raises(AssertionError, match=message):
+            survived(tmp_path, b"content", check, 3)
+        (tmp_path / "failure").unlink(missing_ok=True)

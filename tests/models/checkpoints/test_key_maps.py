@@ -1,0 +1,82 @@
+"""The tables of names against the layouts of the published files."""
+
+import pytest
+import reference
+import torch
+
+from configs import MODELS
+from models import create_model
+from models.checkpoints import key_maps
+from models.checkpoints.conversions import FROM_FILE, TO_FILE, google_rows, transformers_rows
+from models.checkpoints.key_maps import GOOGLE_BLOCKS, TRANSFORMERS_BLOCKS
+
+PRE_LINEN, LINEN = GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"], GOOGLE_BLOCKS["MultiHeadDotProductAttention_0"]
+LAYOUTS = reference.published_layouts()
+TABLES = [value for name, value in vars(key_maps).items()
+          if name.endswith(("_EMBEDDING", "_HEAD", "GOOGLE_STEM", "GOOGLE_UNIT", "GOOGLE_PROJECTION"))]
+
+
+def our_model(published: str):
+    """The model of a published layout, with pre_logits, without memory."""
+    with torch.device("meta"):
+        if published == "ViT-S_16-gap-norep":
+            return create_model("ViT-S_16", classifier="gap", representation_size=384)
+        row = MODELS[published.replace("+", "-")]
+        return create_model(row, representation_size=row.hidden_size)
+
+
+@pytest.mark.parametrize("published", LAYOUTS)
+def test_names_and_shapes_of_every_published_model(published):
+    """The file that we would write has exactly the published file's arrays, in its shapes."""
+    model = our_model(published)
+    ours = {}
+    for name, sources, rule in google_rows(model, PRE_LINEN):
+        for part, source in enumerate(sources):
+            assert source not in ours
+            ours[source] = tuple(TO_FILE[rule](model.get_parameter(name), model, part).shape)
+    assert ours == LAYOUTS[published]
+
+
+def test_layouts_of_all_models_of_google_s_are_there():
+    models = {name.replace("+", "-") for name in LAYOUTS}
+    google = {name for name in MODELS if not name.startswith(("DeiT", "CaiT", "MAE"))}
+    assert models == (google - {"ViT-Nano_2"}) | {"ViT-S_16-gap-norep"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_has_a_name_where_the_layout_has_its_kind(name):
+    """Google's layout lacks CaiT's, the second token's and MAE's norm; transformers lacks CaiT, MAE's norm and the ResNets."""
+    with torch.device("meta"):
+        model = create_model(name)
+    parameters = set(model.state_dict())
+    cait_and_mae = ("blocks_token_only", "gamma", "proj_l", "proj_w", "fc_norm")
+    for rows, foreign in (
+            (google_rows(model, PRE_LINEN), (*cait_and_mae, "dist_token", "head_dist")),
+            (transformers_rows(model, TRANSFORMERS_BLOCKS["attention.attention.query"]), (*cait_and_mae, "backbone"))):
+        named = [ours for ours, _, _ in rows]
+        assert len(named) == len(set(named)) and set(named) <= parameters
+        assert all(any(word in ours for word in foreign) for ours in parameters - set(named))
+        sources = [source for _, row_sources, _ in rows for source in row_sources]
+        assert len(sources) == len(set(sources))
+
+
+def test_the_linen_dialect_counts_the_modules_of_each_kind():
+    """Flax's linen: LayerNorm_0, LayerNorm_1, MlpBlock_0; the older names count all modules of a block together."""
+    renamed = [(ours, tuple(source.replace("LayerNorm_2", "LayerNorm_1").replace("Attention_1", "Attention_0")
+                            .replace("MlpBlock_3", "MlpBlock_0") for source in sources), rule)
+               for ours, sources, rule in PRE_LINEN]
+    assert list(LINEN) == renamed
+
+
+@pytest.mark.parametrize("blocks, joined", [(GOOGLE_BLOCKS, "/{}/"), (TRANSFORMERS_BLOCKS, ".{}.")])
+def test_a_dialect_s_mark_is_in_its_own_names_alone(blocks, joined):
+    for mark in blocks:
+        holding = [other for other, rows in blocks.items()
+                   if any(joined.format(mark) in source for _, sources, _ in rows for source in sources)]
+        assert holding == [mark]
+
+
+def test_every_rule_is_known_and_every_rule_is_used():
+    blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
+    used = {rule for table in (*TABLES, *blocks) for _, _, rule in table}
+    assert used == set(TO_FILE) == set(FROM_FILE) | {"position"}

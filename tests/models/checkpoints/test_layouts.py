@@ -1,0 +1,271 @@
+"""The dialects: big_vision, transformers, the prefixes of wrappers. Each is made here from a file with known logits."""
+
+import re
+
+import numpy as np
+import pytest
+import reference
+import torch
+from safetensors.torch import save_file
+
+from models import ModelError, create_model
+from models.checkpoints.load import checkpoint_head
+
+TOKEN, GAP = "g_p16_lneps", "g_p16_gap"
+
+
+def load(path, row, head: str = "keep", **more):
+    return create_model(row, pretrained=path, head=head, **more)
+
+
+def same_state(a, b) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def refused(message: str, call, *arguments, **more) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        call(*arguments, **more)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+# -------------------------------------------------------------------------------------------------- big_vision
+
+
+def bfloat16(array: np.ndarray) -> np.ndarray:
+    """As JAX saves it: two bytes of nothing in particular."""
+    return torch.from_numpy(np.array(array)).bfloat16().view(torch.int16).numpy().view("V2")
+
+
+def big_vision(case: str, prefix: str = "", stacked: bool = False) -> dict[str, np.ndarray]:
+    """A case's checkpoint as big_vision would hold it: its names, and the cls token's position added to the token."""
+    names = {"LayerNorm_2": "LayerNorm_1", "MlpBlock_3": "MlpBlock_0",
+             "Transformer/posembed_input/pos_embedding": "pos_embedding",
+             "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
+    arrays = {}
+    for name, array in reference.arrays(reference.weights(case)).items():
+        for theirs, new in names.items():
+            name = name.replace(theirs, new)
+        arrays[name] = array
+    if "cls" in arrays:
+        arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
+        arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
+    if stacked:
+        layers = reference.ROWS[case].num_layers
+        for name in [name for name in arrays if "encoderblock_0" in name]:
+            parts = [arrays.pop(name.replace("encoderblock_0", f"encoderblock_{i}")) for i in range(layers)]
+            arrays[name.replace("encoderblock_0", "encoderblock")] = np.stack(parts)
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("prefix, more", [
+    ("", {}), ("params/", {}), ("params/", {"opt/0/count": np.int32(3), "chrono/accum_step": np.float32(1)}),
+    ("params/img/", {"params/txt/head/kernel": np.ones((2, 2)), "params/t": np.ones(1), "params/b": np.ones(1)})])
+@pytest.mark.parametrize("case", [TOKEN, GAP, "g_p16_pre"])
+@torch.inference_mode()
+def test_big_vision_gives_google_s_logits(tmp_path, case, prefix, more, stacked):
+    np.savez(tmp_path / "x.npz", **big_vision(case, prefix, stacked), **more)
+    row, expected = reference.ROWS[case], reference.expected(case)
+    model = load(tmp_path / "x.npz", row).eval()
+    assert (model(reference.images(row.img_size)) - expected["logits"]).abs().max() < 1e-5
+    assert model.load_report.left_out == sorted(more) and model.load_report.resized == {}
+    assert checkpoint_head(tmp_path / "x.npz") == (model.num_classes, model.config.representation_size)
+
+
+@torch.inference_mode()
+def test_positions_without_a_row_for_the_cls_token_are_resized_too(tmp_path):
+    np.savez(tmp_path / "x.npz", **big_vision(TOKEN))
+    model = load(tmp_path / "x.npz", reference.ROWS[TOKEN], "zero", img_size=(96, 32))
+    plain = load(reference.weights(TOKEN), reference.ROWS[TOKEN], "zero", img_size=(96, 32))
+    assert model.load_report.resized == {"pos_embed": "4x4 -> 6x2"}
+    assert not model.pos_embed[:, 0].any() and torch.equal(model.pos_embed[:, 1:], plain.pos_embed[:, 1:])
+
+
+@torch.inference_mode()
+def test_an_older_big_vision_file_has_that_row(tmp_path):
+    arrays = reference.arrays(reference.weights(TOKEN))
+    for name in ("pos_embedding", "Transformer/pos_embedding"):
+        renamed = {name if key == "Transformer/posembed_input/pos_embedding" else key: array for key, array in arrays.items()}
+        np.savez(tmp_path / "x.npz", **renamed)
+        assert same_state(load(tmp_path / "x.npz", reference.ROWS[TOKEN]), load(reference.weights(TOKEN), reference.ROWS[TOKEN]))
+
+
+def test_google_s_own_files_always_have_it(tmp_path):
+    """A table of 16 rows under Google's name belongs to a model without a cls token."""
+    arrays = reference.arrays(reference.weights(TOKEN))
+    arrays["Transformer/posembed_input/pos_embedding"] = arrays["Transformer/posembed_input/pos_embedding"][:, 1:]
+    np.savez(tmp_path / "x.npz", **arrays)
+    refused(r"pos_embedding has shape \(1, 16, 32\), which does not fit", load, tmp_path / "x.npz", reference.ROWS[TOKEN])
+
+
+@torch.inference_mode()
+def test_bfloat16_arrays(tmp_path):
+    """All of them, so that the model is the rounded one."""
+    arrays = big_vision(GAP, "params/", stacked=True)
+    np.savez(tmp_path / "x.npz", **{name: bfloat16(array) for name, array in arrays.items()})
+    model, plain = (load(path, reference.ROWS[GAP]) for path in (tmp_path / "x.npz", reference.weights(GAP)))
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, plain.state_dict()[name].bfloat16().float()), name
+
+
+@pytest.mark.parametrize("name", ["MAPHead_0/probe", "MAPHead_0/LayerNorm_0/scale", "probe"])
+def test_attention_pooling_is_told(tmp_path, name):
+    np.savez(tmp_path / "x.npz", **big_vision(GAP, "params/"), **{f"params/{name}": np.ones((1, 1, 48), np.float32)})
+    refused("pools by attention .MAPHead_0/., which no model here does; take a file with", load, tmp_path / "x.npz",
+            reference.ROWS[GAP])
+
+
+def test_positions_that_are_not_stored_are_told(tmp_path):
+    arrays = big_vision(GAP)
+    del arrays["pos_embedding"]
+    np.savez(tmp_path / "x.npz", **arrays)
+    refused("it stores no positions .big_vision's sincos2d", load, tmp_path / "x.npz", reference.ROWS[GAP])
+
+
+@pytest.mark.parametrize("row, message", [
+    (reference.ROWS[TOKEN], "lacks: cls; it has no cls token: take --classifier gap"),
+    (reference.ROWS["g_p32"], "--classifier gap")])
+def test_stacked_blocks_are_counted(tmp_path, row, message):
+    np.savez(tmp_path / "x.npz", **big_vision(GAP, stacked=True))
+    refused(message, load, tmp_path / "x.npz", row)
+
+
+def test_another_number_of_stacked_blocks(tmp_path):
+    np.savez(tmp_path / "x.npz", **big_vision(GAP, stacked=True))
+    row = reference.ROWS[GAP].copy_and_resolve_references()
+    row.num_layers = 3
+    refused("lacks: Transformer/encoderblock_2/.*The file holds: width 48, 2 blocks, patch 16", load, tmp_path / "x.npz", row)
+    row.num_layers = 1
+    refused("the model lacks: Transformer/encoderblock_1/", load, tmp_path / "x.npz", row)
+
+
+def test_a_stack_that_claims_a_billion_blocks(tmp_path):
+    arrays = big_vision(GAP, stacked=True) | {"Transformer/encoderblock/LayerNorm_0/scale": np.zeros((1 << 30, 0), np.float32)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    refused("LayerNorm_0/scale claims 1073741824 blocks, more than any model has", load, tmp_path / "x.npz", reference.ROWS[GAP])
+
+
+# ------------------------------------------------------------------------------------------------ transformers
+
+
+def transformers_names(state: dict, prefix: str, later: bool = False) -> dict:
+    """timm's names -> those of the files on the hub, or of the state dict of a model since transformers 5."""
+    block = [("attn.proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense")]
+    if later:
+        block = [("attn.proj", "attention.o_proj")]
+    outside = [("patch_embed.proj", "embeddings.patch_embeddings.projection"), ("cls_token", "embeddings.cls_token"),
+               ("dist_token", "embeddings.distillation_token"), ("pos_embed", "embeddings.position_embeddings"),
+               ("norm", "layernorm")]
+    renamed = {}
+    for name, value in state.items():
+        if name.startswith("head"):
+            distilled = "dist_token" in state
+            new = {"head": "cls_classifier" if distilled else "classifier", "head_dist": "distillation_classifier"}
+            renamed[".".join([new[name.split(".")[0]], name.split(".")[1]])] = value
+        elif name.startswith("blocks."):
+            i, rest = re.fullmatch(r"blocks\.(\d+)\.(.*)", name).groups()
+            rest = rest.replace("norm1", "layernorm_before").replace("norm2", "layernorm_after")
+            for ours, theirs in block:
+                rest = rest.replace(ours, theirs)
+            layer = f"{prefix}layers.{i}." if later else f"{prefix}encoder.layer.{i}."
+            if rest.startswith("attn.qkv"):
+                parts = ["q_proj", "k_proj", "v_proj"] if later else ["attention.query", "attention.key", "attention.value"]
+                for part, third in zip(parts, value.chunk(3)):
+                    renamed[f"{layer}attention.{part}.{rest.split('.')[-1]}"] = third.clone()
+            else:
+                renamed[layer + rest] = value
+        else:
+            ours, theirs = next(pair for pair in outside if name.startswith(pair[0]))
+            renamed[prefix + name.replace(ours, theirs)] = value
+    return renamed
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("prefix", ["", "vit.", "deit."])
+@pytest.mark.parametrize("case", ["deit", "deit_dist"])
+@torch.inference_mode()
+def test_names_of_transformers_give_the_published_logits(tmp_path, case, prefix, later):
+    names = transformers_names(reference.torch_state(case), prefix, later)
+    beside = {f"{prefix}pooler.dense.weight": torch.ones(2), f"{prefix}embeddings.mask_token": torch.ones(1, 1, 2),
+              "decoder.decoder_norm.weight": torch.ones(3)}
+    save_file(names | beside, tmp_path / "x.safetensors")
+    model = load(tmp_path / "x.safetensors", reference.TORCH_ROWS[case]).eval()
+    assert (model(reference.torch_images(case)) - reference.torch_expected(case)["logits"]).abs().max() < 1e-5
+    assert model.load_report.left_out == ["decoder.decoder_norm.weight", "embeddings.mask_token", "pooler.dense.weight"]
+    assert set(model.load_report.used) == set(model.state_dict()) and checkpoint_head(tmp_path / "x.safetensors") == (10, 0)
+
+
+def test_a_masked_autoencoder_of_transformers(tmp_path):
+    """The encoder into a model that pools the patches: the norm and the decoder are left out."""
+    state = torch.load(reference.TORCH / "mae_pretrain_enc.pth", weights_only=True)["model"]
+    torch.save(transformers_names(state, "vit.") | {"decoder.mask_token": torch.ones(1)}, tmp_path / "x.bin")
+    model = load(tmp_path / "x.bin", reference.TORCH_ROWS["mae_gp1"], "zero", num_classes=6)
+    assert model.load_report.left_out == ["layernorm.bias", "layernorm.weight", "decoder.mask_token"]
+    assert model.load_report.fresh == ["fc_norm.bias", "fc_norm.weight", "head.bias", "head.weight"]
+    plain = load(reference.TORCH / "mae_pretrain_enc.pth", reference.TORCH_ROWS["mae_gp1"], "zero", num_classes=6)
+    assert same_state(model, plain)
+
+
+def test_two_names_for_one_thing_are_refused(tmp_path):
+    names = transformers_names(reference.torch_state("deit"), "vit.")
+    torch.save(names | {"cls_classifier.weight": names["classifier.weight"]}, tmp_path / "x.bin")
+    refused("both classifier.weight and cls_classifier.weight are classifier.weight", load, tmp_path / "x.bin",
+            reference.TORCH_ROWS["deit"])
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DeiT", "DeiTDistilled"])
+@torch.inference_mode()
+def test_against_transformers_itself(tmp_path, kind):
+    """Where it is installed: its own files, its own logits."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96, "image_size": 48,
+             "patch_size": 16, "num_labels": 5, "layer_norm_eps": 1e-6, "hidden_act": "gelu"}
+    config = (transformers.ViTConfig if kind == "ViT" else transformers.DeiTConfig)(**sizes)
+    theirs = {"ViT": transformers.ViTForImageClassification, "DeiT": transformers.DeiTForImageClassification,
+              "DeiTDistilled": transformers.DeiTForImageClassificationWithTeacher}[kind](config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    torch.save(theirs.state_dict(), tmp_path / "x.bin")
+    row = reference.TORCH_ROWS["deit_dist" if kind == "DeiTDistilled" else "deit"].copy_and_resolve_references()
+    row.num_layers = 2
+    for path in (tmp_path / "model.safetensors", tmp_path / "x.bin"):
+        if kind == "DeiT":                       # a cls head alone behind two tokens: no model here
+            refused("it is a distilled DeiT", load, path, row)
+            continue
+        images = torch.randn(2, 3, 48, 48)
+        assert (load(path, row).eval()(images) - theirs(images).logits).abs().max() < 1e-5
+
+
+# ---------------------------------------------------------------------------------------------------- wrappers
+
+
+@pytest.mark.parametrize("rename", [
+    lambda name: f"module.{name}",
+    lambda name: f"_orig_mod.module.{name}",
+    lambda name: f"model.backbone.{name}",
+    lambda name: f"module.{name}" if name.startswith("blocks") else name,
+], ids=["all", "compiled", "lightning", "some"])
+@torch.inference_mode()
+def test_prefixes_of_wrappers(tmp_path, rename):
+    state = {rename(name): value for name, value in reference.torch_state("deit").items()}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    model = load(tmp_path / "x.pth", reference.TORCH_ROWS["deit"]).eval()
+    assert (model(reference.torch_images("deit")) - reference.torch_expected("deit")["logits"]).abs().max() < 1e-5
+
+
+def test_the_same_array_twice_under_two_prefixes(tmp_path):
+    state = reference.torch_state("deit")
+    torch.save(state | {"module.cls_token": state["cls_token"]}, tmp_path / "x.pth")
+    refused("both cls_token and module.cls_token are cls_token; take a file with one", load, tmp_path / "x.pth",
+            reference.TORCH_ROWS["deit"])
+
+
+@torch.inference_mode()
+def test_google_s_names_in_another_kind_of_file(tmp_path):
+    """The dialect does not hang on the kind of the file."""
+    save_file({name: torch.from_numpy(np.array(array)) for name, array in reference.arrays(reference.weights(GAP)).items()},
+              tmp_path / "x")
+    assert same_state(load(tmp_path / "x", reference.ROWS[GAP]), load(reference.weights(GAP), reference.ROWS[GAP]))

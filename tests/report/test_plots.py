@@ -1,0 +1,185 @@
+"""Figures of runs: each function draws what it is given, and saves."""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils.report import plots
+
+EVENTS = [{"event": "start", "step": 0}, {"event": "eval", "step": 0, "split": "test", "loss": 2.3, "accuracy": 0.1, "top5": 0.5}]
+for _step in range(1, 6):
+    EVENTS.append({"event": "train", "step": _step, "loss": 2.0 / _step, "lr": 0.01 * _step})
+EVENTS += [{"event": "eval", "step": 5, "split": "val", "loss": 0.5, "accuracy": 0.75, "top5": 0.9},
+           {"event": "eval", "step": 5, "split": "test", "loss": "nan", "accuracy": 0.5, "top5": 0.8}]
+
+
+def trial(rate, accuracy, run=None, status="done") -> dict:
+    return {"run": run or f"lr-{rate:g}", "learning_rate": rate, "status": status} | (
+        {"accuracy": accuracy, "images": 40 if run is None else 60} if status == "done" else {})
+
+
+WEIGHTS = [{"attention_loss_weight" if key == "learning_rate" else key: value for key, value in trial(*each).items()}
+           for each in ((0, 0.5), (0.1, 0.75), (10, 0.25), (0.1, 0.8, "final"))]
+SWEEP = [trial(0.001, 0.5), trial(0.01, 0.75), trial(0.1, None, status="diverged at step 3"),
+         trial(1.0, None, status="diverged at step 1"), trial(0.01, 0.625, run="final")]
+
+
+TAUGHT = [event | ({"attention_loss": 0.5 / event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
+
+FIGURES = {
+    "curves": lambda: plots.learning_curves(EVENTS, "a run"),
+    "curves before the first step": lambda: plots.learning_curves(EVENTS[:2]),
+    "curves of a diverged run": lambda: plots.learning_curves([{"event": "train", "step": 1, "loss": "nan", "lr": 0.1}]),
+    "a sweep": lambda: plots.sweep(SWEEP, "a sweep"),
+    "a sweep that diverged": lambda: plots.sweep(SWEEP[2:4]),
+    "a sweep of weights": lambda: plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight"),
+    "curves of what lacks everything": lambda: plots.learning_curves([{"a": 1}, {"event": "train"}, {"event": "eval"},
+                                                                      {"event": "train", "step": 1, "loss": "abc", "lr": None}]),
+    "curves of letters that no font has": lambda: plots.learning_curves_of({"犬 🐕": EVENTS, "\udcff": EVENTS}, "\u0b95 \udcff"),
+    "curves of two runs": lambda: plots.learning_curves_of({"a $run$": TAUGHT, "another": EVENTS}, "two runs"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", FIGURES)
+def test_every_figure_saves(tmp_path, case):
+    figure = FIGURES[case]()
+    assert isinstance(figure, Figure)
+    plots.save(figure, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.format == "PNG"
+        width, height = figure.get_size_inches()
+        assert picture.size == pytest.approx((120 * width, 120 * height), abs=1)
+        assert min(picture.size) >= 150 and max(picture.size) < 3000
+        assert np.asarray(picture.convert("L")).std() > 3          # something is on it
+    assert 2_000 < (tmp_path / "picture.png").stat().st_size < 1_000_000
+
+
+def test_nothing_opens_a_window():
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def lines(axes) -> dict[str, tuple[list, list]]:
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+
+
+def test_learning_curves_show_the_numbers():
+    loss, accuracy, rate = plots.learning_curves(EVENTS, "a run").axes
+    assert lines(loss)["train"] == ([1, 2, 3, 4, 5], [2.0, 1.0, 2 / 3, 0.5, 0.4])
+    assert lines(loss)["val"] == ([5], [0.5]) and lines(loss)["test"][0] == [0, 5]
+    assert lines(accuracy)["val top-1"] == ([5], [75.0]) and lines(accuracy)["val top-5"] == ([5], [90.0])
+    assert lines(accuracy)["test top-1"] == ([0, 5], [10.0, 50.0])
+    assert [line.get_ydata()[-1] for line in rate.get_lines()] == [0.05]
+
+
+def test_a_split_has_one_colour():
+    loss, accuracy, _ = plots.learning_curves(EVENTS).axes
+    colours = {axes: {line.get_label().split()[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)}
+    assert colours[loss]["val"] == colours[accuracy]["val"] != colours[loss]["test"] == colours[accuracy]["test"]
+
+
+def test_a_sweep_shows_trials_and_the_final_run():
+    axes, = plots.sweep(SWEEP, "a sweep").axes
+    drawn = lines(axes)
+    assert drawn["on the 40 images held out"] == ([0.001, 0.01], [50.0, 75.0])
+    assert drawn["final run, test: 62.50% of 60"] == ([0.01], [62.5])
+    diverged = [line.get_xdata()[0] for line in axes.get_lines() if line.get_label() == "diverged"]
+    assert diverged == [0.1, 1.0] and axes.get_xscale() == "log" and list(axes.get_xticks()) == [0.001, 0.01, 0.1, 1.0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("diverged") == 1
+
+
+def test_several_runs_have_a_colour_each():
+    loss, attention, accuracy, rate = plots.learning_curves_of({"a": TAUGHT, "b": EVENTS}, "two runs").axes
+    assert set(lines(loss)) == {"a train (with attention loss)", "a val", "a test", "b train", "b val", "b test"}
+    assert lines(accuracy)["b val top-1"] == ([5], [75.0])
+    assert lines(attention) == {"a train": ([1, 2, 3, 4, 5], [0.5, 0.25, 0.5 / 3, 0.125, 0.1])}
+    colours = {line.get_label()[0]: line.get_color() for line in [*loss.get_lines(), *accuracy.get_lines()]}
+    assert colours["a"] != colours["b"] and [line.get_color() for line in rate.get_lines()] == [colours["a"], colours["b"]]
+    assert [axes.get_title() for axes in (loss, attention, accuracy, rate)] == list(plots.SCALES)
+
+
+def test_a_heavy_attention_loss_leaves_room_for_the_others():
+    mixed = {"attention_loss": 0.2}
+    heavy = [event | (mixed | {"loss": 24 - event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
+    loss, *_ = plots.learning_curves(heavy).axes
+    assert lines(loss)["train (with attention loss)"][1] == [23, 22, 21, 20, 19] and loss.get_yscale() == "log"
+    light = plots.learning_curves(TAUGHT).axes[0]
+    assert light.get_yscale() == plots.learning_curves(EVENTS).axes[0].get_yscale() == "linear"
+
+
+def test_a_name_that_begins_with_an_underscore_has_its_legend():
+    loss, accuracy, _ = plots.learning_curves_of({"_a": EVENTS, "b": EVENTS}, "two runs").axes
+    for axes in (loss, accuracy):
+        assert any(text.get_text().startswith(" _a") for text in axes.get_legend().get_texts())
+
+
+def test_the_legends_of_several_runs_hide_no_curve_and_fit():
+    figure = plots.learning_curves_of({f"run {number}": TAUGHT for number in range(5)}, "five runs")
+    figure.savefig(io.BytesIO())
+    for axes in figure.axes[:3]:
+        box = axes.get_legend().get_window_extent()
+        assert box.y0 >= 0 and box.y1 < axes.get_window_extent().y0
+
+
+def test_a_log_is_drawn_or_told():
+    assert plots.wrong_in(EVENTS) is None and plots.wrong_in(TAUGHT) is None and plots.wrong_in([]) is None
+    assert plots.wrong_in([{"event": "end", "step": 1}, {"step": 1}]).startswith("line 2 is no event")
+
+
+def test_a_title_has_no_lone_last_word():
+    assert plots.balanced("one two three four", 15) == ["one two", "three four"]
+    assert plots.balanced("", 9) == [""] and plots.balanced("short", 9) == ["short"]
+    assert plots.balanced("a" * 25, 10) == ["aaaaaaaaa", "aaaaaaaaa", "aaaaaaa"]
+
+
+def test_places_of_pictures(tmp_path):
+    assert plots.places(None, tmp_path / "x/y", ["a", "b", "a"]) == [tmp_path / f"x/y/{name}.png" for name in ("a", "b", "a-2")]
+    assert plots.places(str(tmp_path / "c.PDF"), tmp_path, ["a"]) == [tmp_path / "c.PDF"] and not list(tmp_path.iterdir())
+    with pytest.raises(plots.PlaceError, match="give a folder"):
+        plots.places(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
+
+
+def test_a_sweep_of_weights_has_a_place_for_none():
+    axes, = plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight").axes
+    assert lines(axes)["on the 40 images held out"] == ([0, 0.1, 10], [50.0, 75.0, 25.0])
+    assert axes.get_xscale() == "symlog" and [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]
+    assert axes.get_xlabel() == "attention loss weight"
+
+
+def test_names_are_written_as_they_are():
+    assert plots.plain("a\n $x$  b") == r"a \$x\$ b" and plots.plain("a\udcff") == "a?"
+    assert plots.plain("American Staffordshire terrier", 16) == "American S…rrier" and plots.plain("cat", 16) == "cat"
+    figure = plots.learning_curves([], "a very long title " * 20 + "\nand a $second$ line")
+    *first, last = figure.get_suptitle().splitlines()
+    assert len(first) > 1 and last == r"and a \$second\$ line"
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_the_suffix_tells_the_format(tmp_path, suffix, start):
+    plots.save(Figure((1, 1)), tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes().startswith(start) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"before")
+
+    def fail(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError):
+        plots.save(Figure((1, 1)), file)
+    assert file.read_bytes() == b"before" and list(tmp_path.iterdir()) == [file]
+
+
+def test_save_takes_a_name_or_a_stream():
+    stream = io.BytesIO()
+    plots.save(Figure((1, 1)), stream)
+    assert stream.getvalue().startswith(b"\x89PNG")

@@ -1,0 +1,105 @@
+"""Processes of one run, for tests: forked, so that none has to load PyTorch, and introduced to each other as torchrun does it."""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore
+
+from utils import distributed, process
+from utils.distributed import World
+
+DEADLINE_S = 120     # then a test fails instead of hanging
+
+
+class Ranks:
+    """`with Ranks(size, work, folder) as ranks:` runs work(world) in `size` processes; what it returns is in folder/RANK.pt.
+
+    A process ends with code 0, with the `code` of an error that has one, or with 1 and a traceback; the line of the error
+    is in folder/RANK.error. Whoever is left at the end of the block is killed.
+    """
+
+    def __init__(self, size: int, work: Callable[[World], object], folder: Path, timeout_s: int = 60):
+        self.size, self.folder, self.codes = size, folder, {}
+        self._keep_store()
+        self.pids = [self._fork(rank, work, timeout_s) for rank in range(size)]
+
+    def _keep_store(self) -> None:
+        """In a process of its own, as torchrun's agent: it survives any rank, and no thread of it is forked with them."""
+        reader, writer = os.pipe()
+        self._keeper = os.fork()
+        if not self._keeper:
+            process.die_with_parent()
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            os.write(writer, str(store.port).encode())
+            signal.pause()
+            os._exit(0)
+        self._port = int(os.read(reader, 10))
+        os.close(reader)
+        os.close(writer)
+
+    def _fork(self, rank: int, work, timeout_s: int) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            process.die_with_parent()
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, signal.SIG_DFL)
+            torch.set_num_threads(1)
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(self.size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(self.size),
+                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self._port), TORCHELASTIC_USE_AGENT_STORE="True")
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            world = distributed.start("cpu", timeout_s)
+            try:
+                torch.save(work(world), self.folder / f"{rank}.pt")
+                code = 0
+            except BaseException as error:
+                (self.folder / f"{rank}.error").write_text(f"{getattr(error, 'quiet', False)} {error}")
+                raise
+            finally:
+                distributed.stop()
+        except BaseException as error:
+            code = getattr(error, "code", None) or 1
+            if not hasattr(error, "code"):
+                traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def wait(self, ranks=None) -> list[int]:
+        """-> the exit codes of `ranks` (all), -9 for a process that was killed"""
+        deadline = time.monotonic() + DEADLINE_S
+        ranks = list(range(self.size)) if ranks is None else ranks
+        while set(ranks) - set(self.codes):
+            for rank in set(ranks) - set(self.codes):
+                pid, status = os.waitpid(self.pids[rank], os.WNOHANG)
+                if pid:
+                    self.codes[rank] = os.waitstatus_to_exitcode(status)
+            assert time.monotonic() < deadline, "the ranks hang"
+            time.sleep(0.02)
+        return [self.codes[rank] for rank in ranks]
+
+    def results(self) -> list:
+        assert self.wait() == [0] * self.size, [path.read_text() for path in self.folder.glob("*.error")]
+        return [torch.load(self.folder / f"{rank}.pt") for rank in range(self.size)]
+
+    def error(self, rank: int) -> tuple[bool, str]:
+        """-> (whether it is quiet, the line)"""
+        quiet, _, line = (self.folder / f"{rank}.error").read_text().partition(" ")
+        return quiet == "True", line
+
+    def time_of_error(self, rank: int) -> float:
+        return (self.folder / f"{rank}.error").stat().st_mtime
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for pid in [self._keeper, *(self.pids[rank] for rank in range(self.size) if rank not in self.codes)]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

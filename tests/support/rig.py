@@ -1,0 +1,242 @@
+"""Whole runs of train.py for the tests of docs/reliability.md: forked, so that one costs its two seconds and no start-up.
+
+`start` forks this process, which has loaded PyTorch already, and calls train.main in the child: a tiny ViT on digits with
+everything that draws random numbers or keeps a state. More than one process form a gloo group, without torchrun.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.utils.tensorboard
+
+# What a run imports, the children have already.
+import models  # noqa: F401
+import train
+from utils.data import datasets
+from utils.data.splits import Part
+from utils.report import plots
+from utils.run import checkpoint
+from utils.training import trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 30
+# Augmentation, mixing, dropout, averaged weights, a schedule; a checkpoint every third step, an evaluation every seventh.
+FLAGS = ("--device cpu --pretrained_dir none --patch_size 8 --hidden_size 64 --mlp_dim 128 --num_heads 2 --num_layers 2 "
+         "--img_size 32 --dropout_rate 0.1 --drop_path_rate 0.1 --optimizer adamw --learning_rate 1e-3 --weight_decay 0.05 "
+         "--ema_decay 0.9 --augmentation crop --randaugment_ops 2 --random_erasing 0.3 --mixup_alpha 0.8 --cutmix_alpha 1 "
+         "--label_smoothing 0.1 "
+         f"--train_batch_size 16 --num_steps {STEPS} --save_every 3 --eval_every 7 "
+         "--warmup_steps 5 --output_dir output --log_dir logs --name run --resume_path auto").split()
+
+
+def start(folder: Path, *flags: str, ranks: int = 1, before=None, log: str = "out.txt") -> list[int]:
+    """-> the processes, each the first of a process group of its own. `before(rank)` runs in the child, to break something.
+
+    Flags given win over FLAGS. What the child prints is added to `log` in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            _live(folder, [*FLAGS, *map(str, flags)], rank, ranks, port, before, log)
+        children.append(child)
+    return children
+
+
+def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, before, log: str) -> None:
+    """The child: never comes back into pytest."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        for name in ("VIT_LAUNCH", "LOCAL_RANK", "RANK", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+        if ranks > 1:
+            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
+                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+                os.environ[name] = str(value)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        whole, plots.save = datasets.DATASETS["digits"], lambda figure, path: Path(path).touch()
+        datasets.DATASETS["digits"] = lambda data_dir: _few(whole(data_dir))
+        if before is not None:
+            before(rank)
+        code = train.main(argv)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _few(splits):
+    """Fewer images to evaluate on, and not enough to train on for the run to end within an epoch."""
+    test = Part(splits.test, range(40))
+    val = test if splits.val is splits.test else Part(splits.val, range(40))
+    return dataclasses.replace(splits, train=Part(splits.train, range(200)), val=val, test=test)
+
+
+def stopping_after(step: int):
+    """The run is asked to stop when that step has been done."""
+    def install(rank: int) -> None:
+        original = trainer.Trainer.train_step
+
+        def train_step(self, *arguments):
+            if self.step == step - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return original(self, *arguments)
+
+        trainer.Trainer.train_step = train_step
+    return install
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int):
+    """A full disk, as far as files grow: a write beyond is cut, the next one is an error. Python ignores the signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def wait(children: list[int], timeout: float = 120) -> list[int]:
+    """-> exit codes, -9 for a process that signal 9 ended. Kills what is still there after `timeout` seconds, and fails."""
+    ends, deadline = {}, time.monotonic() + timeout
+    while len(ends) < len(children):
+        for child in children:
+            if child not in ends:
+                found, status = os.waitpid(child, os.WNOHANG)
+                if found:
+                    ends[child] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            kill(children)
+            raise AssertionError(f"still running after {timeout} s")
+        time.sleep(0.005)
+    return [ends[child] for child in children]
+
+
+def kill(children: list[int]) -> None:
+    """kill -9 of whole process groups: loader workers too."""
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+
+
+def run(folder: Path, *flags: str, ranks: int = 1, before=None) -> dict[str, str]:
+    """A run that has to end well -> the hashes of its end."""
+    codes = wait(start(folder, *flags, ranks=ranks, before=before))
+    assert codes == [0] * ranks, (codes, (folder / "out.txt").read_text()[-3000:])
+    return end_of(folder)
+
+
+def end_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each part of the newest checkpoint: weights, averages, optimizer, scaler, counters, best."""
+    state = checkpoint.load(checkpoint.step_files(folder / "output" / "run")[0])
+
+    def words(value, name=""):
+        if isinstance(value, torch.Tensor):
+            yield f"{name}{value.dtype}{tuple(value.shape)}".encode()
+            yield value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        elif isinstance(value, (dict, list, tuple)):
+            for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from words(inside, f"{name}/{key}")
+        else:
+            yield f"{name}={value!r}".encode()
+
+    parts = ("step", "updates", "skips", "model", "ema", "optimizer", "scaler", "best", "first")
+    return {name: hashlib.sha256(b"".join(words(getattr(state, name)))).hexdigest()[:16] for name in parts}
+
+
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "output" / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def newest(folder: Path) -> int:
+    """Step of the newest checkpoint file, 0 without one."""
+    home = folder / "output" / "run"
+    steps = checkpoint.step_files(home) if home.is_dir() else []
+    return int(checkpoint.STEP_FILE.fullmatch(steps[0].name)[1]) if steps else 0
+
+
+# ------------------------------------------------------------------------------------------- through torchrun and train.sh
+
+
+def script(folder: Path, *flags: str, **variables) -> subprocess.Popen:
+    """bash train.sh of the rig's run, in a session of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*FLAGS, *map(str, flags)]
+    words[words.index("output")], words[words.index("logs")] = str(folder / "output"), str(folder / "logs")
+    unset = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
+    return subprocess.Popen(["bash", str(ROOT / "train.sh"), *words], start_new_session=True, stdin=subprocess.DEVNULL,
+                            stdout=open(folder / "out.txt", "a"), stderr=subprocess.STDOUT, env=environment)
+
+
+def below(process: int) -> list[int]:
+    """All descendants of a process, children before grandchildren."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = list(parents.get(process, []))
+    for child in found:
+        found += parents.get(child, [])
+    return found
+
+
+def until(condition, seconds: float = 60, what: str = "it") -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"{what} did not happen within {seconds} s"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def command_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def processes_of_run(launched: subprocess.Popen, processes: int) -> dict[str, list[int]]:
+    """-> "agent": torchrun; "ranks": the processes that train; "workers": those that load for them"""
+    found = {"agent": [], "ranks": [], "workers": []}
+    for process in below(launched.pid):
+        words = command_of(process)
+        if "torch.distributed.run" in words:
+            found["agent"].append(process)
+        elif "train.py" in words:
+            found["ranks" if len(found["ranks"]) < processes else "workers"].append(process)
+    return found

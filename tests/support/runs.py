@@ -1,0 +1,123 @@
+"""What the tests of whole runs share: their data, their checkpoints and logs compared."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import train
+from utils.attention import edits
+from utils.data import datasets
+from utils.run import checkpoint
+
+
+def state_of(folder="output/digits"):
+    return checkpoint.load(checkpoint.step_files(Path(folder))[0])
+
+
+def events_of(folder="output/digits", kinds=("train", "eval")):
+    """Without what a clock decides."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("images_per_second", "time", "seconds", "data_wait")}
+            for line in lines if line["event"] in kinds]
+
+
+def differences(a, b, path="") -> list[str]:
+    """Where two nested values differ; tensors bit for bit."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [found for i, pair in enumerate(zip(a, b)) for found in differences(*pair, f"{path}/{i}")]
+    if isinstance(a, (dict, list, tuple, torch.Tensor)):
+        return [] if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b) else [path]
+    return [] if a == b else [path]
+
+
+def make_tree(root: Path, classes=("ant", "bee"), images=6, splits=("train", "val")) -> Path:
+    random = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(images):
+                pixels = random.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def mark(folder: Path, images=range(0, 1097, 3), value=0.9) -> None:
+    """Edits of digits: the upper left quarter of the 4 x 4 grid."""
+    split = datasets.digits("").train
+    for index in images:
+        edited = np.zeros((4, 4), bool)
+        edited[:2, :2] = True
+        edits.write(edits.path_of(folder, split.name(index)), edits.Edit(
+            split.name(index), edits.checksum(split, index), np.where(edited, value, 0).astype(np.float32), edited))
+
+
+def forked(processes: int, *flags: str) -> list[int]:
+    """train.py in forked processes, which need not load PyTorch again, as torchrun starts it -> their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> None:
+        os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        sys.exit(train.main(["--device", "cpu", *flags]))
+
+    started = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+VARIABLES = {
+    "DATASET": ("cifar100", "dataset", "cifar100"),
+    "DATA_DIR": ("my data", "data_dir", "my data"),
+    "RECIPE": ("mae", "recipe", "mae"),
+    "MODEL_TYPE": ("ViT-B_16", "model_type", "ViT-B_16"),
+    "IMG_SIZE": ("384", "img_size", 384),
+    "NAME": ("c100", "name", "c100"),
+    "TRAIN_BATCH_SIZE": ("256", "train_batch_size", 256),
+    "EVAL_BATCH_SIZE": ("32", "eval_batch_size", 32),
+    "GRAD_STEPS": ("4", "gradient_accumulation_steps", 4),
+    "VAL_FRACTION": ("0.1", "val_fraction", 0.1),
+    "NUM_STEPS": ("500", "num_steps", 500),
+    "NUM_EPOCHS": ("2.5", "num_epochs", 2.5),
+    "WARMUP_STEPS": ("100", "warmup_steps", 100),
+    "DECAY_TYPE": ("linear", "decay_type", "linear"),
+    "OPTIMIZER": ("adamw", "optimizer", "adamw"),
+    "WEIGHT_DECAY": ("0.05", "weight_decay", 0.05),
+    "LEARNING_RATE": ("0.01", "learning_rate", 0.01),
+    "RESUME_PATH": ("output/a b", "resume_path", "output/a b"),
+    "PRETRAINED_DIR": ("checkpoint/ViT-B_16.npz", "pretrained_dir", "checkpoint/ViT-B_16.npz"),
+    "SEED": ("7", "seed", 7),
+    "PRECISION": ("fp16", "precision", "fp16"),
+    "FP16_OPT_LEVEL": ("O1", "fp16_opt_level", "O1"),
+}
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of running processes that hold `text` (on Linux; elsewhere none can be seen)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:                       # it has ended meanwhile
+            continue
+        found += [line] if text in line else []
+    return found
+
+
+def same(a: dict, b: dict) -> list[bool]:
+    common = a.keys() & b.keys()
+    assert len(common) > 10
+    return [torch.equal(a[key], b[key]) for key in common]

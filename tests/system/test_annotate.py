@@ -1,0 +1,383 @@
+"""annotate.py: which model and images it takes, what it says, what it shows of a model, and that no kill harms an edit."""
+
+import http.client
+import json
+import multiprocessing
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from miniatures import GOOD_TREE, csv_files, cub, png, tree
+
+import annotate
+import configs
+import models
+from utils.attention import edits
+from utils.attention.editor import session as editing
+from utils.data import datasets, splits, transforms
+from utils.run import checkpoint
+
+pytest.importorskip("starlette", reason="needs requirements-annotate.txt")
+pytest.importorskip("uvicorn", reason="needs requirements-annotate.txt")
+
+
+def write_run(folder: Path, classes=tuple("0123456789"), img_size=8, sigmoid="", **settings) -> Path:
+    """A run of a random model -> its best.pt"""
+    torch.manual_seed(0)
+    given = {"dataset": "digits", "pretrained_dir": "none"} | settings
+    run = configs.resolve(given | {"img_size": img_size}).to_dict()
+    model = models.create_model(configs.MODELS["ViT-Nano_2"], len(classes), img_size)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if sigmoid:
+        models.use_sigmoid_attention(model, sigmoid)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder / "best.pt", checkpoint.RunState(
+        1, 1, 0, model.state_dict(), {}, {}, {"step": 1, "accuracy": 0.5}, {}, run, model.config.to_dict(), list(classes), 1097,
+        1.0))
+    return folder / "best.pt"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_run(tmp_path / "output/nano")
+
+
+def gallery(*flags) -> editing.Gallery:
+    args = annotate.parse([str(flag) for flag in flags])
+    path = annotate.find_checkpoint(args.checkpoint)
+    return annotate.open_gallery(args, path, annotate.settings_of(path))
+
+
+# -------------------------------------------------------------------------------------------------- what it shows
+
+
+def test_the_newest_run_and_its_own_data(run, capsys):
+    shown = gallery()
+    assert (len(shown.labels), shown.grid, shown.title, list(shown.classes)) == (1097, (4, 4), "nano", list("0123456789"))
+    said = capsys.readouterr().out
+    assert shown.name(3) == "train/3" and "layer 4" in said and "--sigmoid_attention all" in said
+    with np.load(Path(annotate.__file__).parent / "assets/digits.npz") as file:
+        assert (shown.labels == file["labels"][:1097]).all()
+        np.testing.assert_array_equal(shown.pixels(3)[..., 0], np.round(file["images"][3] * (255 / 16)))
+    newer = write_run(run.parent.parent / "other", sigmoid="all")
+    assert annotate.find_checkpoint(None) == newer.relative_to(Path.cwd())
+    assert "layer 1, 2, 3, 4;" in gallery("--split", "test").facts[2] and not capsys.readouterr().out
+    checkpoint.save(newer.with_name("step-00000001.pt"), checkpoint.load(newer))
+    newer.unlink()
+    assert gallery("--checkpoint", newer.parent).title == "other"
+
+
+def test_what_is_shown_is_the_models(run):
+    """Against the plain forward pass and the definition: logits l of the class token, sigmoid(l), softmax(l) under the edit."""
+    shown = gallery("--checkpoint", run)
+    model = models.load_model(run)
+    pixels = torch.from_numpy(shown.pixels(5).copy()).movedim(-1, 0)[None]
+    images = transforms.normalise(pixels, model.config.mean, model.config.std)
+    captured = []
+    handle = model.blocks[-1].attn.attend.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[:2]))
+    with torch.no_grad():
+        plain = model(images)[0].softmax(-1).numpy()
+    handle.remove()
+    q, k = captured[0]
+    logits = (q[0, :, :1] @ k[0].transpose(-2, -1) / q.shape[-1] ** 0.5)[:, 0].double()       # (H, 1 + h * w)
+    own = shown.look(5)
+    np.testing.assert_allclose(own.probabilities, plain, atol=1e-5)
+    np.testing.assert_allclose(own.sigmoid.ravel(), logits[:, 1:].sigmoid().mean(0), atol=1e-5)
+    np.testing.assert_allclose(own.weights.ravel(), logits.softmax(-1)[:, 1:].mean(0), atol=1e-5)
+    values, edited = np.full((4, 4), 0.9, np.float32), np.zeros((4, 4), bool)
+    edited[1, 2] = True
+    logits[:, 1 + 6] = np.log(0.9 / 0.1)
+    now = shown.look(5, values, edited)
+    np.testing.assert_allclose(now.weights.ravel(), logits.softmax(-1)[:, 1:].mean(0), atol=1e-5)
+    np.testing.assert_allclose(now.sigmoid, own.sigmoid, atol=1e-6)
+    assert not np.allclose(now.probabilities, own.probabilities) and (shown.look(5).weights == own.weights).all()
+    assert shown.predict([5, 6]) == [plain.argmax(), shown.look(6).probabilities.argmax()]
+
+
+TINY = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "num_layers": 2}
+
+
+@pytest.mark.parametrize("layers", ["last", "all", "2"])
+@pytest.mark.parametrize("row", [{"distilled": True}, {"classifier": "patch_mean"}, {"classifier": "gap"}, {"in_channels": 1},
+                                 {"class_layers": 2, "layer_scale": 0.1}], ids=str)
+def test_every_family_and_a_grid_that_is_not_square(row, layers):
+    """As the whole model, though only its end runs after an edit."""
+    torch.manual_seed(0)
+    row = ({"gelu": "erf"} if row.keys() & {"distilled", "class_layers"} else {}) | row
+    model = models.create_model(configs.architecture(**TINY, **row), 3, (12, 20)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    models.use_sigmoid_attention(model, "4" if row.get("class_layers") and layers == "2" else layers)
+    transform = transforms.eval_transform(model.img_size, channels=model.config.in_channels)
+    images = splits.ArrayImages(np.random.default_rng(0).integers(0, 256, (2, 9, 11, 3), np.uint8), np.array([0, 1]))
+    viewer = annotate.Viewer(model, images, transform, lambda size: edits.WHOLE)
+    own, edited = viewer.look(1), np.zeros((3, 5), bool)
+    edited[2, 4] = True
+    values = np.full((3, 5), 0.999, np.float32)
+    now = viewer.look(1, values, edited)
+    batch = viewer._input([viewer.seen(1)[0]])
+    with torch.no_grad(), models.edit_attention(model, torch.from_numpy(values)[None], torch.from_numpy(edited)[None]):
+        with models.record_attention(model) as maps:
+            np.testing.assert_allclose(now.probabilities, model(batch)[0].softmax(-1).numpy(), atol=1e-6)
+        whole = maps[model.sigmoid_layers[-1] - 1][0, :, model.query_rows, -15:].mean((0, 1)).view(3, 5)
+        np.testing.assert_allclose(now.weights, whole.numpy(), atol=1e-6)
+    with torch.no_grad():
+        np.testing.assert_allclose(own.probabilities, model(batch)[0].softmax(-1).numpy(), atol=1e-6)
+    assert own.weights.shape == own.sigmoid.shape == (3, 5) and 0 < own.weights.sum() <= 1 + 1e-6
+    assert now.weights[2, 4] > own.weights[2, 4]
+    assert not np.allclose(now.probabilities, own.probabilities, atol=1e-7)
+    assert viewer.pixels(0).shape == ((12, 20) if model.config.in_channels == 1 else (12, 20, 3))
+
+
+def test_a_model_that_says_nothing_is_told(run, monkeypatch):
+    """Of an older version of the program, which saved such weights."""
+    state = checkpoint.load(run)
+    state.model["head.bias"][:] = float("nan")
+    monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
+    checkpoint.save(run, state)
+    with pytest.raises(splits.ImageError, match="diverged"):
+        gallery().look(0)
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+def test_folders_of_images(run, tmp_path):
+    """train/ and val/, class folders, and images alone; classes are matched by name."""
+    write_run(tmp_path / "output/bees", ("bee", "cow", "ant"), (8, 8))
+    flags = ("--checkpoint", tmp_path / "output/bees", "--data")
+    divided = tree(tmp_path / "divided", GOOD_TREE)
+    assert gallery(*flags, divided).labels.tolist() == [2, 2, 2, 0, 0]
+    held = gallery(*flags, divided, "--split", "val")
+    assert held.labels.tolist() == [2, 0, 0] and held.name(0) == "val/ant/0.png"
+    classes = gallery(*flags, tree(tmp_path / "classes", {"dog": 1, "bee": 2}))
+    assert classes.labels.tolist() == [0, 0, -1] and classes.name(2) == "dog/0.png"
+    (tmp_path / "plain").mkdir()
+    for name in ("b.png", "a.PNG", "cut.png"):
+        (tmp_path / "plain" / name).write_bytes(png(cut=40 if name == "cut.png" else None))
+    plain = gallery(*flags, tmp_path / "plain")
+    assert [plain.name(index) for index in range(3)] == ["a.PNG", "b.png", "cut.png"] and plain.labels.tolist() == [-1] * 3
+    assert plain.predict([0, 1, 2])[2] == editing.UNREADABLE
+    with pytest.raises(splits.ImageError):
+        plain.look(2)
+    lists = csv_files(tmp_path / "csv", train="a.png,ant\nb.png,bee\n", val="c.png,ant\n")
+    assert gallery(*flags, lists).labels.tolist() == [2, 0]
+
+
+def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tree(tmp_path / "data", {f"{part}/{name}": 10 for part in ("train", "val") for name in ("ant", "bee")})
+    write_run(tmp_path / "output/held", ("ant", "bee"), dataset="folder", data_dir=data, val_fraction=0.2, eval_crop=0.5,
+              model_type="ViT-Nano_2", recipe="vit-paper")
+    train, val = gallery(), gallery("--split", "val")
+    assert (len(train.labels), len(val.labels)) == (16, 4)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = gallery("--data", tmp_path / "moved", "--split", "val")
+    assert [moved.name(index) for index in range(4)] == [val.name(index) for index in range(4)]
+    # Images of 12 x 10 at twice the 8 x 8 pixels of the model: 19 x 16, of which the middle.
+    assert moved.region(0) == pytest.approx((6 / 19, 0.25, 14 / 19, 0.75))
+    write_run(tmp_path / "output/birds", [f"c{i}" for i in range(200)], dataset="cub200", model_type="ViT-Nano_2",
+              recipe="vit-paper")
+    assert gallery("--checkpoint", "output/birds", "--data", cub(tmp_path / "cub")).name(0).startswith("images/001.")
+
+
+def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
+    """While the server runs: pixels, what the model says and the checksum are those of the file that is there now."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    shown, nothing = gallery("--data", folder), np.zeros((4, 4), bool)
+    values = nothing.astype(np.float32)
+    before = shown.pixels(0), shown.look(0), shown.look(0, values, nothing), shown.checksum(0)
+    (folder / "a.png").write_bytes(png(side=21))
+    fresh = gallery("--data", folder)
+    assert (shown.pixels(0) == fresh.pixels(0)).all() and not (shown.pixels(0) == before[0]).all()
+    for now in (shown.look(0), shown.look(0, values, nothing)):
+        np.testing.assert_allclose(now.weights, fresh.look(0).weights, atol=1e-6)
+        assert not np.allclose(now.weights, before[1].weights, atol=1e-4)
+    assert shown.checksum(0) == fresh.checksum(0) != before[3]
+
+
+def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = tree(tmp_path / "data", {f"{part}/{name}": 2 for part in ("train", "val") for name in ("ant", "bee")})
+    write_run(tmp_path / "output/ants", ("ant", "bee"), dataset="folder", data_dir=data, model_type="ViT-Nano_2",
+              recipe="vit-paper")
+    for fine in ([], ["--data", data], ["--data", data, "--split", "val"]):
+        gallery(*fine)
+        assert not capsys.readouterr().err, fine
+    gallery("--data", tmp_path / "data/train")                             # the same images as ant/0.png
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "ant/0.png" in warning and "train/ant/0.png" in warning and "train.py" in warning
+    (tmp_path / "data").rename(tmp_path / "moved")
+    gallery("--data", tmp_path / "moved/train")
+    assert not capsys.readouterr().err, "what the run's own images are called is not known any more"
+    write_run(tmp_path / "output/cifar", [str(i) for i in range(10)], dataset="cifar10", data_dir=str(tmp_path / "nowhere"),
+              model_type="ViT-Nano_2", recipe="vit-paper")
+    monkeypatch.setattr(datasets, "load_splits", lambda *_, **__: pytest.fail("this would download"))
+    gallery("--checkpoint", "output/cifar", "--data", tmp_path / "moved/train")
+    assert not capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("flags, word", [
+    (["--checkpoint", "nowhere"], "nowhere"),
+    (["--checkpoint", "empty"], "no intact checkpoint"),
+    (["--checkpoint", "{root}/assets/ViT-Nano_2-letters.npz"], "no checkpoint of a run"),
+    (["--data", "nowhere"], "no such folder"),
+    (["--data", "empty"], "empty"),
+    (["--data", "classes", "--split", "val"], "leave --split out"),
+    (["--edits", "file"], "file"),
+    (["--port", "70000"], "0 to 65535"),
+    (["--port", "x"], "--help"),
+    (["--port", "{busy}"], "port {busy}"),
+    (["--host", ""], "--host"),
+    (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+    (["--nonsense"], "--nonsense")], ids=lambda value: " ".join(value) if isinstance(value, list) else value)
+def test_wrong_input_is_one_line(run, capsys, flags, word):
+    Path("empty").mkdir()
+    Path("file").touch()
+    tree(Path("classes"), {"ant": 1, "bee": 1})
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        known = {"root": Path(annotate.__file__).parent, "busy": busy.getsockname()[1]}
+        port = [] if "--port" in flags else ["--port", "0"]
+        assert annotate.main([*port, *(flag.format(**known) for flag in flags)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("annotate.py: error: ") and said.count("\n") == 1 and word.format(**known) in said
+
+
+def test_without_runs_or_packages_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert annotate.main(["--port", "0"]) == 2 and "train first" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "utils.attention.editor.server", raising=False)
+    monkeypatch.delattr("utils.attention.editor.server", raising=False)
+    assert annotate.main([]) == 2
+    assert capsys.readouterr().err == ("annotate.py: error: the editor needs uvicorn: pip install -r requirements-annotate.txt\n")
+
+
+def test_other_hosts_are_warned_of(run, monkeypatch, capsys):
+    from utils.attention.editor import server
+
+    served = []
+    monkeypatch.setattr(server, "serve", lambda *arguments: served.append(arguments))
+    assert annotate.main(["--host", "0.0.0.0", "--port", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: --host 0.0.0.0" in err and served[0][2] == "0.0.0.0"
+    assert f"or http://{socket.gethostname()}:" in out and "0.0.0.0" not in out
+    assert annotate.main(["--port", "0", "--who", "Ada", "--edits", "elsewhere/deep"]) == 0
+    out, err = capsys.readouterr()
+    assert not err and "1,097 images, 0 edited; edits go to elsewhere/deep; Ctrl-C stops" in out
+    assert Path("elsewhere/deep").is_dir() and served[1][0].who == "Ada"
+
+
+def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, capsys):
+    """The folder that taught the run, if it is there; the start line tells what lies in it."""
+    from utils.attention.editor import server
+
+    served = []
+    monkeypatch.setattr(server, "serve", lambda session, *_: served.append(session.folder))
+    split = datasets.load_splits("digits", "")
+    for index, of in ((3, split.train), (5, split.train), (0, split.val)):
+        edit = edits.Edit(of.name(index), edits.checksum(of, index), np.zeros((4, 4), np.float32), np.ones((4, 4), bool))
+        edits.write(edits.path_of("output/nano/edits", of.name(index)), edit)
+    second = write_run(Path("output/second"), pretrained_dir="output/nano",
+                       attention_edits="output/nano/edits", attention_loss_weight=1.0)
+    assert annotate.main(["--port", "0", "--checkpoint", str(second)]) == 0
+    assert "1,097 images, 2 edited; edits go to output/nano/edits (with 1 file of other images); " in capsys.readouterr().out
+    edits.path_of("output/nano/edits", split.train.name(3)).rename("output/nano/edits/val/x.png.json")
+    annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "output/nano/edits"])
+    assert "1 edited; edits go to output/nano/edits (with 2 files of other images); " in capsys.readouterr().out
+    Path("output/nano").rename("output/gone")
+    annotate.main(["--port", "0", "--checkpoint", str(second)])
+    annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "own"])
+    assert served == [Path("output/nano/edits")] * 2 + [Path("output/second/edits"), Path("own")]
+
+
+# -------------------------------------------------------------------------------------------------------- the program
+
+
+def ask(port: int, method: str, path: str, content=None) -> dict:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    body = None if content is None else json.dumps(content)
+    connection.request(method, path, body, {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def forked(run: Path) -> tuple[multiprocessing.Process, int]:
+    """annotate.py in a process that need not load PyTorch again -> (the process, its port)"""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = multiprocessing.get_context("fork").Process(
+        target=annotate.main, args=(["--checkpoint", str(run), "--port", str(port)],))
+    process.start()
+    for _ in range(200):
+        try:
+            ask(port, "GET", "/api/state")
+            break
+        except OSError:
+            time.sleep(0.05)
+    return process, port
+
+
+def test_a_kill_never_harms_an_edit(run):
+    """While edits stream in: the file is whole, the last that was answered, or the next; and the next server goes on with it."""
+    file, number = run.parent / "edits/train/7.json", 0
+    for delay in (0.05, 0.1, 0.2, 1.0):
+        process, port = forked(run)
+        shown = ask(port, "GET", "/api/images/7")
+        revision, answered = shown["revision"], number
+        assert not number or (shown["values"][0][0] == number / 1000 and shown["counts"]["edited"] == 1)
+        killer = threading.Timer(delay, process.kill)
+        killer.start()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            while True:
+                number = answered + 1
+                content = {"image": "train/7", "revision": revision, "values": [[number / 1000] * 4] * 4}
+                revision = ask(port, "PUT", "/api/images/7/edit", content)["revision"]
+                answered = number
+        killer.join()
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
+        number = answered                         # 0, without a file, where the kill was faster than the first save
+        if answered or file.exists():
+            number = round(1000 * float(edits.read(file).values[0, 0]))
+            assert number in (answered, answered + 1)
+    assert number
+
+
+def test_the_program_serves_until_ctrl_c(run):
+    process = subprocess.Popen([sys.executable, annotate.__file__, "--checkpoint", run, "--port", "0"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restore_interrupt)
+    try:
+        assert process.stdout.readline().startswith("the model has softmax attention")
+        address, what = process.stdout.readline().split("  ")
+        assert what == f"1,097 images, 0 edited; edits go to {run.parent / 'edits'}; Ctrl-C stops\n"
+        port = int(address.rstrip("/").rpartition(":")[2])
+        ask(port, "PUT", "/api/images/7/edit", {"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4})
+        # Where train.py --attention_edits looks for them.
+        split = datasets.load_splits("digits", "").train
+        assert list(edits.find(run.parent / "edits", split)) == [7]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0 and errors == ""
+    finally:
+        process.kill()
+
+
+def restore_interrupt() -> None:
+    """A shell starts what runs in its background, tests perhaps, with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,124 @@
+"""README, MODEL_ZOO and CONTRIBUTING say what is so."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import figures
+import pytest
+
+import configs
+from models import list_models
+from models.checkpoints.published import published_name, url_of
+
+ROOT = Path(__file__).resolve().parents[2]
+README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the bash blocks, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+SHELL = [line for line in commands(README) + commands(ZOO) if re.search(r"bash (train|train_fp16|sweep)\.sh", line)]
+PYTHON = [line for line in commands(README) + commands(ZOO) if line.startswith("python train.py")]
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_a_documented_script_command_makes_a_valid_run(run_script, line):
+    """Dry: the variables become flags that train.py accepts together."""
+    words = shlex.split(line)
+    at = words.index("bash")
+    variables = dict(word.split("=", 1) for word in words[:at])
+    script = words[at + 1].replace("sweep.sh", "train.sh")          # a sweep hands everything on
+    done = run_script(script, *words[at + 2:], **variables | {"DRY_RUN": "1"})
+    assert done.returncode == 0, done.stderr
+    printed = shlex.split(done.stdout.splitlines()[-1])
+    given = configs.parse(printed[printed.index("train.py") + 1:])
+    if "resume_path" not in given:
+        configs.resolve(given)
+
+
+@pytest.mark.parametrize("line", PYTHON)
+def test_a_documented_python_command_is_valid(line):
+    given = configs.parse(shlex.split(line)[2:])
+    if "resume_path" not in given:
+        configs.resolve(given)
+
+
+def test_the_python_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    result = {}
+    exec(code, result)
+    assert result["logits"].shape == (4, 10) and "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out
+
+
+def test_the_commands_are_there():
+    assert "bash train.sh" in commands(README) and "bash test.sh" in commands(README)
+    assert len(SHELL) > 6 and len(PYTHON) > 3
+
+
+def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
+    section = README.split("## Variables of train.sh")[1].split("\n## ")[0]
+    first_cells = "".join(line.split("|")[1] for line in section.splitlines() if "|" in line)
+    documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", first_cells))
+    script = set(re.findall(r"^([A-Z0-9_]+)=\$\{\1:-", (ROOT / "train.sh").read_text(), re.MULTILINE))
+    assert documented == script
+    rows = {cells[1].strip(" `"): cells[3] for line in section.splitlines() if len(cells := line.split("|")) == 5}
+    big, digits = configs.resolve({"dataset": "cifar10"}), configs.resolve({})
+    for variable, flag in (("TRAIN_BATCH_SIZE", "train_batch_size"), ("NUM_STEPS", "num_steps"), ("WARMUP_STEPS", "warmup_steps"),
+                           ("LEARNING_RATE", "learning_rate")):
+        assert str(big[flag]) in rows[variable] and str(digits[flag]) in rows[variable], variable
+    for variable, flag in (("EVAL_BATCH_SIZE", "eval_batch_size"), ("SEED", "seed"), ("FP16_OPT_LEVEL", "fp16_opt_level"),
+                           ("DECAY_TYPE", "decay_type"), ("DATA_DIR", "data_dir"), ("PRECISION", "precision")):
+        assert str(big[flag]) in rows[variable], variable
+    assert all(name in section for name in list_models())
+
+
+def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
+    rows = re.findall(r"^\| `([^`]+/[^`]+)` \| `([^`]+)` \|.*\((https?://[^)]+)\)|^\| `([^`]+/[^`]+)` \| `([^`]+)` \|.*<(https?://[^>]+)>",
+                      ZOO, re.MULTILINE)
+    rows = [[part for part in row if part] for row in rows]
+    assert len(rows) > 40
+    for name, model, url in rows:
+        assert published_name(name) == name and url_of(name) == url, name
+        assert model in list_models(), model
+
+
+RECIPE_TABLES = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", ZOO.split("\n## Recipes\n")[1], re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("recipe", configs.RECIPES)
+def test_the_table_of_a_recipe_holds_its_row(recipe):
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.+) \|$", RECIPE_TABLES[recipe], re.MULTILINE)
+    given = configs.parse([word for flag, here, _ in rows for word in (f"--{flag}", here)])
+    assert given == configs.RECIPES[recipe] and all(source.strip() for _, _, source in rows)
+
+
+def test_every_default_checkpoint_can_be_found():
+    for model in list_models():
+        name = configs.DEFAULT_WEIGHTS.get(model, model)
+        assert (ROOT / name).is_file() or published_name(name), model
+
+
+def test_named_files_exist():
+    for text in (README, CONTRIBUTING):
+        for name in re.findall(r"`((?:models|utils|assets|tests)/[\w./-]*|\w+\.(?:py|sh|md|ipynb))`", text):
+            assert (ROOT / name).exists(), name
+
+
+def test_the_figures_of_reliability_are_those_that_were_recorded():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    assert page == figures.document(page, json.loads((ROOT / "docs" / "reliability.json").read_text()))
+
+
+def test_every_promise_and_exit_code_is_in_the_page():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    tests, modules = ((file.read_text() for file in (ROOT / place).glob("*.py")) for place in ("tests", "utils"))
+    promised = {number for text in tests for number in re.findall(r'contract\("(P\d+)"', text)}
+    assert promised <= set(re.findall(r"^\| (P\d+) \| ", page.partition("## What was tried")[0], re.MULTILINE))
+    coded = {int(code) for text in modules for code in re.findall(r"^    code = (\d+)", text, re.MULTILINE)}
+    assert coded | {0, 1, 2, 143} == {int(code) for code in re.findall(r"^\| (\d+) \| ", page, re.MULTILINE)}

@@ -1,0 +1,172 @@
+"""docs/reliability.md: every flag and every variable goes through train.sh and torchrun to train.py as it was typed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import VARIABLES
+from torch.distributed.run import get_args_parser, parse_args
+
+import configs
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMISE = ("P24", "every flag and every variable reaches the program as it was typed")
+# Values of text that a shell, argparse or the launcher might take for something else.
+ODD = ["a b", "it's", 'say "no"', "$HOME `id` $(id) *", "Größe 画像 🙂", "back\\slash\\", "a;b&c|d>e", "line\nbreak", "tab\t",
+       " ends ", "#no comment", "~/x", "{a,b}", "!!", "%s%n", "=x=", ""]
+DASHED = ["-d", "-my data", "--no", "--nproc_per_node", "-1e-3", "--max_restarts=3"]
+# One value for each kind that is no text.
+TYPED = {
+    configs.run_name: ["Run_1.2+x-3", "0"], configs.image_size: ["224", "224x160"], configs.steps_list: ["200,300,400"],
+    configs.layers: ["head", "2"], configs.sigmoid_layers: ["last", "3,7"], configs.weights_of_classes: ["1,2.5,1"],
+    configs.fraction: ["0.25", "1e-3"], configs.share: ["1"], configs.magnitude: ["10"], configs.positive: ["7"],
+    configs.not_negative: ["0"], configs.positive_number: ["2.5e-1"], configs.not_negative_number: ["3e-2"]}
+
+
+def spellings(name: str) -> list[tuple[list[str], object]]:
+    """-> the words of the flag, as one may type it, and what train.py has to make of them"""
+    kind = configs.FLAGS[name][0]
+    if kind is None:
+        return [([f"--{name}"], True)]
+    values = kind if isinstance(kind, tuple) else TYPED[kind] if kind is not str else ODD
+    read = (lambda text: text) if isinstance(kind, tuple) else kind
+    found = [(words, read(value)) for value in values for words in ([f"--{name}", value], [f"--{name}={value}"])]
+    return found + [([f"--{name}={value}"], value) for value in DASHED if kind is str]
+
+
+@pytest.mark.contract(*PROMISE)
+def test_the_launcher_takes_no_flag_for_its_own(figure):
+    """Each flag by itself, in every spelling: argparse looks at all words for options before it gives the rest away."""
+    tried, nodes = 0, ["--nnodes", "2", "--node_rank", "1", "--master_addr", "a", "--master_port", "29500", "--max_restarts", "3"]
+    for name in configs.FLAGS:
+        for words, value in spellings(name):
+            for launcher in (["--standalone"], nodes):
+                read = parse_args([*launcher, "--nproc_per_node", "2", "train.py", *words])
+                assert (read.training_script, read.training_script_args) == ("train.py", words)
+                assert (read.nproc_per_node, read.standalone) == ("2", launcher != nodes)
+            assert configs.parse(words) == {name: value}
+            tried += 1
+    figure(f"spellings of {len(configs.FLAGS)} flags read by torchrun", tried)
+
+
+def test_no_flag_is_the_beginning_of_two_of_the_launcher():
+    """With one of these the launcher would stop: ambiguous option."""
+    options = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for name in configs.FLAGS:
+        begun = {option.replace("-", "_") for option in options if option.replace("-", "_").startswith(f"__{name}")}
+        assert not begun - {f"__{name}"}, (name, begun)
+
+
+# Takes the place of train.py, and of Python where no launcher is wanted.
+NOTE = """
+import json, os, sys
+with open(os.path.join(os.environ["NOTES"], os.environ.get("RANK", "script")), "a") as stream:
+    stream.write(json.dumps({"argv": sys.argv[1:], "folder": os.getcwd(), "env": dict(os.environ)}) + "\\n")
+"""
+STUB = """#!/usr/bin/env bash
+[ "$1" != - ] || exec "$REAL_PYTHON" "$@"
+exec "$REAL_PYTHON" -I "$NOTES/note.py" "$@"
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the scripts in a folder whose name needs care, with a train.py that notes what it is given."""
+    place = tmp_path / "my $pro 'ject ü"
+    (place / "utils").mkdir(parents=True)
+    for name in ("train.sh", "train_fp16.sh", "utils/python.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, place / name)
+    (place / "train.py").write_text(NOTE)
+    (tmp_path / "note.py").write_text(NOTE)
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    return place
+
+
+def launch(project: Path, *flags: str, script: str = "train.sh", python: Path | None = None, **variables: str) -> list[dict]:
+    """-> what was noted, by each process"""
+    notes = project.parent
+    unset = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH", *VARIABLES)
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PYTHON": str(python or notes / "python"), "REAL_PYTHON": sys.executable, "NOTES": str(notes), **variables}
+    done = subprocess.run(["bash", str(project / script), *flags], cwd="/", env=environment, capture_output=True, text=True,
+                          timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    files = sorted(file for file in notes.iterdir() if re.fullmatch(r"script|\d+", file.name))
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    for file in files:
+        file.unlink()
+    return found
+
+
+def every_flag() -> list[str]:
+    """All flags in all their spellings, one after the other."""
+    return [word for name in configs.FLAGS for words, _ in spellings(name) for word in words]
+
+
+@pytest.mark.contract(*PROMISE)
+def test_every_flag_goes_through_the_script(project, figure):
+    """train.sh and train_fp16.sh, beside a Python that notes what it is started with."""
+    given = every_flag()
+    for script in ("train.sh", "train_fp16.sh"):
+        noted, = launch(project, *given, script=script)
+        assert noted["argv"][-len(given):] == given and noted["folder"] == str(project)
+    figure("words handed on by train.sh and train_fp16.sh", 2 * len(given))
+
+
+@pytest.mark.contract(*PROMISE)
+def test_every_variable_goes_through_the_script(project, tries, figure):
+    """All at once; those of text with every odd value in turn. One that is set to nothing is as good as not set."""
+    texts = [name for name, (_, flag, _) in VARIABLES.items() if configs.FLAGS[flag][0] is str]
+    values = [value for value in [*ODD, *DASHED] if value]
+    for number in range(0, len(values), tries(4, 1)):
+        odd = {name: values[(number + turn) % len(values)] for turn, name in enumerate(texts)}
+        noted, = launch(project, **{name: value for name, (value, _, _) in VARIABLES.items()} | odd)
+        words = noted["argv"][noted["argv"].index("train.py") + 1:]
+        assert configs.parse(words) == {flag: odd.get(name, parsed) for name, (_, flag, parsed) in VARIABLES.items()}
+    figure("variables handed on by train.sh", len(values[::tries(4, 1)]) * len(VARIABLES))
+
+
+@pytest.mark.slow
+@pytest.mark.contract(*PROMISE)
+def test_every_flag_and_variable_goes_through_torchrun(project, figure):
+    """One launch of two processes with all of them, in a folder whose name needs care."""
+    given = every_flag()
+    launched = {"NPROC": "2", "MAX_RESTARTS": "2", "OMP_NUM_THREADS": "3", "WANDB_API_KEY": "a key"}
+    variables = {name: value for name, (value, _, _) in VARIABLES.items()}
+    found = launch(project, *given, python=Path(sys.executable), **launched, **variables)
+    assert sorted(noted["env"]["RANK"] for noted in found) == ["0", "1"]
+    for noted in found:
+        assert noted["argv"][-len(given):] == given and noted["folder"] == str(project)
+        assert configs.parse(noted["argv"][:-len(given)]) == {flag: parsed for _, flag, parsed in VARIABLES.values()}
+        assert configs.parse(noted["argv"])["learning_rate"] == 3e-2, "flags win over variables"
+        environment = noted["env"]
+        assert {name: environment[name] for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "WANDB_API_KEY",
+                                                     "TORCHELASTIC_MAX_RESTARTS")} == {
+            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3", "WANDB_API_KEY": "a key",
+            "TORCHELASTIC_MAX_RESTARTS": "2"}
+        assert environment["VIT_LAUNCH"] and not Path(environment["VIT_LAUNCH"]).exists()
+    figure("words and variables through train.sh and torchrun, to each of two processes", len(given) + len(variables))
+
+
+def test_folders_with_odd_names_are_used(run_train, tmp_path, monkeypatch):
+    """The program's working folder, its data, its results and what it goes on from."""
+    from runs import make_tree
+
+    home = tmp_path / "a b 'c' ü"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    make_tree(home / "-my data 画像")
+    flags = ("--dataset", "folder", "--model_type", "ViT-Nano_2", "--data_dir=-my data 画像", "--output_dir=-out put",
+             "--log_dir", "l g")
+    assert run_train(*flags, "--name", "r", "--confusion_matrix") == 0
+    assert run_train("--resume_path=-out put/r", "--num_steps", 5) == 0
+    made = {str(path.relative_to(home)) for path in home.rglob("*.pt")}
+    assert made == {"-out put/r/best.pt", "-out put/r/step-00000004.pt", "-out put/r/step-00000005.pt"}
+    assert list((home / "l g" / "r").iterdir()) and (home / "-out put" / "r" / "confusion.csv").exists()
+    assert sorted(path.name for path in home.iterdir()) == ["-my data 画像", "-out put", "l g"]

@@ -1,0 +1,82 @@
+"""What only a GPU can show; skipped where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import create_model
+from utils.run import checkpoint
+
+pytestmark = pytest.mark.gpu
+FLAGS = ("--device", "cuda", "--num_steps", 6, "--eval_every", 3, "--eval_batch_size", 100)
+
+
+def losses(folder: str) -> list[float]:
+    events = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "train"]
+
+
+@pytest.mark.parametrize("name", ["ViT-Nano_2", "R-ViT-Ti_16"])
+def test_logits_are_those_of_the_cpu(name):
+    torch.manual_seed(0)
+    model = create_model(name, 10, img_size=64).eval()
+    torch.nn.init.normal_(model.head.weight)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        expected = model(images)
+        actual = model.cuda()(images.cuda()).cpu()
+    assert (actual - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("flags", "tolerance"), [
+    (["--precision", "fp32"], 1e-4), (["--precision", "bf16"], 0.02), (["--fp16", "--fp16_opt_level", "O1"], 0.02)])
+def test_losses_are_those_of_the_cpu(run_train, flags, tolerance):
+    assert run_train("--name", "cpu", "--num_steps", 6, "--eval_every", 3, "--precision", "fp32") == 0
+    assert run_train("--name", "gpu", *FLAGS, *flags) == 0
+    for cpu, gpu in zip(losses("output/cpu"), losses("output/gpu"), strict=True):
+        assert gpu == pytest.approx(cpu, rel=tolerance)
+
+
+# What does not draw on the device: crops, RandAugment and erasing are drawn on the CPU, mixing by numpy.
+EVERYTHING = [
+    "--augmentation", "crop", "--randaugment_ops", 2, "--random_erasing", 0.5, "--mixup_alpha", 0.8, "--cutmix_alpha", 1,
+    "--label_smoothing", 0.1, "--class_weights", "balanced", "--ema_decay", 0.5, "--layer_decay", 0.8, "--distillation", "soft",
+    "--teacher", "output/teacher", "--precision", "fp32", "--optimizer", "sgd"]
+
+
+def test_mixing_averaging_and_distilling_are_those_of_the_cpu(run_train):
+    """The images are mixed on the device, and the teacher stands there."""
+    assert run_train("--name", "teacher", "--learning_rate", 0.01) == 0
+    assert run_train("--name", "cpu", "--num_steps", 6, "--eval_every", 3, *EVERYTHING) == 0
+    assert run_train("--name", "gpu", *FLAGS, *EVERYTHING) == 0
+    assert losses("output/gpu") == pytest.approx(losses("output/cpu"), rel=1e-4)
+    cpu, gpu = (checkpoint.load(Path(f"output/{name}/step-00000006.pt")) for name in ("cpu", "gpu"))
+    for name, weight in cpu.ema.items():
+        assert gpu.ema[name].device.type == "cpu"
+        torch.testing.assert_close(gpu.ema[name], weight, rtol=0, atol=1e-3)
+
+
+def test_auto_takes_bf16_on_ampere_and_later(run_train, capsys):
+    assert run_train(*FLAGS) == 0
+    said = capsys.readouterr().out
+    assert ("bf16 autocast" in said) == (torch.cuda.get_device_capability() >= (8, 0))
+
+
+@pytest.mark.parametrize("more", [[], ["--ema_decay", 0.5, "--mixup_alpha", 1, "--drop_path_rate", 0.3, "--dropout_rate", 0.1]],
+                         ids=["plain", "with an average, mixing and dropout"])
+def test_resume_on_the_gpu(run_train, more):
+    flags = [*FLAGS, "--fp16", "--save_every", 3, *more]
+    assert run_train("--name", "whole", *flags) == 0
+    assert run_train("--name", "parts", *flags) == 0
+    Path("output/parts/step-00000006.pt").unlink()
+    assert run_train("--resume_path", "output/parts", "--device", "cuda") == 0
+    assert losses("output/parts") == pytest.approx(losses("output/whole"), rel=1e-3)
+    assert checkpoint.load(Path("output/parts/step-00000006.pt")).step == 6
+
+
+@pytest.mark.slow
+def test_all_gpus_through_the_script(run_script):
+    done = run_script("train.sh", "--num_steps", "4", "--eval_every", "4")
+    assert done.returncode == 0 and torch.cuda.get_device_name() in done.stdout, done.stderr

@@ -1,0 +1,123 @@
+"""docs/reliability.md: a long run takes no more memory, files, threads or shared memory than a short one."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+import rig
+
+from utils.data import workers as loader_workers
+
+PROMISE = ("P23", "memory, file descriptors, threads and shared memory stay flat")
+# The smallest run of the rig: what is left of a step is the program around it.
+SMALL = ("--hidden_size", 16, "--mlp_dim", 16, "--num_layers", 1, "--randaugment_ops", 0, "--patch_size", 16, "--num_workers", 1,
+         "--eval_batch_size", 20)
+BATCH = 16 * 3 * 32 * 32          # bytes of the images of a step, as they are loaded
+
+
+def resident() -> int:
+    """Bytes in memory that are this process's own, or shared with its workers; pages of libraries come and go."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))}
+    return 1024 * sum(sizes.values())
+
+
+def shared_files() -> list[str]:
+    """What PyTorch has in /dev/shm for processes of this group; others may be at work."""
+    group, found = os.getpgid(0), []
+    for name in os.listdir("/dev/shm"):
+        owner = name.split("_")[1:2] if name.startswith("torch_") else []
+        try:
+            if owner and os.getpgid(int(owner[0])) == group:
+                found.append(name)
+        except (ValueError, ProcessLookupError):
+            found += [name] if owner and owner[0] in WORKERS else []
+    return found
+
+
+WORKERS: set[str] = set()         # every loader process that there has been
+
+
+def observed(file: Path, every: int, kill_every: int, leak=None):
+    """before(rank): each `every` steps a line about the process goes to the file; each `kill_every` a loader worker is killed."""
+    def install(rank: int) -> None:
+        from utils.training import trainer
+        original = trainer.Trainer.train_step
+        stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def train_step(self, *arguments):
+            report = original(self, *arguments)
+            processes = [process for workers in list(loader_workers._OPEN) for process in workers.processes]
+            WORKERS.update(str(process.pid) for process in processes)
+            if leak is not None:
+                leak(self)
+            if self.step % every == 0:
+                os.write(stream, json.dumps({
+                    "step": self.step, "bytes": resident(), "files": len(os.listdir("/proc/self/fd")),
+                    "threads": len(os.listdir("/proc/self/task")), "shared": len(shared_files())}).encode() + b"\n")
+            if self.step % kill_every == kill_every // 2:
+                processes[0].kill()
+            return report
+
+        trainer.Trainer.train_step = train_step
+    return install
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Of the line through the points by Theil and Sen, the median over all pairs: a single jump does not decide it."""
+    thin = points[::max(1, len(points) // 200)]
+    return median((b - a) / (y - x) for i, (x, a) in enumerate(thin) for y, b in thin[i + 1:])
+
+
+def judge(rows: list[dict]) -> tuple[float, dict[str, int]]:
+    """-> (bytes a step, by how much the lowest counts of files, threads and shared files have risen) after a warm-up.
+
+    The lowest of a quarter of the run: at any single step some may be on their way.
+    """
+    rows = rows[len(rows) // 4:]
+    quarter = max(1, len(rows) // 4)
+    rise = {what: min(row[what] for row in rows[-quarter:]) - min(row[what] for row in rows[:quarter])
+            for what in ("files", "threads", "shared")}
+    return slope([(row["step"], row["bytes"]) for row in rows]), rise
+
+
+def soak(folder: Path, steps: int, deaths: int, evaluations: int, leak=None) -> tuple[float, dict[str, int]]:
+    notes, workers = folder / "notes.jsonl", steps // deaths
+    children = rig.start(folder, *SMALL, "--num_steps", steps, "--eval_every", steps // evaluations, "--save_every",
+                         steps // evaluations, before=observed(notes, max(1, steps // 1000), workers, leak))
+    assert rig.wait(children, timeout=3600) == [0], (folder / "out.txt").read_text()[-3000:]
+    said = (folder / "out.txt").read_text()
+    assert said.count("was killed by SIGKILL") == deaths and said.count("accuracy") > evaluations, said[-3000:]
+    return judge([json.loads(line) for line in notes.read_text().splitlines()])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.contract(*PROMISE)
+def test_a_long_run_takes_no_more_than_a_short_one(tmp_path, tries, figure):
+    """Few steps cannot tell a slow leak from what settles; a quarter of a batch left behind by each they do tell."""
+    steps, deaths, evaluations = tries(160, 5000), tries(4, 20), tries(8, 50)
+    grown, rise = soak(tmp_path, steps, deaths, evaluations)
+    assert grown < tries(BATCH / 4, 1000), f"{grown:.0f} bytes a step"
+    assert rise == {"files": 0, "threads": 0, "shared": 0}
+    figure(f"steps with {deaths} deaths of loader workers, {evaluations} evaluations and saves: no more files, threads or shared "
+           f"memory, and {grown / 1000:.2f} MB of memory every 1,000 steps", steps)
+
+
+def test_a_leak_is_found():
+    """By the judge of the test above, in the figures of a run that swings by some MB."""
+    def rows(**rising: float) -> list[dict]:
+        found = []
+        for step in range(1, 161):
+            swing = 3_000_000 * (step % 7 == 0) + 2_000_000 * (step > 20)       # a buffer at times, one that stays
+            found.append({"step": step, "bytes": int(440e6 + swing + rising.get("bytes", 0) * step), **{
+                what: 20 + step % 2 + int(rising.get(what, 0) * ((step + 20) // 40)) for what in ("files", "threads", "shared")}})
+        return found
+
+    assert judge(rows()) == (0, {"files": 0, "threads": 0, "shared": 0})
+    assert judge(rows(bytes=BATCH))[0] == pytest.approx(BATCH, rel=0.05)
+    assert judge(rows(bytes=BATCH / 2))[0] > BATCH / 4
+    for what in ("files", "threads", "shared"):
+        assert judge(rows(**{what: 1}))[1][what] > 0, "one more with every worker that dies"

@@ -1,0 +1,409 @@
+"""visualize.py: every picture of every family through the command line, every option, bad input in one line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import configs
+import models
+import visualize
+from utils.report import plots, views
+from utils.run import checkpoint
+from utils.run import folder as run_folder
+
+SMALL = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "num_layers": 2}
+# name: (row, what it has of its own, image size)
+FAMILIES = {
+    "vit": ("ViT-Ti_16", {}, (16, 24)),
+    "distilled": ("DeiT-Ti_16-distilled", {}, 16),
+    "cait": ("CaiT-XXS24", {}, (16, 24)),
+    "mae": ("MAE-B_16", {}, (24, 16)),
+    "gap": ("ViT-Ti_16", {"classifier": "gap"}, 16),
+    "grey": ("ViT-Ti_16", {"in_channels": 1}, (16, 24)),
+    "hybrid": ("R-ViT-Ti_16", {"patch_size": 2}, 16),
+}
+LAYERS = {name: 4 if name == "cait" else 2 for name in FAMILIES}
+CLASSES = list("0123456789")
+
+
+def save_run(folder: Path, family: str = "vit", **settings) -> Path:
+    """A run of an untrained model of ten classes, whose weights are random, as train.py leaves it."""
+    kind, own, size = FAMILIES[family]
+    torch.manual_seed(0)
+    model = models.create_model(kind, 10, size, **SMALL | own)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    folder.mkdir(parents=True)
+    run = configs.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
+                           "pretrained_dir": "none", **settings})
+    checkpoint.save(folder / "best.pt", checkpoint.RunState(7, 7, 0, model.state_dict(), {}, {}, {}, {}, run.to_dict(),
+                                                            model.config.to_dict(), CLASSES, 1097, 1.0))
+    run_folder.write_log(folder, [{"event": "train", "step": step, "loss": 2 / step, "lr": 0.1} for step in (1, 2, 3)])
+    return folder
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """In an empty folder; figures are kept, by the path that they would be drawn to: drawing takes most of the time."""
+    kept = {}
+
+    def keep(figure, path):
+        kept[str(path)] = figure
+        Path(path).touch()
+
+    monkeypatch.setattr(plots, "save", keep)
+    monkeypatch.chdir(tmp_path)
+    return kept
+
+
+@pytest.fixture
+def photo(tmp_path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return "photo.png"
+
+
+def draw(figures, *argv):
+    """-> the one figure"""
+    figures.clear()
+    assert visualize.main([str(word) for word in argv]) == 0
+    figure, = figures.values()
+    return figure
+
+
+def titles(figure) -> list[str]:
+    return [axes.get_title().splitlines()[0] for axes in figure.axes if axes.get_title()]
+
+
+def heat_of(figure, index=1) -> np.ndarray:
+    return np.asarray(figure.axes[index].images[0].get_array())
+
+
+def recorded(folder, photo):
+    """The model and its maps for the photo, by another way than visualize.py's."""
+    model = models.load_model(folder / "best.pt")
+    size, grey = model.img_size, model.config.in_channels == 1
+    image = Image.open(photo).resize(size[::-1], Image.Resampling.BILINEAR).convert("L" if grey else "RGB")
+    pixels = torch.from_numpy(np.array(image)).view(*size, -1).permute(2, 0, 1)[None].float()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.config.mean, model.config.std))
+    with torch.no_grad(), models.record_attention(model) as maps:
+        logits = model((pixels / 255 - mean) / std)
+    return model, maps, logits
+
+
+# -------------------------------------------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_of_every_family(family, figures, photo):
+    folder = save_run(Path("output/r"), family)
+    figure = draw(figures, "attention", "--checkpoint", folder, "--image", photo)
+    assert list(figures) == ["output/r/attention-photo.png"]
+    model, maps, logits = recorded(folder, photo)
+    readers = {"mae": ["mean of all queries"], "gap": ["mean of all queries"], "distilled": ["cls token", "dist token"]}.get(
+        family, ["cls token"])
+    found = titles(figure)
+    for reader in readers:
+        assert f"layer {LAYERS[family]}, mean of the heads, {reader}" in found
+    talking = ["layer 1*", "layer 2*"] if family == "cait" else ["layer 1", "layer 2"]
+    assert all(found.count(name) == len(readers) for name in [*talking, "head 1", "head 2"])
+    # The last layer, as the paper has it: the row (or the mean of the rows) over the patches.
+    (height, width), rows = model.grid, model.query_rows
+    row = maps[-1][0].mean(dim=0)[rows, -height * width:]
+    expected = (row if len(readers) == 2 else row.mean(dim=0, keepdim=True)).view(-1, height, width)
+    for number, wanted in enumerate(expected):
+        shown = heat_of(figure, 3 * number + 1)
+        assert shown.shape[0] / shown.shape[1] == height / width
+        times = shown.shape[0] // height                     # a coarse grid: patch by patch
+        np.testing.assert_allclose(shown, wanted.repeat_interleave(times, 0).repeat_interleave(times, 1), atol=1e-6)
+    words, best = figure.axes[0].get_xlabel(), logits.softmax(-1)[0].topk(3)
+    assert words.startswith("predicted:\n")
+    for index, value in zip(best.indices.tolist(), best.values.tolist()):
+        assert re.search(rf"^{index}: {100 * value:.0f}", words, re.MULTILINE) or f"{index}: {value:.1%}" in words
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    assert image.shape == (*model.img_size, 3) and (family != "grey" or (image[..., 0] == image[..., 2]).all())
+    note = " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+    assert ("Talking heads" in note) == (family == "cait") and ("mean of the patches" in note) == (family in ("mae", "gap"))
+    assert "run r, step 7" in note and "photo.png" in note
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_pictures_of_every_family(family, figures, photo):
+    folder = save_run(Path("output/r"), family)
+    look = ["--checkpoint", folder, "--image", photo]
+    for verb in ("rollout", "grad-rollout"):
+        figure = draw(figures, verb, *look)
+        assert len(figure.axes) == (8 if family == "distilled" else 4) and heat_of(figure).max() > 0
+    distance = draw(figures, "distance", *look)
+    dots = [line for line in distance.axes[0].get_lines() if line.get_marker() == "o"]
+    assert len(dots) == 2 and len(dots[0].get_xdata()) == 2           # of a CaiT the talking-heads layers
+    positions = draw(figures, "position", "--checkpoint", folder)
+    assert positions.axes[0].images[0].get_clim() == (-1, 1)
+    code = visualize.main(["filters", "--checkpoint", str(folder)])
+    assert code == (2 if family == "hybrid" else 0)
+    code = visualize.main(["class-attention", *map(str, look)])
+    assert code == (0 if family == "cait" else 2)
+    if family == "cait":
+        assert titles(figures["output/r/class-attention-photo.png"])[1] == "layer 3, class attention, mean of the heads"
+
+
+# --------------------------------------------------------------------------------------------------- options
+
+
+def test_layer_and_head(figures, photo):
+    folder = save_run(Path("output/r"))
+    shown = {words: draw(figures, "attention", "--checkpoint", folder, "--image", photo, *words.split())
+             for words in ("--layer 2", "--layer 1", "--layer 1 --head 2", "--head 1")}
+    assert "layer 1, head 2, cls token" in titles(shown["--layer 1 --head 2"])
+    maps = [heat_of(figure) for figure in shown.values()]
+    assert len({part.tobytes() for part in maps}) == 4
+    _, recording, _ = recorded(folder, photo)
+    assert maps[2].max() == pytest.approx(recording[0][0, 1, 0, 1:].max().item(), abs=1e-2)
+
+
+@pytest.mark.parametrize("options", ["--fusion max", "--fusion min", "--drop 0.6", "--drop 0.6 --as_vit_explain"])
+def test_what_rollout_is_told(figures, photo, options):
+    folder = save_run(Path("output/r"))
+    look = ["rollout", "--checkpoint", folder, "--image", photo]
+    assert not np.array_equal(heat_of(draw(figures, *look)), heat_of(draw(figures, *look, *options.split())))
+    if "explain" in options:
+        assert not np.array_equal(heat_of(draw(figures, *look, "--drop", 0.6)), heat_of(draw(figures, *look, *options.split())))
+
+
+def test_what_gradient_rollout_is_told(figures, photo):
+    folder = save_run(Path("output/r"))
+    look = ["grad-rollout", "--checkpoint", folder, "--image", photo]
+    _, _, logits = recorded(folder, photo)
+    best = str(logits.argmax().item())
+    other = "3" if best != "3" else "4"
+    plain = heat_of(draw(figures, *look))
+    assert np.array_equal(plain, heat_of(draw(figures, *look, "--target", best)))
+    for options in (["--target", other], ["--drop", "0.9"], ["--as_vit_explain"]):
+        assert not np.array_equal(plain, heat_of(draw(figures, *look, *options))), options
+
+
+def test_without_an_image_the_test_images(figures):
+    folder = save_run(Path("output/r"))
+    assert visualize.main(["rollout", "--checkpoint", str(folder), "--images", "2"]) == 0
+    assert list(figures) == ["output/r/rollout-test-0.png", "output/r/rollout-test-250.png"]
+    assert "true: " in next(iter(figures.values())).axes[0].get_xlabel()
+    figure = draw(figures, "rollout", "--checkpoint", folder, "--images", "1", "--split", "val")
+    assert list(figures) == ["output/r/rollout-val-0.png"] and figure.axes
+    figure = draw(figures, "distance", "--checkpoint", folder, "--images", "3", "--split", "train")
+    assert "3 images" in figure.get_suptitle()
+
+
+def test_without_a_checkpoint_the_embedded_one(figures):
+    assert visualize.main(["attention"]) == 0
+    assert len(figures) == 4 and all(name.startswith("output/pictures/attention-test-") for name in figures)
+    words = next(iter(figures.values())).axes[0].get_xlabel()
+    assert re.search("^[A-Z]: ", words, re.MULTILINE) and "true: 0" in words
+
+
+def test_another_file_with_its_model_type(figures, photo, tmp_path):
+    torch.manual_seed(0)
+    model = models.create_model("ViT-Nano_2", 1000)
+    torch.nn.init.normal_(model.head.weight)
+    models.save_timm(model, tmp_path / "some.safetensors")
+    look = ["rollout", "--checkpoint", "some.safetensors", "--model_type", "ViT-Nano_2", "--image", photo]
+    figure = draw(figures, *look, "--img_size", "8x12")
+    assert list(figures) == ["output/pictures/rollout-photo.png"]
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape == (8, 12, 3)
+    from utils.data.class_names import imagenet_names
+    first = figure.axes[0].get_xlabel().splitlines()[1].rpartition(":")[0]
+    assert any(plots.plain(name, 30) == first for name in imagenet_names())
+    from utils.data.transforms import eval_transform
+    resized = draw(figures, *look, "--img_size", "8", "--interpolation", "bicubic", "--eval_crop", "0.875")
+    expected = eval_transform((8, 8), crop=0.875, interpolation="bicubic")(Image.open(photo)).permute(1, 2, 0)
+    np.testing.assert_array_equal(resized.axes[0].images[0].get_array(), expected)
+
+
+def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
+    for name in ("a.png", "a.jpg", "sub/b.png"):
+        (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (10, 200, 30)).save(tmp_path / "pics" / name)
+    assert visualize.main(["rollout", "--image", "pics", "pics/a.png", "--output", "there"]) == 0
+    assert set(figures) == {f"there/rollout-{name}.png" for name in ("a", "a-2", "a-3", "sub-b")}
+
+
+@pytest.mark.parametrize("verb", ["rollout", "distance"])
+def test_goes_on_after_an_image_that_cannot_be_read(verb, figures, tmp_path, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "pics" / "folder.png").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "pics" / name)
+    (tmp_path / "pics/b.png").write_text("no picture")
+    assert visualize.main([verb, "--image", "pics"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("visualize.py: error: pics/b.png: cannot be read") and said.err.count("\n") == 1
+    names = ["rollout-a", "rollout-c"] if verb == "rollout" else ["distance"]
+    assert list(figures) == [f"output/pictures/{name}.png" for name in names]
+    assert verb == "rollout" or "2 images" in figures["output/pictures/distance.png"].get_suptitle()
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = [b"a\xff.png", "犬🐕.png".encode(), b"l" * 251 + b".png"]
+    Path("pics").mkdir()
+    for name in names:
+        Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
+    assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
+    said = capsys.readouterr()
+    assert "File name too long" in said.err and said.err.count("\n") == 1
+    assert {os.fsencode(path.name) for path in Path("there").iterdir()} == {b"rollout-" + name for name in names[:2]}
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(figures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(views, "draw_confusion", lambda *_: pytest.fail("it was evaluated"))
+    (tmp_path / "text").write_text("")
+    (tmp_path / "a.png").mkdir()
+    for place in ("text/below", "text/a.png", "/proc/none/a.png"):
+        assert visualize.main(["confusion", "--output", place]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"visualize.py: error: cannot write {place}") and said.count("\n") == 1
+    (tmp_path / "there/confusion.png").mkdir(parents=True)
+    assert visualize.main(["confusion", "--output", "there"]) == 2 and "it is a folder" in capsys.readouterr().err
+
+
+def test_the_image_as_the_model_saw_it(figures, photo):
+    folder = save_run(Path("output/r"), eval_crop=0.5)
+    cropped = draw(figures, "rollout", "--checkpoint", folder, "--image", photo)
+    whole = draw(figures, "rollout", "--checkpoint", save_run(Path("output/whole")), "--image", photo)
+    assert not np.array_equal(cropped.axes[0].images[0].get_array(), whole.axes[0].images[0].get_array())
+    model = models.load_model(folder / "best.pt")
+    from utils.data.transforms import eval_transform
+    expected = eval_transform(model.img_size, crop=0.5)(Image.open(photo)).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(cropped.axes[0].images[0].get_array(), expected)
+
+
+# ------------------------------------------------------------------------------------------------- of a run
+
+
+def test_curves_of_one_run_and_of_several(figures):
+    first, second = save_run(Path("output/a")), save_run(Path("output/b"))
+    loss = draw(figures, "curves", "--checkpoint", first / "best.pt").axes[0]
+    assert list(figures) == ["output/a/curves.png"] and loss.get_lines()[0].get_ydata().tolist() == [2, 1, 2 / 3]
+    loss = draw(figures, "curves", "--checkpoint", first, second).axes[0]
+    assert list(figures) == ["output/curves.png"]
+    assert [line.get_label() for line in loss.get_lines()] == ["a train", "b train"]
+
+
+def test_confusion_counts_what_the_trainer_evaluates(run_train, figures):
+    assert run_train("--name", "r", "--num_steps", 6, "--confusion_matrix") == 0
+    written = np.loadtxt("output/r/confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11), dtype=int)
+    figure = draw(figures, "confusion", "--checkpoint", sorted(Path("output/r").glob("step-*.pt"))[-1])
+    assert list(figures) == ["output/r/confusion.png"]
+    table = figure.axes[0]
+    counts = {(text.get_position()[1], text.get_position()[0]): int(text.get_text()) for text in table.texts}
+    assert counts == {(row, column): written[row, column] for row, column in np.argwhere(written)}
+    assert f"{written.trace() / 60:.2%} of 60" in figure.get_suptitle() and "test" in figure.get_suptitle()
+    wrong = [title for title in (axes.get_title() for axes in figure.axes) if "(true:" in title]
+    assert len(wrong) == 16 and all(len({*re.findall(r"^\d|(?<=true: )\d", title)}) == 2 for title in wrong)
+    chances = [float(re.search(r"([\d.]+)%", title)[1]) for title in wrong]
+    assert chances == sorted(chances, reverse=True)
+    figure = draw(figures, "confusion", "--checkpoint", "output/r", "--images", 10, "--split", "val")
+    assert "val: " in figure.get_suptitle() and "of 10 images" in figure.get_suptitle()
+
+
+def test_a_run_that_was_never_tested_shows_its_validation_images(figures):
+    folder = save_run(Path("output/r"), test="never")
+    draw(figures, "rollout", "--checkpoint", folder, "--images", 1)
+    assert list(figures) == ["output/r/rollout-val-0.png"]
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+BAD = {
+    "no picture": ("", "PICTURE"),
+    "another picture": ("portrait", "invalid choice"),
+    "an option of another picture": ("position --layer 1", "--layer"),
+    "no such checkpoint": ("attention --checkpoint nowhere", "no checkpoint at nowhere"),
+    "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
+    "a damaged checkpoint": ("attention --checkpoint damaged.pt", "damaged.pt"),
+    "no image": ("attention --image nothing.png", "no such file or folder"),
+    "a folder without images": ("attention --image empty", "no images"),
+    "not an image": ("attention --image text.png", "cannot be read as an image"),
+    "a layer too many": ("attention --layer 5 --images 1", "the model has 4 layers"),
+    "a head too many": ("attention --head 5 --images 1", "the model has 4 heads"),
+    "layer 0": ("attention --layer 0", "must be 1 or more"),
+    "drop everything": ("rollout --drop 1", "below 1"),
+    "no such fusion": ("rollout --fusion sum", "invalid choice"),
+    "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ..., or their numbers 0 to 25"),
+    "no CaiT": ("class-attention --images 1", "CaiT"),
+    "another format": ("position --output a.gif", ".png, .pdf, .svg"),
+    "many pictures, one file": ("attention --output a.png", "give a folder"),
+    "a split and images of one's own": ("attention --image text.png --split val", "--split"),
+    "a file without its model": ("attention --checkpoint some.npz", "--model_type"),
+    "no data of its own": ("attention --checkpoint some.npz --model_type ViT-Nano_2", "add --image"),
+    "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run tells its own"),
+    "another model": ("filters --checkpoint some.npz --model_type ViT-B_16", "some.npz"),
+    "no log": ("curves --checkpoint empty", "no run with steps"),
+    "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
+    "resizing of a run": ("attention --eval_crop 0.5", "a run tells its own"),
+    "resizing what is no share": ("attention --checkpoint some.npz --eval_crop 2", "from 0 to 1"),
+    "distances of nothing": ("distance --image text.png text.png", "text.png"),
+    "other classes": ("confusion", "not the same task"),
+    "a folder that is a file": ("position --output text.png/below", "text.png"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
+    words, expected = BAD[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "damaged.pt").write_bytes(b"PK\3\4 damaged")
+    (tmp_path / "some.npz").write_bytes((visualize.ROOT / "assets/ViT-Nano_2-letters.npz").read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    assert visualize.main(words.split()) == 2
+    said = capsys.readouterr()
+    lines = 3 if case == "distances of nothing" else 1
+    assert said.err.startswith("visualize.py: error: ") and said.err.count("\n") == lines and expected in said.err, said.err
+    assert sorted(tmp_path.rglob("*")) == before and not said.out
+
+
+GOOD = '{"event": "train", "step": 1, "loss": 2, "lr": 0.1}'
+LOGS = {
+    "of another program": ('{"a": 1}', 'line 2 is no event of a run: it has no "event"'),
+    "an eval without top-5": ('{"event": "eval", "step": 1, "split": "val", "loss": 1, "accuracy": 0.5}', 'without its "top5"'),
+    "an eval without its split": ('{"event": "eval", "step": 1, "loss": 1, "accuracy": 0.5, "top5": 1}', 'without its "split"'),
+    "a train without its rate": ('{"event": "train", "step": 1, "loss": 1}', 'line 2: a train event without its "lr"'),
+    "a train without its step": ('{"event": "train", "lr": 1, "loss": 1}', 'without its "step"'),
+    "a word for a number": (GOOD.replace("2", '"abc"'), "\"loss\" is 'abc', not a number"),
+    "no number": (GOOD.replace("2", "null"), '"loss" is None, not a number'),
+    "a list for a number": (GOOD.replace("0.1", "[1]"), '"lr" is [1], not a number'),
+    "a number of many digits": (GOOD.replace("2", "9" * 400), "not a number"),
+    "a number of too many digits": (GOOD.replace("2", "9" * 5000), "integer string conversion"),
+    "another attention loss": (GOOD.replace("}", ', "attention_loss": null}'), '"attention_loss" is None'),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_a_log_that_is_none_is_one_line(case, figures, capsys):
+    line, expected = LOGS[case]
+    Path("r").mkdir()
+    Path("r/log.jsonl").write_text(f"{GOOD}\n{line}\n")
+    assert visualize.main(["curves", "--checkpoint", "r"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("visualize.py: error: r/log.jsonl: ") and said.count("\n") == 1 and expected in said, said
+
+
+def test_a_bug_keeps_its_traceback(figures, monkeypatch):
+    monkeypatch.setattr(views, "draw_positions", lambda subject: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        visualize.main(["position"])
+
+
+def test_from_the_shell(tmp_path):
+    """The drawing itself, and the words."""
+    command = [sys.executable, str(visualize.ROOT / "visualize.py"), "rollout", "--images", "1", "--output", "one.pdf"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "wrote one.pdf\n"), done.stderr
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF") and len(list(tmp_path.iterdir())) == 1

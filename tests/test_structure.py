@@ -1,0 +1,124 @@
+"""The structure of the project: which room may import which, what stays behind a fence, and how long a file may be."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = {"train", "sweep", "visualize", "annotate"}
+LEAVES = {"utils.device", "utils.allocator", "utils.process", "utils.randomness"}
+ROOMS = ("utils.data", "utils.training", "utils.run", "utils.attention", "utils.report", "utils.distributed",
+         "models.checkpoints")
+
+# Room: the rooms and modules that its files may import, besides their own room and the leaves (models/ may import no leaf).
+ALLOWED = {
+    "configs": set(),
+    "train": {"configs", "models", "utils"},
+    "sweep": {"configs", "utils"},
+    "visualize": {"configs", "models", "utils"},
+    "annotate": {"configs", "models", "utils"},
+    "models": {"configs", "models"},                                  # models/__init__.py
+    "models.checkpoints": {"models.position", "models.vit"},
+    "utils.distributed": set(),
+    "utils.data": {"utils.attention.edits", "utils.run.checkpoint", "utils.run.folder"},
+    "utils.training": {"utils.data", "utils.distributed"},
+    "utils.attention": {"utils.data"},
+    "utils.run": {"utils.training", "models.checkpoints.torch_file", "models"},
+    "utils.report": {"utils.run", "utils.attention", "utils.data", "utils.training"},
+}
+# A library and the one room, or module, that may import it.
+FENCED = {"torchvision": {"utils.data"},
+          "matplotlib": {"utils.report"},
+          "starlette": {"utils.attention.editor"}, "uvicorn": {"utils.attention.editor"},
+          "torch.utils.tensorboard": {"utils.run.loggers"}, "wandb": {"utils.run.loggers"},
+          "timm": {"utils.training.optimizer"},
+          "torch.distributed": {"utils.distributed"}}
+FILES = [*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")]
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+OWN = {name.partition(".")[0] for name in MODULES}
+
+
+def is_in(module: str, room: str) -> bool:
+    return f"{module}.".startswith(f"{room}.")
+
+
+def room_of(module: str) -> str:
+    """The room that a module is in; a module of models/ itself or a leaf is a room of its own."""
+    return next((room for room in ROOMS if is_in(module, room)), module)
+
+
+def imports_of(module: str) -> set[str]:
+    """Absolute names, relative imports resolved; `from utils import device` counts as utils.device."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = ".".join(parts[:len(parts) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, [above, node.module or ""]))
+            below = {f"{base}.{name.name}" for name in node.names} & set(MODULES)
+            found |= below or {base}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_stay_inside_the_agreed_rooms(module):
+    room = room_of(module)
+    allowed = ALLOWED.get(room, {"models"} if room.startswith("models.") else set()) | {room}
+    if room.startswith("utils."):
+        allowed |= LEAVES
+    beyond = {name for name in imports_of(module)
+              if name.partition(".")[0] in OWN and not any(is_in(name, other) for other in allowed)}
+    assert not beyond, f"{module} imports {beyond}"
+
+
+def test_imports_form_no_circle():
+    edges = {module: {name for name in imports_of(module) if name in MODULES and name != module} for module in MODULES}
+    while free := {module for module, needed in edges.items() if not needed & set(edges)}:
+        edges = {module: needed for module, needed in edges.items() if module not in free}
+    assert not edges, edges
+
+
+@pytest.mark.parametrize("library", FENCED)
+def test_libraries_stay_behind_their_fence(library):
+    users = {module for module in MODULES if any(is_in(name, library) for name in imports_of(module))}
+    outside = {user for user in users if not any(is_in(user, room) for room in FENCED[library])}
+    assert not outside, outside
+
+
+def test_configs_imports_ml_collections_and_the_standard_library_alone():
+    assert {name.partition(".")[0] for name in imports_of("configs")} <= {"ml_collections", "argparse", "re", "shlex"}
+
+
+def test_every_module_has_a_test_of_its_own():
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    untested = {module.rpartition(".")[2] for module, path in MODULES.items() if path.name != "__init__.py"} - tests
+    untested -= {"prepare"}                        # what it makes is what tests/data/test_prepared.py reads
+    assert not untested, untested
+
+
+def test_no_drawer_for_everything():
+    names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    assert not names & {"misc", "common", "helpers", "helper", "tools", "util"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(path):
+    """A file over 300 lines or a function over 60 wants a reason: the list below holds them."""
+    reasons = {
+        "train.py": "the composition root: it alone introduces models, utils and configs to each other",
+        "summarise": "one line a figure",
+        "train": "the step loop is meant to be read top to bottom in one place",
+        "configs.py": "one table a kind of thing; a table may be long",
+    }
+    text = path.read_text()
+    assert text.startswith('"""'), "a file begins with what it is"
+    assert text.count("\n") <= 305 or path.name in reasons, text.count("\n")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60 or node.name in reasons, node.name
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)

@@ -1,0 +1,199 @@
+"""Losses against plain numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from utils.training.criterion import attention_loss, balanced_weights, classification_loss, distillation_loss
+
+IMAGES, CLASSES = 12, 5
+
+
+def scores(seed=0) -> torch.Tensor:
+    return torch.randn(IMAGES, CLASSES, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def labels() -> torch.Tensor:
+    return torch.randint(CLASSES, (IMAGES,), generator=torch.Generator().manual_seed(9))
+
+
+def log_softmax(logits: torch.Tensor) -> np.ndarray:
+    x = logits.double().numpy()
+    x = x - x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def probabilities() -> torch.Tensor:
+    return torch.softmax(scores(5), dim=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.0, 3.0]])
+@pytest.mark.parametrize("soft", [False, True])
+def test_classification_loss(soft, weights, smoothing):
+    logits, targets = scores(), probabilities() if soft else labels()
+    one_hot = targets.double().numpy() if soft else np.eye(CLASSES)[targets.numpy()]
+    smooth = (1 - smoothing) * one_hot + smoothing / CLASSES
+    expected = -(smooth * np.array(weights or [1.0] * CLASSES) * log_softmax(logits)).sum()
+    class_weights = torch.tensor(weights) if weights else None
+    got = classification_loss(logits, targets, label_smoothing=smoothing, class_weights=class_weights)
+    assert got.dtype == torch.float32 and got.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_probabilities_of_one_class_are_that_class():
+    one_hot = torch.eye(CLASSES)[labels()]
+    for options in ({}, {"label_smoothing": 0.2}, {"class_weights": torch.arange(1.0, CLASSES + 1)}):
+        assert classification_loss(scores(), one_hot, **options).item() == pytest.approx(
+            classification_loss(scores(), labels(), **options).item(), rel=1e-6)
+
+
+LOSSES = {"classes": lambda logits: (classification_loss, logits, labels()),
+          "mixed": lambda logits: (classification_loss, logits, probabilities()),
+          "hard": lambda logits: (lambda a, b: distillation_loss("hard", a, b, 3.0), logits, scores(1)),
+          "soft": lambda logits: (lambda a, b: distillation_loss("soft", a, b, 3.0), logits, scores(1))}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_add_up(name):
+    loss, logits, other = LOSSES[name](scores())
+    parts = [loss(logits[first:last], other[first:last]) for first, last in ((0, 5), (5, 6), (6, IMAGES))]
+    assert sum(part.item() for part in parts) == pytest.approx(loss(logits, other).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_computed_in_float32_under_autocast_too(name, dtype, autocast):
+    logits = scores().to(dtype)
+    loss, _, other = LOSSES[name](logits)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        got = loss(logits, other.to(dtype) if name in ("hard", "soft") else other)
+    assert got.dtype == torch.float32
+    other = other.to(dtype).float() if name in ("hard", "soft") else other
+    assert got.item() == loss(logits.float(), other).item()
+
+
+def test_balanced_weights():
+    """scikit-learn's "balanced": images / (classes * images of the class)"""
+    counts = np.array([6, 1, 3, 2])
+    images = torch.from_numpy(np.repeat(np.arange(4), counts))
+    weights = balanced_weights(images, 4)
+    assert weights.dtype == torch.float32 and weights.tolist() == pytest.approx((12 / (4 * counts)).tolist(), rel=1e-6)
+    assert weights[images].mean().item() == pytest.approx(1, rel=1e-6)
+    sums = [weights[images[images == label]].sum().item() for label in range(4)]
+    assert sums == pytest.approx([3] * 4, rel=1e-6)
+
+
+def test_a_class_without_images_weighs_nothing():
+    images = torch.tensor([0, 0, 0, 2])
+    weights = balanced_weights(images, 4)
+    assert weights.tolist() == pytest.approx([2 / 3, 0, 2, 0], rel=1e-6)
+    assert weights[images].mean().item() == pytest.approx(1, rel=1e-6)
+
+
+def test_hard_distillation():
+    student, teacher = scores(), scores(1)
+    expected = -log_softmax(student)[np.arange(IMAGES), teacher.numpy().argmax(axis=1)].sum()
+    for temperature in (1.0, 5.0):
+        assert distillation_loss("hard", student, teacher, temperature).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_distillation(temperature):
+    student, teacher = scores(), scores(1)
+    ours, theirs = log_softmax(student / temperature), log_softmax(teacher / temperature)
+    expected = temperature ** 2 * (np.exp(theirs) * (theirs - ours)).sum()
+    assert distillation_loss("soft", student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5)
+    assert distillation_loss("soft", teacher, teacher, temperature).item() == pytest.approx(0, abs=1e-5)
+    reverse = temperature ** 2 * (np.exp(ours) * (ours - theirs)).sum()
+    assert abs(reverse - expected) > 0.5        # the order matters, and is tested
+
+
+def test_soft_distillation_s_gradient_is_that_of_the_paper():
+    """T (softmax(student / T) - softmax(teacher / T))"""
+    student, teacher = scores().requires_grad_(), scores(1)
+    distillation_loss("soft", student, teacher, 3.0).backward()
+    expected = 3 * (np.exp(log_softmax(student.detach() / 3)) - np.exp(log_softmax(teacher / 3)))
+    np.testing.assert_allclose(student.grad.numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_unknown_kind():
+    with pytest.raises(AssertionError):
+        distillation_loss("warm", scores(), scores(), 1.0)
+
+
+# ----------------------------------------------------------------------------------------------- edited attention
+
+
+def edited_attention(garbage=0.0, rows=2) -> tuple[torch.Tensor, torch.Tensor]:
+    """4 images, 3 heads, a grid of 2 x 5; the third image has no edit. `garbage` is what lies where nothing is edited."""
+    generator = torch.Generator().manual_seed(1)
+    edits = torch.rand(4, 2, 2, 5, generator=generator)
+    edits[:, 1] = (edits[:, 1] < 0.5).float()
+    edits[2, 1] = 0
+    logits, free = torch.randn(4, 3, rows, 10, generator=generator) * 4, edits[:, 1] == 0
+    edits[:, 0][free] = garbage
+    logits += torch.where(free.view(4, 1, 1, 10), garbage, 0.0)
+    assert len(set(edits[:, 1].sum(dim=(1, 2)).tolist())) > 2
+    return logits, edits
+
+
+def attention_by_hand(logits, edits) -> tuple[float, np.ndarray]:
+    """The loss and its gradient, entry by entry"""
+    logits, edits = logits.double().numpy(), edits.double().flatten(2).numpy()
+    total, gradient = 0.0, np.zeros_like(logits)
+    for image, head, row, patch in np.ndindex(*logits.shape):
+        if edits[image, 1, patch] == 1:
+            s = 1 / (1 + np.exp(-logits[image, head, row, patch]))
+            share = edits[image, 1].sum() * logits.shape[1] * logits.shape[2]
+            total += (s - edits[image, 0, patch]) ** 2 / share
+            gradient[image, head, row, patch] = 2 * (s - edits[image, 0, patch]) * s * (1 - s) / share
+    return total, gradient
+
+
+@pytest.mark.parametrize("rows", [1, 2, 10])
+@pytest.mark.parametrize("garbage", [0.0, 7.0, 1e30, float("inf"), float("nan")])
+def test_attention_loss_and_gradient(garbage, rows):
+    logits, edits = edited_attention(garbage, rows)
+    expected, gradient = attention_by_hand(logits, edits)
+    logits.requires_grad_()
+    got = attention_loss(logits, edits)
+    got.backward()
+    assert got.dtype == torch.float32 and got.item() == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(logits.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_attention_loss_is_a_sum_over_images():
+    logits, edits = edited_attention()
+    alone = [attention_loss(logits[image:image + 1], edits[image:image + 1]).item() for image in range(4)]
+    assert sum(alone) == pytest.approx(attention_loss(logits, edits).item(), rel=1e-6) and alone[2] == 0
+    logits.requires_grad_()
+    attention_loss(logits[2:3], edits[2:3]).backward()
+    assert not logits.grad.any()
+
+
+def test_attention_loss_of_partly_edited_patches():
+    """A patch counts with its share; an image of which less than one patch is edited counts as much less."""
+    logits = torch.zeros(1, 1, 1, 3)                                             # sigmoid 0.5
+    for shares, expected in (((1, 0.5, 0), (0.16 + 0.5 * 0.09) / 1.5), ((0.25, 0, 0), 0.25 * 0.16), ((1, 1, 0), 0.125)):
+        edits = torch.tensor([[0.9, 0.2, 7.0], shares]).view(1, 2, 1, 3)
+        assert attention_loss(logits, edits).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -60.0, 60.0, 1e4, float("inf")])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_attention_loss_of_saturated_logits_is_finite(logit, value):
+    logits = torch.full((1, 1, 1, 1), logit, requires_grad=True)
+    loss = attention_loss(logits, torch.tensor([value, 1.0]).view(1, 2, 1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(float((logit > 0) != (value == 1)), abs=1e-6)
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_attention_loss_is_worked_out_in_float32(kind):
+    logits, edits = edited_attention()
+    expected, _ = attention_by_hand(logits.to(kind), edits)
+    assert attention_loss(logits.to(kind), edits).item() == pytest.approx(expected, rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_loss(logits.to(kind), edits).item() == pytest.approx(expected, rel=1e-6)

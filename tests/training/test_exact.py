@@ -1,0 +1,203 @@
+"""The fixed order of summation: against the tree written as a recursion, and 4 -> 1 -> 2 -> 4 processes bit for bit."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+from ranks import Ranks
+from torch import nn
+
+from configs import architecture
+from models import create_model
+from utils.data import loader as data
+from utils.data.datasets import digits
+from utils.data.mixup import Mixer
+from utils.data.transforms import normalise, train_transform
+from utils.distributed import World, share_weights
+from utils.training import exact
+from utils.training import trainer as engine
+from utils.training.ema import Ema
+from utils.training.exact import ExactError, SumTree
+from utils.training.optimizer import build_optimizer
+from utils.training.precision import FP32, LEVELS, LossScaler
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 0, 1, CPU)
+
+
+def recursion(leaves: list[torch.Tensor]) -> torch.Tensor:
+    """The largest power of two of leaves that leaves a rest, plus the rest."""
+    if len(leaves) == 1:
+        return leaves[0]
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    return recursion(leaves[:half]) + recursion(leaves[half:])
+
+
+def same_bits(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 16])
+def test_the_tree_is_the_recursion(count):
+    leaves = list(torch.randn(count, 100, generator=torch.Generator().manual_seed(0)))
+    tree = SumTree()
+    for leaf in leaves:
+        tree.push([leaf.clone(), leaf.double()])
+    root = tree.root()
+    assert same_bits(root[0], recursion(leaves)) and same_bits(root[1], recursion([leaf.double() for leaf in leaves]))
+    if count > 4:
+        assert not torch.equal(root[0], sum(leaves[1:], leaves[0]))          # another order, other bits
+
+
+def test_a_tree_holds_few_nodes():
+    tree, most = SumTree(), 0
+    for _ in range(64):
+        tree.push([torch.ones(1)])
+        most = max(most, len(tree._nodes))
+    assert most == 6 and tree.root()[0] == 64
+
+
+def leaf_of(number: int) -> list[torch.Tensor | None]:
+    """Several types, one of them empty, an order of memory that is none, -0.0; what has no gradient in some or all leaves"""
+    generator = torch.Generator().manual_seed(number)
+    values = torch.randn(3, 50, generator=generator)
+    return [values[0], values[1].half(), None if number % 3 else values[2], None, values[2].double()[:7],
+            torch.randn(6, 7, generator=generator).t().contiguous(), None if number % 2 else torch.tensor([-0.0, 1.0]),
+            torch.zeros(0)]
+
+
+def tree_of(numbers) -> list[torch.Tensor | None]:
+    tree = SumTree()
+    for number in numbers:
+        tree.push(leaf_of(number))
+    return tree.root()
+
+
+LIKE = [torch.empty(50), torch.empty(50).half(), torch.empty(50), torch.empty(1), torch.empty(7).double(), torch.empty(7, 6),
+        torch.empty(2), torch.empty(0)]
+
+
+def summed(world: World, leaves: int) -> list[torch.Tensor | None]:
+    share = leaves // world.size
+    node = tree_of(range(world.rank * share, (world.rank + 1) * share))
+    return exact.sum_over_ranks(node, LIKE, world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "leaves"), [(2, 8), (3, 12), (3, 3)])
+def test_ranks_sum_as_one(tmp_path, monkeypatch, size, leaves):
+    monkeypatch.setattr(exact, "CHUNK", 64)              # several tensors in a chunk, a tensor in several chunks
+    expected = summed(ALONE, leaves)
+    assert expected[3] is None and expected[2] is not None
+    with Ranks(size, lambda world: summed(world, leaves), tmp_path) as ranks:
+        for got in ranks.results():
+            assert all(map(same_bits, got, expected))
+
+
+@pytest.mark.parametrize(("world_size", "micro_steps", "advice"), [(2, 3, "GRAD_STEPS) 2 or 4"), (4, 12, "GRAD_STEPS) 8 or 16")])
+def test_micro_steps_that_are_no_node_are_refused(world_size, micro_steps, advice):
+    with pytest.raises(ExactError) as told:
+        exact.check(world_size, micro_steps)
+    assert advice in str(told.value) and "\n" not in str(told.value)
+
+
+def test_micro_steps_that_are_a_node():
+    for world_size, micro_steps in ((1, 3), (1, 12), (2, 1), (3, 4), (6, 8)):
+        exact.check(world_size, micro_steps)
+
+
+def test_prepare_pins_the_threads():
+    torch.set_num_threads(2)
+    exact.prepare(CPU)
+    assert torch.get_num_threads() == 1 and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_prepare_asks_for_deterministic_kernels_on_a_gpu(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        exact.prepare(torch.device("cuda"))
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+# ----------------------------------------------------------------------------------------------- a run in pieces
+
+EVERYTHING = train_transform("crop_flip", (8, 8), crop_scale=0.5, randaugment_ops=1, random_erasing=0.5)
+
+
+def train(world: World, micro_batches: int, row, state: dict | None, steps: int) -> dict:
+    """Some steps of a ViT with all that draws and rounds -> what a checkpoint holds, and the losses"""
+    torch.manual_seed(world.rank)
+    model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True, dropout_rate=0.1), 10)
+    model.distilling = True
+    nn.init.normal_(model.head.weight)
+    share_weights(model, world)                          # rank 0's, as every rank has made its own
+    optimizer, scaler, ema = build_optimizer("adamw", model.parameters(), 1e-3), LossScaler(row, CPU), Ema(model, 0.5)
+    done, updates, losses = 0, 0, []
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        ema.load_state_dict(state["ema"])
+        done, updates, losses = state["step"], state["updates"], state["losses"]
+    objective = engine.Objective(0.1, None, Mixer(10, 24, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=100),
+                                 "soft", lambda images: images.float().flatten(1)[:, :10] / 99, 0.3, 2.0)
+    order = data.StepOrder(len(digits("").train), 24, micro_batches, world.rank, world.size, 5, done, done + steps)
+    batches = iter(data.train_loader(digits("").train, order, transform=EVERYTHING, seed=5, num_workers=0, pin_memory=False))
+    trainer = engine.Trainer(
+        model, optimizer, scaler, row, world, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3), batch_size=24,
+        micro_steps=micro_batches // world.size, max_grad_norm=0.5, seed=1, objective=objective, ema=ema, step=done,
+        updates=updates, exact=True, requests=lambda: (1.0,))
+    for _ in range(steps):
+        report = trainer.train_step(batches, lambda update: 1e-3)[0]
+        losses.append(report.loss)
+        assert report.requests == (world.size,)
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+            "ema": ema.state_dict(), "step": trainer.step, "updates": trainer.updates, "losses": losses}
+
+
+def digest(state: dict) -> str:
+    content = hashlib.sha256()
+
+    def add(value) -> None:
+        if isinstance(value, torch.Tensor):
+            content.update(value.numpy().tobytes())
+        elif isinstance(value, dict):
+            for name in value:
+                content.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                add(each)
+        else:
+            content.update(repr(value).encode())
+
+    add(state)
+    return content.hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P5", "with --exact the number of processes changes no bit, from start to start")
+def test_another_number_of_processes_changes_no_bit(tmp_path, tries, figure):
+    plans = [(FP32, 4, (4, 1, 2, 4)), (LEVELS["O1"], 6, (3, 6, 1)), (FP32, 4, (1, 4, 2)), (LEVELS["O1"], 4, (2, 4, 2)),
+             (FP32, 12, (3, 1, 6)), (FP32, 3, (1, 3))][:tries(1, 6)]
+    changes = 0
+    for row, micro_batches, sizes in plans:
+        state = None
+        for size in sizes:
+            if size == 1:
+                state = train(ALONE, micro_batches, row, state, 2)
+                continue
+            with Ranks(size, lambda world, before=state: train(world, micro_batches, row, before, 2), tmp_path) as ranks:  # noqa: B023
+                state, *others = ranks.results()
+            assert {digest(other) for other in others} == {digest(state)}
+        assert digest(state) == digest(train(ALONE, micro_batches, row, None, 2 * len(sizes))), sizes
+        changes += len(sizes) - 1
+    figure("changes of the number of processes, 1 to 6, of runs in fp32 and fp16", changes)

@@ -1,0 +1,290 @@
+"""The editor of attention as a web application: addresses, what is refused, and the server.
+
+The page is page/; what it asks for is answered by a `Session` (session.py). Everything stands behind `Guard`,
+because any page that the user has open may send requests to a port of this machine: only requests for this host from
+the editor's own page are met, which also ends DNS rebinding: the Host header then names the foreign page's host.
+
+    GET  /, and the files of the page
+    GET  /api/state                                         what holds for all images, and progress
+    GET  /api/find?filter=edited&start=17&step=1            the next image of a filter
+    GET  /api/images/{number}                               image, edit, revision, maps, prediction
+    GET  /api/images/{number}/pixels.png                    the image as the model sees it
+    PUT  /api/images/{number}/edit                          {"image": name, "revision": "...", "values": rows of 0..1 or null,
+                                                             "checksum": of the picture that was painted on; may be left out}
+"""
+
+import contextlib
+import errno
+import io
+import ipaddress
+import json
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from utils.attention.edits import EditError
+from utils.data.splits import ImageError
+
+from .session import FILTERS, RequestError, Session
+
+PAGE = Path(__file__).parent / "page"
+FILES = {"/": ("index.html", "text/html"), "/editor.css": ("editor.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml"),
+         **{f"/{name}": (name, "text/javascript") for name in ("editor.js", "saving.js", "drawing.js")}}
+LOOPBACK, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
+HEADERS = {"Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+           "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+           "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+           "Cache-Control": "no-store"}
+
+
+class Refusal(Exception):
+    """A request that is answered with an error: status and one line."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class ServerError(ValueError):
+    """A server that cannot be started: one line."""
+
+
+# ------------------------------------------------------------------------------------------------- application
+
+
+def application(session: Session, host: str = "127.0.0.1") -> "Guard":
+    """The ASGI application. `host` is the address that it is served at, and one that requests may be for."""
+    routes = [Route(address, partial(_file, *file)) for address, file in FILES.items()]
+    routes += [Route("/api/state", partial(_state, session)), Route("/api/find", partial(_find, session)),
+               Route("/api/images/{number}", partial(_image, session)),
+               Route("/api/images/{number}/pixels.png", partial(_pixels, session)),
+               Route("/api/images/{number}/edit", partial(_edit, session), methods=["PUT"])]
+    handlers = {Refusal: _refused, RequestError: _unmet, EditError: _disk, OSError: _disk}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), host)
+
+
+def _refused(request: Request, error: Refusal) -> Response:
+    return JSONResponse({"error": error.message}, error.status)
+
+
+def _unmet(request: Request, error: RequestError) -> Response:
+    return JSONResponse({"error": str(error)}, 422)
+
+
+def _disk(request: Request, error: EditError | OSError) -> Response:
+    """The page tries again: a full disk may get room."""
+    word = str(error) if isinstance(error, EditError) else f"{error.filename or 'the disk'}: {error.strerror or error}"
+    return JSONResponse({"error": word}, 507)
+
+
+def _file(name: str, kind: str, request: Request) -> Response:
+    return Response((PAGE / name).read_bytes(), media_type=kind)
+
+
+def _state(session: Session, request: Request) -> Response:
+    return JSONResponse(session.state())
+
+
+def _index(session: Session, request: Request) -> int:
+    number, count = request.path_params["number"], len(session.gallery.labels)
+    if not re.fullmatch("[0-9]{1,12}", number) or int(number) >= count:
+        raise Refusal(404, f"no such image: there are 0 to {count - 1}")
+    return int(number)
+
+
+def _find(session: Session, request: Request) -> Response:
+    kind, *numbers = (request.query_params.get(name, "") for name in ("filter", "start", "step"))
+    if kind not in FILTERS or not all(re.fullmatch("-?[0-9]{1,12}", number) for number in numbers):
+        raise Refusal(400, f"find needs filter ({', '.join(FILTERS)}), start and step")
+    start, step = map(int, numbers)
+    return JSONResponse(session.find(kind, start, max(-1, min(step, 1))))
+
+
+def _image(session: Session, request: Request) -> Response:
+    index, checksum = _index(session, request), ""
+    with contextlib.suppress(ImageError):
+        checksum = session.gallery.checksum(index)
+    return JSONResponse(session.image(index) | {"checksum": checksum})
+
+
+def _pixels(session: Session, request: Request) -> Response:
+    try:
+        pixels = session.gallery.pixels(_index(session, request))
+    except ImageError as error:
+        raise Refusal(422, str(error)) from error
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return Response(stream.getvalue(), media_type="image/png")
+
+
+async def _edit(session: Session, request: Request) -> Response:
+    index = _index(session, request)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "an edit is sent as application/json")
+    h, w = session.gallery.grid
+    try:
+        body = await _body(request, 8192 + 64 * h * w)
+    except ClientDisconnect:
+        return Response(status_code=400)
+    image, checksum, revision, values, edited = read_edit(body, (h, w))
+    if image != session.gallery.name(index):
+        raise Refusal(422, f"image {index} is {session.gallery.name(index)} here: the page is of other images, reload it")
+    return await run_in_threadpool(_saved, session, index, checksum, revision, values, edited)
+
+
+def _saved(session: Session, index: int, checksum: str, revision: str, values: np.ndarray, edited: np.ndarray) -> Response:
+    """On the disk before it is answered."""
+    with contextlib.suppress(ImageError):
+        if checksum and checksum != session.gallery.checksum(index):
+            raise Refusal(422, "the picture was replaced after it was shown: reload the page; your next stroke saves it all")
+    saved = session.save(index, revision, values, edited)
+    if saved is None:
+        return JSONResponse({"error": "the edit was changed elsewhere"} | session.image(index), 409)
+    return JSONResponse(saved | session.outcome(index, values, edited))
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """Whatever Content-Length says, no more than `limit` bytes are kept."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise Refusal(413, f"an edit of this model is at most {limit} bytes")
+    return bytes(body)
+
+
+def read_edit(body: bytes, grid: tuple[int, int]) -> tuple[str, str, str, np.ndarray, np.ndarray]:
+    """-> (name of the image, checksum or "", revision, values (h, w) float32, edited (h, w) bool). Raises Refusal."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "the edit is no JSON") from error
+    if isinstance(content, dict):
+        content.setdefault("checksum", "")
+    if not isinstance(content, dict) or content.keys() != {"image", "checksum", "revision", "values"} or not all(
+            isinstance(content[name], str) for name in ("image", "checksum", "revision")):
+        raise Refusal(400, 'an edit is {"image": text, "revision": text, "values": rows}')
+    rows = content["values"]
+    if not isinstance(rows, list) or len(rows) != grid[0] or not all(
+            isinstance(row, list) and len(row) == grid[1] for row in rows):
+        raise Refusal(400, f"the values must be {grid[0]} rows of {grid[1]}")
+    for value in (value for row in rows for value in row if value is not None):
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise Refusal(400, "a value must be a number from 0 to 1, or null")
+    edited = np.array([[value is not None for value in row] for row in rows])
+    values = np.array([[value or 0 for value in row] for row in rows], np.float32)
+    return content["image"], content["checksum"], content["revision"], values, edited
+
+
+class Guard:
+    """Refuses requests for another host and changes asked for by other pages; puts the headers on every answer."""
+
+    def __init__(self, app, host: str):
+        self.app, self.host = app, host.lower()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def with_headers(message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        refusal = self.refusal(scope["method"], Headers(scope=scope))
+        app = JSONResponse({"error": refusal[1]}, refusal[0]) if refusal else self.app
+        await app(scope, receive, with_headers)
+
+    def refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if len(headers.getlist("host")) != 1 or not self.serves(re.sub(r":\d+$", "", host).strip("[]").lower()):
+            return 400, "this server is not for that host"
+        # A link from elsewhere to the page is harmless; what other pages load or send is not.
+        site, origin = headers.get("sec-fetch-site", "same-origin"), headers.get("origin", f"http://{host}")
+        followed = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        if not followed and (site not in ("same-origin", "none") or origin.lower() != f"http://{host}".lower()):
+            return 403, "only the editor's own page may ask for this"
+        return None
+
+    def serves(self, host: str) -> bool:
+        if host in LOOPBACK or host == self.host:
+            return True
+        if self.host not in EVERYWHERE:
+            return False
+        # Served on every address: an address cannot be rebound to another machine, a name other than our own can.
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(host))
+        name = socket.gethostname().lower()
+        return host in (name, f"{name.partition('.')[0]}.local")          # .local: what the local network calls it (mDNS)
+
+
+# ------------------------------------------------------------------------------------------------------ server
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises ServerError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason, code = getattr(error, "strerror", None) or error, getattr(error, "errno", None)
+        advice = "127.0.0.1 is this machine alone, 0.0.0.0 every address of it"
+        if code in (errno.EADDRINUSE, errno.EACCES):
+            advice = "--port 0 takes any that is free"
+        raise ServerError(f"cannot listen on --host {host} --port {port}: {reason}; {advice}") from error
+
+
+def announce(listening: socket.socket) -> str:
+    """Where a browser finds the page, on this machine first; warns if others can reach it."""
+    host, port = listening.getsockname()[:2]
+    hosts = [host]
+    if host in EVERYWHERE:
+        hosts = ["::1" if ":" in host else "127.0.0.1", socket.gethostname()]
+        # Whence this machine would speak to others: nothing is sent. The addresses are those of RFC 5737 and RFC 3849.
+        with contextlib.suppress(OSError), socket.socket(listening.family, socket.SOCK_DGRAM) as probe:
+            probe.connect(("2001:db8::1" if ":" in host else "192.0.2.1", 9))
+            hosts.append(probe.getsockname()[0])
+    if host not in LOOPBACK:
+        print(f"warning: --host {host}: whoever can reach this machine can see these images and change their edits",
+              file=sys.stderr)
+    return " or ".join(f"http://{f'[{name}]' if ':' in name else name}:{port}/" for name in hosts)
+
+
+def server(session: Session, host: str) -> uvicorn.Server:
+    """h11 in plain Python is fast enough for one person, and installs everywhere."""
+    return uvicorn.Server(uvicorn.Config(
+        application(session, host), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
+        http="h11", limit_concurrency=64, timeout_graceful_shutdown=3))
+
+
+def serve(session: Session, listening: socket.socket, host: str) -> None:
+    """Serves until Ctrl-C."""
+    with searching(session), contextlib.suppress(KeyboardInterrupt):
+        server(session, host).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def searching(session: Session) -> Iterator[None]:
+    """Looks for misclassified images in the background."""
+    stop = threading.Event()
+    thread = threading.Thread(target=session.search, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)

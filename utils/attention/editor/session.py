@@ -1,0 +1,298 @@
+"""The images of an editing session: what the model makes of them, their edits on the disk, the search for its mistakes.
+
+Knows neither the model nor the web: annotate.py brings the model as the functions of a `Gallery`, editor.py the web.
+The folder of edits is the truth, and nothing of it is kept here: two pages, two of these sessions, `git pull` and a
+restart all see the same. A revision is a digest of the file, so that whoever saves on top of something else than what
+lies there is told (`save` -> conflict) instead of writing over it.
+
+Shapes: C classes, (h, w) grid.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from utils.attention import edits
+from utils.data.splits import ImageError
+
+FILTERS = ("all", "misclassified", "edited", "unedited")
+UNKNOWN, UNREADABLE = -1, -2             # in place of a label
+TOP = 5
+QUIET = 0.3                              # seconds without a request before the search goes on
+LARGEST_BATCH, BATCH_SECONDS = 64, (0.05, 0.15)
+
+
+class RequestError(ValueError):
+    """A request that cannot be met as it is: one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What the model makes of one image."""
+
+    probabilities: np.ndarray       # (C,)
+    sigmoid: np.ndarray             # (h, w) in 0..1, mean over heads and query rows, before the edit
+    weights: np.ndarray             # (h, w) softmax weights, mean over heads and query rows, under the edit
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """The images and the model, as functions of an image's index; all but `name` and `checksum` may raise ImageError."""
+
+    title: str
+    facts: Sequence[str]                                    # lines about model and data for the page
+    classes: Sequence[str]
+    labels: np.ndarray                                      # (n,) int64, UNKNOWN where there is none
+    grid: tuple[int, int]
+    img_size: tuple[int, int]                               # (height, width) in pixels
+    name: Callable[[int], str]
+    checksum: Callable[[int], str]
+    region: Callable[[int], tuple[float, float, float, float]]
+    pixels: Callable[[int], np.ndarray]                     # uint8 (height, width, 3), as the model sees it
+    look: Callable[..., Look]                               # (index), or (index, values (h, w), edited (h, w) bool)
+    predict: Callable[[list[int]], list[int]]               # labels; UNREADABLE for an image that is not
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What lies in the folder for an image."""
+
+    revision: str                   # "" where there is no file
+    edit: edits.Edit | None
+    problem: str = ""               # one line, where the file is no edit of this image
+
+
+class Session:
+    """Its methods may be called from several threads."""
+
+    def __init__(self, gallery: Gallery, folder: Path, who: str = ""):
+        self.gallery, self.folder, self.who = gallery, Path(folder), who
+        self.predicted = np.full(len(gallery.labels), UNKNOWN, dtype=np.int64)
+        self.edited = np.zeros(len(gallery.labels), dtype=bool)
+        present = {path.relative_to(folder).as_posix() for path in self.folder.rglob("*.json")}
+        names = [f"{gallery.name(index)}.json" for index in range(len(self.edited))] if present else []
+        self.edited[:len(names)] = [name in present for name in names]
+        self.others = len(present.difference(names))          # files of no image here
+        self._saving = threading.Lock()
+        self._busy, self._last, self._count = 0, 0.0, threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------ questions
+
+    def state(self) -> dict:
+        """What holds for all images."""
+        gallery = self.gallery
+        identity = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        return {"title": gallery.title, "facts": list(gallery.facts), "grid": list(gallery.grid),
+                "size": list(gallery.img_size), "identity": identity, "counts": self.counts()}
+
+    def counts(self) -> dict:
+        """How many images there are, and are edited, looked at, misclassified."""
+        return {"images": len(self.predicted), "edited": int(self.edited.sum()),
+                "looked_at": int((self.predicted != UNKNOWN).sum()), "unreadable": int((self.predicted == UNREADABLE).sum()),
+                "misclassified": int(self._chosen("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
+
+    def _chosen(self, kind: str) -> np.ndarray:
+        if kind == "misclassified":
+            return (self.predicted >= 0) & (self.gallery.labels >= 0) & (self.predicted != self.gallery.labels)
+        return {"all": np.ones_like(self.edited), "edited": self.edited, "unedited": ~self.edited}[kind]
+
+    def find(self, kind: str, start: int, step: int) -> dict:
+        """The next (step 1) or previous (-1) image of a filter from `start`; 0: `start` itself, else the next, else the last.
+
+        -> {"index": or None, "position": of it among them, from 0, "total": how many}
+        """
+        members = np.flatnonzero(self._chosen(kind))
+        place = int(np.searchsorted(members, start, "right" if step > 0 else "left")) - (step < 0)
+        if step == 0:
+            place = min(place, len(members) - 1)
+        found = int(members[place]) if 0 <= place < len(members) else None
+        return {"index": found, "position": place, "total": len(members)}
+
+    def image(self, index: int) -> dict:
+        """All that the page shows of an image. What is wrong with it or its edit stands in "unreadable" and "problem"."""
+        gallery, stored = self.gallery, self._stored(index)
+        answer = {"index": index, "name": gallery.name(index), "label": self._class(int(gallery.labels[index])),
+                  **self._edit(stored)}
+        if stored.edit is None:
+            return answer | self.outcome(index)
+        try:
+            edit = fitted(stored.edit, gallery.grid, gallery.region(index))
+        except ImageError as error:
+            return answer | {"unreadable": str(error), "counts": self.counts()}
+        if edit is not stored.edit:
+            shape = " x ".join(map(str, stored.edit.values.shape))
+            answer |= {"values": _rows(edit), "note": f"this edit was made on {shape} patches, or of another crop; "
+                                                      "it is shown, and will be saved, on the patches of this model"}
+        return answer | self.outcome(index, edit.values, edit.edited)
+
+    def outcome(self, index: int, values: np.ndarray | None = None, edited: np.ndarray | None = None) -> dict:
+        """What the model makes of an image, by itself ("own") and under an edit ("now")."""
+        try:
+            with self._request():
+                own = self.gallery.look(index)
+                now = own if edited is None or not edited.any() else self.gallery.look(index, values, edited)
+        except ImageError as error:
+            return {"unreadable": str(error), "counts": self.counts()}
+        self.predicted[index] = own.probabilities.argmax()
+        return {"unreadable": "", "counts": self.counts(), **self._results(index, own, now)}
+
+    def _edit(self, stored: Stored) -> dict:
+        edit = stored.edit
+        return {"revision": stored.revision, "problem": stored.problem, "values": None if edit is None else _rows(edit),
+                "who": edit.who if edit else "", "when": edit.when if edit else "", "note": ""}
+
+    def _class(self, label: int) -> str | None:
+        return None if label < 0 else str(self.gallery.classes[label])
+
+    def _results(self, index: int, own: Look, now: Look) -> dict:
+        before, after = own.probabilities, now.probabilities
+        shown = np.argsort(-after, kind="stable")[:TOP].tolist()
+        for label in (int(self.gallery.labels[index]), int(before.argmax())):
+            if label >= 0 and label not in shown:
+                shown.append(label)
+        label = int(self.gallery.labels[index])
+        verdict = [None if label < 0 else bool(p.argmax() == label) for p in (before, after)]
+        return {"own": {"sigmoid": _numbers(own.sigmoid), "weights": _numbers(own.weights)},
+                "now": {"sigmoid": _numbers(now.sigmoid), "weights": _numbers(now.weights)},
+                "top": [[self._class(i), _number(before[i]), _number(after[i])] for i in shown],
+                "predicted": [self._class(int(before.argmax())), self._class(int(after.argmax()))], "right": verdict}
+
+    # --------------------------------------------------------------------------------------------------- saving
+
+    def _stored(self, index: int) -> Stored:
+        """Reads the file of an image anew."""
+        path = self._path(index)
+        self.edited[index] = os.path.lexists(path)
+        if not self.edited[index]:
+            return Stored("", None)
+        revision = "unreadable"
+        try:
+            if path.is_file() and not path.is_symlink():
+                with open(path, "rb") as stream:
+                    revision = hashlib.sha256(stream.read(edits.MAX_BYTES + 1)).hexdigest()[:16]
+            edit, checksum = edits.read(path), self.gallery.checksum(index)
+        except OSError as error:
+            return Stored(revision, None, f"{path}: {error.strerror}")
+        except (edits.EditError, ImageError) as error:
+            return Stored(revision, None, str(error))
+        if edit.checksum != checksum or edit.image != self.gallery.name(index):
+            return Stored(revision, None, f"{path}: the edit of another image: the image here has changed, or the file was moved")
+        return Stored(revision, edit)
+
+    def _path(self, index: int) -> Path:
+        try:
+            return edits.path_of(self.folder, self.gallery.name(index))
+        except edits.EditError as error:
+            raise RequestError(str(error)) from error
+
+    def save(self, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> dict | None:
+        """On the disk when this returns -> {"revision"}; None if the file is not `revision` any more: nothing is written.
+
+        No edited patch removes the file. What lies there and is no edit of this image is kept as NAME.json.damaged.
+        Raises RequestError, and EditError or OSError where the disk refuses.
+        """
+        path = self._path(index)
+        try:
+            region, checksum = self.gallery.region(index), self.gallery.checksum(index)
+        except ImageError as error:
+            raise RequestError(str(error)) from error
+        with self._request(), self._saving:
+            stored = self._stored(index)
+            if stored.revision != revision:
+                return None
+            if stored.problem:
+                _set_aside(path)
+            if edited.any():
+                when = datetime.now().astimezone().isoformat(timespec="seconds")
+                note = stored.edit.note if stored.edit else ""
+                edits.write(path, edits.Edit(self.gallery.name(index), checksum, values, edited, region, self.who, when, note))
+            else:
+                path.unlink(missing_ok=True)
+            return {"revision": self._stored(index).revision}
+
+    # --------------------------------------------------------------------------------------------------- search
+
+    def _request(self) -> "_Busy":
+        return _Busy(self)
+
+    def search(self, stop: threading.Event) -> None:
+        """Predicts every image, in batches of about a tenth of a second, and only while nobody asks for anything."""
+        size, index = 1, 0
+        while index < len(self.predicted):
+            while self._busy or time.monotonic() - self._last < QUIET:
+                if stop.wait(0.02):
+                    return
+            if stop.is_set():
+                return
+            batch = list(range(index, min(index + size, len(self.predicted))))
+            started = time.monotonic()
+            self.predicted[batch] = self.gallery.predict(batch)
+            seconds, index = time.monotonic() - started, index + len(batch)
+            if seconds < BATCH_SECONDS[0]:
+                size = min(2 * size, LARGEST_BATCH)
+            elif seconds > BATCH_SECONDS[1]:
+                size = max(size // 2, 1)
+
+
+def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, float, float]) -> edits.Edit:
+    """The edit on the patches of `grid` over `region`: each takes what the edit says where its middle lies in the image."""
+    if edit.values.shape == grid and np.allclose(edit.region, region, atol=1e-3):
+        return edit
+    places, inside = [], []
+    for dim, count in enumerate(grid):
+        (first, last), (edge, end), theirs = region[dim::2], edit.region[dim::2], edit.values.shape[dim]
+        middles = first + (np.arange(count) + 0.5) / count * (last - first)
+        place = np.floor((middles - edge) / (end - edge) * theirs).astype(int)
+        places.append(place.clip(0, theirs - 1))
+        inside.append((place >= 0) & (place < theirs))
+    chosen = np.ix_(*places)
+    edited = edit.edited[chosen] & inside[0][:, None] & inside[1][None]
+    values = np.where(edited, edit.values[chosen], 0).astype(np.float32)
+    return dataclasses.replace(edit, values=values, edited=edited, region=tuple(region))
+
+
+class _Busy:
+    """While it is entered, and shortly after, the search rests."""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    def __enter__(self) -> None:
+        with self.session._count:
+            self.session._busy += 1
+
+    def __exit__(self, *_) -> None:
+        with self.session._count:
+            self.session._busy -= 1
+        self.session._last = time.monotonic()
+
+
+def _set_aside(path: Path) -> None:
+    """A copy, so that a crash right after leaves everything where it was; links and the like move."""
+    names = [f"{path.name}.damaged", *(f"{path.name}.damaged-{number}" for number in range(2, 1000))]
+    target = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    if path.is_file() and not path.is_symlink():
+        shutil.copy2(path, target)
+    else:
+        path.rename(target)
+
+
+def _rows(edit: edits.Edit) -> list[list[float | None]]:
+    """As the file has it: str of a float32 is the shortest text that gives it back."""
+    return [[float(str(value)) if edited else None for value, edited in zip(*rows)] for rows in zip(edit.values, edit.edited)]
+
+
+def _numbers(values: np.ndarray) -> list[list[float]]:
+    return [[_number(value) for value in row] for row in values]
+
+
+def _number(value: float) -> float:
+    return float(f"{value:.5g}")

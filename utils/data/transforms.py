@@ -1,0 +1,267 @@
+"""Image transforms: per image on the CPU, to uint8; normalising happens on the device.
+
+An image is PIL RGB, a uint8 tensor, or a JPEG of which no more is decoded than its crop needs (decoding.py). The numbers
+drawn, and so the crops, are the same for all three. Tensors, and with them most JPEGs, are resized by PyTorch's uint8
+kernel: three times as fast as Pillow's, at most one grey level from it (bicubic: two).
+
+RandAugment is Cubuk et al. (arXiv 1909.13719), random erasing Zhong et al. (arXiv 1708.04896). Differs from timm's
+"rand-m9-mstd0.5-inc1": no jitter of the magnitude, the operations of the paper (one of them: nothing), holes black.
+All random numbers come from torch's global CPU generator, which the caller seeds per sample (randomness.seeded).
+An edit of attention (edits.py) can ride along through a training transform: `with_edit`.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from utils.attention.edits import WHOLE, Edit
+
+from .decode import decoded, is_undecoded
+
+MAGNITUDES = 11               # 0..10 as in the paper and in timm; torchvision's default of 31 makes 9 a third as strong
+ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
+ERASED_STD = 0.225 * 255      # of ImageNet's pixels
+# How many times the pixels of what is made are decoded at least: in training crops and colours vary by far more than what is
+# lost (decoding.py); accuracies are compared.
+TRAIN_MARGIN, EVAL_MARGIN = 1.0, 2.0
+
+
+def train_transform(kind: str, img_size: tuple[int, int], *, flip: bool = True, channels: int = 3,
+                    interpolation: str = "bilinear", crop_scale: float = 0.05, crop_padding: int = 4,
+                    rotation: float = 0.0, color_jitter: float = 0.0, randaugment_ops: int = 0,
+                    randaugment_magnitude: int = 9, random_erasing: float = 0.0) -> v2.Compose:
+    """PIL RGB, a source of FileImages or uint8 (3, H, W) -> uint8 (channels, height, width).
+
+    kind: "crop" (a random part of at least `crop_scale` of the area, resized; 0.05 as in the ViT paper's fine-tuning),
+    "pad" (resized, `crop_padding` black pixels around it, a random crop of the size; as for CIFAR in arXiv 1512.03385),
+    either with "_flip" (mirrored half of the time), or "none" (resized). What follows acts on every kind:
+    flip: whether the data set's classes survive mirroring; digits do not. rotation: up to so many degrees either way.
+    color_jitter: brightness, contrast and saturation times 1 - color_jitter to 1 + color_jitter.
+    randaugment_ops operations of randaugment_magnitude 0..10. random_erasing: probability for an image.
+    channels 1: the image's luma; a grey image comes back as it was.
+    """
+    mode = InterpolationMode(interpolation)
+    crop, _, mirrored = kind.partition("_")
+    assert crop in ("crop", "pad", "none") and mirrored in ("", "flip") and kind != "none_flip", kind
+    if crop == "crop":
+        steps = [RandomResizedCrop(img_size, scale=(crop_scale, 1.0), interpolation=mode, antialias=True)]
+    else:
+        steps = [Resize(img_size, mode)]
+    if crop == "pad":
+        steps.append(v2.RandomCrop(img_size, padding=crop_padding))
+    if mirrored and flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if rotation or color_jitter or randaugment_ops:
+        steps.append(v2.ToPILImage())           # Pillow's colours and turns, whatever the image was; PIL images pass
+    if rotation:
+        steps.append(v2.RandomRotation(rotation, interpolation=mode))
+    if color_jitter:
+        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+    if randaugment_ops:
+        steps.append(v2.RandAugment(randaugment_ops, randaugment_magnitude, MAGNITUDES, interpolation=mode))
+    steps += to_tensor(channels)
+    if random_erasing:
+        steps.append(RandomErasing(random_erasing, ERASED_AREA, ERASED_RATIO, value="random"))
+    return v2.Compose(steps)
+
+
+def eval_transform(img_size: tuple[int, int], *, channels: int = 3, interpolation: str = "bilinear",
+                   crop: float = 0.0) -> v2.Compose:
+    """PIL RGB, a source of FileImages or uint8 (3, H, W) -> uint8 (channels, height, width).
+
+    crop 0: the whole image resized, its shape not kept, as Google's evaluation. 0 < crop <= 1: its shape kept, and the
+    middle cut out, which holds the share `crop` of the shorter side (DeiT and MAE: 0.875, that is 224 of 256 pixels).
+    """
+    assert 0 <= crop <= 1, crop
+    mode = InterpolationMode(interpolation)
+    if crop:
+        steps = [ResizeToCover(_before_crop(img_size, crop), mode), v2.CenterCrop(img_size)]
+    else:
+        steps = [Resize(img_size, mode, EVAL_MARGIN)]
+    return v2.Compose([*steps, *to_tensor(channels)])
+
+
+def eval_region(image_size: tuple[int, int], img_size: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
+    """What eval_transform shows of an image stored in image_size (height, width): top, left, bottom, right as shares of it."""
+    if not crop:
+        return WHOLE
+    resized = covering(image_size, _before_crop(img_size, crop))
+    first = [round((whole - side) / 2) for whole, side in zip(resized, img_size)]        # as CenterCrop rounds
+    return (*(start / whole for start, whole in zip(first, resized)),
+            *((start + side) / whole for start, side, whole in zip(first, img_size, resized)))
+
+
+def _before_crop(img_size: tuple[int, int], crop: float) -> tuple[int, int]:
+    return tuple(int(side / crop) for side in img_size)
+
+
+def covering(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) -> the smallest of its shape that is at least `size`; one side is exactly that."""
+    (height, width), (image_height, image_width) = size, image_size
+    if height * image_width >= width * image_height:
+        return height, height * image_width // image_height
+    return width * image_height // image_width, width
+
+
+def to_tensor(channels: int) -> list[v2.Transform]:
+    """PIL RGB or uint8 (3, height, width) -> uint8 (channels, height, width)"""
+    assert channels in (1, 3), channels
+    return [*([Grayscale()] if channels == 1 else []), v2.PILToTensor()]
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """As torchvision's, also of an image that is not decoded yet."""
+
+    def transform(self, inpt: Image.Image | Tensor, params: dict) -> Image.Image | Tensor:
+        box = tuple(params[name] for name in ("top", "left", "height", "width"))
+        return resized(inpt, self.size, self.interpolation, TRAIN_MARGIN, box)
+
+
+class Resize(v2.Resize):
+    """The whole image to `size` (height, width), also if it is not decoded yet."""
+
+    def __init__(self, size: tuple[int, int], interpolation: InterpolationMode, margin: float = TRAIN_MARGIN):
+        super().__init__(size, interpolation, antialias=True)
+        self.margin = margin
+
+    def transform(self, inpt: Image.Image | Tensor, params: dict) -> Image.Image | Tensor:
+        return resized(inpt, self.size, self.interpolation, self.margin)
+
+
+class ResizeToCover(v2.Transform):
+    """To the smallest of the image's shape that is at least `size` (height, width); one side is exactly that."""
+
+    def __init__(self, size: tuple[int, int], interpolation: InterpolationMode):
+        super().__init__()
+        self.size, self.interpolation = size, interpolation
+
+    def transform(self, inpt: Image.Image | Tensor, params: dict) -> Image.Image | Tensor:
+        size = covering(v2.functional.get_size(inpt), self.size)
+        return resized(inpt, size, self.interpolation, EVAL_MARGIN)
+
+
+def resized(image: Image.Image | Tensor, size: tuple[int, int], interpolation: InterpolationMode, margin: float,
+            box: tuple[int, int, int, int] | None = None) -> Image.Image | Tensor:
+    """A box (top, left, height, width; None: the whole) of an image resized to `size` (height, width). Of one that is not
+    decoded yet at least `margin` times as many pixels are decoded, in both directions."""
+    if is_undecoded(image):
+        top, left, height, width = box or (0, 0, image.height, image.width)
+        image, reduction = decoded(image, (height, width), size, margin)
+        if reduction > 1:               # boxes of parts of pixels only Pillow resizes
+            part = tuple(side / reduction for side in (left, top, left + width, top + height))
+            return image.resize(size[::-1], Image.Resampling[interpolation.name], part)
+    if type(image) is Tensor:
+        top, left, height, width = box or (0, 0, *image.shape[1:])
+        # A view that is a batch of one with its channels last, as decoders leave them: twice as fast as torchvision's way.
+        batch = image.movedim(0, -1)[None, top:top + height, left:left + width].movedim(-1, 1)
+        return F.interpolate(batch, size, mode=interpolation.value, antialias=True)[0]
+    if box is None:
+        return v2.functional.resize(image, list(size), interpolation, antialias=True)
+    return v2.functional.resized_crop(image, *box, list(size), interpolation, antialias=True)
+
+
+class Grayscale(v2.Grayscale):
+    """Pillow's, of tensors too: torchvision's weights for them sum to 0.9999 and are cut off, 255 becomes 254."""
+
+    def transform(self, inpt: Image.Image | Tensor, params: dict) -> Image.Image:
+        return super().transform(v2.functional.to_pil_image(inpt) if type(inpt) is Tensor else inpt, params)
+
+
+class RandomErasing(v2.RandomErasing):
+    """On uint8, which torchvision's would fill with noise of standard deviation 1: nearly black.
+
+    timm fills with standard normal noise after normalising. Here, before it: mean 127.5, standard deviation 57, cut to
+    0..255, which is the same for images normalised by ImageNet's values.
+    """
+
+    def make_params(self, flat_inputs: list) -> dict:
+        params = super().make_params(flat_inputs)
+        if params["v"] is not None:             # None: no rectangle fitted, nothing is erased
+            params["v"] = (127.5 + ERASED_STD * params["v"]).round().clamp(0, 255).to(torch.uint8)
+        return params
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        if isinstance(inpt, tv_tensors.Mask) and params["v"] is not None:
+            top, left = params["i"], params["j"]
+            inpt[:, top:top + params["h"], left:left + params["w"]] = 0         # nobody attends to noise: not edited
+            return inpt
+        return super().transform(inpt, params)
+
+
+# -------------------------------------------------------------------------------------------- edits of attention
+
+
+class EditGrid(tv_tensors.TVTensor):
+    """An edit on its way through a transform: (2, h, w), values and what is edited, as stored.
+
+    The first step of every training transform, a resize or the resize of a crop, turns it into a Mask of the pixels it
+    makes; every other step knows what to do with a Mask. (A mask of the stored image's pixels would be blurred where
+    they are few, and slow where they are millions.)
+    """
+
+    region: tuple[float, float, float, float]       # what the grid covers: top, left, bottom, right, as shares of the image
+    image_size: tuple[int, int]                     # height, width
+
+    def drawn(self, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> tv_tensors.Mask:
+        """The crop (pixels of the stored image), resized: (2, *size) float32, [value where edited, edited]"""
+        grid = self.as_subclass(Tensor)
+        for dim, (start, length) in enumerate(((top, height), (left, width))):
+            # The middle of each new pixel as a share of the image, then in patches; beyond the region: the border of 0.
+            places = (start + (torch.arange(size[dim], dtype=torch.float64) + 0.5) / size[dim] * length) / self.image_size[dim]
+            first, last = self.region[dim], self.region[dim + 2]
+            count = grid.shape[dim + 1]
+            patches = ((places - first) / (last - first) * count).floor().clamp(-1, count).long()
+            grid = F.pad(grid, (0, 0, 1, 1) if dim == 0 else (1, 1)).index_select(dim + 1, patches + 1)
+        return tv_tensors.Mask(grid)
+
+
+@v2.functional.register_kernel(v2.functional.resize, EditGrid)
+def _resized(edit: EditGrid, size: tuple[int, int], **_) -> tv_tensors.Mask:
+    return edit.drawn(0, 0, *edit.image_size, size)
+
+
+@v2.functional.register_kernel(v2.functional.resized_crop, EditGrid)
+def _resized_crop(edit: EditGrid, top: int, left: int, height: int, width: int, size: tuple[int, int], **_) -> tv_tensors.Mask:
+    return edit.drawn(top, left, height, width, size)
+
+
+def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """-> transform(image), as it is without an edit, and where the same crop and flip put the edit: (2, h, w) float32.
+
+    transform: train_transform's, without RandAugment (its shears and shifts do not move masks). grid: (h, w) of the
+    model. Of the edit comes, for each patch, the mean value over its edited pixels, 0 where there is none, and which
+    share of its pixels is edited, 0..1. What is padded, rotated in or erased is not edited.
+    """
+    assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment would part image and edit"
+    planes = np.stack([np.where(edit.edited, edit.values, 0), edit.edited]).astype(np.float32)
+    stored = torch.from_numpy(planes).as_subclass(EditGrid)
+    stored.region, stored.image_size = edit.region, tuple(v2.functional.get_size(image))
+    image, mask = transform((image, stored))
+    assert isinstance(mask, tv_tensors.Mask) and mask.shape[1:] == image.shape[1:], (type(mask), mask.shape)
+    # In float64 the mean of equal values is that value.
+    values, edited = F.adaptive_avg_pool2d(mask.as_subclass(Tensor).double(), grid)
+    return image, torch.stack([values / edited.clamp(min=1e-9), edited]).float()
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8, or floating point in 0..255, (B, C, height, width) -> (x / 255 - mean) / std, on the images' device"""
+    mean, std = _of_bytes(tuple(mean), tuple(std), images.device)
+    # Planes and, of bytes, in place: about twice as fast on a CPU. And a compiled model has to be given one layout.
+    images = images.contiguous()
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).sub_(mean).div_(std).to(dtype)
+    return (images - mean).div_(std).to(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _of_bytes(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Times 255, (C, 1, 1) each; copied to the device once, since each copy waits for it."""
+    with torch.inference_mode(False):           # gradients may go through them later
+        mean, std = (255 * torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+        return mean.to(device, torch.float32), std.to(device, torch.float32)

@@ -1,0 +1,271 @@
+"""Figures of runs: curves and sweeps; and files of figures. utils/report/pictures.py draws what has images in it.
+
+These two are the only importers of matplotlib. Functions return a Figure; nothing is shown and no window is opened.
+"""
+
+import os
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib import font_manager, ticker, transforms
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+# For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
+# format can hold.
+FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR",
+                  "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAexGothic", "PingFang SC",
+                  "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Hebrew",
+                  "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola", "Segoe UI Emoji", "Arial Unicode MS")
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+matplotlib.rcParams["font.family"] += [name for name in FALLBACK_FONTS if name in _INSTALLED]
+
+SUFFIXES = (".png", ".pdf", ".svg")
+COLOURS = matplotlib.color_sequences["tab10"]
+SPLIT_COLOURS = {"train": COLOURS[3], "val": COLOURS[1], "test": COLOURS[2]}
+SCALES = ("loss", "attention loss", "accuracy in %", "learning rate")
+# event of a log.jsonl: the fields of it that are drawn
+DRAWN = {"train": ("step", "loss", "lr"), "eval": ("step", "loss", "accuracy", "top5")}
+
+
+class PlaceError(ValueError):
+    """A place that no picture can be written to: one line."""
+
+
+def plain(text: str, length: int = 0) -> str:
+    """As it is written, in one line: a dollar sign would begin a formula. `length`: the most letters, the middle goes first.
+
+    Bytes of a file's name that are not UTF-8 become question marks, since no font has them.
+    """
+    text = " ".join(str(text).encode("utf-8", "replace").decode().split())
+    if length and len(text) > length:
+        text = text[:length - length // 3 - 1].rstrip() + "…" + text[len(text) - length // 3:].lstrip()
+    return text.replace("$", r"\$")
+
+
+def entitle(place: Figure | SubFigure, title: str, **how) -> None:
+    """Above everything, in lines that fit the width."""
+    width = int(10.5 * place.get_figure(root=True).get_figwidth())
+    lines = [part for line in title.splitlines() for part in balanced(plain(line), width)]
+    place.suptitle("\n".join(lines), **how)
+
+
+def balanced(line: str, width: int) -> list[str]:
+    """As few lines of at most `width` letters as there can be, of about one length: no lone last word."""
+    fewest = len(textwrap.wrap(line, width))
+    narrow = next(narrow for narrow in range(-(-len(line) // max(fewest, 1)) or 1, width + 1)
+                  if len(textwrap.wrap(line, narrow)) <= fewest)
+    return textwrap.wrap(line, narrow) or [""]
+
+
+def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
+    """Loss, accuracy and learning rate over steps, from the events of a log.jsonl; the attention loss where there is one.
+
+    What an event lacks, or has in another form than that of a number, is a gap; `wrong_in` tells it.
+    """
+    return _curves({"": events}, title)
+
+
+def learning_curves_of(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
+    """The same of several runs, by name: a colour each."""
+    return _curves(runs, title)
+
+
+def wrong_in(events: Sequence[dict]) -> str | None:
+    """What keeps the events of a log.jsonl from being drawn, with its line; None: nothing does."""
+    for line, event in enumerate(events, start=1):
+        kind = event.get("event")
+        if not isinstance(kind, str):
+            return f"line {line} is no event of a run: it has no \"event\""
+        if kind == "eval" and not isinstance(event.get("split"), str):
+            return f"line {line}: an eval event without its \"split\""
+        given = [*DRAWN.get(kind, ()), *(["attention_loss"] if kind == "train" and "attention_loss" in event else [])]
+        for field in given:
+            if field not in event:
+                return f"line {line}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
+            if _number(event, field) is None:
+                return f"line {line}: \"{field}\" is {plain(repr(event[field]), 30)}, not a number"
+    return None
+
+
+def _number(event: dict, field: str) -> float | None:
+    """None: there is none. What JSON has no number for, the log holds as the text nan, inf or -inf."""
+    value = event.get(field)
+    if isinstance(value, bool) or (not isinstance(value, (int, float)) and value not in ("nan", "inf", "-inf")):
+        return None
+    try:
+        return float(value)
+    except OverflowError:                          # an integer of hundreds of digits
+        return None
+
+
+def _numbers(events: Sequence[dict], field: str) -> list[float]:
+    found = (_number(event, field) for event in events)
+    return [float("nan") if number is None else number for number in found]
+
+
+def _curves(runs: Mapping[str, Sequence[dict]], title: str) -> Figure:
+    taught = any("attention_loss" in event for events in runs.values() for event in events)
+    scales = [scale for scale in SCALES if taught or scale != "attention loss"]
+    figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
+    axes = dict(zip(scales, figure.subplots(1, len(scales))))
+    for number, (name, events) in enumerate(runs.items()):
+        name = plain(name, 30)
+        # Matplotlib keeps what begins with "_" out of the legend.
+        _curves_of_run(axes, events, f" {name}" if name.startswith("_") else name,
+                       COLOURS[number % len(COLOURS)] if len(runs) > 1 else None)
+    for scale, each in axes.items():
+        each.set(xlabel="step", title=scale)
+        each.grid(alpha=0.3)
+        entries = len(each.get_legend_handles_labels()[0])
+        if entries and len(runs) == 1:
+            each.legend(fontsize="small")
+        elif entries and scale != "learning rate":         # below: too many to lie over the curves
+            below = each.transAxes + transforms.ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
+            each.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
+            figure.set_figheight(max(figure.get_figheight(), 3.8 + 0.17 * entries))
+    if taught:
+        _room_for_both(axes["loss"])
+    axes["accuracy in %"].set_ylim(0, 103)
+    axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    entitle(figure, title)
+    return figure
+
+
+def _room_for_both(axes: Axes) -> None:
+    """A logarithmic scale where a heavy attention loss in what is minimised would press the other curves flat."""
+    values = [value for line in axes.get_lines() for value in line.get_ydata() if 0 < value < float("inf")]
+    if values and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, colour) -> None:
+    """colour None: the only run, whose splits have a colour each."""
+    train = [event for event in events if event.get("event") == "train"]
+    evaluations: dict[str, list[dict]] = {}
+    for event in events:
+        if event.get("event") == "eval":
+            evaluations.setdefault(str(event.get("split")), []).append(event)
+
+    def label(word: str) -> str:
+        return f"{name} {word}" if name else word
+
+    if train:
+        own, grey = {"color": colour or COLOURS[0], "linewidth": 1}, colour or "tab:gray"
+        taught = [event for event in train if event.get("attention_loss") is not None]
+        # What is minimised has it in it, with its weight; what is evaluated has not.
+        word = "train (with attention loss)" if taught else "train"
+        axes["loss"].plot(_numbers(train, "step"), _numbers(train, "loss"), label=label(word), alpha=0.4 if colour else 1, **own)
+        axes["learning rate"].plot(_numbers(train, "step"), _numbers(train, "lr"), color=grey)
+        if taught:
+            axes["attention loss"].plot(_numbers(taught, "step"), _numbers(taught, "attention_loss"), label=label("train"), **own)
+    for split, series in evaluations.items():
+        own = {"color": colour or SPLIT_COLOURS.get(split), "markersize": 3}
+        steps = _numbers(series, "step")
+        # Two values (before and after) are no curve: a line between them would look like one.
+        line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
+        split = label(plain(split, 20))
+        axes["loss"].plot(steps, _numbers(series, "loss"), line, label=split, **own)
+        for field, kind, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
+            percent = [100 * share for share in _numbers(series, field)]
+            axes["accuracy in %"].plot(steps, percent, style, label=f"{split} {kind}", **own)
+
+
+def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:
+    """Accuracy over what was tried, from the rows of sweep.py: trials as points, the final run as a star."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    trials = [row for row in rows if row["run"] != "final"]
+    ended = [row for row in trials if row["status"] == "done"]
+    axes.plot([row[tried] for row in ended], [100 * row["accuracy"] for row in ended], "o-",
+              label=f"on the {ended[0]['images']} images held out" if ended else None)
+    for row in trials:
+        if row["status"] != "done":
+            axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
+    for row in rows:
+        if row["run"] == "final" and row["status"] == "done":
+            axes.plot(row[tried], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
+                      label=f"final run, test: {row['accuracy']:.2%} of {row['images']}")
+    axes.set(xlabel=tried.replace("_", " "), ylabel="accuracy in %", title=plain(title))
+    values = [row[tried] for row in trials]
+    above = [value for value in values if value > 0]
+    if len(above) == len(values):
+        axes.set_xscale("log")
+    elif above:
+        axes.set_xscale("symlog", linthresh=min(above))               # a weight of 0 has a place there
+    axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))       # one "diverged" for all of them
+    axes.legend(handles.values(), handles.keys(), fontsize="small")
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------- files
+
+
+def places(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
+    """Where the pictures called `names` go: to the file or folder `output`; None: to `folder`. Of equal names (a.png and
+    a.jpg) the second gets a -2.
+
+    Raises PlaceError also for what cannot be written: before time is spent, and nothing is left there.
+    """
+    if output is None or Path(output).is_dir() or not Path(output).suffix:
+        names = _distinct(names)
+        paths = [(folder if output is None else Path(output)) / f"{name}.png" for name in names]
+    elif Path(output).suffix.lower() not in SUFFIXES:
+        raise PlaceError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
+    elif len(names) > 1:
+        raise PlaceError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
+    else:
+        paths = [Path(output)]
+    nearest = next(place for place in paths[0].absolute().parents if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise PlaceError(f"cannot write {paths[0]}: {nearest} is no folder; give another --output")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise PlaceError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; give another --output") from error
+    for path in paths:
+        if os.path.isdir(path):
+            raise PlaceError(f"cannot write {path}: it is a folder; give another --output")
+    return paths
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    found = {}
+    for stem in names:
+        name, number = stem, 1
+        while name in found:
+            number += 1
+            name = f"{stem}-{number}"
+        found[name] = None
+    return list(found)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """By the suffix of the path (.png, .pdf, .svg): whole or not at all. A stream gets a PNG."""
+    if not isinstance(path, (str, os.PathLike)):
+        _save(figure, path)
+        return
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        _save(figure, unfinished, format=path.suffix.lstrip(".").lower())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _save(figure: Figure, place, **how) -> None:
+    """A letter that no font has is drawn as a box, which says it; a warning for each would say nothing more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
+        figure.savefig(place, dpi=120, **how)

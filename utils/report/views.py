@@ -1,0 +1,300 @@
+"""From what was recorded of a model to figures: which rows are read, what the maps are called, what has to be said of them.
+
+A model is any object with the attributes of models.ImageTransformer; this file builds and runs none.
+
+Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from utils.attention import maps as attention_maps
+from utils.data.loader import default_workers, eval_loader
+from utils.data.transforms import eval_transform, normalise
+from utils.run.log import LOG_FILE, scan_log
+
+from . import pictures, plots
+from .plots import Figure, plain
+
+CLS, DIST, ALL = "cls token", "dist token", "mean of all queries"
+LARGE = 112                         # pixels of a map
+COARSE = 8                          # below so many patches a side, smooth maps would have their peaks where no patch is
+
+
+class ViewError(ValueError):
+    """A picture that this model does not have: one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model in eval mode, and what is known of where it comes from."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    title: str
+    settings: dict                  # flags of train.py: how images are resized, and of which data set they are
+    has_data: bool                  # whether the settings name one
+
+    def transform(self) -> Callable:
+        """PIL RGB -> uint8 (channels, height, width), as the model was evaluated."""
+        model, settings = self.model, self.settings
+        return eval_transform(model.img_size, channels=model.config.in_channels, interpolation=settings["interpolation"],
+                              crop=settings["eval_crop"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An image that is decoded when it is looked at, and its true class where that is known."""
+
+    name: str
+    split: Dataset
+    index: int
+    truth: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An image as the model saw it, and what it made of it."""
+
+    subject: Subject
+    example: Example
+    pixels: np.ndarray              # (height, width, 3) uint8
+    inputs: Tensor                  # (1, channels, height, width)
+    probabilities: np.ndarray       # (C,)
+    maps: list[Tensor]              # (1, H, Q, K) by layer
+
+    @property
+    def words(self) -> str:
+        true = [f"true: {plain(self.example.truth, 30)}"] if self.example.truth else []
+        return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
+
+    def title(self, what: str) -> str:
+        return f"{what}: {self.example.name}\n{self.subject.title}"
+
+
+def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
+    """A map (1, H, Q, K) -> {who asks: (H, height, width)}, see `enlarge`.
+
+    That is the token or tokens that the head reads; of a mean-pooled model and of talking heads the mean of all queries.
+    """
+    talking = is_talking(model, layer)
+    rows = slice(None) if talking else model.query_rows
+    grids = attention_maps.read_rows(layer[0], rows, model.grid)                           # (H, R, h, w)
+    if rows.stop is None:
+        return {ALL: enlarge(model, grids.mean(dim=1))}
+    large = enlarge(model, grids)
+    return {reader: large[:, number] for number, reader in zip(range(large.shape[1]), (CLS, DIST))}
+
+
+def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
+    """(..., h, w) -> as large as the image, or some times as large, so that small ones have smooth maps, too.
+
+    Patch by patch where the grid is coarse.
+    """
+    times = -(-LARGE // max(model.img_size))
+    size = tuple(side * times for side in model.img_size)
+    return attention_maps.upsample(grids, size, smooth=min(model.grid) >= COARSE).numpy()
+
+
+def is_talking(model: nn.Module, layer: Tensor) -> bool:
+    """Whether it is of a CaiT's layers that know no cls token."""
+    return bool(model.config.class_layers) and layer.shape[-1] == model.grid[0] * model.grid[1]
+
+
+def draw_attention(view: View, layer: int | None = None, head: int | None = None) -> Figure:
+    """Every layer, and every head of one (counted from 1; None: the last layer, the mean of the heads)."""
+    model, heads = view.subject.model, view.maps[0].shape[1]
+    layer = in_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
+    which = "mean of the heads" if head is None else f"head {in_range('--head', head, heads, 'heads')}"
+
+    def one(maps: np.ndarray) -> np.ndarray:
+        return maps.mean(axis=0) if head is None else maps[head - 1]
+
+    readings = [read(model, recorded) for recorded in view.maps]
+    chosen = [(f"layer {layer}, {which}, {reader}", one(maps)) for reader, maps in readings[layer - 1].items()]
+    groups = {}
+    for reader in readings[-1]:
+        groups[f"every layer, {which}, {reader}"] = [
+            (f"layer {number}" if reader in found else f"layer {number}*", one(found.get(reader, found.get(ALL))))
+            for number, found in enumerate(readings, start=1)]
+    for reader, maps in readings[layer - 1].items():
+        groups[f"every head of layer {layer}, {reader}"] = [(f"head {number}", heat) for number, heat in enumerate(maps, start=1)]
+    note = note_of_mean(model)
+    if model.config.class_layers:
+        note = ("* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are drawn as 0. "
+                "The last layers are class attention.")
+    return pictures.attention(view.pixels, view.words, chosen, groups, view.title("attention"), note)
+
+
+def in_range(flag: str, number: int, count: int, things: str) -> int:
+    if not 1 <= number <= count:
+        raise ViewError(f"{flag} {number}: the model has {count} {things}, counted from 1")
+    return number
+
+
+def note_of_mean(model: nn.Module) -> str:
+    if model.query_rows.stop is None:
+        return "The head reads the mean of the patches and no token of its own: maps are the mean over all queries."
+    return ""
+
+
+def joint_maps(view: View, joint: Tensor, name: str = "") -> list[tuple[str, np.ndarray]]:
+    """Joint attention (1, N, N) -> [(name and who asks, map)]"""
+    readings = read(view.subject.model, joint[:, None])
+    return [(f"{name}{reader}", maps[0]) for reader, maps in readings.items()]
+
+
+def joint_of(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Tensor:
+    """Attention rollout -> (1, N, N)"""
+    return attention_maps.rollout(view.maps, fusion, drop, protected(view.subject.model, as_vit_explain), as_vit_explain)
+
+
+def protected(model: nn.Module, as_vit_explain: bool) -> int:
+    """How many columns dropping leaves alone. Raises ViewError for vit-explain's way with a CaiT."""
+    if as_vit_explain and model.config.class_layers:
+        raise ViewError("--as_vit_explain: that code knows no CaiT; leave it out")
+    return 1 if model.config.class_layers else model.num_prefix_tokens
+
+
+def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Figure:
+    how = spoken(f"heads by {fusion}", drop, as_vit_explain)
+    return draw_joint(view, joint_of(view, fusion, drop, as_vit_explain), f"joint attention, {how}")
+
+
+def spoken(how: str, drop: float, as_vit_explain: bool) -> str:
+    return how + (f", lowest {drop:.0%} dropped" if drop else "") + (", as vit-explain" if as_vit_explain else "")
+
+
+def draw_joint(view: View, joint: Tensor, what: str) -> Figure:
+    """Any rollout (1, N, N)."""
+    note = note_of_mean(view.subject.model)
+    if view.subject.model.config.class_layers:
+        note = "Negative weights of talking heads count as 0; class-attention layers change the row of the cls token alone."
+    maps = joint_maps(view, joint, "all layers, ")
+    return pictures.over_image(view.pixels, view.words, maps, view.title(what), note, "share of the joint attention")
+
+
+def class_number(target: str, classes: tuple[str, ...]) -> int:
+    """Of a class by name or number. Raises ViewError."""
+    if target in classes:
+        return classes.index(target)
+    if not target.isdecimal() or int(target) >= len(classes):
+        raise ViewError(f"--target {target}: no such class; there are {', '.join(classes[:5])}"
+                        f"{', ...' if len(classes) > 5 else ''}, or their numbers 0 to {len(classes) - 1}")
+    return int(target)
+
+
+def draw_class_attention(view: View) -> Figure:
+    """Of a CaiT: each of its class-attention layers. Raises ViewError for other families."""
+    model = view.subject.model
+    if not model.config.class_layers:
+        raise ViewError("only CaiT has class-attention layers; take attention, whose rows of the cls token are the same thing "
+                        f"(the model: {view.subject.title})")
+    grids = attention_maps.class_attention(view.maps, model.grid)[:, 0]
+    first = len(view.maps) - len(grids) + 1
+    maps = [(f"layer {number}, class attention, mean of the heads", heat)
+            for number, heat in enumerate(enlarge(model, grids), start=first)]
+    return pictures.over_image(view.pixels, view.words, maps, view.title("class attention"))
+
+
+# ------------------------------------------------------------------------------------- the paper's figure 7
+
+
+def draw_distance(views: Iterable[View]) -> Figure:
+    """Attention distance of each head, mean over the images. Raises ViewError where there is none."""
+    total, count = 0, 0
+    for view in views:
+        model = view.subject.model
+        total = total + attention_maps.attention_distance(view.maps, model.grid, model.img_size)
+        count += 1
+    if not count:
+        raise ViewError("no image that could be read: no distances to draw")
+    size = "x".join(map(str, model.img_size))
+    title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
+    note = "Weighted mean distance from a patch to the others, between their centres; the weights of cls and dist are left out."
+    if model.config.class_layers:
+        note = "Weighted mean distance between patch centres; negative talking heads count as 0, class attention is left out."
+    return pictures.distance((total / count).numpy(), np.hypot(*model.img_size), title, note)
+
+
+def draw_positions(subject: Subject) -> Figure:
+    model = subject.model
+    similarity = attention_maps.position_similarity(model.pos_embed.detach().cpu(), model.grid)
+    return pictures.positions(similarity.numpy(), f"position embeddings: similarity of each patch to all others\n{subject.title}")
+
+
+def draw_filters(subject: Subject, count: int = 28) -> Figure:
+    """Raises ViewError for hybrids."""
+    model = subject.model
+    if model.config.resnet_layers is not None:
+        raise ViewError("a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels: it has no filters to look at "
+                        f"(the model: {subject.title})")
+    colours, shares = attention_maps.patch_filters(model.patch_embed.proj.weight.detach().cpu(), count)
+    if not len(colours):
+        raise ViewError(f"a patch kernel of one filter has no principal components (the model: {subject.title})")
+    what = f"the first {len(colours)} principal components of the patch embedding"
+    note = "Number and share of the variance; mid-grey is 0" + (", one channel" if model.config.in_channels == 1 else "")
+    return pictures.filters(colours.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
+
+
+# ------------------------------------------------------------------------------------------------- of a run
+
+
+def folder_of(checkpoint: str | None) -> Path:
+    """Where its pictures go: beside a run, and else to output/pictures."""
+    path = Path(checkpoint or "")
+    if checkpoint and path.is_dir():
+        return path
+    return path.parent if checkpoint and path.is_file() and (path.parent / LOG_FILE).exists() else Path("output/pictures")
+
+
+def draw_curves(folders: list[str]) -> Figure:
+    """From the log of each run folder, or of the folder of a checkpoint file. Raises ViewError where there is none to draw."""
+    runs = {}
+    for given in folders:
+        folder = Path(given) if Path(given).is_dir() else Path(given).parent
+        try:
+            events, unreadable = scan_log(folder)
+        except (ValueError, RecursionError) as error:          # numbers and nesting beyond what Python reads
+            raise ViewError(f"{folder / LOG_FILE}: {error}: it is damaged, or not train.py's") from error
+        if (wrong := plots.wrong_in(events)) is not None:
+            raise ViewError(f"{folder / LOG_FILE}: {wrong}: it is damaged, or not train.py's")
+        if not any(event["event"] in plots.DRAWN for event in events):
+            raise ViewError(f"{given}: no run with steps in its {LOG_FILE}; give run folders such as output/NAME")
+        note = f" (without {unreadable} unreadable line(s) of its log)" if unreadable else ""
+        name = folder.resolve().name + note
+        runs[name if name not in runs else str(folder) + note] = events
+    if len(runs) == 1:
+        return plots.learning_curves(*runs.values(), title=next(iter(runs)))
+    return plots.learning_curves_of(runs, f"{len(runs)} runs")
+
+
+def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
+    """Evaluates the model on `data`, whose split is called `name`. Raises ViewError if its classes are not the model's."""
+    if classes != subject.classes:
+        raise ViewError(f"the model knows {len(subject.classes)} classes ({', '.join(subject.classes[:3])}, ...), the data have "
+                        f"{len(classes)} ({', '.join(classes[:3])}, ...): not the same task; give --checkpoint a run on these "
+                        f"data, such as output/NAME (the model: {subject.title})")
+    model, matrix, wrong = subject.model, np.zeros((len(classes), len(classes)), dtype=np.int64), []
+    loader = eval_loader(data, transform=subject.transform(), batch_size=64, rank=0, world_size=1, pin_memory=False,
+                         num_workers=default_workers(subject.settings["dataset"], 1))
+    for batch in loader:
+        with torch.inference_mode():
+            inputs = normalise(batch.images.to(model.pos_embed.device), model.config.mean, model.config.std)
+            found = model(inputs).float().softmax(dim=-1).max(dim=-1)
+        predicted, probability = found.indices.cpu().numpy(), found.values.tolist()
+        np.add.at(matrix, (batch.targets.numpy(), predicted), 1)
+        for number in np.flatnonzero(predicted != batch.targets.numpy()):
+            truth = classes[int(batch.targets[number])]
+            wrong.append((probability[number], batch.keys[number].index, truth, classes[predicted[number]], batch.images[number]))
+        wrong = sorted(wrong, key=lambda each: (-each[0], each[1]))[:shown]
+    total, right = int(matrix.sum()), int(matrix.trace())
+    title = f"confusion matrix, {name}: {right / total:.2%} of {total} images right\n{subject.title}"
+    return pictures.confusion(matrix, classes, [image.permute(1, 2, 0).expand(-1, -1, 3).numpy() for *_, image in wrong],
+                              [(truth, said, probability) for probability, _, truth, said, _ in wrong], title)
