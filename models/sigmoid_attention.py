@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention
-from .vit import ImageTransformer, ModelError
+from .errors import ModelError
+from .vit import ImageTransformer
 
 EPS = 2.0 ** -24        # float32 knows no number closer to 1 from below
 

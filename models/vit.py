@@ -17,13 +17,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from .errors import ModelError
 from .layers import NORM_EPS, Block, PatchEmbed
 from .position import RESIZE_RULES
 from .resnet import GROUPS, ResNet
-
-
-class ModelError(ValueError):
-    """A model that cannot be built or filled: one line that says what is wrong and what to do."""
 
 
 class ImageTransformer(nn.Module):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
-from models.vit import ModelError
+from models.errors import ModelError
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20

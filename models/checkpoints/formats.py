@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.vit import ModelError
+from models.errors import ModelError
 
 from . import torch_file
 from .key_maps import CONTAINERS

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from models.errors import ModelError
 from models.position import resize_positions
-from models.vit import ImageTransformer, ModelError, stride
+from models.vit import ImageTransformer, stride
 
 from .conversions import FROM_FILE, TO_FILE, Row, fold_channels
 from .formats import WeightFile, open_weights

@@ -12,7 +12,7 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from models.vit import ModelError
+from models.errors import ModelError
 
 from .download import download, one_at_a_time
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from models.vit import ModelError
+from models.errors import ModelError
 
 from .pickle_scan import LEGACY_NUMBER, PickleError, Scan, Storage
 from .zip_archive import ZipError, one_line, open_archive, shown
