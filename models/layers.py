@@ -1,4 +1,4 @@
-"""What every family stacks: patch embedding, MLP, encoder block.
+"""What every family stacks: patch embedding, MLP, encoder block; and resizing position tables to another grid.
 
 Differences from the paper: none. From Google's code: none in the mathematics; LayerNorm eps is 1e-6 as there.
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
@@ -8,10 +8,15 @@ import functools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .attention import SelfAttention
 
 NORM_EPS = 1e-6
+# How the published models of a family resize their position tables. "bilinear": Google's code calls
+# scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); this form also takes
+# grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing where the grid shrinks.
+RESIZE_RULES = {"bilinear": {"mode": "bilinear", "align_corners": True}, "bicubic": {"mode": "bicubic", "align_corners": False}}
 
 
 class PatchEmbed(nn.Module):
@@ -108,3 +113,19 @@ class Block(nn.Module):
         """(B, N, D) -> (B, N, D)"""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], rule: str = "bilinear") -> Tensor:
+    """(1, prefix + h * w, D) -> (1, prefix + h' * w', D); the prefix rows (cls, dist) are kept as they are.
+
+    Compares grids, not token counts: 4 x 16 and 8 x 8 have as many tokens and still need resampling.
+    Raises ValueError if the table is smaller than its grid.
+    """
+    prefix = table.shape[1] - old_grid[0] * old_grid[1]
+    if prefix < 0:
+        raise ValueError(f"a table of {table.shape[1]} positions cannot hold a {old_grid[0]} x {old_grid[1]} grid")
+    if old_grid == new_grid:
+        return table
+    grid = table[:, prefix:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)                # (1, D, h, w)
+    grid = F.interpolate(grid, size=new_grid, **RESIZE_RULES[rule])                       # (1, D, h', w')
+    return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
-from .layers import NORM_EPS, Block, PatchEmbed
-from .position import RESIZE_RULES
+from .layers import NORM_EPS, RESIZE_RULES, Block, PatchEmbed
 from .resnet import GROUPS, ResNet
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ModelError
-from models.position import resize_positions
+from models.layers import resize_positions
 from models.vit import ImageTransformer, stride
 
 from .conversions import FROM_FILE, TO_FILE, Row, fold_channels

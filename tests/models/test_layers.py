@@ -1,15 +1,17 @@
-"""Patch embedding, MLP and encoder block against their formulas."""
+"""Patch embedding, MLP, encoder block and resizing position tables, against formulas, published code and scipy."""
 
 import copy
 import math
 
+import numpy as np
 import pytest
+import reference
 import torch
 from torch.nn import functional as F
 from torchvision import ops
 
 from models import layers
-from models.layers import Block, Mlp, PatchEmbed, StochasticDepth
+from models.layers import Block, Mlp, PatchEmbed, StochasticDepth, resize_positions
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -164,3 +166,67 @@ def test_evaluation_in_bfloat16_is_rounded_no_worse(gelu, monkeypatch):
         mlp.act = type("Other", (torch.nn.GELU,), {"forward": lambda self, x: heard.append("other") or x})()
         mlp(x)
     assert heard == ["hook", "other"] and len(used) == 1
+
+
+# --------------------------------------------------------------------------------------- position tables
+
+
+POSEMB = reference.arrays(reference.FIXTURES / "posemb.npz")
+PUBLISHED = sorted(name for name in POSEMB if "/google" in name or name.endswith("/deit_mae_bicubic"))
+
+
+def grids(case: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """'14to12x20' -> (14, 14), (12, 20); 'distilled7to12' -> (7, 7), (12, 12)"""
+    old, new = case.removeprefix("distilled").split("to")
+    height, _, width = new.partition("x")
+    return (int(old), int(old)), (int(height), int(width or height))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_positions_are_resized_as_the_published_code_does(name):
+    case, rule = name.split("/")[0], "bilinear" if "/google" in name else "bicubic"
+    resized = resize_positions(torch.from_numpy(POSEMB[f"{case}/in"]), *grids(case), rule)
+    assert (resized - torch.from_numpy(POSEMB[name])).abs().max() < 2e-5
+
+
+def test_the_published_cases_tell_the_rules_and_grids_apart():
+    ends = [name.split("/")[1] for name in PUBLISHED]
+    assert [ends.count(end) for end in ("google", "google_zoom_nonsquare", "deit_mae_bicubic")] == [5, 4, 10]
+    table = torch.from_numpy(POSEMB["14to24x24/in"])
+    bilinear, bicubic = (resize_positions(table, (14, 14), (24, 24), rule) for rule in ("bilinear", "bicubic"))
+    assert (bilinear - bicubic).abs().max() > 0.1 and torch.equal(bilinear, resize_positions(table, (14, 14), (24, 24)))
+    with pytest.raises(KeyError):
+        resize_positions(table, (14, 14), (24, 24), "nearest")
+
+
+# Not every pair of sizes: some versions of scipy zero the last row and column, for 24 -> 22 among others.
+@pytest.mark.parametrize("old, new", [((7, 7), (12, 12)), ((12, 12), (7, 7)), ((6, 9), (8, 5))])
+def test_positions_are_resized_as_scipy_does(old, new):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    grid = np.random.default_rng(0).standard_normal((*old, 6)).astype(np.float32)
+    zoomed = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
+    resized = resize_positions(torch.from_numpy(grid).view(1, -1, 6), old, new)
+    assert (resized - torch.from_numpy(zoomed).view(1, -1, 6)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("rule", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_positions_before_the_grid_and_of_the_same_grid_are_kept(prefix, rule):
+    """No prefix for mean pooling and CaiT, one for the cls token, two with a distillation token."""
+    table = torch.randn(1, prefix + 16, 5)
+    resized = resize_positions(table, (4, 4), (6, 3), rule)
+    assert resized.shape == (1, prefix + 18, 5)
+    assert torch.equal(resized[:, :prefix], table[:, :prefix])
+    assert torch.equal(resized[:, prefix:], resize_positions(table[:, prefix:], (4, 4), (6, 3), rule))
+    assert torch.equal(resize_positions(table, (4, 4), (4, 4), rule), table)
+
+
+def test_as_many_positions_in_another_grid_are_resampled():
+    rows = torch.arange(4.0).repeat_interleave(4).view(1, 16, 1)               # each position holds its row
+    flat = resize_positions(rows, (4, 4), (2, 8))
+    torch.testing.assert_close(flat.view(2, 8), torch.tensor([[0.0] * 8, [3.0] * 8]))
+
+
+def test_a_table_smaller_than_its_grid_is_refused():
+    with pytest.raises(ValueError, match="15 positions cannot hold a 4 x 4 grid"):
+        resize_positions(torch.zeros(1, 15, 5), (4, 4), (6, 6))

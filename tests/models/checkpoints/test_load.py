@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from configs import META, MODELS, architecture
 from models import ModelError, create_model, load_model, load_pretrained, save_timm
 from models.checkpoints.load import checkpoint_head
-from models.position import resize_positions
+from models.layers import resize_positions
 from utils.run import checkpoint
 
 ROWS, CASE = reference.ROWS, "g_p16_pre"
