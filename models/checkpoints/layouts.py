@@ -70,11 +70,11 @@ class Dialect:
         shape = self.file.shape(self._sources[name])
         return shape[1:] if name in self._layers else shape
 
-    def lend(self, name: str) -> Tensor:
+    def read_view(self, name: str) -> Tensor:
         """As WeightFile.lend"""
         source = self._sources[name]
         if name not in self._layers:
-            return self.file.lend(source)
+            return self.file.read_view(source)
         with self._stacking:
             if source not in self._stacks:
                 self._stacks[source] = self.file.read(source)

@@ -231,7 +231,7 @@ def _conversion(names: Dialect, sources: tuple[str, ...], rule: str, ours: str, 
     def convert() -> Tensor:
         value = torch.empty(size)
         for place, source in zip(value.chunk(len(sources)), sources):
-            place.copy_(FROM_FILE[rule](names.lend(source)))
+            place.copy_(FROM_FILE[rule](names.read_view(source)))
         return value
 
     return convert
@@ -268,7 +268,7 @@ def _positions(names: Dialect, source: str, ours: str, model: ImageTransformer,
         report.resized[ours] = f"{grid[0]}x{grid[1]} -> {model.grid[0]}x{model.grid[1]}"
 
     def convert() -> Tensor:
-        table = names.lend(source).clone()
+        table = names.read_view(source).clone()
         if bare:                                              # what stands before the patches gets no position
             table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
         return resize_positions(table, grid, model.grid, model.config.position_resize)
