@@ -255,7 +255,6 @@ def look(subject, example):
     """Shows the image to the model and records its attention -> views.View. Raises ImageError."""
     import torch
 
-    from models import record_attention
     from utils.data.transforms import normalise
     from utils.report.views import View
 
@@ -263,7 +262,7 @@ def look(subject, example):
     image, _ = example.split[example.index]
     pixels = subject.transform()(image)[None]
     inputs = normalise(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
-    with torch.no_grad(), record_attention(model) as maps:
+    with torch.no_grad(), model.recording() as maps:
         logits = model(inputs)
     probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
     return View(subject, example, pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy(), inputs, probabilities,
@@ -274,12 +273,11 @@ def joint_for(view, target: int, drop: float = 0.0, as_vit_explain: bool = False
     """Gradient rollout of class number `target` -> (1, N, N)"""
     import torch
 
-    from models import record_attention
     from utils.attention.maps import gradient_rollout
     from utils.report.views import protected
 
     model = view.subject.model
-    with record_attention(model, differentiable=True) as maps:
+    with model.recording(differentiable=True) as maps:
         logits = model(view.inputs)
     gradients = torch.autograd.grad(logits[0, target], maps)
     maps = [layer.detach() for layer in maps]

@@ -11,6 +11,7 @@ import torch
 from configs import MODELS, architecture
 
 from .attention import record_attention
+from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.export import save_npz, save_timm
 from .checkpoints.load import LoadReport, checkpoint_head, load_pretrained, load_run, run_settings
@@ -18,7 +19,7 @@ from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError, WeightsError  # noqa: F401
 from .sigmoid_attention import edit_attention, record_patch_logits, use_sigmoid_attention
-from .vit import ImageTransformer, VisionTransformer
+from .vit import VisionTransformer
 
 __all__ = ["CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer",
            "checkpoint_head", "create_model", "edit_attention", "find_checkpoint", "list_models", "load_model", "load_pretrained",

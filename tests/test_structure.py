@@ -20,7 +20,7 @@ ALLOWED = {
     "visualize": {"configs", "models", "utils"},
     "annotate": {"configs", "models", "utils"},
     "models": {"configs", "models"},                                  # models/__init__.py
-    "models.checkpoints": {"models.errors", "models.layers", "models.vit"},
+    "models.checkpoints": {"models.errors", "models.base", "models.layers"},
     "utils.distributed": set(),
     "utils.data": {"utils.attention.edits", "utils.run.checkpoint", "utils.run.folder"},
     "utils.training": {"utils.data", "utils.distributed"},

@@ -61,7 +61,7 @@ def test_class_of_a_row(name):
     assert type(model) is (CaiT if name.startswith("CaiT") else DistilledVisionTransformer if name.endswith("-distilled")
                            else VisionTransformer)
     assert model.pos_embed.shape[1] == model.num_prefix_tokens + model.grid[0] * model.grid[1]
-    depths = {model.depth_of(parameter) for parameter, _ in model.named_parameters()}
+    depths = {model.layer_index(parameter) for parameter, _ in model.named_parameters()}
     assert depths == set(range(model.depth + 1))                   # every layer has parameters, and no depth is left out
 
 
