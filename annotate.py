@@ -221,7 +221,6 @@ class Viewer:
     def __init__(self, model, split, transform, region_of):
         import torch
 
-        from models import model_end
         from utils.data import transforms
 
         device, config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config
@@ -229,7 +228,6 @@ class Viewer:
         self._input = lambda pixels: transforms.normalise(torch.stack(pixels).to(device), config.mean, config.std)
         self.turn = threading.Lock()                   # hooks and edits hang on the model while it looks
         self.first = min(model.sigmoid_layers[0] - 1, len(model.blocks))
-        self.rest = model_end.cut(self.model, self.first)
         self.seen, self.tokens, self.own = self._kept(64, self._seen), self._kept(32, self._tokens), self._kept(128, self._look)
 
     def _kept(self, count: int, make):
@@ -252,11 +250,11 @@ class Viewer:
         return self.seen(index)[0].permute(1, 2, 0).squeeze(-1).numpy()
 
     def _tokens(self, index: int):
-        from models import model_end
+        import torch
 
         images = self._input([self.seen(index)[0]])
-        with self.turn:
-            return model_end.tokens_before(self.model, self.first, images)
+        with self.turn, torch.inference_mode():
+            return self.model.forward_to(images, self.first)
 
     def look(self, index: int, values=None, edited=None):
         """-> editing.Look, of the model by itself or under an edit, arrays (h, w). Raises ImageError."""
@@ -265,17 +263,16 @@ class Viewer:
     def _look(self, index: int, values=None, edited=None):
         import torch
 
-        import models
         from utils.attention.editor import session as editing
         from utils.data import splits
 
-        model, tokens = self.rest, self.tokens(index)
+        model, tokens = self.model, self.tokens(index)
         with self.turn, torch.inference_mode(), contextlib.ExitStack() as stack:
-            logits = stack.enter_context(models.record_patch_logits(model))
-            maps = stack.enter_context(models.record_attention(model))
+            logits = stack.enter_context(model.recording_patch_logits())
+            maps = stack.enter_context(model.recording(self.first))
             if edited is not None:
-                stack.enter_context(models.edit_attention(model, torch.from_numpy(values)[None], torch.from_numpy(edited)[None]))
-            probabilities = model(tokens)[0].float().softmax(dim=-1)
+                stack.enter_context(model.editing(torch.from_numpy(values)[None], torch.from_numpy(edited)[None]))
+            probabilities = model.forward_from(tokens, self.first)[0].float().softmax(dim=-1)
         if not torch.isfinite(probabilities).all():
             raise splits.ImageError(f"{self.split.name(index)}: what the model says of it is not a number; has its run diverged?")
         weights = maps[model.sigmoid_layers[-1] - 1 - self.first][0, :, model.query_rows, -logits[-1].shape[-1]:]

@@ -465,7 +465,7 @@ def optimizer_of(run, model, world):
     """The parameters that are trained, in their groups, and what updates them."""
     from utils.training import optimizer
 
-    facts = {"depth_of": model.depth_of, "depth": model.depth, "head_names": model.head_names()}
+    facts = {"depth_of": model.layer_index, "depth": model.depth, "head_names": model.head_names()}
     _, frozen = optimizer.choose_trainable(model.named_parameters(), train_layers=run.train_layers,
                                        freeze=run.freeze.split(",") if run.freeze else [], **facts)
     if frozen and world.is_main:
@@ -581,7 +581,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
 
 def decides_attention(model, name: str) -> bool:
     """Whether the logits of the last layer with sigmoid attention depend on this parameter."""
-    depth, last = model.depth_of(name), max(model.sigmoid_layers)
+    depth, last = model.layer_index(name), max(model.sigmoid_layers)
     return depth < last or (depth == last and any(part in name for part in (".norm1.", ".attn.q", ".attn.k.")))
 
 

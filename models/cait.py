@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import ClassAttention, TalkingHeadsAttention
+from .base import ImageTransformer
 from .layers import NORM_EPS, Block
-from .vit import ImageTransformer
 
 
 class LayerScaleBlock(Block):
@@ -65,14 +65,19 @@ class CaiT(ImageTransformer):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = nn.Linear(dim, self.num_classes)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """(B, channels, height, width) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
-        patches = self.blocks(self.pos_drop(self.embed_patches(images) + self.pos_embed))
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, N, D), the patches that enter the first block"""
+        return self.pos_drop(self.embed_patches(images) + self.pos_embed)
+
+    def forward_blocks(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """(B, N, D) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
+        blocks = self.blocks[first:] if first else self.blocks
+        patches = blocks(tokens)
         cls = self.cls_token.expand(len(patches), -1, -1)
         for block in self.blocks_token_only:
             cls = block(cls, patches)
         return self.norm(torch.cat([cls, patches], dim=1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, height, width), normalised with config.mean and config.std -> logits (B, C)"""
-        return self.head(self.forward_features(images)[:, 0])
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(B, 1 + N, D) -> logits (B, C)"""
+        return self.head(features[:, 0])

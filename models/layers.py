@@ -4,12 +4,11 @@ Differences from the paper: none. From Google's code: none in the mathematics; L
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
 
-import functools
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import cpu_bfloat16
 from .attention import SelfAttention
 
 NORM_EPS = 1e-6
@@ -47,33 +46,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
-        return self.drop(self.fc2(self.drop(self._hidden(x))))
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, mlp_dim)"""
-        if torch.is_grad_enabled() or not _fuses_in_bfloat16(x.device) or not self._is_plain():
-            return self.act(self.fc1(x))
-        # Evaluation in bfloat16 on a CPU: oneDNN's product with GELU behind it. PyTorch's own kernel of the tanh form is
-        # the slow one of the two (benchmarks/README.md).
-        x, weight, bias = (tensor.to(torch.bfloat16) for tensor in (x, self.fc1.weight, self.fc1.bias))
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], self.act.approximate)
-
-    def _is_plain(self) -> bool:
-        """Nobody has put another module in the place of the two (an adapter, a quantised one), or listens to them."""
-        return (type(self.fc1) is nn.Linear and type(self.act) is nn.GELU and self.fc1.weight.dtype == torch.float32
-                and not any(module._forward_hooks or module._forward_pre_hooks for module in (self.fc1, self.act)))
-
-
-def _fuses_in_bfloat16(device: torch.device) -> bool:
-    return (device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and torch.backends.mkldnn.enabled
-            and _has_fused_product())
-
-
-@functools.cache
-def _has_fused_product() -> bool:
-    own = torch.ops.mkldnn                 # what torch.compile makes of a linear layer and GELU, on processors that have it
-    return torch.backends.mkldnn.is_available() and hasattr(own, "_linear_pointwise") and own._is_mkldnn_bf16_supported()
+        hidden = cpu_bfloat16.linear_gelu(x, self.fc1, self.act)
+        if hidden is None:
+            hidden = self.act(self.fc1(x))
+        return self.drop(self.fc2(self.drop(hidden)))
 
 
 class StochasticDepth(nn.Module):

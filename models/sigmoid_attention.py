@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from .attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention
 from .errors import ModelError
-from .vit import ImageTransformer
 
 EPS = 2.0 ** -24        # float32 knows no number closer to 1 from below
 
@@ -82,7 +81,7 @@ def edit_logits(logits: Tensor, values: Tensor, edited: Tensor) -> Tensor:
     return torch.where(edited, wanted, logits)
 
 
-def use_sigmoid_attention(model: ImageTransformer, layers: str) -> None:
+def use_sigmoid_attention(model: nn.Module, layers: str) -> None:
     """Gives these layers of a model sigmoid attention, and no others: "last", "all", numbers from 1 such as "3,7", or "".
 
     Layers are counted as record_attention does. Of CaiT its class-attention layers can be chosen ("all" are these): the
@@ -116,7 +115,7 @@ def chosen(layers: str, able: list[int], count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def edit_attention(model: ImageTransformer, values: Tensor, edited: Tensor) -> Iterator[None]:
+def edit_attention(model: nn.Module, values: Tensor, edited: Tensor) -> Iterator[None]:
     """with edit_attention(model, values, edited): model(images). Acts in every layer with sigmoid attention.
 
     values: (B, h, w), or (1, h, w) for all images, in 0..1; edited: of that shape, bool. record_attention inside shows the
@@ -139,7 +138,7 @@ def edit_attention(model: ImageTransformer, values: Tensor, edited: Tensor) -> I
 
 
 @contextlib.contextmanager
-def record_patch_logits(model: ImageTransformer) -> Iterator[list[Tensor]]:
+def record_patch_logits(model: nn.Module) -> Iterator[list[Tensor]]:
     """with record_patch_logits(model) as logits: model(images)  ->  logits[i]: (B, H, R, h * w) of the i-th sigmoid layer.
 
     In float32 or wider, before any edit, with their graph; sigmoid(logits) is what an edit stands in place of. The

@@ -19,8 +19,9 @@ ALLOWED = {
     "sweep": {"configs", "utils"},
     "visualize": {"configs", "models", "utils"},
     "annotate": {"configs", "models", "utils"},
-    "models": {"configs", "models"},                                  # models/__init__.py
-    "models.checkpoints": {"models.errors", "models.layers", "models.vit"},
+    "models": {"configs", "models.errors"},                           # models/__init__.py
+    "models.create": {"configs", "models"},
+    "models.checkpoints": {"models.errors", "models.base", "models.layers"},
     "utils.distributed": set(),
     "utils.data": {"utils.attention.edits", "utils.run.checkpoint", "utils.run.folder"},
     "utils.training": {"utils.data", "utils.distributed"},

@@ -6,8 +6,8 @@ Shapes: D width, H heads, d = D / H, P patch side, C classes. `weight_names.py` 
 import torch
 from torch import Tensor
 
+from models.base import ImageTransformer
 from models.errors import ModelError
-from models.vit import ImageTransformer
 
 from .key_maps import (
     GOOGLE_EMBEDDING,

@@ -8,8 +8,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from models.base import ImageTransformer
 from models.errors import ModelError
-from models.vit import ImageTransformer
 
 from .conversions import TO_FILE, google_rows
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from models.base import ImageTransformer
 from models.errors import ModelError
-from models.vit import ImageTransformer
 
 from .conversions import Row, google_rows, timm_rows, transformers_rows
 from .formats import WeightFile

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from models.base import ImageTransformer, stride
 from models.errors import ModelError
 from models.layers import resize_positions
-from models.vit import ImageTransformer, stride
 
 from .conversions import FROM_FILE, TO_FILE, Row, fold_channels
 from .formats import WeightFile, open_weights

@@ -49,7 +49,7 @@ def half_frozen_with_two_heads() -> nn.Module:
     model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True), 10)
     model.distilling = True
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(model.depth_of(name) > 1)
+        parameter.requires_grad_(model.layer_index(name) > 1)
     return model
 
 

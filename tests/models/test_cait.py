@@ -221,7 +221,7 @@ def test_a_compiled_model_is_one_graph():
         torch.compiler.reset()
 
 
-# ------------------------------------------------------------------------------- initial values, names, depth
+# ------------------------------------------------------------------------------------------ initial values, sizes
 
 
 def test_initial_values():
@@ -236,19 +236,6 @@ def test_initial_values():
         elif name in ("cls_token", "pos_embed") or (parameter.dim() == 2 and "norm" not in name):
             spread = 4 * parameter.numel() ** -0.5
             assert abs(parameter.std() / 0.02 - 1) < spread + 0.02, name
-
-
-def test_names_and_depth_of_every_parameter():
-    """The class-attention layers come after the others; the tokens and positions at the bottom."""
-    model = create_model(SMALL, 5)
-    depths = {}
-    for name, _ in model.named_parameters():
-        part, *rest = name.split(".")
-        depths.setdefault(f"{part}.{rest[0]}" if part.startswith("blocks") else part, set()).add(model.depth_of(name))
-    assert depths == {
-        "cls_token": {0}, "pos_embed": {0}, "patch_embed": {0}, "blocks.0": {1}, "blocks.1": {2}, "blocks.2": {3},
-        "blocks_token_only.0": {4}, "blocks_token_only.1": {5}, "norm": {6}, "head": {6}}
-    assert model.depth == 6 and model.head_names() == ["head.weight", "head.bias"]
 
 
 def test_rows_are_the_published_sizes():

@@ -103,7 +103,7 @@ def test_the_two_tokens_stand_before_the_patches():
     torch.testing.assert_close(seen[0], tokens + model.pos_embed)
 
 
-# ------------------------------------------------------------------------------- initial values, names, depth
+# -------------------------------------------------------------------------------------------- initial values
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -123,17 +123,3 @@ def test_initial_values(distilled):
     ones = {name for name in state if ".norm" in f".{name}" and name.endswith("weight")}
     assert all(not state[name].any() for name in zeros) and all((state[name] == 1).all() for name in ones)
     assert zeros | ones | dense | tokens | {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"} == set(state)
-
-
-def test_names_of_the_heads():
-    assert create_model(SMALL, 5).head_names() == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
-    assert create_model(SMALL, 5, distilled=False).head_names() == ["head.weight", "head.bias"]
-
-
-def test_depth_of_every_parameter():
-    model = create_model(SMALL, 5)
-    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
-    assert model.depth == 3
-    assert {name.split(".")[0] for name, depth in depths.items() if depth == 0} == {
-        "cls_token", "dist_token", "pos_embed", "patch_embed"}
-    assert {name.split(".")[0] for name, depth in depths.items() if depth == 3} == {"norm", "head", "head_dist"}

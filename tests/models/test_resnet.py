@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import create_model
+from models.base import stride
 from models.resnet import Bottleneck, ResNet, StdConv2d, pad_same
-from models.vit import stride
 
 
 # TensorFlow's rule: ceil(side / stride) windows; the odd pixel of padding goes to the bottom and the right.

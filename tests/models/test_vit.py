@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import nn
 
-from configs import META, architecture
+from configs import architecture
 from models import create_model
 
 SMALL = architecture(4, 32, 64, 2, 2, img_size=16)
@@ -236,7 +236,7 @@ def test_patch_mean_reads_the_patches_alone():
     assert {name for name, _ in model.named_parameters() if "norm" in name.split(".")[0]} == {"fc_norm.weight", "fc_norm.bias"}
 
 
-# ------------------------------------------------------------------------------------- stochastic depth, depth
+# ------------------------------------------------------------------------------------------ stochastic depth
 
 
 @pytest.mark.parametrize("layers, rates", [(1, [0.0]), (2, [0.0, 0.3]), (4, [0.0, 0.1, 0.2, 0.3])])
@@ -255,25 +255,3 @@ def test_stochastic_depth_acts_in_training_alone():
     same = [torch.equal(a, b) for a, b in zip(first, second)]
     assert any(same) and not all(same)                            # each image by itself
     assert torch.equal(model.eval().forward_features(images), plain.eval().forward_features(images))
-
-
-def test_depth_gives_mae_s_learning_rates():
-    """The scales that MAE's code computes for 3 blocks and a decay of 0.75: decay ** (L + 1 - depth)."""
-    model = create_model(SMALL, 5, num_layers=3, classifier="patch_mean", **META)
-    scales = {"cls_token": 0.31640625, "pos_embed": 0.31640625, "patch_embed": 0.31640625, "blocks.0": 0.421875,
-              "blocks.1": 0.5625, "blocks.2": 0.75, "fc_norm": 1.0, "head": 1.0}
-    built = {}
-    for name, _ in model.named_parameters():
-        group = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else name.split(".")[0]
-        built.setdefault(group, set()).add(0.75 ** (model.depth - model.depth_of(name)))
-    assert built == {group: {scale} for group, scale in scales.items()}
-
-
-def test_depth_of_google_s_parameters():
-    model = create_model(HYBRID, 5, num_layers=2, representation_size=8)
-    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
-    assert depths["patch_embed.backbone.stages.1.blocks.0.conv1.weight"] == 0 and depths["blocks.1.norm1.bias"] == 2
-    assert depths["norm.weight"] == depths["pre_logits.fc.weight"] == depths["head.bias"] == model.depth == 3
-    assert model.head_names() == ["head.weight", "head.bias"]
-    with pytest.raises(AssertionError):
-        model.depth_of("module.head.bias")

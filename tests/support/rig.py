@@ -22,7 +22,7 @@ import torch
 import torch.utils.tensorboard
 
 # What a run imports, the children have already.
-import models  # noqa: F401
+import models.create  # noqa: F401
 import train
 from utils.data import datasets
 from utils.data.splits import Part

@@ -1,11 +1,32 @@
-"""create_model: the class of a row, published sizes, and one line for everything that cannot be built."""
+"""The door to the models and create_model: names and arguments, published sizes, one line for all that cannot be built."""
+
+import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
 
+import models
 from configs import MODELS, architecture
 from models import CaiT, DistilledVisionTransformer, ModelError, VisionTransformer, create_model, list_models, save_npz
 
+FUNCTIONS = {
+    "checkpoint_head": "path",
+    "create_model": "name_or_config, num_classes=None, img_size=None, pretrained=None, head='zero', initialise=True, **overrides",
+    "edit_attention": "model, values, edited",
+    "find_checkpoint": "name_or_path",
+    "list_models": "",
+    "load_model": "path",
+    "load_pretrained": "model, path, head='zero'",
+    "record_attention": "model, differentiable=False",
+    "record_patch_logits": "model",
+    "run_settings": "path",
+    "save_npz": "model, path",
+    "save_timm": "model, path",
+    "use_sigmoid_attention": "model, layers",
+}
+CLASSES = {"CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer"}
 SMALL = architecture(4, 32, 64, 2, 2, img_size=16)
 PARAMETERS = {
     "ViT-Ti_16": 5_717_416,
@@ -42,34 +63,46 @@ PARAMETERS = {
 }
 
 
+# ------------------------------------------------------------------------------------------ names and arguments
+
+
+def test_public_names_keep_their_arguments():
+    """Users hold on to them."""
+    assert set(models.__all__) == FUNCTIONS.keys() | CLASSES
+    for name, arguments in FUNCTIONS.items():
+        signature = inspect.signature(getattr(models, name))
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+        assert str(inspect.Signature(bare)) == f"({arguments})", name
+    assert all(inspect.isclass(getattr(models, name)) for name in CLASSES)
+
+
+def test_names_of_models_and_errors_need_no_pytorch():
+    check = "import sys, models; models.list_models(), models.ModelError, models.WeightsError; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+# -------------------------------------------------------------------------------------------------- published sizes
+
+
 def test_every_listed_model_has_a_golden_count():
     assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_count(name):
+def test_class_and_parameter_count_of_a_row(name):
     """At the row's size and 1000 classes: Google's, DeiT's and CaiT's counts, and timm's (ViT-Nano_2 is ours)."""
     with torch.device("meta"):
         model = create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_class_of_a_row(name):
-    with torch.device("meta"):
-        model = create_model(name)
     assert type(model) is (CaiT if name.startswith("CaiT") else DistilledVisionTransformer if name.endswith("-distilled")
                            else VisionTransformer)
     assert model.pos_embed.shape[1] == model.num_prefix_tokens + model.grid[0] * model.grid[1]
-    depths = {model.depth_of(parameter) for parameter, _ in model.named_parameters()}
-    assert depths == set(range(model.depth + 1))                   # every layer has parameters, and no depth is left out
+    assert {model.layer_index(parameter) for parameter, _ in model.named_parameters()} == set(range(model.depth + 1))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["ViT-B_16", "R50-ViT-B_16", "DeiT-Ti_16-distilled", "CaiT-XXS24", "MAE-B_16"])
 def test_heads_start_at_zero(name):
-    """In every family: the first logits are zero, whatever the image."""
-    model = create_model(name, 3, 64 if MODELS[name].img_size > 64 and name not in ("ViT-H_14", "MAE-H_14") else None,
-                         num_layers=1, **{"hidden_size": 48, "mlp_dim": 48, "num_heads": 3})
+    model = create_model(name, 3, 64, num_layers=1, hidden_size=48, mlp_dim=48, num_heads=3)
     names = model.head_names()
     assert {"head.weight", "head.bias"} <= set(names) and not any(model.get_parameter(each).any() for each in names)
 
@@ -131,7 +164,7 @@ def test_wrong_arguments_are_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_row_may_stand_for_the_name():
+def test_a_row_may_be_given_in_place_of_the_name():
     row = MODELS["ViT-Nano_2"]
     by_name, by_row = create_model("ViT-Nano_2", 7), create_model(row, 7)
     assert by_name.config == by_row.config == row
