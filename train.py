@@ -270,17 +270,19 @@ def build(given, run, world, state):
     import torch
 
     from models import create_model
+    from models.checkpoints import open_checkpoint
     from utils import distributed
     from utils.data import transforms
     from utils.training import exact, precision
 
     splits = data_of(given, run, world, state)
-    path = None
+    start = None                            # the weights to start from: opened once, for their settings, head and arrays
     if state is None:
         path = distributed.first_on_node(world, lambda: pretrained_file(run))
-        adopt_architecture(run, given, path)
+        start = open_checkpoint(path) if path is not None else None
+        adopt_architecture(run, given, start)
         if run.head == "keep":
-            check_head(run, splits, path)
+            check_head(run, splits, start)
 
     def create():
         torch.manual_seed(run.seed)
@@ -288,9 +290,11 @@ def build(given, run, world, state):
             model = create_model(configs.architecture(**state.architecture), len(splits.classes), run.img_size, initialise=False)
             model.load_state_dict((state.ema if run.eval_only else {}) or state.model)
             return model
-        return create_model(run.model_type, len(splits.classes), run.img_size, path, run.head, **configs.model_overrides(run))
+        return create_model(run.model_type, len(splits.classes), run.img_size, start, run.head, **configs.model_overrides(run))
 
     model = distributed.first_on_node(world, create)
+    if start is not None:
+        start.close()
     if state is None and run.head == "keep" and model.load_report.classes not in ([], list(splits.classes)):
         raise configs.ConfigError(f"--pretrained_dir {run.pretrained_dir} knows other classes ("
                                   f"{', '.join(model.load_report.classes[:3])}, ...) than the data "
@@ -404,14 +408,12 @@ def pretrained_file(run) -> Path | None:
     return find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default)
 
 
-def adopt_architecture(run, given, path: Path | None) -> None:
+def adopt_architecture(run, given, start) -> None:
     """A run of ours that is given as a start tells its architecture, unless another one is given.
 
     Where its head is kept the task is the same: the run also tells how it looks at images, and its sigmoid attention.
     """
-    from models import run_settings
-
-    settings = run_settings(path) if path is not None else None
+    settings = start.settings if start is not None else None
     architecture = ("model_type", *configs.SIZES, "in_channels", "classifier")
     same = settings and all(given[key] == settings.get(key) for key in architecture if key in given)
     keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
@@ -426,15 +428,13 @@ def adopt_architecture(run, given, path: Path | None) -> None:
             run.sigmoid_attention = "last"           # the same model: without edits it computes what it did
 
 
-def check_head(run, splits, path: Path) -> None:
+def check_head(run, splits, start) -> None:
     """Raises ConfigError unless the file has a head with as many classes as the data."""
-    from models import checkpoint_head
-
-    classes, _ = checkpoint_head(path)
+    classes = start.head_classes
     if classes != len(splits.classes):
         why = "--eval_only" if run.eval_only else "--attention_edits" if run.attention_edits else "--head keep"
         other = "--resume_path output/NAME, or " if run.eval_only else ""
-        raise configs.ConfigError(f"{why}: the head of {path} has {classes} classes, the data {len(splits.classes)}: give "
+        raise configs.ConfigError(f"{why}: the head of {start.path} has {classes} classes, the data {len(splits.classes)}: give "
                                   f"{other}a --pretrained_dir with a head for these data")
 
 

@@ -10,7 +10,8 @@ from configs import MODELS, architecture
 
 from .base import ImageTransformer
 from .cait import CaiT
-from .checkpoints.load import checkpoint_head, load_pretrained, load_run
+from .checkpoints.load import load_pretrained, load_run
+from .checkpoints.opened import OpenedCheckpoint, open_checkpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
@@ -19,14 +20,15 @@ from .vit import VisionTransformer
 
 
 def create_model(name_or_config: str | ConfigDict, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
-                 pretrained: str | Path | None = None, head: str = "zero", initialise: bool = True,
+                 pretrained: str | Path | OpenedCheckpoint | None = None, head: str = "zero", initialise: bool = True,
                  **overrides) -> ImageTransformer:
     """A model in training mode whose `model(images)` gives logits (B, num_classes), of the class that the row asks for.
 
     name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
     num_classes:    default 1000; with head="keep" the file's own count.
     img_size:       side or (height, width) in pixels; default the row's.
-    pretrained:     a checkpoint file, or a published name, which is looked up in ./checkpoint and else downloaded.
+    pretrained:     a checkpoint file, an opened one (checkpoints.open_checkpoint), or a published name, which is looked up in
+                    ./checkpoint and else downloaded.
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
     initialise:     False leaves the parameters uninitialized, for a caller who loads all of them (load_state_dict).
     overrides:      other values for keys of the row, such as dropout_rate=0.1.
@@ -38,12 +40,12 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "keep" and pretrained is None:
         raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
-    if pretrained is not None:
-        pretrained = find_checkpoint(pretrained)
+    if pretrained is not None and not isinstance(pretrained, OpenedCheckpoint):
+        with open_checkpoint(find_checkpoint(pretrained)) as opened:
+            return create_model(name_or_config, num_classes, img_size, opened, head, initialise, **overrides)
     if head == "keep":
-        classes, representation = checkpoint_head(pretrained)
-        num_classes = classes if num_classes is None else num_classes
-        config.representation_size = representation
+        num_classes = pretrained.head_classes if num_classes is None else num_classes
+        config.representation_size = pretrained.representation_size
     size = config.img_size if img_size is None else img_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
@@ -55,7 +57,7 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     return model if initialise or pretrained is not None else model.to_empty(device="cpu")
 
 
-def load_model(path: str | Path) -> ImageTransformer:
+def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
     """The model of a checkpoint of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
 
     Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.

@@ -1,4 +1,4 @@
-"""Writes a model for other programs: in Google's layout, or under timm's names. Whole or not at all."""
+"""Exports a model for other programs: in Google's layout, or under timm's names. A file is written whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from models.errors import ModelError
 
 from .conversions import TO_FILE, google_rows
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
-from .layouts import some
+from .layouts import abbreviate
 
 
 def save_npz(model: ImageTransformer, path: str | Path) -> None:
@@ -24,14 +24,14 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
     """
     _check_grid(model, path)
     rows = google_rows(model, GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"])
-    nameless = set(model.state_dict()) - {row[0] for row in rows}
+    nameless = set(model.state_dict()) - {row.parameter for row in rows}
     if nameless:
-        raise ModelError(f"{path}: Google's layout has no place for {some(nameless)}; save_timm writes them (.safetensors)")
+        raise ModelError(f"{path}: Google's layout has no names for {abbreviate(nameless)}; save_timm writes them (.safetensors)")
     arrays = {}
-    for ours, sources, rule in rows:
+    for ours, sources, conversion in rows:
         value = model.get_parameter(ours).detach().float().cpu()
         for part, source in enumerate(sources):
-            arrays[source] = np.ascontiguousarray(TO_FILE[rule](value, model, part).numpy())
+            arrays[source] = np.ascontiguousarray(TO_FILE[conversion](value, model, part).numpy())
     _write(Path(path), lambda stream: np.savez(stream, **arrays))
 
 
@@ -52,18 +52,18 @@ def save_timm(model: ImageTransformer, path: str | Path) -> None:
         try:
             from safetensors.torch import save
         except ImportError as error:
-            raise ModelError(f"{path}: pip install safetensors, the package that writes it, or take the suffix .pth") from error
+            raise ModelError(f"{path}: pip install safetensors, the package that writes it, or use the suffix .pth") from error
         _write(path, lambda stream: stream.write(save(state, metadata={"format": "pt"})))
     elif path.suffix in (".pth", ".pt", ".bin"):
         _write(path, lambda stream: torch.save(state, stream))
     else:
-        raise ModelError(f"{path}: the suffix must be .safetensors or .pth, it decides what is written")
+        raise ModelError(f"{path}: the suffix must be .safetensors, .pth, .pt or .bin; it decides what is written")
 
 
 def _check_grid(model: ImageTransformer, path: str | Path) -> None:
     if model.grid[0] != model.grid[1]:
         raise ModelError(f"{path}: a position table of {model.grid[0]} x {model.grid[1]} patches cannot be told from a square "
-                         "one in such a file; take a square img_size")
+                         "one in such a file; use a square img_size")
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,14 +1,14 @@
-"""Data: our parameter names beside those of the published files, and the rule that turns one into the other.
+"""Data: our parameter names beside those of the published files, and the conversion between them.
 
-A row is (our name, names in the file, rule). {i} counts the encoder blocks, {s} and {u} the ResNet's stages and
-units. Rules are functions of the same name in weight_rules.py:
+A row is (our name, names in the file, conversion). {i} counts the encoder blocks, {s} and {u} the ResNet's stages and
+units. Conversions are functions of the same name in conversions.py:
   copy     same array                       dense    (in, out) -> (out, in)
   conv     HWIO -> OIHW                     vector   (1, 1, 1, C) -> (C)
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
   out      (H, d, D) -> (D, D)              join     three arrays, one below the other
   position (1, N, D), resized to the model's grid
 
-Three dialects: Google's, that of transformers (Hugging Face), and timm's, which DeiT, CaiT and MAE share and which
+Three layouts: Google's, that of transformers (Hugging Face), and timm's, which DeiT, CaiT and MAE share and which
 our parameters are named after: it needs no table but its few exceptions.
 """
 
@@ -53,7 +53,7 @@ def _google_block(norm1: str, attention: str, norm2: str, mlp: str) -> tuple:
     )
 
 
-# The dialects of the encoder block, by the member that tells them apart.
+# The variants of the encoder block, by the member that distinguishes them.
 GOOGLE_BLOCKS = {
     "MultiHeadDotProductAttention_1": _google_block(
         "LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),        # pre-linen
@@ -133,7 +133,7 @@ def _transformers_block(block: str, qkv: tuple[str, ...], out: str, fc1: str, fc
     return tuple(rows)
 
 
-# By the member that tells them apart, as for Google: the names of the files on its hub, which later versions still
+# By the member that distinguishes them, as for Google: the names of the files on its hub, which later versions still
 # write, and those that the state dict of a model has since transformers 5.
 TRANSFORMERS_BLOCKS = {
     "attention.attention.query": _transformers_block(

@@ -941,7 +941,7 @@ def test_a_run_given_as_a_start_brings_its_architecture(run_train, capsys):
     assert "parameters from output/r/best.pt; fresh: head.bias, head.weight" in capsys.readouterr().out
     wrong = [*own[:5], 4, *own[6:]]
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *wrong) == 2
-    assert "take --num_heads 8" in capsys.readouterr().err
+    assert "use --num_heads 8" in capsys.readouterr().err
 
 
 def test_evaluation_without_test_is_that_of_val(run_train, capsys):

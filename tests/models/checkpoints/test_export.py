@@ -88,7 +88,7 @@ def test_plain_models_of_other_families_fit_google_s_layout(tmp_path, case):
     ("deit_dist", "dist_token, head_dist.bias, head_dist.weight"), ("mae_gp1", "fc_norm.bias, fc_norm.weight"),
     ("cait", "blocks.0.attn.proj_l.bias, .* and [0-9]+ more")])
 def test_what_google_s_layout_cannot_hold_is_refused(tmp_path, case, lacks):
-    with pytest.raises(ModelError, match=f"Google's layout has no place for {lacks}; save_timm writes them") as error:
+    with pytest.raises(ModelError, match=f"Google's layout has no names for {lacks}; save_timm writes them") as error:
         save_npz(load_torch(case), tmp_path / "x.npz")
     assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
 
@@ -143,14 +143,14 @@ def test_half_precision_is_written_in_float32(tmp_path):
 @pytest.mark.parametrize("save, name", [(save_npz, "x.npz"), (save_timm, "x.safetensors"), (save_timm, "x.pth")])
 def test_a_grid_that_is_not_square_is_refused(tmp_path, save, name):
     model = create_model("ViT-Nano_2", 3, (8, 12))
-    with pytest.raises(ModelError, match=r"a position table of 4 x 6 patches cannot be told from a square one .*; take a square"):
+    with pytest.raises(ModelError, match=r"a position table of 4 x 6 patches cannot be told from a square one .*; use a square"):
         save(model, tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["x", "x.npz", "x.ckpt", "x.PTH"])
 def test_the_suffix_decides(tmp_path, name):
-    with pytest.raises(ModelError, match=r"the suffix must be \.safetensors or \.pth"):
+    with pytest.raises(ModelError, match=r"the suffix must be \.safetensors, \.pth"):
         save_timm(create_model("ViT-Nano_2", 3), tmp_path / name)
     assert os.listdir(tmp_path) == []
 

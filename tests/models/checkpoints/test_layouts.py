@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import ModelError, create_model
-from models.checkpoints.load import checkpoint_head
+from models.checkpoints.opened import checkpoint_head
 
 TOKEN, GAP = "g_p16_lneps", "g_p16_gap"
 
@@ -112,7 +112,7 @@ def test_bfloat16_arrays(tmp_path):
 @pytest.mark.parametrize("name", ["MAPHead_0/probe", "MAPHead_0/LayerNorm_0/scale", "probe"])
 def test_attention_pooling_is_told(tmp_path, name):
     np.savez(tmp_path / "x.npz", **big_vision(GAP, "params/"), **{f"params/{name}": np.ones((1, 1, 48), np.float32)})
-    refused("pools by attention .MAPHead_0/., which no model here does; take a file with", load, tmp_path / "x.npz",
+    refused("pools by attention .MAPHead_0/., which no model here does; use a file with", load, tmp_path / "x.npz",
             reference.ROWS[GAP])
 
 
@@ -124,7 +124,7 @@ def test_positions_that_are_not_stored_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("row, message", [
-    (reference.ROWS[TOKEN], "lacks: cls; it has no cls token: take --classifier gap"),
+    (reference.ROWS[TOKEN], "lacks: cls; it has no cls token: use --classifier gap"),
     (reference.ROWS["g_p32"], "--classifier gap")])
 def test_stacked_blocks_are_counted(tmp_path, row, message):
     np.savez(tmp_path / "x.npz", **big_vision(GAP, stacked=True))
@@ -259,7 +259,7 @@ def test_prefixes_of_wrappers(tmp_path, rename):
 def test_the_same_array_twice_under_two_prefixes(tmp_path):
     state = reference.torch_state("deit")
     torch.save(state | {"module.cls_token": state["cls_token"]}, tmp_path / "x.pth")
-    refused("both cls_token and module.cls_token are cls_token; take a file with one", load, tmp_path / "x.pth",
+    refused("both cls_token and module.cls_token are cls_token; use a file with one", load, tmp_path / "x.pth",
             reference.TORCH_ROWS["deit"])
 
 
