@@ -10,7 +10,7 @@ import pytest
 
 import configs
 from models import list_models
-from models.checkpoints.published import published_name, url_of
+from models.checkpoints.published import published_name, published_url
 
 ROOT = Path(__file__).resolve().parents[2]
 README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
@@ -84,7 +84,7 @@ def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
     rows = [[part for part in row if part] for row in rows]
     assert len(rows) > 40
     for name, model, url in rows:
-        assert published_name(name) == name and url_of(name) == url, name
+        assert published_name(name) == name and published_url(name) == url, name
         assert model in list_models(), model
 
 

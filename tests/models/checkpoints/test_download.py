@@ -89,9 +89,9 @@ def test_the_name_alone_makes_a_model(server, folder):
 def test_a_download_that_was_cut_goes_on(server, folder):
     """The next call asks for the rest, of the same version."""
     server.cut_after = 100_000
-    fails(folder, f"the connection broke off at 100000 of {SIZE} bytes; run again to go on")
+    fails(folder, f"the connection was cut off at 100000 of {SIZE} bytes; run again to resume")
     assert part(folder) == CONTENT[:100_000]
-    fails(folder, f"broke off at 200000 of {SIZE}")
+    fails(folder, f"cut off at 200000 of {SIZE}")
     server.cut_after = None
     arrives(folder)
     assert [request[1:] for request in server.requests] == [
@@ -102,7 +102,7 @@ def test_a_download_that_was_cut_goes_on(server, folder):
 def test_another_version_starts_anew(server, folder):
     """Pieces of two versions are never joined."""
     server.cut_after, server.content = 100_000, bytes(SIZE)
-    fails(folder, "broke off")
+    fails(folder, "cut off")
     server.cut_after, server.content, server.etag = None, CONTENT, '"two"'
     arrives(folder)
     assert server.requests[1][1:] == ("bytes=100000-", '"one"') and server.answers == [200, 200]
@@ -110,7 +110,7 @@ def test_another_version_starts_anew(server, folder):
 
 def test_a_server_without_ranges_sends_all_again(server, folder):
     server.cut_after, server.ranges = 100_000, False
-    fails(folder, "broke off")
+    fails(folder, "cut off")
     server.cut_after = None
     arrives(folder)
     assert server.answers == [200, 200]
@@ -118,7 +118,7 @@ def test_a_server_without_ranges_sends_all_again(server, folder):
 
 def test_without_a_mark_of_the_version_nothing_is_joined(server, folder):
     server.cut_after, server.etag, server.content = 100_000, None, bytes(SIZE)
-    fails(folder, "broke off")
+    fails(folder, "cut off")
     server.cut_after, server.content = None, CONTENT
     arrives(folder)
     assert server.requests[1][1:] == (None, None)
@@ -144,7 +144,7 @@ def test_what_does_not_match_the_checksum_is_thrown_away(server, folder):
 
 def test_the_checksum_is_of_the_whole_file_also_after_going_on(server, folder):
     server.md5, server.cut_after = hashlib.md5(CONTENT).digest(), 100_000
-    fails(folder, "broke off")
+    fails(folder, "cut off")
     path = folder / f"{FILE}.part"
     path.write_bytes(bytes(100_000))                                        # damaged in the meantime
     server.cut_after = None
@@ -170,7 +170,7 @@ def test_a_server_that_refuses(server, folder, status, message):
 
 def test_a_part_outlives_a_server_that_refuses(server, folder):
     server.cut_after = 100_000
-    fails(folder, "broke off")
+    fails(folder, "cut off")
     server.cut_after, server.status = None, 503
     fails(folder, "Service Unavailable")
     server.status = None
@@ -219,7 +219,7 @@ def test_a_web_page_instead_of_the_file(server, folder):
 def test_a_rest_that_begins_elsewhere_is_not_joined(server, folder):
     """206 with all of the file, where the rest was asked for, and no checksum to tell."""
     server.cut_after = 100_000
-    fails(folder, "broke off")
+    fails(folder, "cut off")
     server.cut_after, server.whole = None, True
     try:
         find_checkpoint(NAME)
@@ -240,7 +240,7 @@ PAGES = [b"<!DOCTYPE html>", b"\n\n<html>", b"{}", b""]
 def test_a_file_is_of_its_kind(server, tmp_path, suffix, page):
     path = tmp_path / f"x{suffix}"
     server.content = page
-    with pytest.raises(ModelError, match=f"what arrived is not {KINDS[suffix][0]}; a sign-in page"):
+    with pytest.raises(ModelError, match=f"what arrived is not {KINDS[suffix][0]}; perhaps a sign-in page"):
         download(f"http://127.0.0.1:{server.server_port}/x", path)
     assert not path.exists() and not path.with_name(path.name + ".part").exists()
     server.content = KIND[suffix]

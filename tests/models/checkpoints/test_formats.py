@@ -3,7 +3,6 @@
 import argparse
 import os
 import pickle
-import random
 import struct
 import sys
 import zipfile
@@ -267,44 +266,6 @@ def test_cut_off(tmp_path, kind, share):
     path = KINDS[kind](tmp_path / "x", {f"{i}": torch.randn(50) for i in range(5)})
     os.truncate(path, int(path.stat().st_size * share))
     refused(path, "damaged|cut off|not a readable|not a file of weights|did not write")
-
-
-def test_a_bit_that_flipped_is_noticed(tmp_path):
-    path = zipped(tmp_path / "x.pth", {"a": torch.full((100,), 7.0)})
-    seven, eight = (np.full(100, value, np.float32).tobytes() for value in (7, 8))
-    path.write_bytes(path.read_bytes().replace(seven, eight))
-    refused(path, "CRC-32 of member .* does not match.*damaged or cut off")
-
-
-def test_a_file_without_check_sums_is_read(tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        path = zipped(tmp_path / "x.pth", WEIGHTS)
-    finally:
-        torch.serialization.set_crc32_options(True)
-    assert torch.equal(read_all(path)["head.bias"], WEIGHTS["head.bias"])
-
-
-@pytest.mark.parametrize("kind", ["zipped", "legacy", "safetensors"])
-def test_random_damage_is_an_error_or_nothing(tmp_path, kind):
-    """One to three bytes or bits changed: never another exception; where there are check sums, never other numbers."""
-    content = KINDS[kind](tmp_path / "x", WEIGHTS).read_bytes()
-    refusals = 0
-    for seed in range(150):
-        dice, data = random.Random(seed), bytearray(content)
-        for _ in range(dice.randint(1, 3)):
-            place = dice.randrange(min(len(data), 1200) if seed % 2 else len(data))    # most of what tells is in front
-            data[place] = dice.choice([data[place] ^ (1 << dice.randrange(8)), dice.randrange(256), 0, 255])
-        (tmp_path / "x").write_bytes(data)
-        try:
-            read = read_all(tmp_path / "x")
-        except WeightsError as error:
-            refusals += 1
-            assert "\n" not in str(error), seed
-        else:
-            for name in read.keys() & WEIGHTS.keys() if kind == "zipped" else ():
-                assert torch.equal(read[name], WEIGHTS[name]), seed
-    assert refusals > 40
 
 
 def test_safetensors_is_asked_for_only_where_it_is_needed(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import reference
 
 from configs import MODELS
 from models import ModelError, create_model, find_checkpoint
-from models.checkpoints.published import META_FILES, PUBLISHED, published_name, recommended, url_of
+from models.checkpoints.published import META_FILES, PUBLISHED, published_name, published_url, recommended_file
 
 AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224"
 
@@ -111,15 +111,15 @@ def test_every_name_of_meta_s_has_a_model_and_a_file_of_its_own(name):
 def test_urls(name, url, monkeypatch):
     monkeypatch.delenv("VIT_CHECKPOINT_URL", raising=False)
     monkeypatch.delenv("VIT_META_URL", raising=False)
-    assert url_of(name) == url
+    assert published_url(name) == url
 
 
 @pytest.mark.parametrize("mirror", ["http://mirror/vit", "http://mirror/vit/"])
 def test_a_mirror_has_the_same_tree(mirror, monkeypatch):
     monkeypatch.setenv("VIT_CHECKPOINT_URL", mirror)
     monkeypatch.setenv("VIT_META_URL", mirror.replace("vit", "meta"))
-    assert url_of("imagenet21k/R50+ViT-B_16") == "http://mirror/vit/imagenet21k/R50%2BViT-B_16.npz"
-    assert url_of("mae/mae_pretrain_vit_base") == "http://mirror/meta/mae/pretrain/mae_pretrain_vit_base.pth"
+    assert published_url("imagenet21k/R50+ViT-B_16") == "http://mirror/vit/imagenet21k/R50%2BViT-B_16.npz"
+    assert published_url("mae/mae_pretrain_vit_base") == "http://mirror/meta/mae/pretrain/mae_pretrain_vit_base.pth"
 
 
 # ------------------------------------------------------------------------------------------------- what is here
@@ -262,7 +262,7 @@ TABLE = "\n".join([COLUMNS, *LINES, ""]).encode()
     ("R_Ti_16", "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
     ("Ti_16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0")])
 def test_recommended_is_the_best_of_its_size_on_imagenet_21k(tmp_path, size, file):
-    assert recommended(put(tmp_path / "index.csv", TABLE), size) == file
+    assert recommended_file(put(tmp_path / "index.csv", TABLE), size) == file
 
 
 def archive() -> bytes:
@@ -303,7 +303,7 @@ def test_offline_without_a_table(folder):
 @pytest.mark.parametrize("content, message", [
     (COLUMNS.encode(), "names no file of S_16 trained on i21k; delete it"),
     (COLUMNS.encode() + b"\n" + line("S/16", "i21k", 0.5, "S_16-../../../etc/passwd").encode(), "names no file of S_16"),
-    (b"something,else\n1,2\n", "not AugReg's table, or damaged .KeyError.*delete it to fetch it again"),
+    (b"something,else\n1,2\n", "not AugReg's table, or damaged .KeyError.*delete it to download it again"),
     (TABLE.replace(b"0.41", b"best"), "not AugReg's table, or damaged .ValueError"),
     (b"\xff" + TABLE, "not AugReg's table, or damaged"),
     (TABLE[:-1000] + b"S/16,i21k", "not AugReg's table, or damaged .AttributeError"),
