@@ -44,6 +44,8 @@ class NpzFile:
             raise WeightsError(f"cannot read {path}: {error.strerror}") from error
         try:
             self._archive = Archive(self._stream)
+            if not self._archive.members:                # or the end of another archive was written over this one's
+                raise ValueError("no members")
             self._members = {info.filename.removesuffix(".npy"): info for info in self._archive.members.values()}
             for info in self._members.values():
                 self._check(info)

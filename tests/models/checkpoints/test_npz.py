@@ -134,7 +134,7 @@ def test_an_array_whose_header_has_an_odd_length(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"not a zip", b"PK\x03\x04", npy(np.ones(4)), pickle.dumps({"a": 1}), b"PK\x05\x06" + bytes(17)])
+    b"", b"PK\x03\x04", npy(np.ones(4)), pickle.dumps({"a": 1}), b"PK\x05\x06" + bytes(17), b"PK\x05\x06" + bytes(18)])
 def test_no_archive(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     refused(tmp_path / "x.npz", "not a readable .npz archive")
