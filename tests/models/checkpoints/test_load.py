@@ -304,7 +304,7 @@ def empty_archive(path):
 @pytest.mark.parametrize("make, message", [
     (not_a_transformer, "not a Vision Transformer in a known layout .its arrays: head/bias, "),
     (google_without_blocks, "not a Vision Transformer in Google's layout .its arrays: Transformer/encoderblock_0/"),
-    (empty_archive, "not a Vision Transformer"),
+    (empty_archive, "no members"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("head", ["zero", "keep"])
 def test_what_is_no_vision_transformer(tmp_path, make, message, head):
