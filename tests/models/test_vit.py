@@ -132,7 +132,7 @@ def test_image_sizes(row, img_size, grid):
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 20), (2, 3, 20, 16), (2, 1, 16, 16), (3, 16, 16)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"takes \(B, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 16, 16\)"):
         create_model(SMALL)(torch.zeros(shape))
 
 
