@@ -141,8 +141,8 @@ def record_attention(model: nn.Module, differentiable: bool = False) -> Iterator
     the maps of the first. With `differentiable`, the output is computed from the recorded weights (equal up to
     rounding), so that gradients reach them.
 
-    Raises RuntimeError at the end of the block if a layer did not report. That happens to models that were
-    already compiled: their graph has no place for hooks; record on the plain module instead.
+    Raises RuntimeError at the end of the block if a layer recorded nothing. That happens to models that were
+    already compiled: their graph ignores new hooks; record on the plain module instead.
     """
     layers = [module for module in model.modules() if isinstance(module, Attend)]
     if not layers:
@@ -166,8 +166,8 @@ def record_attention(model: nn.Module, differentiable: bool = False) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
-    silent = [index for index, recorded in enumerate(maps) if recorded is None]
-    if silent:
+    missing = [index for index, recorded in enumerate(maps) if recorded is None]
+    if missing:
         raise RuntimeError(
-            f"record_attention: layers {silent} of {len(layers)} recorded nothing. Run the model inside the block; "
+            f"record_attention: layers {missing} of {len(layers)} recorded nothing. Run the model inside the block; "
             "if it is compiled, record on the module from before torch.compile")

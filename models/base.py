@@ -84,8 +84,8 @@ class ImageTransformer(nn.Module):
         """(B, channels, height, width) -> (B, h * w, D). Raises ValueError for images of another shape."""
         if images.dim() != 4 or tuple(images.shape[-2:]) != self.img_size or images.shape[1] != self.config.in_channels:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}: this model takes (B, {self.config.in_channels}, "
-                f"{self.img_size[0]}, {self.img_size[1]}); build it with another img_size for another size")
+                f"images of shape {tuple(images.shape)}: expected (B, {self.config.in_channels}, "
+                f"{self.img_size[0]}, {self.img_size[1]}); build the model with another img_size for other sizes")
         return self.patch_embed(images)
 
     # -------------------------------------------------------------------------------------------------- attention
@@ -201,7 +201,7 @@ def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
 
 
 def _check_values(config) -> None:
-    """Each key by itself."""
+    """Checks each key by itself."""
     for name in ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers", "in_channels"):
         if config[name] < 1:
             raise ModelError(f"{name} {config[name]}: must be 1 or more")
@@ -227,14 +227,14 @@ def _check_values(config) -> None:
 
 
 def _check_family(config) -> None:
-    """Keys that belong to one family, beside those of another."""
+    """Checks that keys of one family do not come with those of another."""
     if config.class_layers and config.distilled:
-        raise ModelError("distilled is DeiT's and class_layers CaiT's: a row has one of them")
+        raise ModelError("distilled and class_layers: the first makes a DeiT, the second a CaiT; set only one of them")
     for name, family in (("class_layers", "CaiT"), ("distilled", "a distilled DeiT")):
         if not config[name]:
             continue
         if config.classifier != "token":
-            raise ModelError(f"classifier {config.classifier!r}: {family} ({name}) reads its tokens, it must be 'token'")
+            raise ModelError(f"classifier {config.classifier!r}: {family} ({name}) reads its tokens, must be 'token'")
         if config.representation_size:
             raise ModelError(f"representation_size {config.representation_size}: {family} ({name}) has no pre_logits, must be 0")
         if config.resnet_layers is not None:
@@ -246,4 +246,4 @@ def _check_family(config) -> None:
         raise ModelError(f"layer_scale {config.layer_scale}: CaiT (class_layers) multiplies its branches by it, "
                          "must be above 0, such as 1e-5")
     if config.layer_scale and not config.class_layers:
-        raise ModelError(f"layer_scale {config.layer_scale}: acts in CaiT (class_layers) alone, must be 0")
+        raise ModelError(f"layer_scale {config.layer_scale}: only has an effect in CaiT (class_layers), must be 0")

@@ -1,4 +1,4 @@
-"""CaiT: patches first look at each other, then the cls token alone looks at them.
+"""CaiT: the patches attend to each other in the first layers, the cls token alone to them in the last ones.
 
 Touvron et al., "Going deeper with Image Transformers" (arXiv 2103.17239). As the published code: talking-heads
 attention over the patches, class attention in the last layers, every branch times a learnt factor for each channel

@@ -22,7 +22,7 @@ from .vit import VisionTransformer
 def create_model(name_or_config: str | ConfigDict, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
                  pretrained: str | Path | OpenedCheckpoint | None = None, head: str = "zero", initialise: bool = True,
                  **overrides) -> ImageTransformer:
-    """A model in training mode whose `model(images)` gives logits (B, num_classes), of the class that the row asks for.
+    """Builds a model of the class that the row asks for, in training mode. `model(images)` gives logits (B, num_classes).
 
     name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
     num_classes:    default 1000; with head="keep" the file's own count.
@@ -32,7 +32,7 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
     initialise:     False leaves the parameters uninitialized, for a caller who loads all of them (load_state_dict).
     overrides:      other values for keys of the row, such as dropout_rate=0.1.
-    model.load_report says what was used, resized, fresh and left out (None without `pretrained`).
+    model.load_report lists what was used, resized, fresh and left out (None without `pretrained`).
     Raises ModelError for anything that does not exist or does not fit.
     """
     config = _resolve_row(name_or_config, overrides)
@@ -58,7 +58,7 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
 
 
 def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
-    """The model of a checkpoint of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
+    """Loads the model of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
 
     Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.
     """
@@ -69,17 +69,17 @@ def _resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDic
     """A copy of the row with the overrides, and of one channel with the mean of the channels' values."""
     if isinstance(name_or_config, str):
         if name_or_config not in MODELS:
-            raise ModelError(f"no model is called {name_or_config!r}; there are {', '.join(MODELS)}")
+            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")
         name_or_config = MODELS[name_or_config]
     config = name_or_config.copy_and_resolve_references()
     unknown = set(overrides) - set(config)
     if unknown:
-        raise ModelError(f"a model has no {', '.join(sorted(unknown))}; its keys are {', '.join(sorted(config))}")
+        raise ModelError(f"unknown keys {', '.join(sorted(unknown))}; a model has {', '.join(sorted(config))}")
     for key, value in overrides.items():
         try:
             config[key] = value
         except TypeError as error:
-            raise ModelError(f"{key}={value!r}: must be of the kind of the row's own {config[key]!r}") from error
+            raise ModelError(f"{key}={value!r}: must be of the type of the row's {config[key]!r}") from error
     if config.in_channels == 1 and len(config.mean) == 3:
         config.channel_mean, config.channel_std = config.mean, config.std
         config.mean, config.std = (sum(config.mean) / 3,), (sum(config.std) / 3,)

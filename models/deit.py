@@ -1,7 +1,7 @@
 """DeiT with a distillation token.
 
 Touvron et al., "Training data-efficient image transformers & distillation through attention" (arXiv 2012.12877,
-section 4). A second token stands after the cls token and has a head of its own, which learns from a teacher's labels;
+section 4). A second token follows the cls token and has a head of its own, which learns from a teacher's labels;
 the prediction is the mean of the two heads' logits. DeiT without that token is a row of VisionTransformer.
 As the published code; differs from it: both heads start at zero, any image size is taken.
 """

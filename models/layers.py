@@ -53,8 +53,8 @@ class Mlp(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training each image loses the branch with probability p, and the
-    branches that stay are divided by 1 - p. The draws are those of torchvision's module, which takes longer to import than
+    """Stochastic depth (Huang et al., arXiv 1603.09382): in training the branch is dropped for each image with probability p,
+    and divided by 1 - p where it is kept. The draws are those of torchvision's module, which takes longer to import than
     PyTorch."""
 
     def __init__(self, p: float):
@@ -65,8 +65,8 @@ class StochasticDepth(nn.Module):
         """(B, N, D) -> (B, N, D)"""
         if not self.training or not self.p:
             return branch
-        stays = torch.empty(len(branch), 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.p)
-        return branch * (stays / (1 - self.p) if self.p < 1 else stays)
+        kept = torch.empty(len(branch), 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.p)
+        return branch * (kept / (1 - self.p) if self.p < 1 else kept)
 
 
 class Block(nn.Module):

@@ -2,7 +2,7 @@
 
 Kolesnikov et al., "Big Transfer" (arXiv 1912.11370). As in Google's vit_jax/models_resnet.py and unlike the BiT
 paper: units are post-activation (conv, norm, relu; the last relu after the sum). Details that a checkpoint needs:
-- weights are standardised as (w - mean) / (std + 1e-5): the eps stands outside the root;
+- weights are standardized as (w - mean) / (std + 1e-5): the eps is outside the root;
 - GroupNorm has 32 groups and eps 1e-6 everywhere, the projection's norm included;
 - padding is TensorFlow's 'SAME': the odd pixel goes to the bottom and the right; max-pooling pads with -inf.
 
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GROUPS, NORM_EPS, STANDARDISE_EPS = 32, 1e-6, 1e-5
+GROUPS, NORM_EPS, STANDARDIZE_EPS = 32, 1e-6, 1e-5
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """(B, C, h, w) padded so that a window of `kernel` every `stride` gives ceil(h / stride) x ceil(w / stride)."""
+    """Pads (B, C, h, w) so that a window of `kernel` every `stride` gives ceil(h / stride) x ceil(w / stride)."""
     totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
     (top, bottom), (left, right) = [(total // 2, total - total // 2) for total in totals]
     return F.pad(x, (left, right, top, bottom), value=value) if any(totals) else x
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution without bias, of standardised weights, with 'SAME' padding."""
+    """Convolution without bias, of standardized weights, with 'SAME' padding."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
@@ -34,7 +34,7 @@ class StdConv2d(nn.Conv2d):
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.float()
             std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-            weight = ((weight - mean) / (std + STANDARDISE_EPS)).to(self.weight.dtype)
+            weight = ((weight - mean) / (std + STANDARDIZE_EPS)).to(self.weight.dtype)
         return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 

@@ -110,11 +110,8 @@ def test_heads_start_at_zero(name):
 @pytest.mark.parametrize("name, img_size, message", [
     ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
     ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
-    ("ViT-H_14", (224, 256), "256 is not a multiple of 14, .*; take 252 or 266$"),
-    ("ViT-B_32", 8, "8 is not a multiple of 32, .*; take 32$"),
     ("ViT-B_32", 0, "0 is not a multiple of 32, .*; take 32$"),
     ("R50-ViT-B_16", 232, "232 is not a multiple of 16, .*; take 224 or 240$"),
-    ("R26-ViT-S_32", 240, "240 is not a multiple of 32, .*; take 224 or 256$"),
     ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*; take 224 or 256$"),
 ])
 def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
@@ -126,36 +123,28 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"name_or_config": "ViT-B_17"}, "no model is called 'ViT-B_17'; there are ViT-Ti_16, "),
-    ({"droput_rate": 0.1}, "a model has no droput_rate; its keys are .*dropout_rate"),
+    ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"droput_rate": 0.1}, "unknown keys droput_rate; a model has .*dropout_rate"),
     ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
     ({"head": "keep"}, "head='keep' needs pretrained="),
     ({"num_classes": 0}, "num_classes 0: must be 1 or more"),
     ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
-    ({"num_layers": 0}, "num_layers 0: must be 1 or more"),
-    ({"num_layers": "two"}, "num_layers='two': must be of the kind of the row's own 2"),
-    ({"in_channels": 0}, "in_channels 0: must be 1 or more"),
-    ({"class_layers": -1}, "class_layers -1: must be 0 or more"),
+    ({"num_layers": "two"}, "num_layers='two': must be of the type of the row's 2"),
     ({"representation_size": -1}, "representation_size -1: must be 0 or more"),
     ({"classifier": "map"}, "classifier 'map': must be 'token', 'gap' or 'patch_mean'$"),
     ({"gelu": "none"}, "gelu 'none': must be 'tanh' or 'erf'"),
     ({"position_resize": "nearest"}, "position_resize 'nearest': must be 'bilinear' or 'bicubic'"),
     ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
-    ({"attention_dropout_rate": -0.1}, "attention_dropout_rate -0.1: must be at least 0"),
-    ({"drop_path_rate": 1.5}, "drop_path_rate 1.5: must be at least 0 and below 1"),
     ({"drop_path_rate": float("nan")}, "drop_path_rate nan: must be at least 0 and below 1"),
     ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
     ({"resnet_layers": 3}, "resnet_layers 3: must be None, or"),
     ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
     ({"classifier": "patch_mean", "representation_size": 8}, "representation_size 8: classifier 'patch_mean' has no pre_logits"),
-    ({"layer_scale": 0.1}, r"layer_scale 0.1: acts in CaiT \(class_layers\) alone, must be 0"),
+    ({"layer_scale": 0.1}, r"layer_scale 0.1: only has an effect in CaiT \(class_layers\), must be 0"),
     ({"class_layers": 2}, r"layer_scale 0.0: CaiT \(class_layers\) multiplies its branches by it, must be above 0"),
-    ({"class_layers": 2, "distilled": True}, "distilled is DeiT's and class_layers CaiT's"),
+    ({"class_layers": 2, "distilled": True}, "distilled and class_layers: the first makes a DeiT"),
     ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),
     ({"distilled": True, "representation_size": 8}, r"representation_size 8: a distilled DeiT \(distilled\) has no pre_logits"),
-    ({"distilled": True, "resnet_layers": (1,)}, r"resnet_layers \(1,\): a distilled DeiT \(distilled\) has no ResNet"),
-    ({"class_layers": 2, "classifier": "patch_mean"}, r"classifier 'patch_mean': CaiT \(class_layers\) reads its tokens"),
-    ({"class_layers": 2, "representation_size": 8}, r"representation_size 8: CaiT \(class_layers\) has no pre_logits"),
     ({"class_layers": 2, "resnet_layers": ()}, r"resnet_layers \(\): CaiT \(class_layers\) has no ResNet"),
 ])
 def test_wrong_arguments_are_one_line(arguments, message):

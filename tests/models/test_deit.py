@@ -64,16 +64,6 @@ def test_both_heads_come_out_while_distilling_in_training_alone():
     torch.testing.assert_close(model.eval()(images), mean)
 
 
-def test_each_head_reads_its_own_token():
-    model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
-    model.distilling = True
-    tokens = model.forward_features(images)
-    assert tokens.shape == (2, 2 + 16, 32)
-    cls, dist = model(images)
-    torch.testing.assert_close(cls, tokens[:, 0] @ model.head.weight.t() + model.head.bias)
-    torch.testing.assert_close(dist, tokens[:, 1] @ model.head_dist.weight.t() + model.head_dist.bias)
-
-
 def test_every_parameter_learns_from_either_form():
     """Also the mean of both heads reaches all of them: no parameter is left unused under DistributedDataParallel."""
     model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
@@ -83,24 +73,6 @@ def test_every_parameter_learns_from_either_form():
         logits = model(images)
         sum(part.square().sum() for part in (logits if distilling else [logits])).backward()
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-
-
-def test_non_square_images_and_recording():
-    model, images = random_heads(create_model(SMALL, 5, (8, 20))).eval(), torch.randn(2, 3, 8, 20)
-    assert (model.grid, model.num_prefix_tokens, model.pos_embed.shape) == ((2, 5), 2, (1, 2 + 10, 32))
-    with torch.no_grad(), record_attention(model) as maps:
-        during = model(images)
-    assert torch.equal(during, model(images)) and [map.shape for map in maps] == [(2, 2, 12, 12)] * 2
-
-
-def test_the_two_tokens_stand_before_the_patches():
-    model = create_model(SMALL, 5)
-    seen = []
-    model.pos_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    images = torch.randn(2, 3, 16, 16)
-    model(images)
-    tokens = torch.cat([model.cls_token.expand(2, 1, -1), model.dist_token.expand(2, 1, -1), model.patch_embed(images)], dim=1)
-    torch.testing.assert_close(seen[0], tokens + model.pos_embed)
 
 
 # -------------------------------------------------------------------------------------------- initial values

@@ -50,11 +50,6 @@ def test_dropout_stands_after_both_layers_of_the_mlp():
     assert 0.3 < (places[0][1] == 0).float().mean() < 0.7
 
 
-def test_gelu_has_two_forms():
-    with pytest.raises(KeyError):
-        Mlp(4, 8, "quick")
-
-
 def test_block_is_pre_norm_with_two_shortcuts():
     torch.manual_seed(0)
     block, x = Block(8, 2, 16, "tanh"), torch.randn(2, 5, 8)
@@ -67,14 +62,6 @@ def test_block_is_pre_norm_with_two_shortcuts():
 
     middle = x + block.attn(norm(block.norm1, x))
     assert torch.equal(block(x), middle + block.mlp(norm(block.norm2, middle)))
-
-
-def test_eps_of_the_norms():
-    """At activations of 1e-3, torch's default of 1e-5 would shrink them to a third."""
-    block, x = Block(64, 2, 16, "tanh"), 1e-3 * torch.randn(2, 5, 64)
-    for norm in (block.norm1, block.norm2):
-        var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-        torch.testing.assert_close(norm(x), (x - mean) / (var + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------ stochastic depth
@@ -130,13 +117,6 @@ def test_stochastic_depth_is_torchvision_s(rate, dtype):
     own = StochasticDepth(rate).train()(branch)
     torch.manual_seed(1)
     assert torch.equal(own, ops.stochastic_depth(branch, rate, "row"))
-
-
-def test_stochastic_depth_keeps_the_expectation():
-    block, branch = block_of(drop_path_rate=0.3).train(), torch.randn(1, 5, 8).expand(20_000, -1, -1)
-    dropped = block.drop_path(branch)
-    assert abs((dropped[:, 0, 0] == 0).float().mean() - 0.3) < 0.02           # 6 standard deviations
-    torch.testing.assert_close(dropped.mean(dim=0), branch[0], atol=0, rtol=0.03)
 
 
 # --------------------------------------------------------------------------------------- position tables

@@ -23,11 +23,6 @@ def test_same_padding(side, kernel, step, before, after):
     assert F.max_pool2d(padded, kernel, step).shape[-1] == -(-side // step)
 
 
-def test_height_and_width_are_padded_each_for_itself():
-    assert pad_same(torch.ones(1, 1, 6, 9), 3, 2).shape == (1, 1, 7, 11)
-    assert torch.equal(pad_same(torch.ones(1, 1, 6, 9), 3, 2)[0, 0, :, 4], torch.tensor([1.0] * 6 + [0.0]))
-
-
 @pytest.mark.parametrize("scale", [1.0, 5e-3, 1e-5])
 def test_weights_are_standardised_with_eps_outside_the_root(scale):
     """At a deviation of 0.005, an eps of 1e-5 inside the root would make them 0.85 times as large."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from configs import MODELS, architecture
-from models import create_model, record_attention, save_npz
+from models import create_model, save_npz
 from models.resnet import StdConv2d
 
 timm = pytest.importorskip("timm")
@@ -114,37 +114,6 @@ def test_parameter_counts(name):
         ours, theirs = create_model(name), timm.create_model(PUBLISHED[name], **timm_options(name, num_classes=1000))
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in theirs.state_dict().items()}
-
-
-@torch.inference_mode()
-def test_both_heads_of_a_distilled_model():
-    ours = random_model("DeiT-Ti_16-distilled", 64, num_layers=2)
-    theirs = timm.create_model(PUBLISHED["DeiT-Ti_16-distilled"], img_size=64, num_classes=7, depth=2)
-    theirs.load_state_dict(ours.state_dict())
-    theirs.set_distilled_training(True)
-    ours.train().distilling = True
-    images = torch.randn(2, 3, 64, 64)
-    for our_logits, their_logits in zip(ours(images), theirs.train()(images), strict=True):
-        assert (our_logits - their_logits).abs().max() < 2e-5
-
-
-@torch.inference_mode()
-def test_attention_maps_of_cait():
-    """timm's dropout layers see the weights, where its fused attention is switched off."""
-    ours = random_model("CaiT-XXS24", 64, num_layers=2)
-    theirs, seen = timm.create_model("cait_xxs24_224", img_size=64, num_classes=7, depth=2).eval(), []
-    theirs.load_state_dict(ours.state_dict())
-    for block in theirs.blocks:
-        block.attn.attn_drop.register_forward_hook(lambda _, args, output: seen.append(output))
-    for block in theirs.blocks_token_only:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(lambda _, args, output: seen.append(output))
-    images = torch.randn(2, 3, 64, 64)
-    theirs(images)
-    with record_attention(ours) as maps:
-        ours(images)
-    assert [map.shape for map in maps] == [(2, 4, 16, 16)] * 2 + [(2, 4, 1, 17)] * 2
-    assert all((ours_map - theirs_map).abs().max() < 1e-5 for ours_map, theirs_map in zip(maps, seen, strict=True))
 
 
 @pytest.mark.parametrize("row, img_size", [(VIT[0][0], 64), (HYBRIDS[2][0], 48)], ids=["transformer", "hybrid"])
