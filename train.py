@@ -18,29 +18,24 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-LOST = 8                                         # the exit code where another process of the run was lost
-ALONE = ("ImageError", "WorkerError", "OutOfMemory", "LostProcessError")      # errors that one process may have by itself
 ATTENTION_FILE, SHOWN = "attention.png", 4       # the picture of attention before and after, and its images of a kind
 try:
     import configs
+    from utils import process
 except ModuleNotFoundError as error:
     sys.exit(f"train.py: error: this Python lacks {error.name}: run .venv/bin/python train.py (bash train.sh makes it), "
              "or install requirements.txt")
 
 
 def main(argv: list[str]) -> int:
-    from utils import process
-
-    if "LOCAL_RANK" in os.environ:
-        process.die_with_parent()
-    with process.Stop() as stop:
-        try:
-            given = after_restart(configs.parse(argv))
-            if given.get("check_data"):
-                return check_data(configs.resolve(given))
-            if given.get("prepare"):
-                stop.kept = "stopped: what is prepared is kept, the same command goes on"
-                return prepare(configs.resolve(given))
+    with process.program("train.py") as program:
+        given = process.flags_after_restart(configs.parse(argv), configs.FLAGS["output_dir"][1])
+        if given.get("check_data"):
+            check_data(configs.resolve(given))
+        elif given.get("prepare"):
+            program.stop.kept = "stopped: what is prepared is kept, the same command goes on"
+            prepare(configs.resolve(given))
+        else:
             if "resume_path" not in given:
                 check_batch(configs.resolve(given), "--train_batch_size")
             # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
@@ -50,117 +45,58 @@ def main(argv: list[str]) -> int:
 
             timeout = given.get("rank_timeout", configs.FLAGS["rank_timeout"][1])
             with distributed.group(given.get("device", "auto"), timeout) as world:
-                return in_group(given, world, stop)
-        except (ValueError, OSError) as error:
-            if not (known := what_it_is(error)):
-                raise
-            return tell(*known)
+                program.exit_code = in_group(given, world, program.stop)
+    return program.exit_code
 
 
 def in_group(given: dict, world, stop) -> int:
     """-> exit code"""
-    from utils import allocator, distributed, process
+    from utils import device
 
     if world.device.type == "cpu":
-        allocator.keep_memory()
-    try:
-        run, state, path = configure(given, world)
-        code = 0
-        if run.eval_only:
-            evaluate_only(given, run, world, state, path)
-        else:
-            code = train(given, run, world, state, path, stop)
-        if world.local_rank == 0:                                # of every node: each has a train.sh of its own
-            process.leave_code(code)
-        return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
-    except (ValueError, RuntimeError, MemoryError) as error:
-        if distributed.out_of_memory(error):
-            error = distributed.used_up(world.device, "setting up")
-        if not (known := what_it_is(error)):
-            raise
-        return tell(*known, quiet=getattr(error, "quiet", False), others_know=distributed.others_know())
+        device.keep_memory()
+    run, state, path = configure(given, world)
+    if run.eval_only:
+        evaluate_only(given, run, world, state, path)
+        return 0
+    return train(given, run, world, state, path, stop)
 
 
-def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
-    """-> (what to tell the user, exit code, whether other processes may not have it); None: a bug, whose traceback is needed"""
-    if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
-        return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
-    if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
-        return f"{error.filename}: {error.strerror}", 2, True
-    return None
-
-
-def tell(message: str, code: int, alone: bool, quiet: bool = False, others_know: bool = False) -> int:
-    """Prints the one line, once a node, and returns what this process ends with. `alone`: others may not have the error;
-    `others_know`: they end with it all the same; `quiet`: another process has told it.
-
-    torchrun turns any failure into code 1 and a report of its own. Started by train.sh the processes therefore leave the
-    code to it and end quietly, if they all do: those of another node, or ignorant ones, have to be stopped, and after the
-    loss of a process torchrun is to start all of them anew (MAX_RESTARTS).
-    """
-    from utils import process
-
-    size, local_size = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    first = process.leave_code(code)
-    if not quiet and ((first is not False) if alone else int(os.environ.get("LOCAL_RANK", 0)) == 0):
-        print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if first is None or "LOCAL_RANK" not in os.environ or code == LOST:
-        return code
-    return code if (alone and size > 1 and not others_know) or size > local_size else 0
-
-
-def after_restart(given: dict) -> dict:
-    """The flags with which processes go on that torchrun has started anew (MAX_RESTARTS) after one of them was lost."""
-    from utils import process
-
-    if not process.restarts() or any(given.get(name) for name in ("eval_only", "check_data", "prepare")):
-        return given
-    file = process.launch_file("folder")
-    if file is None and "name" not in given and given.get("resume_path") != "auto":
-        raise configs.ConfigError("a run that torchrun may restart needs a --name, to be found again; or start it by train.sh")
-    if file is not None and not file.exists():
-        return given                               # it was lost before it had a folder
-    folder = Path(file.read_text()) if file else Path(given.get("output_dir", configs.FLAGS["output_dir"][1]), given["name"])
-    here = given | {"output_dir": str(folder.parent), "name": folder.name}
-    return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in given else here
-
-
-def check_data(run) -> int:
-    """python train.py --check_data: every image of every split is read; what cannot be used is told. -> exit code"""
+def check_data(run) -> None:
+    """python train.py --check_data: every image of every split is read; what cannot be used is told."""
     from utils.data import check as check_data
     from utils.data import datasets
 
     if int(os.environ.get("RANK", 0)):
-        return 0                                   # one process is enough, and has processes of its own
+        return                                   # one process is enough, and has processes of its own
     splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
                                   split_seed=run.split_seed)
     workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
-    collect_garbage()
+    process.collect_garbage()
     findings = check_data.check(splits, workers, say=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
     if run.dataset == "folder" and (line := check_data.left_out_line(run.data_dir)):
         print(line)
     if not findings.bad:
         print("every image can be read")
-        return 0
+        return
     listed = Path(run.output_dir) / "bad_images.txt"
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("".join(f"{why}\n" for *_, why in findings.bad))
-    return tell(f"{len(findings.bad):,} images cannot be read: {listed} lists them; replace or remove them, or train with "
-                "--bad_images skip (those held out have to be readable)", 2, alone=False)
+    raise datasets.DataError(f"{len(findings.bad):,} images cannot be read: {listed} lists them; replace or remove them, or "
+                             "train with --bad_images skip (those held out have to be readable)")
 
 
-def prepare(run) -> int:
-    """python train.py --prepare FOLDER: the images of every split are decoded and made smaller, once. -> exit code"""
+def prepare(run) -> None:
+    """python train.py --prepare FOLDER: the images of every split are decoded and made smaller, once."""
     from utils.data import datasets, prepare
 
     if int(os.environ.get("RANK", 0)):
-        return 0
+        return
     workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
-    collect_garbage()
+    process.collect_garbage()
     prepare.build(datasets.own_splits(run.dataset, run.data_dir), run.dataset, run.prepare, run.prepare_size, workers, print,
                   skip=run.max_bad_images if run.bad_images == "skip" else 0.0)
-    return 0
 
 
 def check_batch(run, may_change: str) -> None:
@@ -764,7 +700,7 @@ class Session:
 
     def open(self, given: dict, state, path) -> None:
         """The run's folder, and what is told there."""
-        from utils import distributed, process
+        from utils import distributed
         from utils.run import folder as run_folder
         from utils.run import profiling
         from utils.run.loggers import BadImages, Report
@@ -799,7 +735,7 @@ class Session:
         from utils.run import checkpoint
 
         run = self.run
-        collect_garbage()
+        process.collect_garbage()
         if self.branch:
             self.save(checkpoint.step_path(self.folder, self.began_at))
         before = (self.splits.test, "test") if run.test == "always" else self.watched
@@ -945,7 +881,7 @@ class Session:
 
     def stopped(self) -> int:
         """The end of a run that was asked to stop: what has been trained is saved. -> exit code"""
-        from utils import distributed, process
+        from utils import distributed
         from utils.run import checkpoint
 
         for step in self.trainer.finish():
@@ -958,7 +894,7 @@ class Session:
         if self.world.is_main:
             went_on = f"; RESUME_PATH={shlex.quote(str(self.folder))} bash train.sh goes on" if step else ": nothing to save"
             print(f"stopped as asked, after step {step} of {self.run.num_steps}{went_on}", flush=True)
-        return process.PREEMPTED
+        return process.EXIT_PREEMPTED
 
     def diverged(self, error: Exception) -> Exception:
         """The error, with what a user needs to go on."""
@@ -1048,7 +984,7 @@ def evaluate_only(given, run, world, state, path) -> None:
     from utils.training import evaluation
 
     splits, model, chosen, prepare = build(given, run, world, state)
-    collect_garbage()
+    process.collect_garbage()
     _, eval_transform = transforms_of(run, model, splits)
     sizes: set[int] = set()
 
@@ -1149,40 +1085,5 @@ def summarise(session: Session, seconds: float) -> None:
         print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
 
 
-class _Outlives:
-    """An output that may be closed (`| head`, a terminal that is gone): what is written then goes nowhere, and the run on."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        return self._try(self._stream.write, text) or len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, call, *arguments):
-        try:
-            return call(*arguments)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-
-def collect_garbage() -> None:
-    """From here on; what is there by now stays."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
 if __name__ == "__main__":
-    gc.disable()                # imports make a million objects that stay: looking through them takes a third of the start
-    sys.stdout, sys.stderr = _Outlives(sys.stdout), _Outlives(sys.stderr)
-    try:
-        code = main(sys.argv[1:])
-    finally:
-        gc.unfreeze()           # or packages whose objects are looked for at the exit (nanobind's) tell of leaks
-    sys.exit(code)
+    process.run(main)

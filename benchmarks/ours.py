@@ -11,7 +11,8 @@ import torch
 import configs
 from models import create_model
 from models.attention import Attend
-from utils import allocator, distributed
+from utils import device as devices
+from utils import distributed
 from utils.data import datasets, prepare, splits, transforms
 from utils.data import loader as data
 from utils.run import checkpoint, profiling
@@ -44,7 +45,7 @@ def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tu
     """-> (world, model, precision, prepare)"""
     arrange(device, threads, name)
     if device == "cpu":
-        allocator.keep_memory()
+        devices.keep_memory()
     world = distributed.World(0, 1, 0, 1, torch.device(device))
     chosen = _precision(name, world.device)
     # Without the dropout that some rows ask for: the peers have none.
@@ -106,7 +107,7 @@ def flops(row: dict) -> int:
     return profiling.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
 
 
-keep_memory = allocator.keep_memory
+keep_memory = devices.keep_memory
 
 
 def attention() -> torch.nn.Module:
@@ -139,7 +140,7 @@ PREPARED = 256          # pixels of the shorter side of a prepared image
 def _input(split, batch: int, size: int) -> Callable[[], None]:
     """The training loader of train.py without workers, and what the step does to its batches before the model."""
     torch.set_num_threads(1)
-    allocator.keep_memory()             # as train.py on a CPU
+    devices.keep_memory()             # as train.py on a CPU
     config = configs.MODELS["ViT-B_16"]
     transform = transforms.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
     order = data.StepOrder(len(split), batch, 1, 0, 1, 0, 0, 10**6)
@@ -169,7 +170,7 @@ def held_input(images: int, batch: int, size: int) -> Callable[[], None]:
 
 
 def load(row: dict, path: str) -> Callable[[], None]:
-    allocator.keep_memory()             # as train.py on a CPU
+    devices.keep_memory()             # as train.py on a CPU
 
     def step() -> None:
         create_model(row["name"], CLASSES, pretrained=path)

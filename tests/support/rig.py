@@ -187,15 +187,15 @@ def newest(folder: Path) -> int:
 # ------------------------------------------------------------------------------------------- through torchrun and train.sh
 
 
-def script(folder: Path, *flags: str, **variables) -> subprocess.Popen:
-    """bash train.sh of the rig's run, in a session of its own."""
+def script(folder: Path, *flags: str, script: str = "train.sh", **variables) -> subprocess.Popen:
+    """bash train.sh (or another script) of the rig's run, in a session of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [*FLAGS, *map(str, flags)]
     words[words.index("output")], words[words.index("logs")] = str(folder / "output"), str(folder / "logs")
     unset = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
-    return subprocess.Popen(["bash", str(ROOT / "train.sh"), *words], start_new_session=True, stdin=subprocess.DEVNULL,
+    return subprocess.Popen(["bash", str(ROOT / script), *words], start_new_session=True, stdin=subprocess.DEVNULL,
                             stdout=open(folder / "out.txt", "a"), stderr=subprocess.STDOUT, env=environment)
 
 

@@ -9,14 +9,14 @@ import torch
 from benchmarks import attention, checkpoint, evaluation, goals, harness, load, memory, optimizer, report, runs, step
 from benchmarks import input as input_question
 from benchmarks.harness import Contender, Failed
-from utils import allocator
+from utils import device
 
 HERE = "test_benchmarks"
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(allocator, "keep_memory", lambda: True)        # other tests look at memory
+    monkeypatch.setattr(device, "keep_memory", lambda: True)        # other tests look at memory
     yield
     torch.set_float32_matmul_precision("highest")
 

@@ -10,8 +10,6 @@ import time
 import pytest
 import rig
 
-import train
-
 FLAGS = ("--num_workers", "1", "--num_steps", "40", "--save_every", "10")
 
 
@@ -119,14 +117,3 @@ def test_a_request_while_the_run_is_set_up_is_not_taken_for_a_loss(tmp_path):
     assert launched.wait(30) == 143
     said = (tmp_path / "out.txt").read_text()
     assert "step 1/" not in said and not list(tmp_path.glob("output/run/*.pt")), said
-
-
-def test_a_closed_output_ends_no_run(tmp_path):
-    """bash train.sh | head"""
-    reader, writer = os.pipe()
-    stream = train._Outlives(open(writer, "w", buffering=1))
-    os.close(reader)
-    for _ in range(3):
-        assert stream.write("a line\n") == 7
-        stream.flush()
-    assert not stream.isatty()

@@ -1,8 +1,7 @@
-"""Two processes do what one does; errors of one reach the other; devices that are not there."""
+"""Several processes train as one does, and are resumed bit for bit."""
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,8 @@ from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.mixup import Mixer
-from utils.data.splits import ArrayImages
-from utils.data.transforms import eval_transform, normalise, train_transform
-from utils.distributed import DeviceError, World
-from utils.training import evaluation
+from utils.data.transforms import normalise, train_transform
+from utils.distributed import World
 from utils.training import trainer as engine
 from utils.training.ema import Ema
 from utils.training.optimizer import build_optimizer
@@ -156,52 +153,8 @@ def skipping(world, exact: bool) -> dict:
             "counts": (trainer.step, trainer.updates, trainer.skips), "weights": torch.stack(weights)}
 
 
-def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
-    split = digits("").val
-    split = ArrayImages(split.images[:images], split.labels[:images])
-    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=world.rank,
-                              world_size=world.size, num_workers=0, pin_memory=False)
-    report = evaluation.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True, **more)
-    return report and vars(report)
-
-
-class Refusal(ValueError):
-    """Stands for the errors of this program."""
-
-
-def refuse(ranks, world, log=None):
-    if log is not None:
-        log.append(world.rank)
-    if world.rank in ranks:
-        raise Refusal(f"rank {world.rank} refuses")
-    return f"done by {world.rank}"
-
-
-def outcome(function) -> str:
-    try:
-        return str(function())
-    except Refusal as error:
-        return f"Refusal: {error}"
-
-
-def one_after_the_other(world, folder: Path) -> bool:
-    """Whether what the first process writes is there for the second"""
-    place = folder / "slowly written"
-
-    def write_or_read():
-        if world.local_rank == 0:
-            time.sleep(0.3)
-            place.write_text("x")
-        return place.exists()
-
-    return distributed.first_on_node(world, write_or_read)
-
-
-def scenarios(world: World, folder: Path) -> dict:
-    log = []
+def scenarios(world: World) -> dict:
     return {
-        "world": (world.rank, world.size, world.local_rank, world.local_size, world.is_main, str(world.device)),
-        "sum": distributed.sum_over_ranks(torch.tensor([1, 10 ** 15 + world.rank])).tolist(),
         "plain": trained(world),
         "dropout": trained(world, dropout=0.5),
         "everything": trained(world, dropout=0.5, everything=True),
@@ -211,20 +164,7 @@ def scenarios(world: World, folder: Path) -> dict:
         "O2": trained(world, LEVELS["O2"]),
         "skips": skipping(world, exact=False),
         "exact skips": skipping(world, exact=True),
-        "sent by 1 micro-step": times_sent(world, 1),
-        "sent by 4 micro-steps": times_sent(world, 4),
-        "evaluation of 101": evaluated(world, 101),
-        "evaluation of 1": evaluated(world, 1),
-        "stopped evaluation": [evaluated(world, 101, stop=lambda rank=rank: world.rank == rank) for rank in range(3)],
-        "on_main": outcome(lambda: distributed.on_main(world, lambda: refuse([], world, log))),
-        "on_main ran on": list(log),
-        "on_main refused": outcome(lambda: distributed.on_main(world, lambda: refuse([0], world))),
-        "first_on_node": outcome(lambda: distributed.first_on_node(world, lambda: refuse([], world))),
-        "first_on_node refused by 0": outcome(lambda: distributed.first_on_node(world, lambda: refuse([0], world))),
-        "first_on_node refused by 1": outcome(lambda: distributed.first_on_node(world, lambda: refuse([1], world))),
-        "first_on_node refused by both": outcome(lambda: distributed.first_on_node(world, lambda: refuse([0, 1], world))),
-        "one after the other": one_after_the_other(world, folder),
-        "at the end": torch.distributed.barrier() or "together",
+        "sent": [times_sent(world, 1), times_sent(world, 4)],
     }
 
 
@@ -232,7 +172,7 @@ def scenarios(world: World, folder: Path) -> dict:
 def ranks(tmp_path_factory) -> list[dict]:
     """What the two ranks report"""
     folder = tmp_path_factory.mktemp("ranks")
-    with Ranks(2, lambda world: scenarios(world, folder), folder) as both:
+    with Ranks(2, scenarios, folder) as both:
         return both.results()
 
 
@@ -245,13 +185,6 @@ def one_thread():
 
 
 # ----------------------------------------------------------------------------------------------- two processes
-
-@pytest.mark.slow
-def test_two_processes_know_their_places(ranks):
-    assert [each["world"] for each in ranks] == [(0, 2, 0, 2, True, "cpu"), (1, 2, 1, 2, False, "cpu")]
-    assert [each["sum"] for each in ranks] == [[2, 2 * 10 ** 15 + 1]] * 2
-    assert [each["at the end"] for each in ranks] == ["together"] * 2
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "micro_steps", "dropout"), [
@@ -313,42 +246,7 @@ def test_half_gradients_cross_the_network_at_O2_alone(ranks, one_thread):
 
 @pytest.mark.slow
 def test_gradients_are_sent_once_a_step(ranks):
-    for each in ranks:
-        assert each["sent by 1 micro-step"] == each["sent by 4 micro-steps"] == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("images", [101, 1])
-def test_evaluation_on_two_processes_is_that_on_one(ranks, one_thread, images):
-    alone = evaluated(ALONE, images)
-    for each in ranks:
-        got = each[f"evaluation of {images}"]
-        assert got["images"] == images and got["top"] == alone["top"]
-        assert torch.equal(got["confusion"], alone["confusion"]) and got["confusion"].sum() == images
-        for name in ("loss", "true_probability", "calibration_error"):
-            assert got[name] == pytest.approx(alone[name], rel=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.contract("P15", "an evaluation counts every image once, whatever the processes and the batch size")
-def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure, one_thread):
-    """Images that do not divide by the processes, fewer images than processes, batches of all sizes"""
-    cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
-    alone, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
-    for size in sizes:
-        with Ranks(size, lambda world: [evaluated(world, *case) for case in cases], tmp_path) as several:
-            for each in several.results():
-                for got, expected, case in zip(each, alone, cases):
-                    assert (got["images"], got["top"]) == (case[0], expected["top"])
-                    assert torch.equal(got["confusion"], expected["confusion"])
-                    assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    figure("evaluations on several processes", len(cases) * len(sizes))
-
-
-@pytest.mark.slow
-def test_an_evaluation_that_one_process_stops_is_stopped_on_all(ranks):
-    for each in ranks:
-        assert each["stopped evaluation"][:2] == [None, None] and each["stopped evaluation"][2]["images"] == 101
+    assert [each["sent"] for each in ranks] == [[1, 1]] * 2
 
 
 @pytest.mark.slow
@@ -363,22 +261,6 @@ def test_one_process_that_is_not_finite_skips_the_update_of_all(ranks, figure):
                 False, False, True, False, True]
         assert torch.equal(ranks[0][kind]["weights"], ranks[1][kind]["weights"])
     figure("steps with NaN or infinity on one of two processes", 6)
-
-
-@pytest.mark.slow
-def test_on_main(ranks):
-    assert [each["on_main"] for each in ranks] == ["done by 0"] * 2
-    assert [each["on_main ran on"] for each in ranks] == [[0], []]
-    assert [each["on_main refused"] for each in ranks] == ["Refusal: rank 0 refuses"] * 2
-
-
-@pytest.mark.slow
-def test_first_on_node(ranks):
-    assert [each["first_on_node"] for each in ranks] == ["done by 0", "done by 1"]
-    assert [each["first_on_node refused by 0"] for each in ranks] == ["Refusal: rank 0 refuses"] * 2
-    assert [each["first_on_node refused by 1"] for each in ranks] == ["Refusal: rank 1 refuses"] * 2
-    assert [each["first_on_node refused by both"] for each in ranks] == ["Refusal: rank 0 refuses"] * 2
-    assert [each["one after the other"] for each in ranks] == [True, True]
 
 
 # ----------------------------------------------------------------------- ranks, workers and restarts, bit for bit
@@ -468,66 +350,3 @@ def test_no_step_sees_what_another_sees(steps_of_one):
     assert len({each.numpy().tobytes() for step in images for each in step}) == 32 * STEPS
     shares = [each.amax(dim=1) for each in targets]
     assert all((share < 1).any() for share in shares[:-3]) and all((share == 1).all() for share in shares[-3:])
-
-
-# -------------------------------------------------------------------------------------------------- one process
-
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    for name in TORCHRUN:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture
-def two_gpus(monkeypatch, no_gpu):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-
-
-def test_one_process_needs_no_group(no_gpu):
-    with distributed.group() as world:
-        assert world == ALONE and world.is_main and not torch.distributed.is_initialized()
-        model = network()
-        assert distributed.wrap(model, world, half_gradients=True) is model
-        assert distributed.sum_over_ranks(torch.tensor(3)) == 3
-        with distributed.without_sync(model) as nothing:
-            assert nothing is None
-        assert outcome(lambda: distributed.on_main(world, lambda: refuse([], world))) == "done by 0"
-        assert outcome(lambda: distributed.on_main(world, lambda: refuse([0], world))) == "Refusal: rank 0 refuses"
-        assert outcome(lambda: distributed.first_on_node(world, lambda: refuse([], world))) == "done by 0"
-        assert outcome(lambda: distributed.first_on_node(world, lambda: refuse([0], world))) == "Refusal: rank 0 refuses"
-
-
-@pytest.mark.parametrize(("device", "visible", "words"), [
-    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "0", "GPUS=0 asks"),
-    ("auto", "1,2", "GPUS=1,2 asks")])
-def test_a_gpu_that_is_not_there_is_told(monkeypatch, no_gpu, device, visible, words):
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(DeviceError, match=words) as told:
-        distributed.start(device)
-    assert "\n" not in str(told.value)
-
-
-@pytest.mark.parametrize(("device", "visible"), [("auto", None), ("auto", ""), ("auto", "-1"), ("cpu", "0"), ("cpu", None)])
-def test_the_cpu_where_nobody_asked_for_a_gpu(monkeypatch, no_gpu, device, visible):
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert distributed.start(device) == ALONE
-
-
-def test_devices_where_there_are_gpus(two_gpus):
-    assert distributed.start("auto").device == distributed.start("cuda").device == torch.device("cuda", 0)
-    assert distributed.start("cpu").device == CPU
-
-
-def test_more_processes_than_gpus_are_told(monkeypatch, two_gpus):
-    for name, value in zip(TORCHRUN, "0303"):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(DeviceError, match="3 processes on this node but 2 GPUs: set NPROC=2"):
-        distributed.start("auto")

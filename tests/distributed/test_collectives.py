@@ -1,0 +1,176 @@
+"""What the processes do together, on two and more of them and on one; errors of one reach the others."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import Ranks
+from torch import nn
+
+from utils import distributed
+from utils.data import loader as data
+from utils.data.datasets import digits
+from utils.data.splits import ArrayImages
+from utils.data.transforms import eval_transform, normalise
+from utils.distributed import World
+from utils.training import evaluation
+from utils.training.precision import FP32
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 0, 1, CPU)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+
+def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
+    split = digits("").val
+    split = ArrayImages(split.images[:images], split.labels[:images])
+    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=world.rank,
+                              world_size=world.size, num_workers=0, pin_memory=False)
+    report = evaluation.evaluate(network(), loader, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3), FP32, world, 10,
+                                 confusion=True, **more)
+    return report and vars(report)
+
+
+class Refusal(ValueError):
+    """Stands for the errors of this program."""
+
+
+def refuse(ranks, world, log=None):
+    if log is not None:
+        log.append(world.rank)
+    if world.rank in ranks:
+        raise Refusal(f"rank {world.rank} refuses")
+    return f"done by {world.rank}"
+
+
+def outcome(function) -> str:
+    try:
+        return str(function())
+    except Refusal as error:
+        return f"Refusal: {error}"
+
+
+def one_after_the_other(world, folder: Path) -> bool:
+    """Whether what the first process writes is there for the second"""
+    place = folder / "slowly written"
+
+    def write_or_read():
+        if world.local_rank == 0:
+            time.sleep(0.3)
+            place.write_text("x")
+        return place.exists()
+
+    return distributed.first_on_node(world, write_or_read)
+
+
+def scenarios(world: World, folder: Path) -> dict:
+    log = []
+    parts = distributed.parts_of_ranks(torch.tensor([world.rank, 5]), world)
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, world.rank + 3.0)
+    distributed.share_weights(model, world)
+    return {
+        "world": (world.rank, world.size, world.local_rank, world.local_size, world.is_main, str(world.device)),
+        "sum": distributed.sum_over_ranks(torch.tensor([1, 10 ** 15 + world.rank])).tolist(),
+        "parts": [part.tolist() for part in parts],
+        "objects": distributed.gather(world, {"rank": world.rank}),
+        "weights": model.weight.unique().tolist(),
+        "evaluation of 101": evaluated(world, 101),
+        "evaluation of 1": evaluated(world, 1),
+        "stopped evaluation": [evaluated(world, 101, stop=lambda rank=rank: world.rank == rank) for rank in range(3)],
+        "main": outcome(lambda: distributed.on_main(world, lambda: refuse([], world, log))),
+        "main ran on": list(log),
+        "main refused": outcome(lambda: distributed.on_main(world, lambda: refuse([0], world))),
+        "first": [outcome(lambda who=who: distributed.first_on_node(world, lambda: refuse(who, world)))
+                  for who in ([], [0], [1], [0, 1])],
+        "one after the other": one_after_the_other(world, folder),
+        "at the end": torch.distributed.barrier() or "together",
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What the two ranks report"""
+    folder = tmp_path_factory.mktemp("ranks")
+    with Ranks(2, lambda world: scenarios(world, folder), folder) as both:
+        return both.results()
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_values_of_two_processes(ranks):
+    assert [each["world"] for each in ranks] == [(0, 2, 0, 2, True, "cpu"), (1, 2, 1, 2, False, "cpu")]
+    for each in ranks:
+        assert each["sum"] == [2, 2 * 10 ** 15 + 1] and each["parts"] == [[0, 5], [1, 5]]
+        assert each["objects"] == [{"rank": 0}, {"rank": 1}] and each["weights"] == [3.0]
+        assert each["at the end"] == "together"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [101, 1])
+def test_evaluation_on_two_processes_is_that_on_one(ranks, one_thread, images):
+    alone = evaluated(ALONE, images)
+    for each in ranks:
+        got = each[f"evaluation of {images}"]
+        assert got["images"] == images and got["top"] == alone["top"]
+        assert torch.equal(got["confusion"], alone["confusion"]) and got["confusion"].sum() == images
+        for name in ("loss", "true_probability", "calibration_error"):
+            assert got[name] == pytest.approx(alone[name], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P15", "an evaluation counts every image once, whatever the processes and the batch size")
+def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure, one_thread):
+    """Images that do not divide by the processes, fewer images than processes, batches of all sizes"""
+    cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
+    alone, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
+    for size in sizes:
+        with Ranks(size, lambda world: [evaluated(world, *case) for case in cases], tmp_path) as several:
+            for each in several.results():
+                for got, expected, case in zip(each, alone, cases):
+                    assert (got["images"], got["top"]) == (case[0], expected["top"])
+                    assert torch.equal(got["confusion"], expected["confusion"])
+                    assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    figure("evaluations on several processes", len(cases) * len(sizes))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_one_process_stops_is_stopped_on_all(ranks):
+    for each in ranks:
+        assert each["stopped evaluation"][:2] == [None, None] and each["stopped evaluation"][2]["images"] == 101
+
+
+@pytest.mark.slow
+def test_a_function_runs_on_rank_0_or_on_one_process_of_a_node_first(ranks):
+    assert [each["main"] for each in ranks] == ["done by 0"] * 2 and [each["main ran on"] for each in ranks] == [[0], []]
+    assert [each["main refused"] for each in ranks] == ["Refusal: rank 0 refuses"] * 2
+    refusals = [f"Refusal: rank {rank} refuses" for rank in (0, 1, 0)]
+    assert [each["first"] for each in ranks] == [["done by 0", *refusals], ["done by 1", *refusals]]
+    assert [each["one after the other"] for each in ranks] == [True, True]
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.group("cpu") as world, distributed.watching(world, lambda: "step 1"):
+        assert world == ALONE and world.is_main and not torch.distributed.is_initialized()
+        model = network()
+        assert distributed.wrap(model, world, half_gradients=True) is model
+        assert distributed.sum_over_ranks(torch.tensor(3)) == 3
+        with distributed.without_sync(model) as nothing:
+            assert nothing is None
+        for run in (distributed.on_main, distributed.first_on_node):
+            assert outcome(lambda run=run: run(world, lambda: refuse([], world))) == "done by 0"
+            assert outcome(lambda run=run: run(world, lambda: refuse([0], world))) == "Refusal: rank 0 refuses"

@@ -1,0 +1,112 @@
+"""Processes that are killed, stopped, asleep, out of memory or in error: how the others end."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from ranks import Ranks
+from torch import nn
+
+from utils import distributed
+from utils.distributed import OutOfMemory, World
+from utils.training.precision import FP32, warm_up
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+TIMEOUT_S = 3           # other collectives wait for hours
+
+
+class BadImage(ValueError):
+    exit_code = 5
+
+
+FAULTS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "sleep": lambda: time.sleep(1000),
+    "error": lambda: BadImage("bad.png: cut off"),
+    "memory": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
+
+
+def training(fault: str, victim: int, place: str, half_gradients: bool = False):
+    """Steps of a small model; in step 4 the victim has the fault before, in or after its backward pass.
+
+    half_gradients: as train_fp16.sh sends them at its default level O2.
+    """
+    def work(world: World) -> None:
+        torch.manual_seed(0)
+        model, done = nn.Linear(8, 8), []
+        wrapped = distributed.wrap(model, world, half_gradients)
+        warm_up(wrapped, torch.zeros(1, 8), FP32)
+
+        def fail_in(where: str) -> None:
+            if len(done) == 3 and (world.rank, where) == (victim, place) and (error := FAULTS[fault]()):
+                raise error
+
+        model.weight.register_hook(lambda gradient: fail_in("backward"))
+        with distributed.watching(world, lambda: f"step {len(done) + 1}"):
+            while len(done) < 6:
+                fail_in("forward")
+                wrapped(torch.ones(2, 8)).sum().backward()
+                distributed.sum_over_ranks(torch.zeros(2, dtype=torch.float64))
+                fail_in("step")
+                done.append(0)
+
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P10", "where a process dies or hangs, the others end with code 8 and one line, within the timeout")
+def test_lost_process_ends_the_others(tmp_path, tries, figure):
+    cases = [("kill", 2, 0, False), ("stop", 3, 1, True), ("sleep", 2, 1, True), ("kill", 3, 2, True), ("stop", 2, 0, False),
+             ("kill", 4, 1, False), ("sleep", 3, 0, False), ("stop", 4, 3, True), ("kill", 2, 1, True)][:tries(2, 9)]
+    for fault, size, victim, half_gradients in cases:
+        with Ranks(size, training(fault, victim, "forward", half_gradients), tmp_path, TIMEOUT_S) as ranks:
+            others = [rank for rank in range(size) if rank != victim]
+            assert ranks.wait(others) == [8] * len(others)
+            lines = [ranks.error(rank) for rank in others]
+            words = "has ended (" if fault == "kill" else f"did not answer within {TIMEOUT_S} s (--rank_timeout)"
+            assert any(words in line for line in lines)         # who ends first is lost to the rest
+            assert all(line.startswith("step 4: another process of the run ") and "\n" not in line for line in lines)
+    figure("processes killed, stopped or asleep among 2 to 4", len(cases))
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P16", "out of memory on one process is one line with its exit code, and ends all")
+def test_error_of_one_process_ends_all(tmp_path, tries, figure):
+    cases = [("memory", 2, 1, "backward"), ("error", 3, 0, "forward"), ("memory", 2, 0, "forward"), ("memory", 3, 1, "step"),
+             ("error", 2, 1, "step")][:tries(2, 5)]
+    for fault, size, victim, place in cases:
+        with Ranks(size, training(fault, victim, place), tmp_path) as ranks:
+            code = 5 if fault == "error" else 6
+            assert ranks.wait() == [code if rank == victim else 8 for rank in range(size)]
+            line = ranks.error(victim)
+            assert line == "bad.png: cut off" if code == 5 else line.startswith("step 4: out of memory; lower --train_batch_size")
+    figure("lack of memory or an error on one of 2 or 3 processes", len(cases))
+
+
+@pytest.mark.slow
+def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
+    def work(world: World) -> None:
+        if world.rank == 1:
+            FAULTS["kill"]()
+        if in_setup:
+            distributed.gather(world, 1)
+
+    for in_setup in (True, False):
+        with Ranks(2, work, tmp_path, TIMEOUT_S) as ranks:
+            assert ranks.wait([0]) == [8]
+            assert ranks.error(0).startswith("setting up: " if in_setup else "at the end of the run: ")
+
+
+def test_lack_of_memory_of_one_process_alone():
+    with pytest.raises(OutOfMemory, match="step 7: out of memory; lower --train_batch_size, or raise --gradient_acc") as one, \
+            distributed.watching(ALONE, lambda: "step 7"):
+        raise MemoryError
+    assert one.value.exit_code == 6
+    with pytest.raises(OutOfMemory, match="setting up: out of memory"), distributed.group("cpu"):
+        raise MemoryError
+    with pytest.raises(KeyError), distributed.watching(ALONE, lambda: "step 7"):
+        raise KeyError
