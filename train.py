@@ -393,7 +393,7 @@ def loading_of(run, world) -> dict:
     workers = run.num_workers
     if workers is None:
         workers = data.default_workers(run.dataset, world.local_size, world.device.type)
-    return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": run.worker_timeout,
+    return {"num_workers": workers, "pin_memory": world.device.type == "cuda",
             "device": world.device, "held_workers": 0 if run.num_workers is None else None}      # drawing takes no time
 
 

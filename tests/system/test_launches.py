@@ -93,9 +93,46 @@ def test_signals_to_script_launcher_and_processes(tmp_path, whole, tries, figure
            wanted)
 
 
+# What a run of the rig spends nearly all its time with.
+PHASES = {"step": ("--eval_every", "100000", "--save_every", "100000"),
+          "evaluation": ("--eval_every", "1", "--eval_batch_size", "1", "--save_every", "100000"),
+          "save": ("--eval_every", "100000", "--save_every", "1", "--hidden_size", "512", "--num_heads", "8", "--mlp_dim", "2048",
+                   "--train_batch_size", "4")}
+LOSSES = dict.fromkeys([("O2", "stop", "step"), ("O1", "kill", "evaluation"), *itertools.product(
+    ("O2", "bf16", "O0", "O1", "O3"), ("stop", "kill"), PHASES)])
+RANK_TIMEOUT_S = 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.contract("P10", "train.sh ends with code 8 within --rank_timeout + 40 s where one process is stopped or killed")
+def test_lost_process_ends_the_script(tmp_path, tries, figure):
+    """train_fp16.sh at its default level O2 too, which sums gradients in a way of its own."""
+    wanted, slowest = tries(2, len(LOSSES)), 0.0
+    for number, (level, fault, phase) in enumerate(list(LOSSES)[:wanted]):
+        folder, victim = tmp_path / str(number), number // 2 % 2
+        variables = {"PRECISION": "bf16"} if level == "bf16" else {} if level == "O2" else {"FP16_OPT_LEVEL": level}
+        launched = rig.script(folder, "--num_steps", "100000", "--num_workers", "0", "--learning_rate", "1e-5", "--ema_decay",
+                              "0", "--rank_timeout", str(RANK_TIMEOUT_S), *PHASES[phase], NPROC=2, **variables,
+                              script="train.sh" if level == "bf16" else "train_fp16.sh")
+        log = folder / "output" / "run" / "log.jsonl"
+        rig.until(lambda: log.exists() and '"train"' in log.read_text(), 300, "the first step")          # noqa: B023
+        time.sleep(0.5)
+        ranks = rig.processes_of_run(launched, 2)["ranks"]
+        os.kill(ranks[victim], signal.SIGSTOP if fault == "stop" else signal.SIGKILL)
+        begun = time.monotonic()
+        code, said = launched.wait(RANK_TIMEOUT_S + 40), (folder / "out.txt").read_text()
+        slowest = max(slowest, time.monotonic() - begun)
+        errors = [line for line in said.splitlines() if line.startswith("train.py: error: ")]
+        assert code == 8 and len(errors) == 1, (level, fault, phase, victim, code, said[-3000:])
+        assert ("did not answer within" if fault == "stop" else "has ended") in errors[0]
+        assert not any(map(rig.command_of, ranks))
+    figure(f"one of two processes stopped or killed under train.sh: code 8 (slowest end after {slowest:.0f} s)", wanted)
+
+
 @pytest.mark.slow
 def test_twice_asked_the_script_leaves_at_once(tmp_path):
-    launched = rig.script(tmp_path, "--num_steps", "100000", "--worker_timeout", "0", "--num_workers", "1",
+    launched = rig.script(tmp_path, "--num_steps", "100000", "--num_workers", "1",
                           "--train_batch_size", "4096", NPROC=1)
     rig.until(lambda: (tmp_path / "output" / "run" / "log.jsonl").exists(), what="the start")
     processes = list(itertools.chain(*rig.processes_of_run(launched, 1).values()))

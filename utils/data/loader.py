@@ -9,8 +9,7 @@ A transform is a function of one image: what split.source gives (splits.py) -> u
 from torch's global CPU generator is seeded here. Edits of attention (edits.py) go through it with their images. Small
 data sets are held on the device (held.py): the loader then carries the draws alone, and makes the same images of them there.
 
-Since the order is stateless, an image that cannot be read is replaced by a neighbour without moving any other, and lost
-workers (loader_workers.py) cost nothing but time.
+Since the order is stateless, an image that cannot be read is replaced by a neighbour without moving any other.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from utils.randomness import derive_seed, seeded
 from .device_cache import Geometry, Held, hold
 from .splits import ImageError
 from .transforms import with_edit
-from .workers import Loading, warn
+from .workers import TIMEOUT_S, WorkerPool
 
 Transform = Callable[[Image.Image | Tensor], Tensor]
 
@@ -189,16 +188,16 @@ class _Planned(Dataset):
 
 
 class Loader:
-    """Iterates over Batches. Raises ImageError for an image that cannot be read, WorkerError (loader_workers.py)."""
+    """Iterates over Batches. Raises ImageError for an image that cannot be read, WorkerError (workers.py)."""
 
     def __init__(self, dataset: _Keyed, batches: Sequence[Keys], held: Held | str, num_workers: int, held_workers: int | None,
-                 pin_memory: bool, timeout_s: float, say: Callable[[str], None]):
+                 pin_memory: bool, timeout_s: float):
         self.not_held = held if isinstance(held, str) else ""            # why, in words; "" where the images are held
         self._held = None if self.not_held else held
         if self._held:
             num_workers = num_workers if held_workers is None else held_workers
             dataset = _Planned(dataset.split.labels, held.rows, held.geometry, dataset.seed)
-        self._loading = Loading(dataset, batches, num_workers, _whole if self._held else _collate, pin_memory, timeout_s, say)
+        self._loading = WorkerPool(dataset, batches, num_workers, _whole if self._held else _collate, pin_memory, timeout_s)
         self.num_workers = num_workers
 
     def __len__(self) -> int:
@@ -219,7 +218,7 @@ class Loader:
 
 def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed: int, num_workers: int,
                  pin_memory: bool, edits: dict[int, Edit] | None = None, grid: tuple[int, int] | None = None,
-                 bad_images: str = "stop", timeout_s: float = 300.0, say: Callable[[str], None] = warn,
+                 bad_images: str = "stop", timeout_s: float = TIMEOUT_S,
                  device: torch.device | None = None, held_workers: int | None = None) -> Loader:
     """One loader for the whole run: the micro-batches of `order`. `transform` draws by (seed, epoch, image).
 
@@ -229,7 +228,7 @@ def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed
     bad_images "skip": in place of an image that cannot be read comes the next of the split that can (the first after the
     last; ImageError after REPLACEMENTS tries), with its own label, edit and draws; Batch.bad tells it. "stop": ImageError.
 
-    timeout_s without a batch, or a worker's death: all workers are started anew, `say` gets a line. 0 waits for ever.
+    WorkerError where a worker dies, or gives no batch for timeout_s.
 
     device: where the images are held if they can be (held.py), with `held_workers` in place of `num_workers` unless it is None;
     Loader.not_held tells why not. None: nowhere.
@@ -238,18 +237,18 @@ def train_loader(split: Dataset, order: StepOrder, *, transform: Transform, seed
     assert bad_images in ("stop", "skip")
     dataset = _Keyed(split, transform, seed, edits, grid, bad_images == "skip")
     held = _held(dataset, device) if edits is None else "edits of attention go with the images"
-    return Loader(dataset, order, held, num_workers, held_workers, pin_memory, timeout_s, say)
+    return Loader(dataset, order, held, num_workers, held_workers, pin_memory, timeout_s)
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int, num_workers: int,
-                pin_memory: bool, timeout_s: float = 300.0, say: Callable[[str], None] = warn,
+                pin_memory: bool, timeout_s: float = TIMEOUT_S,
                 device: torch.device | None = None, held_workers: int | None = None) -> Loader:
     """This rank's share of the split, every image once over all ranks, in batches of `batch_size`. The rest: as there."""
     own = np.arange(rank, len(split), world_size)
     batches = [Keys(0, 0, np.zeros_like(part), part)
                for part in (own[first:first + batch_size] for first in range(0, len(own), batch_size))]
     dataset = _Keyed(split, transform, None)
-    return Loader(dataset, batches, _held(dataset, device), num_workers, held_workers, pin_memory, timeout_s, say)
+    return Loader(dataset, batches, _held(dataset, device), num_workers, held_workers, pin_memory, timeout_s)
 
 
 def _held(dataset: _Keyed, device: torch.device | None) -> Held | str:
