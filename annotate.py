@@ -15,6 +15,7 @@ from pathlib import Path
 
 try:
     import configs
+    from utils import process
 except ModuleNotFoundError as error:
     sys.exit(f"annotate.py: error: this Python lacks {error.name}: run .venv/bin/python annotate.py (bash train.sh makes it), "
              "or install requirements.txt")
@@ -26,23 +27,9 @@ PUBLISHED = {"cub200": "CUB_200_2011", "flowers102": "flowers-102", "oxford_pets
 
 
 def main(argv: list[str]) -> int:
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            annotate(parse(argv))
-        except ValueError as error:
-            if type(error).__module__.partition(".")[0] not in ("configs", "models", "utils"):
-                raise
-            return tell(str(error))
-        except OSError as error:               # the system's word on a file: no such folder, no permission, disk full
-            if error.filename is None:
-                raise
-            return tell(f"{error.filename}: {error.strerror}")
-    return 0
-
-
-def tell(message: str) -> int:
-    print(f"annotate.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 2
+    with contextlib.suppress(KeyboardInterrupt), process.program("annotate.py", signals=False) as program:
+        annotate(parse(argv))
+    return program.exit_code
 
 
 class Parser(argparse.ArgumentParser):

@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 import configs
+from utils import process
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         print("sweep.py: error: a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of", file=sys.stderr)
         return 2
     os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
-    try:
+    with process.program("sweep.py", signals=False) as program:
         tried, values, flags = parse(argv)
         given = flags_of_script(flags)
         for name in (tried, *OWN):
@@ -66,15 +67,17 @@ def main(argv: list[str]) -> int:
         last = [f"--{tried}", str(best), "--val_fraction", "0", "--test", "once"]
         rows.append(finish(folder / "final", shared + last, {tried: best}))
         write(folder, rows)
-    except configs.ConfigError as error:
-        print(f"sweep.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"sweep.py: error: a run ended with exit code {error.returncode} (its own words stand above): "
-              "mend the cause and start the sweep again; it goes on from here", file=sys.stderr)
-        return error.returncode
-    summarise(folder, rows, tried)
-    return 0
+        summarise(folder, rows, tried)
+    return program.exit_code
+
+
+class RunError(ValueError):
+    """Raised when a run of the sweep fails; `exit_code` is that of the run."""
+
+    def __init__(self, code: int):
+        super().__init__(f"a run ended with exit code {code}, and printed why above. Fix the cause and start the sweep again: it "
+                         "continues from here")
+        self.exit_code = code
 
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
@@ -194,7 +197,7 @@ def finish(folder: Path, flags: list[str], tried: dict) -> dict:
         code = start(folder) if started else start(None, *flags, "--name", folder.name)
         ended = last("start", "resume", "end", "diverged")
         if code and (ended is None or ended["event"] != "diverged"):
-            raise subprocess.CalledProcessError(code, "train.sh")
+            raise RunError(code)
     row = {"run": folder.name, **tried, "status": "done"}
     if ended["event"] == "diverged":
         return row | {"status": f"diverged at step {ended['step']}"}

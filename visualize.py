@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 try:
     import configs
+    from utils import process
 except ModuleNotFoundError as error:
     sys.exit(f"visualize.py: error: this Python lacks {error.name}: run .venv/bin/python visualize.py (bash train.sh makes it), "
              "or install requirements.txt")
@@ -93,7 +94,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     skipped = []
     sys.stdout.reconfigure(errors="backslashreplace")        # names of files can be any bytes
-    try:
+    with process.program("visualize.py", signals=False) as program:
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
         from utils.report import plots
@@ -105,18 +106,8 @@ def main(argv: list[str]) -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 plots.save(drawn, path)
                 print(f"wrote {path}", flush=True)
-        return max(skipped, default=0)
-    except (ValueError, OSError) as error:
-        ours = type(error).__module__.partition(".")[0] in ("configs", "models", "utils")
-        if not ours and getattr(error, "filename", None) is None:      # a bug, and not the system's word on a file
-            raise
-        return tell(error)
-
-
-def tell(error: Exception) -> int:
-    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-    print(f"visualize.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 2
+        program.exit_code = max(skipped, default=0)
+    return program.exit_code
 
 
 @contextlib.contextmanager
@@ -129,7 +120,7 @@ def go_on(skipped: list[int]):
     except (ImageError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
             raise
-        skipped.append(tell(error))
+        skipped.append(process.report_error("visualize.py", *process.classify_error(error)))
 
 
 def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tuple[str, Callable]]]:
