@@ -124,7 +124,7 @@ def test_lost_process_ends_the_script(tmp_path, tries, figure):
         code, said = launched.wait(RANK_TIMEOUT_S + 40), (folder / "out.txt").read_text()
         slowest = max(slowest, time.monotonic() - begun)
         errors = [line for line in said.splitlines() if line.startswith("train.py: error: ")]
-        assert code == 8 and len(errors) == 1, (level, fault, phase, victim, code, said[-3000:])
+        assert code == 8 and len(errors) == 1, "\n".join(map(str, [level, fault, phase, victim, code, said[-5000:]]))
         assert ("did not answer within" if fault == "stop" else "has ended") in errors[0]
         assert not any(map(rig.command_of, ranks))
     figure(f"one of two processes stopped or killed under train.sh: code 8 (slowest end after {slowest:.0f} s)", wanted)
