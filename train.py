@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             from utils import distributed
 
             timeout = given.get("rank_timeout", configs.FLAGS["rank_timeout"][1])
-            with distributed.group(given.get("device", "auto"), timeout) as world:
+            with distributed.init(given.get("device", "auto"), timeout) as world:
                 program.exit_code = in_group(given, world, program.stop)
     return program.exit_code
 
@@ -125,7 +125,7 @@ def configure(given: dict, world):
     found = None
     if "resume_path" in given:
         place = given["resume_path"], given.get("output_dir", configs.FLAGS["output_dir"][1]), given.get("name")
-        found = distributed.on_main(world, lambda: run_folder.find_checkpoint(*place))
+        found = distributed.broadcast_from_main(world, lambda: run_folder.find_checkpoint(*place))
     if found is None:                                          # also: RESUME_PATH=auto, and nothing is there yet
         if "resume_path" in given and world.is_main:
             print(f"nothing to resume in {Path(place[1], place[2])} yet: a new run")
@@ -134,12 +134,12 @@ def configure(given: dict, world):
         if run.exact:
             exact.check(world.size, run.gradient_accumulation_steps)
         if run.name and not run.eval_only:
-            distributed.on_main(world, lambda: run_folder.check_free(run.output_dir, run.name))
+            distributed.broadcast_from_main(world, lambda: run_folder.check_free(run.output_dir, run.name))
         return run, None, None
     path, complaints = found
-    state = distributed.first_on_node(world, lambda: checkpoint.load(path))
+    state = distributed.local_main_first(world, lambda: checkpoint.load(path))
     if not given.get("eval_only"):
-        distributed.on_main(world, lambda: run_folder.check_resume(path, given.get("output_dir"), given.get("name")))
+        distributed.broadcast_from_main(world, lambda: run_folder.check_resume(path, given.get("output_dir"), given.get("name")))
     run = configs.resolve_resumed(given, state.config, state.train_images)
     micro_batches = state.config["gradient_accumulation_steps"] * state.world_size
     if "gradient_accumulation_steps" not in given and micro_batches % world.size == 0:
@@ -184,10 +184,10 @@ def data_of(given, run, world, state):
     from utils.data import datasets
     from utils.data.splits import fingerprint
 
-    splits = distributed.first_on_node(world, lambda: datasets.load_splits(
+    splits = distributed.local_main_first(world, lambda: datasets.load_splits(
         run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction, split_seed=run.split_seed))
     facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test), fingerprint(splits.train))
-    if any(other != facts for other in distributed.gather(world, facts)):
+    if any(other != facts for other in distributed.all_gather_objects(world, facts)):
         raise datasets.DataError(f"the nodes have different data in {run.data_dir}: classes or numbers of images differ")
     if state is not None:
         same_data(splits, state, run, world)
@@ -213,7 +213,7 @@ def build(given, run, world, state):
     splits = data_of(given, run, world, state)
     path = None
     if state is None:
-        path = distributed.first_on_node(world, lambda: pretrained_file(run))
+        path = distributed.local_main_first(world, lambda: pretrained_file(run))
         adopt_architecture(run, given, path)
         if run.head == "keep":
             check_head(run, splits, path)
@@ -226,7 +226,7 @@ def build(given, run, world, state):
             return model
         return create_model(run.model_type, len(splits.classes), run.img_size, path, run.head, **configs.model_overrides(run))
 
-    model = distributed.first_on_node(world, create)
+    model = distributed.local_main_first(world, create)
     if state is None and run.head == "keep" and model.load_report.classes not in ([], list(splits.classes)):
         raise configs.ConfigError(f"--pretrained_dir {run.pretrained_dir} knows other classes ("
                                   f"{', '.join(model.load_report.classes[:3])}, ...) than the data "
@@ -456,7 +456,7 @@ def teacher_of(run, splits, model, chosen, world):
     path = run_folder.weights_of(run.teacher)
     if not Path(path).is_file():
         raise configs.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
-    teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
+    teacher = distributed.local_main_first(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
     if world.is_main:
         print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
     if list(teacher.classes) != list(splits.classes):
@@ -491,7 +491,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
     if not run.attention_edits:
         return None, {}, None
     folder = Path(run.attention_edits)
-    found, others = distributed.first_on_node(world, lambda: (edits.find(folder, splits.train), edits.find(folder, held_out)))
+    found, others = distributed.local_main_first(world, lambda: (edits.find(folder, splits.train), edits.find(folder, held_out)))
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json"))
     if not found:
         names = f", such as {files[0]}," if files else ""
@@ -593,7 +593,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
         check_wandb()
     session = Session(given, run, world, state, path, stop)
     try:
-        with distributed.watching(world, lambda: f"step {session.trainer.step + 1}"):
+        with distributed.watch(world, lambda: f"step {session.trainer.step + 1}"):
             try:
                 session.go()
             except _Asked:
@@ -684,7 +684,7 @@ class Session:
 
         run, world, model = self.run, self.world, self.model
         if run.exact:
-            distributed.share_weights(model, world)
+            distributed.broadcast_weights(model, world)
         wrapped = model if run.exact else distributed.wrap(model, world, self.chosen.half_gradients)
         if run.compile or wrapped is not model:
             begun, images = time.monotonic(), self.order.micro_size if run.compile else 2
@@ -706,17 +706,17 @@ class Session:
         from utils.run.loggers import BadImages, Report
 
         run, world = self.run, self.world
-        self.folder, self.best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
+        self.folder, self.best = distributed.broadcast_from_main(world, lambda: open_folder(given, run, state, path))
         if world.is_main and (place := process.launch_file("folder")) is not None:
             place.write_text(str(self.folder))                     # where processes go on that torchrun starts anew
         run.name, run.output_dir = self.folder.name, str(self.folder.parent)
         self.log_folder = Path(run.log_dir) / run.name
-        distributed.on_main(world, lambda: run_folder.write_config(self.folder, run.to_dict(), self.model.config.to_dict(),
-                                                                   world.size))
+        distributed.broadcast_from_main(world, lambda: run_folder.write_config(
+            self.folder, run.to_dict(), self.model.config.to_dict(), world.size))
         if world.is_main:
             print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
             print(f"run folder: {self.folder}", flush=True)
-        self.told = distributed.on_main(world, lambda: {
+        self.told = distributed.broadcast_from_main(world, lambda: {
             (event["step"], event["split"]) for event in run_folder.read_log(self.folder) if event["event"] == "eval"})
         self.report = Report(self.folder if world.is_main else None, self.log_folder, self.began_at, run.num_steps, run.wandb,
                              run.to_dict())
@@ -760,7 +760,7 @@ class Session:
             self.tell_evaluation(self.final[1], self.result)       # an earlier session may have ended just before or after it
         if run.eval_train and (self.trainer.step, "train") not in self.told:
             self.tell_evaluation("train", self.evaluate(self.splits.train))
-        distributed.on_main(self.world, lambda: self.saver.close())
+        distributed.broadcast_from_main(self.world, lambda: self.saver.close())
         self.report.session("end", self.trainer.step, seconds=round(self.seconds_so_far(), 2))
 
     def is_due(self, every: int, ahead: int = 0) -> bool:
@@ -798,7 +798,7 @@ class Session:
         if replaced:
             list_bad_images(self.run, self.listed, self.world, self.report, self.trainer, len(self.splits.train))
         if failed:
-            distributed.on_main(self.world, lambda: self.saver.end_if_failed())
+            distributed.broadcast_from_main(self.world, lambda: self.saver.end_if_failed())
         return bool(asked)
 
     def learning_rate(self, update: int) -> float:
@@ -889,7 +889,7 @@ class Session:
         step = self.trainer.step
         if step:
             self.save(checkpoint.step_path(self.folder, step))
-        distributed.on_main(self.world, lambda: self.saver.close())
+        distributed.broadcast_from_main(self.world, lambda: self.saver.close())
         self.report.session("preempted", step)
         if self.world.is_main:
             went_on = f"; RESUME_PATH={shlex.quote(str(self.folder))} bash train.sh goes on" if step else ": nothing to save"
@@ -947,10 +947,10 @@ def list_bad_images(run, listed, world, report, trainer, images: int) -> None:
     from utils.run import folder as run_folder
 
     folder = Path(run.output_dir) / run.name
-    lines = {reason for bad in distributed.gather(world, list(trainer.bad)) for _, reason in bad}
+    lines = {reason for bad in distributed.all_gather_objects(world, list(trainer.bad)) for _, reason in bad}
     trainer.bad.clear()
 
-    new, count = distributed.on_main(world, lambda: listed.add(lines))
+    new, count = distributed.broadcast_from_main(world, lambda: listed.add(lines))
     for line in new if world.is_main else ():
         report.say(f"warning: replaced by the next readable image: {line}")
     if count > run.max_bad_images * images:
@@ -996,7 +996,7 @@ def evaluate_only(given, run, world, state, path) -> None:
 
     last = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
     for name, split in [("train", splits.train), last] if run.eval_train else [last]:
-        with distributed.watching(world, lambda name=name: f"evaluation on {name}"):
+        with distributed.watch(world, lambda name=name: f"evaluation on {name}"):
             result = evaluate(split)
         if world.is_main:
             print(f"{name} accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} ({result.images} images)")

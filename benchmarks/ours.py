@@ -46,7 +46,7 @@ def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tu
     arrange(device, threads, name)
     if device == "cpu":
         devices.keep_memory()
-    world = distributed.World(0, 1, 0, 1, torch.device(device))
+    world = distributed.Ranks(0, 1, 0, 1, torch.device(device))
     chosen = _precision(name, world.device)
     # Without the dropout that some rows ask for: the peers have none.
     model = create_model(row["name"], CLASSES, row["size"], dropout_rate=0.0).to(world.device, chosen.weights)

@@ -13,12 +13,11 @@ from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.splits import ArrayImages
 from utils.data.transforms import eval_transform, normalise
-from utils.distributed import World
 from utils.training import evaluation
 from utils.training.precision import FP32
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, 0, 1, CPU)
+ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
 
 
 def network() -> nn.Module:
@@ -26,12 +25,12 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
 
 
-def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
+def evaluated(ranks, images: int, batch_size: int = 8, **more) -> dict:
     split = digits("").val
     split = ArrayImages(split.images[:images], split.labels[:images])
-    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=world.rank,
-                              world_size=world.size, num_workers=0, pin_memory=False)
-    report = evaluation.evaluate(network(), loader, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3), FP32, world, 10,
+    loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=ranks.rank,
+                              world_size=ranks.size, num_workers=0, pin_memory=False)
+    report = evaluation.evaluate(network(), loader, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3), FP32, ranks, 10,
                                  confusion=True, **more)
     return report and vars(report)
 
@@ -40,12 +39,12 @@ class Refusal(ValueError):
     """Stands for the errors of this program."""
 
 
-def refuse(ranks, world, log=None):
+def refuse(who, ranks, log=None):
     if log is not None:
-        log.append(world.rank)
-    if world.rank in ranks:
-        raise Refusal(f"rank {world.rank} refuses")
-    return f"done by {world.rank}"
+        log.append(ranks.rank)
+    if ranks.rank in who:
+        raise Refusal(f"rank {ranks.rank} refuses")
+    return f"done by {ranks.rank}"
 
 
 def outcome(function) -> str:
@@ -55,40 +54,40 @@ def outcome(function) -> str:
         return f"Refusal: {error}"
 
 
-def one_after_the_other(world, folder: Path) -> bool:
+def one_after_the_other(ranks, folder: Path) -> bool:
     """Whether what the first process writes is there for the second"""
     place = folder / "slowly written"
 
     def write_or_read():
-        if world.local_rank == 0:
+        if ranks.local_rank == 0:
             time.sleep(0.3)
             place.write_text("x")
         return place.exists()
 
-    return distributed.first_on_node(world, write_or_read)
+    return distributed.local_main_first(ranks, write_or_read)
 
 
-def scenarios(world: World, folder: Path) -> dict:
+def scenarios(ranks: distributed.Ranks, folder: Path) -> dict:
     log = []
-    parts = distributed.parts_of_ranks(torch.tensor([world.rank, 5]), world)
+    parts = distributed.all_gather(torch.tensor([ranks.rank, 5]), ranks)
     model = nn.Linear(2, 2)
-    nn.init.constant_(model.weight, world.rank + 3.0)
-    distributed.share_weights(model, world)
+    nn.init.constant_(model.weight, ranks.rank + 3.0)
+    distributed.broadcast_weights(model, ranks)
     return {
-        "world": (world.rank, world.size, world.local_rank, world.local_size, world.is_main, str(world.device)),
-        "sum": distributed.sum_over_ranks(torch.tensor([1, 10 ** 15 + world.rank])).tolist(),
+        "ranks": (ranks.rank, ranks.size, ranks.local_rank, ranks.local_size, ranks.is_main, str(ranks.device)),
+        "sum": distributed.all_reduce_sum(torch.tensor([1, 10 ** 15 + ranks.rank])).tolist(),
         "parts": [part.tolist() for part in parts],
-        "objects": distributed.gather(world, {"rank": world.rank}),
+        "objects": distributed.all_gather_objects(ranks, {"rank": ranks.rank}),
         "weights": model.weight.unique().tolist(),
-        "evaluation of 101": evaluated(world, 101),
-        "evaluation of 1": evaluated(world, 1),
-        "stopped evaluation": [evaluated(world, 101, stop=lambda rank=rank: world.rank == rank) for rank in range(3)],
-        "main": outcome(lambda: distributed.on_main(world, lambda: refuse([], world, log))),
+        "evaluation of 101": evaluated(ranks, 101),
+        "evaluation of 1": evaluated(ranks, 1),
+        "stopped evaluation": [evaluated(ranks, 101, stop=lambda rank=rank: ranks.rank == rank) for rank in range(3)],
+        "main": outcome(lambda: distributed.broadcast_from_main(ranks, lambda: refuse([], ranks, log))),
         "main ran on": list(log),
-        "main refused": outcome(lambda: distributed.on_main(world, lambda: refuse([0], world))),
-        "first": [outcome(lambda who=who: distributed.first_on_node(world, lambda: refuse(who, world)))
+        "main refused": outcome(lambda: distributed.broadcast_from_main(ranks, lambda: refuse([0], ranks))),
+        "first": [outcome(lambda who=who: distributed.local_main_first(ranks, lambda: refuse(who, ranks)))
                   for who in ([], [0], [1], [0, 1])],
-        "one after the other": one_after_the_other(world, folder),
+        "one after the other": one_after_the_other(ranks, folder),
         "at the end": torch.distributed.barrier() or "together",
     }
 
@@ -97,7 +96,7 @@ def scenarios(world: World, folder: Path) -> dict:
 def ranks(tmp_path_factory) -> list[dict]:
     """What the two ranks report"""
     folder = tmp_path_factory.mktemp("ranks")
-    with Ranks(2, lambda world: scenarios(world, folder), folder) as both:
+    with Ranks(2, lambda ranks: scenarios(ranks, folder), folder) as both:
         return both.results()
 
 
@@ -111,7 +110,7 @@ def one_thread():
 
 @pytest.mark.slow
 def test_values_of_two_processes(ranks):
-    assert [each["world"] for each in ranks] == [(0, 2, 0, 2, True, "cpu"), (1, 2, 1, 2, False, "cpu")]
+    assert [each["ranks"] for each in ranks] == [(0, 2, 0, 2, True, "cpu"), (1, 2, 1, 2, False, "cpu")]
     for each in ranks:
         assert each["sum"] == [2, 2 * 10 ** 15 + 1] and each["parts"] == [[0, 5], [1, 5]]
         assert each["objects"] == [{"rank": 0}, {"rank": 1}] and each["weights"] == [3.0]
@@ -137,7 +136,7 @@ def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure
     cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
     alone, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
     for size in sizes:
-        with Ranks(size, lambda world: [evaluated(world, *case) for case in cases], tmp_path) as several:
+        with Ranks(size, lambda ranks: [evaluated(ranks, *case) for case in cases], tmp_path) as several:
             for each in several.results():
                 for got, expected, case in zip(each, alone, cases):
                     assert (got["images"], got["top"]) == (case[0], expected["top"])
@@ -164,13 +163,13 @@ def test_a_function_runs_on_rank_0_or_on_one_process_of_a_node_first(ranks):
 def test_one_process_needs_no_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-    with distributed.group("cpu") as world, distributed.watching(world, lambda: "step 1"):
-        assert world == ALONE and world.is_main and not torch.distributed.is_initialized()
+    with distributed.init("cpu") as ranks, distributed.watch(ranks, lambda: "step 1"):
+        assert ranks == ALONE and ranks.is_main and not torch.distributed.is_initialized()
         model = network()
-        assert distributed.wrap(model, world, half_gradients=True) is model
-        assert distributed.sum_over_ranks(torch.tensor(3)) == 3
-        with distributed.without_sync(model) as nothing:
+        assert distributed.wrap(model, ranks, half_gradients=True) is model
+        assert distributed.all_reduce_sum(torch.tensor(3)) == 3
+        with distributed.no_sync(model) as nothing:
             assert nothing is None
-        for run in (distributed.on_main, distributed.first_on_node):
-            assert outcome(lambda run=run: run(world, lambda: refuse([], world))) == "done by 0"
-            assert outcome(lambda run=run: run(world, lambda: refuse([0], world))) == "Refusal: rank 0 refuses"
+        for run in (distributed.broadcast_from_main, distributed.local_main_first):
+            assert outcome(lambda run=run: run(ranks, lambda: refuse([], ranks))) == "done by 0"
+            assert outcome(lambda run=run: run(ranks, lambda: refuse([0], ranks))) == "Refusal: rank 0 refuses"

@@ -18,14 +18,13 @@ from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.mixup import Mixer
 from utils.data.transforms import normalise, train_transform
-from utils.distributed import World
 from utils.training import trainer as engine
 from utils.training.ema import Ema
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import FP32, LEVELS, LossScaler, warm_up
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, 0, 1, CPU)
+ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
 STEPS = 20
 
 # -------------------------------------------------------------------------------- what each of two ranks does
@@ -50,9 +49,9 @@ def half_frozen_with_two_heads() -> nn.Module:
     return model
 
 
-def make_trainer(model, wrapped, world, row, micro_steps, optimizer=None, **more) -> engine.Trainer:
+def make_trainer(model, wrapped, ranks, row, micro_steps, optimizer=None, **more) -> engine.Trainer:
     optimizer = optimizer or build_optimizer("sgd", model.parameters(), 0.1)
-    return engine.Trainer(wrapped, optimizer, LossScaler(row, CPU), row, world, to_input, batch_size=32,
+    return engine.Trainer(wrapped, optimizer, LossScaler(row, CPU), row, ranks, to_input, batch_size=32,
                           micro_steps=micro_steps, max_grad_norm=1.0, seed=1, **more)
 
 
@@ -65,13 +64,13 @@ def mixer() -> Mixer:
     return Mixer(10, 32, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=STEPS - 3)
 
 
-def order_of(world, micro_steps, start=0) -> data.StepOrder:
+def order_of(ranks, micro_steps, start=0) -> data.StepOrder:
     """Those of this rank, of 20 steps of 32 digits each"""
-    return data.StepOrder(len(digits("").train), 32, micro_steps * world.size, world.rank, world.size, 5, start, STEPS)
+    return data.StepOrder(len(digits("").train), 32, micro_steps * ranks.size, ranks.rank, ranks.size, 5, start, STEPS)
 
 
-def batches(world, micro_steps, transform=PLAIN, num_workers=0, start=0, **more):
-    return iter(data.train_loader(digits("").train, order_of(world, micro_steps, start), transform=transform, seed=5,
+def batches(ranks, micro_steps, transform=PLAIN, num_workers=0, start=0, **more):
+    return iter(data.train_loader(digits("").train, order_of(ranks, micro_steps, start), transform=transform, seed=5,
                                   num_workers=num_workers, pin_memory=False, **more))
 
 
@@ -80,14 +79,14 @@ def taught(images):
     return images.float().flatten(1) @ weight
 
 
-def trained(world, row=FP32, micro_steps=1, dropout=0.0, everything=False, model=None) -> dict:
+def trained(ranks, row=FP32, micro_steps=1, dropout=0.0, everything=False, model=None) -> dict:
     """`everything`: augmented and mixed images, smoothed and weighed labels, a teacher, and an average of the weights"""
     model, more = model or network(dropout), {}
-    own = batches(world, micro_steps, EVERYTHING if everything else PLAIN)
+    own = batches(ranks, micro_steps, EVERYTHING if everything else PLAIN)
     if everything:
         objective = engine.Objective(0.1, torch.linspace(0.5, 2, 10), mixer(), "soft", taught, 0.3, 2.0)
         more = {"objective": objective, "ema": Ema(model, 0.8)}
-    trainer = make_trainer(model, distributed.wrap(model, world, row.half_gradients), world, row, micro_steps, **more)
+    trainer = make_trainer(model, distributed.wrap(model, ranks, row.half_gradients), ranks, row, micro_steps, **more)
     reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]
     models = {"weights": model} | ({"average": more["ema"].model} if more else {})
     return {"losses": [report.loss for report in reports], "norms": [report.grad_norm for report in reports],
@@ -96,28 +95,28 @@ def trained(world, row=FP32, micro_steps=1, dropout=0.0, everything=False, model
                for name, each in models.items()}}
 
 
-def trained_on_edits(world, micro_steps=1) -> dict:
+def trained_on_edits(ranks, micro_steps=1) -> dict:
     """Of images that are cropped and mirrored, every seventh has an edit: some steps have few, some micro-batches none."""
     torch.manual_seed(0)
     model = create_model(architecture(2, 16, 32, 2, 2, img_size=8), 10, sigmoid_attention="all")
     generator = np.random.default_rng(0)
     edits = {index: Edit("", "", generator.random((4, 4), np.float32), generator.random((4, 4)) < 0.7)
              for index in range(0, 1097, 7)}
-    order = order_of(world, micro_steps)
+    order = order_of(ranks, micro_steps)
     lesson = engine.Lesson(20.0, lambda: record_patch_logits(model),
                            lambda step: sum(key.index in edits for key in order.keys_of(step)))
-    own = batches(world, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5), edits=edits, grid=(4, 4))
-    trainer = make_trainer(model, distributed.wrap(model, world), world, FP32, micro_steps,
+    own = batches(ranks, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5), edits=edits, grid=(4, 4))
+    trainer = make_trainer(model, distributed.wrap(model, ranks), ranks, FP32, micro_steps,
                            objective=engine.Objective(lesson=lesson))
     reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]
     return {"losses": [report.loss for report in reports], "attention": [report.attention_loss for report in reports],
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()])}
 
 
-def times_sent(world, micro_steps: int) -> int:
+def times_sent(ranks, micro_steps: int) -> int:
     """How often one step sends gradients"""
     model, sent = network(), []
-    wrapped = distributed.wrap(model, world)
+    wrapped = distributed.wrap(model, ranks)
 
     def count(_, bucket):
         sent.append(bucket.index())
@@ -126,24 +125,24 @@ def times_sent(world, micro_steps: int) -> int:
         return future
 
     wrapped.register_comm_hook(None, count)
-    make_trainer(model, wrapped, world, FP32, micro_steps).train_step(batches(world, micro_steps), lambda update: 0.1)
+    make_trainer(model, wrapped, ranks, FP32, micro_steps).train_step(batches(ranks, micro_steps), lambda update: 0.1)
     return len(sent)
 
 
-def skipping(world, exact: bool) -> dict:
+def skipping(ranks, exact: bool) -> dict:
     """Rank 1's gradient is NaN in steps 2 and 3, its loss infinite in step 5 of 6; all are skipped."""
     model, reports = network(), []
-    trainer = make_trainer(model, model if exact else distributed.wrap(model, world), world, FP32, 1, non_finite="skip",
-                           exact=exact, ema=Ema(model, 0.5), requests=lambda: (world.rank, 1))
+    trainer = make_trainer(model, model if exact else distributed.wrap(model, ranks), ranks, FP32, 1, non_finite="skip",
+                           exact=exact, ema=Ema(model, 0.5), requests=lambda: (ranks.rank, 1))
 
     def spoil(gradient):
-        return gradient * float("nan") if world.rank == 1 and trainer.step in (1, 2) else gradient
+        return gradient * float("nan") if ranks.rank == 1 and trainer.step in (1, 2) else gradient
 
     def prepare(images):
-        return to_input(images) * (1e38 if world.rank == 1 and trainer.step == 4 else 1)
+        return to_input(images) * (1e38 if ranks.rank == 1 and trainer.step == 4 else 1)
 
     model[1].weight.register_hook(spoil)
-    trainer.prepare, own = prepare, batches(world, 1)
+    trainer.prepare, own = prepare, batches(ranks, 1)
     weights = []
     for _ in range(6):
         reports.append(trainer.train_step(own, lambda update: 0.1)[0])
@@ -153,18 +152,18 @@ def skipping(world, exact: bool) -> dict:
             "counts": (trainer.step, trainer.updates, trainer.skips), "weights": torch.stack(weights)}
 
 
-def scenarios(world: World) -> dict:
+def scenarios(ranks: distributed.Ranks) -> dict:
     return {
-        "plain": trained(world),
-        "dropout": trained(world, dropout=0.5),
-        "everything": trained(world, dropout=0.5, everything=True),
-        "two heads": trained(world, micro_steps=2, everything=True, model=half_frozen_with_two_heads()),
-        "edits": trained_on_edits(world, micro_steps=2),
-        "O1": trained(world, LEVELS["O1"]),
-        "O2": trained(world, LEVELS["O2"]),
-        "skips": skipping(world, exact=False),
-        "exact skips": skipping(world, exact=True),
-        "sent": [times_sent(world, 1), times_sent(world, 4)],
+        "plain": trained(ranks),
+        "dropout": trained(ranks, dropout=0.5),
+        "everything": trained(ranks, dropout=0.5, everything=True),
+        "two heads": trained(ranks, micro_steps=2, everything=True, model=half_frozen_with_two_heads()),
+        "edits": trained_on_edits(ranks, micro_steps=2),
+        "O1": trained(ranks, LEVELS["O1"]),
+        "O2": trained(ranks, LEVELS["O2"]),
+        "skips": skipping(ranks, exact=False),
+        "exact skips": skipping(ranks, exact=True),
+        "sent": [times_sent(ranks, 1), times_sent(ranks, 4)],
     }
 
 
@@ -266,7 +265,7 @@ def test_one_process_that_is_not_finite_skips_the_update_of_all(ranks, figure):
 # ----------------------------------------------------------------------- ranks, workers and restarts, bit for bit
 
 
-def part_of_a_run(world, steps: int, file: Path, killed: bool = False) -> dict:
+def part_of_a_run(ranks, steps: int, file: Path, killed: bool = False) -> dict:
     """Goes on from `file` if it is there, for some steps; then saves there, and dies if `killed`"""
     model = half_frozen_with_two_heads()
     optimizer, done = build_optimizer("adamw", model.parameters(), 1e-3), 0
@@ -275,15 +274,15 @@ def part_of_a_run(world, steps: int, file: Path, killed: bool = False) -> dict:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
-    wrapped = distributed.wrap(model, world)
+    wrapped = distributed.wrap(model, ranks)
     warm_up(wrapped, torch.zeros(2, 3, 8, 8), FP32)
     objective = engine.Objective(0.1, None, mixer(), "soft", taught, 0.3, 2.0)
-    trainer = make_trainer(model, wrapped, world, FP32, 2, optimizer, objective=objective, step=done, updates=done)
-    own = batches(world, 2, start=done)
+    trainer = make_trainer(model, wrapped, ranks, FP32, 2, optimizer, objective=objective, step=done, updates=done)
+    own = batches(ranks, 2, start=done)
     for _ in range(steps):
         trainer.train_step(own, lambda update: 1e-3)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": trainer.step}
-    if world.is_main:
+    if ranks.is_main:
         torch.save(state, file)
     if killed:
         torch.distributed.barrier()
@@ -297,11 +296,11 @@ def test_a_run_on_many_processes_is_resumed_bit_for_bit(tmp_path, tries, figure)
     """From three on the order in which ranks are added decides bits; it has to be the same in every life of a process."""
     kills = 0
     for size, cuts in [(4, (3, 3)), (8, (1, 5)), (4, (1, 1, 4)), (8, (4, 2))][:tries(1, 4)]:
-        with Ranks(size, lambda world: part_of_a_run(world, 6, tmp_path / "whole"), tmp_path) as several:
+        with Ranks(size, lambda ranks: part_of_a_run(ranks, 6, tmp_path / "whole"), tmp_path) as several:
             whole = several.results()[0]
         for number, steps in enumerate(cuts, 1):
             killed = number < len(cuts)
-            with Ranks(size, lambda world, steps=steps, killed=killed: part_of_a_run(world, steps, tmp_path / "parts", killed),
+            with Ranks(size, lambda ranks, steps=steps, killed=killed: part_of_a_run(ranks, steps, tmp_path / "parts", killed),
                        tmp_path) as several:
                 assert several.wait() == [-9 if killed else 0] * size
                 kills += killed
@@ -315,9 +314,10 @@ def test_a_run_on_many_processes_is_resumed_bit_for_bit(tmp_path, tries, figure)
     figure("kills of runs on four and eight processes", kills)
 
 
-def mixed_steps(ranks=1, micro_steps=1, num_workers=0, start=0) -> list[tuple[torch.Tensor, ...]]:
+def mixed_steps(size=1, micro_steps=1, num_workers=0, start=0) -> list[tuple[torch.Tensor, ...]]:
     """Of each step the images, augmented and mixed, their targets and their labels, put together over ranks and micro-steps"""
-    parts = [batches(World(rank, ranks, rank, ranks, CPU), micro_steps, EVERYTHING, num_workers, start) for rank in range(ranks)]
+    parts = [batches(distributed.Ranks(rank, size, rank, size, CPU), micro_steps, EVERYTHING, num_workers, start)
+             for rank in range(size)]
     steps, mix = [], mixer()
     for step in range(start, STEPS):
         mixed = []
@@ -336,8 +336,8 @@ def steps_of_one():
 
 
 @pytest.mark.parametrize("cut", [
-    {"num_workers": 2}, {"ranks": 2}, {"ranks": 2, "micro_steps": 2, "num_workers": 2}, {"micro_steps": 4}, {"start": 5},
-    {"start": 5, "ranks": 4, "micro_steps": 2}], ids=str)
+    {"num_workers": 2}, {"size": 2}, {"size": 2, "micro_steps": 2, "num_workers": 2}, {"micro_steps": 4}, {"start": 5},
+    {"start": 5, "size": 4, "micro_steps": 2}], ids=str)
 def test_seed_and_step_alone_decide_what_a_step_sees(steps_of_one, cut):
     found = mixed_steps(**cut)
     assert len(found) == STEPS - cut.get("start", 0)

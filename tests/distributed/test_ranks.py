@@ -10,10 +10,10 @@ from ranks import Ranks
 from torch import nn
 
 from utils import distributed
-from utils.distributed import OutOfMemory, World
+from utils.distributed import OutOfMemory
 from utils.training.precision import FP32, warm_up
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+ALONE = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
 TIMEOUT_S = 3           # other collectives wait for hours
 
 
@@ -35,22 +35,22 @@ def training(fault: str, victim: int, place: str, half_gradients: bool = False):
 
     half_gradients: as train_fp16.sh sends them at its default level O2.
     """
-    def work(world: World) -> None:
+    def work(ranks: distributed.Ranks) -> None:
         torch.manual_seed(0)
         model, done = nn.Linear(8, 8), []
-        wrapped = distributed.wrap(model, world, half_gradients)
+        wrapped = distributed.wrap(model, ranks, half_gradients)
         warm_up(wrapped, torch.zeros(1, 8), FP32)
 
         def fail_in(where: str) -> None:
-            if len(done) == 3 and (world.rank, where) == (victim, place) and (error := FAULTS[fault]()):
+            if len(done) == 3 and (ranks.rank, where) == (victim, place) and (error := FAULTS[fault]()):
                 raise error
 
         model.weight.register_hook(lambda gradient: fail_in("backward"))
-        with distributed.watching(world, lambda: f"step {len(done) + 1}"):
+        with distributed.watch(ranks, lambda: f"step {len(done) + 1}"):
             while len(done) < 6:
                 fail_in("forward")
                 wrapped(torch.ones(2, 8)).sum().backward()
-                distributed.sum_over_ranks(torch.zeros(2, dtype=torch.float64))
+                distributed.all_reduce_sum(torch.zeros(2, dtype=torch.float64))
                 fail_in("step")
                 done.append(0)
 
@@ -89,11 +89,11 @@ def test_error_of_one_process_ends_all(tmp_path, tries, figure):
 
 @pytest.mark.slow
 def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
-    def work(world: World) -> None:
-        if world.rank == 1:
+    def work(ranks: distributed.Ranks) -> None:
+        if ranks.rank == 1:
             FAULTS["kill"]()
         if in_setup:
-            distributed.gather(world, 1)
+            distributed.all_gather_objects(ranks, 1)
 
     for in_setup in (True, False):
         with Ranks(2, work, tmp_path, TIMEOUT_S) as ranks:
@@ -103,10 +103,10 @@ def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
 
 def test_lack_of_memory_of_one_process_alone():
     with pytest.raises(OutOfMemory, match="step 7: out of memory; lower --train_batch_size, or raise --gradient_acc") as one, \
-            distributed.watching(ALONE, lambda: "step 7"):
+            distributed.watch(ALONE, lambda: "step 7"):
         raise MemoryError
     assert one.value.exit_code == 6
-    with pytest.raises(OutOfMemory, match="setting up: out of memory"), distributed.group("cpu"):
+    with pytest.raises(OutOfMemory, match="setting up: out of memory"), distributed.init("cpu"):
         raise MemoryError
-    with pytest.raises(KeyError), distributed.watching(ALONE, lambda: "step 7"):
+    with pytest.raises(KeyError), distributed.watch(ALONE, lambda: "step 7"):
         raise KeyError

@@ -538,8 +538,8 @@ def check_max_bad_images(run_train, monkeypatch, capsys):
 
 def check_rank_timeout(run_train, monkeypatch, capsys):
     """tests/distributed/test_ranks.py shows what it does."""
-    calls, real = [], distributed.group
-    monkeypatch.setattr(distributed, "group", lambda device, timeout_s: calls.append(timeout_s) or real(device, timeout_s))
+    calls, real = [], distributed.init
+    monkeypatch.setattr(distributed, "init", lambda device, timeout_s: calls.append(timeout_s) or real(device, timeout_s))
     assert run_train() == run_train("--rank_timeout", 5) == 0 and calls == [600, 5]
 
 

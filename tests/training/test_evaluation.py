@@ -93,10 +93,10 @@ def test_ranks_are_added_up(monkeypatch):
     for tally, own in zip(tallies, (slice(0, 20), slice(20, 60))):
         tally.add(logits[own], targets[own])
     sent = []
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda tensor: sent.append(tensor.clone()) or tensor)
+    monkeypatch.setattr(evaluation, "all_reduce_sum", lambda tensor: sent.append(tensor.clone()) or tensor)
     tallies[1].report()
     others = iter(sent.copy())
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda tensor: tensor.add_(next(others)))
+    monkeypatch.setattr(evaluation, "all_reduce_sum", lambda tensor: tensor.add_(next(others)))
     for _ in range(2):
         got = tallies[0].report()
         assert (got.images, got.top, got.true_probability) == (60, whole.top, pytest.approx(whole.true_probability, rel=1e-12))

@@ -10,11 +10,12 @@ from torch import nn
 
 from configs import architecture
 from models import create_model
+from utils import distributed
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.mixup import Mixer
 from utils.data.transforms import normalise, train_transform
-from utils.distributed import World, share_weights
+from utils.distributed import broadcast_weights
 from utils.training import exact
 from utils.training import trainer as engine
 from utils.training.ema import Ema
@@ -23,7 +24,7 @@ from utils.training.optimizer import build_optimizer
 from utils.training.precision import FP32, LEVELS, LossScaler
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, 0, 1, CPU)
+ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
 
 
 def recursion(leaves: list[torch.Tensor]) -> torch.Tensor:
@@ -80,7 +81,7 @@ LIKE = [torch.empty(50), torch.empty(50).half(), torch.empty(50), torch.empty(1)
         torch.empty(2), torch.empty(0)]
 
 
-def summed(world: World, leaves: int) -> list[torch.Tensor | None]:
+def summed(world: distributed.Ranks, leaves: int) -> list[torch.Tensor | None]:
     share = leaves // world.size
     node = tree_of(range(world.rank * share, (world.rank + 1) * share))
     return exact.sum_over_ranks(node, LIKE, world)
@@ -132,13 +133,13 @@ def test_prepare_asks_for_deterministic_kernels_on_a_gpu(monkeypatch):
 EVERYTHING = train_transform("crop_flip", (8, 8), crop_scale=0.5, randaugment_ops=1, random_erasing=0.5)
 
 
-def train(world: World, micro_batches: int, row, state: dict | None, steps: int) -> dict:
+def train(world: distributed.Ranks, micro_batches: int, row, state: dict | None, steps: int) -> dict:
     """Some steps of a ViT with all that draws and rounds -> what a checkpoint holds, and the losses"""
     torch.manual_seed(world.rank)
     model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True, dropout_rate=0.1), 10)
     model.distilling = True
     nn.init.normal_(model.head.weight)
-    share_weights(model, world)                          # rank 0's, as every rank has made its own
+    broadcast_weights(model, world)                          # rank 0's, as every rank has made its own
     optimizer, scaler, ema = build_optimizer("adamw", model.parameters(), 1e-3), LossScaler(row, CPU), Ema(model, 0.5)
     done, updates, losses = 0, 0, []
     if state is not None:

@@ -15,13 +15,13 @@ from torch import nn
 
 from configs import architecture
 from models import create_model
+from utils import distributed
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.loader import Batch, Key
 from utils.data.mixup import Mixer
 from utils.data.transforms import eval_transform, normalise, train_transform
-from utils.distributed import World
 from utils.training import evaluation
 from utils.training import trainer as engine
 from utils.training.ema import Ema
@@ -32,7 +32,7 @@ from utils.training.trainer import DivergedError, Lesson, Objective, Trainer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "train"
 CPU = torch.device("cpu")
-ALONE = World(0, 1, 0, 1, CPU)
+ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
 DIGITS = digits("")
 
 
@@ -127,7 +127,8 @@ class Setup:
         self.model[1].weight.register_hook(lambda gradient: self.spoil(gradient))
         self.ema = None if ema_decay is None else Ema(self.model, ema_decay)
         self.trainer = Trainer(
-            self.model, self.optimizer, self.scaler, row, World(0, 1, 0, 1, device), lambda images: self.prepare(images, row),
+            self.model, self.optimizer, self.scaler, row, distributed.Ranks(0, 1, 0, 1, device),
+            lambda images: self.prepare(images, row),
             batch_size=batch_size, micro_steps=micro_steps, max_grad_norm=clip, seed=seed, step=start, updates=start,
             objective=objective, ema=self.ema, **more)
         self.batches = batches(batch_size, micro_steps, start, transform)
@@ -667,7 +668,7 @@ class Taught:
                         lambda step: beside + sum(key.index in self.edits for key in order.keys_of(step)))
         self.trainer = Trainer(
             self.model, build_optimizer("sgd", self.model.parameters(), 1.0), LossScaler(row, CPU, scale), row,
-            World(rank, world, 0, 1, CPU), to_input, batch_size=32, micro_steps=micro_steps, max_grad_norm=0, seed=1,
+            distributed.Ranks(rank, world, 0, 1, CPU), to_input, batch_size=32, micro_steps=micro_steps, max_grad_norm=0, seed=1,
             objective=Objective(lesson=lesson if weight is not None else None))
         self.batches = iter(data.train_loader(DIGITS.train, order, transform=train_transform("none", (8, 8)), seed=5,
                                               num_workers=0, pin_memory=False, edits=self.edits, grid=(4, 4)))

@@ -2,11 +2,18 @@
 
 from utils.device import DeviceError, OutOfMemory
 
-from .collectives import first_on_node, gather, on_main, parts_of_ranks, share_weights, sum_over_ranks
-from .ddp import without_sync, wrap
-from .ranks import PeerLost, World, group, watching
+from .collectives import (
+    all_gather,
+    all_gather_objects,
+    all_reduce_sum,
+    broadcast_from_main,
+    broadcast_weights,
+    local_main_first,
+)
+from .ddp import no_sync, wrap
+from .ranks import PeerLost, Ranks, init, watch
 
 __all__ = [
-    "DeviceError", "OutOfMemory", "PeerLost", "World", "first_on_node", "gather", "group", "on_main", "parts_of_ranks",
-    "share_weights", "sum_over_ranks", "watching", "without_sync", "wrap",
+    "DeviceError", "OutOfMemory", "PeerLost", "Ranks", "all_gather", "all_gather_objects", "all_reduce_sum",
+    "broadcast_from_main", "broadcast_weights", "init", "local_main_first", "no_sync", "watch", "wrap",
 ]

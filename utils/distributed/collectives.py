@@ -6,37 +6,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .ranks import World, current_group, training_group
+from .ranks import Ranks, current_group, training_group
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sums the tensors of all ranks, in place; every rank gets the sum."""
     if dist.is_initialized():
         dist.all_reduce(tensor, group=current_group())
     return tensor
 
 
-def parts_of_ranks(tensor: Tensor, world: World) -> list[Tensor]:
+def all_gather(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
     """The tensors of all ranks, of one shape and type, on every rank; the list's storage is new where there are several."""
-    if world.size == 1:
+    if ranks.size == 1:
         return [tensor]
-    parts = [torch.empty_like(tensor) for _ in range(world.size)]
+    parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
     dist.all_gather(parts, tensor, group=current_group())
     return parts
 
 
-def gather(world: World, value: object) -> list:
+def all_gather_objects(ranks: Ranks, value: object) -> list:
     """The values of all ranks, on every rank."""
-    values = [value] * world.size
+    values = [value] * ranks.size
     if dist.is_initialized():
         dist.all_gather_object(values, value, group=current_group())
     return values
 
 
-def on_main(world: World, function: Callable):
+def broadcast_from_main(ranks: Ranks, function: Callable):
     """Runs `function` on rank 0 and returns its result on every rank; a ValueError of it is raised on every rank."""
     outcome = [None, None]
-    if world.is_main:
+    if ranks.is_main:
         try:
             outcome[0] = function()
         except ValueError as error:
@@ -48,26 +48,26 @@ def on_main(world: World, function: Callable):
     return outcome[0]
 
 
-def first_on_node(world: World, function: Callable):
+def local_main_first(ranks: Ranks, function: Callable):
     """Runs `function` on one process of each node, then on the others: what it downloads or writes is there for them.
 
     A ValueError on any process is raised on all of them, so that none waits for one that has given up.
     """
     result, error = None, None
     for turn in (True, False):
-        if (world.local_rank == 0) == turn and error is None:
+        if (ranks.local_rank == 0) == turn and error is None:
             try:
                 result = function()
             except ValueError as caught:
                 error = caught
-        error = next((other for other in gather(world, error) if other is not None), None)
+        error = next((other for other in all_gather_objects(ranks, error) if other is not None), None)
     if error is not None:
         raise error
     return result
 
 
-def share_weights(model: nn.Module, world: World) -> None:
+def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
     """Copies rank 0's weights to every rank, as `wrap` does it: for a model that is not wrapped."""
-    if world.size > 1:
+    if ranks.size > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.detach(), src=0, group=training_group())

@@ -5,18 +5,18 @@ import contextlib
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
-from .ranks import World, training_group
+from .ranks import Ranks, training_group
 
 
-def wrap(model: nn.Module, world: World, half_gradients: bool = False) -> nn.Module:
+def wrap(model: nn.Module, ranks: Ranks, half_gradients: bool = False) -> nn.Module:
     """DistributedDataParallel over more than one process, else the model itself.
 
     half_gradients sends the gradients over the network as float16, at half the traffic. Warm the model up
     (training.precision.warm_up) before its first step.
     """
-    if world.size == 1:
+    if ranks.size == 1:
         return model
-    devices = [world.device.index] if world.device.type == "cuda" else None
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
                                                   process_group=training_group())
     if half_gradients:
@@ -25,6 +25,6 @@ def wrap(model: nn.Module, world: World, half_gradients: bool = False) -> nn.Mod
     return wrapped
 
 
-def without_sync(model: nn.Module) -> contextlib.AbstractContextManager:
+def no_sync(model: nn.Module) -> contextlib.AbstractContextManager:
     """Around forward and backward of every micro-step but the last: gradients stay on this rank."""
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()

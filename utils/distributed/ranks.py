@@ -1,6 +1,6 @@
 """Joins and leaves the processes of a run; turns a broken collective into one line.
 
-While a run is set up, one process may download for an hour and the others wait. Inside `watching` a collective waits
+While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
 `timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process): it asks neither the others
 nor the store in which torchrun introduced them, which may be gone with its machine. torchrun's report names a process that died.
 """
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from utils import process
 from utils.device import choose_device, is_out_of_memory, out_of_memory_error
 
-SETUP_S = 7200      # a collective outside `watching` waits as long: for a download, or the slowest disk
+SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
 
 
 class PeerLost(ValueError):
@@ -29,7 +29,7 @@ class PeerLost(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class Ranks:
     """Which process of a run this one is, among `size`, and among the `local_size` of its machine."""
 
     rank: int
@@ -54,34 +54,34 @@ _group: _Group | None = None
 
 
 @contextlib.contextmanager
-def group(device: str = "auto", timeout_s: int = 600) -> Iterator[World]:
+def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
     """Joins the processes that torchrun started, and leaves with them; alone without torchrun. gloo on CPU, nccl on GPU.
 
-    timeout_s: how long a collective inside `watching` waits for the other processes. Lack of memory becomes OutOfMemory, a
+    timeout_s: how long a collective inside `watch` waits for the other processes. Lack of memory becomes OutOfMemory, a
     collective that fails PeerLost. Raises DeviceError if a GPU is asked for and there is none for this process.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    world = World(rank, size, local_rank, local_size, choose_device(device, local_rank, local_size))
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)
-    with _one_line(world, lambda: "setting up"):
+    ranks = Ranks(rank, size, local_rank, local_size, choose_device(device, local_rank, local_size))
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    with _one_line(ranks, lambda: "setting up"):
         if size > 1:
-            _join(world, timeout_s)
-        yield world
+            _join(ranks, timeout_s)
+        yield ranks
     # Not in a `finally`: after an error that one process alone has, the others do not come here.
     if size > 1:
-        with _one_line(world, lambda: "at the end of the run"):
+        with _one_line(ranks, lambda: "at the end of the run"):
             _leave()
 
 
 @contextlib.contextmanager
-def watching(world: World, where: Callable[[], str]) -> Iterator[None]:
+def watch(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
     """Around all that the processes do together once they are set up; `where()` is what they do just now ("step 13")."""
     if _group is not None:
         _group.watched = True
     try:
-        with _one_line(world, where):
+        with _one_line(ranks, where):
             yield
     finally:
         if _group is not None:
@@ -89,12 +89,12 @@ def watching(world: World, where: Callable[[], str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(world: World, where: Callable[[], str]) -> Iterator[None]:
+def _one_line(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory_error(world.device, where()) from error
+            raise out_of_memory_error(ranks.device, where()) from error
         if _is_of_collective(error):
             raise PeerLost(f"{where()}: {_loss(error)}; --resume_path continues from the last checkpoint") from error
         raise
@@ -115,17 +115,17 @@ def _loss(error: Exception) -> str:
             "ended it (see dmesg)")
 
 
-def _join(world: World, timeout_s: int) -> None:
+def _join(ranks: Ranks, timeout_s: int) -> None:
     global _group
-    patience, on_gpu = datetime.timedelta(seconds=SETUP_S), world.device.type == "cuda"
+    patience, on_gpu = datetime.timedelta(seconds=SETUP_S), ranks.device.type == "cuda"
     # By default NCCL's watchdog writes into the store before it ends the process, and the store's machine may be gone.
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     process.end_at_once_on_error()
     store, _, _ = next(dist.rendezvous("env://", timeout=patience))
     # torchrun keeps its store when it restarts the processes: they would read where their predecessors could be reached.
     store = dist.PrefixStore(f"attempt-{process.restarts()}", store)
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=world.rank, world_size=world.size, timeout=patience,
-                            device_id=world.device if on_gpu else None)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=patience,
+                            device_id=ranks.device if on_gpu else None)
     _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s)
 
 
@@ -148,5 +148,5 @@ def training_group() -> dist.ProcessGroup:
 
 
 def current_group() -> dist.ProcessGroup | None:
-    """The training group inside `watching`; None, the default group, elsewhere."""
+    """The training group inside `watch`; None, the default group, elsewhere."""
     return _group.training if _group is not None and _group.watched else None

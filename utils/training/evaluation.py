@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from utils.data.loader import Loader
 from utils.data.prefetch import ahead
-from utils.distributed import World, sum_over_ranks
+from utils.distributed import Ranks, all_reduce_sum
 
 from .precision import Precision
 
@@ -76,22 +76,22 @@ class Tally:
     def report(self, stopped: bool = False) -> EvalReport | None:
         """Of all ranks, on every rank; None if one of them has `stopped` before its last image."""
         own = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
-        *counts, stops = sum_over_ranks(torch.cat([self.images, self.top, self.right, own])).tolist()
+        *counts, stops = all_reduce_sum(torch.cat([self.images, self.top, self.right, own])).tolist()
         if stops:
             return None
-        sums = sum_over_ranks(torch.cat([self.sums, self.confidence])).tolist()
+        sums = all_reduce_sum(torch.cat([self.sums, self.confidence])).tolist()
         images, top, right = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
         loss, true_probability, *confidence = sums
         confusion = None
         if self.confusion is not None:
-            confusion = sum_over_ranks(self.confusion.clone()).view(self.num_classes, -1).cpu()
+            confusion = all_reduce_sum(self.confusion.clone()).view(self.num_classes, -1).cpu()
         return EvalReport(images, loss / images, tuple(hits / images for hits in top), true_probability / images,
                           sum(abs(hits - total) for hits, total in zip(right, confidence)) / images, confusion)
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tensor], precision: Precision,
-             world: World, num_classes: int, confusion: bool = False,
+             world: Ranks, num_classes: int, confusion: bool = False,
              stop: Callable[[], bool] = lambda: False,
              compiled: Callable[[int, float], None] | None = None) -> EvalReport | None:
     """Every image of the split once, whatever the number of ranks. `model` is the plain module, not the wrapped one:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import World, parts_of_ranks
+from utils.distributed import Ranks, all_gather
 
 CHUNK = 2 ** 22        # numbers that cross the network at a time: up to 2 W + 1 times 16 MiB of float32 are held
 
@@ -74,17 +74,17 @@ def take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
     return gradients
 
 
-def sum_over_ranks(node: list[Tensor | None], like: Sequence[Tensor], world: World) -> list[Tensor | None]:
+def sum_over_ranks(node: list[Tensor | None], like: Sequence[Tensor], world: Ranks) -> list[Tensor | None]:
     """The tree's root from the ranks' nodes, on every rank; `like` has the shapes and types that None stands for."""
     if world.size == 1:
         return node
     present = torch.tensor([tensor is not None for tensor in node], dtype=torch.uint8, device=world.device)
-    present = torch.stack(parts_of_ranks(present, world)).any(dim=0).tolist()
+    present = torch.stack(all_gather(present, world)).any(dim=0).tolist()
     total = [(torch.zeros_like(shape, memory_format=torch.contiguous_format) if tensor is None else tensor) if there else None
              for tensor, shape, there in zip(node, like, present)]
     for pieces in _chunks([tensor for tensor in total if tensor is not None]):
         tree = SumTree()
-        for part in parts_of_ranks(torch.cat(pieces), world):
+        for part in all_gather(torch.cat(pieces), world):
             tree.push([part])
         for piece, part in zip(pieces, tree.root()[0].split([len(piece) for piece in pieces])):
             piece.copy_(part)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.data.loader import Batch, Key
 from utils.data.mixup import Mixer
 from utils.device import on_device
-from utils.distributed import World, sum_over_ranks, without_sync
+from utils.distributed import Ranks, all_reduce_sum, no_sync
 from utils.randomness import seed_device
 
 from . import exact
@@ -120,7 +120,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler, precision: Precision,
-                 world: World, prepare: Callable[[Tensor], Tensor], *, batch_size: int, micro_steps: int,
+                 world: Ranks, prepare: Callable[[Tensor], Tensor], *, batch_size: int, micro_steps: int,
                  max_grad_norm: float, seed: int, objective: Objective | None = None, ema: Ema | None = None, step: int = 0,
                  updates: int = 0, skips: int = 0, exact: bool = False, non_finite: str = "stop",
                  requests: Callable[[], Sequence[float]] = tuple, late: bool | None = None):
@@ -209,7 +209,7 @@ class Trainer:
             step.keys.append(batch.keys)
             self.bad += batch.bad
             assert batch.keys[0].step == self.step, (batch.keys[0], self.step)
-            with without_sync(self.model) if micro_step < self.micro_steps - 1 else contextlib.nullcontext():
+            with no_sync(self.model) if micro_step < self.micro_steps - 1 else contextlib.nullcontext():
                 part = self._backward(batch, step.edited)
             if self.exact:
                 tree.push([*exact.take_gradients(self.parameters), part])
@@ -223,7 +223,7 @@ class Trainer:
                 parameter.grad = gradient
             step.figures = torch.cat([sums, requests])
         else:
-            step.figures = sum_over_ranks(torch.cat([sums, requests]))
+            step.figures = all_reduce_sum(torch.cat([sums, requests]))
         return step
 
     def _backward(self, batch: Batch, edited: int) -> Tensor:
