@@ -10,7 +10,7 @@ from ranks import Ranks
 from torch import nn
 
 from utils import distributed
-from utils.distributed import OutOfMemory
+from utils.distributed import OutOfMemory, PeerLost
 from utils.training.precision import FP32, warm_up
 
 ALONE = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -99,6 +99,19 @@ def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
         with Ranks(2, work, tmp_path, TIMEOUT_S) as ranks:
             assert ranks.wait([0]) == [8]
             assert ranks.error(0).startswith("setting up: " if in_setup else "at the end of the run: ")
+
+
+@pytest.mark.parametrize("words", [
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 3000ms for recv operation to complete",
+    "Application timeout caused pair closure",      # what a thread of gloo has seen before
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1. This is typically"])
+def test_failed_collective_is_recognized(words):
+    line = r"^step 7: another process of the run (did not answer|has ended \(Connection cl)"
+    with pytest.raises(PeerLost, match=line) as caught, distributed.watch(ALONE, lambda: "step 7"):
+        raise RuntimeError(words)
+    assert caught.value.exit_code == 8
+    with pytest.raises(RuntimeError, match="shape"), distributed.watch(ALONE, lambda: "step 7"):
+        raise RuntimeError("shape '[2]' is invalid")
 
 
 def test_lack_of_memory_of_one_process_alone():

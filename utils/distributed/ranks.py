@@ -19,6 +19,7 @@ import torch.distributed as dist
 from utils import process
 from utils.device import choose_device, is_out_of_memory, out_of_memory_error
 
+OF_GLOO = ("gloo", "Application timeout caused pair closure", "Operation timed out!")
 SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
 
 
@@ -101,12 +102,13 @@ def _one_line(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
 
 
 def _is_of_collective(error: Exception) -> bool:
-    """gloo raises plain RuntimeErrors that name their source file, nccl DistBackendError."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """gloo raises plain RuntimeErrors: most name their source file, the others are in OF_GLOO; nccl raises DistBackendError."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OF_GLOO))
 
 
 def _loss(error: Exception) -> str:
-    if "timed out" in str(error).lower():
+    if re.search("timed out|timeout", str(error).lower()):
         watched = _group is not None and _group.watched
         return "another process of the run did not answer within " + (f"{_group.timeout_s} s (--rank_timeout)" if watched
                                                                       else f"{SETUP_S} s")
