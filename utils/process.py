@@ -42,7 +42,6 @@ class RestartError(ValueError):
     exit_code = EXIT_BAD_INPUT
 
 
-
 class Program:
     """What `program` gives to its block, which may set `exit_code`."""
 
