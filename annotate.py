@@ -142,7 +142,7 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
         warn_of_names(split, where, args.split, settings)
     place = {name: label for label, name in enumerate(model.classes)}
     table = np.array([place.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
-    labels = table[split.labels]
+    labels = table[split.targets]
     if classes and not (labels >= 0).any():
         print(f"none of the classes of {where} is one of the model's: its images are shown without labels")
     transform = transforms.eval_transform(model.img_size, channels=model.config.in_channels,
@@ -174,7 +174,7 @@ def find_images(data: str | None, part: str, settings: dict):
     if kind == "folder" and not (shares["test_fraction"] or any((folder / x).exists() for x in ("train", "val", prepared.FILE))):
         splits = image_files.folder(str(folder))
         return only_train(splits.train, part), splits.classes, str(folder)
-    splits = datasets.load_splits(kind, str(folder), **shares)
+    splits = datasets.open_splits(kind, str(folder), **shares)
     return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
 
 

@@ -118,7 +118,7 @@ def share_to_hold_out(run) -> float:
     from utils.data import datasets
 
     try:
-        splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
+        splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
                                       split_seed=run.split_seed)
     except datasets.DataError as error:
         raise configs.ConfigError(str(error)) from error

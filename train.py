@@ -84,7 +84,7 @@ def in_group(given: dict, world, stop) -> int:
 def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
     """-> (what to tell the user, exit code, whether other processes may not have it); None: a bug, whose traceback is needed"""
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
-        return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
+        return str(error), getattr(error, "exit_code", getattr(error, "code", 2)), type(error).__name__ in ALONE
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", 2, True
     return None
@@ -132,7 +132,7 @@ def check_data(run) -> int:
 
     if int(os.environ.get("RANK", 0)):
         return 0                                   # one process is enough, and has processes of its own
-    splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
+    splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
                                   split_seed=run.split_seed)
     workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
     collect_garbage()
@@ -248,7 +248,7 @@ def data_of(given, run, world, state):
     from utils.data import datasets
     from utils.data.splits import fingerprint
 
-    splits = distributed.first_on_node(world, lambda: datasets.load_splits(
+    splits = distributed.first_on_node(world, lambda: datasets.open_splits(
         run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction, split_seed=run.split_seed))
     facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test), fingerprint(splits.train))
     if any(other != facts for other in distributed.gather(world, facts)):
@@ -490,7 +490,7 @@ def objective_of(run, splits, model, chosen, world, lesson):
 
     classes, weights, mixer = len(splits.classes), None, None
     if run.class_weights == "balanced":
-        weights = criterion.balanced_weights(torch.as_tensor(splits.train.labels), classes).to(world.device)
+        weights = criterion.balanced_weights(torch.as_tensor(splits.train.targets), classes).to(world.device)
     elif run.class_weights != "none":
         weights = torch.tensor([float(number) for number in run.class_weights.split(",")], device=world.device)
         if len(weights) != classes:
@@ -634,7 +634,7 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
 
     rows = []
     for number, (kind, split, index, edit) in enumerate(shown):
-        label, image = int(split.labels[index]), after["pixels"][number].permute(1, 2, 0).numpy()
+        label, image = int(split.targets[index]), after["pixels"][number].permute(1, 2, 0).numpy()
         marked = None
         if edit is not None:                         # made on another crop or grid, perhaps
             region = transforms.eval_region(split[index][0].size[::-1], model.img_size, run.eval_crop)

@@ -215,17 +215,17 @@ def split_of(subject, name: str | None = None, count: int | None = None) -> tupl
     name None: what the run was tested on. Raises ConfigError or DataError.
     """
     from utils.data import datasets
-    from utils.data.splits import Part
+    from utils.data.splits import Subset
 
     if not subject.has_data:
         raise configs.ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
-    splits = datasets.load_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
+    splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
                                   test_fraction=run["test_fraction"], split_seed=run["split_seed"])
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
-    return name, Part(split, [number * len(split) // count for number in range(count)]), tuple(splits.classes)
+    return name, Subset(split, [number * len(split) // count for number in range(count)]), tuple(splits.classes)
 
 
 def examples(subject, images: list[str] | None = None, split: str | None = None, count: int = FEW) -> list:
@@ -238,7 +238,7 @@ def examples(subject, images: list[str] | None = None, split: str | None = None,
 
     if images is None:
         _, data, classes = split_of(subject, split, count)
-        return [Example(data.name(index), data, index, classes[data.labels[index]]) for index in range(len(data))]
+        return [Example(data.name(index), data, index, classes[data.targets[index]]) for index in range(len(data))]
     found = []
     for place in map(Path, images):
         if not place.exists():

@@ -153,11 +153,11 @@ def _input(split, batch: int, size: int) -> Callable[[], None]:
 
 
 def folder_input(root: str, batch: int, size: int) -> Callable[[], None]:
-    return _input(datasets.load_splits("folder", root).train, batch, size)
+    return _input(datasets.open_splits("folder", root).train, batch, size)
 
 
 def prepared_input(root: str, cache: str, batch: int, size: int) -> Callable[[], None]:
-    prepare.build(datasets.load_splits("folder", root), "folder", cache, PREPARED, 1, lambda line: None)
+    prepare.build(datasets.open_splits("folder", root), "folder", cache, PREPARED, 1, lambda line: None)
     return folder_input(cache, batch, size)
 
 

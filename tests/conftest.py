@@ -19,7 +19,7 @@ import torch
 import train
 from benchmarks.memory import resident
 from utils.data import datasets
-from utils.data.splits import Part, Splits
+from utils.data.splits import Splits, Subset
 from utils.report import plots
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
@@ -143,7 +143,7 @@ def uninterrupted(tmp_path_factory):
 
 def small_digits(data_dir: str) -> Splits:
     splits = datasets.digits(data_dir)
-    return dataclasses.replace(splits, val=Part(splits.val, range(40)), test=Part(splits.test, range(60)))
+    return dataclasses.replace(splits, val=Subset(splits.val, range(40)), test=Subset(splits.test, range(60)))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 from utils.attention import edits
 from utils.attention.edits import Edit, EditError, find, path_of, read, write
 from utils.data.image_files import FileImages
-from utils.data.splits import ArrayImages, ImageError, Joined, Part
+from utils.data.splits import ArrayImages, Concat, ImageError, Subset
 
 SUM = "sha256:" + 64 * "a"
 
@@ -300,7 +300,7 @@ def test_a_path_beyond_a_link_is_not_taken_for_another(tmp_path, monkeypatch):
 
 def test_names_and_contents_go_through_parts_and_joins():
     first, second = pictures(4, "train", 1), pictures(3, "test", 2)
-    joined = Part(Joined([first, second]), [6, 0, 4])
+    joined = Subset(Concat([first, second]), [6, 0, 4])
     assert [joined.name(index) for index in range(3)] == ["test/2", "train/0", "test/0"]
     assert [joined.content(index) for index in range(3)] == [
         second.images[2].tobytes(), first.images[0].tobytes(), second.images[0].tobytes()]
@@ -335,7 +335,7 @@ def test_find_gives_the_edits_of_the_split_alone(tmp_path):
     assert {index: edit.note for index, edit in find(tmp_path, train).items()} == {1: "train 1", 4: "train 4"}
     assert {index: edit.note for index, edit in find(str(tmp_path), test).items()} == {0: "test 0"}
     assert find(tmp_path, pictures(5, "val")) == {}
-    drawn = Part(Joined([train, test]), [5, 4, 2])
+    drawn = Subset(Concat([train, test]), [5, 4, 2])
     assert {index: edit.note for index, edit in find(tmp_path, drawn).items()} == {0: "test 0", 1: "train 4"}
 
 
@@ -348,7 +348,7 @@ def test_an_edit_without_an_edited_patch_is_none(tmp_path):
 
 def test_an_image_that_a_list_names_twice_has_its_edit_twice(tmp_path):
     split = files(str(tmp_path / "data"), "a.png", "b.png")
-    twice = Part(split, [0, 1, 0])
+    twice = Subset(split, [0, 1, 0])
     mark(tmp_path, split, 0)
     assert list(find(tmp_path, twice)) == [0, 2]
 

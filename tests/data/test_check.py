@@ -12,7 +12,7 @@ from PIL import Image
 
 from utils.data import check as check_data
 from utils.data.check import HIDDEN, check, left_out, left_out_line, oddities
-from utils.data.datasets import load_splits
+from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, Splits
 from utils.data.workers import WorkerError
 
@@ -29,21 +29,21 @@ def in_lines(findings: check_data.Findings, *words: str) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_good_data_set(tmp_path, workers):
-    findings = check(load_splits("folder", tree(tmp_path, LAYOUT)), workers, silent)
+    findings = check(open_splits("folder", tree(tmp_path, LAYOUT)), workers, silent)
     assert findings.bad == [] and findings.duplicates == [] and not findings.oddities and len(findings.lines) == 3
     assert in_lines(findings, "train: 9 images of 3 classes, from 2 (bee) to 4 (cat) a class; 0 cannot be read")
     assert in_lines(findings, "val: 3 images of 2 classes", "none of cat") and in_lines(findings, "test: 3 images")
 
 
 def test_splits_that_are_one_are_read_once(tmp_path):
-    findings = check(load_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
+    findings = check(open_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
     assert [line.partition(":")[0] for line in findings.lines] == ["train", "test"]
 
 
 @pytest.mark.contract("P13", "--check_data names every image that cannot be read, for any number of processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_unreadable_images_are_named(tmp_path, workers, figure):
-    splits = load_splits("folder", tree(tmp_path, LAYOUT))
+    splits = open_splits("folder", tree(tmp_path, LAYOUT))
     for place in ("train/ant/1.png", "train/cat/3.png", "test/bee/0.png"):
         (tmp_path / place).write_bytes(png(cut=600))
     (tmp_path / "val" / "bee" / "0.png").unlink()
@@ -59,7 +59,7 @@ def test_unreadable_images_are_named(tmp_path, workers, figure):
 
 
 def test_a_long_list_is_cut(tmp_path):
-    splits = load_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 30}))
+    splits = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 30}))
     for number in range(30):
         (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
     findings = check(splits, 1, silent)
@@ -71,7 +71,7 @@ def test_held_out_images_that_are_trained_on_are_told(tmp_path):
     for place in ("val/bee/0.png", "test/ant/1.png"):
         (tmp_path / place).write_bytes((tmp_path / "train/cat/2.png").read_bytes())
     (tmp_path / "train/cat/1.png").write_bytes((tmp_path / "train/cat/0.png").read_bytes())        # within train: allowed
-    findings = check(load_splits("folder", root), 2, silent)
+    findings = check(open_splits("folder", root), 2, silent)
     assert findings.duplicates == [(held, "train: train/cat/2.png") for held in ("val: val/bee/0.png", "test: test/ant/1.png")]
     assert in_lines(findings, "2 held-out images are in train too", "val/bee/0.png")
 
@@ -89,7 +89,7 @@ def test_oddities_are_counted(tmp_path):
     image.convert("RGBA").save(tmp_path / "train/ant/glass.png")
     image.save(tmp_path / "train/ant/film.webp", save_all=True, append_images=[Image.new("RGB", (20, 20))])
     Image.new("L", (5000, 4000)).save(tmp_path / "train/ant/wide.png")
-    findings = check(load_splits("folder", root), 2, silent)
+    findings = check(open_splits("folder", root), 2, silent)
     assert findings.bad == []
     found = {what.split()[0] + " " + what.split()[1]: count for what, count in findings.oddities.items()}
     assert found == {"an EXIF": 1, "CMYK inks,": 1, "palette colours": 2, "16 bits": 1, "transparent parts,": 1,
@@ -127,7 +127,7 @@ def test_files_left_out_of_one_tree(tmp_path):
 
 
 def test_no_bar_where_there_is_no_terminal(tmp_path, capfd):
-    check(load_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
+    check(open_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
     assert capfd.readouterr().err == ""
 
 

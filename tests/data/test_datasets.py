@@ -19,7 +19,7 @@ from torchvision import datasets as published
 
 from utils.attention.edits import is_safe
 from utils.data import datasets
-from utils.data.datasets import DATASETS, load_splits
+from utils.data.datasets import DATASETS, open_splits
 from utils.data.splits import DataError
 
 # -------------------------------------------------------------------------------------------------- every row
@@ -57,18 +57,18 @@ def offline(monkeypatch):
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set(tmp_path, monkeypatch, name):
     make, sizes, classes, flip = MINIATURES[name]
-    splits = load_splits(name, make(tmp_path, monkeypatch))
+    splits = open_splits(name, make(tmp_path, monkeypatch))
     assert (len(splits.train), len(splits.val), len(splits.test)) == sizes
     assert len(set(splits.classes)) == len(splits.classes) == classes and splits.can_flip is flip
     assert (splits.val is splits.test) == (splits.val_name == "test") == (name != "digits")
     for split in (splits.train, splits.val, splits.test):
-        assert split.labels.shape == (len(split),) and split.labels.dtype == np.int64
-        assert set(split.labels.tolist()) <= set(range(classes))
+        assert split.targets.shape == (len(split),) and split.targets.dtype == np.int64
+        assert set(split.targets.tolist()) <= set(range(classes))
         for index in (0, len(split) // 2, len(split) - 1):
             image, label = split[index]
-            assert image.mode == "RGB" and type(label) is int and label == split.labels[index]
+            assert image.mode == "RGB" and type(label) is int and label == split.targets[index]
             assert isinstance(split.content(index), bytes) and split.content(index)
-    assert set(splits.train.labels.tolist()) == set(range(classes))
+    assert set(splits.train.targets.tolist()) == set(range(classes))
     names = names_of(splits)
     assert len(set(names)) == len(names) and all(is_safe(image) and not image.startswith("outside") for image in names)
 
@@ -83,24 +83,24 @@ def test_every_data_set_can_be_divided_anew(tmp_path, monkeypatch, name):
     make, sizes, classes, flip = MINIATURES[name]
     place = make(tmp_path, monkeypatch)
     whole = sum(sizes) if name == "digits" else sum(sizes[:2])
-    drawn = load_splits(name, place, test_fraction=0.4, split_seed=1)
-    assert sorted(names_of(drawn)) == sorted(names_of(load_splits(name, place)))           # an image keeps its name
+    drawn = open_splits(name, place, test_fraction=0.4, split_seed=1)
+    assert sorted(names_of(drawn)) == sorted(names_of(open_splits(name, place)))           # an image keeps its name
     assert len(drawn.train) + len(drawn.test) == whole and drawn.val is drawn.test and drawn.can_flip is flip
     pooled, counts = (Counter(labels.tolist()) for labels in
-                      (np.concatenate([drawn.train.labels, drawn.test.labels]), drawn.test.labels))
+                      (np.concatenate([drawn.train.targets, drawn.test.targets]), drawn.test.targets))
     assert counts == {label: max(1, round(0.4 * count)) for label, count in pooled.items() if count > 1}
-    again, other = (load_splits(name, place, test_fraction=0.4, split_seed=seed) for seed in (1, 2))
+    again, other = (open_splits(name, place, test_fraction=0.4, split_seed=seed) for seed in (1, 2))
     assert again.test.indices.tolist() == drawn.test.indices.tolist()
     if whole > 10:
         assert other.test.indices.tolist() != drawn.test.indices.tolist()
     if name in ("digits", "imagenet"):          # a validation split of its own; one image a class
         with pytest.raises(DataError, match="--val_fraction"):
-            load_splits(name, place, val_fraction=0.4)
+            open_splits(name, place, val_fraction=0.4)
         return
-    held, other = (load_splits(name, place, val_fraction=0.4, split_seed=seed) for seed in (1, 2))
+    held, other = (open_splits(name, place, val_fraction=0.4, split_seed=seed) for seed in (1, 2))
     assert len(held.train) < 10 or held.val.indices.tolist() != other.val.indices.tolist()
     assert len(held.train) + len(held.val) == sizes[0] and len(held.test) == sizes[2] and held.val_name == "val"
-    assert set(held.train.labels.tolist()) == set(range(classes))
+    assert set(held.train.targets.tolist()) == set(range(classes))
     assert not set(held.train.indices.tolist()) & set(held.val.indices.tolist())
 
 
@@ -108,7 +108,7 @@ def test_splits_do_not_depend_on_torch_seeds(tmp_path):
     place, found = miniatures.mnist(tmp_path), []
     for seed in range(2):
         torch.manual_seed(seed)
-        splits = load_splits("mnist", place, val_fraction=0.3, test_fraction=0.3)
+        splits = open_splits("mnist", place, val_fraction=0.3, test_fraction=0.3)
         found.append((splits.train.indices.tolist(), splits.val.indices.tolist(), splits.test.indices.tolist()))
     assert found[0] == found[1]
 
@@ -126,14 +126,14 @@ def test_a_label_or_a_class_that_does_not_fit_is_told(tmp_path):
                           (np.arange(30) % 9, "no training images of class 9")):
         miniatures.write_idx(place / "train-labels-idx1-ubyte", labels.astype(np.uint8))
         with pytest.raises(DataError, match=f"mnist in {tmp_path}: {words}"):
-            load_splits("mnist", str(place))
+            open_splits("mnist", str(place))
 
 
 def test_digits():
-    splits = load_splits("digits", "unused")
+    splits = open_splits("digits", "unused")
     assert splits.classes == tuple("0123456789")
     for split in (splits.train, splits.val, splits.test):
-        assert set(split.labels.tolist()) == set(range(10))
+        assert set(split.targets.tolist()) == set(range(10))
     assert splits.train[0][0].size == (8, 8)
     pixels = np.stack([np.asarray(splits.train[index][0]) for index in range(100)])
     assert pixels.min() == 0 and pixels.max() == 255
@@ -161,11 +161,11 @@ def test_cifar(tmp_path, monkeypatch, name, how):
     monkeypatch.setattr("urllib.request.urlopen",
                         lambda request, **_: asked.append(request.full_url) or Answer(archive, request))
     place = tmp_path / "data" if how == "downloaded" else archive.parent
-    splits = load_splits(name, str(place))
+    splits = open_splits(name, str(place))
     assert set(asked) == ({kind.url} if how == "downloaded" else set())
     for split, train in ((splits.train, True), (splits.test, False)):
         reference = kind(place, train=train)
-        assert split.labels.tolist() == reference.targets and list(splits.classes) == reference.classes
+        assert split.targets.tolist() == reference.targets and list(splits.classes) == reference.classes
         assert np.array_equal(split[3][0], reference.data[3])
     if name == "cifar10":
         assert list(splits.classes) == miniatures.CIFAR_CLASSES
@@ -174,7 +174,7 @@ def test_cifar(tmp_path, monkeypatch, name, how):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "flowers102", "oxford_pets", "cub200"])
 def test_a_download_that_fails_is_one_line_with_the_address(tmp_path, name):
     with pytest.raises(DataError) as told:
-        load_splits(name, str(tmp_path))
+        open_splits(name, str(tmp_path))
     words = {"cifar10": [published.CIFAR10.url, "CIFAR10", published.CIFAR10.filename],
              "cifar100": [published.CIFAR100.url, "CIFAR100"],
              "mnist": ["https://ossci-datasets.s3.amazonaws.com/mnist/", "t10k-labels-idx1-ubyte.gz", "/MNIST/raw"],
@@ -192,7 +192,7 @@ def test_a_damaged_cifar_archive_is_told(tmp_path, monkeypatch):
     archive.write_bytes(archive.read_bytes()[:-100])
     monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: Answer(archive, request))
     with pytest.raises(DataError, match="CIFAR10") as told:
-        load_splits("cifar10", str(tmp_path / "data"))
+        open_splits("cifar10", str(tmp_path / "data"))
     assert "\n" not in str(told.value)
 
 
@@ -205,11 +205,11 @@ def test_a_damaged_cifar_archive_is_told(tmp_path, monkeypatch):
 def test_mnist(tmp_path, name, ending, place):
     kind = {"mnist": published.MNIST, "fashion_mnist": published.FashionMNIST}[name]
     miniatures.mnist(tmp_path / place.format(kind=kind.__name__), ending)
-    splits = load_splits(name, str(tmp_path))
+    splits = open_splits(name, str(tmp_path))
     miniatures.mnist(tmp_path / "other" / kind.__name__ / "raw")               # where torchvision looks: the same content
     for split, train in ((splits.train, True), (splits.test, False)):
         reference = kind(tmp_path / "other", train=train)
-        assert split.labels.tolist() == reference.targets.tolist()
+        assert split.targets.tolist() == reference.targets.tolist()
         for index in (0, 7):
             assert np.array_equal(np.asarray(split[index][0]), reference.data[index].numpy()[..., None].repeat(3, 2))
     assert splits.classes == (tuple("0123456789") if name == "mnist" else tuple(reference.classes))
@@ -222,22 +222,22 @@ def test_mnist_is_downloaded(tmp_path, monkeypatch):
         (name, hashlib.md5((site / name).read_bytes()).hexdigest()) for name, _ in published.MNIST.resources])
     monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: asked.append(request.full_url) or Answer(
         site / request.full_url.rpartition("/")[2], request))
-    splits = load_splits("mnist", str(tmp_path / "data"))
+    splits = open_splits("mnist", str(tmp_path / "data"))
     assert len(set(asked)) == 4 and len(splits.train) == 30
     asked.clear()
-    assert len(load_splits("mnist", str(tmp_path / "data")).test) == 20 and not asked
+    assert len(open_splits("mnist", str(tmp_path / "data")).test) == 20 and not asked
 
 
 def test_incomplete_mnist_is_not_enough(tmp_path):
     (Path(miniatures.mnist(tmp_path)) / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match=r"lacks t10k-labels-idx1-ubyte \("):
-        load_splits("mnist", str(tmp_path))
+        open_splits("mnist", str(tmp_path))
 
 
 def test_mnist_of_two_data_sets_is_told(tmp_path):
     miniatures.write_idx(Path(miniatures.mnist(tmp_path)) / "train-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 10)
     with pytest.raises(DataError, match=r"has 30 images, .*train-labels-idx1-ubyte 40 labels"):
-        load_splits("mnist", str(tmp_path))
+        open_splits("mnist", str(tmp_path))
 
 
 def idx(*sides: int, data: bytes | None = None, start=b"\0\0\x08\x03") -> bytes:
@@ -304,10 +304,10 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["CUB_200_2011", "."])
 def test_cub(tmp_path, name):
-    splits = load_splits("cub200", str(Path(miniatures.cub(tmp_path)) / name))
+    splits = open_splits("cub200", str(Path(miniatures.cub(tmp_path)) / name))
     assert splits.classes[0] == "Grey-headed Bird 1" and splits.classes[199] == "Grey-headed Bird 200"
-    assert splits.train.labels.tolist() == np.repeat(np.arange(200), 2).tolist()
-    assert splits.test.labels.tolist() == list(range(200))
+    assert splits.train.targets.tolist() == np.repeat(np.arange(200), 2).tolist()
+    assert splits.test.targets.tolist() == list(range(200))
     assert [Path(path).name for path, _ in splits.train.samples[:4]] == ["Bird_1.jpg", "Bird_3.jpg", "Bird_4.jpg", "Bird_6.jpg"]
     assert all(path.endswith(f"/{label + 1:03d}.Grey-headed_Bird_{label + 1}/Bird_{3 * label + 2}.jpg")
                for path, label in splits.test.samples)
@@ -315,9 +315,9 @@ def test_cub(tmp_path, name):
 
 def test_cub_divided_by_class(tmp_path):
     """Four fifths of every class to train on, one to test: with 3 images a class, 2 and 1."""
-    splits = load_splits("cub200", miniatures.cub(tmp_path), test_fraction=0.2)
-    assert set(Counter(splits.train.labels.tolist()).values()) == {2}
-    assert set(Counter(splits.test.labels.tolist()).values()) == {1}
+    splits = open_splits("cub200", miniatures.cub(tmp_path), test_fraction=0.2)
+    assert set(Counter(splits.train.targets.tolist()).values()) == {2}
+    assert set(Counter(splits.test.targets.tolist()).values()) == {1}
 
 
 def line(file: str, number: int, text: str | None):
@@ -351,10 +351,10 @@ def test_damaged_cub_is_told(tmp_path, case):
     damage, words = BAD_CUB[case]
     damage(Path(miniatures.cub(tmp_path)) / "CUB_200_2011")
     if not words:          # its other image to train on is still there
-        assert len(load_splits("cub200", str(tmp_path)).train) == 400
+        assert len(open_splits("cub200", str(tmp_path)).train) == 400
         return
     with pytest.raises(DataError) as told:
-        load_splits("cub200", str(tmp_path))
+        open_splits("cub200", str(tmp_path))
     assert "\n" not in str(told.value)
     for word in words:
         assert word in str(told.value)
@@ -363,7 +363,7 @@ def test_damaged_cub_is_told(tmp_path, case):
 @pytest.mark.parametrize("name", ["flowers-102", "."])
 def test_flowers(tmp_path, monkeypatch, name):
     root = Path(miniatures.flowers(tmp_path))
-    splits = load_splits("flowers102", str(root / name))
+    splits = open_splits("flowers102", str(root / name))
     lists = {kind: (file, hashlib.md5((root / "flowers-102" / file).read_bytes()).hexdigest())
              for kind, file in (("label", "imagelabels.mat"), ("setid", "setid.mat"))}
     monkeypatch.setattr(published.Flowers102, "_file_dict", lists)
@@ -378,7 +378,7 @@ def test_flowers_without_scipy(tmp_path, monkeypatch):
     miniatures.flowers(tmp_path)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(DataError, match=r"flowers102: .*pip install scipy"):
-        load_splits("flowers102", str(tmp_path))
+        open_splits("flowers102", str(tmp_path))
 
 
 def matlab(file: str, **values):
@@ -411,7 +411,7 @@ def test_damaged_flowers_are_told(tmp_path, case):
     damage, words = BAD_FLOWERS[case]
     damage(Path(miniatures.flowers(tmp_path)) / "flowers-102")
     with pytest.raises(DataError) as told:
-        load_splits("flowers102", str(tmp_path))
+        open_splits("flowers102", str(tmp_path))
     assert "\n" not in str(told.value)
     for word in words:
         assert word in str(told.value)
@@ -420,7 +420,7 @@ def test_damaged_flowers_are_told(tmp_path, case):
 @pytest.mark.parametrize("name", ["oxford-iiit-pet", "."])
 def test_pets(tmp_path, name):
     root = Path(miniatures.pets(tmp_path))
-    splits = load_splits("oxford_pets", str(root / name))
+    splits = open_splits("oxford_pets", str(root / name))
     for split, part in ((splits.train, "trainval"), (splits.test, "test")):
         reference = published.OxfordIIITPet(root, part)
         assert [(str(Path(path).resolve()), label) for path, label in split.samples] == [
@@ -446,7 +446,7 @@ def test_damaged_pets_are_told(tmp_path, case):
     damage, words = BAD_PETS[case]
     damage(Path(miniatures.pets(tmp_path)) / "oxford-iiit-pet")
     with pytest.raises(DataError) as told:
-        load_splits("oxford_pets", str(tmp_path))
+        open_splits("oxford_pets", str(tmp_path))
     assert not re.search(r"[\r\n]", str(told.value))
     for word in words:
         assert word in str(told.value)

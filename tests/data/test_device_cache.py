@@ -15,7 +15,7 @@ from utils.data import loader as data
 from utils.data.device_cache import Geometry, hold
 from utils.data.image_files import FileImages
 from utils.data.loader import StepOrder
-from utils.data.splits import ArrayImages, Joined, Part
+from utils.data.splits import ArrayImages, Concat, Subset
 from utils.data.transforms import eval_transform, train_transform
 from utils.randomness import derive_seed, raw_draws, seeded
 
@@ -141,24 +141,24 @@ def test_other_transforms_are_not_for_whole_batches(options, why):
 def test_what_is_not_held(monkeypatch):
     transform = train_transform("crop", (8, 8))
     assert "memory" in hold(FileImages([("a.png", 0)]), transform, CPU)
-    assert "memory" in hold(Joined([pictures(), FileImages([("a.png", 0)])]), transform, CPU)
-    assert "kinds" in hold(Joined([pictures(), pictures(height=31)]), transform, CPU)
-    assert "kinds" in hold(Joined([pictures(), pictures(colours=())]), transform, CPU)
+    assert "memory" in hold(Concat([pictures(), FileImages([("a.png", 0)])]), transform, CPU)
+    assert "kinds" in hold(Concat([pictures(), pictures(height=31)]), transform, CPU)
+    assert "kinds" in hold(Concat([pictures(), pictures(colours=())]), transform, CPU)
     monkeypatch.setattr(device_cache, "MAX_BYTES", 100_000)
     assert hold(pictures(), transform, CPU) == "122,880 bytes of images, more than 100,000"
 
     class Special(ArrayImages):
         pass
 
-    assert "memory" in hold(Special(pictures().images, pictures().labels), transform, CPU)
+    assert "memory" in hold(Special(pictures().images, pictures().targets), transform, CPU)
 
 
 def test_parts_of_a_data_set_share_its_memory():
     first, second, transform = pictures(), pictures(30, seed=2), eval_transform((32, 32))
     whole = hold(first, transform, CPU)
     assert whole.pixels.data_ptr() == first.images.ctypes.data               # no copy at all
-    joined = Joined([first, second])
-    parts = [Part(joined, [50, 3, 3]), Part(Part(joined, range(40, 70)), [29, 0])]
+    joined = Concat([first, second])
+    parts = [Subset(joined, [50, 3, 3]), Subset(Subset(joined, range(40, 70)), [29, 0])]
     images = [hold(part, transform, CPU) for part in parts]
     assert images[0].pixels is images[1].pixels and len(images[0].pixels) == 70
     for part, own in zip(parts, images):
@@ -176,7 +176,7 @@ def test_parts_of_a_data_set_share_its_memory():
 
 def batches(device, workers=0, micro=1, transform=TRANSFORMS["crop_flip (12, 20) bilinear"]) -> dict:
     """(epoch, index) -> image, of the training loader; and of that for evaluation under (None, index)"""
-    split, found = Part(pictures(), range(5, 27)), {}
+    split, found = Subset(pictures(), range(5, 27)), {}
     order = StepOrder(len(split), 8, micro, 0, 1, 0, 0, 6)
     train = data.train_loader(split, order, transform=transform, seed=5, num_workers=workers, pin_memory=False, device=device)
     evaluation = data.eval_loader(split, transform=eval_transform((12, 20)), batch_size=9, rank=0, world_size=1,
@@ -185,7 +185,7 @@ def batches(device, workers=0, micro=1, transform=TRANSFORMS["crop_flip (12, 20)
         assert bool(loader.not_held) == (device is None)
         for batch in loader:
             assert batch.images.dtype == torch.uint8 and batch.targets.dtype == torch.int64 and batch.bad == ()
-            assert batch.targets.tolist() == [split.labels[key.index] for key in batch.keys]
+            assert batch.targets.tolist() == [split.targets[key.index] for key in batch.keys]
             found |= {(key.epoch if loader is train else None, key.index): image for key, image in zip(batch.keys, batch.images)}
     return found
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from utils.data import image_files
-from utils.data.datasets import load_splits
+from utils.data.datasets import open_splits
 from utils.data.image_files import FileImages
 from utils.data.splits import DataError, ImageError
 
@@ -120,7 +120,7 @@ def test_half_transparent_pixels_are_mixed_with_white(tmp_path):
 
 def test_images_are_decoded_when_asked_for(tmp_path):
     split = FileImages([(str(tmp_path / "later.png"), 1), (str(tmp_path / "never.png"), 0)])
-    assert split.labels.tolist() == [1, 0] and split.labels.dtype == np.int64 and len(split) == 2
+    assert split.targets.tolist() == [1, 0] and split.targets.dtype == np.int64 and len(split) == 2
     Image.new("L", (2, 2), 9).save(tmp_path / "later.png")
     assert split[0][0].getpixel((0, 0)) == (9, 9, 9)
 
@@ -129,10 +129,10 @@ def test_images_are_decoded_when_asked_for(tmp_path):
 
 
 def test_folder(tmp_path):
-    splits = load_splits("folder", tree(tmp_path, GOOD_TREE))
+    splits = open_splits("folder", tree(tmp_path, GOOD_TREE))
     assert splits.classes == ("ant", "bee") and splits.can_flip
-    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
-    assert splits.val.labels.tolist() == [0, 1, 1]
+    assert splits.train.targets.tolist() == [0, 0, 0, 1, 1]
+    assert splits.val.targets.tolist() == [0, 1, 1]
     assert splits.test is splits.val and splits.val_name == "test"
     image, label = splits.train[3]
     assert image.mode == "RGB" and image.size == (10, 12) and label == 1 and image.getpixel((0, 0)) == (4, 8, 100)
@@ -144,10 +144,10 @@ def test_folder_takes_nested_folders_and_leaves_hidden_ones_and_other_files(tmp_
     (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / "ant" / "._0.png").write_bytes(b"what macOS knows of 0.png")
     Image.new("L", (4, 4), 7).save(tmp_path / "val" / "bee" / "GREY.JPEG")
-    splits = load_splits("folder", root)
+    splits = open_splits("folder", root)
     assert splits.classes == ("ant", "bee")
-    assert Counter(splits.train.labels.tolist()) == {0: 5, 1: 2}
-    assert Counter(splits.val.labels.tolist()) == {0: 1, 1: 3}
+    assert Counter(splits.train.targets.tolist()) == {0: 5, 1: 2}
+    assert Counter(splits.val.targets.tolist()) == {0: 1, 1: 3}
     assert {splits.val[index][0].mode for index in range(4)} == {"RGB"}
 
 
@@ -156,7 +156,7 @@ def test_the_order_of_the_files_is_that_of_torchvision(tmp_path):
     root = tree(tmp_path, layout | {f"val/{name}": 1 for name in ("b.c", "b", "b-a", "B")})
     (tmp_path / "train" / "b" / "last.png").write_bytes(png())
     (tmp_path / "train" / "B" / "linked").symlink_to(tmp_path / "train" / "b.c")
-    splits = load_splits("folder", root)
+    splits = open_splits("folder", root)
     expected = ImageFolder(tmp_path / "train")
     assert splits.train.samples == expected.samples and list(splits.classes) == expected.classes
 
@@ -165,7 +165,7 @@ def test_a_link_in_a_circle_is_not_followed(tmp_path):
     root = tree(tmp_path, GOOD_TREE)
     (tmp_path / "train" / "ant" / "again").symlink_to(tmp_path / "train" / "ant")
     (tmp_path / "train" / "ant" / "above").symlink_to(tmp_path)
-    assert load_splits("folder", root).train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert open_splits("folder", root).train.targets.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
@@ -177,7 +177,7 @@ def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
     for name in ("z", "y"):
         (tmp_path / "train" / "cat" / "a" / name).symlink_to(tmp_path / "outside")
     (tmp_path / "outside" / "deep" / "up").symlink_to(tmp_path)
-    splits = load_splits("folder", root)
+    splits = open_splits("folder", root)
     found = [Path(path).relative_to(tmp_path).as_posix() for path, label in splits.train.samples if label == 2]
     assert found == ["train/cat/a/0.png", "train/cat/a/y/deep/end/0.png", *(f"train/cat/{name}/0.png" for name in "bcdef")]
 
@@ -206,7 +206,7 @@ def test_bad_trees_are_told_in_one_line(tmp_path, case):
     layout, words = BAD_TREES[case]
     tree(tmp_path, layout)
     with pytest.raises(DataError) as told:
-        load_splits("folder", str(tmp_path))
+        open_splits("folder", str(tmp_path))
     assert "\n" not in str(told.value)
     for word in words:
         assert word.format(root=tmp_path) in str(told.value)
@@ -228,8 +228,8 @@ TREES_THAT_WORK = {
 def test_class_folders_that_differ(tmp_path, figure):
     for number, case in enumerate(TREES_THAT_WORK):
         layout, labels = TREES_THAT_WORK[case]
-        splits = load_splits("folder", tree(tmp_path / str(number), GOOD_TREE | layout))
-        assert splits.val.labels.tolist() == labels, case
+        splits = open_splits("folder", tree(tmp_path / str(number), GOOD_TREE | layout))
+        assert splits.val.targets.tolist() == labels, case
         for split in (splits.train, splits.val):
             for index, (path, label) in enumerate(split.samples):
                 assert splits.classes[label] == Path(path).relative_to(tmp_path / str(number)).parts[1]
@@ -237,58 +237,58 @@ def test_class_folders_that_differ(tmp_path, figure):
     for number, case in enumerate(BAD_TREES):
         tree(tmp_path / f"bad{number}", BAD_TREES[case][0])
         with pytest.raises(DataError):
-            load_splits("folder", str(tmp_path / f"bad{number}"))
+            open_splits("folder", str(tmp_path / f"bad{number}"))
     figure("trees of class folders that differ", len(TREES_THAT_WORK) + len(BAD_TREES))
 
 
 def test_a_third_split_is_the_test_set(tmp_path):
-    splits = load_splits("folder", tree(tmp_path / "three", {**GOOD_TREE, "test/ant": 4, "test/bee": 1}))
+    splits = open_splits("folder", tree(tmp_path / "three", {**GOOD_TREE, "test/ant": 4, "test/bee": 1}))
     assert (len(splits.train), len(splits.val), len(splits.test), splits.val_name) == (5, 3, 5, "val")
     unlabelled = tree(tmp_path / "two", {**GOOD_TREE, "test": 3})
-    two = load_splits("folder", unlabelled)
+    two = open_splits("folder", unlabelled)
     assert two.val is two.test and two.val_name == "test"
     with pytest.raises(DataError, match="train and test have different classes"):
-        load_splits("folder", tree(tmp_path / "other", {**GOOD_TREE, "test/wasp": 1}))
+        open_splits("folder", tree(tmp_path / "other", {**GOOD_TREE, "test/wasp": 1}))
 
 
 def test_one_tree_is_divided_by_a_test_fraction(tmp_path):
-    splits = load_splits("folder", tree(tmp_path, {"ant": 10, "bee/small": 3, "bee/large": 2, ".hidden": 1}), test_fraction=0.2)
+    splits = open_splits("folder", tree(tmp_path, {"ant": 10, "bee/small": 3, "bee/large": 2, ".hidden": 1}), test_fraction=0.2)
     assert splits.classes == ("ant", "bee") and splits.val is splits.test and splits.val_name == "test"
-    assert Counter(splits.test.labels.tolist()) == {0: 2, 1: 1} and Counter(splits.train.labels.tolist()) == {0: 8, 1: 4}
+    assert Counter(splits.test.targets.tolist()) == {0: 2, 1: 1} and Counter(splits.train.targets.tolist()) == {0: 8, 1: 4}
     colours = [split[index][0].getpixel((0, 0)) for split in (splits.train, splits.test) for index in range(len(split))]
     assert len(set(colours)) == 15
-    both = load_splits("folder", str(tmp_path), test_fraction=0.2, val_fraction=0.25)
+    both = open_splits("folder", str(tmp_path), test_fraction=0.2, val_fraction=0.25)
     assert [len(split) for split in (both.train, both.val, both.test)] == [9, 3, 3] and both.val_name == "val"
 
 
 def test_imagenet_wants_its_thousand_classes_and_its_own_splits(tmp_path):
     with pytest.raises(DataError, match=r"has 2 classes, not 1000: .*--dataset folder"):
-        load_splits("imagenet", tree(tmp_path / "two", GOOD_TREE))
+        open_splits("imagenet", tree(tmp_path / "two", GOOD_TREE))
     with pytest.raises(DataError, match=r"no such folder: .*/train"):
-        load_splits("imagenet", tree(tmp_path / "one", {"ant": 2, "bee": 2}), test_fraction=0.5)
+        open_splits("imagenet", tree(tmp_path / "one", {"ant": 2, "bee": 2}), test_fraction=0.5)
 
 
 # ------------------------------------------------------------------------------------------------------ lists
 
 
 def test_csv(tmp_path):
-    splits = load_splits("csv", csv_files(tmp_path, train="b.png,cat\na.png, a dog \nc.png,cat\n", val="d.png,cat"))
+    splits = open_splits("csv", csv_files(tmp_path, train="b.png,cat\na.png, a dog \nc.png,cat\n", val="d.png,cat"))
     assert splits.classes == ("a dog", "cat") and splits.can_flip
-    assert splits.train.labels.tolist() == [1, 0, 1] and splits.val.labels.tolist() == [1]
+    assert splits.train.targets.tolist() == [1, 0, 1] and splits.val.targets.tolist() == [1]
     assert splits.test is splits.val and splits.val_name == "test"
     assert [splits.train[index][0].getpixel((0, 0))[0] for index in range(3)] == [10, 0, 20]
-    held = load_splits("csv", str(tmp_path), val_fraction=0.5)
-    assert [len(held.train), held.val.labels.tolist(), held.val_name] == [2, [1], "val"] and len(held.test) == 1
+    held = open_splits("csv", str(tmp_path), val_fraction=0.5)
+    assert [len(held.train), held.val.targets.tolist(), held.val_name] == [2, [1], "val"] and len(held.test) == 1
 
 
 def test_csv_with_three_lists(tmp_path):
     root = csv_files(tmp_path, train="a.png,x\nb.png,y\n", val="c.png,y\n", test="d.png,x\ne.png,x\n")
-    splits = load_splits("csv", root)
-    assert [split.labels.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [1], [0, 0]]
+    splits = open_splits("csv", root)
+    assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [1], [0, 0]]
     assert splits.val_name == "val"
     with pytest.raises(DataError, match=r"validation split of its own \(1 images\)"):
-        load_splits("csv", root, val_fraction=0.5)
-    drawn = load_splits("csv", root, test_fraction=0.4)
+        open_splits("csv", root, val_fraction=0.5)
+    drawn = open_splits("csv", root, test_fraction=0.4)
     assert drawn.val is drawn.test and len(drawn.train) + len(drawn.test) == 5
 
 
@@ -296,14 +296,14 @@ def test_csv_with_three_lists(tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv_header_is_recognised(tmp_path, header, end):
     text = end.join([header, "a.png,x", "", "b.png,y", ""])
-    splits = load_splits("csv", csv_files(tmp_path, train=end + text if header[0] == "F" else text, val="c.png,x"))
+    splits = open_splits("csv", csv_files(tmp_path, train=end + text if header[0] == "F" else text, val="c.png,x"))
     assert splits.classes == ("x", "y") and len(splits.train) == 2
 
 
 def test_csv_header_is_not_a_class_elsewhere(tmp_path):
     (tmp_path / "path").write_bytes(png())
-    splits = load_splits("csv", csv_files(tmp_path, train="path,x\npath,label\n", val="path,x"))
-    assert splits.classes == ("label", "x") and splits.train.labels.tolist() == [1, 0]
+    splits = open_splits("csv", csv_files(tmp_path, train="path,x\npath,label\n", val="path,x"))
+    assert splits.classes == ("label", "x") and splits.train.targets.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(("labels", "classes", "expected"), [
@@ -317,10 +317,10 @@ def test_csv_header_is_not_a_class_elsewhere(tmp_path):
 ])
 def test_csv_labels(tmp_path, labels, classes, expected):
     labels = labels.split(" ")
-    splits = load_splits("csv", csv_files(tmp_path, train="".join(f"a.png,{label}\n" for label in labels),
+    splits = open_splits("csv", csv_files(tmp_path, train="".join(f"a.png,{label}\n" for label in labels),
                                           val=f"b.png,{labels[0]}"))
-    assert list(splits.classes) == classes and splits.train.labels.tolist() == expected
-    assert splits.val.labels.tolist() == expected[:1]
+    assert list(splits.classes) == classes and splits.train.targets.tolist() == expected
+    assert splits.val.targets.tolist() == expected[:1]
 
 
 def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
@@ -328,7 +328,7 @@ def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
     for name in ("one, two.png", 'a "b".png', "ü.png"):
         (tmp_path / "sub" / name).write_bytes(png())
     train = f'"sub/one, two.png",x\n"sub/a ""b"".png",x\nsub/ü.png,x\n{tmp_path}/data/a.png,x\n../sub/ü.png,x\n'
-    splits = load_splits("csv", csv_files(tmp_path / "data", train=train.replace("sub/", "../sub/").replace("../../", "../"),
+    splits = open_splits("csv", csv_files(tmp_path / "data", train=train.replace("sub/", "../sub/").replace("../../", "../"),
                                           val="a.png,x"))
     assert [splits.train[index][0].size for index in range(5)] == [(20, 20)] * 3 + [(4, 3), (20, 20)]
 
@@ -364,7 +364,7 @@ def test_bad_lists_are_told_by_line(tmp_path, case):
     texts, words = BAD_LISTS[case]
     csv_files(tmp_path, **{"train": "a.png,x\nb.png,y\n", "val": "c.png,y\n"} | texts)
     with pytest.raises(DataError) as told:
-        load_splits("csv", str(tmp_path))
+        open_splits("csv", str(tmp_path))
     assert "\n" not in str(told.value) and "\r" not in str(told.value)
     for word in words:
         assert word.format(root=tmp_path) in str(told.value)
@@ -375,7 +375,7 @@ def test_missing_lists_are_told(tmp_path, missing):
     csv_files(tmp_path, train="a.png,x", val="b.png,x")
     (tmp_path / f"{missing}.csv").unlink()
     with pytest.raises(DataError, match=rf"no such file: {tmp_path}/{missing}.csv .*must hold train.csv and val.csv"):
-        load_splits("csv", str(tmp_path))
+        open_splits("csv", str(tmp_path))
 
 
 def test_absurdly_large_lists_are_not_read(tmp_path):
@@ -383,4 +383,4 @@ def test_absurdly_large_lists_are_not_read(tmp_path):
     with open(tmp_path / "train.csv", "r+b") as stream:
         stream.truncate(image_files.MAX_LIST_BYTES + 1)          # a hole: no disk is filled
     with pytest.raises(DataError, match=r"train.csv: 1,073,741,825 bytes are no list"):
-        load_splits("csv", str(tmp_path))
+        open_splits("csv", str(tmp_path))

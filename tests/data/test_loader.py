@@ -207,7 +207,7 @@ def test_evaluation_covers_every_image_once(count, world, batch_size):
         for batch in batches:
             for key, image, label in zip(batch.keys, batch.images, batch.targets):
                 seen.append(key.index)
-                assert label == split.labels[key.index]
+                assert label == split.targets[key.index]
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), split.images[key.index])     # as it is
     assert sorted(seen) == list(range(count))
 

@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 
 from utils.attention.edits import Edit
 from utils.data import check, prepare, transforms
-from utils.data.datasets import load_splits, own_splits
+from utils.data.datasets import open_splits, own_splits
 from utils.data.loader import StepOrder, train_loader
 from utils.data.prepared import FILE, ROW, describe
-from utils.data.splits import DataError, ImageError, Part, fingerprint
+from utils.data.splits import DataError, ImageError, Subset, fingerprint
 from utils.data.workers import WorkerError
 from utils.randomness import seeded
 from utils.run.checkpoint import StorageError
@@ -69,11 +69,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_pixels_are_those_of_torchvision(files, whole):
-    read, made = load_splits("folder", str(files)), load_splits("folder", str(whole))
+    read, made = open_splits("folder", str(files)), open_splits("folder", str(whole))
     assert (made.classes, made.can_flip, made.val_name) == (read.classes, read.can_flip, read.val_name)
     assert made.val is not made.test
     for split, other in ((read.train, made.train), (read.val, made.val), (read.test, made.test)):
-        assert np.array_equal(split.labels, other.labels) and len(split) == len(other)
+        assert np.array_equal(split.targets, other.targets) and len(split) == len(other)
         for index in range(len(split)):
             image, label = split[index]
             expected = v2.functional.resize(image, [SIZE]) if min(image.size) > SIZE else image
@@ -105,27 +105,27 @@ def test_a_run_takes_it_in_place_of_the_files(files, whole, tmp_path, dataset):
         target = files.parent / "csv-set"
     prepare.build(own_splits(dataset, source), dataset, target, SIZE, 1, lambda line: None)
     shares = {"test_fraction": 0.3, "val_fraction": 0.2, "split_seed": 3}
-    read, made = (load_splits(dataset, place, **shares) for place in (source, str(target)))
+    read, made = (open_splits(dataset, place, **shares) for place in (source, str(target)))
     for part in ("train", "val", "test"):
-        pairs = [[(split.labels[index], split.name(index)) for index in range(len(split))]
+        pairs = [[(split.targets[index], split.name(index)) for index in range(len(split))]
                  for split in (getattr(read, part), getattr(made, part))]
         assert pairs[1] == [(label, f"prepared-{SIZE}/{name}") for label, name in pairs[0]]
     assert fingerprint(read.train) != fingerprint(made.train)
-    assert load_splits("folder", str(target), test_fraction=0.3).classes == made.classes
+    assert open_splits("folder", str(target), test_fraction=0.3).classes == made.classes
     with pytest.raises(DataError, match=f"prepared from {dataset}"):
-        load_splits("imagenet", str(target))
+        open_splits("imagenet", str(target))
     if dataset == "folder":
         with pytest.raises(DataError, match="no train/ and val/"):
-            load_splits(dataset, str(target))
+            open_splits(dataset, str(target))
 
 
 def test_training_and_evaluation_read_it(files, whole):
-    made = load_splits("folder", str(whole))
+    made = open_splits("folder", str(whole))
     transform = transforms.train_transform("crop_flip", (24, 24))
     batches = []
     for workers in (0, 2):
         order = StepOrder(len(made.train), 8, 2, 0, 1, 0, 0, 3)
-        loader = train_loader(Part(made.train, range(len(made.train))), order, transform=transform, seed=0, num_workers=workers,
+        loader = train_loader(Subset(made.train, range(len(made.train))), order, transform=transform, seed=0, num_workers=workers,
                               pin_memory=False)
         batches.append([batch.images for batch in loader])
     assert len(batches[0]) == 6 and batches[0][0].shape == (4, 3, 24, 24) and batches[0][0].dtype == torch.uint8
@@ -136,7 +136,7 @@ def test_training_and_evaluation_read_it(files, whole):
     torch.manual_seed(5)
     assert (one.int() - transform(as_image).int()).abs().max() <= 1          # torch's resize against Pillow's
     show = transforms.eval_transform((28, 28), crop=0.875)
-    read = load_splits("folder", str(files))
+    read = open_splits("folder", str(files))
     for index in (0, 1, 2, 5):
         assert torch.equal(show(made.val[index][0]), show(read.val[index][0]))
 
@@ -166,7 +166,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path):
         assert kills < 50
         if not target.exists():
             with pytest.raises(DataError):
-                load_splits("folder", str(target))
+                open_splits("folder", str(target))
     assert kills >= 2 and contents(target).items() >= contents(tmp_path / "whole").items()
 
 
@@ -202,9 +202,9 @@ def test_a_changed_source_starts_anew(files, whole, tmp_path, monkeypatch):
     other.save(source / "train/ant/1.jpg")
     assert "already" not in make(source, target)[0]
     assert contents(target).keys() == contents(whole).keys() and contents(target) != contents(whole)
-    made = load_splits("folder", str(target)).train
+    made = open_splits("folder", str(target)).train
     place = next(index for index in range(len(made)) if made.name(index).endswith("train/ant/1.jpg"))
-    read = load_splits("folder", str(source)).train[place][0]
+    read = open_splits("folder", str(source)).train[place][0]
     assert np.array_equal(made[place][0], v2.functional.resize(read, [SIZE]))
 
 
@@ -237,7 +237,7 @@ def test_bad_images_are_listed_or_left_out(files, tmp_path):
     assert str(cut) in (tmp_path / "set.building/bad_images.txt").read_text()
     said = make(source, target, skip=0.05)
     assert "2 left out" in said[-1] and len((target / "bad_images.txt").read_text().splitlines()) == 2
-    made, read = load_splits("folder", str(target)), load_splits("folder", str(files))
+    made, read = open_splits("folder", str(target)), open_splits("folder", str(files))
     names = {f"prepared-{SIZE}/{read.train.name(index)}": read.train[index][0] for index in range(40)}
     left = names.keys() - {made.train.name(index) for index in range(len(made.train))}
     assert len(made.train) == 38 and left == {f"prepared-{SIZE}/train/{name}" for name in ("bee/2.jpg", "ant/2.jpg")}
@@ -283,14 +283,14 @@ def test_a_link_or_a_pipe_in_the_way(files, whole, tmp_path, copy):
     (copy / "train.index").unlink()
     os.mkfifo(copy / "train.index")
     with pytest.raises(DataError, match="no such file"):
-        load_splits("folder", str(copy))
+        open_splits("folder", str(copy))
 
 
 def test_edits_of_attention_go_with_prepared_images(files, whole):
     """They come to lie where they lie of the files."""
     edit = Edit("", "", np.ones((2, 2), np.float32), np.eye(2, dtype=bool))
     transform, found = transforms.train_transform("none", (16, 16)), []
-    for split in (load_splits("folder", str(whole)).train, load_splits("folder", str(files)).train):
+    for split in (open_splits("folder", str(whole)).train, open_splits("folder", str(files)).train):
         image, _ = split.source(0)
         with seeded(1):
             found.append(transforms.with_edit(transform, image, edit, (2, 2)))
@@ -317,7 +317,7 @@ def test_any_flipped_bit_beside_the_pixels_is_told_at_the_start(copy, name):
         (copy / name).write_bytes(damaged)
         try:
             with pytest.raises(DataError, match=r"set again|it again|prepared from") as told:
-                load_splits("folder", str(copy))
+                open_splits("folder", str(copy))
             assert str(copy) in str(told.value) and "\n" not in str(told.value)
         except pytest.fail.Exception:                                # white space between the values of the JSON
             assert name == FILE and json.loads(damaged) == json.loads(content)
@@ -335,19 +335,19 @@ def test_a_file_of_another_length(copy, name, change):
     if name == FILE and change == "cut":                             # its line break
         file.write_bytes(content[:-2])
     with pytest.raises(DataError) as told:
-        load_splits("folder", str(copy))
+        open_splits("folder", str(copy))
     assert "\n" not in str(told.value)
 
 
 def test_damaged_pixels_are_found_by_check_data(copy):
-    splits = load_splits("folder", str(copy))
+    splits = open_splits("folder", str(copy))
     place = int(splits.train.rows["place"][7])
     with open(copy / "train.pixels", "r+b") as stream:
         stream.seek(place)
         byte = stream.read(1)[0]
         stream.seek(place)
         stream.write(bytes([byte ^ 4]))
-    splits = load_splits("folder", str(copy))                        # a start does not read them
+    splits = open_splits("folder", str(copy))                        # a start does not read them
     splits.train.source(7)
     findings = check.check(splits, 2, pytest.fail)
     assert [bad[:3] for bad in findings.bad] == [("train", 7, splits.train.name(7))] and "SHA-256" in findings.bad[0][3]
@@ -399,10 +399,10 @@ FORGED = {
 @pytest.mark.parametrize("forgery", FORGED)
 def test_forged_files_cost_one_line(copy, memory_below, forgery):
     sealed(copy, lambda facts, rows: None)
-    load_splits("folder", str(copy))
+    open_splits("folder", str(copy))
     sealed(copy, FORGED[forgery])
     with memory_below(48 << 20), pytest.raises(DataError) as told:
-        load_splits("folder", str(copy))
+        open_splits("folder", str(copy))
     assert "\n" not in str(told.value) and len(str(told.value)) < 500
     if forgery == "another version":
         assert "another version" in str(told.value) and "set again" in str(told.value)

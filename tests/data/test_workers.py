@@ -41,7 +41,7 @@ class Fateful(ArrayImages):
 
     def __init__(self, folder: Path, what, index: int = 7, times: int = 1):
         whole = pictures()
-        super().__init__(whole.images, whole.labels)
+        super().__init__(whole.images, whole.targets)
         self.folder, self.what, self.index = folder, what, index
         for number in range(times):
             (folder / f"fate-{number}").touch()

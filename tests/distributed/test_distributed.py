@@ -158,7 +158,7 @@ def skipping(world, exact: bool) -> dict:
 
 def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
     split = digits("").val
-    split = ArrayImages(split.images[:images], split.labels[:images])
+    split = ArrayImages(split.images[:images], split.targets[:images])
     loader = data.eval_loader(split, transform=eval_transform((8, 8)), batch_size=batch_size, rank=world.rank,
                               world_size=world.size, num_workers=0, pin_memory=False)
     report = evaluation.evaluate(network(), loader, to_input, FP32, world, 10, confusion=True, **more)

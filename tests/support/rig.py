@@ -25,7 +25,7 @@ import torch.utils.tensorboard
 import models  # noqa: F401
 import train
 from utils.data import datasets
-from utils.data.splits import Part
+from utils.data.splits import Subset
 from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
@@ -95,9 +95,9 @@ def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, befor
 
 def _few(splits):
     """Fewer images to evaluate on, and not enough to train on for the run to end within an epoch."""
-    test = Part(splits.test, range(40))
-    val = test if splits.val is splits.test else Part(splits.val, range(40))
-    return dataclasses.replace(splits, train=Part(splits.train, range(200)), val=val, test=test)
+    test = Subset(splits.test, range(40))
+    val = test if splits.val is splits.test else Subset(splits.val, range(40))
+    return dataclasses.replace(splits, train=Subset(splits.train, range(200)), val=val, test=test)
 
 
 def stopping_after(step: int):

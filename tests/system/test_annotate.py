@@ -179,7 +179,7 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
     write_run(tmp_path / "output/held", ("ant", "bee"), dataset="folder", data_dir=data, val_fraction=0.2, eval_crop=0.5,
               model_type="ViT-Nano_2", recipe="vit-paper")
     train, val = gallery(), gallery("--split", "val")
-    assert (len(train.labels), len(val.labels)) == (16, 4)
+    assert (len(train.targets), len(val.targets)) == (16, 4)
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = gallery("--data", tmp_path / "moved", "--split", "val")
     assert [moved.name(index) for index in range(4)] == [val.name(index) for index in range(4)]
@@ -223,7 +223,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
     assert not capsys.readouterr().err, "what the run's own images are called is not known any more"
     write_run(tmp_path / "output/cifar", [str(i) for i in range(10)], dataset="cifar10", data_dir=str(tmp_path / "nowhere"),
               model_type="ViT-Nano_2", recipe="vit-paper")
-    monkeypatch.setattr(datasets, "load_splits", lambda *_, **__: pytest.fail("this would download"))
+    monkeypatch.setattr(datasets, "open_splits", lambda *_, **__: pytest.fail("this would download"))
     gallery("--checkpoint", "output/cifar", "--data", tmp_path / "moved/train")
     assert not capsys.readouterr().err
 
@@ -288,7 +288,7 @@ def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, ca
 
     served = []
     monkeypatch.setattr(server, "serve", lambda session, *_: served.append(session.folder))
-    split = datasets.load_splits("digits", "")
+    split = datasets.open_splits("digits", "")
     for index, of in ((3, split.train), (5, split.train), (0, split.val)):
         edit = edits.Edit(of.name(index), edits.checksum(of, index), np.zeros((4, 4), np.float32), np.ones((4, 4), bool))
         edits.write(edits.path_of("output/nano/edits", of.name(index)), edit)
@@ -369,7 +369,7 @@ def test_the_program_serves_until_ctrl_c(run):
         port = int(address.rstrip("/").rpartition(":")[2])
         ask(port, "PUT", "/api/images/7/edit", {"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4})
         # Where train.py --attention_edits looks for them.
-        split = datasets.load_splits("digits", "").train
+        split = datasets.open_splits("digits", "").train
         assert list(edits.find(run.parent / "edits", split)) == [7]
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)

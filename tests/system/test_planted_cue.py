@@ -40,15 +40,15 @@ TRAINING = ("--dataset", "folder", "--recipe", "digits", "--train_batch_size", 3
 def write_images(root: Path, seed: int) -> None:
     """root/SPLIT/CLASS/NUMBER.png. The digits of each split are its own, of other writers."""
     digits, random = datasets.digits(""), np.random.default_rng(seed)
-    stamps = [digits.train.images[np.flatnonzero(digits.train.labels == digit)[0]] for digit in STAMPS]
+    stamps = [digits.train.images[np.flatnonzero(digits.train.targets == digit)[0]] for digit in STAMPS]
     for name, count in COUNTS.items():
         split = getattr(digits, name)
-        others = np.flatnonzero(~np.isin(split.labels, CLASSES))
+        others = np.flatnonzero(~np.isin(split.targets, CLASSES))
         for label, digit in enumerate(CLASSES):
             (root / name / str(digit)).mkdir(parents=True)
             for number in range(count):
                 stamp = label if random.random() < RELIABLE[name] else random.integers(len(CLASSES))
-                corner = split.images[random.choice(np.flatnonzero(split.labels == digit))]
+                corner = split.images[random.choice(np.flatnonzero(split.targets == digit))]
                 right, below = split.images[random.choice(others, 2)]
                 pixels = np.block([[corner, right], [below, stamps[stamp]]])
                 Image.fromarray(pixels).save(root / name / str(digit) / f"{number:03}.png")

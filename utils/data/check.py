@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from utils import process
 
 from .image_files import IMAGE_EXTENSIONS, class_folders, files_below, opened_image, shown
-from .splits import ImageError, Splits, listed
+from .splits import ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
 
 POLL_S = 1.0                 # between looks at whether one is late
@@ -107,13 +107,13 @@ def check(splits: Splits, num_workers: int, say: Callable[[str], None]) -> Findi
 
 def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> Iterator[str]:
     for name, split in named.items():
-        of_class = np.bincount(split.labels, minlength=len(classes))
+        of_class = np.bincount(split.targets, minlength=len(classes))
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]
         few, many = (f"{of_class[label]:,} ({classes[label]})" for label in (of_class.argmin(), of_class.argmax()))
         range_of = f"from {few} to {many}" if of_class.min() < of_class.max() else f"{of_class.min():,}"
         yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, {range_of} a class; "
                f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
-               + (f"; none of {listed(without)}" if without else ""))
+               + (f"; none of {abbreviate(without)}" if without else ""))
 
 
 def _unreadable(bad: list) -> Iterator[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import prepared
 from .image_files import csv_lists, existing_images, folder, text_lines
-from .splits import ArrayImages, DataError, Splits, check, draw_test, hold_out, listed
+from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
 MAX_IDX_BYTES = 1 << 30          # unpacked; the largest of the MNIST family is half of it
@@ -77,7 +77,7 @@ def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
     for place in places if files is None else ():
         there = {file.name.removesuffix(".gz") for file in place.glob("*-ubyte*")} & set(IDX_FILES)
         if there:
-            raise DataError(f"{place} lacks {listed(set(IDX_FILES) - there)} (.gz or unpacked): put them there too")
+            raise DataError(f"{place} lacks {abbreviate(set(IDX_FILES) - there)} (.gz or unpacked): put them there too")
     if files is None:
         names = ", ".join(name for name, _ in kind.resources)
         _downloaded(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
@@ -260,20 +260,20 @@ def own_splits(dataset: str, data_dir: str) -> Splits:
     return DATASETS[dataset](data_dir)
 
 
-def load_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0) -> Splits:
-    """The data set's own splits, or shares of every class drawn by `split_seed`.
+def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0, split_seed: int = 0,
+                strata: Strata = by_class) -> Splits:
+    """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata.
 
-    test_fraction: that share of all images put together becomes the test set. val_fraction: that share of what is to
-    train on becomes the validation set. Raises DataError if the data are not there or do not fit each other.
+    test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
+    becomes the validation set. Raises DataError if the data are missing or do not fit together.
     """
     splits = own_splits(dataset, data_dir)
     if test_fraction:
-        splits = draw_test(splits, test_fraction, split_seed)
+        splits = draw_test(splits, test_fraction, split_seed, strata)
     elif not len(splits.test):
         raise DataError(f"{data_dir} holds {len(splits.classes)} folders but no train/ and val/: if the folders are classes, "
                         "--test_fraction 0.2 draws a test set from them; else give the folder that holds train/ and val/")
     if val_fraction:
-        splits = hold_out(splits, val_fraction, split_seed)
+        splits = hold_out(splits, val_fraction, split_seed, strata)
     check(splits, f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset)
     return splits

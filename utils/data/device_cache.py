@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from utils.device import on_device
 from utils.randomness import raw_draws
 
-from .splits import ArrayImages, Joined, Part
+from .splits import ArrayImages, Concat, Subset
 from .transforms import ResizeToCover, covering
 
 MAX_BYTES = 1 << 30               # of images; and on a GPU a quarter of what is free
@@ -215,10 +215,10 @@ _HELD: "weakref.WeakKeyDictionary[ArrayImages, dict[tuple, Tensor]]" = weakref.W
 
 def _rows(split: Dataset, leaves: list[ArrayImages]) -> np.ndarray | None:
     """Where the split's images are in the leaves, one after the other, to which it adds. None if one is not in memory."""
-    if type(split) is Part:
+    if type(split) is Subset:
         rows = _rows(split.split, leaves)
         return None if rows is None else rows[split.indices]
-    if type(split) is Joined:
+    if type(split) is Concat:
         parts = [_rows(part, leaves) for part in split.splits]
         return None if any(rows is None for rows in parts) else np.concatenate(parts)
     if type(split) is not ArrayImages or not len(split):         # what is built on it may give other images

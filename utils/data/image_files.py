@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, to_rgb, undecoded
-from .splits import DataError, ImageError, Splits, listed
+from .splits import DataError, ImageError, Splits, abbreviate
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
@@ -39,7 +39,7 @@ class FileImages(Dataset):
 
     def __init__(self, samples: list[tuple[str, int]], root: str | Path = "."):
         self.samples, self.root = samples, Path(root)
-        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+        self.targets = np.array([label for _, label in samples], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -146,7 +146,7 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     names = classes["train"]
     for other in classes:
         if set(classes[other]) - set(names):
-            only = [f"only in {one}: {listed(set(classes[one]) - set(classes[two]))}"
+            only = [f"only in {one}: {abbreviate(set(classes[one]) - set(classes[two]))}"
                     for one, two in (("train", other), (other, "train")) if set(classes[one]) - set(classes[two])]
             raise DataError(f"{data_dir}: train and {other} have different classes ({'; '.join(only)})")
     if classes_wanted not in (None, len(names)):
@@ -155,9 +155,9 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     for split, root in roots.items():
         samples = [(path, label) for label, name in enumerate(names) for path in _images_below(root / name)]
         images[split] = FileImages(samples, data_dir)
-        counts = np.bincount(images[split].labels, minlength=len(names))
+        counts = np.bincount(images[split].targets, minlength=len(names))
         if not (counts.all() if split == "train" else counts.any()):
-            empty = listed(names[label] for label in np.flatnonzero(counts == 0))
+            empty = abbreviate(names[label] for label in np.flatnonzero(counts == 0))
             other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
             raise DataError(f"{root}: no images ({', '.join(IMAGE_EXTENSIONS)}) of class {empty}{other}")
     val = images.get("val", FileImages([]))

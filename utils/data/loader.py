@@ -197,7 +197,7 @@ class Loader:
         self._held = None if self.not_held else held
         if self._held:
             num_workers = num_workers if held_workers is None else held_workers
-            dataset = _Planned(dataset.split.labels, held.rows, held.geometry, dataset.seed)
+            dataset = _Planned(dataset.split.targets, held.rows, held.geometry, dataset.seed)
         self._loading = Loading(dataset, batches, num_workers, _whole if self._held else _collate, pin_memory, timeout_s, say)
         self.num_workers = num_workers
 

@@ -233,7 +233,7 @@ def _look(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int,
     parts, size, _ = _work
     split = parts[name]
     rows, bad, files = np.zeros(min(CHUNK, len(split) - start), ROW), [], []
-    rows["label"] = split.labels[start:start + CHUNK]
+    rows["label"] = split.targets[start:start + CHUNK]
     for number in range(len(rows)):
         try:
             status = os.stat(split.samples[start + number][0])

@@ -42,7 +42,7 @@ class PreparedImages(Dataset):
 
     def __init__(self, file: Path, rows: np.ndarray, names: bytes, size: int):
         self.file, self.rows, self.size = file, rows, size
-        self.labels = rows["label"].astype(np.int64)
+        self.targets = rows["label"].astype(np.int64)
         self._names, self._ends = names, np.flatnonzero(np.frombuffer(names, np.uint8) == 0)
         self._descriptor: int | None = None
 
@@ -55,14 +55,14 @@ class PreparedImages(Dataset):
                 os.close(self._descriptor)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._pixels(index)), int(self.labels[index])
+        return Image.fromarray(self._pixels(index)), int(self.targets[index])
 
     def source(self, index: int) -> tuple[Tensor, int]:
         """uint8 (3, height, width), channels last in memory: torch resizes that 1.5 times as fast as planes."""
-        return torch.from_numpy(self._pixels(index)).permute(2, 0, 1), int(self.labels[index])
+        return torch.from_numpy(self._pixels(index)).permute(2, 0, 1), int(self.targets[index])
 
     def name(self, index: int) -> str:
         start = self._ends[index - 1] + 1 if index else 0

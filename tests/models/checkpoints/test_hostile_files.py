@@ -273,7 +273,7 @@ def test_lists(tmp_path, tries, figure):
     def check(path: Path, seed: int) -> None:
         path.replace(data / "train.csv")
         splits = csv_lists(str(data))
-        assert all(0 <= label < len(splits.classes) for label in splits.train.labels)
+        assert all(0 <= label < len(splits.classes) for label in splits.train.targets)
 
     assert survived(tmp_path, content.encode(), check, times,
                     lambda content, seed: mutated(content, seed, (b'"', b",", b"\n", b"\r", b"\0", b"../", b"\xff"))) > times / 2
