@@ -226,7 +226,7 @@ class Viewer:
 
         device, config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config
         self.model, self.split, self.transform, self.region_of = model.to(device), split, transform, region_of
-        self._input = lambda pixels: transforms.normalise(torch.stack(pixels).to(device), config.mean, config.std)
+        self._input = lambda pixels: transforms.normalize(torch.stack(pixels).to(device), config.mean, config.std)
         self.turn = threading.Lock()                   # hooks and edits hang on the model while it looks
         self.first = min(model.sigmoid_layers[0] - 1, len(model.blocks))
         self.rest = model_end.cut(self.model, self.first)

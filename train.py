@@ -314,7 +314,7 @@ def build(given, run, world, state):
     if world.is_main:
         introduce(run, world, splits, model, f"{chosen.name} ({why})", state)
     mean, std = model.config.mean, model.config.std
-    return splits, model, chosen, lambda images: transforms.normalise(images, mean, std, chosen.weights)
+    return splits, model, chosen, lambda images: transforms.normalize(images, mean, std, chosen.weights)
 
 
 def compile_model(model, world) -> None:
@@ -458,7 +458,7 @@ def loading_of(run, world) -> dict:
     if workers is None:
         workers = data.default_workers(run.dataset, world.local_size, world.device.type)
     return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": run.worker_timeout,
-            "device": world.device, "held_workers": 0 if run.num_workers is None else None}      # drawing takes no time
+            "device": world.device, "cached_workers": 0 if run.num_workers is None else None}      # drawing takes no time
 
 
 def optimizer_of(run, model, world):
@@ -536,7 +536,7 @@ def teacher_of(run, splits, model, chosen, world):
         if images.shape[-2:] != teacher.img_size:
             images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
         with chosen.autocast(world.device):
-            return teacher(transforms.normalise(images, teacher.config.mean, teacher.config.std, chosen.weights))
+            return teacher(transforms.normalize(images, teacher.config.mean, teacher.config.std, chosen.weights))
 
     return teach
 
@@ -576,7 +576,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
               + (f"; {left} other files in {folder} do not: of held-out images ({len(others)}), of no image of these data, or "
                  "without an edited patch" if left else ""))
     return found, others, engine.Lesson(run.attention_loss_weight, lambda: record_patch_logits(model),
-                                        lambda step: sum(key.index in found for key in order.keys_of(step)))
+                                        lambda step: sum(key.index in found for key in order.samples_of(step)))
 
 
 def decides_attention(model, name: str) -> bool:
@@ -717,26 +717,28 @@ class Session:
 
     def feed(self, state):
         """What there is to see: the loaders, and which splits are evaluated. -> engine.Lesson or None"""
+        from utils.attention.edit_transform import EditTransform
         from utils.data import loader as data
-        from utils.data import prefetch
+        from utils.data import sampler
 
         run, world, splits, model = self.run, self.world, self.splits, self.model
         self.loading = loading_of(run, world)
         train_transform, self.eval_transform = transforms_of(run, model, splits)
-        self.order = data.StepOrder(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps,
-                                    world.rank, world.size, run.seed, self.began_at, run.num_steps)
+        self.order = sampler.StepSampler(len(splits.train), run.train_batch_size, world.size * run.gradient_accumulation_steps,
+                                         world.rank, world.size, run.seed, self.began_at, run.num_steps)
         val, test = (splits.val, splits.val_name), (splits.test, "test")
         # Which split is looked at in the end, and which during training, under which name; None: none is.
         self.final = val if run.test == "never" else test
         self.watched = val if splits.test is not splits.val or run.test == "always" else None
         self.edits, self.others, lesson = lesson_of(run, splits, self.final[0], model, self.order, world, state)
-        self.loader = data.train_loader(splits.train, self.order, transform=train_transform, seed=run.seed, edits=self.edits,
-                                        grid=model.grid, bad_images=run.bad_images, **self.loading)
-        self.batches = prefetch.ahead(self.loader, world.device)
+        self.loader = data.train_loader(splits.train, self.order, transform=train_transform, seed=run.seed,
+                                        edit_transform=None if self.edits is None else EditTransform(self.edits, model.grid),
+                                        bad_images=run.bad_images, **self.loading)
+        self.batches = data.prefetch(self.loader, world.device)
         if world.is_main:
-            workers, why = self.loader.num_workers, self.loader.not_held
+            workers, why = self.loader.num_workers, self.loader.not_cached
             print("input: " + (f"{workers} worker process{'es' * (workers > 1)} a rank; " if workers else "")
-                  + (f"image by image: {why}" if why else f"whole batches, of images held on the {world.device.type.upper()}"))
+                  + (f"image by image: {why}" if why else f"whole batches, of images cached on the {world.device.type.upper()}"))
         return lesson
 
     def wrapped(self):
@@ -967,7 +969,7 @@ class Session:
         from utils.training import trainer as engine
 
         step = self.trainer.step
-        self.report.session("diverged", step + 1, samples=[key.index for key in self.order.keys_of(step)])
+        self.report.session("diverged", step + 1, samples=[key.index for key in self.order.samples_of(step)])
         if self.world.is_main:
             self.saver.wait()
         saved = [str(file) for file in checkpoint.step_files(self.folder)[:1]] if self.world.is_main else []

@@ -177,7 +177,7 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
     import torch
 
     from models import create_model, find_checkpoint, load_model, run_settings
-    from utils.data.class_names import imagenet_names
+    from utils.data.datasets import imagenet_names
     from utils.report.views import Subject
     from utils.run import checkpoint as checkpoints
     from utils.run import folder as run_folder
@@ -256,13 +256,13 @@ def look(subject, example):
     import torch
 
     from models import record_attention
-    from utils.data.transforms import normalise
+    from utils.data.transforms import normalize
     from utils.report.views import View
 
     model = subject.model
     image, _ = example.split[example.index]
     pixels = subject.transform()(image)[None]
-    inputs = normalise(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
+    inputs = normalize(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
     with torch.no_grad(), record_attention(model) as maps:
         logits = model(inputs)
     probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()

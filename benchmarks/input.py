@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         count = {"images": 64 if options.quick else CIFAR}
         _ask("input arrays 32x32", [
             Contender("torchvision", "benchmarks.input:array_images", given | count),
-            Contender(OURS, "benchmarks.ours:held_input", given | count, "ours")], where, options, batch)
+            Contender(OURS, "benchmarks.ours:cached_input", given | count, "ours")], where, options, batch)
 
 
 def _ask(title: str, group: list[Contender], where: harness.Stage, options, batch: int) -> None:

@@ -14,6 +14,7 @@ from models.attention import Attend
 from utils import allocator, distributed
 from utils.data import datasets, prepare, splits, transforms
 from utils.data import loader as data
+from utils.data.sampler import SampleIndices, StepSampler
 from utils.run import checkpoint, profiling
 from utils.run import saver as saving
 from utils.training import evaluation as metrics
@@ -52,7 +53,7 @@ def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tu
     mean, std = model.config.mean, model.config.std
     if compiled:
         model.compile(dynamic=False)
-    return world, model, chosen, lambda pixels: transforms.normalise(pixels, mean, std, chosen.weights)
+    return world, model, chosen, lambda pixels: transforms.normalize(pixels, mean, std, chosen.weights)
 
 
 def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
@@ -60,7 +61,7 @@ def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
     targets, indices = torch.arange(len(pixels)) % CLASSES, np.arange(len(pixels))
     nothing = np.zeros_like(indices)
     for step in itertools.count():
-        yield data.Batch(pixels, targets, data.Keys(step, 0, nothing, indices))
+        yield data.Batch(pixels, targets, SampleIndices(step, 0, nothing, indices))
 
 
 def training_step(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
@@ -142,12 +143,12 @@ def _input(split, batch: int, size: int) -> Callable[[], None]:
     allocator.keep_memory()             # as train.py on a CPU
     config = configs.MODELS["ViT-B_16"]
     transform = transforms.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
-    order = data.StepOrder(len(split), batch, 1, 0, 1, 0, 0, 10**6)
+    order = StepSampler(len(split), batch, 1, 0, 1, 0, 0, 10**6)
     batches = iter(data.train_loader(split, order, transform=transform, seed=0, num_workers=0, pin_memory=False,
                                      device=torch.device("cpu")))
 
     def step() -> None:
-        transforms.normalise(next(batches).images, config.mean, config.std)
+        transforms.normalize(next(batches).images, config.mean, config.std)
 
     return step
 
@@ -161,7 +162,7 @@ def prepared_input(root: str, cache: str, batch: int, size: int) -> Callable[[],
     return folder_input(cache, batch, size)
 
 
-def held_input(images: int, batch: int, size: int) -> Callable[[], None]:
+def cached_input(images: int, batch: int, size: int) -> Callable[[], None]:
     return _input(splits.ArrayImages(arrays(images), [index % 10 for index in range(images)]), batch, size)
 
 

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from utils.data import image_files
 from utils.data import loader as data
 from utils.data.image_files import MAX_IMAGE_BYTES, MAX_PIXELS, FileImages
+from utils.data.sampler import SampleIndex, StepSampler
 from utils.data.splits import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
@@ -267,7 +268,7 @@ def loaded(split: FileImages, workers: int = 0, world: int = 1, micro: int = 2) 
     """(step, epoch, index) -> image, label, why another one stands for it"""
     found = {}
     for rank in range(world):
-        order = data.StepOrder(COUNT, 8, micro, rank, world, 3, 0, 6)
+        order = StepSampler(COUNT, 8, micro, rank, world, 3, 0, 6)
         loader = data.train_loader(split, order, transform=CROPPED, seed=5, num_workers=workers, pin_memory=False,
                                    bad_images="skip")
         for batch, keys in zip(loader, order, strict=True):
@@ -302,7 +303,7 @@ def test_replacements(tmp_path, figure):
 def test_stop_and_evaluation_name_the_image(tmp_path):
     broken = samples(tmp_path, {9})
     with pytest.raises(ImageError, match=r"9\.png: cannot be read"):
-        list(data.train_loader(broken, data.StepOrder(COUNT, 17, 1, 0, 1, 3, 0, 1), transform=CROPPED, seed=5, num_workers=0,
+        list(data.train_loader(broken, StepSampler(COUNT, 17, 1, 0, 1, 3, 0, 1), transform=CROPPED, seed=5, num_workers=0,
                                pin_memory=False))
     with pytest.raises(ImageError, match=r"9\.png: cannot be read"):
         list(data.eval_loader(broken, transform=CROPPED, batch_size=4, rank=0, world_size=1, num_workers=0, pin_memory=False))
@@ -311,9 +312,9 @@ def test_stop_and_evaluation_name_the_image(tmp_path):
 def test_where_nothing_can_be_read_the_first_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "REPLACEMENTS", 5)
     broken = samples(tmp_path, set(range(6, 12)))
-    keyed = data._Keyed(broken, CROPPED, 5, skip=True)
-    assert isinstance(keyed[data.Key(0, 0, 0, 7)], tuple)         # 12 can be
-    error = keyed[data.Key(0, 0, 0, 6)]
+    keyed = data._Samples(broken, CROPPED, 5, skip=True)
+    assert isinstance(keyed[SampleIndex(0, 0, 0, 7)], tuple)         # 12 can be
+    error = keyed[SampleIndex(0, 0, 0, 6)]
     assert isinstance(error, ImageError) and "6.png" in str(error)
-    everything = data._Keyed(samples(tmp_path / "all", set(range(COUNT))), CROPPED, 5, skip=True)
-    assert "3.png" in str(everything[data.Key(0, 0, 0, 3)])
+    everything = data._Samples(samples(tmp_path / "all", set(range(COUNT))), CROPPED, 5, skip=True)
+    assert "3.png" in str(everything[SampleIndex(0, 0, 0, 3)])

@@ -450,3 +450,9 @@ def test_damaged_pets_are_told(tmp_path, case):
     assert not re.search(r"[\r\n]", str(told.value))
     for word in words:
         assert word in str(told.value)
+
+
+def test_imagenet_names_by_number():
+    names = datasets.imagenet_names()
+    assert len(names) == 1000
+    assert (names[0], names[207], names[281], names[999]) == ("tench", "golden retriever", "tabby", "toilet tissue")

@@ -10,11 +10,12 @@ from mutations import mutated
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from utils.attention.edit_transform import transform_with_edit
 from utils.attention.edits import Edit
 from utils.data import decode, transforms
 from utils.data.image_files import FileImages
 from utils.data.splits import ImageError
-from utils.data.transforms import eval_transform, train_transform, with_edit
+from utils.data.transforms import eval_transform, train_transform
 from utils.randomness import seeded
 
 SIZE = (32, 32)
@@ -179,11 +180,11 @@ def test_an_edit_goes_with_an_image_that_is_not_decoded(tmp_path):
     transform = train_transform("crop_flip", SIZE)
     for epoch in range(6):
         with seeded(0, epoch):
-            image, moved = with_edit(transform, files.source(0)[0], edit, (4, 4))
+            image, moved = transform_with_edit(transform, files.source(0)[0], edit, (4, 4))
         with seeded(0, epoch):
             assert torch.equal(transform(files.source(0)[0]), image)
         with seeded(0, epoch):
-            assert torch.equal(with_edit(transform, files[0][0], edit, (4, 4))[1], moved)
+            assert torch.equal(transform_with_edit(transform, files[0][0], edit, (4, 4))[1], moved)
 
 
 # ------------------------------------------------------------------------------------------------------- damaged

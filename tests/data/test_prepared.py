@@ -16,11 +16,13 @@ from miniatures import GOOD_TREE, tree
 from PIL import Image
 from torchvision.transforms import v2
 
+from utils.attention.edit_transform import transform_with_edit
 from utils.attention.edits import Edit
 from utils.data import check, prepare, transforms
 from utils.data.datasets import open_splits, own_splits
-from utils.data.loader import StepOrder, train_loader
+from utils.data.loader import train_loader
 from utils.data.prepared import FILE, ROW, describe
+from utils.data.sampler import StepSampler
 from utils.data.splits import DataError, ImageError, Subset, fingerprint
 from utils.data.workers import WorkerError
 from utils.randomness import seeded
@@ -124,7 +126,7 @@ def test_training_and_evaluation_read_it(files, whole):
     transform = transforms.train_transform("crop_flip", (24, 24))
     batches = []
     for workers in (0, 2):
-        order = StepOrder(len(made.train), 8, 2, 0, 1, 0, 0, 3)
+        order = StepSampler(len(made.train), 8, 2, 0, 1, 0, 0, 3)
         loader = train_loader(Subset(made.train, range(len(made.train))), order, transform=transform, seed=0, num_workers=workers,
                               pin_memory=False)
         batches.append([batch.images for batch in loader])
@@ -293,7 +295,7 @@ def test_edits_of_attention_go_with_prepared_images(files, whole):
     for split in (open_splits("folder", str(whole)).train, open_splits("folder", str(files)).train):
         image, _ = split.source(0)
         with seeded(1):
-            found.append(transforms.with_edit(transform, image, edit, (2, 2)))
+            found.append(transform_with_edit(transform, image, edit, (2, 2)))
     (image, edits), (expected, expected_edits) = found
     assert (image.float() - expected.float()).abs().mean() < 3
     assert edits.equal(expected_edits) and edits[1].tolist() == [[1, 0], [0, 1]]

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from utils.data import loader as data
 from utils.data import workers as loader_workers
+from utils.data.sampler import StepSampler
 from utils.data.splits import ArrayImages
 from utils.data.workers import WorkerError
 
@@ -56,7 +57,7 @@ class Fateful(ArrayImages):
 
 
 def loader(split=None, workers=2, say=None, timeout_s=60.0, steps=STEPS, start=0) -> data.Loader:
-    order = data.StepOrder(COUNT, MICRO_SIZE, 1, 0, 1, 3, start, steps)
+    order = StepSampler(COUNT, MICRO_SIZE, 1, 0, 1, 3, start, steps)
     return data.train_loader(split or pictures(), order, transform=CROPPED, seed=5, num_workers=workers, pin_memory=False,
                              timeout_s=timeout_s, say=say or (lambda line: pytest.fail(f"nothing should be told: {line}")))
 
@@ -224,7 +225,7 @@ def test_nothing_is_left_behind(tmp_path, tries):
 
 
 def test_close_is_quick_even_if_a_worker_hangs(tmp_path):
-    later = data.StepOrder(COUNT, MICRO_SIZE, 1, 0, 1, 3, 0, STEPS)[2][0].index
+    later = StepSampler(COUNT, MICRO_SIZE, 1, 0, 1, 3, 0, STEPS)[2][0].index
     running = loader(Fateful(tmp_path, FATES["hangs"][0], later), timeout_s=0)
     batches = iter(running)
     next(batches)

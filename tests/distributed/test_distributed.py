@@ -14,12 +14,14 @@ from torch import nn
 from configs import architecture
 from models import create_model, record_patch_logits
 from utils import distributed
+from utils.attention.edit_transform import EditTransform
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.mixup import Mixer
+from utils.data.sampler import StepSampler
 from utils.data.splits import ArrayImages
-from utils.data.transforms import eval_transform, normalise, train_transform
+from utils.data.transforms import eval_transform, normalize, train_transform
 from utils.distributed import DeviceError, World
 from utils.training import evaluation
 from utils.training import trainer as engine
@@ -35,7 +37,7 @@ STEPS = 20
 
 
 def to_input(images):
-    return normalise(images, (0.5,) * 3, (0.5,) * 3)
+    return normalize(images, (0.5,) * 3, (0.5,) * 3)
 
 
 def network(dropout=0.0) -> nn.Module:
@@ -68,9 +70,9 @@ def mixer() -> Mixer:
     return Mixer(10, 32, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=STEPS - 3)
 
 
-def order_of(world, micro_steps, start=0) -> data.StepOrder:
+def order_of(world, micro_steps, start=0) -> StepSampler:
     """Those of this rank, of 20 steps of 32 digits each"""
-    return data.StepOrder(len(digits("").train), 32, micro_steps * world.size, world.rank, world.size, 5, start, STEPS)
+    return StepSampler(len(digits("").train), 32, micro_steps * world.size, world.rank, world.size, 5, start, STEPS)
 
 
 def batches(world, micro_steps, transform=PLAIN, num_workers=0, start=0, **more):
@@ -108,8 +110,9 @@ def trained_on_edits(world, micro_steps=1) -> dict:
              for index in range(0, 1097, 7)}
     order = order_of(world, micro_steps)
     lesson = engine.Lesson(20.0, lambda: record_patch_logits(model),
-                           lambda step: sum(key.index in edits for key in order.keys_of(step)))
-    own = batches(world, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5), edits=edits, grid=(4, 4))
+                           lambda step: sum(key.index in edits for key in order.samples_of(step)))
+    own = batches(world, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5),
+                  edit_transform=EditTransform(edits, (4, 4)))
     trainer = make_trainer(model, distributed.wrap(model, world), world, FP32, micro_steps,
                            objective=engine.Objective(lesson=lesson))
     reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]

@@ -81,7 +81,7 @@ def test_what_is_shown_is_the_models(run):
     shown = gallery("--checkpoint", run)
     model = models.load_model(run)
     pixels = torch.from_numpy(shown.pixels(5).copy()).movedim(-1, 0)[None]
-    images = transforms.normalise(pixels, model.config.mean, model.config.std)
+    images = transforms.normalize(pixels, model.config.mean, model.config.std)
     captured = []
     handle = model.blocks[-1].attn.attend.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[:2]))
     with torch.no_grad():

@@ -16,7 +16,7 @@ import configs
 import train
 from models import create_model, load_model, save_npz
 from utils.data.datasets import digits
-from utils.data.transforms import normalise
+from utils.data.transforms import normalize
 from utils.run import checkpoint
 from utils.training import trainer
 
@@ -364,7 +364,7 @@ def test_a_distilled_student_learns_from_its_teacher(run_train, teacher):
     assert not torch.equal(state.model["head.weight"], state.model["head_dist.weight"])
     student, taught_by = load_model(Path("output/r/step-00000060.pt")), load_model(Path(teacher) / "best.pt")
     images = torch.from_numpy(digits("").test.images)[:, None].expand(-1, 3, -1, -1)
-    own, other = (normalise(images, model.config.mean, model.config.std) for model in (student, taught_by))
+    own, other = (normalize(images, model.config.mean, model.config.std) for model in (student, taught_by))
     with torch.no_grad():
         said = student.head_dist(student.forward_features(own)[:, 1]).argmax(dim=1)
         assert (said == taught_by(other).argmax(dim=1)).float().mean() > 0.6

@@ -216,7 +216,7 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     figure = draw(figures, *look, "--img_size", "8x12")
     assert list(figures) == ["output/pictures/rollout-photo.png"]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (8, 12, 3)
-    from utils.data.class_names import imagenet_names
+    from utils.data.datasets import imagenet_names
     first = figure.axes[0].get_xlabel().splitlines()[1].rpartition(":")[0]
     assert any(plots.plain(name, 30) == first for name in imagenet_names())
     from utils.data.transforms import eval_transform

@@ -13,7 +13,8 @@ from models import create_model
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.mixup import Mixer
-from utils.data.transforms import normalise, train_transform
+from utils.data.sampler import StepSampler
+from utils.data.transforms import normalize, train_transform
 from utils.distributed import World, share_weights
 from utils.training import exact
 from utils.training import trainer as engine
@@ -149,10 +150,10 @@ def train(world: World, micro_batches: int, row, state: dict | None, steps: int)
         done, updates, losses = state["step"], state["updates"], state["losses"]
     objective = engine.Objective(0.1, None, Mixer(10, 24, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=100),
                                  "soft", lambda images: images.float().flatten(1)[:, :10] / 99, 0.3, 2.0)
-    order = data.StepOrder(len(digits("").train), 24, micro_batches, world.rank, world.size, 5, done, done + steps)
+    order = StepSampler(len(digits("").train), 24, micro_batches, world.rank, world.size, 5, done, done + steps)
     batches = iter(data.train_loader(digits("").train, order, transform=EVERYTHING, seed=5, num_workers=0, pin_memory=False))
     trainer = engine.Trainer(
-        model, optimizer, scaler, row, world, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3), batch_size=24,
+        model, optimizer, scaler, row, world, lambda images: normalize(images, (0.5,) * 3, (0.5,) * 3), batch_size=24,
         micro_steps=micro_batches // world.size, max_grad_norm=0.5, seed=1, objective=objective, ema=ema, step=done,
         updates=updates, exact=True, requests=lambda: (1.0,))
     for _ in range(steps):

@@ -15,12 +15,14 @@ from torch import nn
 
 from configs import architecture
 from models import create_model
+from utils.attention.edit_transform import EditTransform
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
-from utils.data.loader import Batch, Key
+from utils.data.loader import Batch
 from utils.data.mixup import Mixer
-from utils.data.transforms import eval_transform, normalise, train_transform
+from utils.data.sampler import SampleIndex, StepSampler
+from utils.data.transforms import eval_transform, normalize, train_transform
 from utils.distributed import World
 from utils.training import evaluation
 from utils.training import trainer as engine
@@ -46,7 +48,7 @@ def one_thread():
 
 
 def to_input(images, dtype=torch.float32):
-    return normalise(images, (0.5,) * 3, (0.5,) * 3, dtype)
+    return normalize(images, (0.5,) * 3, (0.5,) * 3, dtype)
 
 
 # ---------------------------------------------------------------------------------- traces of the reference
@@ -65,7 +67,7 @@ def reference_batches(images, labels, steps: int, micro_steps: int):
         size = 16 // micro_steps
         first = 16 * (step % 3) + micro * size
         index = range(first, first + size)
-        yield Batch(images[index], labels[index], [Key(step, micro, 0, number) for number in index])
+        yield Batch(images[index], labels[index], [SampleIndex(step, micro, 0, number) for number in index])
 
 
 @pytest.mark.parametrize("tag", TRACES)
@@ -108,7 +110,7 @@ def test_trace_of_the_reference(tag):
 
 
 def batches(batch_size=32, micro_steps=1, start=0, transform=None):
-    order = data.StepOrder(len(DIGITS.train), batch_size, micro_steps, 0, 1, 5, start, 1000)
+    order = StepSampler(len(DIGITS.train), batch_size, micro_steps, 0, 1, 5, start, 1000)
     return iter(data.train_loader(DIGITS.train, order, transform=transform or train_transform("none", (8, 8)), seed=5,
                                   num_workers=0, pin_memory=False))
 
@@ -245,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(row):
     setup = Setup(row, micro_steps=2)
     setup.go(2)
     before = setup.state()
-    keys = [key for batch in data.StepOrder(len(DIGITS.train), 32, 2, 0, 1, 5, 2, 3) for key in batch]
+    keys = [key for batch in StepSampler(len(DIGITS.train), 32, 2, 0, 1, 5, 2, 3) for key in batch]
     setup.blacken = True
     with pytest.raises(DivergedError) as told:
         setup.go()
@@ -402,7 +404,7 @@ def test_requests_and_replaced_images_are_handed_on(exact):
     asked = iter([[0.0, 2.0], [1.0, 3.5]])
     setup = Setup(exact=exact, micro_steps=2, requests=lambda: next(asked))
     setup.batches = (batch._replace(bad=((batch.keys[0].index, "cut off"),)) for batch in setup.batches)
-    expected = [(key[0].index, "cut off") for key in data.StepOrder(len(DIGITS.train), 32, 2, 0, 1, 5, 0, 2)]
+    expected = [(key[0].index, "cut off") for key in StepSampler(len(DIGITS.train), 32, 2, 0, 1, 5, 0, 2)]
     assert [report.requests for report in setup.go(2)] == [(0.0, 2.0), (1.0, 3.5)] and setup.trainer.bad == expected
     assert Setup().go()[0].requests == ()
 
@@ -657,20 +659,20 @@ class Taught:
     """Attentive, in its first step on 32 digits, of which those at `positions` of the step have edits."""
 
     def __init__(self, positions=(0, 1, 5, 30), micro_steps=1, rank=0, world=1, weight=3.0, row=FP32, scale=0.0, beside=0):
-        order = data.StepOrder(len(DIGITS.train), 32, micro_steps * world, rank, world, 5, 0, 1000)
+        order = StepSampler(len(DIGITS.train), 32, micro_steps * world, rank, world, 5, 0, 1000)
         random = np.random.default_rng(0)
-        keys = order.keys_of(0)
+        keys = order.samples_of(0)
         self.edits = {keys[position].index: Edit("", "", random.random((4, 4), np.float32), random.random((4, 4)) < 0.4)
                       for position in positions}
         self.model = Attentive()
         lesson = Lesson(weight, self.model.listen,
-                        lambda step: beside + sum(key.index in self.edits for key in order.keys_of(step)))
+                        lambda step: beside + sum(key.index in self.edits for key in order.samples_of(step)))
         self.trainer = Trainer(
             self.model, build_optimizer("sgd", self.model.parameters(), 1.0), LossScaler(row, CPU, scale), row,
             World(rank, world, 0, 1, CPU), to_input, batch_size=32, micro_steps=micro_steps, max_grad_norm=0, seed=1,
             objective=Objective(lesson=lesson if weight is not None else None))
         self.batches = iter(data.train_loader(DIGITS.train, order, transform=train_transform("none", (8, 8)), seed=5,
-                                              num_workers=0, pin_memory=False, edits=self.edits, grid=(4, 4)))
+                                              num_workers=0, pin_memory=False, edit_transform=EditTransform(self.edits, (4, 4))))
 
     def go(self) -> engine.StepReport:
         return self.trainer.train_step(self.batches, lambda update: 1.0)[0]
@@ -807,7 +809,8 @@ def masks(steps, start=0, micro_steps=2, micros=None, seed=1) -> dict[tuple[int,
                       step=start)
     position = iter(itertools.product(range(start, start + steps), micros))
     model[1].register_forward_hook(lambda module, inputs, output: found.__setitem__(next(position), output.detach()))
-    batches = (Batch(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), [Key(step, micro, 0, 0)] * 4)
+    images, targets = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    batches = (Batch(images, targets, [SampleIndex(step, micro, 0, 0)] * 4)
                for step, micro in itertools.product(range(start, start + steps), micros))
     for _ in range(steps):
         trainer.train_step(batches, lambda update: 0.0)

@@ -277,3 +277,13 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
         splits = hold_out(splits, val_fraction, split_seed, strata)
     check(splits, f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset)
     return splits
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes (ILSVRC 2012) as torchvision spells them, in the order of published heads.
+
+    A few occur twice, such as "crane", the bird and the machine.
+    """
+    from torchvision.models import ViT_B_16_Weights
+
+    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])

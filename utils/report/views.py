@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from utils.attention import maps as attention_maps
 from utils.data.loader import default_workers, eval_loader
-from utils.data.transforms import eval_transform, normalise
+from utils.data.transforms import eval_transform, normalize
 from utils.run.log import LOG_FILE, scan_log
 
 from . import pictures, plots
@@ -286,7 +286,7 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
                          num_workers=default_workers(subject.settings["dataset"], 1))
     for batch in loader:
         with torch.inference_mode():
-            inputs = normalise(batch.images.to(model.pos_embed.device), model.config.mean, model.config.std)
+            inputs = normalize(batch.images.to(model.pos_embed.device), model.config.mean, model.config.std)
             found = model(inputs).float().softmax(dim=-1).max(dim=-1)
         predicted, probability = found.indices.cpu().numpy(), found.values.tolist()
         np.add.at(matrix, (batch.targets.numpy(), predicted), 1)

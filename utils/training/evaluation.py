@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.data.loader import Loader
-from utils.data.prefetch import ahead
+from utils.data.loader import Loader, prefetch
 from utils.distributed import World, sum_over_ranks
 
 from .precision import Precision
@@ -101,7 +100,7 @@ def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tenso
     was_training = model.training
     model.eval()
     tally, stopped, size = Tally(num_classes, world.device, confusion), False, 0
-    for batch in ahead(loader, world.device):
+    for batch in prefetch(loader, world.device):
         if stopped := stop():
             break
         images = prepare(batch.images.to(world.device, non_blocking=True))

@@ -10,8 +10,9 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from utils.data.loader import Batch, Key
+from utils.data.loader import Batch
 from utils.data.mixup import Mixer
+from utils.data.sampler import SampleIndex
 from utils.device import on_device
 from utils.distributed import World, sum_over_ranks, without_sync
 from utils.randomness import seed_device
@@ -105,7 +106,7 @@ class _Step:
 
     def __init__(self, number: int, started: float):
         self.number, self.started = number, started                           # number from 0
-        self.keys: list[Sequence[Key]] = []                                   # of this rank's micro-batches
+        self.keys: list[Sequence[SampleIndex]] = []                                   # of this rank's micro-batches
         self.edited, self.learning_rate = 0, 0.0
         self.figures: Tensor | None = None          # losses, hits, attention, requests ..., norm, scale; float64, on the CPU
         self.ready: torch.cuda.Event | None = None
