@@ -14,14 +14,15 @@ import weakref
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from utils.device import on_device
 from utils.randomness import raw_draws
 
 from .splits import ArrayImages, Concat, Subset
-from .transforms import ResizeToCover, covering, resized
+from .transforms import ResizeToCover, covering
 
 MAX_BYTES = 1 << 30               # of the images of a data set that is cached
 ATTEMPTS = 10                     # of torchvision's RandomResizedCrop to find a box inside the image
@@ -145,19 +146,21 @@ class CachedImages:
         return images.expand(-1, self.geometry.channels, -1, -1)
 
     def resize_each(self, draws: Tensor) -> Tensor:
-        """One image after the other by PyTorch's uint8 kernel, on a CPU four times as fast as resize_together."""
+        """One image after the other by PyTorch's uint8 kernel: on a CPU three times as fast as resize_together."""
         geometry, images = self.geometry, []
-        mode, width_before = InterpolationMode(geometry.interpolation), (
-            geometry.image_size if geometry.scale else geometry.resized)[1]
+        before_crop = geometry.size if geometry.scale else geometry.resized
         for row, top, left, height, width, mirrored in draws.tolist():
-            image = self.pixels[row]
-            if mirrored:                # before resizing there are fewer pixels
-                image, left = image.flip(2), width_before - left - width
+            image = self.pixels[row:row + 1]
             if geometry.scale:
-                images.append(resized(image, geometry.size, mode, 1.0, (top, left, height, width)))
-            else:
-                images.append(v2.functional.crop(resized(image, geometry.resized, mode, 1.0), top, left, height, width))
-        return torch.stack(images)
+                image = image[:, :, top:top + height, left:left + width]
+            if mirrored:                            # now, while there are few pixels; resizing commutes with it
+                image = image.flip(3)
+            image = F.interpolate(image, before_crop, mode=geometry.interpolation, antialias=True)
+            if not geometry.scale:
+                left = before_crop[1] - left - width if mirrored else left
+                image = v2.functional.crop(image, top, left, height, width)
+            images.append(image)
+        return torch.cat(images)
 
     def resize_together(self, draws: Tensor) -> Tensor:
         """All images at once: a matrix product for the columns, another for the rows, each rounded to 8 bits.
