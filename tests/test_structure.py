@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"train", "sweep", "visualize", "annotate"}
-LEAVES = {"utils.device", "utils.allocator", "utils.process", "utils.randomness"}
+LEAVES = {"utils.device", "utils.files", "utils.allocator", "utils.process", "utils.randomness"}
 ROOMS = ("utils.data", "utils.training", "utils.run", "utils.attention", "utils.report", "utils.distributed",
          "models.checkpoints")
 
@@ -22,7 +22,7 @@ ALLOWED = {
     "models": {"configs", "models"},                                  # models/__init__.py
     "models.checkpoints": {"models.position", "models.vit"},
     "utils.distributed": set(),
-    "utils.data": {"utils.run.checkpoint", "utils.run.folder"},
+    "utils.data": set(),
     "utils.training": {"utils.data", "utils.distributed"},
     "utils.attention": {"utils.data"},
     "utils.run": {"utils.training", "models.checkpoints.torch_file", "models"},

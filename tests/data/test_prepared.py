@@ -25,9 +25,8 @@ from utils.data.prepared import FILE, ROW, describe
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError, ImageError, Subset, fingerprint
 from utils.data.workers import WorkerError
+from utils.files import FileLock, InUseError, StorageError
 from utils.randomness import seeded
-from utils.run.checkpoint import StorageError
-from utils.run.folder import InUseError
 
 SIZE = 32
 SIDES = [(90, 70), (64, 64), (45, 130), (20, 50), (32, 33), (200, 61), (9, 7)]        # the short side below, at and above SIZE
@@ -180,24 +179,24 @@ def test_a_full_disk_keeps_what_is_done(files, whole, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "resize", full)                   # in the processes, which are forked
-        with pytest.raises(StorageError, match=r"No space left on device.*goes on"):
+        with pytest.raises(StorageError, match=r"No space left on device.*continues"):
             make(files, target)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_finish", full)
-        with pytest.raises(StorageError, match=r"No space left on device.*goes on"):
+        patch.setattr(prepare, "_write_index", full)
+        with pytest.raises(StorageError, match=r"No space left on device.*continues"):
             make(files, target)
     assert not target.exists()
     with open(building / "train.pixels", "r+b") as stream:           # as a loss of power may leave it
         stream.seek(5000)
         stream.write(bytes(3000))
-    assert "52 are there already" in make(files, target)[0]
+    assert "52 are done already" in make(files, target)[0]
     assert contents(target) == contents(whole)
 
 
 def test_a_changed_source_starts_anew(files, whole, tmp_path, monkeypatch):
     source, target = Path(shutil.copytree(files, tmp_path / "files")), tmp_path / "set"
     with monkeypatch.context() as patch, pytest.raises(StorageError):
-        patch.setattr(prepare, "_finish", lambda *_: os.rename("/nonexistent/a", "/nonexistent/b"))
+        patch.setattr(prepare, "_write_index", lambda *_: os.rename("/nonexistent/a", "/nonexistent/b"))
         make(source, target)
     with Image.open(source / "train/ant/1.jpg") as image:
         other = image.transpose(Image.Transpose.ROTATE_180)
@@ -214,7 +213,7 @@ def test_room_is_looked_for_first(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="GB are free there") as told:
         make(files, tmp_path / "set")
-    assert told.value.code == 3 and not (tmp_path / "set").exists()
+    assert told.value.exit_code == 3 and not (tmp_path / "set").exists()
     assert not list(tmp_path.glob("*/*.pixels"))
 
 
@@ -238,7 +237,7 @@ def test_bad_images_are_listed_or_left_out(files, tmp_path):
         assert not target.exists()
     assert str(cut) in (tmp_path / "set.building/bad_images.txt").read_text()
     said = make(source, target, skip=0.05)
-    assert "2 left out" in said[-1] and len((target / "bad_images.txt").read_text().splitlines()) == 2
+    assert "2 skipped" in said[-1] and len((target / "bad_images.txt").read_text().splitlines()) == 2
     made, read = open_splits("folder", str(target)), open_splits("folder", str(files))
     names = {f"prepared-{SIZE}/{read.train.name(index)}": read.train[index][0] for index in range(40)}
     left = names.keys() - {made.train.name(index) for index in range(len(made.train))}
@@ -248,7 +247,7 @@ def test_bad_images_are_listed_or_left_out(files, tmp_path):
         assert np.array_equal(made.train[index][0], v2.functional.resize(image, [SIZE]) if min(image.size) > SIZE else image)
     assert check.check(made, 1, pytest.fail).bad == []
     next((source / "val").glob("bee/*")).write_bytes(b"")
-    with pytest.raises(DataError, match="those held out have to be readable"):
+    with pytest.raises(DataError, match="validation and test images must be readable"):
         make(source, tmp_path / "other", skip=0.5)
 
 
@@ -302,7 +301,7 @@ def test_edits_of_attention_go_with_prepared_images(files, whole):
 
 
 def _hold(building: Path) -> None:
-    with prepare._alone(building):
+    with FileLock(building):
         (building / "held").touch()
         time.sleep(60)
 

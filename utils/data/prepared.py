@@ -5,11 +5,11 @@
       train.index        a row of ROW for every image, little-endian; then the images' names in UTF-8, a zero byte after each
       train.pixels       height x width x 3 bytes an image, RGB, at the place that its row tells
       test.index, test.pixels; val.index, val.pixels if `val` is another split than `test`
-      bad_images.txt     what was left out, if anything was
+      bad_images.txt     the images that were skipped, if any
 
-Pixels are read, not mapped: it takes as long, and where a mapped file is cut off or its disk fails, the process is killed,
-while a read can tell of it. Their digests are of single images: to compare millions at each start would take minutes, so a
-start checks the index and the sizes, --check_data every pixel.
+Pixels are read, not mapped: that takes as long, and where a mapped file is cut off or its disk fails the process is killed,
+while a read returns an error. The digests are of single images. To compare millions of them at each start would take
+minutes, so a start checks the index and the sizes, and `python dataset.py check` every pixel.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ MAX_ROW = ROW.itemsize + 4100     # and its name, a path
 
 
 class PreparedImages(Dataset):
-    """Images of a pixel file. Their names tell that they are prepared, so that a run is not taken from files to these, or
-    back, unnoticed: the names are in its fingerprint."""
+    """Images of a pixel file. Their names show that they are prepared: the names are in a run's fingerprint, so that no run
+    changes from files to prepared images, or back, unnoticed."""
 
     def __init__(self, file: Path, rows: np.ndarray, names: bytes, size: int):
         self.file, self.rows, self.size = file, rows, size
@@ -91,13 +91,13 @@ class PreparedImages(Dataset):
 
     def _error(self, index: int, what: str) -> ImageError:
         plain = f"{self.file}: the pixels of {shown(self.name(index))} {what}"
-        told = ImageError(f"{plain}; {AGAIN}")
-        told.plain = plain
-        return told
+        error = ImageError(f"{plain}; {AGAIN}")
+        error.plain = plain
+        return error
 
 
 def _read(descriptor: int, pixels: np.ndarray, place: int) -> bool:
-    """Fills the array. False: the file ends before it is full."""
+    """Fill the array -> False if the file ends before."""
     view = memoryview(pixels).cast("B")
     while view:
         count = os.preadv(descriptor, [view], place)
@@ -112,7 +112,7 @@ def is_prepared(folder: str | Path) -> bool:
 
 
 def load(folder: str | Path, dataset: str) -> Splits:
-    """What was prepared there from `dataset` (by "folder" any is meant). No pixel is read. Raises DataError."""
+    """Open what was prepared there from `dataset` ("folder" stands for any). Reads no pixels. Raises DataError."""
     folder = Path(folder)
     facts = _facts(folder / FILE)
     if dataset not in (facts["dataset"], "folder"):
@@ -124,7 +124,7 @@ def load(folder: str | Path, dataset: str) -> Splits:
 
 
 def _facts(file: Path) -> dict:
-    """Verified: what `describe` was given."""
+    """Read and verify what `describe` wrote."""
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise DataError(f"{file}: more than {MAX_JSON_BYTES:,} bytes: not made by this program")
@@ -158,7 +158,7 @@ def _seal(facts: dict) -> str:
 
 
 def _split(stem: Path, facts: dict, classes: int, size: int) -> PreparedImages:
-    """Its index, verified, and its pixel file, of which the size is."""
+    """Open a split: verify its index, and the size of its pixel file."""
     index, file = stem.with_suffix(".index"), stem.with_suffix(".pixels")
     try:
         for place in (index, file):
