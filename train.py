@@ -136,9 +136,9 @@ def check_data(run) -> int:
                                   split_seed=run.split_seed)
     workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
     collect_garbage()
-    findings = check_data.check(splits, workers, say=lambda line: print(line, file=sys.stderr))
+    findings = check_data.check(splits, workers, log=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
-    if run.dataset == "folder" and (line := check_data.left_out_line(run.data_dir)):
+    if run.dataset == "folder" and (line := check_data.ignored_line(run.data_dir)):
         print(line)
     if not findings.bad:
         print("every image can be read")
@@ -365,7 +365,7 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
     print(f"model: {run.model_type} at {size} px, {count:,} parameters\nweights: {source}", flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
-              f"--prepare_size {int(max(model.img_size) / 0.875)}", flush=True)
+              f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
 
 
 def same_data(splits, state, run, world) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = {"train", "sweep", "visualize", "annotate"}
+VERBS = {"train", "dataset", "sweep", "visualize", "annotate"}
 LEAVES = {"utils.device", "utils.files", "utils.allocator", "utils.process", "utils.randomness"}
 ROOMS = ("utils.data", "utils.training", "utils.run", "utils.attention", "utils.report", "utils.distributed",
          "models.checkpoints")
@@ -16,6 +16,7 @@ ROOMS = ("utils.data", "utils.training", "utils.run", "utils.attention", "utils.
 ALLOWED = {
     "configs": set(),
     "train": {"configs", "models", "utils"},
+    "dataset": {"configs", "utils"},
     "sweep": {"configs", "utils"},
     "visualize": {"configs", "models", "utils"},
     "annotate": {"configs", "models", "utils"},

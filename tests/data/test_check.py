@@ -11,7 +11,7 @@ from miniatures import GOOD_TREE, png, tree
 from PIL import Image
 
 from utils.data import check as check_data
-from utils.data.check import HIDDEN, check, left_out, left_out_line, oddities
+from utils.data.check import HIDDEN, check, ignored_files, ignored_line, oddities
 from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, Splits
 from utils.data.workers import WorkerError
@@ -20,7 +20,7 @@ LAYOUT = GOOD_TREE | {"train/cat": 4, "test/ant": 2, "test/bee": 1}
 
 
 def silent(line: str) -> None:
-    pytest.fail(f"nothing should be told: {line}")
+    pytest.fail(f"nothing should be logged: {line}")
 
 
 def in_lines(findings: check_data.Findings, *words: str) -> bool:
@@ -40,7 +40,7 @@ def test_splits_that_are_one_are_read_once(tmp_path):
     assert [line.partition(":")[0] for line in findings.lines] == ["train", "test"]
 
 
-@pytest.mark.contract("P13", "--check_data names every image that cannot be read, for any number of processes")
+@pytest.mark.contract("P13", "dataset.py check names every image that cannot be read, for any number of processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_unreadable_images_are_named(tmp_path, workers, figure):
     splits = open_splits("folder", tree(tmp_path, LAYOUT))
@@ -66,7 +66,7 @@ def test_a_long_list_is_cut(tmp_path):
     assert len(findings.bad) == 30 and findings.lines[-1] == "and 10 more that cannot be read"
 
 
-def test_held_out_images_that_are_trained_on_are_told(tmp_path):
+def test_held_out_images_that_are_trained_on_are_reported(tmp_path):
     root = tree(tmp_path, LAYOUT)
     for place in ("val/bee/0.png", "test/ant/1.png"):
         (tmp_path / place).write_bytes((tmp_path / "train/cat/2.png").read_bytes())
@@ -96,34 +96,31 @@ def test_oddities_are_counted(tmp_path):
                      "several frames,": 1, "more than": 1}
     assert in_lines(findings, "1 with an EXIF orientation", "train: train/ant/turned.jpg")
     assert in_lines(findings, "2 with palette colours", "train: train/ant/few.png")
-
-
-def test_what_is_no_image_file_is_not_odd():
-    assert oddities(b"\0" * 64) == () and oddities(b"") == ()
+    assert oddities(b"\0" * 64) == () and oddities(b"") == ()           # no image file
 
 
 LEFT_OUT = ("a.heic", "b.HEIC", "more/c.heic", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG")
 
 
-def test_files_left_out_for_their_ending_are_counted(tmp_path):
+def test_files_ignored_for_their_ending_are_counted(tmp_path):
     root = tree(tmp_path, LAYOUT | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0})
-    assert left_out(root) == Counter() and left_out_line(root) == ""
+    assert ignored_files(root) == Counter() and ignored_line(root) == ""
     for name in LEFT_OUT:
         (tmp_path / "train" / "ant" / name).touch()
     for name in ("val/bee/g.gif", "test/ant/h.gif", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.gif"):
         (tmp_path / name).touch()
-    assert left_out(root) == {".heic": 3, ".gif": 3, "": 1, ".jfif": 1, HIDDEN: 2}
-    line = left_out_line(root)
-    assert line.startswith("left out for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
-    assert line.endswith("; left out as hidden: 2")
+    assert ignored_files(root) == {".heic": 3, ".gif": 3, "": 1, ".jfif": 1, HIDDEN: 2}
+    line = ignored_line(root)
+    assert line.startswith("ignored for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
+    assert line.endswith("; ignored as hidden: 2")
 
 
-def test_files_left_out_of_one_tree(tmp_path):
+def test_files_ignored_of_one_tree(tmp_path):
     root = tree(tmp_path, {"ant": 1, "bee/small": 1})
     for number in range(12):
         (tmp_path / "bee" / "small" / f"x.{number:02}\n").touch()
-    assert sum(left_out(root).values()) == 12
-    assert ".07\\n, 4 of other endings" in left_out_line(root) and left_out_line(root).isprintable()
+    assert sum(ignored_files(root).values()) == 12
+    assert ".07\\n, 4 of other endings" in ignored_line(root) and ignored_line(root).isprintable()
 
 
 def test_no_bar_where_there_is_no_terminal(tmp_path, capfd):
@@ -159,14 +156,14 @@ def killed(kind):
     return lambda: os.kill(os.getpid(), kind)
 
 
-@pytest.mark.contract("P13", "--check_data outlives an image that kills its reader, and names it")
+@pytest.mark.contract("P13", "dataset.py check outlives an image that kills its reader, and names it")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_image_that_kills_its_reader_is_named(workers, figure):
     said = []
     findings = check(one_split(Deadly(killed(signal.SIGKILL), (0, 7, 29))), workers, said.append)
     assert [(split, index) for split, index, _, _ in findings.bad] == [("train", 0), ("train", 7), ("train", 29)]
     assert all("images/" in why and "SIGKILL" in why for *_, why in findings.bad)
-    assert len(said) == 3 and "train: images/0 takes its reader with it" in " ".join(said)
+    assert len(said) == 3 and "train: images/0 killed its reader" in " ".join(said)
     figure("images that kill their reader", 3)
 
 
@@ -193,6 +190,6 @@ def test_readers_that_always_die_end_the_check(monkeypatch):
 def test_every_image_is_reported_once(monkeypatch):
     seen = Counter()
     parts = [Deadly(killed(signal.SIGKILL), (1, 2)), Deadly(None, (), 5)]
-    for report in check_data._reports(parts, 3, lambda place, what: what):
+    for report in check_data._results(parts, 3, lambda place, what: what):
         seen[report.place] += 1
     assert seen == Counter(range(35))

@@ -579,7 +579,7 @@ def check_prepare_size(run_train, monkeypatch, capsys):
         sides.append(min(datasets.open_splits("folder", name).train[0][0].size))
     assert sides[1] == 5 < sides[0]
     assert run_train("--name", "r", *FOLDER, "--data_dir", "small") == 0             # its model takes 8 x 8
-    assert "they are enlarged; prepare them with --prepare_size 9" in capsys.readouterr().out
+    assert "they are enlarged; prepare them with python dataset.py prepare --size 9" in capsys.readouterr().out
 
 
 def check_profile(run_train, monkeypatch, capsys):

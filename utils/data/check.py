@@ -1,8 +1,8 @@
-"""Reads every image of a data set once, and tells what training would stumble over.
+"""Reads every image of a data set once and reports what training would fail on.
 
-Images are decoded by processes as training would decode them. A process that a file kills, or holds up, is replaced, and
-the file named. Found besides: what is decoded in a way one may not expect, and images that are stored byte by byte the
-same in what is trained on and what is tested on.
+Processes decode the images as training would. A process that a file kills or holds up is replaced, and the file is reported.
+Reported as well: images that are decoded in a way one may not expect, and images of which an exact copy is in the training
+and in a held-out split.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from .image_files import IMAGE_EXTENSIONS, class_folders, files_below, opened_im
 from .splits import ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
 
-POLL_S = 1.0                 # between looks at whether one is late
+POLL_S = 1.0                 # between checks whether a process is late
 LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
 ORIENTATION = 0x0112         # the tag of EXIF
 LARGE_PIXELS = 16_000_000
 HIDDEN = "hidden"
 SHOWN_ENDINGS = 8
-SHOWN = 20                   # unreadable images in the lines; `bad` holds all
+SHOWN = 20                   # unreadable images in `lines`; `bad` has all
 
 
 @dataclass
 class Findings:
-    """`bad`: (split, index, image's name, why) of what cannot be read, in the order of the splits; `lines` to print."""
+    """`bad`: (split, index, name, reason) of the images that cannot be read, in the order of the splits; `lines` to print."""
 
     lines: list[str] = field(default_factory=list)
     bad: list[tuple[str, int, str, str]] = field(default_factory=list)
@@ -47,8 +47,8 @@ class Findings:
 
 
 @dataclass
-class _Report:
-    """What a process says of image `place` (counted through all splits)."""
+class _Result:
+    """What a process found out about image `place` (counted through all splits)."""
 
     place: int
     why: str | None = None
@@ -56,52 +56,54 @@ class _Report:
     odd: tuple[str, ...] = ()
 
 
-def check(splits: Splits, num_workers: int, say: Callable[[str], None]) -> Findings:
-    """Decodes every image once, in num_workers processes (at least one), under a tqdm bar. `say` gets a line for each
-    process that was lost. Raises WorkerError after MAX_DEATHS of them."""
+def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findings:
+    """Decode every image once, in num_workers processes (at least one), under a tqdm bar.
+
+    `log` gets a line for each lost process. Raises WorkerError after MAX_DEATHS of them.
+    """
     from tqdm import tqdm
 
     named = {"train": splits.train, splits.val_name: splits.val, "test": splits.test}
     starts = np.cumsum([0, *(len(split) for split in named.values())])
     names, parts = list(named), list(named.values())
 
-    def of(place: int) -> tuple[str, int]:
+    def locate(place: int) -> tuple[str, int]:
         number = int(np.searchsorted(starts, place, side="right")) - 1
         return names[number], place - int(starts[number])
 
-    def called(place: int) -> str:
-        name, index = of(place)
+    def name_of(place: int) -> str:
+        name, index = locate(place)
         return f"{name}: {named[name].name(index)}"
 
-    def lost(place: int, what: str) -> str:
-        name, index = of(place)
-        say(f"warning: {called(place)} {what}")
+    def report_lost(place: int, what: str) -> str:
+        name, index = locate(place)
+        log(f"warning: {name_of(place)} {what}")
         return f"{named[name].name(index)} {what}; remove or replace it"
 
     findings, examples, digests, bad = Findings(), {}, {}, {}
-    with (contextlib.closing(_reports(parts, num_workers, lost)) as reports,
+    with (contextlib.closing(_results(parts, num_workers, report_lost)) as results,
           tqdm(total=int(starts[-1]), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
-        for report in reports:
+        for result in results:
             bar.update()
-            digests[report.place] = report.digest
-            if report.why is not None:
-                bad[report.place] = report.why
-            for what in report.odd:
+            digests[result.place] = result.digest
+            if result.why is not None:
+                bad[result.place] = result.why
+            for what in result.odd:
                 findings.oddities[what] += 1
-                examples[what] = min(report.place, examples.get(what, report.place))
+                examples[what] = min(result.place, examples.get(what, result.place))
     for place in sorted(bad):
-        name, index = of(place)
+        name, index = locate(place)
         findings.bad.append((name, index, named[name].name(index), bad[place]))
     trained = {digests[place]: place for place in range(len(splits.train) - 1, -1, -1) if place not in bad}
     for place in range(len(splits.train), int(starts[-1])):
         if place not in bad and digests[place] in trained:
-            findings.duplicates.append((called(place), called(trained[digests[place]])))
+            findings.duplicates.append((name_of(place), name_of(trained[digests[place]])))
     findings.lines = [*_counts(named, splits.classes, findings.bad), *_unreadable(findings.bad)]
-    findings.lines += [f"{findings.oddities[what]:,} with {what}, such as {called(examples[what])}" for what in sorted(examples)]
+    findings.lines += [f"{findings.oddities[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(examples)]
     if findings.duplicates:
         one, other = findings.duplicates[0]
-        findings.lines.append(f"{len(findings.duplicates):,} held-out images are in train too, byte by byte, so that results on "
-                              f"them say little: such as {one}, which is {other}")
+        findings.lines.append(f"{len(findings.duplicates):,} held-out images are in train too, byte by byte, so that results "
+                              f"on them mean little: such as {one}, which is {other}")
     return findings
 
 
@@ -122,9 +124,9 @@ def _unreadable(bad: list) -> Iterator[str]:
         yield f"and {len(bad) - SHOWN:,} more that cannot be read"
 
 
-def left_out(data_dir: str) -> Counter:
-    """Files in the class folders that image_files.folder() leaves out: how many, by their ending in small letters ("" for
-    none), hidden ones under HIDDEN. No file is opened."""
+def ignored_files(data_dir: str) -> Counter:
+    """Count the files in class folders that image_files.folder() ignores, by their ending in small letters ("" for none);
+    hidden ones under HIDDEN. Opens no file."""
     found = Counter()
     parts = ("train", "val", "test") if any(Path(data_dir, part).is_dir() for part in ("train", "val")) else ("",)
     for top in (Path(data_dir, part, name) for part in parts for name in class_folders(Path(data_dir, part))):
@@ -134,32 +136,33 @@ def left_out(data_dir: str) -> Counter:
     return found
 
 
-def left_out_line(data_dir: str) -> str:
-    """What left_out() counts, the most frequent ending first; "" if there is nothing to tell."""
-    found = left_out(data_dir)
+def ignored_line(data_dir: str) -> str:
+    """What ignored_files() counts, the most frequent ending first; "" if there are none."""
+    found = ignored_files(data_dir)
     hidden = found.pop(HIDDEN, 0)
     endings = sorted(found, key=lambda ending: (-found[ending], ending))
-    told = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
+    counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
     if len(endings) > SHOWN_ENDINGS:
-        told.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
-    lines = [f"left out for their ending: {', '.join(told)} (images must end in {', '.join(IMAGE_EXTENSIONS)})"] if told else []
-    return "; ".join(lines + ([f"left out as hidden: {hidden:,}"] if hidden else []))
+        counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
+    allowed = ", ".join(IMAGE_EXTENSIONS)
+    lines = [f"ignored for their ending: {', '.join(counts)} (images must end in {allowed})"] if counts else []
+    return "; ".join(lines + ([f"ignored as hidden: {hidden:,}"] if hidden else []))
 
 
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-def _look(split: Dataset, index: int, place: int) -> _Report:
+def _inspect(split: Dataset, index: int, place: int) -> _Result:
     try:
         split[index]
         content = split.content(index)
     except ImageError as error:
-        return _Report(place, str(error))
-    return _Report(place, None, hashlib.sha256(content).digest()[:16], oddities(content))
+        return _Result(place, str(error))
+    return _Result(place, None, hashlib.sha256(content).digest()[:16], oddities(content))
 
 
 def oddities(content: bytes) -> tuple[str, ...]:
-    """What is decoded in a way that one may not expect; () of what is no image file."""
+    """The ways in which an image file is not decoded as one may expect; () for what is no image file."""
     try:
         image = opened_image(io.BytesIO(content))
         found = {
@@ -182,12 +185,12 @@ def _read(parts: list[Dataset], places: range, at, number: int, out: Connection)
     for place in places:
         at[number] = place
         part = int(np.searchsorted(ends, place, side="right"))
-        out.send(_look(parts[part], int(place - ends[part] + len(parts[part])), place))
+        out.send(_inspect(parts[part], int(place - ends[part] + len(parts[part])), place))
     at[number] = -1
 
 
 class _Reader:
-    """A process that reads images `places`; `at` holds the one it is at, whatever becomes of it."""
+    """A process that reads the images `places`; `at`, in shared memory, is the one under way, even after its death."""
 
     def __init__(self, parts: list[Dataset], places: range, at, number: int):
         self.number, self.late, self.first, self.reported = number, False, places.start, -1
@@ -195,18 +198,18 @@ class _Reader:
         self.answers, out = multiprocessing.Pipe(duplex=False)
         self.process = multiprocessing.Process(target=_read, args=(parts, places, at, number, out), daemon=True)
         self.process.start()
-        out.close()                             # so that its death ends the pipe
+        out.close()                             # so that the death of the process closes the pipe
         self.heard = time.monotonic()
 
-    def answer(self) -> _Report | None:
-        """None: it has ended."""
+    def receive(self) -> _Result | None:
+        """None if the process has ended."""
         try:
-            report = self.answers.recv()
+            result = self.answers.recv()
         except (EOFError, OSError):
             self.process.join()
             return None
-        self.heard, self.reported = time.monotonic(), report.place
-        return report
+        self.heard, self.reported = time.monotonic(), result.place
+        return result
 
     def stop_if_late(self) -> None:
         if time.monotonic() - self.heard > LATE_S and not self.late:
@@ -219,8 +222,8 @@ class _Reader:
         self.answers.close()
 
 
-def _reports(parts: list[Dataset], num_workers: int, lost: Callable[[int, str], str]) -> Iterator[_Report]:
-    """Of every image, in any order. lost(place, what happened) -> why the image counts as unreadable."""
+def _results(parts: list[Dataset], num_workers: int, report_lost: Callable[[int, str], str]) -> Iterator[_Result]:
+    """The result of every image, in any order. report_lost(place, what happened) -> why the image counts as unreadable."""
     count, total, deaths, suspects = max(1, num_workers), sum(map(len, parts)), 0, set()
     at = multiprocessing.RawArray("q", count)
     readers = [_Reader(parts, range(number, total, count), at, number) for number in range(count)]
@@ -228,9 +231,9 @@ def _reports(parts: list[Dataset], num_workers: int, lost: Callable[[int, str], 
         while readers:
             for answers in wait([reader.answers for reader in readers], timeout=POLL_S):
                 reader = next(reader for reader in readers if reader.answers is answers)
-                report = reader.answer()
-                if report is not None:
-                    yield report
+                result = reader.receive()
+                if result is not None:
+                    yield result
                     continue
                 place, code = at[reader.number], reader.process.exitcode
                 readers.remove(reader)
@@ -240,13 +243,13 @@ def _reports(parts: list[Dataset], num_workers: int, lost: Callable[[int, str], 
                 deaths += 1
                 if deaths > MAX_DEATHS:
                     raise WorkerError(f"{deaths} processes that read images were lost, at last one that {ending(code)}; {ADVICE}")
-                # Perhaps not the image's fault, unless it happens twice.
+                # It may not be the image's fault, unless it happens twice.
                 again = place if place >= 0 else reader.first
                 if place == reader.reported >= 0:
                     again += count
                 elif place >= 0 and (place in suspects or reader.late):
-                    yield _Report(place, lost(place, f"held its reader up for {LATE_S:g} s" if reader.late else
-                                              f"takes its reader with it, which {ending(code)}"))
+                    yield _Result(place, report_lost(place, f"held its reader up for {LATE_S:g} s" if reader.late else
+                                                     f"killed its reader, which {ending(code)}"))
                     again += count
                 else:
                     suspects.add(place)
