@@ -1,8 +1,8 @@
-"""The table of data sets, each as it was published: a function and a row each.
+"""The table of data sets, each as it was published: to add one, write a function and add a row to DATASETS.
 
 Sources: CIFAR (Krizhevsky 2009), MNIST (LeCun et al.), Fashion-MNIST (arXiv 1708.07747), CUB-200-2011 (Wah et al.,
 Caltech CNS-TR-2011-001), Oxford 102 Flowers (Nilsback and Zisserman 2008), Oxford-IIIT Pets (Parkhi et al. 2012).
-torchvision downloads; files are read here, without believing what they say of themselves.
+torchvision downloads; the files are read here, and no size or count in them is trusted.
 """
 
 import gzip
@@ -39,7 +39,7 @@ def digits(data_dir: str) -> Splits:
 
 
 def _torchvision(name: str) -> type:
-    """Its data set of this name. Imported here, because it takes longer to import than PyTorch."""
+    """torchvision's data set of this name. Imported here: torchvision takes longer to import than PyTorch."""
     from torchvision import datasets
 
     return getattr(datasets, name)
@@ -48,14 +48,14 @@ def _torchvision(name: str) -> type:
 def cifar(name: str, data_dir: str) -> Splits:
     kind = _torchvision(name)
     place = Path(data_dir) / kind.filename
-    train, test = (_downloaded(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
+    train, test = (_download(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
                    for part in (True, False))
     arrays = [ArrayImages(split.data, split.targets, part) for part, split in (("train", train), ("test", test))]
     return Splits(arrays[0], arrays[1], arrays[1], "test", tuple(train.classes))
 
 
-def _downloaded(kind: type, data_dir: str, advice: str, **arguments):
-    """torchvision's data set, downloaded unless it is there. Raises DataError with the advice if it cannot be."""
+def _download(kind: type, data_dir: str, advice: str, **arguments):
+    """torchvision's data set, downloaded unless it is present. Raises DataError, which ends with the advice."""
     try:
         return kind(data_dir, download=True, **arguments)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -70,7 +70,7 @@ IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-
 
 
 def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
-    """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (torchvision's place; or FashionMNIST) or DATA_DIR."""
+    """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (as torchvision; or FashionMNIST) or in DATA_DIR."""
     kind = _torchvision(name)
     places = (Path(data_dir) / kind.__name__ / "raw", Path(data_dir))
     files = next(filter(None, map(_idx_files, places)), None)
@@ -80,7 +80,7 @@ def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
             raise DataError(f"{place} lacks {abbreviate(set(IDX_FILES) - there)} (.gz or unpacked): put them there too")
     if files is None:
         names = ", ".join(name for name, _ in kind.resources)
-        _downloaded(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
+        _download(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
         files = _idx_files(places[0])
     arrays = []
     for part, (images_file, labels_file) in (("train", files[:2]), ("test", files[2:])):
@@ -101,9 +101,9 @@ def _idx_files(place: Path) -> list[Path] | None:
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """uint8 array of an idx file (LeCun's format: 0, 0, type, dimensions, big-endian sides, data). Raises DataError.
+    """Read an idx file (LeCun's format: 0, 0, type, dimensions, big-endian sides, data) -> uint8 array. Raises DataError.
 
-    Nothing is read or unpacked beyond the size that the header tells, and that must fit the file.
+    No more is read or unpacked than the header says, and that must fit the file.
     """
     size, header = file.stat().st_size, 4 + 4 * dimensions
     try:
@@ -130,8 +130,8 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- images and lists
 
 
-def _holding(data_dir: str, name: str, *contents: str) -> Path | None:
-    """DATA_DIR/NAME or DATA_DIR itself, if it holds all the contents."""
+def _find_folder(data_dir: str, name: str, *contents: str) -> Path | None:
+    """DATA_DIR/NAME or DATA_DIR itself, whichever holds all the contents; or None."""
     places = (Path(data_dir) / name, Path(data_dir))
     return next((place for place in places if all((place / content).exists() for content in contents)), None)
 
@@ -139,11 +139,11 @@ def _holding(data_dir: str, name: str, *contents: str) -> Path | None:
 def cub200(data_dir: str) -> Splits:
     """CUB-200-2011: 11,788 photographs of 200 bird species, with its own split (5,994 and 5,794)."""
     lists = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-    root = _holding(data_dir, "CUB_200_2011", "images", *lists)
+    root = _find_folder(data_dir, "CUB_200_2011", "images", *lists)
     if root is None:
         raise DataError(f"CUB-200-2011 is not in {data_dir}: fetch CUB_200_2011.tgz from {CUB_SOURCE} and unpack it there, "
                         f"so that {Path(data_dir) / 'CUB_200_2011'} holds images/, {', '.join(lists)}")
-    paths, labels, in_train, names = (_numbered(root / name) for name in lists)
+    paths, labels, in_train, names = (_numbered_lines(root / name) for name in lists)
     for name, values in zip(lists[1:3], (labels, in_train)):
         if paths.keys() != values.keys():
             raise DataError(f"{root / name} lists other images than {lists[0]}: the files are damaged")
@@ -160,8 +160,8 @@ def cub200(data_dir: str) -> Splits:
     return Splits(images[0], images[1], images[1], "test", classes)
 
 
-def _numbered(file: Path) -> dict[int, str]:
-    """Lines of 'number value'."""
+def _numbered_lines(file: Path) -> dict[int, str]:
+    """The lines 'number value' of a file, by number."""
     found = {}
     for number, line in text_lines(file):
         key, _, value = line.partition(" ")
@@ -178,17 +178,17 @@ def flowers102(data_dir: str) -> Splits:
     except ImportError as error:
         raise DataError("flowers102: its lists are MATLAB files, which takes scipy to read: pip install scipy") from error
     contents = ("jpg", "setid.mat", "imagelabels.mat")
-    root = _holding(data_dir, "flowers-102", *contents)
+    root = _find_folder(data_dir, "flowers-102", *contents)
     if root is None:
         root = Path(data_dir) / "flowers-102"
         advice = f"fetch 102flowers.tgz, {contents[1]} and {contents[2]} from {FLOWERS_SOURCE}, and unpack into {root}"
-        _downloaded(_torchvision("Flowers102"), data_dir, advice)
+        _download(_torchvision("Flowers102"), data_dir, advice)
 
     labels = _numbers(loadmat, root / contents[2], "labels") - 1
     published = [_numbers(loadmat, root / contents[1], name) for name in ("trnid", "valid", "tstid")]
     every = np.concatenate(published)
     if every.max() > len(labels) or len(np.unique(every)) != len(every):
-        raise DataError(f"{root / contents[1]}: an image stands there twice or has no label in {contents[2]}: damaged")
+        raise DataError(f"{root / contents[1]}: an image is listed twice or has no label in {contents[2]}: damaged")
     train, test = (
         existing_images([(str(root / "jpg" / f"image_{number:05d}.jpg"), int(labels[number - 1])) for number in numbers.tolist()],
                         root, lambda position: str(root / contents[1]))
@@ -197,7 +197,7 @@ def flowers102(data_dir: str) -> Splits:
 
 
 def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
-    """A variable of a MATLAB file, whole numbers from 1, as int64 (n,)."""
+    """Read a variable of a MATLAB file: whole numbers from 1, as int64 (n,)."""
     if file.stat().st_size > MAX_MAT_BYTES:
         raise DataError(f"{file}: {file.stat().st_size:,} bytes are more than it should have: fetch it again")
     try:
@@ -212,11 +212,11 @@ def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
 def oxford_pets(data_dir: str) -> Splits:
     """Oxford-IIIT Pets: 37 breeds; 3,680 images to train on (trainval) and 3,669 to test."""
     lists = [os.path.join("annotations", name) for name in ("trainval.txt", "test.txt")]
-    root = _holding(data_dir, "oxford-iiit-pet", "images", *lists)
+    root = _find_folder(data_dir, "oxford-iiit-pet", "images", *lists)
     if root is None:
         root = Path(data_dir) / "oxford-iiit-pet"
         advice = f"fetch images.tar.gz and annotations.tar.gz from {PETS_SOURCE}, and unpack them into {root}"
-        _downloaded(_torchvision("OxfordIIITPet"), data_dir, advice)
+        _download(_torchvision("OxfordIIITPet"), data_dir, advice)
     names, images = {}, []
     for file in (root / name for name in lists):
         samples = []
@@ -237,7 +237,7 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.FLAGS offers the same names.
+# configs.DATASETS has the same names.
 DATASETS: dict[str, Callable[[str], Splits]] = {
     "digits": digits,
     "cifar10": lambda data_dir: cifar("CIFAR10", data_dir),
@@ -254,7 +254,7 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
 
 
 def own_splits(dataset: str, data_dir: str) -> Splits:
-    """As they were published, or prepared from that (prepared.py). Raises DataError."""
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
     if dataset != "digits" and prepared.is_prepared(data_dir):
         return prepared.load(data_dir, dataset)
     return DATASETS[dataset](data_dir)
