@@ -155,7 +155,7 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
     return editing.Gallery(
         title=path.resolve().parent.name, facts=facts, classes=model.classes, labels=labels, grid=model.grid,
         img_size=model.img_size, name=split.name, checksum=functools.partial(edits.checksum, split),
-        region=viewer.region, pixels=viewer.pixels, look=viewer.look, predict=viewer.predict)
+        region=viewer.region, pixels=viewer.pixels, predict_with_attention=viewer.look, predict=viewer.predict)
 
 
 def find_images(data: str | None, part: str, settings: dict):
@@ -259,7 +259,7 @@ class Viewer:
             return model_end.tokens_before(self.model, self.first, images)
 
     def look(self, index: int, values=None, edited=None):
-        """-> editing.Look, of the model by itself or under an edit, arrays (h, w). Raises ImageError."""
+        """-> editing.Prediction, of the model by itself or under an edit, arrays (h, w). Raises ImageError."""
         return self.own(index) if edited is None else self._look(index, values, edited)
 
     def _look(self, index: int, values=None, edited=None):
@@ -281,7 +281,7 @@ class Viewer:
         weights = maps[model.sigmoid_layers[-1] - 1 - self.first][0, :, model.query_rows, -logits[-1].shape[-1]:]
         parts = (probabilities, logits[-1][0].sigmoid().mean(dim=(0, 1)).view(model.grid),
                  weights.mean(dim=(0, 1)).view(model.grid))
-        return editing.Look(*(part.cpu().numpy() for part in parts))
+        return editing.Prediction(*(part.cpu().numpy() for part in parts))
 
     def predict(self, indices: list[int]) -> list[int]:
         """-> labels; editing.UNREADABLE for an image that cannot be read"""

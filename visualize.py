@@ -30,8 +30,8 @@ FEW, SOME = 4, 64                                    # images of the data set: t
 # picture: what it shows, and its options beside --output
 VERBS = {
     "attention": ("every layer, and every head of one, over the image", "image", "layer", "head"),
-    "rollout": ("joint attention of all layers", "image", "fusion", "drop", "as_vit_explain"),
-    "grad-rollout": ("joint attention, weighted by the gradient of a class", "image", "target", "drop", "as_vit_explain"),
+    "rollout": ("joint attention of all layers", "image", "fusion", "drop"),
+    "grad-rollout": ("joint attention, weighted by the gradient of a class", "image", "target", "drop"),
     "class-attention": ("CaiT: its class-attention layers", "image"),
     "distance": ("how far each head looks, mean over images", "image"),
     "position": ("similarity of the position embeddings", "model"),
@@ -62,8 +62,6 @@ OPTIONS = {
     "drop": {"drop": {"type": configs.fraction, "default": 0.0, "help": "set the lowest share of each layer's entries to 0, but "
                                                                         "for the columns of cls and dist (default: 0)"}},
     "target": {"target": {"help": "the class, by name or number (default: the predicted one)"}},
-    "as_vit_explain": {"as_vit_explain": {"action": "store_true", "help": "with that code's choices: dropping spares one entry, "
-                                          "and gradients are of the softmax's input, cut after the mean"}},
 }
 
 
@@ -158,8 +156,8 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
 
         return folder, [(verb, lambda: views.draw_distance(readable()))]
     figure = {"attention": lambda view: views.draw_attention(view, options.layer, options.head),
-              "rollout": lambda view: views.draw_rollout(view, options.fusion, options.drop, options.as_vit_explain),
-              "grad-rollout": lambda view: draw_gradient_rollout(view, options.target, options.drop, options.as_vit_explain),
+              "rollout": lambda view: views.draw_rollout(view, options.fusion, options.drop),
+              "grad-rollout": lambda view: draw_gradient_rollout(view, options.target, options.drop),
               "class-attention": views.draw_class_attention}[verb]
     return folder, [(f"{verb}-{Path(example.name).with_suffix('').as_posix().replace('/', '-')}",
                      lambda example=example: figure(look(subject, example))) for example in found]
@@ -270,30 +268,30 @@ def look(subject, example):
                 [layer.cpu() for layer in maps])
 
 
-def joint_for(view, target: int, drop: float = 0.0, as_vit_explain: bool = False):
+def joint_for(view, target: int, drop: float = 0.0):
     """Gradient rollout of class number `target` -> (1, N, N)"""
     import torch
 
     from models import record_attention
     from utils.attention.maps import gradient_rollout
-    from utils.report.views import protected
+    from utils.report.views import protected_columns
 
     model = view.subject.model
     with record_attention(model, differentiable=True) as maps:
         logits = model(view.inputs)
     gradients = torch.autograd.grad(logits[0, target], maps)
     maps = [layer.detach() for layer in maps]
-    return gradient_rollout(maps, gradients, drop, protected(model, as_vit_explain), as_vit_explain).cpu()
+    return gradient_rollout(maps, gradients, drop, protected_columns(model)).cpu()
 
 
-def draw_gradient_rollout(view, target: str | None = None, drop: float = 0.0, as_vit_explain: bool = False):
+def draw_gradient_rollout(view, target: str | None = None, drop: float = 0.0):
     """target: a class by name or number; None: the predicted one -> Figure"""
     from utils.report import views
 
     classes = view.subject.classes
     number = int(view.probabilities.argmax()) if target is None else views.class_number(target, classes)
-    how = views.spoken(f"for {classes[number]}", drop, as_vit_explain)
-    return views.draw_joint(view, joint_for(view, number, drop, as_vit_explain), f"gradient rollout {how}")
+    how = views.with_drop(f"for {classes[number]}", drop)
+    return views.draw_joint(view, joint_for(view, number, drop), f"gradient rollout {how}")
 
 
 if __name__ == "__main__":

@@ -306,34 +306,7 @@ def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(conte
         assert values_of(file)[0] == [0.9] + [None] * 3
 
 
-def test_a_conflict_after_an_outage_is_told_and_kept(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        page, other = opened(context, port, "#3"), opened(context, port, "#3")
-        page.route("**/edit", lambda route: route.abort())
-        paint(page, (3, 3))
-        page.keyboard.press("n")
-        expect(page.locator("#name")).to_have_text("train/3.png")
-        paint(other, (0, 0))
-        saved(other)
-        page.unroute("**/edit")
-        notice = page.get_by_role("alert")
-        expect(notice).to_contain_text("Image 3 was edited elsewhere")
-        page.get_by_role("button", name="Dismiss").click()
-        expect(notice).to_be_hidden()
-        page.keyboard.press("p")
-        expect(page.locator("#name")).to_have_text("train/2.png")
-        expect(page.get_by_role("button", name="Take mine")).to_be_visible()
-        page.keyboard.press("n")                                       # seen, and not decided
-        expect(page.locator("#name")).to_have_text("train/3.png")
-        expect(notice).to_be_hidden()
-        page.keyboard.press("p")
-        page.get_by_role("button", name="Keep that edit").click()
-        expect(notice).to_be_hidden()
-        assert page.evaluate("localStorage.length") == 0
-        assert values_of(folder / "train/2.png.json")[0] == [0.9] + [None] * 3
-
-
-def test_damaged_edits_and_unreadable_images_are_told(context, folder):
+def test_damaged_edits_and_unreadable_images_are_reported(context, folder):
     path = folder / "train/1.png.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
@@ -394,21 +367,24 @@ def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
         assert [row.count(0.9) for row in values_of(folder / "train/0.png.json")] == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("grid", [(3, 5), (32, 32)], ids=str)
-def test_narrow_windows_touch_and_other_grids(browser, folder, grid):
+def test_narrow_windows_touch_and_other_grids(browser, tmp_path):
+    """Two sizes in one browser window."""
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
     complaints, _ = watch(context)
-    with serving(Session(gallery(grid, 4), folder)) as port:
-        page = opened(context, port)
-        row, column = grid[0] - 1, grid[1] // 2
-        page.touchscreen.tap(*middle(page, row, column, grid))
-        saved(page)
-        values = values_of(folder / "train/0.png.json")
-        assert [(y, x) for y in range(grid[0]) for x in range(grid[1]) if values[y][x] is not None] == [(row, column)]
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("board", "brush", "top")]
-        assert tops == sorted(tops), "the brush comes before the prediction"
-        box = page.locator("#board").bounding_box()
-        assert box["width"] * grid[0] == pytest.approx(box["height"] * grid[1])        # patches are squares
+    for grid in ((3, 5), (32, 32)):
+        folder = tmp_path / str(grid[0])
+        with serving(Session(gallery(grid, 4), folder)) as port:
+            page = opened(context, port)
+            row, column = grid[0] - 1, grid[1] // 2
+            page.touchscreen.tap(*middle(page, row, column, grid))
+            saved(page)
+            values = values_of(folder / "train/0.png.json")
+            assert [(y, x) for y in range(grid[0]) for x in range(grid[1]) if values[y][x] is not None] == [(row, column)]
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("board", "brush", "top")]
+            assert tops == sorted(tops), "the brush comes before the prediction"
+            box = page.locator("#board").bounding_box()
+            assert box["width"] * grid[0] == pytest.approx(box["height"] * grid[1])        # patches are squares
+            page.close()
     context.close()
     assert not complaints, complaints

@@ -41,9 +41,7 @@ def test_the_two_kinds_of_layers_of_cait():
     assert np.allclose(views.read(cait, talking)[views.ALL], 2.5) and np.allclose(views.read(cait, asking)[views.CLS], 7)
     joint = maps.rollout([talking, asking])
     assert list(views.read(cait, joint[:, None])) == [views.CLS]
-    assert views.protected(cait, False) == 1 and views.protected(model(slice(0, 2), 2), False) == 2
-    with pytest.raises(views.ViewError, match="CaiT"):
-        views.protected(cait, True)
+    assert views.protected_columns(cait) == 1 and views.protected_columns(model(slice(0, 2), 2)) == 2
 
 
 def test_columns_are_patches_row_by_row():

@@ -89,18 +89,19 @@ def test_what_is_shown_is_the_models(run):
     handle.remove()
     q, k = captured[0]
     logits = (q[0, :, :1] @ k[0].transpose(-2, -1) / q.shape[-1] ** 0.5)[:, 0].double()       # (H, 1 + h * w)
-    own = shown.look(5)
+    own = shown.predict_with_attention(5)
     np.testing.assert_allclose(own.probabilities, plain, atol=1e-5)
     np.testing.assert_allclose(own.sigmoid.ravel(), logits[:, 1:].sigmoid().mean(0), atol=1e-5)
     np.testing.assert_allclose(own.weights.ravel(), logits.softmax(-1)[:, 1:].mean(0), atol=1e-5)
     values, edited = np.full((4, 4), 0.9, np.float32), np.zeros((4, 4), bool)
     edited[1, 2] = True
     logits[:, 1 + 6] = np.log(0.9 / 0.1)
-    now = shown.look(5, values, edited)
+    now = shown.predict_with_attention(5, values, edited)
     np.testing.assert_allclose(now.weights.ravel(), logits.softmax(-1)[:, 1:].mean(0), atol=1e-5)
     np.testing.assert_allclose(now.sigmoid, own.sigmoid, atol=1e-6)
-    assert not np.allclose(now.probabilities, own.probabilities) and (shown.look(5).weights == own.weights).all()
-    assert shown.predict([5, 6]) == [plain.argmax(), shown.look(6).probabilities.argmax()]
+    assert not np.allclose(now.probabilities, own.probabilities)
+    assert (shown.predict_with_attention(5).weights == own.weights).all()
+    assert shown.predict([5, 6]) == [plain.argmax(), shown.predict_with_attention(6).probabilities.argmax()]
 
 
 TINY = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "num_layers": 2}
@@ -145,7 +146,7 @@ def test_a_model_that_says_nothing_is_told(run, monkeypatch):
     monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
     checkpoint.save(run, state)
     with pytest.raises(splits.ImageError, match="diverged"):
-        gallery().look(0)
+        gallery().predict_with_attention(0)
 
 
 # ---------------------------------------------------------------------------------------------------------- images
@@ -168,7 +169,7 @@ def test_folders_of_images(run, tmp_path):
     assert [plain.name(index) for index in range(3)] == ["a.PNG", "b.png", "cut.png"] and plain.labels.tolist() == [-1] * 3
     assert plain.predict([0, 1, 2])[2] == editing.UNREADABLE
     with pytest.raises(splits.ImageError):
-        plain.look(2)
+        plain.predict_with_attention(2)
     lists = csv_files(tmp_path / "csv", train="a.png,ant\nb.png,bee\n", val="c.png,ant\n")
     assert gallery(*flags, lists).labels.tolist() == [2, 0]
 
@@ -197,12 +198,12 @@ def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
     (folder / "a.png").write_bytes(png())
     shown, nothing = gallery("--data", folder), np.zeros((4, 4), bool)
     values = nothing.astype(np.float32)
-    before = shown.pixels(0), shown.look(0), shown.look(0, values, nothing), shown.checksum(0)
+    before = shown.pixels(0), shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing), shown.checksum(0)
     (folder / "a.png").write_bytes(png(side=21))
     fresh = gallery("--data", folder)
     assert (shown.pixels(0) == fresh.pixels(0)).all() and not (shown.pixels(0) == before[0]).all()
-    for now in (shown.look(0), shown.look(0, values, nothing)):
-        np.testing.assert_allclose(now.weights, fresh.look(0).weights, atol=1e-6)
+    for now in (shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing)):
+        np.testing.assert_allclose(now.weights, fresh.predict_with_attention(0).weights, atol=1e-6)
         assert not np.allclose(now.weights, before[1].weights, atol=1e-4)
     assert shown.checksum(0) == fresh.checksum(0) != before[3]
 

@@ -150,25 +150,22 @@ def joint_maps(view: View, joint: Tensor, name: str = "") -> list[tuple[str, np.
     return [(f"{name}{reader}", maps[0]) for reader, maps in readings.items()]
 
 
-def joint_of(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Tensor:
+def joint_of(view: View, fusion: str = "mean", drop: float = 0.0) -> Tensor:
     """Attention rollout -> (1, N, N)"""
-    return attention_maps.rollout(view.maps, fusion, drop, protected(view.subject.model, as_vit_explain), as_vit_explain)
+    return attention_maps.rollout(view.maps, fusion, drop, protected_columns(view.subject.model))
 
 
-def protected(model: nn.Module, as_vit_explain: bool) -> int:
-    """How many columns dropping leaves alone. Raises ViewError for vit-explain's way with a CaiT."""
-    if as_vit_explain and model.config.class_layers:
-        raise ViewError("--as_vit_explain: that code knows no CaiT; leave it out")
+def protected_columns(model: nn.Module) -> int:
+    """The number of columns that dropping does not change."""
     return 1 if model.config.class_layers else model.num_prefix_tokens
 
 
-def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Figure:
-    how = spoken(f"heads by {fusion}", drop, as_vit_explain)
-    return draw_joint(view, joint_of(view, fusion, drop, as_vit_explain), f"joint attention, {how}")
+def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Figure:
+    return draw_joint(view, joint_of(view, fusion, drop), f"joint attention, {with_drop(f'heads by {fusion}', drop)}")
 
 
-def spoken(how: str, drop: float, as_vit_explain: bool) -> str:
-    return how + (f", lowest {drop:.0%} dropped" if drop else "") + (", as vit-explain" if as_vit_explain else "")
+def with_drop(how: str, drop: float) -> str:
+    return how + (f", lowest {drop:.0%} dropped" if drop else "")
 
 
 def draw_joint(view: View, joint: Tensor, what: str) -> Figure:

@@ -1,8 +1,8 @@
 """The editor of attention as a web application: addresses, what is refused, and the server.
 
-The page is page/; what it asks for is answered by a `Session` (session.py). Everything stands behind `Guard`,
-because any page that the user has open may send requests to a port of this machine: only requests for this host from
-the editor's own page are met, which also ends DNS rebinding: the Host header then names the foreign page's host.
+The page is page/; a `Session` (session.py) answers its requests. All of them pass `Guard`, because any page that the user
+has open may send requests to a port of this machine: only requests for this host from the editor's own page are met. That
+prevents DNS rebinding too, where the Host header names the foreign page's host.
 
     GET  /, and the files of the page
     GET  /api/state                                         what holds for all images, and progress
@@ -10,7 +10,7 @@ the editor's own page are met, which also ends DNS rebinding: the Host header th
     GET  /api/images/{number}                               image, edit, revision, maps, prediction
     GET  /api/images/{number}/pixels.png                    the image as the model sees it
     PUT  /api/images/{number}/edit                          {"image": name, "revision": "...", "values": rows of 0..1 or null,
-                                                             "checksum": of the picture that was painted on; may be left out}
+                                                             "checksum": of the picture that was painted on; optional}
 """
 
 import contextlib
@@ -60,7 +60,9 @@ class Refusal(Exception):
 
 
 class ServerError(ValueError):
-    """A server that cannot be started: one line."""
+    """A server that cannot be started; the message is one line."""
+
+    exit_code = 2
 
 
 # ------------------------------------------------------------------------------------------------- application

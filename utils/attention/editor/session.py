@@ -1,9 +1,8 @@
-"""The images of an editing session: what the model makes of them, their edits on the disk, the search for its mistakes.
+"""The images of an editing session: the model's predictions, the edits on the disk, the search for misclassified images.
 
-Knows neither the model nor the web: annotate.py brings the model as the functions of a `Gallery`, editor.py the web.
-The folder of edits is the truth, and nothing of it is kept here: two pages, two of these sessions, `git pull` and a
-restart all see the same. A revision is a digest of the file, so that whoever saves on top of something else than what
-lies there is told (`save` -> conflict) instead of writing over it.
+It depends neither on the model, which annotate.py passes as the functions of a `Gallery`, nor on the web (server.py). The
+state is in the folder of edits alone, so that two pages, two sessions, `git pull` and a restart all see the same. A
+revision is a digest of the file: saving on top of another content than the current one is a conflict and writes nothing.
 
 Shapes: C classes, (h, w) grid.
 """
@@ -31,12 +30,14 @@ LARGEST_BATCH, BATCH_SECONDS = 64, (0.05, 0.15)
 
 
 class RequestError(ValueError):
-    """A request that cannot be met as it is: one line."""
+    """A request that cannot be met; the message is one line."""
+
+    exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What the model makes of one image."""
+class Prediction:
+    """The model's output for one image."""
 
     probabilities: np.ndarray       # (C,)
     sigmoid: np.ndarray             # (h, w) in 0..1, mean over heads and query rows, before the edit
@@ -57,13 +58,13 @@ class Gallery:
     checksum: Callable[[int], str]
     region: Callable[[int], tuple[float, float, float, float]]
     pixels: Callable[[int], np.ndarray]                     # uint8 (height, width, 3), as the model sees it
-    look: Callable[..., Look]                               # (index), or (index, values (h, w), edited (h, w) bool)
+    predict_with_attention: Callable[..., Prediction]       # (index), or (index, values (h, w), edited (h, w) bool)
     predict: Callable[[list[int]], list[int]]               # labels; UNREADABLE for an image that is not
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What lies in the folder for an image."""
+    """The file of an image in the folder of edits."""
 
     revision: str                   # "" where there is no file
     edit: edits.Edit | None
@@ -84,22 +85,22 @@ class Session:
         self._saving = threading.Lock()
         self._busy, self._last, self._count = 0, 0.0, threading.Lock()
 
-    # ------------------------------------------------------------------------------------------------ questions
+    # ------------------------------------------------------------------------------------------------ requests
 
     def state(self) -> dict:
-        """What holds for all images."""
+        """The state that all images share."""
         gallery = self.gallery
         identity = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
         return {"title": gallery.title, "facts": list(gallery.facts), "grid": list(gallery.grid),
                 "size": list(gallery.img_size), "identity": identity, "counts": self.counts()}
 
     def counts(self) -> dict:
-        """How many images there are, and are edited, looked at, misclassified."""
+        """The numbers of images: all, edited, predicted, unreadable, misclassified."""
         return {"images": len(self.predicted), "edited": int(self.edited.sum()),
                 "looked_at": int((self.predicted != UNKNOWN).sum()), "unreadable": int((self.predicted == UNREADABLE).sum()),
-                "misclassified": int(self._chosen("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
+                "misclassified": int(self._members("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
 
-    def _chosen(self, kind: str) -> np.ndarray:
+    def _members(self, kind: str) -> np.ndarray:
         if kind == "misclassified":
             return (self.predicted >= 0) & (self.gallery.labels >= 0) & (self.predicted != self.gallery.labels)
         return {"all": np.ones_like(self.edited), "edited": self.edited, "unedited": ~self.edited}[kind]
@@ -109,7 +110,7 @@ class Session:
 
         -> {"index": or None, "position": of it among them, from 0, "total": how many}
         """
-        members = np.flatnonzero(self._chosen(kind))
+        members = np.flatnonzero(self._members(kind))
         place = int(np.searchsorted(members, start, "right" if step > 0 else "left")) - (step < 0)
         if step == 0:
             place = min(place, len(members) - 1)
@@ -117,7 +118,7 @@ class Session:
         return {"index": found, "position": place, "total": len(members)}
 
     def image(self, index: int) -> dict:
-        """All that the page shows of an image. What is wrong with it or its edit stands in "unreadable" and "problem"."""
+        """All that the page shows of an image; "unreadable" and "problem" say what is wrong with it or with its edit."""
         gallery, stored = self.gallery, self._stored(index)
         answer = {"index": index, "name": gallery.name(index), "label": self._class(int(gallery.labels[index])),
                   **self._edit(stored)}
@@ -134,11 +135,11 @@ class Session:
         return answer | self.outcome(index, edit.values, edit.edited)
 
     def outcome(self, index: int, values: np.ndarray | None = None, edited: np.ndarray | None = None) -> dict:
-        """What the model makes of an image, by itself ("own") and under an edit ("now")."""
+        """The model's output for an image, without an edit ("own") and under an edit ("now")."""
         try:
             with self._request():
-                own = self.gallery.look(index)
-                now = own if edited is None or not edited.any() else self.gallery.look(index, values, edited)
+                own = self.gallery.predict_with_attention(index)
+                now = own if edited is None or not edited.any() else self.gallery.predict_with_attention(index, values, edited)
         except ImageError as error:
             return {"unreadable": str(error), "counts": self.counts()}
         self.predicted[index] = own.probabilities.argmax()
@@ -152,7 +153,7 @@ class Session:
     def _class(self, label: int) -> str | None:
         return None if label < 0 else str(self.gallery.classes[label])
 
-    def _results(self, index: int, own: Look, now: Look) -> dict:
+    def _results(self, index: int, own: Prediction, now: Prediction) -> dict:
         before, after = own.probabilities, now.probabilities
         shown = np.argsort(-after, kind="stable")[:TOP].tolist()
         for label in (int(self.gallery.labels[index]), int(before.argmax())):
@@ -168,7 +169,7 @@ class Session:
     # --------------------------------------------------------------------------------------------------- saving
 
     def _stored(self, index: int) -> Stored:
-        """Reads the file of an image anew."""
+        """Read the file of an image."""
         path = self._path(index)
         self.edited[index] = os.path.lexists(path)
         if not self.edited[index]:
@@ -194,10 +195,10 @@ class Session:
             raise RequestError(str(error)) from error
 
     def save(self, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> dict | None:
-        """On the disk when this returns -> {"revision"}; None if the file is not `revision` any more: nothing is written.
+        """Save an edit to the disk -> {"revision"}; None, and nothing is written, if the file is not `revision` any more.
 
-        No edited patch removes the file. What lies there and is no edit of this image is kept as NAME.json.damaged.
-        Raises RequestError, and EditError or OSError where the disk refuses.
+        Without an edited patch the file is removed. A file that is no edit of this image is kept as NAME.json.damaged.
+        Raises RequestError, and EditError or OSError for errors of the disk.
         """
         path = self._path(index)
         try:
@@ -224,7 +225,7 @@ class Session:
         return _Busy(self)
 
     def search(self, stop: threading.Event) -> None:
-        """Predicts every image, in batches of about a tenth of a second, and only while nobody asks for anything."""
+        """Predict every image, in batches of about a tenth of a second, and only while there are no requests."""
         size, index = 1, 0
         while index < len(self.predicted):
             while self._busy or time.monotonic() - self._last < QUIET:
@@ -243,7 +244,7 @@ class Session:
 
 
 def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, float, float]) -> edits.Edit:
-    """The edit on the patches of `grid` over `region`: each takes what the edit says where its middle lies in the image."""
+    """Resample the edit to the patches of `grid` over `region`: each takes the edit's value at its center."""
     if edit.values.shape == grid and np.allclose(edit.region, region, atol=1e-3):
         return edit
     places, inside = [], []
@@ -260,7 +261,7 @@ def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, 
 
 
 class _Busy:
-    """While it is entered, and shortly after, the search rests."""
+    """While it is entered, and shortly after, the search pauses."""
 
     def __init__(self, session: Session):
         self.session = session
@@ -286,7 +287,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _rows(edit: edits.Edit) -> list[list[float | None]]:
-    """As the file has it: str of a float32 is the shortest text that gives it back."""
+    """As in the file: str of a float32 is the shortest text that is read as the same number."""
     return [[float(str(value)) if edited else None for value, edited in zip(*rows)] for rows in zip(edit.values, edit.edited)]
 
 
