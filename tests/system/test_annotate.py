@@ -180,7 +180,7 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
     write_run(tmp_path / "output/held", ("ant", "bee"), dataset="folder", data_dir=data, val_fraction=0.2, eval_crop=0.5,
               model_type="ViT-Nano_2", recipe="vit-paper")
     train, val = gallery(), gallery("--split", "val")
-    assert (len(train.targets), len(val.targets)) == (16, 4)
+    assert (len(train.labels), len(val.labels)) == (16, 4)
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = gallery("--data", tmp_path / "moved", "--split", "val")
     assert [moved.name(index) for index in range(4)] == [val.name(index) for index in range(4)]
