@@ -70,16 +70,12 @@ def test_every_other_image_comes_decoded(tmp_path, mode):
     assert not decode.is_undecoded(image) and image.mode == "RGB" and np.array_equal(image, files[0][0])
 
 
-def test_files_are_closed(tmp_path):
+def test_files_are_closed_and_large_ones_decoded_as_they_are_read(tmp_path, monkeypatch):
     files = split(tmp_path, jpeg(photograph(40, 30)))
     before = len(os.listdir("/proc/self/fd"))
     kept = [files.source(0) for _ in range(5)]
     assert len(os.listdir("/proc/self/fd")) == before and len(kept) == 5
-
-
-def test_a_large_file_is_decoded_as_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "MAX_HELD_BYTES", 100)
-    files = split(tmp_path, jpeg(photograph(40, 30)))
     image, _ = files.source(0)
     assert not decode.is_undecoded(image) and np.array_equal(image, files[0][0])
 
@@ -88,7 +84,7 @@ def test_a_large_file_is_decoded_as_it_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("margin", [1.0, 2.0])
-@pytest.mark.parametrize("crop", [(31, 500), (32, 32), (63, 64), (64, 64), (127, 129), (200, 130), (260, 300), (300, 403)])
+@pytest.mark.parametrize("crop", [(31, 500), (63, 64), (64, 64), (127, 129), (300, 403)])
 def test_a_crop_keeps_as_many_pixels_as_are_made_of_it(tmp_path, crop, margin):
     files = split(tmp_path, jpeg(photograph(603, 405)))
     pixels, reduction = decode.decoded(files.source(0)[0], crop, SIZE, margin)
@@ -166,14 +162,6 @@ def test_a_tensor_is_transformed_as_its_pil_image(kind, knobs, channels, side):
     assert torch.equal(stored, torch.from_numpy(np.array(picture)).permute(2, 0, 1))          # it is not written to
 
 
-@pytest.mark.parametrize("crop", [0.0, 0.875])
-def test_a_tensor_is_evaluated_as_its_pil_image(crop):
-    picture = photograph(90, 70)
-    transform = eval_transform(SIZE, crop=crop)
-    gap = transform(picture).int() - transform(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).int()
-    assert gap.abs().max() <= 1
-
-
 def test_an_edit_goes_with_an_image_that_is_not_decoded(tmp_path):
     files = split(tmp_path, jpeg(photograph(300, 210)))
     edit = Edit("0.jpg", "", np.random.default_rng(0).random((7, 7)).astype(np.float32), np.ones((7, 7), bool))
@@ -200,7 +188,7 @@ def verdict(read) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize("margin", [1.0, 1000.0])
-def test_damage_is_told_by_the_transform_as_it_was_by_decoding(tmp_path, margin, monkeypatch, capfd):
+def test_damage_is_reported_by_the_transform_as_by_decoding(tmp_path, margin, monkeypatch, capfd):
     """Whether it is decoded in part or in full, or that which crop was drawn would decide which image is read."""
     monkeypatch.setattr(transforms, "TRAIN_MARGIN", margin)
     whole = [jpeg(photograph(90, 70)), jpeg(photograph(90, 70), progressive=True), jpeg(photograph(90, 70).convert("L"))]

@@ -8,11 +8,10 @@ from runs import same
 from torchvision.transforms import v2
 
 from utils.data import loader as data
-from utils.data.datasets import digits, folder
+from utils.data.datasets import folder
 from utils.data.loader import Batch, prefetch
 from utils.data.sampler import SampleIndex, StepSampler
 from utils.data.splits import ArrayImages, ImageError
-from utils.data.transforms import train_transform
 
 
 def pictures(count=11) -> ArrayImages:
@@ -71,20 +70,6 @@ def test_the_given_transform_is_what_acts():
     assert not any(image.shape == (3, 8, 8) for image in grey.values())
 
 
-def test_augmentation_kinds_and_flips_through_the_loader():
-    kinds = {kind: pixels(transform=train_transform(kind, (8, 8), flip=True)) for kind in ("crop_flip", "crop", "none")}
-    assert not any(same(kinds["crop"], kinds["none"]))
-    assert len(set(same(kinds["crop"], kinds["crop_flip"]))) == 2                # some flipped, some not
-    assert all(same(kinds["crop"], pixels(transform=train_transform("crop_flip", (8, 8), flip=False))))
-
-
-def test_digits_are_not_flipped():
-    splits = digits("")
-    kinds = [pixels(splits.train, transform=train_transform(kind, (8, 8), flip=splits.can_flip))
-             for kind in ("crop", "crop_flip")]
-    assert all(same(*kinds))
-
-
 def test_loading_leaves_the_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -104,8 +89,8 @@ def test_sizes_need_not_be_square(size):
     assert {batch.images.shape[1:] for batch in loader} == {(3, *size)}
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 11])
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 10, 11])
+@pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_evaluation_covers_every_image_once(count, world, batch_size):
     split, seen = pictures(count), []
@@ -133,7 +118,7 @@ def test_default_workers(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_comes_through_the_loaders(tmp_path, workers):
+def test_loaders_raise_the_error_of_an_unreadable_image(tmp_path, workers):
     splits = folder(tree(tmp_path, GOOD_TREE))
     for place in ("train/bee/1.png", "val/bee/0.png"):
         (tmp_path / place).write_bytes(png(cut=600))

@@ -23,8 +23,8 @@ def steps(batches: list[list[SampleIndex]]) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-@pytest.mark.parametrize("images", [7, 16, 50, 64])
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize("images", [7, 16, 50])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1), (4, 4)])
 def test_a_step_has_the_same_samples_in_the_same_order_however_it_is_cut(images, world, accumulation):
     whole = steps(keys(images, micro=1))
     parts = [keys(images, micro=world * accumulation, rank=rank, world=world) for rank in range(world)]
@@ -39,10 +39,10 @@ def test_a_step_has_the_same_samples_in_the_same_order_however_it_is_cut(images,
     assert joined == whole
 
 
-@pytest.mark.parametrize("start", range(12))
 @pytest.mark.parametrize("images", [7, 50])
-def test_a_restart_at_any_step_gives_the_tail(images, start):
-    assert keys(images, start=start) == [batch for batch in keys(images) if batch[0].step >= start]
+def test_a_restart_at_any_step_gives_the_rest(images):
+    for start in range(12):
+        assert keys(images, start=start) == [batch for batch in keys(images) if batch[0].step >= start]
 
 
 @pytest.mark.parametrize("images", [7, 50])
@@ -76,12 +76,7 @@ def test_seeds_give_other_orders():
     assert str(keys(seed=0)) == orders[0]
 
 
-def test_permutations_are_not_hoarded():
-    order = StepSampler(10, 16, 4, 0, 1, 0, 0, 50)
-    assert max(len(order._permutations) for _ in order) <= 2
-
-
-def test_keys_are_the_list_that_they_stand_for():
+def test_sample_indices_are_a_sequence():
     own = StepSampler(50, 16, 4, 0, 1, 3, 0, 12)[17]
     listed = list(own)
     assert listed == [own[number] for number in range(4)] and len(own) == 4 and own == listed and own != listed[:3]
@@ -93,3 +88,5 @@ def test_all_samples_of_a_step_are_those_of_its_ranks():
     orders = [StepSampler(50, 12, 4, rank, 2, 0, 3, 5) for rank in range(2)]
     dealt = [key for order in orders for batch in list(order)[:2] for key in batch]
     assert orders[1].samples_of(3) == dealt
+    sampler = StepSampler(10, 16, 4, 0, 1, 0, 0, 50)
+    assert max(len(sampler._permutations) for _ in sampler) <= 2         # of as many epochs

@@ -1,6 +1,6 @@
 """Images in files: decoding, and the two ways to name them, a tree of class folders or lists in CSV.
 
-A file may hold anything: whatever is wrong with it comes out as one ImageError, before memory is taken for its pixels.
+A file may hold anything: whatever is wrong with it raises an ImageError, before memory is allocated for its pixels.
 """
 
 import csv
@@ -28,7 +28,7 @@ MAX_LIST_BYTES = 1 << 30          # a list of images: over ten million rows
 MAX_LINE_BYTES = 1 << 16
 HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"label", "class"})
 
-# Pillow warns of what is told here in words of our own (large images), or does not matter (damaged EXIF).
+# Pillow warns of what is reported here anyway (large images) or does not matter (damaged EXIF).
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # ------------------------------------------------------------------------------------------------- decoding
@@ -53,8 +53,8 @@ class FileImages(Dataset):
             raise _image_error(path, "cannot be read as an image", error) from error
 
     def source(self, index: int) -> tuple[Image.Image, int]:
-        """As [index], but a JPEG is opened and not decoded (decoding.py): of a part of it augment.py decodes what it needs.
-        What fails there comes out as the same ImageError."""
+        """As [index], but a JPEG is opened and not decoded (decode.py): transforms.py decodes what a crop needs. A failure
+        there raises the same ImageError."""
         path, label = self.samples[index]
         failed = functools.partial(_image_error, path, "cannot be read as an image")
         try:
@@ -94,15 +94,15 @@ class FileImages(Dataset):
 
 
 def _image_error(path: str, what: str, error: Exception) -> ImageError:
-    """With `.plain`: its text without the advice."""
+    """An ImageError with the attribute `plain`: its text without the advice."""
     plain = f"{shown(path)}: {what} ({_reason(error)})"
-    told = ImageError(f"{plain}; {'make it readable' if isinstance(error, PermissionError) else 'remove or replace it'}")
-    told.plain = plain
-    return told
+    image_error = ImageError(f"{plain}; {'make it readable' if isinstance(error, PermissionError) else 'remove or replace it'}")
+    image_error.plain = plain
+    return image_error
 
 
 def _opened(path: str) -> BinaryIO:
-    """A file of a sane size; a pipe, which would be waited for without end, is refused."""
+    """Open a regular file of a reasonable size. Raises ValueError for others, such as a pipe, which would block."""
     stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
     status = os.fstat(stream.fileno())
     regular, size = stat.S_ISREG(status.st_mode), status.st_size
@@ -114,7 +114,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _reason(error: Exception) -> str:
-    """In one line, without the path and without what a file may say of itself at length."""
+    """The reason of an error in one line, without the path and cut to MAX_REASON characters."""
     known = {FileNotFoundError: "no such file", Image.DecompressionBombError: f"more than {MAX_PIXELS:,} px",
              UnidentifiedImageError: f"of none of the formats {', '.join(IMAGE_FORMATS)}, or damaged from its beginning"}
     text = known.get(type(error)) or (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -123,7 +123,7 @@ def _reason(error: Exception) -> str:
 
 
 def shown(text: str) -> str:
-    """In one line that a terminal can show: names of files may hold line breaks, control characters, bytes of no text."""
+    """Escape what a terminal cannot show: names of files may hold line breaks, control characters, undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -183,14 +183,14 @@ def class_folders(root: Path) -> list[str]:
 
 def _images_below(top: Path) -> list[str]:
     """Image files at any depth, folder by folder. Hidden ones (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes
-    beside a file) are left out, which torchvision takes."""
+    beside a file) are skipped, which torchvision takes."""
     return [os.path.join(root, name) for root, names in sorted(files_below(top)) for name in sorted(names)
             if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
 
 
 def files_below(top: str | Path) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files), every folder once: by its own path, else by the first link to it in alphabetical order,
-    or links among folders would multiply the files. Hidden folders, and links to a folder around, are left out."""
+    or links among folders would multiply the files. Hidden folders, and links to an enclosing folder, are skipped."""
     seen, starts = set(), [str(top)]
     while starts:
         links = []
@@ -258,7 +258,7 @@ def _csv_rows(file: Path) -> list[tuple[int, str, str]]:
 
 
 def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: Callable[[int], str]) -> FileImages:
-    """Raises DataError if a file is not there; named_by(position of the sample) tells where its name stands."""
+    """Raise DataError if a file does not exist; named_by(position of the sample) is the place that names it."""
     absent = [position for position, (path, _) in enumerate(samples) if not os.path.isfile(path)]
     if absent:
         others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
@@ -267,7 +267,7 @@ def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: 
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number, from 1; line) of the lines that are not blank. Raises DataError for what is not UTF-8 text of a sane size."""
+    """Read the lines that are not blank -> (number, from 1; line). Raises DataError unless it is UTF-8 text of a sane size."""
     if not file.is_file():
         raise DataError(f"no such file: {file}")
     if file.stat().st_size > MAX_LIST_BYTES:

@@ -1,6 +1,6 @@
-"""Image transforms: per image on the CPU, to uint8; normalising happens on the device.
+"""Image transforms: per image on the CPU, to uint8; normalization happens on the device.
 
-An image is PIL RGB, a uint8 tensor, or a JPEG of which no more is decoded than its crop needs (decoding.py). The numbers
+An image is PIL RGB, a uint8 tensor, or a JPEG of which no more is decoded than its crop needs (decode.py). The numbers
 drawn, and so the crops, are the same for all three. Tensors, and with them most JPEGs, are resized by PyTorch's uint8
 kernel: three times as fast as Pillow's, at most one grey level from it (bicubic: two).
 
@@ -25,7 +25,7 @@ MAGNITUDES = 11               # 0..10 as in the paper and in timm; torchvision's
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 ERASED_STD = 0.225 * 255      # of ImageNet's pixels
 # How many times the pixels of what is made are decoded at least: in training crops and colours vary by far more than what is
-# lost (decoding.py); accuracies are compared.
+# lost (decode.py); accuracies are compared.
 TRAIN_MARGIN, EVAL_MARGIN = 1.0, 2.0
 
 
@@ -73,7 +73,7 @@ def eval_transform(img_size: tuple[int, int], *, channels: int = 3, interpolatio
     """PIL RGB, a source of FileImages or uint8 (3, H, W) -> uint8 (channels, height, width).
 
     crop 0: the whole image resized, its shape not kept, as Google's evaluation. 0 < crop <= 1: its shape kept, and the
-    middle cut out, which holds the share `crop` of the shorter side (DeiT and MAE: 0.875, that is 224 of 256 pixels).
+    middle cut out, which holds the ratio `crop` of the shorter side (DeiT and MAE: 0.875, that is 224 of 256 pixels).
     """
     assert 0 <= crop <= 1, crop
     mode = InterpolationMode(interpolation)
@@ -173,7 +173,7 @@ class Grayscale(v2.Grayscale):
 class RandomErasing(v2.RandomErasing):
     """On uint8, which torchvision's would fill with noise of standard deviation 1: nearly black.
 
-    timm fills with standard normal noise after normalising. Here, before it: mean 127.5, standard deviation 57, cut to
+    timm fills with standard normal noise after normalizing. Here, before it: mean 127.5, standard deviation 57, cut to
     0..255, which is the same for images normalised by ImageNet's values.
     """
 
