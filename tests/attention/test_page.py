@@ -262,20 +262,6 @@ def test_an_answer_that_is_lost_is_no_conflict(context, folder):
         assert len(lost) == 2
 
 
-def test_a_second_tab_never_writes_over_the_first(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        first, second = opened(context, port), opened(context, port)
-        paint(first, (0, 0))
-        saved(first)
-        paint(second, (3, 3))
-        expect(second.get_by_role("alert")).to_contain_text("Image 1 was edited elsewhere")
-        saved(second)
-        assert values_of(folder / "train/0.png.json") == [[0.9] + [None] * 3] + [[None] * 4] * 3
-        second.get_by_role("button", name="Undo").click()              # its own is a step away
-        saved(second)
-        assert values_of(folder / "train/0.png.json")[3] == [None] * 3 + [0.9]
-
-
 def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(context, folder):
     """Painted, and on to the next image at once: the notice stays, the values survive a reload, and can be taken."""
     file = folder / "train/2.png.json"

@@ -34,7 +34,7 @@ def test_mixup_of_a_pair_is_torchvision_s():
     images, targets = batch()
     ours = mixer(mixup_alpha=0.4)
     got = ours(images, targets, 5, 0)
-    shares = ours.draws(5).ratio
+    shares = ours.draws(5).share
     assert len(set(shares)) == IMAGES // 2
     for pair, share in enumerate(shares):
         own = slice(2 * pair, 2 * pair + 2)
@@ -52,8 +52,8 @@ def test_cutmix_of_a_pair_is_torchvision_s(size):
     for pair in range(32):
         # The rule of the paper's section 3.1, pair by pair in plain numbers.
         height, width = size
-        reach = 0.5 * (1 - draws.ratio[pair]) ** 0.5
-        y, x = int(draws.center[0, pair] * height), int(draws.center[1, pair] * width)
+        reach = 0.5 * (1 - draws.share[pair]) ** 0.5
+        y, x = int(draws.centre[0, pair] * height), int(draws.centre[1, pair] * width)
         top, bottom = max(y - int(reach * height), 0), min(y + int(reach * height), height)
         left, right = max(x - int(reach * width), 0), min(x + int(reach * width), width)
         area = (bottom - top) * (right - left) / (height * width)
@@ -89,19 +89,19 @@ def test_ranks_and_micro_batches_change_nothing(cuts):
 
 def test_draws_are_a_function_of_seed_and_step():
     def shares(seed, step):
-        return tuple(mixer(seed=seed, **BOTH).draws(step).ratio)
+        return tuple(mixer(seed=seed, **BOTH).draws(step).share)
 
     assert shares(3, 7) == shares(3, 7)
     assert len({shares(seed, step) for seed in range(3) for step in range(4)}) == 12
     used = mixer(**BOTH)
     used(*batch(), 0, 0)
-    assert tuple(used.draws(7).ratio) == shares(3, 7)         # a resumed run draws as one that was never stopped
+    assert tuple(used.draws(7).share) == shares(3, 7)         # a resumed run draws as one that was never stopped
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 4.0])
 @pytest.mark.parametrize("method", ["mixup_alpha", "cutmix_alpha"])
 def test_shares_are_beta_distributed(method, alpha):
-    shares = mixer(40_000, **{method: alpha}).draws(0).ratio
+    shares = mixer(40_000, **{method: alpha}).draws(0).share
     variance = 1 / (4 * (2 * alpha + 1))
     assert shares.mean() == pytest.approx(0.5, abs=4 * (variance / 20_000) ** 0.5)
     assert shares.var() == pytest.approx(variance, rel=0.05)
@@ -110,8 +110,8 @@ def test_shares_are_beta_distributed(method, alpha):
 
 def test_both_methods_have_their_own_alpha():
     draws = mixer(40_000, mixup_alpha=0.1, cutmix_alpha=4.0).draws(0)
-    assert draws.ratio[~draws.cut].var() == pytest.approx(1 / 4.8, rel=0.05)
-    assert draws.ratio[draws.cut].var() == pytest.approx(1 / 36, rel=0.05)
+    assert draws.share[~draws.cut].var() == pytest.approx(1 / 4.8, rel=0.05)
+    assert draws.share[draws.cut].var() == pytest.approx(1 / 36, rel=0.05)
 
 
 @pytest.mark.parametrize(("options", "mixed", "cut"), [
@@ -120,9 +120,9 @@ def test_both_methods_have_their_own_alpha():
     (BOTH | {"probability": 0.0}, 0, 0), ({}, 0, 0)])
 def test_probability_and_switch(options, mixed, cut):
     draws = mixer(20_000, **options).draws(1)
-    assert (draws.ratio < 1).mean() == pytest.approx(mixed, abs=0.02)
+    assert (draws.share < 1).mean() == pytest.approx(mixed, abs=0.02)
     assert draws.cut.mean() == pytest.approx(cut, abs=0.02)
-    assert (draws.ratio[draws.cut] < 1).all()
+    assert (draws.share[draws.cut] < 1).all()
     images, targets = batch()
     changed = (mixer(**options)(images, targets, 1, 0)[0] != images).any()
     assert changed == (mixed > 0)

@@ -439,7 +439,7 @@ def mixed_by_hand(images, labels, draws):
     images = images.numpy().astype(np.float64)
     out, out_targets = images.copy(), targets.copy()
     for first in range(0, len(images), 2):
-        cut, share, centre = draws.cut[first // 2], draws.ratio[first // 2], draws.center[:, first // 2]
+        cut, share, centre = draws.cut[first // 2], draws.share[first // 2], draws.centre[:, first // 2]
         for own, other in ((first, first + 1), (first + 1, first)):
             if cut:
                 row, column = (int(8 * value) for value in centre)
