@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"train", "sweep", "visualize", "annotate"}
-LEAVES = {"utils.device", "utils.allocator", "utils.process", "utils.randomness"}
+LEAVES = {"utils.device", "utils.files", "utils.allocator", "utils.process", "utils.randomness"}
 ROOMS = ("utils.data", "utils.training", "utils.run", "utils.attention", "utils.report", "utils.distributed",
          "models.checkpoints")
 
