@@ -107,7 +107,7 @@ def find_checkpoint(given: str | None) -> Path:
         if not files:
             raise configs.ConfigError(f"no run below {RUNS}: give --checkpoint, or train first (bash train.sh)")
         given = max(files, key=lambda file: file.stat().st_mtime).parent
-    return Path(run_folder.weights_of(given))
+    return Path(run_folder.resolve_checkpoint(given))
 
 
 def settings_of(path: Path) -> dict:

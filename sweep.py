@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 import configs
+from utils.files import StorageError, atomic_write
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -66,9 +67,9 @@ def main(argv: list[str]) -> int:
         last = [f"--{tried}", str(best), "--val_fraction", "0", "--test", "once"]
         rows.append(finish(folder / "final", shared + last, {tried: best}))
         write(folder, rows)
-    except configs.ConfigError as error:
+    except (configs.ConfigError, StorageError) as error:
         print(f"sweep.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except subprocess.CalledProcessError as error:
         print(f"sweep.py: error: a run ended with exit code {error.returncode} (its own words stand above): "
               "mend the cause and start the sweep again; it goes on from here", file=sys.stderr)
@@ -171,11 +172,9 @@ def claim(folder: Path, settings: dict) -> None:
                                       "give another NAME")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(unfinished, file)
-    except OSError as error:
-        raise configs.ConfigError(f"cannot write {folder}: {error.strerror}") from error
+        atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n"))
+    except (OSError, StorageError) as error:
+        raise configs.ConfigError(f"cannot write {folder}: {getattr(error, 'strerror', error)}") from error
 
 
 def finish(folder: Path, flags: list[str], tried: dict) -> dict:
@@ -234,13 +233,14 @@ def choose(rows: list[dict], folder: Path) -> dict:
 
 
 def write(folder: Path, rows: list[dict]) -> None:
-    unfinished = folder / "sweep.csv.tmp"
-    with open(unfinished, "w", newline="") as stream:
-        tried, = set(rows[0]) & set(TRIED)
-        table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(unfinished, folder / "sweep.csv")
+    def write_table(unfinished: Path) -> None:
+        with open(unfinished, "w", newline="") as stream:
+            tried, = set(rows[0]) & set(TRIED)
+            table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
+            table.writeheader()
+            table.writerows(rows)
+
+    atomic_write(folder / "sweep.csv", write_table)
 
 
 def summarise(folder: Path, rows: list[dict], tried: str) -> None:

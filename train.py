@@ -64,12 +64,12 @@ def in_group(given: dict, world, stop) -> int:
     if world.device.type == "cpu":
         allocator.keep_memory()
     try:
-        run, state, path = configure(given, world)
+        run, state, opened = configure(given, world)
         code = 0
         if run.eval_only:
-            evaluate_only(given, run, world, state, path)
+            evaluate_only(given, run, world, state, opened and opened.path)
         else:
-            code = train(given, run, world, state, path, stop)
+            code = train(given, run, world, state, opened, stop)
         if world.local_rank == 0:                                # of every node: each has a train.sh of its own
             process.leave_code(code)
         return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
@@ -84,7 +84,7 @@ def in_group(given: dict, world, stop) -> int:
 def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
     """-> (what to tell the user, exit code, whether other processes may not have it); None: a bug, whose traceback is needed"""
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
-        return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
+        return str(error), getattr(error, "exit_code", getattr(error, "code", 2)), type(error).__name__ in ALONE
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", 2, True
     return None
@@ -180,16 +180,22 @@ def check_batch(run, may_change: str) -> None:
 
 
 def configure(given: dict, world):
-    """-> (the resolved configuration, RunState to resume from or None, its file or None)"""
+    """-> (the resolved configuration, RunState to resume from or None, its opened checkpoint or None)"""
     from utils import distributed
     from utils.run import checkpoint
     from utils.run import folder as run_folder
     from utils.training import exact
 
-    found = None
+    own, found = None, None                                    # this process's opened checkpoint; its path, on every process
+
+    def find():
+        nonlocal own
+        own = run_folder.find_checkpoint(*place)
+        return own and (own.path, list(own.skipped.values()))
+
     if "resume_path" in given:
         place = given["resume_path"], given.get("output_dir", configs.FLAGS["output_dir"][1]), given.get("name")
-        found = distributed.on_main(world, lambda: run_folder.find_checkpoint(*place))
+        found = distributed.on_main(world, find)
     if found is None:                                          # also: RESUME_PATH=auto, and nothing is there yet
         if "resume_path" in given and world.is_main:
             print(f"nothing to resume in {Path(place[1], place[2])} yet: a new run")
@@ -201,7 +207,8 @@ def configure(given: dict, world):
             distributed.on_main(world, lambda: run_folder.check_free(run.output_dir, run.name))
         return run, None, None
     path, complaints = found
-    state = distributed.first_on_node(world, lambda: checkpoint.load(path))
+    own = distributed.first_on_node(world, lambda: own or checkpoint.open_checkpoint(path))
+    state = distributed.first_on_node(world, own.state)
     if not given.get("eval_only"):
         distributed.on_main(world, lambda: run_folder.check_resume(path, given.get("output_dir"), given.get("name")))
     run = configs.resolve_resumed(given, state.config, state.train_images)
@@ -221,7 +228,7 @@ def configure(given: dict, world):
             print(f"warning: {complaint}; going back to the checkpoint before it")
         print(f"resuming {path} at step {state.step} of {run.num_steps}")
         tell_changes(given, run, state, world)
-    return run, state, path
+    return run, state, own
 
 
 def tell_changes(given: dict, run, state, world) -> None:
@@ -399,7 +406,7 @@ def pretrained_file(run) -> Path | None:
     if run.pretrained_dir == "none":
         return None
     if run.pretrained_dir != "auto":
-        return find_checkpoint(run_folder.weights_of(run.pretrained_dir))
+        return find_checkpoint(run_folder.resolve_checkpoint(run.pretrained_dir))
     default = configs.DEFAULT_WEIGHTS.get(run.model_type, run.model_type)
     return find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default)
 
@@ -517,7 +524,7 @@ def teacher_of(run, splits, model, chosen, world):
     from utils.data import transforms
     from utils.run import folder as run_folder
 
-    path = run_folder.weights_of(run.teacher)
+    path = run_folder.resolve_checkpoint(run.teacher)
     if not Path(path).is_file():
         raise configs.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
     teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
@@ -646,7 +653,7 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
     plots.save(pictures.before_and_after(rows, title), folder / ATTENTION_FILE)
 
 
-def train(given: dict, run, world, state, path, stop) -> int:
+def train(given: dict, run, world, state, opened, stop) -> int:
     """-> exit code: 0, or that of a run which was asked to stop"""
     from utils import distributed
     from utils.run import checkpoint
@@ -655,7 +662,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
 
     if run.wandb:
         check_wandb()
-    session = Session(given, run, world, state, path, stop)
+    session = Session(given, run, world, state, opened, stop)
     try:
         with distributed.watching(world, lambda: f"step {session.trainer.step + 1}"):
             try:
@@ -677,7 +684,7 @@ class _Asked(Exception):
 class Session:
     """A run from here to its end, as one of its processes sees it: the objects of the loop, and the loop."""
 
-    def __init__(self, given: dict, run, world, state, path, stop):
+    def __init__(self, given: dict, run, world, state, opened, stop):
         from utils.data.splits import fingerprint
         from utils.run import saver
         from utils.training import optimizer, precision
@@ -712,8 +719,8 @@ class Session:
             batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps, max_grad_norm=run.max_grad_norm,
             seed=run.seed, objective=objective, ema=self.ema, exact=run.exact, non_finite=run.non_finite,
             requests=self.requests, **counts)
-        self.open(given, state, path)
-        self.saver = saver.Saver(self.folder, run.keep_checkpoints, say=self.report.say) if world.is_main else None
+        self.open(given, state, opened)
+        self.saver = saver.Saver(self.folder, run.keep_checkpoints, self.best, warn=self.report.log) if world.is_main else None
 
     def feed(self, state):
         """What there is to see: the loaders, and which splits are evaluated. -> engine.Lesson or None"""
@@ -762,15 +769,15 @@ class Session:
                 gc.collect()                       # of what compiling leaves, some holds memory, and would stay for good
         return wrapped
 
-    def open(self, given: dict, state, path) -> None:
+    def open(self, given: dict, state, opened) -> None:
         """The run's folder, and what is told there."""
         from utils import distributed, process
         from utils.run import folder as run_folder
         from utils.run import profiling
-        from utils.run.loggers import BadImages, Report
+        from utils.run.loggers import BadImages, RunLogger
 
         run, world = self.run, self.world
-        self.folder, self.best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
+        self.folder, self.best = distributed.on_main(world, lambda: open_folder(given, run, opened))
         if world.is_main and (place := process.launch_file("folder")) is not None:
             place.write_text(str(self.folder))                     # where processes go on that torchrun starts anew
         run.name, run.output_dir = self.folder.name, str(self.folder.parent)
@@ -782,13 +789,13 @@ class Session:
             print(f"run folder: {self.folder}", flush=True)
         self.told = distributed.on_main(world, lambda: {
             (event["step"], event["split"]) for event in run_folder.read_log(self.folder) if event["event"] == "eval"})
-        self.report = Report(self.folder if world.is_main else None, self.log_folder, self.began_at, run.num_steps, run.wandb,
-                             run.to_dict())
-        self.listed = BadImages(self.folder, self.report.say) if world.is_main else None
-        self.profile = profiling.Profile(self.folder, world.device, self.report.say) if run.profile and world.is_main else None
-        self.report.session("resume" if state else "start", self.began_at, world_size=world.size)
+        self.report = RunLogger(self.folder if world.is_main else None, self.log_folder, self.began_at, run.num_steps, run.wandb,
+                                run.to_dict())
+        self.listed = BadImages(self.folder, self.report.log) if world.is_main else None
+        self.profile = profiling.Profile(self.folder, world.device, self.report.log) if run.profile and world.is_main else None
+        self.report.log_session("resume" if state else "start", self.began_at, world_size=world.size)
         # A branch begins with what it came from.
-        self.branch = state is not None and self.folder.resolve() != path.parent.resolve()
+        self.branch = state is not None and self.folder.resolve() != opened.path.parent.resolve()
         self.result, self.stop.saves = None, True
 
     # ------------------------------------------------------------------------------------------------ the loop
@@ -806,7 +813,7 @@ class Session:
         if not self.first and before and self.began_at == 0:
             start = self.evaluate(before[0])
             self.first = {"accuracy": start.top1, "split": before[1]}
-            self.report.evaluation(0, before[1], start)
+            self.report.log_evaluation(0, before[1], start)
         if self.edits and self.world.is_main:
             self.look_before()
         while True:
@@ -825,7 +832,7 @@ class Session:
         if run.eval_train and (self.trainer.step, "train") not in self.told:
             self.tell_evaluation("train", self.evaluate(self.splits.train))
         distributed.on_main(self.world, lambda: self.saver.close())
-        self.report.session("end", self.trainer.step, seconds=round(self.seconds_so_far(), 2))
+        self.report.log_session("end", self.trainer.step, seconds=round(self.seconds_so_far(), 2))
 
     def is_due(self, every: int, ahead: int = 0) -> bool:
         from utils.training.schedule import is_time
@@ -842,7 +849,7 @@ class Session:
         except ValueError:                     # of this step, or of the next one's images: what is known of those before is told
             with contextlib.suppress(engine.DivergedError):
                 for step in self.trainer.finish():
-                    self.report.train(step)
+                    self.report.log_step(step)
             raise
         for step in steps:
             asked |= self.tell_step(step)
@@ -857,12 +864,12 @@ class Session:
         """-> whether the run is to stop"""
         from utils import distributed
 
-        self.report.train(step)
+        self.report.log_step(step)
         asked, failed, replaced = step.requests
         if replaced:
             list_bad_images(self.run, self.listed, self.world, self.report, self.trainer, len(self.splits.train))
         if failed:
-            distributed.on_main(self.world, lambda: self.saver.end_if_failed())
+            distributed.on_main(self.world, lambda: self.saver.raise_if_failed())
         return bool(asked)
 
     def learning_rate(self, update: int) -> float:
@@ -886,8 +893,9 @@ class Session:
             return files
         self.result = self.evaluate(self.watched[0])
         self.tell_evaluation(self.watched[1], self.result)
-        if self.world.is_main and self.saver.best_is_lost:
-            self.best = {}
+        from utils import distributed
+
+        self.best = distributed.on_main(self.world, lambda: self.saver.best)
         if self.result.top1 > self.best.get("accuracy", -1.0):
             self.best = {"step": step, "accuracy": self.result.top1}
             files.append(self.folder / checkpoint.BEST_FILE)
@@ -898,7 +906,7 @@ class Session:
     def tell_evaluation(self, split: str, result) -> None:
         """Once for a step."""
         if (self.trainer.step, split) not in self.told:
-            self.report.evaluation(self.trainer.step, split, result)
+            self.report.log_evaluation(self.trainer.step, split, result)
             self.told.add((self.trainer.step, split))
 
     def evaluate(self, split, confusion: bool = False):
@@ -911,7 +919,7 @@ class Session:
                                   world_size=world.size, **self.loading)
         judged = self.model if self.ema is None else self.ema.model
         result = evaluation.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes), confusion,
-                                 self.stop.requested, tell_compiled(world, self.report.say, self.sizes) if run.compile else None)
+                                 self.stop.requested, tell_compiled(world, self.report.log, self.sizes) if run.compile else None)
         if result is None:
             raise _Asked
         return result
@@ -954,7 +962,7 @@ class Session:
         if step:
             self.save(checkpoint.step_path(self.folder, step))
         distributed.on_main(self.world, lambda: self.saver.close())
-        self.report.session("preempted", step)
+        self.report.log_session("preempted", step)
         if self.world.is_main:
             went_on = f"; RESUME_PATH={shlex.quote(str(self.folder))} bash train.sh goes on" if step else ": nothing to save"
             print(f"stopped as asked, after step {step} of {self.run.num_steps}{went_on}", flush=True)
@@ -967,7 +975,7 @@ class Session:
         from utils.training import trainer as engine
 
         step = self.trainer.step
-        self.report.session("diverged", step + 1, samples=[key.index for key in self.order.keys_of(step)])
+        self.report.log_session("diverged", step + 1, samples=[key.index for key in self.order.keys_of(step)])
         if self.world.is_main:
             self.saver.wait()
         saved = [str(file) for file in checkpoint.step_files(self.folder)[:1]] if self.world.is_main else []
@@ -981,7 +989,6 @@ class Session:
             self.profile.close()
         if self.world.is_main:
             self.saver.wait()
-            self.listed.close()
         self.report.close()
 
     # ----------------------------------------------------------------------------------- edited attention, last words
@@ -1016,7 +1023,7 @@ def list_bad_images(run, listed, world, report, trainer, images: int) -> None:
 
     new, count = distributed.on_main(world, lambda: listed.add(lines))
     for line in new if world.is_main else ():
-        report.say(f"warning: replaced by the next readable image: {line}")
+        report.log(f"warning: replaced by the next readable image: {line}")
     if count > run.max_bad_images * images:
         raise DataError(f"{count} of {images} training images cannot be read, a share of more than --max_bad_images "
                         f"{run.max_bad_images:g} (raise it to accept that); {folder / run_folder.BAD_IMAGES_FILE} lists them")
@@ -1027,19 +1034,13 @@ def share(rate: float, run) -> float:
     return rate / run.learning_rate if run.learning_rate else 0.0
 
 
-def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
-    """-> (the run's folder, its best evaluation so far: that of best.pt there, or {})"""
-    from utils.run import checkpoint
+def open_folder(given: dict, run, opened):
+    """-> the run's folder, and the best evaluation so far: that of best.pt there"""
     from utils.run import folder as run_folder
 
-    if state is None:
-        return run_folder.create(run.output_dir, run.name, run.dataset), {}
-    folder = run_folder.resume(path, state.step, given.get("output_dir"), given.get("name"))
-    try:
-        kept = checkpoint.load(folder / checkpoint.BEST_FILE).best
-    except checkpoint.CheckpointError:
-        kept = {}
-    return folder, kept if kept.get("step", 0) <= state.step else {}       # a later one is evaluated again
+    if opened is None:
+        return run_folder.RunFolder(run_folder.create(run.output_dir, run.name, run.dataset), {})
+    return run_folder.resume(opened, given.get("output_dir"), given.get("name"))
 
 
 def evaluate_only(given, run, world, state, path) -> None:
@@ -1092,7 +1093,7 @@ def summarise(session: Session, seconds: float) -> None:
     from utils.run import folder as run_folder
 
     run, splits, folder, first = session.run, session.splits, session.folder, session.first
-    best = session.best if session.saver.best_is_saved else {}
+    best = session.saver.best
     name, result = session.final[1], session.result
     curves = folder / "curves.png"
     events = run_folder.read_log(folder)

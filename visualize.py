@@ -123,11 +123,13 @@ def tell(error: Exception) -> int:
 def go_on(skipped: list[int]):
     """After an image that cannot be read, or whose name is too long: its exit code goes to `skipped`."""
     from utils.data.splits import ImageError
+    from utils.files import StorageError
 
     try:
         yield
-    except (ImageError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+    except (ImageError, OSError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, OSError) and cause.errno != errno.ENAMETOOLONG:
             raise
         skipped.append(tell(error))
 
@@ -185,7 +187,7 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
     settings = {name: default for name, (_, default, _) in configs.FLAGS.items()}
     path, run = None, None
     if checkpoint is not None:
-        path = find_checkpoint(run_folder.weights_of(checkpoint))
+        path = find_checkpoint(run_folder.resolve_checkpoint(checkpoint))
         run = run_settings(path)
     given = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
     if (model_type or img_size or given) and (path is None or run is not None):

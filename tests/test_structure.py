@@ -22,7 +22,7 @@ ALLOWED = {
     "models": {"configs", "models"},                                  # models/__init__.py
     "models.checkpoints": {"models.position", "models.vit"},
     "utils.distributed": set(),
-    "utils.data": {"utils.attention.edits", "utils.run.checkpoint", "utils.run.folder"},
+    "utils.data": {"utils.attention.edits", "utils.run.folder"},
     "utils.training": {"utils.data", "utils.distributed"},
     "utils.attention": {"utils.data"},
     "utils.run": {"utils.training", "models.checkpoints.torch_file", "models"},

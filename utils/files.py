@@ -62,8 +62,8 @@ def fsync_path(path: str | Path) -> None:
 class FileLock:
     """Reserves a folder for this process, by a POSIX record lock on its .lock file.
 
-    The system releases the lock when the process ends, however it ends; forked children do not inherit it. The file holds
-    "process PID on HOST", for the message of those who are refused.
+    It lasts until `release` or the end of the process, however that ends; forked children do not inherit it. The file
+    holds "process PID on HOST", for the message of those who are refused.
     """
 
     def __init__(self, folder: str | Path, advice: str = "Wait for it, or stop it."):

@@ -23,9 +23,8 @@ from utils.data.loader import StepOrder, train_loader
 from utils.data.prepared import FILE, ROW, describe
 from utils.data.splits import DataError, ImageError, Part, fingerprint
 from utils.data.workers import WorkerError
+from utils.files import InUseError, StorageError
 from utils.randomness import seeded
-from utils.run.checkpoint import StorageError
-from utils.run.folder import InUseError
 
 SIZE = 32
 SIDES = [(90, 70), (64, 64), (45, 130), (20, 50), (32, 33), (200, 61), (9, 7)]        # the short side below, at and above SIZE
@@ -212,7 +211,7 @@ def test_room_is_looked_for_first(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="GB are free there") as told:
         make(files, tmp_path / "set")
-    assert told.value.code == 3 and not (tmp_path / "set").exists()
+    assert told.value.exit_code == 3 and not (tmp_path / "set").exists()
     assert not list(tmp_path.glob("*/*.pixels"))
 
 

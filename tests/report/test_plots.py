@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from utils.files import StorageError
 from utils.report import plots
 
 EVENTS = [{"event": "start", "step": 0}, {"event": "eval", "step": 0, "split": "test", "loss": 2.3, "accuracy": 0.1, "top5": 0.5}]
@@ -174,7 +175,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(StorageError, match="No space left"):
         plots.save(Figure((1, 1)), file)
     assert file.read_bytes() == b"before" and list(tmp_path.iterdir()) == [file]
 

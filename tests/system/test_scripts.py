@@ -359,7 +359,7 @@ def test_a_signal_to_the_script_leaves_nothing_running(tmp_path, signal_name):
     finally:
         script.terminate()
     assert processes_naming(str(tmp_path / "o")) == []
-    assert checkpoint.newest_intact(folder)[0]
+    assert checkpoint.open_newest(folder).path
 
 
 def test_the_script_may_be_called_through_a_link_and_from_elsewhere(run_script, tmp_path):

@@ -26,8 +26,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils import process
-from utils.run.checkpoint import StorageError, replace, sync
-from utils.run.folder import BAD_IMAGES_FILE, LOCK_FILE, InUseError
+from utils.files import LOCK_FILE, InUseError, StorageError, atomic_write, fsync_path
+from utils.run.folder import BAD_IMAGES_FILE
 
 from .image_files import FileImages
 from .prepared import FILE, FORMAT, ROW, describe, is_prepared
@@ -68,11 +68,11 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
             facts = {"format": FORMAT, "dataset": dataset, "size": size, "classes": list(splits.classes),
                      "can_flip": splits.can_flip, "val_name": splits.val_name, "splits": {
                          name: _finish(name, split, rows[name], bad, building) for name, split in parts.items()}}
-            replace(building / FILE, lambda file: file.write_text(describe(facts)))
+            atomic_write(building / FILE, lambda file: file.write_text(describe(facts)))
             os.rename(building, target)
             for name in (PLAN_FILE, *(f"{name}.digests" for name in parts), LOCK_FILE):
                 (target / name).unlink()
-            sync(target.parent)
+            fsync_path(target.parent)
     except OSError as error:
         raise StorageError(f"cannot write {error.filename or building} ({error.strerror or error}); what is done is kept in "
                            f"{building}: the same command goes on") from error
@@ -182,8 +182,8 @@ def _finish(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], buildin
     assert rows["sha256"][good].any(axis=1).all()
     names = b"".join(split.name(number).encode("utf-8", "surrogateescape") + b"\0" for number in good)
     content = rows[good].tobytes() + names
-    replace(index, lambda file: file.write_bytes(content))
-    sync(pixels)
+    atomic_write(index, lambda file: file.write_bytes(content))
+    fsync_path(pixels)
     return {"images": len(good), "bytes": pixels.stat().st_size, "sha256": hashlib.sha256(content).hexdigest()}
 
 

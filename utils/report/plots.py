@@ -15,6 +15,8 @@ from matplotlib import font_manager, ticker, transforms
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from utils.files import atomic_write
+
 # For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
 # format can hold.
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR",
@@ -251,17 +253,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """By the suffix of the path (.png, .pdf, .svg): whole or not at all. A stream gets a PNG."""
+    """Writes .png, .pdf or .svg, atomically; a stream gets a PNG. Raises StorageError."""
     if not isinstance(path, (str, os.PathLike)):
         _save(figure, path)
         return
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        _save(figure, unfinished, format=path.suffix.lstrip(".").lower())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    suffix = Path(path).suffix.lstrip(".").lower()
+    atomic_write(path, lambda unfinished: _save(figure, unfinished, format=suffix))
 
 
 def _save(figure: Figure, place, **how) -> None:

@@ -159,10 +159,10 @@ class Profile:
     """Records some steps of a session with torch.profiler, then writes trace.json.gz, which https://ui.perfetto.dev and
     chrome://tracing open, and profile.txt, a table of the operators that took longest. A disk that fails costs a line."""
 
-    def __init__(self, folder: Path, device: torch.device, say: Callable[[str], None], first: int = 4, steps: int = 5):
-        """`first` counts the steps of this session, from 1; at least 2. `say` takes one line."""
+    def __init__(self, folder: Path, device: torch.device, log: Callable[[str], None], first: int = 4, steps: int = 5):
+        """`first` counts the steps of this session, from 1; at least 2. `log` takes one line."""
         assert first >= 2 and steps >= 1
-        self._folder, self._on_gpu, self._say = folder, device.type == "cuda", say
+        self._folder, self._on_gpu, self._log = folder, device.type == "cuda", log
         self._first, self._last = first, first + steps - 1
         self._steps, self._written = 0, False
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")         # it else tells every stage, and that there is no GPU
@@ -191,7 +191,7 @@ class Profile:
         profiler, self._profiler = self._profiler, None
         profiler.stop()
         if not self._written:
-            self._say(f"profile: nothing to write, the session ended before its step {self._first}")
+            self._log(f"profile: nothing to write, the session ended before its step {self._first}")
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         last = min(self._steps, self._last)
@@ -209,7 +209,7 @@ class Profile:
                 raise OSError(f"{trace} was not written")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            self._say(f"warning: the profile cannot be written to {self._folder} ({reason}); training goes on")
+            self._log(f"warning: the profile cannot be written to {self._folder} ({reason}); training goes on")
             return
-        self._say(f"profile of steps {self._first} to {last} of this session: {trace} (open it at https://ui.perfetto.dev; "
+        self._log(f"profile of steps {self._first} to {last} of this session: {trace} (open it at https://ui.perfetto.dev; "
                   f"ProfilerStep counts from 0), {table}")
