@@ -647,7 +647,8 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
             region = transforms.eval_region(split[index][0].size[::-1], model.img_size, run.eval_crop)
             edit = editing.fitted(edit, model.grid, region)
             marked = np.where(edit.edited, edit.values, np.nan)
-        rows.append(pictures.Taught(kind, image, classes[label], seen(before, number, label), seen(after, number, label), marked))
+        rows.append(pictures.BeforeAfter(kind, image, classes[label], seen(before, number, label), seen(after, number, label),
+                                         marked))
     title = (f"{run.name}: attention of layer {model.sigmoid_layers[-1]} before and after {run.num_steps} steps "
              f"with weight {run.attention_loss_weight:g}")
     plots.save(pictures.before_and_after(rows, title), folder / ATTENTION_FILE)

@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
         from utils.report import plots
 
         folder, drawings = draw(options, skipped)
-        for path, (_, figure) in zip(plots.places(options.output, folder, [name for name, _ in drawings]), drawings):
+        for path, (_, figure) in zip(plots.output_paths(options.output, folder, [name for name, _ in drawings]), drawings):
             with go_on(skipped):
                 drawn = figure()
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,11 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
 
     verb = options.verb
     if verb == "curves":
-        folder = views.folder_of(options.checkpoint[0])
+        folder = views.picture_folder(options.checkpoint[0])
         return folder.parent if len(options.checkpoint) > 1 else folder, [(verb, lambda: views.draw_curves(options.checkpoint))]
     resize = {name: getattr(options, name, None) for name in RESIZE}
     subject = load(options.checkpoint, options.model_type, options.img_size, **resize)
-    folder = views.folder_of(options.checkpoint)
+    folder = views.picture_folder(options.checkpoint)
     if verb in ("position", "filters"):
         figure = views.draw_positions if verb == "position" else views.draw_filters
         return folder, [(verb, lambda: figure(subject))]
@@ -293,8 +293,8 @@ def draw_gradient_rollout(view, target: str | None = None, drop: float = 0.0, as
     from utils.report import views
 
     classes = view.subject.classes
-    number = int(view.probabilities.argmax()) if target is None else views.class_number(target, classes)
-    how = views.spoken(f"for {classes[number]}", drop, as_vit_explain)
+    number = int(view.probabilities.argmax()) if target is None else views.class_index(target, classes)
+    how = views.describe_rollout(f"for {classes[number]}", drop, as_vit_explain)
     return views.draw_joint(view, joint_for(view, number, drop, as_vit_explain), f"gradient rollout {how}")
 
 

@@ -188,7 +188,7 @@ def test_the_words_beside_a_map_fit(height, width):
 
 def test_the_words_of_before_and_after_fit_their_panels():
     name, heat = "Wide-Mouthed WWWW Mammal of the North", np.zeros((4, 4))
-    row = pictures.Taught("taught", images(1)[0], name, (heat, name, 1.0), (heat, name, 0.5), heat)
+    row = pictures.BeforeAfter("taught", images(1)[0], name, (heat, name, 1.0), (heat, name, 0.5), heat)
     figure = pictures.before_and_after([row, row._replace(edit=None)], "a title")
     assert not outside(figure)
     for axes in figure.axes[:8]:

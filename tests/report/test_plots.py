@@ -30,7 +30,7 @@ SWEEP = [trial(0.001, 0.5), trial(0.01, 0.75), trial(0.1, None, status="diverged
          trial(1.0, None, status="diverged at step 1"), trial(0.01, 0.625, run="final")]
 
 
-TAUGHT = [event | ({"attention_loss": 0.5 / event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
+SUPERVISED = [event | ({"attention_loss": 0.5 / event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
 
 FIGURES = {
     "curves": lambda: plots.learning_curves(EVENTS, "a run"),
@@ -41,8 +41,9 @@ FIGURES = {
     "a sweep of weights": lambda: plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight"),
     "curves of what lacks everything": lambda: plots.learning_curves([{"a": 1}, {"event": "train"}, {"event": "eval"},
                                                                       {"event": "train", "step": 1, "loss": "abc", "lr": None}]),
-    "curves of letters that no font has": lambda: plots.learning_curves_of({"犬 🐕": EVENTS, "\udcff": EVENTS}, "\u0b95 \udcff"),
-    "curves of two runs": lambda: plots.learning_curves_of({"a $run$": TAUGHT, "another": EVENTS}, "two runs"),
+    "curves of letters that no font has": lambda: plots.compare_learning_curves({"犬 🐕": EVENTS, "\udcff": EVENTS},
+                                                                                 "\u0b95 \udcff"),
+    "curves of two runs": lambda: plots.compare_learning_curves({"a $run$": SUPERVISED, "another": EVENTS}, "two runs"),
 }
 
 
@@ -95,7 +96,7 @@ def test_a_sweep_shows_trials_and_the_final_run():
 
 
 def test_several_runs_have_a_colour_each():
-    loss, attention, accuracy, rate = plots.learning_curves_of({"a": TAUGHT, "b": EVENTS}, "two runs").axes
+    loss, attention, accuracy, rate = plots.compare_learning_curves({"a": SUPERVISED, "b": EVENTS}, "two runs").axes
     assert set(lines(loss)) == {"a train (with attention loss)", "a val", "a test", "b train", "b val", "b test"}
     assert lines(accuracy)["b val top-1"] == ([5], [75.0])
     assert lines(attention) == {"a train": ([1, 2, 3, 4, 5], [0.5, 0.25, 0.5 / 3, 0.125, 0.1])}
@@ -109,18 +110,18 @@ def test_a_heavy_attention_loss_leaves_room_for_the_others():
     heavy = [event | (mixed | {"loss": 24 - event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
     loss, *_ = plots.learning_curves(heavy).axes
     assert lines(loss)["train (with attention loss)"][1] == [23, 22, 21, 20, 19] and loss.get_yscale() == "log"
-    light = plots.learning_curves(TAUGHT).axes[0]
+    light = plots.learning_curves(SUPERVISED).axes[0]
     assert light.get_yscale() == plots.learning_curves(EVENTS).axes[0].get_yscale() == "linear"
 
 
 def test_a_name_that_begins_with_an_underscore_has_its_legend():
-    loss, accuracy, _ = plots.learning_curves_of({"_a": EVENTS, "b": EVENTS}, "two runs").axes
+    loss, accuracy, _ = plots.compare_learning_curves({"_a": EVENTS, "b": EVENTS}, "two runs").axes
     for axes in (loss, accuracy):
         assert any(text.get_text().startswith(" _a") for text in axes.get_legend().get_texts())
 
 
 def test_the_legends_of_several_runs_hide_no_curve_and_fit():
-    figure = plots.learning_curves_of({f"run {number}": TAUGHT for number in range(5)}, "five runs")
+    figure = plots.compare_learning_curves({f"run {number}": SUPERVISED for number in range(5)}, "five runs")
     figure.savefig(io.BytesIO())
     for axes in figure.axes[:3]:
         box = axes.get_legend().get_window_extent()
@@ -128,8 +129,9 @@ def test_the_legends_of_several_runs_hide_no_curve_and_fit():
 
 
 def test_a_log_is_drawn_or_told():
-    assert plots.wrong_in(EVENTS) is None and plots.wrong_in(TAUGHT) is None and plots.wrong_in([]) is None
-    assert plots.wrong_in([{"event": "end", "step": 1}, {"step": 1}]).startswith("line 2 is no event")
+    assert plots.find_invalid_event(EVENTS) is None and plots.find_invalid_event(SUPERVISED) is None
+    assert plots.find_invalid_event([]) is None
+    assert plots.find_invalid_event([{"event": "end", "step": 1}, {"step": 1}]).startswith("line 2 is no event")
 
 
 def test_a_title_has_no_lone_last_word():
@@ -138,11 +140,11 @@ def test_a_title_has_no_lone_last_word():
     assert plots.balanced("a" * 25, 10) == ["aaaaaaaaa", "aaaaaaaaa", "aaaaaaa"]
 
 
-def test_places_of_pictures(tmp_path):
-    assert plots.places(None, tmp_path / "x/y", ["a", "b", "a"]) == [tmp_path / f"x/y/{name}.png" for name in ("a", "b", "a-2")]
-    assert plots.places(str(tmp_path / "c.PDF"), tmp_path, ["a"]) == [tmp_path / "c.PDF"] and not list(tmp_path.iterdir())
-    with pytest.raises(plots.PlaceError, match="give a folder"):
-        plots.places(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
+def test_output_paths(tmp_path):
+    assert [path.name for path in plots.output_paths(None, tmp_path / "x/y", ["a", "b", "a"])] == ["a.png", "b.png", "a-2.png"]
+    assert plots.output_paths(str(tmp_path / "c.PDF"), tmp_path, ["a"]) == [tmp_path / "c.PDF"] and not list(tmp_path.iterdir())
+    with pytest.raises(plots.OutputError, match="give a folder"):
+        plots.output_paths(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
 
 
 def test_a_sweep_of_weights_has_a_place_for_none():

@@ -71,15 +71,15 @@ def test_a_coarse_grid_is_drawn_patch_by_patch():
 
 
 def test_classes_by_name_and_number():
-    assert views.class_number("bee", ("ant", "bee")) == views.class_number("1", ("ant", "bee")) == 1
-    assert views.class_number("1", ("2", "1", "0")) == 1 and views.class_number("0", ("2", "1", "0")) == 2      # names first
+    assert views.class_index("bee", ("ant", "bee")) == views.class_index("1", ("ant", "bee")) == 1
+    assert views.class_index("1", ("2", "1", "0")) == 1 and views.class_index("0", ("2", "1", "0")) == 2      # names first
     for wrong in ("cat", "2", "-1", ""):
         with pytest.raises(views.ViewError, match="no such class"):
-            views.class_number(wrong, ("ant", "bee"))
+            views.class_index(wrong, ("ant", "bee"))
 
 
 def test_numbers_are_counted_from_one():
-    assert views.in_range("--layer", 1, 3, "layers") == 1 and views.in_range("--layer", 3, 3, "layers") == 3
+    assert views.check_range("--layer", 1, 3, "layers") == 1 and views.check_range("--layer", 3, 3, "layers") == 3
     for wrong in (0, 4, -1):
         with pytest.raises(views.ViewError, match="--layer"):
-            views.in_range("--layer", wrong, 3, "layers")
+            views.check_range("--layer", wrong, 3, "layers")

@@ -211,8 +211,8 @@ def test_classes_of_another_task_are_refused(run_train, step_1, capsys):
 def test_the_picture(tmp_path):
     image, heat = np.zeros((8, 12, 3), np.uint8), np.linspace(0, 1, 6).reshape(2, 3)
     edit = np.array([[np.nan, 0.5, 1.0], [np.nan, np.nan, 0.0]])
-    rows = [pictures.Taught("taught", image, "cat", (heat, "dog", 0.125), (heat / 2, "cat", 0.75), edit),
-            pictures.Taught("test", image[..., :1], "dog", (heat, "dog", 0.5), (heat, "dog", 0.625), None)]
+    rows = [pictures.BeforeAfter("taught", image, "cat", (heat, "dog", 0.125), (heat / 2, "cat", 0.75), edit),
+            pictures.BeforeAfter("test", image[..., :1], "dog", (heat, "dog", 0.5), (heat, "dog", 0.625), None)]
     figure = pictures.before_and_after(rows, "two: attention")
     axes = np.array(figure.axes[:8]).reshape(2, 4)
     np.testing.assert_array_equal(axes[0, 1].images[0].get_array(), heat)

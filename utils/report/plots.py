@@ -1,6 +1,6 @@
-"""Figures of runs: curves and sweeps; and files of figures. utils/report/pictures.py draws what has images in it.
+"""Figures of runs (curves and sweeps), and files of figures. utils/report/pictures.py draws images.
 
-These two are the only importers of matplotlib. Functions return a Figure; nothing is shown and no window is opened.
+These two are the only importers of matplotlib. Functions return a Figure; no window is opened.
 """
 
 import os
@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 from matplotlib import font_manager, ticker, transforms
@@ -34,12 +35,15 @@ SCALES = ("loss", "attention loss", "accuracy in %", "learning rate")
 DRAWN = {"train": ("step", "loss", "lr"), "eval": ("step", "loss", "accuracy", "top5")}
 
 
-class PlaceError(ValueError):
-    """A place that no picture can be written to: one line."""
+class OutputError(ValueError):
+    """A picture cannot be written to the given file or folder."""
+
+    exit_code = 2
 
 
 def plain(text: str, length: int = 0) -> str:
-    """As it is written, in one line: a dollar sign would begin a formula. `length`: the most letters, the middle goes first.
+    """Escapes a text for Matplotlib (a dollar sign would begin a formula), in one line of at most `length` letters: the
+    middle is replaced by an ellipsis.
 
     Bytes of a file's name that are not UTF-8 become question marks, since no font has them.
     """
@@ -49,15 +53,15 @@ def plain(text: str, length: int = 0) -> str:
     return text.replace("$", r"\$")
 
 
-def entitle(place: Figure | SubFigure, title: str, **how) -> None:
-    """Above everything, in lines that fit the width."""
-    width = int(10.5 * place.get_figure(root=True).get_figwidth())
+def set_suptitle(figure: Figure | SubFigure, title: str, **how) -> None:
+    """Sets the title above everything, in lines that fit the width."""
+    width = int(10.5 * figure.get_figure(root=True).get_figwidth())
     lines = [part for line in title.splitlines() for part in balanced(plain(line), width)]
-    place.suptitle("\n".join(lines), **how)
+    figure.suptitle("\n".join(lines), **how)
 
 
 def balanced(line: str, width: int) -> list[str]:
-    """As few lines of at most `width` letters as there can be, of about one length: no lone last word."""
+    """Wraps into as few lines of at most `width` letters as possible, of about one length: no lone last word."""
     fewest = len(textwrap.wrap(line, width))
     narrow = next(narrow for narrow in range(-(-len(line) // max(fewest, 1)) or 1, width + 1)
                   if len(textwrap.wrap(line, narrow)) <= fewest)
@@ -67,18 +71,18 @@ def balanced(line: str, width: int) -> list[str]:
 def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
     """Loss, accuracy and learning rate over steps, from the events of a log.jsonl; the attention loss where there is one.
 
-    What an event lacks, or has in another form than that of a number, is a gap; `wrong_in` tells it.
+    A field that an event lacks, or that is not a number, is a gap; `find_invalid_event` finds it.
     """
     return _curves({"": events}, title)
 
 
-def learning_curves_of(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
+def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
     """The same of several runs, by name: a colour each."""
     return _curves(runs, title)
 
 
-def wrong_in(events: Sequence[dict]) -> str | None:
-    """What keeps the events of a log.jsonl from being drawn, with its line; None: nothing does."""
+def find_invalid_event(events: Sequence[dict]) -> str | None:
+    """Describes the first event of a log.jsonl that cannot be drawn, with its line; None if there is none."""
     for line, event in enumerate(events, start=1):
         kind = event.get("event")
         if not isinstance(kind, str):
@@ -111,8 +115,8 @@ def _numbers(events: Sequence[dict], field: str) -> list[float]:
 
 
 def _curves(runs: Mapping[str, Sequence[dict]], title: str) -> Figure:
-    taught = any("attention_loss" in event for events in runs.values() for event in events)
-    scales = [scale for scale in SCALES if taught or scale != "attention loss"]
+    supervised = any("attention_loss" in event for events in runs.values() for event in events)
+    scales = [scale for scale in SCALES if supervised or scale != "attention loss"]
     figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
     axes = dict(zip(scales, figure.subplots(1, len(scales))))
     for number, (name, events) in enumerate(runs.items()):
@@ -130,16 +134,16 @@ def _curves(runs: Mapping[str, Sequence[dict]], title: str) -> Figure:
             below = each.transAxes + transforms.ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
             each.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
             figure.set_figheight(max(figure.get_figheight(), 3.8 + 0.17 * entries))
-    if taught:
-        _room_for_both(axes["loss"])
+    if supervised:
+        _use_log_scale_if_needed(axes["loss"])
     axes["accuracy in %"].set_ylim(0, 103)
     axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    entitle(figure, title)
+    set_suptitle(figure, title)
     return figure
 
 
-def _room_for_both(axes: Axes) -> None:
-    """A logarithmic scale where a heavy attention loss in what is minimised would press the other curves flat."""
+def _use_log_scale_if_needed(axes: Axes) -> None:
+    """Uses a logarithmic scale where a large attention loss in the training loss would flatten the other curves."""
     values = [value for line in axes.get_lines() for value in line.get_ydata() if 0 < value < float("inf")]
     if values and max(values) > 10 * min(values):
         axes.set_yscale("log")
@@ -161,13 +165,14 @@ def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, 
 
     if train:
         own, grey = {"color": colour or COLOURS[0], "linewidth": 1}, colour or "tab:gray"
-        taught = [event for event in train if event.get("attention_loss") is not None]
-        # What is minimised has it in it, with its weight; what is evaluated has not.
-        word = "train (with attention loss)" if taught else "train"
+        supervised = [event for event in train if event.get("attention_loss") is not None]
+        # The training loss contains it, with its weight; that of an evaluation does not.
+        word = "train (with attention loss)" if supervised else "train"
         axes["loss"].plot(_numbers(train, "step"), _numbers(train, "loss"), label=label(word), alpha=0.4 if colour else 1, **own)
         axes["learning rate"].plot(_numbers(train, "step"), _numbers(train, "lr"), color=grey)
-        if taught:
-            axes["attention loss"].plot(_numbers(taught, "step"), _numbers(taught, "attention_loss"), label=label("train"), **own)
+        if supervised:
+            axes["attention loss"].plot(_numbers(supervised, "step"), _numbers(supervised, "attention_loss"),
+                                        label=label("train"), **own)
     for split, series in evaluations.items():
         own = {"color": colour or SPLIT_COLOURS.get(split), "markersize": 3}
         steps = _numbers(series, "step")
@@ -213,31 +218,31 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
 # -------------------------------------------------------------------------------------------------- files
 
 
-def places(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
-    """Where the pictures called `names` go: to the file or folder `output`; None: to `folder`. Of equal names (a.png and
-    a.jpg) the second gets a -2.
+def output_paths(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of the pictures called `names`: in the file or folder `output`, or in `folder` if that is None. Of equal
+    names (a.png and a.jpg) the second gets a -2.
 
-    Raises PlaceError also for what cannot be written: before time is spent, and nothing is left there.
+    Raises OutputError, also if they cannot be written: before time is spent, without leaving a file.
     """
     if output is None or Path(output).is_dir() or not Path(output).suffix:
         names = _distinct(names)
         paths = [(folder if output is None else Path(output)) / f"{name}.png" for name in names]
     elif Path(output).suffix.lower() not in SUFFIXES:
-        raise PlaceError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
+        raise OutputError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
     elif len(names) > 1:
-        raise PlaceError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
+        raise OutputError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
     else:
         paths = [Path(output)]
-    nearest = next(place for place in paths[0].absolute().parents if os.path.lexists(place))
+    nearest = next(parent for parent in paths[0].absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
-        raise PlaceError(f"cannot write {paths[0]}: {nearest} is no folder; give another --output")
+        raise OutputError(f"cannot write {paths[0]}: {nearest} is no folder; choose another --output")
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise PlaceError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; give another --output") from error
+        raise OutputError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; choose another --output") from error
     for path in paths:
         if os.path.isdir(path):
-            raise PlaceError(f"cannot write {path}: it is a folder; give another --output")
+            raise OutputError(f"cannot write {path}: it is a folder; choose another --output")
     return paths
 
 
@@ -261,8 +266,8 @@ def save(figure: Figure, path: str | Path) -> None:
     atomic_write(path, lambda unfinished: _save(figure, unfinished, format=suffix))
 
 
-def _save(figure: Figure, place, **how) -> None:
-    """A letter that no font has is drawn as a box, which says it; a warning for each would say nothing more."""
+def _save(figure: Figure, file: Path | BinaryIO, **how) -> None:
+    """Without warnings of letters that no font has: they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
-        figure.savefig(place, dpi=120, **how)
+        figure.savefig(file, dpi=120, **how)

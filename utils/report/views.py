@@ -1,6 +1,6 @@
-"""From what was recorded of a model to figures: which rows are read, what the maps are called, what has to be said of them.
+"""Figures of recorded attention: selects the rows of the maps, names them and adds the notes that they need.
 
-A model is any object with the attributes of models.ImageTransformer; this file builds and runs none.
+A model is any object with the attributes of models.ImageTransformer; this file builds none.
 
 Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
 """
@@ -28,12 +28,14 @@ COARSE = 8                          # below so many patches a side, smooth maps 
 
 
 class ViewError(ValueError):
-    """A picture that this model does not have: one line."""
+    """A picture cannot be drawn of this model or run."""
+
+    exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model in eval mode, and what is known of where it comes from."""
+    """A model in eval mode, and where it comes from."""
 
     model: nn.Module
     classes: tuple[str, ...]
@@ -50,7 +52,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image that is decoded when it is looked at, and its true class where that is known."""
+    """An image that is decoded when it is drawn, and its true class where that is known."""
 
     name: str
     split: Dataset
@@ -60,7 +62,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """An image as the model saw it, and what it made of it."""
+    """An image as the model saw it, its prediction and its attention."""
 
     subject: Subject
     example: Example
@@ -70,7 +72,7 @@ class View:
     maps: list[Tensor]              # (1, H, Q, K) by layer
 
     @property
-    def words(self) -> str:
+    def caption(self) -> str:
         true = [f"true: {plain(self.example.truth, 30)}"] if self.example.truth else []
         return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
 
@@ -79,11 +81,11 @@ class View:
 
 
 def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
-    """A map (1, H, Q, K) -> {who asks: (H, height, width)}, see `enlarge`.
+    """A map (1, H, Q, K) -> {query: (H, height, width)}, see `enlarge`.
 
-    That is the token or tokens that the head reads; of a mean-pooled model and of talking heads the mean of all queries.
+    The queries are the token or tokens that the head reads; of a mean-pooled model and of talking heads all, averaged.
     """
-    talking = is_talking(model, layer)
+    talking = has_talking_heads(model, layer)
     rows = slice(None) if talking else model.query_rows
     grids = attention_maps.read_rows(layer[0], rows, model.grid)                           # (H, R, h, w)
     if rows.stop is None:
@@ -102,16 +104,16 @@ def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
     return attention_maps.upsample(grids, size, smooth=min(model.grid) >= COARSE).numpy()
 
 
-def is_talking(model: nn.Module, layer: Tensor) -> bool:
-    """Whether it is of a CaiT's layers that know no cls token."""
+def has_talking_heads(model: nn.Module, layer: Tensor) -> bool:
+    """Whether a map is of a CaiT's layers without a cls token."""
     return bool(model.config.class_layers) and layer.shape[-1] == model.grid[0] * model.grid[1]
 
 
 def draw_attention(view: View, layer: int | None = None, head: int | None = None) -> Figure:
     """Every layer, and every head of one (counted from 1; None: the last layer, the mean of the heads)."""
     model, heads = view.subject.model, view.maps[0].shape[1]
-    layer = in_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
-    which = "mean of the heads" if head is None else f"head {in_range('--head', head, heads, 'heads')}"
+    layer = check_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
+    which = "mean of the heads" if head is None else f"head {check_range('--head', head, heads, 'heads')}"
 
     def one(maps: np.ndarray) -> np.ndarray:
         return maps.mean(axis=0) if head is None else maps[head - 1]
@@ -125,63 +127,63 @@ def draw_attention(view: View, layer: int | None = None, head: int | None = None
             for number, found in enumerate(readings, start=1)]
     for reader, maps in readings[layer - 1].items():
         groups[f"every head of layer {layer}, {reader}"] = [(f"head {number}", heat) for number, heat in enumerate(maps, start=1)]
-    note = note_of_mean(model)
+    note = pooling_note(model)
     if model.config.class_layers:
         note = ("* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are drawn as 0. "
                 "The last layers are class attention.")
-    return pictures.attention(view.pixels, view.words, chosen, groups, view.title("attention"), note)
+    return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note)
 
 
-def in_range(flag: str, number: int, count: int, things: str) -> int:
+def check_range(flag: str, number: int, count: int, things: str) -> int:
     if not 1 <= number <= count:
         raise ViewError(f"{flag} {number}: the model has {count} {things}, counted from 1")
     return number
 
 
-def note_of_mean(model: nn.Module) -> str:
+def pooling_note(model: nn.Module) -> str:
     if model.query_rows.stop is None:
         return "The head reads the mean of the patches and no token of its own: maps are the mean over all queries."
     return ""
 
 
 def joint_maps(view: View, joint: Tensor, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """Joint attention (1, N, N) -> [(name and who asks, map)]"""
+    """Joint attention (1, N, N) -> [(name and query, map)]"""
     readings = read(view.subject.model, joint[:, None])
     return [(f"{name}{reader}", maps[0]) for reader, maps in readings.items()]
 
 
-def joint_of(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Tensor:
+def compute_rollout(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Tensor:
     """Attention rollout -> (1, N, N)"""
     return attention_maps.rollout(view.maps, fusion, drop, protected(view.subject.model, as_vit_explain), as_vit_explain)
 
 
 def protected(model: nn.Module, as_vit_explain: bool) -> int:
-    """How many columns dropping leaves alone. Raises ViewError for vit-explain's way with a CaiT."""
+    """The number of first columns that are never dropped. Raises ViewError for vit-explain's way with a CaiT."""
     if as_vit_explain and model.config.class_layers:
         raise ViewError("--as_vit_explain: that code knows no CaiT; leave it out")
     return 1 if model.config.class_layers else model.num_prefix_tokens
 
 
 def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Figure:
-    how = spoken(f"heads by {fusion}", drop, as_vit_explain)
-    return draw_joint(view, joint_of(view, fusion, drop, as_vit_explain), f"joint attention, {how}")
+    how = describe_rollout(f"heads by {fusion}", drop, as_vit_explain)
+    return draw_joint(view, compute_rollout(view, fusion, drop, as_vit_explain), f"joint attention, {how}")
 
 
-def spoken(how: str, drop: float, as_vit_explain: bool) -> str:
+def describe_rollout(how: str, drop: float, as_vit_explain: bool) -> str:
     return how + (f", lowest {drop:.0%} dropped" if drop else "") + (", as vit-explain" if as_vit_explain else "")
 
 
 def draw_joint(view: View, joint: Tensor, what: str) -> Figure:
     """Any rollout (1, N, N)."""
-    note = note_of_mean(view.subject.model)
+    note = pooling_note(view.subject.model)
     if view.subject.model.config.class_layers:
         note = "Negative weights of talking heads count as 0; class-attention layers change the row of the cls token alone."
     maps = joint_maps(view, joint, "all layers, ")
-    return pictures.over_image(view.pixels, view.words, maps, view.title(what), note, "share of the joint attention")
+    return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention")
 
 
-def class_number(target: str, classes: tuple[str, ...]) -> int:
-    """Of a class by name or number. Raises ViewError."""
+def class_index(target: str, classes: tuple[str, ...]) -> int:
+    """The index of a class that is given by name or number. Raises ViewError."""
     if target in classes:
         return classes.index(target)
     if not target.isdecimal() or int(target) >= len(classes):
@@ -200,7 +202,7 @@ def draw_class_attention(view: View) -> Figure:
     first = len(view.maps) - len(grids) + 1
     maps = [(f"layer {number}, class attention, mean of the heads", heat)
             for number, heat in enumerate(enlarge(model, grids), start=first)]
-    return pictures.over_image(view.pixels, view.words, maps, view.title("class attention"))
+    return pictures.over_image(view.pixels, view.caption, maps, view.title("class attention"))
 
 
 # ------------------------------------------------------------------------------------- the paper's figure 7
@@ -246,8 +248,8 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
 # ------------------------------------------------------------------------------------------------- of a run
 
 
-def folder_of(checkpoint: str | None) -> Path:
-    """Where its pictures go: beside a run, and else to output/pictures."""
+def picture_folder(checkpoint: str | None) -> Path:
+    """The folder of a checkpoint's pictures: that of its run, otherwise output/pictures."""
     path = Path(checkpoint or "")
     if checkpoint and path.is_dir():
         return path
@@ -263,7 +265,7 @@ def draw_curves(folders: list[str]) -> Figure:
             events, unreadable = scan_log(folder)
         except (ValueError, RecursionError) as error:          # numbers and nesting beyond what Python reads
             raise ViewError(f"{folder / LOG_FILE}: {error}: it is damaged, or not train.py's") from error
-        if (wrong := plots.wrong_in(events)) is not None:
+        if (wrong := plots.find_invalid_event(events)) is not None:
             raise ViewError(f"{folder / LOG_FILE}: {wrong}: it is damaged, or not train.py's")
         if not any(event["event"] in plots.DRAWN for event in events):
             raise ViewError(f"{given}: no run with steps in its {LOG_FILE}; give run folders such as output/NAME")
@@ -272,7 +274,7 @@ def draw_curves(folders: list[str]) -> Figure:
         runs[name if name not in runs else str(folder) + note] = events
     if len(runs) == 1:
         return plots.learning_curves(*runs.values(), title=next(iter(runs)))
-    return plots.learning_curves_of(runs, f"{len(runs)} runs")
+    return plots.compare_learning_curves(runs, f"{len(runs)} runs")
 
 
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:

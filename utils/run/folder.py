@@ -153,8 +153,8 @@ def resolve_checkpoint(path: str | Path) -> str | Path:
             return str(file)
         except CheckpointError as error:
             reasons.append(str(error))
-    raise CheckpointError(f"{path} holds no intact checkpoint ({'; '.join(reasons)})" if reasons else
-                          f"{path} holds no checkpoint")
+    reason = f" ({'; '.join(reasons)})" if reasons else ""
+    raise CheckpointError(f"{path} holds no intact checkpoint{reason}")
 
 
 # -------------------------------------------------------------------------------------------------------------- resume
