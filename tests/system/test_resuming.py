@@ -361,7 +361,7 @@ def test_a_branch_leaves_the_run_as_it_is(run_train, begun, capsys, tries, figur
     before = {name: content_ for name, content_ in content("output/r").items() if ".lock" not in name}
     file = ["--resume_path", "output/r/step-00000004.pt"]
     assert run_train(*file) == 2
-    assert "goes on to step-00000008.pt" in capsys.readouterr().err
+    assert "continues to step-00000008.pt" in capsys.readouterr().err
     branches = {"output/b": ["--name", "b"], "other/r": ["--output_dir", "other"],
                 "other/b": ["--output_dir", "other", "--name", "b"]}
     for folder, flags in list(branches.items())[:tries(2, 3)]:
@@ -417,7 +417,7 @@ def test_only_process_0_writes(tmp_path, tries, figure):
     if evaluated := tries(0, 1):
         assert rig.wait(rig.start(place, *flags, "--eval_only", ranks=ranks, before=watched(place))) == [0] * ranks
     own = (place / "writes-0").read_text()
-    for file in ("step-00000002.pt.tmp", "step-00000005.pt", "best.pt", "log.jsonl", "config.json", ".lock", "confusion.csv",
+    for file in (".tmp", "step-00000002.pt", "step-00000005.pt", "best.pt", "log.jsonl", "config.json", ".lock", "confusion.csv",
                  "logs/run/events.out.tfevents"):
         assert file in own, "the watch is blind"
     for rank in range(1, ranks):
