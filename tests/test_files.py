@@ -1,19 +1,18 @@
 """Files are written whole or not at all; one process at a time works in a folder."""
 
 import errno
-import multiprocessing
 import os
 import platform
 import signal
 import time
 
 import pytest
+from processes import FORK, AnotherProcess
 
 from utils import files
 from utils.files import FileLock, InUseError, StorageError, atomic_write
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
-FORK = multiprocessing.get_context("fork")
 
 
 def error_of(error_type, function, *args) -> str:
@@ -65,28 +64,6 @@ def test_data_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------- FileLock
-
-
-class AnotherProcess:
-    """with AnotherProcess(function): the function has been called in another process, which is still alive."""
-
-    def __init__(self, function):
-        self.ready = FORK.Event()
-        self.process = FORK.Process(target=self.work, args=(function,))
-
-    def work(self, function):
-        function()
-        self.ready.set()
-        time.sleep(60)
-
-    def __enter__(self):
-        self.process.start()
-        assert self.ready.wait(20)
-        return self.process
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.join()
 
 
 def test_lock_excludes_other_processes_until_its_owner_ends(tmp_path):
@@ -170,10 +147,3 @@ def test_an_owner_that_never_writes_its_name(tmp_path, monkeypatch):
         assert "in use by process 7 on another-machine." in error_of(InUseError, FileLock(tmp_path).acquire)
 
 
-def test_a_file_system_without_locks_is_an_oserror(tmp_path, monkeypatch):
-    def lockf(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(files.fcntl, "lockf", lockf)
-    with pytest.raises(OSError, match="No locks available"):
-        FileLock(tmp_path).acquire()

@@ -84,30 +84,6 @@ def test_a_header_has_everything_but_weights(saved):
     assert (opened.path, opened.step, opened.skipped) == (saved, 3, {})
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)],
-                         ids=["sgd", "adamw"])
-def test_a_loaded_optimizer_continues_exactly(tmp_path, make):
-    def step(model, optimizer):
-        optimizer.zero_grad()
-        model(torch.ones(2, 3)).square().sum().backward()
-        optimizer.step()
-
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    optimizer = make(model.parameters())
-    step(model, optimizer)
-    save(tmp_path / "x.pt", state(model=model.state_dict(), optimizer=optimizer.state_dict()))
-    loaded = load(tmp_path / "x.pt")
-    again = nn.Linear(3, 2)
-    again_optimizer = make(again.parameters())
-    again.load_state_dict(loaded.model)
-    again_optimizer.load_state_dict(loaded.optimizer)
-    for _ in range(3):
-        step(model, optimizer)
-        step(again, again_optimizer)
-    assert torch.equal(model.weight, again.weight) and torch.equal(model.bias, again.bias)
-
-
 def test_the_file_is_an_ordinary_archive(saved):
     with zipfile.ZipFile(saved) as archive:
         assert archive.comment == b"sha256:" + hashlib.sha256(saved.read_bytes()[:-71]).hexdigest().encode()
@@ -192,22 +168,6 @@ def test_a_resumed_run_hashes_each_file_once(run_train, hashed):
 
 
 # ----------------------------------------------------------------------------------------------------- damage
-
-
-def test_every_flipped_bit_is_noticed(saved):
-    whole = saved.read_bytes()
-    places = random.Random(0).sample(range(len(whole)), 100)
-    places += [*range(20), *range(len(whole) - torch_file.SEAL_LENGTH - 22, len(whole))]      # start; directory's end, digest
-    for place in places:
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << place % 8
-        saved.write_bytes(damaged)
-        assert "damaged" in error_of(saved) or place >= len(whole) - torch_file.SEAL_LENGTH, place
-    for wrong in (whole + b"\0", whole[:-1], whole[:100], whole[:-40] + bytes(40), bytes(len(whole))):
-        saved.write_bytes(wrong)
-        error_of(saved)
-    saved.write_bytes(whole)
-    assert load(saved).step == 3
 
 
 @pytest.mark.contract("P6", "a checkpoint of which anything changed is refused, and the one before it serves")
@@ -469,11 +429,6 @@ def test_the_newest_intact_checkpoint_is_opened(folder):
     with pytest.raises(CheckpointError, match="holds no intact checkpoint") as caught:
         open_newest(folder)
     assert "\n" not in str(caught.value) and all(path.name in str(caught.value) for path in skipped)
-
-
-def test_an_empty_folder_has_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no intact checkpoint$"):
-        open_newest(tmp_path)
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [6]), (2, [6, 4]), (9, [6, 4, 2])])

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import platform
 import random
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import FORK, AnotherProcess
 
 from utils import files
 from utils.files import LOCK_FILE, InUseError, StorageError
@@ -23,7 +23,6 @@ from utils.run.folder import FolderError, create, find_checkpoint, resolve_check
 from utils.run.log import Log, read_log, scan_log, write_log
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -71,34 +70,7 @@ def error_of(error_type, function, *args) -> str:
     return str(caught.value)
 
 
-class AnotherProcess:
-    """with AnotherProcess(function): the function has been called in another process, which is still alive."""
-
-    def __init__(self, function):
-        self.ready = FORK.Event()
-        self.process = FORK.Process(target=self.work, args=(function,))
-
-    def work(self, function):
-        function()
-        self.ready.set()
-        time.sleep(60)
-
-    def __enter__(self):
-        self.process.start()
-        assert self.ready.wait(20)
-        return self.process
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.join()
-
-
 # ------------------------------------------------------------------------------------------------------ create
-
-
-def test_a_named_run(output):
-    folder = create(str(output), "mine", "digits")
-    assert folder == output / "mine" and folder.is_dir() and read_log(folder) == [] and (folder / "log.jsonl").exists()
 
 
 def test_unnamed_runs_are_numbered(output):
@@ -135,15 +107,6 @@ def test_a_folder_in_use_is_refused_and_free_afterwards(output):
         assert f"in use by process {other.pid} on {platform.node()}. Wait for it, stop it, or choose another --name." in said
         assert create(str(output), None, "r") == output / "r-2"              # an unnamed run takes the next
     assert create(str(output), "r", "digits") == output / "r"                # killed: no lock is left behind
-
-
-def test_resuming_a_run_in_use_is_refused(output):
-    folder = make_run(output)
-    before = contents(folder)
-    with AnotherProcess(lambda: resume(folder / "step-00000008.pt")):
-        assert "in use by process" in error_of(InUseError, resume, folder / "step-00000008.pt")
-    assert contents(folder) == before
-    assert resume(folder / "step-00000008.pt") == folder
 
 
 def test_a_folder_in_use_is_reported_before_time_is_spent(output):
@@ -365,13 +328,6 @@ def test_a_later_best_belongs_to_another_history(output, step, kept):
     assert run_folder.resume(open_checkpoint(folder / "step-00000004.pt"), None, None).best == {}
 
 
-def test_branching_into_a_run_is_refused(output):
-    one, two = make_run(output, "one"), make_run(output, "two")
-    before = contents(two)
-    assert "already holds a run" in error_of(FolderError, resume, one / "step-00000004.pt", None, "two")
-    assert contents(two) == before
-
-
 def test_an_older_checkpoint_is_not_resumed_in_place(output):
     folder = make_run(output, steps=(4, 8, 12))
     before = contents(folder)
@@ -456,9 +412,3 @@ def test_config_json(tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-def test_no_commit_where_there_is_no_git(monkeypatch):
-    def missing(*_, **__):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(run_folder.subprocess, "run", missing)
-    assert run_folder._commit() is None

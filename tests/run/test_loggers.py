@@ -10,7 +10,7 @@ import pytest
 from rig import files_no_larger_than
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.run.loggers import PLAIN_LINES, BadImages, LoggerError, RunLogger, check_wandb, scalars
+from utils.run.loggers import PLAIN_LINES, BadImages, RunLogger, scalars
 from utils.training.evaluation import EvalReport
 from utils.training.trainer import StepReport
 
@@ -62,14 +62,6 @@ def test_a_new_field_appears_in_the_log_and_its_curves(tmp_path):
     logger.close()
     event, = events(tmp_path)
     assert event["entropy"] == scalars(event)["train/entropy"] == 0.25
-
-
-def test_a_later_session_appends(tmp_path):
-    session(tmp_path, last=2)
-    before = (tmp_path / "log.jsonl").read_text()
-    session(tmp_path, first=2)
-    assert (tmp_path / "log.jsonl").read_text().startswith(before)
-    assert [event["step"] for event in events(tmp_path) if event["event"] == "train"] == [1, 2, 3, 4]
 
 
 def test_nan_and_infinity_are_logged_as_text(tmp_path):
@@ -180,11 +172,6 @@ def test_tensorboard_curves(tmp_path):
     assert found["train/loss"] == [(1, 0.5), (2, 0.5)] and found["train/loss_scale"] == [(1, 1024.0), (2, 512.0)]
     assert found["train/lr"] == [(1, pytest.approx(0.001)), (2, pytest.approx(0.002))]
     assert found["test/accuracy"] == [(0, 0.125)] and found["val/accuracy"] == [(2, 0.5)]
-
-
-def test_no_loss_scale_no_curve(tmp_path):
-    session(tmp_path, tmp_path / "tensorboard")
-    assert "train/loss_scale" not in curves(tmp_path / "tensorboard")
 
 
 def test_the_attention_loss_is_logged_where_there_is_one(tmp_path, capsys):
@@ -306,19 +293,3 @@ def test_bad_images_on_a_full_disk_are_a_warning(tmp_path):
         assert bad.add({"b"}) == (["b"], 2)
     assert len(said) == 1 and said[0].startswith(f"warning: cannot write {file} (") and file.read_text() == "a\n"
     assert bad.add({"b", "c"}) == (["c"], 3) and file.read_text() == "a\nb\nc\n"
-
-
-# ---------------------------------------------------------------------------------------------------------------- W&B
-
-
-def test_wandb_that_cannot_be_used_is_reported(monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr("utils.run.loggers.find_spec", lambda name: None)
-    with pytest.raises(LoggerError, match=r"--wandb: the package is not installed.*omit --wandb"):
-        check_wandb()
-    monkeypatch.setattr("utils.run.loggers.find_spec", lambda name: True)
-    with pytest.raises(LoggerError, match="--wandb needs the key"):
-        check_wandb()
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    check_wandb()

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -108,16 +107,6 @@ def test_training_waits_for_the_copy_alone(saver, folder, tries, figure):
     assert held < alone
     size = (folder / "alone.pt").stat().st_size / 1e6
     figure(f"saves of {size:,.0f} MB: training waits {held:.2f} s (median), without a thread it would {alone:.2f} s", 3)
-
-
-def test_one_write_at_a_time(saver, folder, monkeypatch):
-    slow_disk(monkeypatch, 0.1)
-    saver.save([step_path(folder, 2)], state(2))
-    started = time.monotonic()
-    saver.save([step_path(folder, 4)], state(4))        # waits for the first, whose copy it writes over
-    assert time.monotonic() - started > 0.2 and load(step_path(folder, 2)).model["weight"].tolist() == [2.0] * 6
-    saver.close()
-    assert load(step_path(folder, 4)).model["weight"].tolist() == [4.0] * 6
 
 
 def test_a_fork_waits_for_the_end_of_the_write(saver, folder, monkeypatch):
@@ -232,36 +221,6 @@ def test_a_full_disk_at_any_byte_of_a_checkpoint(saver, folder, said, tries, fig
         said.clear()
     saver.close()
     figure("saves on a disk that is full at any byte", count)
-
-
-@pytest.mark.contract(*FULL_DISK)
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
-def test_a_small_disk_that_is_full(tmp_path, said, tries, figure):
-    place, count = tmp_path / "disk", tries(3, 30)
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], capture_output=True).returncode:
-        pytest.skip("cannot mount here")
-    try:
-        folder = place / "r"
-        folder.mkdir()                                 # not claimed: the lock would keep the disk busy
-        saver = Saver(folder, keep=1, warn=said.append)
-        for step in range(1, 2 * count, 2):
-            saver.save([step_path(folder, step)], state(step, 50_000))        # 0.4 MB
-            saver.wait()
-            (place / "others").write_bytes(bytes(1_300_000))                   # no room for a second one
-            saver.save([step_path(folder, step + 1)], state(step + 1, 50_000))
-            saver.wait()
-            assert "No space left on device" in said[0] and names(folder) == {step_path(folder, step).name}
-            assert load(step_path(folder, step)).step == step
-            (place / "others").unlink()
-            saver.save([step_path(folder, step + 1)], state(step + 1, 50_000))
-            saver.wait()
-            assert names(folder) == {step_path(folder, step + 1).name} and len(said) == 2
-            said.clear()
-        saver.close()
-    finally:
-        subprocess.run(["umount", place], check=True)
-    figure("saves on a disk of 2 MB that is full", count)
 
 
 def test_several_failures_in_a_row_end_the_run(saver, folder, said):
