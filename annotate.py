@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 try:
-    import configs
+    from utils.config import FLAGS, ConfigError
 except ModuleNotFoundError as error:
     sys.exit(f"annotate.py: error: this Python lacks {error.name}: run .venv/bin/python annotate.py (bash train.sh makes it), "
              "or install requirements.txt")
@@ -47,7 +47,7 @@ def tell(message: str) -> int:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise configs.ConfigError(f"{message} (python annotate.py --help lists the flags)")
+        raise ConfigError(f"{message} (python annotate.py --help lists the flags)")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -66,9 +66,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--who", default="", help="free text about who edits, kept with every edit")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
-        raise configs.ConfigError(f"--port {args.port}: must be 0 to 65535")
+        raise ConfigError(f"--port {args.port}: must be 0 to 65535")
     if not args.host:
-        raise configs.ConfigError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
+        raise ConfigError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
     return args
 
 
@@ -80,7 +80,7 @@ def annotate(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] not in ("starlette", "uvicorn"):
             raise
-        raise configs.ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
+        raise ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
     path = find_checkpoint(args.checkpoint)
     settings = settings_of(path)
     taught = settings["attention_edits"]
@@ -105,7 +105,7 @@ def find_checkpoint(given: str | None) -> Path:
         files = [file for folder in runs for file in (folder / checkpoint.BEST_FILE, *checkpoint.step_files(folder))
                  if file.is_file()]
         if not files:
-            raise configs.ConfigError(f"no run below {RUNS}: give --checkpoint, or train first (bash train.sh)")
+            raise ConfigError(f"no run below {RUNS}: give --checkpoint, or train first (bash train.sh)")
         given = max(files, key=lambda file: file.stat().st_mtime).parent
     return Path(run_folder.weights_of(given))
 
@@ -115,9 +115,9 @@ def settings_of(path: Path) -> dict:
 
     settings = models.run_settings(path)
     if settings is None:
-        raise configs.ConfigError(f"{path} is no checkpoint of a run of train.py, whose classes and settings the editor needs: "
+        raise ConfigError(f"{path} is no checkpoint of a run of train.py, whose classes and settings the editor needs: "
                                   "fine-tune it first, and give the run's folder")
-    return {name: default for name, (_, default, _) in configs.FLAGS.items()} | settings
+    return {row.name: row.before for row in FLAGS.values()} | settings
 
 
 def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
@@ -137,7 +137,7 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
               "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
     split, classes, where = find_images(args.data, args.split, settings)
     if not len(split):
-        raise configs.ConfigError(f"--split {args.split}: {where} has no such images")
+        raise ConfigError(f"--split {args.split}: {where} has no such images")
     if args.data is not None:
         warn_of_names(split, where, args.split, settings)
     place = {name: label for label, name in enumerate(model.classes)}
@@ -196,7 +196,7 @@ def layout_of(folder: Path, own: str) -> str:
     from utils.data import image_files
 
     if not folder.is_dir():
-        raise configs.ConfigError(f"no such folder: --data {folder}")
+        raise ConfigError(f"no such folder: --data {folder}")
     if own in PUBLISHED and (folder / PUBLISHED[own]).is_dir():
         return own
     if (folder / "train.csv").is_file():
@@ -207,7 +207,7 @@ def layout_of(folder: Path, own: str) -> str:
 def only_train(split, part: str):
     """Images that are not divided into splits are all to train on. Raises ConfigError if others are asked for."""
     if part != "train":
-        raise configs.ConfigError(f"--split {part}: the images are not divided into train/ and val/: leave --split out")
+        raise ConfigError(f"--split {part}: the images are not divided into train/ and val/: leave --split out")
     return split
 
 

@@ -23,12 +23,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import configs
+from utils.config import FLAGS, ConfigError, preview
+from utils.config import parse as parse_flags
+from utils.config.flags import free_on_resume
+from utils.config.retired import RETIRED
+from utils.config.types import non_negative_float, positive_float
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
 # What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
-TRIED = {"learning_rate": (configs.positive_number, "lr"), "attention_loss_weight": (configs.not_negative_number, "weight")}
+TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
 
 
@@ -42,13 +46,13 @@ def main(argv: list[str]) -> int:
         given = flags_of_script(flags)
         for name in (tried, *OWN):
             if name in given:
-                raise configs.ConfigError(f"--{name} is what a sweep sets itself: leave it out")
-        run = configs.resolve(given | {tried: values[-1]})
+                raise ConfigError(f"--{name} is what a sweep sets itself: leave it out")
+        run = argparse.Namespace(**preview(given | {tried: values[-1]}))
         folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = share_to_hold_out(run)
         # What a run that goes on may be given anew, because it is in the checkpoint or unused, a further trial reads again.
-        free = configs.MAY_CHANGE_ON_RESUME - {"pretrained_dir", "teacher", "attention_edits"} | {tried}
-        settings = {name: value for name, value in run.to_dict().items() if name not in free}
+        free = free_on_resume() - {"pretrained_dir", "teacher", "attention_edits"} | {tried}
+        settings = {name: value for name, value in vars(run).items() if name not in free}
         settings["edits"] = digest_of_edits(run.attention_edits)
         claim(folder, {f"{tried}s": values, **settings, "val_fraction": held_out})
         if not run.test_fraction:                     # the final run holds nothing out
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> int:
         last = [f"--{tried}", str(best), "--val_fraction", "0", "--test", "once"]
         rows.append(finish(folder / "final", shared + last, {tried: best}))
         write(folder, rows)
-    except configs.ConfigError as error:
+    except ConfigError as error:
         print(f"sweep.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
@@ -90,12 +94,12 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     given = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None} or {
         "learning_rate": "0.001,0.003,0.01,0.03"}
     if len(given) > 1:
-        raise configs.ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
+        raise ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
     (tried, text), = given.items()
     try:
         return tried, sorted({TRIED[tried][0](value) for value in text.split(",")}), flags
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise configs.ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
+        raise ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
 
 
 def spoken(tried: str) -> str:
@@ -108,9 +112,9 @@ def flags_of_script(flags: list[str]) -> dict:
     environment = os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(["bash", "train.sh", *flags], env=environment, text=True, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise configs.ConfigError(done.stderr.strip())
+        raise ConfigError(done.stderr.strip())
     words = shlex.split(done.stdout.splitlines()[-1])
-    return configs.parse(words[words.index("train.py") + 1:])
+    return parse_flags(words[words.index("train.py") + 1:])
 
 
 def share_to_hold_out(run) -> float:
@@ -121,7 +125,7 @@ def share_to_hold_out(run) -> float:
         splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
                                       split_seed=run.split_seed)
     except datasets.DataError as error:
-        raise configs.ConfigError(str(error)) from error
+        raise ConfigError(str(error)) from error
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
@@ -132,7 +136,7 @@ def digest_of_edits(folder: str | None) -> str | None:
     if folder is None:
         return None
     if not Path(folder).is_dir():
-        raise configs.ConfigError(f"--attention_edits {folder}: no such folder")
+        raise ConfigError(f"--attention_edits {folder}: no such folder")
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(folder).rglob("*.json") if path.is_file()):
         digest.update(os.fsencode(path.relative_to(folder)) + hashlib.sha256(path.read_bytes()).digest())
@@ -160,14 +164,14 @@ def claim(folder: Path, settings: dict) -> None:
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
         if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
-            before = {name: before.get(name, settings[name] if name not in configs.FLAGS else configs.FLAGS[name][1])
-                      for name in (*settings, *before)}
+            before = {name: before.get(name, settings[name] if name not in FLAGS else FLAGS[name].before)
+                      for name in (*settings, *before) if name not in (*RETIRED, "fp16")}       # an alias of precision
         if before == settings:
             print(f"sweep: going on with {folder}")
             return
         if any(folder.glob("*/log.jsonl")):
             name = next(name for name in settings if before.get(name) != settings[name])
-            raise configs.ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: "
+            raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: "
                                       "give another NAME")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +179,7 @@ def claim(folder: Path, settings: dict) -> None:
         unfinished.write_text(json.dumps(settings, indent=2) + "\n")
         os.replace(unfinished, file)
     except OSError as error:
-        raise configs.ConfigError(f"cannot write {folder}: {error.strerror}") from error
+        raise ConfigError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def finish(folder: Path, flags: list[str], tried: dict) -> dict:
@@ -229,7 +233,7 @@ def choose(rows: list[dict], folder: Path) -> dict:
     """The row of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
     ended = [row for row in rows if row["status"] == "done"]
     if not ended:
-        raise configs.ConfigError(f"all runs of {folder} diverged: give lower learning rates")
+        raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
     return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))
 
 

@@ -15,6 +15,7 @@ import shutil
 import sys
 import textwrap
 import time
+import typing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -23,6 +24,7 @@ ALONE = ("ImageError", "WorkerError", "OutOfMemory", "LostProcessError")      # 
 ATTENTION_FILE, SHOWN = "attention.png", 4       # the picture of attention before and after, and its images of a kind
 try:
     import configs
+    from utils import config
 except ModuleNotFoundError as error:
     sys.exit(f"train.py: error: this Python lacks {error.name}: run .venv/bin/python train.py (bash train.sh makes it), "
              "or install requirements.txt")
@@ -35,20 +37,14 @@ def main(argv: list[str]) -> int:
         process.die_with_parent()
     with process.Stop() as stop:
         try:
-            given = after_restart(configs.parse(argv))
-            if given.get("check_data"):
-                return check_data(configs.resolve(given))
-            if given.get("prepare"):
-                stop.kept = "stopped: what is prepared is kept, the same command goes on"
-                return prepare(configs.resolve(given))
-            if "resume_path" not in given:
-                check_batch(configs.resolve(given), "--train_batch_size")
+            given = after_restart(config.parse(argv))
+            config.check(given)
             # Idle threads soon sleep instead of spinning for milliseconds: on a machine that others use too, a step would
             # else wait for threads that are not running (ten times slower and more). Read when PyTorch loads libgomp.
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             from utils import distributed
 
-            timeout = given.get("rank_timeout", configs.FLAGS["rank_timeout"][1])
+            timeout = given.get("rank_timeout", config.FLAGS["rank_timeout"].default)
             with distributed.group(given.get("device", "auto"), timeout) as world:
                 return in_group(given, world, stop)
         except (ValueError, OSError) as error:
@@ -64,12 +60,12 @@ def in_group(given: dict, world, stop) -> int:
     if world.device.type == "cpu":
         allocator.keep_memory()
     try:
-        run, state, path = configure(given, world)
+        run, found = configure(given, world)
         code = 0
         if run.eval_only:
-            evaluate_only(given, run, world, state, path)
+            evaluate_only(run, world, found)
         else:
-            code = train(given, run, world, state, path, stop)
+            code = train(given, run, world, found, stop)
         if world.local_rank == 0:                                # of every node: each has a train.sh of its own
             process.leave_code(code)
         return 0 if "LOCAL_RANK" in os.environ else code         # torchrun would take any other for a failure
@@ -84,7 +80,7 @@ def in_group(given: dict, world, stop) -> int:
 def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
     """-> (what to tell the user, exit code, whether other processes may not have it); None: a bug, whose traceback is needed"""
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
-        return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
+        return str(error), getattr(error, "exit_code", getattr(error, "code", 2)), type(error).__name__ in ALONE
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", 2, True
     return None
@@ -113,159 +109,91 @@ def after_restart(given: dict) -> dict:
     """The flags with which processes go on that torchrun has started anew (MAX_RESTARTS) after one of them was lost."""
     from utils import process
 
-    if not process.restarts() or any(given.get(name) for name in ("eval_only", "check_data", "prepare")):
+    if not process.restarts() or given.get("eval_only"):
         return given
     file = process.launch_file("folder")
     if file is None and "name" not in given and given.get("resume_path") != "auto":
-        raise configs.ConfigError("a run that torchrun may restart needs a --name, to be found again; or start it by train.sh")
+        raise config.ConfigError("a run that torchrun may restart needs a --name, to be found again; or start it by train.sh")
     if file is not None and not file.exists():
         return given                               # it was lost before it had a folder
-    folder = Path(file.read_text()) if file else Path(given.get("output_dir", configs.FLAGS["output_dir"][1]), given["name"])
+    folder = Path(file.read_text()) if file else Path(given.get("output_dir", config.FLAGS["output_dir"].default), given["name"])
     here = given | {"output_dir": str(folder.parent), "name": folder.name}
     return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in given else here
 
 
-def check_data(run) -> int:
-    """python train.py --check_data: every image of every split is read; what cannot be used is told. -> exit code"""
-    from utils.data import check as check_data
-    from utils.data import datasets
+class Found(typing.NamedTuple):
+    """What the configuration depends on."""
 
-    if int(os.environ.get("RANK", 0)):
-        return 0                                   # one process is enough, and has processes of its own
-    splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed)
-    workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
-    collect_garbage()
-    findings = check_data.check(splits, workers, say=lambda line: print(line, file=sys.stderr))
-    print("\n".join(findings.lines))
-    if run.dataset == "folder" and (line := check_data.left_out_line(run.data_dir)):
-        print(line)
-    if not findings.bad:
-        print("every image can be read")
-        return 0
-    listed = Path(run.output_dir) / "bad_images.txt"
-    listed.parent.mkdir(parents=True, exist_ok=True)
-    listed.write_text("".join(f"{why}\n" for *_, why in findings.bad))
-    return tell(f"{len(findings.bad):,} images cannot be read: {listed} lists them; replace or remove them, or train with "
-                "--bad_images skip (those held out have to be readable)", 2, alone=False)
-
-
-def prepare(run) -> int:
-    """python train.py --prepare FOLDER: the images of every split are decoded and made smaller, once. -> exit code"""
-    from utils.data import datasets, prepare
-
-    if int(os.environ.get("RANK", 0)):
-        return 0
-    workers = (os.cpu_count() or 1) if run.num_workers is None else run.num_workers
-    collect_garbage()
-    prepare.build(datasets.own_splits(run.dataset, run.data_dir), run.dataset, run.prepare, run.prepare_size, workers, print,
-                  skip=run.max_bad_images if run.bad_images == "skip" else 0.0)
-    return 0
-
-
-def check_batch(run, may_change: str) -> None:
-    """Raises ConfigError if the batch cannot be cut into equal micro-batches; the nearest sizes, or what else to change."""
-    ranks, parts = int(os.environ.get("WORLD_SIZE", 1)), run.gradient_accumulation_steps
-    unit = ranks * parts
-    if run.train_batch_size % unit and not run.eval_only:
-        below = run.train_batch_size // unit * unit
-        near = f"{below} or {below + unit}" if below else f"{unit}"
-        advice = f"take {near}" if may_change == "--train_batch_size" else f"change {may_change}"
-        raise configs.ConfigError(f"--train_batch_size {run.train_batch_size} is not divisible by {ranks} processes x "
-                                  f"{parts} micro-steps: {advice}")
-    if (run.mixup_alpha or run.cutmix_alpha) and run.train_batch_size // unit % 2 and not run.eval_only:
-        raise configs.ConfigError(f"MixUp and CutMix mix pairs: --train_batch_size {run.train_batch_size} over {ranks} processes "
-                                  f"x {parts} micro-steps leaves {run.train_batch_size // unit} images, an odd number: take "
-                                  f"{run.train_batch_size + unit}")
+    state: object                      # RunState to resume from, or None
+    path: Path | None                  # its file
+    splits: object
+    start: Path | None                 # the start weights
 
 
 def configure(given: dict, world):
-    """-> (the resolved configuration, RunState to resume from or None, its file or None)"""
+    """-> (the configuration, what was found for it)"""
+    import torch
+
+    from models import checkpoint_head, run_settings
     from utils import distributed
     from utils.run import checkpoint
     from utils.run import folder as run_folder
-    from utils.training import exact
+    from utils.training import precision
 
-    found = None
+    found, state, path, saved, complaints = None, None, None, None, []
     if "resume_path" in given:
-        place = given["resume_path"], given.get("output_dir", configs.FLAGS["output_dir"][1]), given.get("name")
+        place = given["resume_path"], given.get("output_dir", config.FLAGS["output_dir"].default), given.get("name")
         found = distributed.on_main(world, lambda: run_folder.find_checkpoint(*place))
-    if found is None:                                          # also: RESUME_PATH=auto, and nothing is there yet
-        if "resume_path" in given and world.is_main:
+        if found is None and world.is_main:
             print(f"nothing to resume in {Path(place[1], place[2])} yet: a new run")
-        run = configs.resolve({name: value for name, value in given.items() if name not in ("resume_path", "override")})
-        check_batch(run, "--train_batch_size")
-        if run.exact:
-            exact.check(world.size, run.gradient_accumulation_steps)
-        if run.name and not run.eval_only:
-            distributed.on_main(world, lambda: run_folder.check_free(run.output_dir, run.name))
-        return run, None, None
-    path, complaints = found
-    state = distributed.first_on_node(world, lambda: checkpoint.load(path))
-    if not given.get("eval_only"):
-        distributed.on_main(world, lambda: run_folder.check_resume(path, given.get("output_dir"), given.get("name")))
-    run = configs.resolve_resumed(given, state.config, state.train_images)
-    micro_batches = state.config["gradient_accumulation_steps"] * state.world_size
-    if "gradient_accumulation_steps" not in given and micro_batches % world.size == 0:
-        run.gradient_accumulation_steps = micro_batches // world.size     # the same micro-batches on any number of processes
-    check_batch(run, "--gradient_accumulation_steps (GRAD_STEPS) or the number of processes (NPROC)")
-    if run.exact:
-        exact.check(world.size, run.gradient_accumulation_steps)
-        if run.gradient_accumulation_steps * world.size != micro_batches and state.config.get("exact"):
-            raise configs.ConfigError(f"--exact: the run has {micro_batches} micro-batches a step, and {world.size} processes x "
-                                      f"{run.gradient_accumulation_steps} micro-steps make others: change NPROC or GRAD_STEPS")
-    if run.num_steps < state.step and not run.eval_only:
-        raise configs.ConfigError(f"--num_steps {run.num_steps}: {path} is at step {state.step} already")
+    if found is not None:
+        path, complaints = found
+        state = distributed.first_on_node(world, lambda: checkpoint.load(path))
+        if not given.get("eval_only"):
+            distributed.on_main(world, lambda: run_folder.check_resume(path, given.get("output_dir"), given.get("name")))
+        saved = config.Saved(state.config, state.step, state.train_images, state.world_size, str(path))
+    elif given.get("name") and not given.get("eval_only"):
+        output_dir = given.get("output_dir", config.FLAGS["output_dir"].default)
+        distributed.on_main(world, lambda: run_folder.check_free(output_dir, given["name"]))
+    sources = config.choose(given, saved and saved.config)
+    splits = open_splits(sources, world)
+    start = distributed.first_on_node(world, lambda: start_file(sources))
+    kept = start is not None and (given.get("head") == "keep" or given.get("eval_only") or given.get("attention_edits"))
+    facts = config.Facts(
+        len(splits.train), len(splits.classes), tuple(splits.classes), splits.test is splits.val,
+        start_settings=run_settings(start) if start else None, start_head_classes=checkpoint_head(start)[0] if kept else None,
+        start_path=start and str(start), device_type=world.device.type, ranks=world.size, local_ranks=world.local_size,
+        native_bf16=precision.has_units_for(torch.bfloat16, world.device)[0])
+    run = config.resolve(given, facts, saved)
+    if state is not None:
+        same_data(splits, state, run, world)
     if world.is_main:
         for complaint in complaints:
             print(f"warning: {complaint}; going back to the checkpoint before it")
-        print(f"resuming {path} at step {state.step} of {run.num_steps}")
-        tell_changes(given, run, state, world)
-    return run, state, path
+        if state is not None:
+            print(f"resuming {path} at step {state.step} of {run.num_steps}")
+            print("".join(f"{line}\n" for line in config.changes(run, saved, world.size)), end="", flush=True)
+        elif not run.eval_only:
+            print(f"length: {config.describe_length(run, facts)}")
+    return run, Found(state, path, splits, start)
 
 
-def tell_changes(given: dict, run, state, world) -> None:
-    """What is not as it was in the session before."""
-    if state.world_size != world.size and not run.eval_only:
-        print(f"changed: {world.size} processes (were {state.world_size}), {run.gradient_accumulation_steps} micro-steps each "
-              f"(were {state.config['gradient_accumulation_steps']})")
-    laid = ("the milestones of the learning rate stay" if run.decay_type == "step"
-            else "the learning-rate schedule is laid anew over all of them")
-    quiet = {"resume_path", "override", "name", "output_dir"} if given["resume_path"] == "auto" else {"resume_path", "override"}
-    resolved = {"num_epochs": "num_steps", "warmup_epochs": "warmup_steps", "fp16": "precision"}
-    for name in sorted({resolved.get(name, name) for name in given} - quiet):
-        if name == "pretrained_dir":
-            print("--resume_path wins: --pretrained_dir is not used")
-        elif run[name] != state.config.get(name) and name != "eval_only":
-            print(f"changed: --{name} {run[name]} (was {state.config.get(name)})" + (f"; {laid}" if name == "num_steps" else ""))
-    if state.step == run.num_steps and not run.eval_only:
-        print("nothing is left to train: a larger --num_steps (NUM_STEPS) goes on", flush=True)
-
-
-def data_of(given, run, world, state):
-    """The splits, the same on every process; what of the run depends on their size is settled."""
+def open_splits(sources, world):
+    """The splits, the same on every process."""
     from utils import distributed
     from utils.data import datasets
     from utils.data.splits import fingerprint
 
     splits = distributed.first_on_node(world, lambda: datasets.load_splits(
-        run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction, split_seed=run.split_seed))
+        sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
+        split_seed=sources.split_seed))
     facts = (splits.classes, len(splits.train), len(splits.val), len(splits.test), fingerprint(splits.train))
     if any(other != facts for other in distributed.gather(world, facts)):
-        raise datasets.DataError(f"the nodes have different data in {run.data_dir}: classes or numbers of images differ")
-    if state is not None:
-        same_data(splits, state, run, world)
-    elif run.num_steps is None or run.warmup_steps is None:
-        said = configs.set_lengths(run, given, len(splits.train))
-        check_batch(run, "--train_batch_size")              # again: a recipe may mix by the size of the data
-        if world.is_main and said and not run.eval_only:
-            print(f"length: {said}")
-    if run.test == "never" and splits.test is splits.val:
-        raise configs.ConfigError("--test never leaves nothing to evaluate: hold some of train out (--val_fraction 0.1)")
+        raise datasets.DataError(f"the nodes have different data in {sources.data_dir}: classes or numbers of images differ")
     return splits
 
 
-def build(given, run, world, state):
+def build(run, world, found):
     """-> (splits, model on the device, precision, prepare: images of 0..255 on the device -> the model's input)"""
     import torch
 
@@ -274,13 +202,7 @@ def build(given, run, world, state):
     from utils.data import transforms
     from utils.training import exact, precision
 
-    splits = data_of(given, run, world, state)
-    path = None
-    if state is None:
-        path = distributed.first_on_node(world, lambda: pretrained_file(run))
-        adopt_architecture(run, given, path)
-        if run.head == "keep":
-            check_head(run, splits, path)
+    state, _, splits, path = found
 
     def create():
         torch.manual_seed(run.seed)
@@ -288,22 +210,22 @@ def build(given, run, world, state):
             model = create_model(configs.architecture(**state.architecture), len(splits.classes), run.img_size, initialise=False)
             model.load_state_dict((state.ema if run.eval_only else {}) or state.model)
             return model
-        return create_model(run.model_type, len(splits.classes), run.img_size, path, run.head, **configs.model_overrides(run))
+        return create_model(run.model_type, len(splits.classes), run.img_size, path, run.head, **config.model_overrides(run))
 
     model = distributed.first_on_node(world, create)
     if state is None and run.head == "keep" and model.load_report.classes not in ([], list(splits.classes)):
-        raise configs.ConfigError(f"--pretrained_dir {run.pretrained_dir} knows other classes ("
+        raise config.ConfigError(f"--pretrained_dir {run.pretrained_dir} knows other classes ("
                                   f"{', '.join(model.load_report.classes[:3])}, ...) than the data "
                                   f"({', '.join(splits.classes[:3])}, ...): not the same task")
-    chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
-    if state is not None and all(run[name] == state.config[name] for name in ("precision", "fp16_opt_level")):
+    tf32 = run.precision == "tf32"
+    asked = "auto" if run.source("precision") == "default" else "fp32" if tf32 else run.precision
+    chosen, why = precision.choose(asked, run.fp16_opt_level, world.device)
+    if run.source("precision") == "checkpoint":
         why = why.replace("asked for", "as the run began")
-    if run.precision == "auto":
-        run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     if chosen.compute == torch.float32:
-        torch.set_float32_matmul_precision(run.float32_matmul)
-        why += f"; products may round inside: {run.float32_matmul}" if run.float32_matmul != "highest" else ""
-        torch.backends.cudnn.allow_tf32 = run.float32_matmul != "highest"      # convolutions would round to TF32 unasked
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        why += "; products may round to TF32" if tf32 else ""
+        torch.backends.cudnn.allow_tf32 = tf32                                 # convolutions would round to TF32 unasked
     if run.exact:
         exact.prepare(world.device)
     elif state is not None and state.threads and state.world_size == world.size and world.device.type == "cpu":
@@ -331,7 +253,7 @@ def compile_model(model, world) -> None:
     except Exception as error:              # of many kinds, from Dynamo, Inductor and the compilers they call
         inner = getattr(error, "inner_exception", error)
         reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0][:200]}"
-        raise configs.ConfigError(f"--compile: PyTorch cannot compile here ({reason}); it needs a C++ compiler such as g++"
+        raise config.ConfigError(f"--compile: PyTorch cannot compile here ({reason}); it needs a C++ compiler such as g++"
                                   f"{' and Triton' * on_gpu}; or leave --compile out") from error
     model.compile(dynamic=False)
 
@@ -353,7 +275,7 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
     place = (torch.cuda.get_device_name(world.device) if world.device.type == "cuda"
              else f"CPU with {torch.get_num_threads()} threads")
     count = sum(parameter.numel() for parameter in model.parameters())
-    own_size = [f"--{key} {run[key]}" for key in configs.SIZES if run[key] is not None]
+    own_size = [f"--{key} {getattr(run, key)}" for key in config.SIZES if getattr(run, key) is not None]
     source = "from the checkpoint" if state else model.load_report or (
         "from scratch" + (f" (nobody has published them for {' '.join(own_size)})" if own_size else ""))
     print(f"device: {world.size} x {place}\nprecision: {precision}")
@@ -365,7 +287,7 @@ def introduce(run, world, splits, model, precision: str, state) -> None:
     print(f"model: {run.model_type} at {size} px, {count:,} parameters\nweights: {source}", flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
-              f"--prepare_size {int(max(model.img_size) / 0.875)}", flush=True)
+              f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
 
 
 def same_data(splits, state, run, world) -> None:
@@ -391,51 +313,17 @@ def same_data(splits, state, run, world) -> None:
         print(f"warning: {told}: the order of the samples is another from here on (--override)")
 
 
-def pretrained_file(run) -> Path | None:
-    """What --pretrained_dir means: a path, a published name, 'auto' (the model's own published file) or 'none'."""
+def start_file(sources) -> Path | None:
+    """The file of the start weights: a path, a published name, 'auto' (the model's own published file) or 'none'."""
     from models import find_checkpoint
     from utils.run import folder as run_folder
 
-    if run.pretrained_dir == "none":
+    if sources.start == "none":
         return None
-    if run.pretrained_dir != "auto":
-        return find_checkpoint(run_folder.weights_of(run.pretrained_dir))
-    default = configs.DEFAULT_WEIGHTS.get(run.model_type, run.model_type)
+    if sources.start != "auto":
+        return find_checkpoint(run_folder.weights_of(sources.start))
+    default = configs.DEFAULT_WEIGHTS.get(sources.model_type, sources.model_type)
     return find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default)
-
-
-def adopt_architecture(run, given, path: Path | None) -> None:
-    """A run of ours that is given as a start tells its architecture, unless another one is given.
-
-    Where its head is kept the task is the same: the run also tells how it looks at images, and its sigmoid attention.
-    """
-    from models import run_settings
-
-    settings = run_settings(path) if path is not None else None
-    architecture = ("model_type", *configs.SIZES, "in_channels", "classifier")
-    same = settings and all(given[key] == settings.get(key) for key in architecture if key in given)
-    keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
-    if run.head == "keep":
-        keys = dict.fromkeys((*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention"))
-    with run.ignore_type():                          # a side may become height and width
-        for key in keys if settings else ():
-            if key not in given:
-                value = settings.get(key, configs.FLAGS[key][1])
-                run[key] = tuple(value) if isinstance(value, list) else value
-        if run.attention_edits and not run.sigmoid_attention:
-            run.sigmoid_attention = "last"           # the same model: without edits it computes what it did
-
-
-def check_head(run, splits, path: Path) -> None:
-    """Raises ConfigError unless the file has a head with as many classes as the data."""
-    from models import checkpoint_head
-
-    classes, _ = checkpoint_head(path)
-    if classes != len(splits.classes):
-        why = "--eval_only" if run.eval_only else "--attention_edits" if run.attention_edits else "--head keep"
-        other = "--resume_path output/NAME, or " if run.eval_only else ""
-        raise configs.ConfigError(f"{why}: the head of {path} has {classes} classes, the data {len(splits.classes)}: give "
-                                  f"{other}a --pretrained_dir with a head for these data")
 
 
 def transforms_of(run, model, splits):
@@ -457,7 +345,7 @@ def loading_of(run, world) -> dict:
     workers = run.num_workers
     if workers is None:
         workers = data.default_workers(run.dataset, world.local_size, world.device.type)
-    return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": run.worker_timeout,
+    return {"num_workers": workers, "pin_memory": world.device.type == "cuda", "timeout_s": 300,
             "device": world.device, "held_workers": 0 if run.num_workers is None else None}      # drawing takes no time
 
 
@@ -493,8 +381,6 @@ def objective_of(run, splits, model, chosen, world, lesson):
         weights = criterion.balanced_weights(torch.as_tensor(splits.train.labels), classes).to(world.device)
     elif run.class_weights != "none":
         weights = torch.tensor([float(number) for number in run.class_weights.split(",")], device=world.device)
-        if len(weights) != classes:
-            raise configs.ConfigError(f"--class_weights has {len(weights)} numbers, the data have {classes} classes")
     if run.mixup_alpha or run.cutmix_alpha:
         mixer = mixup.Mixer(classes, run.train_batch_size, run.seed, mixup_alpha=run.mixup_alpha, cutmix_alpha=run.cutmix_alpha,
                           probability=run.mix_probability, switch_probability=run.mix_switch_probability,
@@ -519,16 +405,16 @@ def teacher_of(run, splits, model, chosen, world):
 
     path = run_folder.weights_of(run.teacher)
     if not Path(path).is_file():
-        raise configs.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
+        raise config.ConfigError(f"--teacher {path}: no such file; give a run folder or a checkpoint of this project")
     teacher = distributed.first_on_node(world, lambda: load_model(path)).to(world.device, chosen.weights).eval()
     if world.is_main:
         print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
     if list(teacher.classes) != list(splits.classes):
-        raise configs.ConfigError(f"--teacher {path} has {len(teacher.classes)} classes ({', '.join(teacher.classes[:3])}, ...), "
+        raise config.ConfigError(f"--teacher {path} has {len(teacher.classes)} classes ({', '.join(teacher.classes[:3])}, ...), "
                                   f"the data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...): not the same task")
     channels = teacher.config.in_channels
     if channels not in (model.config.in_channels, 3):
-        raise configs.ConfigError(f"--teacher {path} takes grey images, the student colour: train with --in_channels 1")
+        raise config.ConfigError(f"--teacher {path} takes grey images, the student colour: train with --in_channels 1")
 
     @torch.no_grad()
     def teach(images):
@@ -559,7 +445,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json"))
     if not found:
         names = f", such as {files[0]}," if files else ""
-        raise configs.ConfigError(f"--attention_edits {folder}: none of its {len(files)} files{names} is an edit of an image "
+        raise config.ConfigError(f"--attention_edits {folder}: none of its {len(files)} files{names} is an edit of an image "
                                   f"that this run trains on, such as {splits.train.name(0)}; python annotate.py --checkpoint "
                                   "output/NAME makes them")
     if state is not None and state.first.get("edits") not in (None, edits.digest(found)):
@@ -567,7 +453,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
                                          "new run with --pretrained_dir in place of --resume_path")
     layers = ", ".join(map(str, model.sigmoid_layers))
     if not any(parameter.requires_grad and decides_attention(model, name) for name, parameter in model.named_parameters()):
-        raise configs.ConfigError(f"--attention_edits: nothing that the attention of layer {layers} comes from is trained: train "
+        raise config.ConfigError(f"--attention_edits: nothing that the attention of layer {layers} comes from is trained: train "
                                   "more --train_layers, or --freeze less")
     if world.is_main:
         left = len(files) - len(found)
@@ -646,7 +532,7 @@ def draw_attention(run, folder, model, classes, shown: list[tuple], before: dict
     plots.save(pictures.before_and_after(rows, title), folder / ATTENTION_FILE)
 
 
-def train(given: dict, run, world, state, path, stop) -> int:
+def train(given: dict, run, world, found, stop) -> int:
     """-> exit code: 0, or that of a run which was asked to stop"""
     from utils import distributed
     from utils.run import checkpoint
@@ -655,7 +541,7 @@ def train(given: dict, run, world, state, path, stop) -> int:
 
     if run.wandb:
         check_wandb()
-    session = Session(given, run, world, state, path, stop)
+    session = Session(given, run, world, found, stop)
     try:
         with distributed.watching(world, lambda: f"step {session.trainer.step + 1}"):
             try:
@@ -677,16 +563,16 @@ class _Asked(Exception):
 class Session:
     """A run from here to its end, as one of its processes sees it: the objects of the loop, and the loop."""
 
-    def __init__(self, given: dict, run, world, state, path, stop):
+    def __init__(self, given: dict, run, world, found, stop):
         from utils.data.splits import fingerprint
         from utils.run import saver
         from utils.training import optimizer, precision
         from utils.training import trainer as engine
         from utils.training.ema import Ema
 
-        self.started = time.monotonic()
+        self.started, (state, path, *_) = time.monotonic(), found
         self.run, self.world, self.stop, self.began_at = run, world, stop, state.step if state else 0
-        self.splits, self.model, self.chosen, self.prepare = build(given, run, world, state)
+        self.splits, self.model, self.chosen, self.prepare = build(run, world, found)
         splits, model = self.splits, self.model
         self.identity = fingerprint(splits.train)
         self.optimizer = optimizer_of(run, model, world)
@@ -773,12 +659,12 @@ class Session:
         self.folder, self.best = distributed.on_main(world, lambda: open_folder(given, run, state, path))
         if world.is_main and (place := process.launch_file("folder")) is not None:
             place.write_text(str(self.folder))                     # where processes go on that torchrun starts anew
-        run.name, run.output_dir = self.folder.name, str(self.folder.parent)
+        self.run = run = run.replace(name=self.folder.name, output_dir=str(self.folder.parent))
         self.log_folder = Path(run.log_dir) / run.name
         distributed.on_main(world, lambda: run_folder.write_config(self.folder, run.to_dict(), self.model.config.to_dict(),
                                                                    world.size))
         if world.is_main:
-            print("\n  ".join(["settings:", *textwrap.wrap(configs.as_flags(run), 100, break_on_hyphens=False)]))
+            print("\n  ".join(["settings:", *textwrap.wrap(config.as_command(run), 100, break_on_hyphens=False)]))
             print(f"run folder: {self.folder}", flush=True)
         self.told = distributed.on_main(world, lambda: {
             (event["step"], event["split"]) for event in run_folder.read_log(self.folder) if event["event"] == "eval"})
@@ -1042,12 +928,13 @@ def open_folder(given: dict, run, state, path) -> tuple[Path, dict]:
     return folder, kept if kept.get("step", 0) <= state.step else {}       # a later one is evaluated again
 
 
-def evaluate_only(given, run, world, state, path) -> None:
+def evaluate_only(run, world, found) -> None:
     from utils import distributed
     from utils.data import loader as data
     from utils.training import evaluation
 
-    splits, model, chosen, prepare = build(given, run, world, state)
+    splits, model, chosen, prepare = build(run, world, found)
+    path = found.path
     collect_garbage()
     _, eval_transform = transforms_of(run, model, splits)
     sizes: set[int] = set()

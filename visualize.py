@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 try:
-    import configs
+    from utils.config import FLAGS, ConfigError
+    from utils.config.types import fraction, image_size, positive_int
 except ModuleNotFoundError as error:
     sys.exit(f"visualize.py: error: this Python lacks {error.name}: run .venv/bin/python visualize.py (bash train.sh makes it), "
              "or install requirements.txt")
@@ -42,13 +43,13 @@ VERBS = {
 MODEL = {"checkpoint": {"help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or any other file or "
                                 "published name with --model_type (default: the embedded model)"},
          "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16"},
-         "img_size": {"type": configs.image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
-RESIZE = {"interpolation": {"choices": configs.FLAGS["interpolation"][0], "help": "for such a file: how images are resized "
+         "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
+RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
                             "(default: bilinear; DeiT, CaiT and MAE take bicubic)"},
-          "eval_crop": {"type": configs.FLAGS["eval_crop"][0], "help": "for such a file: this share of the image's side, its "
+          "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this share of the image's side, its "
                         "middle (default: 0, the whole image; DeiT and MAE take 0.875, CaiT 1)"}}
 DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's data set (default: what it was tested on)"},
-        "images": {"type": configs.positive, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
+        "images": {"type": positive_int, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
                    f"{FEW}; distance: {SOME}; confusion: all)"}}
 OPTIONS = {
     "model": MODEL,
@@ -56,10 +57,10 @@ OPTIONS = {
     "image": MODEL | RESIZE | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: "
                                          "images of the data set)"}} | DATA,
     "runs": {"checkpoint": {"nargs": "+", "metavar": "RUN", "help": "run folders"}},
-    "layer": {"layer": {"type": configs.positive, "help": "whose heads are shown, from 1 (default: the last)"}},
-    "head": {"head": {"type": configs.positive, "help": "this head, from 1, in place of the mean of the heads"}},
+    "layer": {"layer": {"type": positive_int, "help": "whose heads are shown, from 1 (default: the last)"}},
+    "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
-    "drop": {"drop": {"type": configs.fraction, "default": 0.0, "help": "set the lowest share of each layer's entries to 0, but "
+    "drop": {"drop": {"type": fraction, "default": 0.0, "help": "set the lowest share of each layer's entries to 0, but "
                                                                         "for the columns of cls and dist (default: 0)"}},
     "target": {"target": {"help": "the class, by name or number (default: the predicted one)"}},
     "as_vit_explain": {"as_vit_explain": {"action": "store_true", "help": "with that code's choices: dropping spares one entry, "
@@ -69,7 +70,7 @@ OPTIONS = {
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise configs.ConfigError(f"{message} (python {self.prog} --help lists the flags)")
+        raise ConfigError(f"{message} (python {self.prog} --help lists the flags)")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -84,9 +85,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         own.add_argument("--output", help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
     options = parser.parse_args(argv)
     if getattr(options, "image", None) and (options.split or options.images):
-        raise configs.ConfigError("--split and --images choose from the data set: leave them or --image out")
+        raise ConfigError("--split and --images choose from the data set: leave them or --image out")
     if options.verb == "curves" and not options.checkpoint:
-        raise configs.ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
+        raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
     return options
 
 
@@ -182,14 +183,14 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
     from utils.run import checkpoint as checkpoints
     from utils.run import folder as run_folder
 
-    settings = {name: default for name, (_, default, _) in configs.FLAGS.items()}
+    settings = {row.name: row.before for row in FLAGS.values()}
     path, run = None, None
     if checkpoint is not None:
         path = find_checkpoint(run_folder.weights_of(checkpoint))
         run = run_settings(path)
     given = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
     if (model_type or img_size or given) and (path is None or run is not None):
-        raise configs.ConfigError("--model_type, --img_size, --interpolation and --eval_crop act with a --checkpoint that is no "
+        raise ConfigError("--model_type, --img_size, --interpolation and --eval_crop act with a --checkpoint that is no "
                                   "run: a run tells its own")
     if path is None:
         model = create_model("ViT-Nano_2", pretrained=ROOT / "assets/ViT-Nano_2-letters.npz", head="keep")
@@ -200,7 +201,7 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size=
         title = f"{run['model_type']} on {run['dataset']}, run {run.get('name') or path.parent.name}, step {state.step}"
         subject = Subject(model, tuple(model.classes), title, settings | run, True)
     elif model_type is None:
-        raise configs.ConfigError(f"{path} is of no run, which would tell its model: add --model_type, such as ViT-B_16")
+        raise ConfigError(f"{path} is of no run, which would tell its model: add --model_type, such as ViT-B_16")
     else:
         model = create_model(model_type, img_size=img_size, pretrained=path, head="keep")
         names = imagenet_names() if model.num_classes == 1000 else map("class {}".format, range(model.num_classes))
@@ -218,7 +219,7 @@ def split_of(subject, name: str | None = None, count: int | None = None) -> tupl
     from utils.data.splits import Part
 
     if not subject.has_data:
-        raise configs.ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
+        raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
     splits = datasets.load_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
                                   test_fraction=run["test_fraction"], split_seed=run["split_seed"])
@@ -242,10 +243,10 @@ def examples(subject, images: list[str] | None = None, split: str | None = None,
     found = []
     for place in map(Path, images):
         if not place.exists():
-            raise configs.ConfigError(f"--image {place}: no such file or folder")
+            raise ConfigError(f"--image {place}: no such file or folder")
         below = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
         if place.is_dir() and not below:
-            raise configs.ConfigError(f"--image {place}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
+            raise ConfigError(f"--image {place}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
         found += [(str(file), str(file.relative_to(place))) for file in below] or [(str(place), place.name)]
     data = FileImages([(path, 0) for path, _ in found])
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]

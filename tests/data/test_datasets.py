@@ -117,7 +117,7 @@ def test_data_sets_are_those_of_the_configuration():
     import configs
 
     assert set(DATASETS) == set(MINIATURES)
-    assert set(DATASETS) == set(configs.FLAGS["dataset"][0])
+    assert set(DATASETS) == set(configs.DATASETS)
 
 
 def test_a_label_or_a_class_that_does_not_fit_is_told(tmp_path):

@@ -19,6 +19,7 @@ from miniatures import GOOD_TREE, csv_files, cub, png, tree
 import annotate
 import configs
 import models
+from utils import config
 from utils.attention import edits
 from utils.attention.editor import session as editing
 from utils.data import datasets, splits, transforms
@@ -32,7 +33,7 @@ def write_run(folder: Path, classes=tuple("0123456789"), img_size=8, sigmoid="",
     """A run of a random model -> its best.pt"""
     torch.manual_seed(0)
     given = {"dataset": "digits", "pretrained_dir": "none"} | settings
-    run = configs.resolve(given | {"img_size": img_size}).to_dict()
+    run = config.resolve(given | {"img_size": img_size}, config.Facts(1097, len(classes))).to_dict()
     model = models.create_model(configs.MODELS["ViT-Nano_2"], len(classes), img_size)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -12,7 +12,7 @@ import pytest
 from runs import VARIABLES
 from torch.distributed.run import get_args_parser, parse_args
 
-import configs
+from utils.config import FLAGS, parse, types
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMISE = ("P24", "every flag and every variable reaches the program as it was typed")
@@ -22,15 +22,15 @@ ODD = ["a b", "it's", 'say "no"', "$HOME `id` $(id) *", "Größe 画像 🙂", "
 DASHED = ["-d", "-my data", "--no", "--nproc_per_node", "-1e-3", "--max_restarts=3"]
 # One value for each kind that is no text.
 TYPED = {
-    configs.run_name: ["Run_1.2+x-3", "0"], configs.image_size: ["224", "224x160"], configs.steps_list: ["200,300,400"],
-    configs.layers: ["head", "2"], configs.sigmoid_layers: ["last", "3,7"], configs.weights_of_classes: ["1,2.5,1"],
-    configs.fraction: ["0.25", "1e-3"], configs.share: ["1"], configs.magnitude: ["10"], configs.positive: ["7"],
-    configs.not_negative: ["0"], configs.positive_number: ["2.5e-1"], configs.not_negative_number: ["3e-2"]}
+    types.run_name: ["Run_1.2+x-3", "0"], types.image_size: ["224", "224x160"], types.increasing_steps: ["200,300,400"],
+    types.trained_layers: ["head", "2"], types.sigmoid_layers: ["last", "3,7"], types.class_weights: ["1,2.5,1"],
+    types.fraction: ["0.25", "1e-3"], types.unit_interval: ["1"], types.magnitude: ["10"], types.positive_int: ["7"],
+    types.non_negative_int: ["0"], types.positive_float: ["2.5e-1"], types.non_negative_float: ["3e-2"]}
 
 
 def spellings(name: str) -> list[tuple[list[str], object]]:
     """-> the words of the flag, as one may type it, and what train.py has to make of them"""
-    kind = configs.FLAGS[name][0]
+    kind = FLAGS[name].type
     if kind is None:
         return [([f"--{name}"], True)]
     values = kind if isinstance(kind, tuple) else TYPED[kind] if kind is not str else ODD
@@ -43,21 +43,21 @@ def spellings(name: str) -> list[tuple[list[str], object]]:
 def test_the_launcher_takes_no_flag_for_its_own(figure):
     """Each flag by itself, in every spelling: argparse looks at all words for options before it gives the rest away."""
     tried, nodes = 0, ["--nnodes", "2", "--node_rank", "1", "--master_addr", "a", "--master_port", "29500", "--max_restarts", "3"]
-    for name in configs.FLAGS:
+    for name in FLAGS:
         for words, value in spellings(name):
             for launcher in (["--standalone"], nodes):
                 read = parse_args([*launcher, "--nproc_per_node", "2", "train.py", *words])
                 assert (read.training_script, read.training_script_args) == ("train.py", words)
                 assert (read.nproc_per_node, read.standalone) == ("2", launcher != nodes)
-            assert configs.parse(words) == {name: value}
+            assert parse(words) == ({"precision": "fp16"} if name == "fp16" else {name: value})
             tried += 1
-    figure(f"spellings of {len(configs.FLAGS)} flags read by torchrun", tried)
+    figure(f"spellings of {len(FLAGS)} flags read by torchrun", tried)
 
 
 def test_no_flag_is_the_beginning_of_two_of_the_launcher():
     """With one of these the launcher would stop: ambiguous option."""
     options = [option for action in get_args_parser()._actions for option in action.option_strings]
-    for name in configs.FLAGS:
+    for name in FLAGS:
         begun = {option.replace("-", "_") for option in options if option.replace("-", "_").startswith(f"__{name}")}
         assert not begun - {f"__{name}"}, (name, begun)
 
@@ -106,7 +106,7 @@ def launch(project: Path, *flags: str, script: str = "train.sh", python: Path | 
 
 def every_flag() -> list[str]:
     """All flags in all their spellings, one after the other."""
-    return [word for name in configs.FLAGS for words, _ in spellings(name) for word in words]
+    return [word for name in FLAGS for words, _ in spellings(name) for word in words]
 
 
 @pytest.mark.contract(*PROMISE)
@@ -122,13 +122,13 @@ def test_every_flag_goes_through_the_script(project, figure):
 @pytest.mark.contract(*PROMISE)
 def test_every_variable_goes_through_the_script(project, tries, figure):
     """All at once; those of text with every odd value in turn. One that is set to nothing is as good as not set."""
-    texts = [name for name, (_, flag, _) in VARIABLES.items() if configs.FLAGS[flag][0] is str]
+    texts = [name for name, (_, flag, _) in VARIABLES.items() if FLAGS[flag].type is str]
     values = [value for value in [*ODD, *DASHED] if value]
     for number in range(0, len(values), tries(4, 1)):
         odd = {name: values[(number + turn) % len(values)] for turn, name in enumerate(texts)}
         noted, = launch(project, **{name: value for name, (value, _, _) in VARIABLES.items()} | odd)
         words = noted["argv"][noted["argv"].index("train.py") + 1:]
-        assert configs.parse(words) == {flag: odd.get(name, parsed) for name, (_, flag, parsed) in VARIABLES.items()}
+        assert parse(words) == {flag: odd.get(name, parsed) for name, (_, flag, parsed) in VARIABLES.items()}
     figure("variables handed on by train.sh", len(values[::tries(4, 1)]) * len(VARIABLES))
 
 
@@ -143,8 +143,8 @@ def test_every_flag_and_variable_goes_through_torchrun(project, figure):
     assert sorted(noted["env"]["RANK"] for noted in found) == ["0", "1"]
     for noted in found:
         assert noted["argv"][-len(given):] == given and noted["folder"] == str(project)
-        assert configs.parse(noted["argv"][:-len(given)]) == {flag: parsed for _, flag, parsed in VARIABLES.values()}
-        assert configs.parse(noted["argv"])["learning_rate"] == 3e-2, "flags win over variables"
+        assert parse(noted["argv"][:-len(given)]) == {flag: parsed for _, flag, parsed in VARIABLES.values()}
+        assert parse(noted["argv"])["learning_rate"] == 3e-2, "flags win over variables"
         environment = noted["env"]
         assert {name: environment[name] for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "WANDB_API_KEY",
                                                      "TORCHELASTIC_MAX_RESTARTS")} == {

@@ -97,8 +97,8 @@ def test_signals_to_script_launcher_and_processes(tmp_path, whole, tries, figure
 
 @pytest.mark.slow
 def test_twice_asked_the_script_leaves_at_once(tmp_path):
-    launched = rig.script(tmp_path, "--num_steps", "100000", "--worker_timeout", "0", "--num_workers", "1",
-                          "--train_batch_size", "4096", NPROC=1)
+    launched = rig.script(tmp_path, "--num_steps", "100000", "--num_workers", "1", "--train_batch_size", "4096",
+                          NPROC=1)
     rig.until(lambda: (tmp_path / "output" / "run" / "log.jsonl").exists(), what="the start")
     processes = list(itertools.chain(*rig.processes_of_run(launched, 1).values()))
     os.kill(launched.pid, signal.SIGTERM)

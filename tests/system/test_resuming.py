@@ -10,7 +10,7 @@ import pytest
 import rig
 from runs import differences, events_of, make_tree, state_of
 
-import configs
+from utils.config.flags import FIXED, FLAGS, OVERRIDE
 from utils.data import workers
 from utils.run import checkpoint
 
@@ -117,7 +117,7 @@ def test_what_may_change_is_taken(run_train, begun, capsys, monkeypatch, tries, 
 def test_more_steps_lay_the_schedule_anew(run_train, begun, capsys, figure):
     begun()
     assert run_train(*RESUMED, "--num_steps", 12) == 0
-    said = "changed: --num_steps 12 (was 8); the learning-rate schedule is laid anew over all of them"
+    said = "changed: --num_steps 12 (was 8); the learning-rate schedule is recomputed for the new length"
     assert said in capsys.readouterr().out.splitlines()
     rates = {event["step"]: event["lr"] for event in events_of("output/r", ("train",))}
     for step in range(3, 13):
@@ -153,7 +153,6 @@ REFUSED = {
 # A value of each that --override lets change, with what it needs beside it.
 OVERRIDDEN = {
     "seed": [3], "train_batch_size": [32], "learning_rate": [0.01], "decay_type": ["linear"], "precision": ["fp16"],
-    "float32_matmul": ["medium", "--precision", "fp32"],
     "exact": [], "min_learning_rate": [5e-4], "warmup_learning_rate": [5e-4, "--warmup_steps", 7], "warmup_steps": [7],
     "warmup_epochs": [0.1], "decay_milestones": ["5,6", "--decay_type", "step"], "max_grad_norm": [0.001, "--learning_rate", 0.1],
     "label_smoothing": [0.5], "class_weights": ["1,2,1,2,1,2,1,2,1,2"], "augmentation": ["none"], "crop_scale": [0.9],
@@ -172,9 +171,8 @@ def typed(flag: str, values) -> list:
 
 
 def test_no_flag_is_left_out():
-    rest = configs.MAY_CHANGE_ON_RESUME | ELSEWHERE | {"check_data", "prepare", "prepare_size"}       # which train nothing
-    assert set(REFUSED) | set(OVERRIDDEN) == set(configs.FLAGS) - rest
-    assert set(OVERRIDDEN) == configs.MAY_OVERRIDE - ELSEWHERE
+    assert set(REFUSED) == {row.name for row in FLAGS.values() if row.on_resume == FIXED}
+    assert set(OVERRIDDEN) | ELSEWHERE == {row.name for row in FLAGS.values() if row.on_resume == OVERRIDE}
 
 
 @pytest.mark.contract(*CHANGES)
@@ -191,7 +189,7 @@ def test_what_must_not_change_is_refused(run_train, begun, capsys, tries, figure
         values = OVERRIDDEN[flag]
         said = refusal(run_train, capsys, *typed(flag, values[:1]))
         named = {"warmup_epochs": "warmup_steps", "fp16": "precision"}.get(flag, flag)
-        assert f" --{named} " in said and "the checkpoint was made with " in said and "add --override" in said, said
+        assert f"--{named} " in said and "the checkpoint was made with " in said and "add --override" in said, said
     figure("settings that are refused without --override, or at all", len(chosen))
 
 
@@ -283,7 +281,7 @@ def test_a_finished_run_trains_nothing_and_tells_its_result_again(run_train, beg
         assert run_train("--resume_path", *way) == 0
         said = capsys.readouterr().out.splitlines()
         assert [line for line in said if "accuracy" in line and "after (" in line] == result and len(result) == 1
-        assert "nothing is left to train: a larger --num_steps (NUM_STEPS) goes on" in said
+        assert "nothing is left to train: resume with a larger --num_steps (NUM_STEPS) to train on" in said
         assert not [line for line in said if line.startswith(("step ", "changed:"))]
         assert {name: bytes_ for name, bytes_ in content("output").items() if name.endswith(".pt")} == files
         assert events_of("output/r") == events and list(Path("output").iterdir()) == [Path("output/r")]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from runs import VARIABLES, forked, processes_naming
 
-import configs
 import train
+from utils.config import parse
 from utils.report import plots
 from utils.run import checkpoint
 
@@ -29,7 +29,7 @@ def command_of(done: subprocess.CompletedProcess) -> list[str]:
 
 
 def flags_of(words: list[str]) -> dict:
-    return configs.parse(words[words.index("train.py") + 1:])
+    return parse(words[words.index("train.py") + 1:])
 
 
 # ---------------------------------------------------------------------------------------------------- the runs

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import configs
 import sweep
+from utils.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,7 @@ def test_a_trial_that_goes_on_keeps_its_settings(monkeypatch, tmp_path):
     (["--attention_loss_weights", "-1"], "--attention_loss_weights -1"),
     (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
     (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight is what a sweep sets itself"),
-    (["--attention_loss_weights", "1"], "acts with --attention_edits"),
+    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"),
     (["--learning_rate", "0.1"], "--learning_rate is what a sweep sets itself"), (["--test", "once"], "--test is"),
     (["--resume_path", "x"], "--resume_path is"), (["--nonsense"], "--nonsense"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such")])
@@ -115,7 +115,7 @@ def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
     (tmp_path / "s" / "lr-0.1").mkdir()
     (tmp_path / "s" / "lr-0.1" / "log.jsonl").touch()
     sweep.claim(tmp_path / "s", settings | {"seed": 2})
-    with pytest.raises(configs.ConfigError, match="with seed 2, not 1: give another NAME"):
+    with pytest.raises(ConfigError, match="with seed 2, not 1: give another NAME"):
         sweep.claim(tmp_path / "s", settings)
 
 
@@ -127,7 +127,7 @@ def test_the_best_is_chosen(tmp_path):
     rows = [row(0.001, 0.5, 1.0), row(0.01, 0.7, 0.9), row(0.1, 0.7, 0.8),
             {"run": "lr-1", "learning_rate": 1.0, "status": "diverged at step 3"}]
     assert sweep.choose(rows, tmp_path) is rows[2]
-    with pytest.raises(configs.ConfigError, match="all runs"):
+    with pytest.raises(ConfigError, match="all runs"):
         sweep.choose(rows[3:], tmp_path)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from runs import differences, events_of, mark, state_of
 
-import configs
 from models import load_model, record_patch_logits
+from utils import config
 from utils.attention import edits
 from utils.data import datasets
 from utils.report import pictures, plots
@@ -152,9 +152,9 @@ def test_a_lesson_that_nothing_can_learn_is_refused(run_train, step_1, capsys, f
 
 
 def test_a_recipe_that_mixes_by_the_size_of_the_data_is_refused():
-    run = configs.resolve({"recipe": "bit-hyperrule", "pretrained_dir": "output/one", "attention_edits": "edits", "num_steps": 9})
-    with pytest.raises(configs.ConfigError, match="cannot follow"):
-        configs.set_lengths(run, {}, 30_000)
+    flags = {"recipe": "bit-hyperrule", "pretrained_dir": "output/one", "attention_edits": "edits", "num_steps": 9}
+    with pytest.raises(config.ConfigError, match="cannot follow"):
+        config.resolve(flags, config.Facts(30_000, 10, start_head_classes=10))
 
 
 def test_the_average_is_what_is_shown(run_train, step_1, monkeypatch):

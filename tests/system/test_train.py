@@ -14,9 +14,9 @@ import pytest
 import torch
 from runs import differences, events_of, make_tree, mark, state_of
 
-import configs
 import train
 from utils import distributed
+from utils.config import FLAGS
 from utils.data import loader as data
 from utils.data import workers
 from utils.data.splits import ImageError
@@ -543,57 +543,10 @@ def check_rank_timeout(run_train, monkeypatch, capsys):
     assert run_train() == run_train("--rank_timeout", 5) == 0 and calls == [600, 5]
 
 
-def check_worker_timeout(run_train, monkeypatch, capsys):
-    """tests/data/test_workers.py shows what it does."""
-    calls = spy(monkeypatch, data, "train_loader")
-    assert run_train() == run_train("--worker_timeout", 5) == 0 and [call["timeout_s"] for call in calls] == [300, 5]
-
-
-def check_check_data(run_train, monkeypatch, capsys):
-    bad_tree()
-    assert run_train("--check_data", *FOLDER) == 2
-    said = capsys.readouterr()
-    assert "tree/train/bee/2.png" in said.out and "1 images cannot be read: output/bad_images.txt" in said.err
-    assert [path.name for path in Path("output").iterdir()] == ["bad_images.txt"]
-    (Path("tree") / "train" / "bee" / "2.png").unlink()
-    assert run_train("--check_data", *FOLDER) == 0 and "train" in capsys.readouterr().out
-
-
-def check_prepare(run_train, monkeypatch, capsys):
-    """tests/data/test_prepared.py shows what it makes."""
-    make_tree(Path("tree"))
-    assert train.main(["--prepare", "small", *FOLDER[:4]]) == 0 and "small" in capsys.readouterr().out
-    assert run_train("--check_data", *FOLDER, "--data_dir", "small") == 0
-    shutil.rmtree("tree")
-    assert run_train("--name", "r", *FOLDER, "--data_dir", "small") == 0
-    assert "prepared, the shorter side 256 px at most" in (said := capsys.readouterr().out) and "enlarged" not in said
-
-
-def check_prepare_size(run_train, monkeypatch, capsys):
-    from utils.data import datasets
-
-    make_tree(Path("tree"))
-    sides = []
-    for name, *size in (("whole",), ("small", "--prepare_size", "5")):
-        assert train.main(["--prepare", name, *size, *FOLDER[:4]]) == 0
-        sides.append(min(datasets.load_splits("folder", name).train[0][0].size))
-    assert sides[1] == 5 < sides[0]
-    assert run_train("--name", "r", *FOLDER, "--data_dir", "small") == 0             # its model takes 8 x 8
-    assert "they are enlarged; prepare them with --prepare_size 9" in capsys.readouterr().out
-
-
 def check_profile(run_train, monkeypatch, capsys):
     assert run_train("--name", "r", "--profile") == 0 and "output/r/trace.json.gz" in capsys.readouterr().out
     with gzip.open("output/r/trace.json.gz") as stream:
         assert {"aten::addmm", "Optimizer.step#AdamW.step"} <= {event["name"] for event in json.load(stream)["traceEvents"]}
-
-
-def check_float32_matmul(run_train, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)       # it would last for the whole process
-    assert run_train("--precision", "fp32") == run_train("--precision", "fp32", "--float32_matmul", "medium") == 0
-    assert calls == ["highest", "medium"]
-    assert capsys.readouterr().out.count("products may round inside: medium") == 1
 
 
 def check_compile(run_train, monkeypatch, capsys):
@@ -691,7 +644,7 @@ def test_another_flag_acts(run_train, monkeypatch, capsys, flag):
 
 
 def test_no_flag_is_left_out():
-    assert set(LEARNING) | set(CHECKS) == set(configs.FLAGS) and not set(LEARNING) & set(CHECKS)
+    assert set(LEARNING) | set(CHECKS) == set(FLAGS) and not set(LEARNING) & set(CHECKS)
 
 
 # -------------------------------------------------------------------- bad input: one line, exit code 2, no run left
@@ -740,7 +693,7 @@ REFUSED = {
     "a head of other classes": (["--head", "keep", "--pretrained_dir", "start.npz"], "--head keep: the head of start.npz has 3"),
     "edits without a start": (["--attention_edits", "tree"], "--attention_edits needs a --pretrained_dir"),
     "edits and mixing": (["--attention_edits", "tree", "--pretrained_dir", "start.npz", "--mixup_alpha", 1], "cannot follow"),
-    "a weight without edits": (["--attention_loss_weight", 1], "acts with --attention_edits"),
+    "a weight without edits": (["--attention_loss_weight", 1], "only has an effect with --attention_edits"),
     "no such layer": (["--sigmoid_attention", "5"], "the model has 4 layers"),
     "layers in words": (["--sigmoid_attention", "first"], "layers counted from 1"),
     "both spellings at odds": (["--fp16", "--precision", "fp32"], "contradict"),
@@ -904,13 +857,6 @@ def test_a_finished_run_of_which_the_best_is_left_tells_its_result(run_train):
     for path in checkpoint.step_files(Path("output/r")):
         path.unlink()
     assert run_train("--resume_path", "output/r") == 0
-
-
-def test_mixing_by_the_size_of_the_data_is_checked_too(run_train, monkeypatch, capsys):
-    monkeypatch.setitem(configs.SIZE_RULES, "bit-hyperrule", ((float("inf"), {
-        "num_steps": 4, "warmup_steps": 1, "decay_milestones": (2,), "mixup_alpha": 0.1}),))
-    assert run_train("--recipe", "bit-hyperrule", "--train_batch_size", 15) == 2
-    assert "an odd number: take 16" in capsys.readouterr().err
 
 
 def test_a_run_is_not_evaluated_on_other_classes(run_train, capsys):

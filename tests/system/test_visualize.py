@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import configs
 import models
 import visualize
+from utils import config
 from utils.report import plots, views
 from utils.run import checkpoint
 from utils.run import folder as run_folder
@@ -41,8 +41,8 @@ def save_run(folder: Path, family: str = "vit", **settings) -> Path:
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     folder.mkdir(parents=True)
-    run = configs.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
-                           "pretrained_dir": "none", **settings})
+    run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
+                          "pretrained_dir": "none", **settings}, config.Facts(1097, 10))
     checkpoint.save(folder / "best.pt", checkpoint.RunState(7, 7, 0, model.state_dict(), {}, {}, {}, {}, run.to_dict(),
                                                             model.config.to_dict(), CLASSES, 1097, 1.0))
     run_folder.write_log(folder, [{"event": "train", "step": step, "loss": 2 / step, "lr": 0.1} for step in (1, 2, 3)])
