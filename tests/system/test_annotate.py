@@ -33,7 +33,8 @@ def write_run(folder: Path, classes=tuple("0123456789"), img_size=8, sigmoid="",
     """A run of a random model -> its best.pt"""
     torch.manual_seed(0)
     given = {"dataset": "digits", "pretrained_dir": "none"} | settings
-    run = config.resolve(given | {"img_size": img_size}, config.Facts(1097, len(classes))).to_dict()
+    facts = config.Facts(1097, len(classes), start_head_classes=len(classes))
+    run = config.resolve(given | {"img_size": img_size}, facts).to_dict()
     model = models.create_model(configs.MODELS["ViT-Nano_2"], len(classes), img_size)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

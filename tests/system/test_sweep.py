@@ -115,6 +115,10 @@ def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
     (tmp_path / "s" / "lr-0.1").mkdir()
     (tmp_path / "s" / "lr-0.1" / "log.jsonl").touch()
     sweep.claim(tmp_path / "s", settings | {"seed": 2})
+    file = tmp_path / "s" / "sweep.json"
+    older = json.loads(file.read_text()) | {"fp16": False, "float32_matmul": "highest"}              # flags that are gone
+    file.write_text(json.dumps(older))
+    sweep.claim(tmp_path / "s", settings | {"seed": 2})
     with pytest.raises(ConfigError, match="with seed 2, not 1: give another NAME"):
         sweep.claim(tmp_path / "s", settings)
 
