@@ -21,18 +21,6 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
 
 
-def positive_int(text: str) -> int:
-    if whole_number(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return whole_number(text)
-
-
-def non_negative_int(text: str) -> int:
-    if not 0 <= whole_number(text) < 2 ** 63:
-        raise argparse.ArgumentTypeError(f"must be 0 or more (and below 2 ** 63), not {text}")
-    return whole_number(text)
-
-
 def number(text: str) -> float:
     try:
         return float(text)
@@ -40,34 +28,23 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
 
 
-def non_negative_float(text: str) -> float:
-    if not 0 <= number(text) < 1e30:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, finite and below 1e30, not {text}")
-    return number(text)
+def _within(kind: Callable[[str], float], accepts: Callable[[float], bool], condition: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {condition}, not {text}")
+        return value
+
+    return read
 
 
-def positive_float(text: str) -> float:
-    if not 0 < number(text) < 1e30:
-        raise argparse.ArgumentTypeError(f"must be more than 0, finite and below 1e30, not {text}")
-    return number(text)
-
-
-def fraction(text: str) -> float:
-    if not 0 <= number(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text}")
-    return number(text)
-
-
-def unit_interval(text: str) -> float:
-    if not 0 <= number(text) <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return number(text)
-
-
-def magnitude(text: str) -> int:
-    if not 0 <= whole_number(text) <= 10:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 10, not {text}")
-    return whole_number(text)
+positive_int = _within(whole_number, lambda n: n >= 1, "1 or more")
+non_negative_int = _within(whole_number, lambda n: 0 <= n < 2 ** 63, "0 or more (and below 2 ** 63)")
+magnitude = _within(whole_number, lambda n: 0 <= n <= 10, "a whole number from 0 to 10")
+positive_float = _within(number, lambda x: 0 < x < 1e30, "more than 0, finite and below 1e30")
+non_negative_float = _within(number, lambda x: 0 <= x < 1e30, "0 or more, finite and below 1e30")
+fraction = _within(number, lambda x: 0 <= x < 1, "at least 0 and below 1")
+unit_interval = _within(number, lambda x: 0 <= x <= 1, "from 0 to 1")
 
 
 def image_size(text: str) -> int | tuple[int, int]:
