@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
                 raise config.ConfigError(f"{verb}: must be check or prepare")
             flags = config.parse(argv[1:], f"dataset.py {verb}", VERBS[verb], __doc__.partition("\n")[0],
                                  _add_target if verb == "prepare" else None)
+            config.check({name: value for name, value in flags.items() if name in config.FLAGS})
             return check(flags) if verb == "check" else prepare(flags)
         except (ValueError, OSError) as error:
             code = getattr(error, "exit_code", getattr(error, "code", None))
@@ -80,7 +81,7 @@ def prepare(flags: dict) -> int:
     from utils.data import datasets
     from utils.data import prepare as preparing
 
-    sources = config.choose({name: value for name, value in flags.items() if name not in ("folder", "size")})
+    sources = config.choose({name: value for name, value in flags.items() if name in config.FLAGS})
     skipped = flags.get("max_bad_images", config.FLAGS["max_bad_images"].default) if flags.get("bad_images") == "skip" else 0.0
     preparing.build(datasets.own_splits(sources.dataset, sources.data_dir), sources.dataset, flags["folder"], flags["size"],
                     _workers(flags), print, skip=skipped)

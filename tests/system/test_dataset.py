@@ -41,7 +41,9 @@ def test_prepared_images_replace_their_files(run_train, capsys):
 @pytest.mark.parametrize(("argv", "words"), [
     (["clean"], "clean: must be check or prepare"), (["prepare"], "FOLDER"), (["check", "--seed", "1"], "--seed"),
     (["prepare", "small", "--size", "0"], "--size: must be 1 or more"),
-    (["check", "--dataset", "folder", "--data_dir", "no/such"], "no/such")], ids=str)
+    (["check", "--dataset", "folder", "--data_dir", "no/such"], "no/such"),
+    (["check", "--split_seed", "3"], "--split_seed only has an effect with"),
+    (["prepare", "small", "--max_bad_images", "0.1"], "--max_bad_images only has an effect with")], ids=str)
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, argv, words):
     monkeypatch.chdir(tmp_path)
     assert dataset.main(argv) == 2
