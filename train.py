@@ -84,7 +84,7 @@ def in_group(given: dict, world, stop) -> int:
 def what_it_is(error: Exception) -> tuple[str, int, bool] | None:
     """-> (what to tell the user, exit code, whether other processes may not have it); None: a bug, whose traceback is needed"""
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("configs", "models", "utils"):
-        return str(error), getattr(error, "code", 2), type(error).__name__ in ALONE
+        return str(error), getattr(error, "exit_code", getattr(error, "code", 2)), type(error).__name__ in ALONE
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", 2, True
     return None
@@ -465,7 +465,7 @@ def optimizer_of(run, model, world):
     """The parameters that are trained, in their groups, and what updates them."""
     from utils.training import optimizer
 
-    facts = {"depth_of": model.depth_of, "depth": model.depth, "head_names": model.head_names()}
+    facts = {"layer_index": model.depth_of, "depth": model.depth, "head_names": model.head_names()}
     _, frozen = optimizer.choose_trainable(model.named_parameters(), train_layers=run.train_layers,
                                        freeze=run.freeze.split(",") if run.freeze else [], **facts)
     if frozen and world.is_main:
@@ -828,7 +828,7 @@ class Session:
         self.report.session("end", self.trainer.step, seconds=round(self.seconds_so_far(), 2))
 
     def is_due(self, every: int, ahead: int = 0) -> bool:
-        from utils.training.schedule import is_time
+        from utils.training.optimizer import is_time
 
         return is_time(self.trainer.step + ahead, every, self.run.num_steps)
 
@@ -866,10 +866,10 @@ class Session:
         return bool(asked)
 
     def learning_rate(self, update: int) -> float:
-        from utils.training.schedule import factor
+        from utils.training.optimizer import lr_multiplier
 
         run = self.run
-        return run.learning_rate * factor(
+        return run.learning_rate * lr_multiplier(
             update, run.warmup_steps, run.num_steps, run.decay_type, floor=share(run.min_learning_rate, run),
             start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
 

@@ -857,12 +857,12 @@ def test_resuming_on_other_classes_is_refused(run_train, capsys):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, run_train):
-    from utils.training import schedule
+    from utils.training import optimizer
 
     def broken(*_, **__):
         raise ValueError("a genuine bug")
 
-    monkeypatch.setattr(schedule, "factor", broken)
+    monkeypatch.setattr(optimizer, "lr_multiplier", broken)
     with pytest.raises(ValueError, match="a genuine bug"):
         run_train()
 

@@ -25,9 +25,8 @@ from utils.distributed import World
 from utils.training import evaluation
 from utils.training import trainer as engine
 from utils.training.ema import Ema
-from utils.training.optimizer import build_optimizer, parameter_groups
+from utils.training.optimizer import build_optimizer, lr_multiplier, parameter_groups
 from utils.training.precision import BF16, FP32, LEVELS, LossScaler
-from utils.training.schedule import factor
 from utils.training.trainer import DivergedError, Lesson, Objective, Trainer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "train"
@@ -88,7 +87,7 @@ def test_trace_of_the_reference(tag):
                       micro_steps=int(micro_steps), max_grad_norm=1.0, seed=0)
     batches = reference_batches(images, labels, int(total), int(micro_steps))
     reports = [report for _ in range(int(total))
-               for report in trainer.train_step(batches, lambda update: peak * factor(update, warmup, total, decay))]
+               for report in trainer.train_step(batches, lambda update: peak * lr_multiplier(update, warmup, total, decay))]
 
     model.eval()
     with torch.no_grad():
