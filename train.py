@@ -297,7 +297,7 @@ def build(given, run, world, state):
                                   f"({', '.join(splits.classes[:3])}, ...): not the same task")
     chosen, why = precision.choose(run.precision, run.fp16_opt_level, world.device)
     if state is not None and all(run[name] == state.config[name] for name in ("precision", "fp16_opt_level")):
-        why = why.replace("asked for", "as the run began")
+        why = why.replace("requested", "as the run began")
     if run.precision == "auto":
         run.precision = "bf16" if chosen is precision.BF16 else "fp32"
     if chosen.compute == torch.float32:

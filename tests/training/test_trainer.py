@@ -436,17 +436,17 @@ def mixed_by_hand(images, labels, draws):
     images = images.numpy().astype(np.float64)
     out, out_targets = images.copy(), targets.copy()
     for first in range(0, len(images), 2):
-        cut, share, centre = draws.cut[first // 2], draws.share[first // 2], draws.centre[:, first // 2]
+        cutmix, lam, center = draws.cutmix[first // 2], draws.lam[first // 2], draws.center[:, first // 2]
         for own, other in ((first, first + 1), (first + 1, first)):
-            if cut:
-                row, column = (int(8 * value) for value in centre)
-                half = int(0.5 * np.sqrt(1 - share) * 8)
+            if cutmix:
+                row, column = (int(8 * value) for value in center)
+                half = int(0.5 * np.sqrt(1 - lam) * 8)
                 for y, x in itertools.product(range(8), range(8)):
                     if row - half <= y < row + half and column - half <= x < column + half:
                         out[own, :, y, x] = images[other, :, y, x]
                 foreign = (min(row + half, 8) - max(row - half, 0)) * (min(column + half, 8) - max(column - half, 0)) / 64
             else:
-                out[own], foreign = share * images[own] + (1 - share) * images[other], 1 - share
+                out[own], foreign = lam * images[own] + (1 - lam) * images[other], 1 - lam
             out_targets[own] = (1 - foreign) * targets[own] + foreign * targets[other]
     return torch.from_numpy(out), torch.from_numpy(out_targets)
 
@@ -501,7 +501,7 @@ def test_loss_gradient_and_accuracy_are_those_of_the_plain_formula(case, micro_s
     batch = next(batches())
     images, targets = batch.images.double(), torch.from_numpy(np.eye(10)[batch.targets.numpy()])
     if objective.mixer is not None and objective.mixer.stop_at:
-        images, targets = mixed_by_hand(batch.images, batch.targets, objective.mixer.draws(0))
+        images, targets = mixed_by_hand(batch.images, batch.targets, objective.mixer.draw(0))
         assert (targets.amax(dim=1) < 1).sum() >= 10
     model = copy.deepcopy(setup.model).double()
     logits = model((images / 255 - 0.5) / 0.5)
