@@ -305,7 +305,7 @@ def build(given, run, world, state):
         why += f"; products may round inside: {run.float32_matmul}" if run.float32_matmul != "highest" else ""
         torch.backends.cudnn.allow_tf32 = run.float32_matmul != "highest"      # convolutions would round to TF32 unasked
     if run.exact:
-        exact.prepare(world.device)
+        exact.set_deterministic(world.device)
     elif state is not None and state.threads and state.world_size == world.size and world.device.type == "cpu":
         torch.set_num_threads(state.threads)         # another number sums in another order
     model = model.to(world.device, chosen.weights)
@@ -480,13 +480,12 @@ def optimizer_of(run, model, world):
     return optimizer.build_optimizer(run.optimizer, groups, run.learning_rate, momentum=run.momentum)
 
 
-def objective_of(run, splits, model, chosen, world, lesson):
+def criterion_of(run, splits, model, chosen, world, attention):
     """The loss: labels smoothed, weighed and mixed as the run says, and the parts of the teacher and of edited attention."""
     import torch
 
     from utils.data import mixup
-    from utils.training import criterion
-    from utils.training import trainer as engine
+    from utils.training import criterion, task
 
     classes, weights, mixer = len(splits.classes), None, None
     if run.class_weights == "balanced":
@@ -503,8 +502,8 @@ def objective_of(run, splits, model, chosen, world, lesson):
     if run.distillation != "none":
         teacher = teacher_of(run, splits, model, chosen, world)
         model.distilling = True                     # a model with a distillation head answers with both while it trains
-    return engine.Objective(run.label_smoothing, weights, mixer, run.distillation, teacher, run.distillation_alpha,
-                            run.distillation_temperature, lesson)
+    return task.SINGLE_LABEL.criterion(run.label_smoothing, weights, mixer, run.distillation, teacher, run.distillation_alpha,
+                                       run.distillation_temperature, attention)
 
 
 def teacher_of(run, splits, model, chosen, world):
@@ -550,7 +549,7 @@ def lesson_of(run, splits, held_out, model, order, world, state):
     from utils import distributed
     from utils.attention import edits
     from utils.run import checkpoint
-    from utils.training import trainer as engine
+    from utils.training import criterion
 
     if not run.attention_edits:
         return None, {}, None
@@ -575,8 +574,9 @@ def lesson_of(run, splits, held_out, model, order, world, state):
               f"{len(model.blocks) + model.config.class_layers}, weight {run.attention_loss_weight:g}"
               + (f"; {left} other files in {folder} do not: of held-out images ({len(others)}), of no image of these data, or "
                  "without an edited patch" if left else ""))
-    return found, others, engine.Lesson(run.attention_loss_weight, lambda: record_patch_logits(model),
-                                        lambda step: sum(key.index in found for key in order.keys_of(step)))
+    return found, others, criterion.AttentionSupervision(
+        run.attention_loss_weight, lambda: record_patch_logits(model),
+        lambda step: sum(key.index in found for key in order.keys_of(step)))
 
 
 def decides_attention(model, name: str) -> bool:
@@ -680,7 +680,7 @@ class Session:
     def __init__(self, given: dict, run, world, state, path, stop):
         from utils.data.splits import fingerprint
         from utils.run import saver
-        from utils.training import optimizer, precision
+        from utils.training import exact, optimizer, precision
         from utils.training import trainer as engine
         from utils.training.ema import Ema
 
@@ -694,7 +694,7 @@ class Session:
         self.ema = Ema(model, run.ema_decay) if run.ema_decay else None
         if run.compile and self.ema:
             self.ema.model.compile(dynamic=False)
-        self.first, self.seconds, self.sizes, counts = {}, 0.0, set(), {}
+        self.first, self.seconds, self.sizes, progress = {}, 0.0, set(), engine.Progress()
         if state is not None:
             optimizer.load_state(self.optimizer, state.optimizer)
             if state.scaler:
@@ -703,20 +703,20 @@ class Session:
                 self.ema.load_state_dict(state.ema)
             self.first, self.seconds = state.first, state.seconds
             state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
-            counts = {"step": state.step, "updates": state.updates, "skips": state.skips}
+            progress = engine.Progress(state.step, state.updates, state.skips)
 
-        objective = objective_of(run, splits, model, self.chosen, world, self.feed(state))
+        criterion = criterion_of(run, splits, model, self.chosen, world, self.feed(state))
         self.saver = None
+        settings = engine.StepSettings(run.train_batch_size, run.gradient_accumulation_steps, run.max_grad_norm, run.seed,
+                                       self.learning_rate, run.non_finite)
         self.trainer = engine.Trainer(
-            self.wrapped(), self.optimizer, self.scaler, self.chosen, world, self.prepare,
-            batch_size=run.train_batch_size, micro_steps=run.gradient_accumulation_steps, max_grad_norm=run.max_grad_norm,
-            seed=run.seed, objective=objective, ema=self.ema, exact=run.exact, non_finite=run.non_finite,
-            requests=self.requests, **counts)
+            self.wrapped(), self.optimizer, criterion, self.scaler, self.chosen, world, self.prepare, settings, ema=self.ema,
+            reducer=exact.ExactReducer(model, world) if run.exact else None, progress=progress, requests=self.requests)
         self.open(given, state, path)
         self.saver = saver.Saver(self.folder, run.keep_checkpoints, say=self.report.say) if world.is_main else None
 
     def feed(self, state):
-        """What there is to see: the loaders, and which splits are evaluated. -> engine.Lesson or None"""
+        """What there is to see: the loaders, and which splits are evaluated. -> AttentionSupervision or None"""
         from utils.data import loader as data
         from utils.data import prefetch
 
@@ -805,7 +805,7 @@ class Session:
         before = (self.splits.test, "test") if run.test == "always" else self.watched
         if not self.first and before and self.began_at == 0:
             start = self.evaluate(before[0])
-            self.first = {"accuracy": start.top1, "split": before[1]}
+            self.first = {"accuracy": start.accuracy, "split": before[1]}
             self.report.evaluation(0, before[1], start)
         if self.edits and self.world.is_main:
             self.look_before()
@@ -838,7 +838,7 @@ class Session:
 
         asked, now = False, any(self.is_due(every, ahead=1) for every in (self.run.eval_every, self.run.save_every))
         try:
-            steps = self.trainer.train_step(self.batches, self.learning_rate, now)
+            steps = self.trainer.train_step(self.batches, flush=now)
         except ValueError:                     # of this step, or of the next one's images: what is known of those before is told
             with contextlib.suppress(engine.DivergedError):
                 for step in self.trainer.finish():
@@ -858,12 +858,11 @@ class Session:
         from utils import distributed
 
         self.report.train(step)
-        asked, failed, replaced = step.requests
-        if replaced:
-            list_bad_images(self.run, self.listed, self.world, self.report, self.trainer, len(self.splits.train))
-        if failed:
+        if step.requests.replaced:
+            list_bad_images(self.run, self.listed, self.world, self.report, step.replaced, len(self.splits.train))
+        if step.requests.save_failed:
             distributed.on_main(self.world, lambda: self.saver.end_if_failed())
-        return bool(asked)
+        return bool(step.requests.stop)
 
     def learning_rate(self, update: int) -> float:
         from utils.training.optimizer import lr_multiplier
@@ -874,8 +873,8 @@ class Session:
             start=share(run.warmup_learning_rate, run), milestones=run.decay_milestones or ())
 
     def requests(self) -> tuple:
-        """Of this process, at the end of a step: was it asked to stop, have saves failed, how many images were replaced."""
-        return self.stop.requested(), self.saver is not None and self.saver.failed, len(self.trainer.bad)
+        """Of this process, at the end of a step: was it asked to stop, have saves failed."""
+        return self.stop.requested(), self.saver is not None and self.saver.failed
 
     def evaluate_if_due(self) -> list[Path]:
         """-> best.pt, and what belongs to it, where it is to be saved"""
@@ -888,8 +887,8 @@ class Session:
         self.tell_evaluation(self.watched[1], self.result)
         if self.world.is_main and self.saver.best_is_lost:
             self.best = {}
-        if self.result.top1 > self.best.get("accuracy", -1.0):
-            self.best = {"step": step, "accuracy": self.result.top1}
+        if self.result.accuracy > self.best.get("accuracy", -1.0):
+            self.best = {"step": step, "accuracy": self.result.accuracy}
             files.append(self.folder / checkpoint.BEST_FILE)
         if step == self.began_at:
             files.append(checkpoint.step_path(self.folder, step))
@@ -902,7 +901,7 @@ class Session:
             self.told.add((self.trainer.step, split))
 
     def evaluate(self, split, confusion: bool = False):
-        """-> EvalReport. Raises _Asked on every process if one was asked to stop meanwhile."""
+        """-> EvalMetrics. Raises _Asked on every process if one was asked to stop meanwhile."""
         from utils.data import loader as data
         from utils.training import evaluation
 
@@ -910,8 +909,9 @@ class Session:
         loader = data.eval_loader(split, transform=self.eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **self.loading)
         judged = self.model if self.ema is None else self.ema.model
-        result = evaluation.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes), confusion,
-                                 self.stop.requested, tell_compiled(world, self.report.say, self.sizes) if run.compile else None)
+        result = evaluation.evaluate(judged, loader, self.prepare, self.chosen, world, len(self.splits.classes),
+                                     confusion=confusion, stop_requested=self.stop.requested,
+                                     on_compiled=tell_compiled(world, self.report.say, self.sizes) if run.compile else None)
         if result is None:
             raise _Asked
         return result
@@ -928,7 +928,7 @@ class Session:
 
         trainer = self.trainer
         return checkpoint.RunState(
-            trainer.step, trainer.updates, trainer.skips, self.model.state_dict(), self.optimizer.state_dict(),
+            *trainer.progress, self.model.state_dict(), self.optimizer.state_dict(),
             self.scaler.state_dict(), self.best, self.first, self.run.to_dict(), self.model.config.to_dict(),
             list(self.splits.classes), len(self.splits.train), self.seconds_so_far(), self.ema.state_dict() if self.ema else {},
             world_size=self.world.size, threads=torch.get_num_threads(), data=self.identity)
@@ -1004,16 +1004,14 @@ class Session:
         summarise(self, time.monotonic() - self.started)
 
 
-def list_bad_images(run, listed, world, report, trainer, images: int) -> None:
+def list_bad_images(run, listed, world, report, replaced, images: int) -> None:
     """Adds what was replaced in this step to bad_images.txt. Raises DataError on every process when there are too many."""
     from utils import distributed
     from utils.data.datasets import DataError
     from utils.run import folder as run_folder
 
     folder = Path(run.output_dir) / run.name
-    lines = {reason for bad in distributed.gather(world, list(trainer.bad)) for _, reason in bad}
-    trainer.bad.clear()
-
+    lines = {reason for bad in distributed.gather(world, list(replaced)) for _, reason in bad}
     new, count = distributed.on_main(world, lambda: listed.add(lines))
     for line in new if world.is_main else ():
         report.say(f"warning: replaced by the next readable image: {line}")
@@ -1055,15 +1053,16 @@ def evaluate_only(given, run, world, state, path) -> None:
     def evaluate(split):
         loader = data.eval_loader(split, transform=eval_transform, batch_size=run.eval_batch_size, rank=world.rank,
                                   world_size=world.size, **loading_of(run, world))
-        return evaluation.evaluate(model, loader, prepare, chosen, world, len(splits.classes), run.confusion_matrix,
-                               compiled=tell_compiled(world, print, sizes) if run.compile else None)
+        return evaluation.evaluate(model, loader, prepare, chosen, world, len(splits.classes), confusion=run.confusion_matrix,
+                                   on_compiled=tell_compiled(world, print, sizes) if run.compile else None)
 
     last = (splits.val_name, splits.val) if run.test == "never" else ("test", splits.test)
     for name, split in [("train", splits.train), last] if run.eval_train else [last]:
         with distributed.watching(world, lambda name=name: f"evaluation on {name}"):
             result = evaluate(split)
         if world.is_main:
-            print(f"{name} accuracy {result.top1:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} ({result.images} images)")
+            print(f"{name} accuracy {result.accuracy:.2%}, top-5 {result.top5:.2%}, loss {result.loss:.4f} "
+                  f"({result.images} images)")
     if world.is_main:
         print("  " + "\n  ".join(details(result, splits.classes)))
         if run.confusion_matrix:
@@ -1107,7 +1106,7 @@ def summarise(session: Session, seconds: float) -> None:
     before = f"{first['accuracy']:.2%} before, " if first.get("split", "test") == name and "accuracy" in first else ""
     if "accuracy" in first and not before:
         print(f"  {first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before")
-    print(f"  {name + ' accuracy':<14} {before}{result.top1:.2%} after ({result.images} images)")
+    print(f"  {name + ' accuracy':<14} {before}{result.accuracy:.2%} after ({result.images} images)")
     print("  " + "\n  ".join(details(result, splits.classes)))
     if best:
         print(f"  best           {best['accuracy']:.2%} on {splits.val_name} at step {best['step']}: "

@@ -16,6 +16,7 @@ from utils.data import datasets, prepare, splits, transforms
 from utils.data import loader as data
 from utils.run import checkpoint, profiling
 from utils.run import saver as saving
+from utils.training import criterion
 from utils.training import evaluation as metrics
 from utils.training import optimizer as optim
 from utils.training import precision as precisions
@@ -68,13 +69,14 @@ def training_step(row: dict, batch: int, precision: str, device: str, threads: i
     world, model, chosen, prepare = _made(row, precision, device, threads, compiled)
     groups = optim.parameter_groups(model.named_parameters(), weight_decay=0.0)
     trainer = engine.Trainer(
-        model, optim.build_optimizer("sgd", groups, 1e-3), precisions.LossScaler(chosen, world.device), chosen, world, prepare,
-        batch_size=batch, micro_steps=1, max_grad_norm=1.0, seed=0)
+        model, optim.build_optimizer("sgd", groups, 1e-3), criterion.Criterion(), precisions.LossScaler(chosen, world.device),
+        chosen, world, prepare, engine.StepSettings(batch_size=batch, micro_steps=1, max_grad_norm=1.0, seed=0,
+                                                    schedule=lambda update: 1e-3))
     pixels = images(batch, row["size"])
     batches = _batches(pixels.pin_memory() if device == "cuda" else pixels)
 
     def step() -> None:
-        trainer.train_step(batches, lambda _: 1e-3, now=False)
+        trainer.train_step(batches, flush=False)
 
     return step
 

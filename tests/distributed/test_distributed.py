@@ -1,5 +1,6 @@
 """Two processes do what one does; errors of one reach the other; devices that are not there."""
 
+import operator
 import os
 import signal
 import time
@@ -23,13 +24,16 @@ from utils.data.transforms import eval_transform, normalise, train_transform
 from utils.distributed import DeviceError, World
 from utils.training import evaluation
 from utils.training import trainer as engine
+from utils.training.criterion import AttentionSupervision, Criterion
 from utils.training.ema import Ema
+from utils.training.exact import ExactReducer
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import FP32, LEVELS, LossScaler, warm_up
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
 STEPS = 20
+TOP = operator.itemgetter("accuracy", "top2", "top3", "top4", "top5")
 
 # -------------------------------------------------------------------------------- what each of two ranks does
 
@@ -53,10 +57,11 @@ def half_frozen_with_two_heads() -> nn.Module:
     return model
 
 
-def make_trainer(model, wrapped, world, row, micro_steps, optimizer=None, **more) -> engine.Trainer:
-    optimizer = optimizer or build_optimizer("sgd", model.parameters(), 0.1)
-    return engine.Trainer(wrapped, optimizer, LossScaler(row, CPU), row, world, to_input, batch_size=32,
-                          micro_steps=micro_steps, max_grad_norm=1.0, seed=1, **more)
+def make_trainer(model, wrapped, world, row, micro_steps, optimizer=None, criterion=None, rate=0.1, non_finite="stop",
+                 **more) -> engine.Trainer:
+    settings = engine.StepSettings(32, micro_steps, 1.0, 1, lambda update: rate, non_finite)
+    return engine.Trainer(wrapped, optimizer or build_optimizer("sgd", model.parameters(), rate), criterion or Criterion(),
+                          LossScaler(row, CPU), row, world, to_input, settings, **more)
 
 
 PLAIN = train_transform("crop", (8, 8))
@@ -88,10 +93,10 @@ def trained(world, row=FP32, micro_steps=1, dropout=0.0, everything=False, model
     model, more = model or network(dropout), {}
     own = batches(world, micro_steps, EVERYTHING if everything else PLAIN)
     if everything:
-        objective = engine.Objective(0.1, torch.linspace(0.5, 2, 10), mixer(), "soft", taught, 0.3, 2.0)
-        more = {"objective": objective, "ema": Ema(model, 0.8)}
+        criterion = Criterion(0.1, torch.linspace(0.5, 2, 10), mixer(), "soft", taught, 0.3, 2.0)
+        more = {"criterion": criterion, "ema": Ema(model, 0.8)}
     trainer = make_trainer(model, distributed.wrap(model, world, row.half_gradients), world, row, micro_steps, **more)
-    reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]
+    reports = [trainer.train_step(own)[0] for _ in range(STEPS)]
     models = {"weights": model} | ({"average": more["ema"].model} if more else {})
     return {"losses": [report.loss for report in reports], "norms": [report.grad_norm for report in reports],
             "accuracies": [report.accuracy for report in reports],
@@ -107,12 +112,12 @@ def trained_on_edits(world, micro_steps=1) -> dict:
     edits = {index: Edit("", "", generator.random((4, 4), np.float32), generator.random((4, 4)) < 0.7)
              for index in range(0, 1097, 7)}
     order = order_of(world, micro_steps)
-    lesson = engine.Lesson(20.0, lambda: record_patch_logits(model),
-                           lambda step: sum(key.index in edits for key in order.keys_of(step)))
+    attention = AttentionSupervision(20.0, lambda: record_patch_logits(model),
+                                     lambda step: sum(key.index in edits for key in order.keys_of(step)))
     own = batches(world, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5), edits=edits, grid=(4, 4))
     trainer = make_trainer(model, distributed.wrap(model, world), world, FP32, micro_steps,
-                           objective=engine.Objective(lesson=lesson))
-    reports = [trainer.train_step(own, lambda update: 0.1)[0] for _ in range(STEPS)]
+                           criterion=Criterion(attention=attention))
+    reports = [trainer.train_step(own)[0] for _ in range(STEPS)]
     return {"losses": [report.loss for report in reports], "attention": [report.attention_loss for report in reports],
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()])}
 
@@ -129,7 +134,7 @@ def times_sent(world, micro_steps: int) -> int:
         return future
 
     wrapped.register_comm_hook(None, count)
-    make_trainer(model, wrapped, world, FP32, micro_steps).train_step(batches(world, micro_steps), lambda update: 0.1)
+    make_trainer(model, wrapped, world, FP32, micro_steps).train_step(batches(world, micro_steps))
     return len(sent)
 
 
@@ -137,7 +142,8 @@ def skipping(world, exact: bool) -> dict:
     """Rank 1's gradient is NaN in steps 2 and 3, its loss infinite in step 5 of 6; all are skipped."""
     model, reports = network(), []
     trainer = make_trainer(model, model if exact else distributed.wrap(model, world), world, FP32, 1, non_finite="skip",
-                           exact=exact, ema=Ema(model, 0.5), requests=lambda: (world.rank, 1))
+                           reducer=ExactReducer(model, world) if exact else None, ema=Ema(model, 0.5),
+                           requests=lambda: (world.rank, 1))
 
     def spoil(gradient):
         return gradient * float("nan") if world.rank == 1 and trainer.step in (1, 2) else gradient
@@ -146,14 +152,14 @@ def skipping(world, exact: bool) -> dict:
         return to_input(images) * (1e38 if world.rank == 1 and trainer.step == 4 else 1)
 
     model[1].weight.register_hook(spoil)
-    trainer.prepare, own = prepare, batches(world, 1)
+    trainer.normalize, own = prepare, batches(world, 1)
     weights = []
     for _ in range(6):
-        reports.append(trainer.train_step(own, lambda update: 0.1)[0])
+        reports.append(trainer.train_step(own)[0])
         models = (model, trainer.ema.model)
         weights.append(torch.cat([parameter.detach().flatten() for each in models for parameter in each.parameters()]))
-    return {"skipped": [report.skipped for report in reports], "requests": [report.requests for report in reports],
-            "counts": (trainer.step, trainer.updates, trainer.skips), "weights": torch.stack(weights)}
+    return {"skipped": [report.skipped for report in reports], "requests": [tuple(report.requests) for report in reports],
+            "counts": tuple(trainer.progress), "weights": torch.stack(weights)}
 
 
 def evaluated(world, images: int, batch_size: int = 8, **more) -> dict:
@@ -215,7 +221,7 @@ def scenarios(world: World, folder: Path) -> dict:
         "sent by 4 micro-steps": times_sent(world, 4),
         "evaluation of 101": evaluated(world, 101),
         "evaluation of 1": evaluated(world, 1),
-        "stopped evaluation": [evaluated(world, 101, stop=lambda rank=rank: world.rank == rank) for rank in range(3)],
+        "stopped evaluation": [evaluated(world, 101, stop_requested=lambda rank=rank: world.rank == rank) for rank in range(3)],
         "on_main": outcome(lambda: distributed.on_main(world, lambda: refuse([], world, log))),
         "on_main ran on": list(log),
         "on_main refused": outcome(lambda: distributed.on_main(world, lambda: refuse([0], world))),
@@ -323,7 +329,7 @@ def test_evaluation_on_two_processes_is_that_on_one(ranks, one_thread, images):
     alone = evaluated(ALONE, images)
     for each in ranks:
         got = each[f"evaluation of {images}"]
-        assert got["images"] == images and got["top"] == alone["top"]
+        assert got["images"] == images and TOP(got) == TOP(alone)
         assert torch.equal(got["confusion"], alone["confusion"]) and got["confusion"].sum() == images
         for name in ("loss", "true_probability", "calibration_error"):
             assert got[name] == pytest.approx(alone[name], rel=1e-6)
@@ -339,7 +345,7 @@ def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure
         with Ranks(size, lambda world: [evaluated(world, *case) for case in cases], tmp_path) as several:
             for each in several.results():
                 for got, expected, case in zip(each, alone, cases):
-                    assert (got["images"], got["top"]) == (case[0], expected["top"])
+                    assert (got["images"], TOP(got)) == (case[0], TOP(expected))
                     assert torch.equal(got["confusion"], expected["confusion"])
                     assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     figure("evaluations on several processes", len(cases) * len(sizes))
@@ -358,7 +364,7 @@ def test_one_process_that_is_not_finite_skips_the_update_of_all(ranks, figure):
         for each in ranks:
             got = each[kind]
             assert got["skipped"] == [False, True, True, False, True, False] and got["counts"] == (6, 3, 0)
-            assert got["requests"] == [(1.0, 2.0)] * 6 and got["weights"].isfinite().all()
+            assert got["requests"] == [(1.0, 2.0, 0.0)] * 6 and got["weights"].isfinite().all()
             assert [bool((after != before).any()) for before, after in zip(got["weights"], got["weights"][1:])] == [
                 False, False, True, False, True]
         assert torch.equal(ranks[0][kind]["weights"], ranks[1][kind]["weights"])
@@ -395,11 +401,11 @@ def part_of_a_run(world, steps: int, file: Path, killed: bool = False) -> dict:
         done = state["step"]
     wrapped = distributed.wrap(model, world)
     warm_up(wrapped, torch.zeros(2, 3, 8, 8), FP32)
-    objective = engine.Objective(0.1, None, mixer(), "soft", taught, 0.3, 2.0)
-    trainer = make_trainer(model, wrapped, world, FP32, 2, optimizer, objective=objective, step=done, updates=done)
+    criterion = Criterion(0.1, None, mixer(), "soft", taught, 0.3, 2.0)
+    trainer = make_trainer(model, wrapped, world, FP32, 2, optimizer, criterion, 1e-3, progress=engine.Progress(done, done))
     own = batches(world, 2, start=done)
     for _ in range(steps):
-        trainer.train_step(own, lambda update: 1e-3)
+        trainer.train_step(own)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": trainer.step}
     if world.is_main:
         torch.save(state, file)

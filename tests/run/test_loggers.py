@@ -10,16 +10,16 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.run.loggers import PLAIN_LINES, BadImages, Report
-from utils.training.evaluation import EvalReport
-from utils.training.trainer import StepReport
+from utils.training.evaluation import EvalMetrics
+from utils.training.trainer import StepMetrics
 
 
-def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0, attention=None, images=50, waited=0.0) -> StepReport:
-    return StepReport(step, loss, 0.625, 0.001 * step, norm, scale, skipped, images, 0.5, waited, attention)
+def step_report(step, loss=0.5, skipped=False, scale=None, norm=2.0, attention=None, images=50, waited=0.0) -> StepMetrics:
+    return StepMetrics(step, loss, 0.625, 0.001 * step, norm, scale, skipped, images, 0.5, waited, attention)
 
 
-def eval_report(accuracy=0.75, loss=0.25) -> EvalReport:
-    return EvalReport(200, loss, (accuracy, 0.8, 0.875, 0.9, 0.99), 0.6875, 0.0625)
+def eval_report(accuracy=0.75, loss=0.25) -> EvalMetrics:
+    return EvalMetrics(200, loss, accuracy, 0.8, 0.875, 0.9, 0.99, 0.6875, 0.0625)
 
 
 def events(folder) -> list[dict]:

@@ -18,7 +18,7 @@ from models import create_model, load_model, save_npz
 from utils.data.datasets import digits
 from utils.data.transforms import normalise
 from utils.run import checkpoint
-from utils.training import trainer
+from utils.training.criterion import Criterion
 
 LETTERS = str(Path(__file__).parents[2] / "assets" / "ViT-Nano_2-letters.npz")
 ROOT = Path(__file__).resolve().parents[2]
@@ -385,13 +385,13 @@ def test_what_the_teacher_sees_and_says(run_train, monkeypatch):
                 "grey": ["--in_channels", 1, "--model_type", "DeiT-Ti_16", "--num_layers", 1]}
     for name, flags in teachers.items():
         assert run_train(*flags, "--patch_size", 4, "--img_size", 8, "--learning_rate", 0.01, "--name", name) == 0
-    taught, real = [], trainer.Objective.loss
+    taught, real = [], Criterion.loss
 
     def listen(self, logits, targets, images):
         taught.append((images, self.teacher(images)))
         return real(self, logits, targets, images)
 
-    monkeypatch.setattr(trainer.Objective, "loss", listen)
+    monkeypatch.setattr(Criterion, "loss", listen)
     for name in teachers:
         taught.clear()
         assert run_train("--model_type", "ViT-Nano_2", "--img_size", 12, "--in_channels", 1, "--mixup_alpha", 1, "--distillation",

@@ -48,8 +48,8 @@ def observed(file: Path, every: int, kill_every: int, leak=None):
         original = trainer.Trainer.train_step
         stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        def train_step(self, *arguments):
-            report = original(self, *arguments)
+        def train_step(self, *arguments, **keywords):
+            report = original(self, *arguments, **keywords)
             processes = [process for workers in list(loader_workers._OPEN) for process in workers.processes]
             WORKERS.update(str(process.pid) for process in processes)
             if leak is not None:

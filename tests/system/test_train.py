@@ -106,10 +106,10 @@ def test_resume_is_exact(run_train, monkeypatch, tmp_path, flags):
     # The same run, which comes to a sudden end after its checkpoint at step 11.
     real_step = trainer.Trainer.train_step
 
-    def step_or_die(self, *arguments):
+    def step_or_die(self, *arguments, **keywords):
         if self.step == 13:
             raise KeyboardInterrupt
-        return real_step(self, *arguments)
+        return real_step(self, *arguments, **keywords)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", step_or_die)
     with pytest.raises(KeyboardInterrupt):
@@ -371,11 +371,11 @@ def check_eval_batch_size(run_train, monkeypatch, capsys):
 
 
 def check_gradient_accumulation_steps(run_train, monkeypatch, capsys):
-    from utils.training import trainer
+    from utils.training.criterion import Criterion
 
-    sizes, real = [], trainer.Trainer._backward
-    monkeypatch.setattr(trainer.Trainer, "_backward",
-                        lambda self, batch, edited: sizes.append(len(batch.targets)) or real(self, batch, edited))
+    sizes, real = [], Criterion.loss
+    monkeypatch.setattr(Criterion, "loss", lambda self, logits, targets, images: sizes.append(len(targets))
+                        or real(self, logits, targets, images))
     assert run_train("--gradient_accumulation_steps", 4) == 0 and sizes == [4] * 16
 
 
@@ -813,15 +813,15 @@ def test_the_step_before_a_truncated_image_is_told(run_train, capsys, monkeypatc
 
 @pytest.mark.parametrize("kept", [False, True], ids=["before the first checkpoint", "after one"])
 def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train, capsys, monkeypatch, kept):
-    from utils.training import trainer
+    from utils.training.criterion import Criterion
 
-    real = trainer.Trainer._backward
+    real, losses = Criterion.loss, []
 
-    def spoil(self, batch, edited):
-        loss = real(self, batch, edited)
-        return loss * math.nan if self.step == 2 else loss
+    def spoil(self, logits, targets, images):
+        losses.append(real(self, logits, targets, images))
+        return losses[-1] * (math.nan if len(losses) == 3 else 1)
 
-    monkeypatch.setattr(trainer.Trainer, "_backward", spoil)
+    monkeypatch.setattr(Criterion, "loss", spoil)
     assert run_train("--save_every", 1 if kept else 4, "--name", "r") == 4
     said = capsys.readouterr().err
     assert "step 3: loss nan at learning rate " in said and "; samples " in said and said.count("\n") == 1
@@ -830,7 +830,7 @@ def test_nan_loss_stops_with_step_samples_and_the_last_good_checkpoint(run_train
     assert ("step-00000002.pt" if kept else "none yet") in said
     assert [event["step"] for event in events_of("output/r", ("train",))] == [1, 2]
     if not kept:      # nothing to go on from: the name is free for another try
-        monkeypatch.setattr(trainer.Trainer, "_backward", real)
+        monkeypatch.setattr(Criterion, "loss", real)
         assert run_train("--name", "r") == 0
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from utils.data.mixup import Mixer
 from utils.data.transforms import normalise, train_transform
 from utils.distributed import World, share_weights
 from utils.training import exact
-from utils.training import trainer as engine
+from utils.training.criterion import Criterion
 from utils.training.ema import Ema
-from utils.training.exact import ExactError, SumTree
+from utils.training.exact import ExactError, ExactReducer, SumTree
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import FP32, LEVELS, LossScaler
+from utils.training.trainer import Progress, Requests, StepSettings, Trainer
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
@@ -50,14 +52,6 @@ def test_the_tree_is_the_recursion(count):
     assert same_bits(root[0], recursion(leaves)) and same_bits(root[1], recursion([leaf.double() for leaf in leaves]))
     if count > 4:
         assert not torch.equal(root[0], sum(leaves[1:], leaves[0]))          # another order, other bits
-
-
-def test_a_tree_holds_few_nodes():
-    tree, most = SumTree(), 0
-    for _ in range(64):
-        tree.push([torch.ones(1)])
-        most = max(most, len(tree._nodes))
-    assert most == 6 and tree.root()[0] == 64
 
 
 def leaf_of(number: int) -> list[torch.Tensor | None]:
@@ -97,29 +91,23 @@ def test_ranks_sum_as_one(tmp_path, monkeypatch, size, leaves):
             assert all(map(same_bits, got, expected))
 
 
-@pytest.mark.parametrize(("world_size", "micro_steps", "advice"), [(2, 3, "GRAD_STEPS) 2 or 4"), (4, 12, "GRAD_STEPS) 8 or 16")])
-def test_micro_steps_that_are_no_node_are_refused(world_size, micro_steps, advice):
-    with pytest.raises(ExactError) as told:
-        exact.check(world_size, micro_steps)
-    assert advice in str(told.value) and "\n" not in str(told.value)
-
-
-def test_micro_steps_that_are_a_node():
+def test_micro_steps_that_form_no_node_are_reported():
+    for world_size, micro_steps, advice in ((2, 3, "GRAD_STEPS) 2 or 4"), (4, 12, "GRAD_STEPS) 8 or 16")):
+        with pytest.raises(ExactError, match=rf"--exact on {world_size} processes .* not {micro_steps}\. .*{re.escape(advice)}"):
+            exact.check(world_size, micro_steps)
     for world_size, micro_steps in ((1, 3), (1, 12), (2, 1), (3, 4), (6, 8)):
         exact.check(world_size, micro_steps)
+    assert ExactError.exit_code == 2
 
 
-def test_prepare_pins_the_threads():
+def test_deterministic_is_one_thread_on_a_cpu_and_deterministic_kernels_on_a_gpu(monkeypatch):
     torch.set_num_threads(2)
-    exact.prepare(CPU)
+    exact.set_deterministic(CPU)
     assert torch.get_num_threads() == 1 and not torch.are_deterministic_algorithms_enabled()
-
-
-def test_prepare_asks_for_deterministic_kernels_on_a_gpu(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     try:
-        exact.prepare(torch.device("cuda"))
+        exact.set_deterministic(torch.device("cuda"))
         assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and not torch.backends.cudnn.benchmark
     finally:
@@ -147,20 +135,20 @@ def train(world: World, micro_batches: int, row, state: dict | None, steps: int)
         scaler.load_state_dict(state["scaler"])
         ema.load_state_dict(state["ema"])
         done, updates, losses = state["step"], state["updates"], state["losses"]
-    objective = engine.Objective(0.1, None, Mixer(10, 24, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=100),
-                                 "soft", lambda images: images.float().flatten(1)[:, :10] / 99, 0.3, 2.0)
+    criterion = Criterion(0.1, None, Mixer(10, 24, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=100),
+                          "soft", lambda images: images.float().flatten(1)[:, :10] / 99, 0.3, 2.0)
     order = data.StepOrder(len(digits("").train), 24, micro_batches, world.rank, world.size, 5, done, done + steps)
     batches = iter(data.train_loader(digits("").train, order, transform=EVERYTHING, seed=5, num_workers=0, pin_memory=False))
-    trainer = engine.Trainer(
-        model, optimizer, scaler, row, world, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3), batch_size=24,
-        micro_steps=micro_batches // world.size, max_grad_norm=0.5, seed=1, objective=objective, ema=ema, step=done,
-        updates=updates, exact=True, requests=lambda: (1.0,))
+    trainer = Trainer(
+        model, optimizer, criterion, scaler, row, world, lambda images: normalise(images, (0.5,) * 3, (0.5,) * 3),
+        StepSettings(24, micro_batches // world.size, max_grad_norm=0.5, seed=1, schedule=lambda update: 1e-3), ema=ema,
+        reducer=ExactReducer(model, world), progress=Progress(done, updates), requests=lambda: Requests(stop=1.0))
     for _ in range(steps):
-        report = trainer.train_step(batches, lambda update: 1e-3)[0]
-        losses.append(report.loss)
-        assert report.requests == (world.size,)
+        metrics, = trainer.train_step(batches)
+        losses.append(metrics.loss)
+        assert metrics.requests.stop == world.size
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "ema": ema.state_dict(), "step": trainer.step, "updates": trainer.updates, "losses": losses}
+            "ema": ema.state_dict(), "step": trainer.step, "updates": trainer.progress.updates, "losses": losses}
 
 
 def digest(state: dict) -> str:

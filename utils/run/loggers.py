@@ -15,8 +15,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from utils.training.evaluation import EvalReport
-from utils.training.trainer import StepReport
+from utils.training.evaluation import EvalMetrics
+from utils.training.trainer import StepMetrics
 
 from .checkpoint import StorageError, replace
 from .folder import BAD_IMAGES_FILE
@@ -63,19 +63,11 @@ class Report:
             with contextlib.suppress(OSError):          # a terminal that is gone
                 self._console.say(line)
 
-    def train(self, report: StepReport) -> None:
-        self._write({
-            "event": "train", "step": report.step, "loss": report.loss, "accuracy": report.accuracy, "lr": report.learning_rate,
-            "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
-            "images_per_second": report.images_per_second, "seconds": report.seconds,
-            "data_wait": report.data_seconds / report.seconds,
-            **({} if report.attention_loss is None else {"attention_loss": report.attention_loss})})
+    def train(self, report: StepMetrics) -> None:
+        self._write({"event": "train", **report.as_dict()})
 
-    def evaluation(self, step: int, split: str, report: EvalReport) -> None:
-        self._write({
-            "event": "eval", "step": step, "split": split, "images": report.images, "loss": report.loss,
-            "accuracy": report.top1, **{f"top{k}": report.top[k - 1] for k in range(2, 6)},
-            "true_probability": report.true_probability, "calibration_error": report.calibration_error})
+    def evaluation(self, step: int, split: str, report: EvalMetrics) -> None:
+        self._write({"event": "eval", "step": step, "split": split, **report.as_dict()})
 
     def session(self, kind: str, step: int, **details) -> None:
         """"start", "resume" or "end" of a session, with what should be remembered of it."""

@@ -1,0 +1,30 @@
+"""What is learnt from an image. Only the rows of this file know a task; all other code uses the parts that a row holds."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from .criterion import Criterion
+from .evaluation import ClassificationMetrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The parts of a run that depend on what is learnt.
+
+    target_shape: of one image's target. criterion: built with the run's losses; `loss` and `count_correct` are what the trainer
+    asks. metrics: built by `evaluate`. strata: all targets -> the labels of which held-out splits keep the proportions.
+    probabilities: logits (B, C) -> what a prediction writes, (B, C).
+    """
+
+    name: str
+    target_shape: tuple[int, ...]
+    criterion: type[Criterion]
+    metrics: type[ClassificationMetrics]
+    strata: Callable[[Sequence[int]], Sequence[int]]
+    probabilities: Callable[[Tensor], Tensor]
+
+
+SINGLE_LABEL = Task("one class an image", (), Criterion, ClassificationMetrics, strata=lambda targets: targets,
+                    probabilities=lambda logits: logits.float().softmax(dim=1))
