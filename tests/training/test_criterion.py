@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.training.criterion import attention_loss, balanced_weights, classification_loss, distillation_loss
+from utils.training.criterion import Criterion, attention_loss, balanced_weights, classification_loss, distillation_loss
 
 IMAGES, CLASSES = 12, 5
 
@@ -103,6 +103,19 @@ def test_soft_distillation(temperature):
         distillation_loss("warm", student, teacher, temperature)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_criterion_weighs_labels_and_teacher(kind, heads):
+    criterion = Criterion(label_smoothing=0.1, class_weights=torch.arange(1.0, CLASSES + 1), distillation=kind,
+                          teacher=lambda images: scores(1), alpha=0.3, temperature=2.0)
+    own, distilled = scores(), scores(7) if heads == 2 else scores()
+    expected = (0.7 * classification_loss(own, labels(), label_smoothing=0.1, class_weights=torch.arange(1.0, CLASSES + 1))
+                + 0.3 * distillation_loss(kind, distilled, scores(1), 2.0))
+    logits = (own, distilled) if heads == 2 else own
+    assert criterion.loss(logits, labels(), torch.zeros(0)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert criterion.count_correct(logits, labels()) == ((own + distilled).argmax(1) == labels()).sum()
+
+
 # ----------------------------------------------------------------------------------------------- edited attention
 
 
@@ -141,15 +154,6 @@ def test_attention_loss_and_gradient(garbage, rows):
     got.backward()
     assert got.dtype == torch.float32 and got.item() == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(logits.grad, gradient, rtol=1e-5, atol=1e-7)
-
-
-def test_attention_loss_is_a_sum_over_images():
-    logits, edits = edited_attention()
-    alone = [attention_loss(logits[image:image + 1], edits[image:image + 1]).item() for image in range(4)]
-    assert sum(alone) == pytest.approx(attention_loss(logits, edits).item(), rel=1e-6) and alone[2] == 0
-    logits.requires_grad_()
-    attention_loss(logits[2:3], edits[2:3]).backward()
-    assert not logits.grad.any()
 
 
 def test_attention_loss_of_partly_edited_patches():

@@ -89,24 +89,6 @@ def test_full_confidence_is_in_the_last_bin():
     assert got == pytest.approx(abs(1 - 1.95) / 2, abs=1e-6)
 
 
-def test_ranks_are_added_up(monkeypatch):
-    logits, targets = scores(60, 10)
-    whole, counters = counted(logits, targets, (20,), True), [ClassificationMetrics(10, CPU, confusion=True) for _ in range(2)]
-    for counts, own in zip(counters, (slice(0, 20), slice(20, 60))):
-        counts.update(logits[own], targets[own])
-    sent = []
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda tensor: sent.append(tensor.clone()) or tensor)
-    counters[1].compute()
-    others = iter(sent.copy())
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda tensor: tensor.add_(next(others)))
-    for _ in range(2):
-        got = counters[0].compute()
-        assert (got.images, got.top, got.true_probability) == (60, whole.top, pytest.approx(whole.true_probability, rel=1e-12))
-        assert (got.loss, got.calibration_error) == pytest.approx((whole.loss, whole.calibration_error), rel=1e-12)
-        assert torch.equal(got.confusion, whole.confusion)
-        others = iter(sent)             # the sums did not go into what was counted
-
-
 def test_logits_are_scored_in_float32_and_nan_is_reported_as_such():
     logits, targets = scores(60, 10)
     half = logits.half()

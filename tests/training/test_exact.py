@@ -1,6 +1,5 @@
 """The fixed order of summation: against the tree written as a recursion, and 4 -> 1 -> 2 -> 4 processes bit for bit."""
 
-import hashlib
 import os
 import re
 
@@ -151,24 +150,13 @@ def train(world: World, micro_batches: int, row, state: dict | None, steps: int)
             "ema": ema.state_dict(), "step": trainer.step, "updates": trainer.progress.updates, "losses": losses}
 
 
-def digest(state: dict) -> str:
-    content = hashlib.sha256()
-
-    def add(value) -> None:
-        if isinstance(value, torch.Tensor):
-            content.update(value.numpy().tobytes())
-        elif isinstance(value, dict):
-            for name in value:
-                content.update(str(name).encode())
-                add(value[name])
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                add(each)
-        else:
-            content.update(repr(value).encode())
-
-    add(state)
-    return content.hexdigest()
+def plain(state):
+    """Numbers in place of tensors, which compare bit for bit as text"""
+    if isinstance(state, dict):
+        return {name: plain(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [plain(each) for each in state]
+    return state.tolist() if torch.is_tensor(state) else state
 
 
 @pytest.mark.slow
@@ -185,7 +173,7 @@ def test_another_number_of_processes_changes_no_bit(tmp_path, tries, figure):
                 continue
             with Ranks(size, lambda world, before=state: train(world, micro_batches, row, before, 2), tmp_path) as ranks:  # noqa: B023
                 state, *others = ranks.results()
-            assert {digest(other) for other in others} == {digest(state)}
-        assert digest(state) == digest(train(ALONE, micro_batches, row, None, 2 * len(sizes))), sizes
+            assert {str(plain(other)) for other in others} == {str(plain(state))}
+        assert str(plain(state)) == str(plain(train(ALONE, micro_batches, row, None, 2 * len(sizes)))), sizes
         changes += len(sizes) - 1
     figure("changes of the number of processes, 1 to 6, of runs in fp32 and fp16", changes)

@@ -90,28 +90,23 @@ def test_a_requested_precision_is_chosen(processor, name, level, row, without_un
         assert choose(name, level, CPU) == (row, reason)
 
 
-@pytest.mark.parametrize(("flags", "row", "reason"), [
-    ("avx512f amx_bf16 amx_tile", BF16, "CPU with amx_bf16"), ("avx512f avx512_bf16", BF16, "CPU with avx512_bf16"),
-    ("avx512f", FP32, "CPU without amx_bf16 or avx512_bf16"), (None, FP32, "CPU without amx_bf16 or avx512_bf16")])
-def test_auto_on_a_cpu(processor, flags, row, reason):
+@pytest.mark.parametrize(("flags", "native", "reason"), [
+    ("amx_bf16 amx_tile", True, "CPU with amx_bf16"), ("avx512_bf16 amx_fp16", True, "CPU with avx512_bf16"),
+    ("avx512_fp16", False, "CPU without amx_bf16 or avx512_bf16"), (None, False, "CPU without amx_bf16 or avx512_bf16")])
+def test_auto_on_a_cpu(processor, flags, native, reason):
     processor(flags)
-    assert choose("auto", "O2", CPU) == (row, reason) and natively_bf16(CPU) == (row is BF16)
+    assert choose("auto", "O2", CPU) == (BF16 if native else FP32, reason) and natively_bf16(CPU) == native
+    assert native_support(HALF, CPU)[0] == ("fp16" in (flags or ""))
 
 
-@pytest.mark.parametrize(("capability", "row", "words"), [
-    ((7, 5), FP32, "below 8.0"), ((8, 0), BF16, "compute capability 8.0"), ((10, 3), BF16, "compute capability 10.3")])
-def test_auto_on_a_gpu(gpu, capability, row, words):
-    chosen, reason = choose("auto", "O2", gpu(*capability))
-    assert chosen is row and words in reason and "Model X" in reason
-
-
-def test_native_support(gpu, processor):
-    for capability, half, brain in (((6, 1), False, False), ((7, 0), True, False), ((8, 0), True, True)):
-        device = gpu(*capability)
-        assert (native_support(HALF, device)[0], natively_bf16(device)) == (half, brain)
-    for flags, half, brain in (("amx_bf16", False, True), ("avx512_fp16", True, False), ("amx_fp16 amx_bf16", True, True)):
-        processor(flags)
-        assert (native_support(HALF, CPU)[0], natively_bf16(CPU)) == (half, brain)
+@pytest.mark.parametrize(("capability", "half", "native", "words"), [
+    ((6, 1), False, False, "below 8.0"), ((7, 5), True, False, "below 8.0"), ((8, 0), True, True, "compute capability 8.0"),
+    ((10, 3), True, True, "compute capability 10.3")])
+def test_auto_on_a_gpu(gpu, capability, half, native, words):
+    device = gpu(*capability)
+    chosen, reason = choose("auto", "O2", device)
+    assert chosen is (BF16 if native else FP32) and words in reason and "Model X" in reason
+    assert (native_support(HALF, device)[0], natively_bf16(device)) == (half, native)
 
 
 # ----------------------------------------------------------------------------------------------- loss scaler
