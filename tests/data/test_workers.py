@@ -281,8 +281,8 @@ def test_workers_die_with_their_parent(tmp_path):
 
 @pytest.mark.slow
 def test_an_exit_without_close_does_not_hang():
-    code = ("import sys, time; sys.path.insert(0, 'tests')\n"
-            "import test_loader_workers as t\n"
+    code = ("import sys, time; sys.path.insert(0, 'tests/data')\n"
+            "import test_workers as t\n"
             "batches = iter(t.loader()); next(batches); began = time.monotonic()\n"
             "import atexit; raise SystemExit(3)")
     began = time.monotonic()

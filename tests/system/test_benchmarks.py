@@ -11,7 +11,7 @@ from benchmarks import input as input_question
 from benchmarks.harness import Contender, Failed
 from utils import allocator
 
-HERE = "test_benchmarks"
+HERE = "tests.system.test_benchmarks"
 
 
 @pytest.fixture(autouse=True)
