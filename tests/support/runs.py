@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -15,6 +16,12 @@ import train
 from utils.attention import edits
 from utils.data import datasets
 from utils.run import checkpoint
+from utils.training import trainer
+
+# The class folders of make_tree.
+FOLDER = ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"]
+# Where another model than the smallest shows no more.
+TINY = ["--hidden_size", 16, "--mlp_dim", 32, "--num_heads", 2, "--num_layers", 1]
 
 
 def state_of(folder="output/digits"):
@@ -37,6 +44,34 @@ def differences(a, b, path="") -> list[str]:
     if isinstance(a, (dict, list, tuple, torch.Tensor)):
         return [] if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b) else [path]
     return [] if a == b else [path]
+
+
+def whole_and_killed(run_train, monkeypatch, *flags) -> checkpoint.RunState:
+    """12 steps in whole/r, and in parts/r the same, but killed in step 9 and resumed from the checkpoint of step 6: both have
+    to end the same, bit for bit. -> the end of the whole"""
+    flags = [*flags, "--num_steps", 12, "--save_every", 6, "--eval_every", 4, "--name", "r"]
+    assert run_train(*flags, "--output_dir", "whole") == 0
+    real = trainer.Trainer.train_step
+
+    def step_or_die(self, *arguments, **more):
+        if self.step == 8:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Trainer, "train_step", step_or_die)
+        run_train(*flags, "--output_dir", "parts")
+    assert run_train("--resume_path", "parts/r") == 0
+    for file in ("step-00000012.pt", "best.pt"):
+        assert not differences(*(comparable(Path(folder, "r", file)) for folder in ("whole", "parts")))
+    assert events_of("whole/r") == events_of("parts/r")
+    return state_of("whole/r")
+
+
+def comparable(file: Path) -> dict:
+    """All that a checkpoint holds, but for the time it took and where it is."""
+    state = vars(checkpoint.load(file)) | {"seconds": 0}
+    return state | {"config": {key: value for key, value in state["config"].items() if key not in ("output_dir", "resume_path")}}
 
 
 def make_tree(root: Path, classes=("ant", "bee"), images=6, splits=("train", "val")) -> Path:
