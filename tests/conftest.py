@@ -150,7 +150,7 @@ def small_digits(data_dir: str) -> Splits:
 def run_script(tmp_path):
     """run_script("train.sh", "--flag", "value", VARIABLE="x") -> the finished process; results go below tmp_path."""
 
-    def run(script: str, *flags: str, cwd: Path = ROOT, timeout: int = 300, **variables: str) -> subprocess.CompletedProcess:
+    def run(script: str, *flags: str, cwd: Path = ROOT, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
         clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
         environment = clean | {"PYTHON": sys.executable} | variables
         if variables.get("DRY_RUN") != "1" and script != "test.sh":

@@ -125,7 +125,7 @@ def files_no_larger_than(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def wait(children: list[int], timeout: float = 120) -> list[int]:
+def wait(children: list[int], timeout: float = 300) -> list[int]:
     """-> exit codes, -9 for a process that signal 9 ended. Kills what is still there after `timeout` seconds, and fails."""
     ends, deadline = {}, time.monotonic() + timeout
     while len(ends) < len(children):
@@ -215,7 +215,7 @@ def below(process: int) -> list[int]:
     return found
 
 
-def until(condition, seconds: float = 60, what: str = "it") -> float:
+def until(condition, seconds: float = 180, what: str = "it") -> float:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, f"{what} did not happen within {seconds} s"

@@ -309,7 +309,7 @@ def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, ca
 
 
 def ask(port: int, method: str, path: str, content=None) -> dict:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     body = None if content is None else json.dumps(content)
     connection.request(method, path, body, {"Content-Type": "application/json"})
     answer = json.loads(connection.getresponse().read())
@@ -324,7 +324,7 @@ def forked(run: Path) -> tuple[multiprocessing.Process, int]:
     process = multiprocessing.get_context("fork").Process(
         target=annotate.main, args=(["--checkpoint", str(run), "--port", str(port)],))
     process.start()
-    for _ in range(200):
+    for _ in range(2400):
         try:
             ask(port, "GET", "/api/state")
             break
@@ -350,7 +350,7 @@ def test_a_kill_never_harms_an_edit(run):
                 revision = ask(port, "PUT", "/api/images/7/edit", content)["revision"]
                 answered = number
         killer.join()
-        process.join(10)
+        process.join(120)
         assert process.exitcode == -signal.SIGKILL
         number = answered                         # 0, without a file, where the kill was faster than the first save
         if answered or file.exists():
@@ -372,7 +372,7 @@ def test_the_program_serves_until_ctrl_c(run):
         split = datasets.load_splits("digits", "").train
         assert list(edits.find(run.parent / "edits", split)) == [7]
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0 and errors == ""
     finally:
         process.kill()

@@ -95,7 +95,7 @@ def launch(project: Path, *flags: str, script: str = "train.sh", python: Path | 
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"PYTHON": str(python or notes / "python"), "REAL_PYTHON": sys.executable, "NOTES": str(notes), **variables}
     done = subprocess.run(["bash", str(project / script), *flags], cwd="/", env=environment, capture_output=True, text=True,
-                          timeout=120, stdin=subprocess.DEVNULL)
+                          timeout=600, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     files = sorted(file for file in notes.iterdir() if re.fullmatch(r"script|\d+", file.name))
     found = [json.loads(line) for file in files for line in file.read_text().splitlines()]

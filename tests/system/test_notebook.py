@@ -23,7 +23,7 @@ def run(source: str, folder: Path) -> str:
              "def display(figure):\n    assert figure.axes\n")
     lines = [line for line in source.splitlines() if not line.startswith("%")]
     done = subprocess.run([sys.executable, "-c", block + "\n".join(lines)], cwd=ROOT, capture_output=True, text=True,
-                          timeout=240, env=os.environ | {"TMPDIR": str(folder)})
+                          timeout=600, env=os.environ | {"TMPDIR": str(folder)})
     assert done.returncode == 0, done.stderr
     return done.stdout
 

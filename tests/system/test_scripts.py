@@ -8,19 +8,17 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from runs import VARIABLES, forked, processes_naming
+from rig import until
+from runs import VARIABLES, processes_naming
 
 import configs
 import train
-from utils.report import plots
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("--num_steps", "4", "--eval_every", "4", "--train_batch_size", "16", "--eval_batch_size", "100")
 
 
 def command_of(done: subprocess.CompletedProcess) -> list[str]:
@@ -36,94 +34,59 @@ def flags_of(words: list[str]) -> dict:
 
 
 @pytest.mark.slow
-def test_train_sh_fine_tunes_the_embedded_default(run_script, tmp_path, capsys):
-    """The first command of the README, then what the ones that its last lines propose do (here without bash)."""
-    started = time.monotonic()
-    done = run_script("train.sh")
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 90
-    before, after = map(float, re.search(r"([\d.]+)% before, ([\d.]+)% after \(500 images\)", done.stdout).groups())
+def test_a_journey_on_two_processes(tmp_path, capsys):
+    """The first command of the README, in a folder whose name needs care; what its last lines propose; a mistake; a signal."""
+    place = tmp_path / "a folder"
+    clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+
+    def start(*flags: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["bash", "train.sh", "--output_dir", str(place), "--log_dir", str(tmp_path / "logs"), *flags], cwd=ROOT, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=clean | {"PYTHON": sys.executable, "NPROC": "2", **variables})
+
+    def end(*flags: str, **variables: str) -> tuple[int, str, str]:
+        process = start(*flags, **variables)
+        said, errors = process.communicate(timeout=600)
+        assert "Traceback" not in errors and "leaked" not in errors
+        return process.returncode, said, errors
+
+    code, said, errors = end()
+    assert code == 0, errors
+    before, after = map(float, re.search(r"([\d.]+)% before, ([\d.]+)% after \(500 images\)", said).groups())
     assert before < 20 and after > 90, (before, after)
-    folder = tmp_path / "output" / "digits"
+    folder = place / "digits"
     assert (folder / "best.pt").exists() and (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "logs" / "digits").iterdir())
-    assert "Traceback" not in done.stderr and "leaked" not in done.stderr
-
-    assert train.main(["--device", "cpu", "--resume_path", str(folder), "--num_steps", "105", "--output_dir",
-                       str(folder.parent), "--log_dir", str(tmp_path / "logs")]) == 0
-    assert "step 105 of 105" in capsys.readouterr().out
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in events if event["event"] == "train"] == list(range(1, 106))
+    assert [event["step"] for event in events if event["event"] == "train"] == list(range(1, 101))
+    assert next(event for event in events if event["event"] == "start")["world_size"] == 2
 
+    code, _, errors = end("--num_steps", "101", RESUME_PATH=str(checkpoint.step_files(folder)[0]))
+    assert code == 0 and checkpoint.load(checkpoint.step_files(folder)[0]).step == 101, errors
     assert train.main(["--device", "cpu", "--eval_only", "--resume_path", str(folder / "best.pt")]) == 0
     assert re.search(r"test accuracy 9\d\.\d\d%", capsys.readouterr().out)
 
+    code, _, errors = end("--train_batch_size", "33")
+    line, = (line for line in errors.splitlines() if "error" in line)
+    assert code == 2 and "take 32 or 34" in line
 
-@pytest.mark.slow
-def test_train_fp16_sh(run_script, tmp_path):
-    done = run_script("train_fp16.sh", *QUICK, FP16_OPT_LEVEL="O1")
-    assert done.returncode == 0, done.stderr
-    assert "(O1)" in done.stdout
-    events = [json.loads(line) for line in (tmp_path / "output/digits/log.jsonl").read_text().splitlines()]
-    assert all(event["loss_scale"] for event in events if event["event"] == "train")
+    process = start("--num_steps", "100000", "--warmup_steps", "1", "--eval_every", "5", "--train_batch_size", "16", NAME="r")
+    try:
+        until(lambda: (place / "r").exists() and checkpoint.step_files(place / "r"), 300, "a checkpoint")
+        process.terminate()
+        said, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "Traceback" not in errors, errors
+    assert processes_naming(str(place)) == [] and checkpoint.newest_intact(place / "r")[0]
 
 
 @pytest.mark.parametrize("given", [{}, {"FP16_OPT_LEVEL": "O3"}])
 def test_train_fp16_sh_asks_for_half_precision(run_script, given):
-    """What the levels then do: tests/system/test_train.py and tests/training/test_precision.py."""
+    """What the levels then do: tests/system/test_resuming.py and tests/training/test_precision.py."""
     flags = flags_of(command_of(run_script("train_fp16.sh", DRY_RUN="1", **given)))
     assert flags == {"precision": "fp16", "fp16_opt_level": given.get("FP16_OPT_LEVEL", "O2")}
-
-
-@pytest.mark.slow
-def test_resume_path_may_be_a_file_and_hold_spaces(tmp_path):
-    """And paths with spaces survive the way through bash and torchrun."""
-    place = tmp_path / "a folder"
-    assert forked(1, *QUICK, "--output_dir", str(place), "--log_dir", str(tmp_path), "--name", "r") == [0]
-    file = checkpoint.step_files(place / "r")[0]
-    done = subprocess.run(["bash", "train.sh", "--num_steps", "5", "--log_dir", str(tmp_path / "logs")], cwd=ROOT, text=True,
-                          capture_output=True, env=os.environ | {"PYTHON": sys.executable, "RESUME_PATH": str(file)})
-    assert done.returncode == 0, done.stderr
-    assert checkpoint.load(checkpoint.step_files(place / "r")[0]).step == 5
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns(run_script, tmp_path, monkeypatch):
-    """20 steps on one process, on two, and on two with accumulation: losses to 1e-5 relative, weights to 1e-5; every
-    image of the evaluation counted once; and 10 + 10 steps on two processes equal 20 bit for bit.
-
-    Two are started by the script, the others as it starts them. With SGD: the gradient of a key's bias is zero but for
-    rounding, and AdamW makes whole steps of that rounding.
-    """
-    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
-    folders = ("--output_dir", str(tmp_path / "output"), "--log_dir", str(tmp_path / "logs"))
-    flags = ("--num_steps", "20", "--eval_every", "10", "--train_batch_size", "32", "--optimizer", "sgd",
-             "--learning_rate", "0.03", "--warmup_steps", "2", "--precision", "fp32")
-    done = run_script("train.sh", *flags, NAME="two", NPROC="2", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    assert forked(1, *flags, *folders, "--name", "one") == [0]
-    assert forked(2, *flags, *folders, "--name", "accumulated", "--gradient_accumulation_steps", "2") == [0, 0]
-    half = tmp_path / "output" / "halves"         # a copy of "two" goes back to step 10 and comes again
-    shutil.copytree(tmp_path / "output" / "two", half)
-    (half / "step-00000020.pt").unlink()
-    assert forked(2, *folders, "--resume_path", str(half)) == [0, 0]
-    events, states = {}, {}
-    for name in ("one", "two", "accumulated", "halves"):
-        folder = tmp_path / "output" / name
-        events[name] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        states[name] = checkpoint.load(folder / "step-00000020.pt")
-    assert ("resume", 10) in [(event["event"], event["step"]) for event in events["halves"]]
-    assert {event["world_size"] for event in events["two"] + events["accumulated"] if event["event"] == "start"} == {2}
-    for name in ("two", "accumulated"):
-        for one, other in zip(events["one"], events[name], strict=True):
-            assert one["event"] == other["event"] and one["step"] == other["step"]
-            if "loss" in one:
-                assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
-            assert one.get("images") == other.get("images")
-        for key, weight in states["one"].model.items():
-            assert (states[name].model[key] - weight).abs().max() < 1e-5, key
-    for key, weight in states["two"].model.items():
-        assert states["halves"].model[key].equal(weight), key
 
 
 # ------------------------------------------------------------------------------------------------ the variables
@@ -195,24 +158,6 @@ printf '%s\\0' "$OMP_NUM_THREADS" "$CUDA_VISIBLE_DEVICES" "$@" > "$NOTES"
 def test_bad_variables_are_told_at_once(run_script, variables, words):
     done = run_script("train.sh", DRY_RUN="1", **variables)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("flags", "variables", "words"), [
-    (("--nonsense", "1"), {}, "--nonsense"),
-    ((), {"PRETRAINED_DIR": "no/such.npz", "NPROC": "2"}, "no/such.npz"),
-    (("--train_batch_size", "33"), {"NPROC": "2"}, "take 32 or 34"),
-    ((), {"GPUS": "0"}, "GPUS=0 asks for GPUs"),
-])
-def test_bad_input_through_torchrun_is_one_line_and_exit_code_2(run_script, flags, variables, words):
-    import torch
-
-    if "GPUS" in variables and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    done = run_script("train.sh", *flags, **variables)
-    errors = [line for line in done.stderr.splitlines() if "error" in line]
-    assert done.returncode == 2 and len(errors) == 1 and words in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # ------------------------------------------------------------------------------------- setting itself up
@@ -335,31 +280,6 @@ def test_sweep_sh_sets_itself_up_and_hands_its_rates_on(run_script, bare_machine
     log.unlink()
     assert run_script("sweep.sh", cwd=project, PYTHON=str(python)).returncode == 0
     assert "python sweep.py --output_dir" in log.read_text()            # the usual learning rates are its own
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("signal_name", ["TERM", "INT"])
-def test_a_signal_to_the_script_leaves_nothing_running(tmp_path, signal_name):
-    """And the run can be gone on with."""
-    import signal
-
-    environment = os.environ | {"PYTHON": sys.executable, "NAME": "r"}
-    script = subprocess.Popen(["bash", "train.sh", "--num_steps", "100000", "--warmup_steps", "1", "--eval_every", "5",
-                               "--train_batch_size", "16", "--output_dir", str(tmp_path / "o"), "--log_dir", str(tmp_path / "l")],
-                              cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              # Tests that run in the background inherit an ignored SIGINT, which bash could not trap.
-                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    folder = tmp_path / "o" / "r"
-    deadline = time.monotonic() + 120
-    try:
-        while not (folder.exists() and checkpoint.step_files(folder)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        script.send_signal(getattr(signal, f"SIG{signal_name}"))
-        assert script.wait(timeout=60) != 0
-    finally:
-        script.terminate()
-    assert processes_naming(str(tmp_path / "o")) == []
-    assert checkpoint.newest_intact(folder)[0]
 
 
 def test_the_script_may_be_called_through_a_link_and_from_elsewhere(run_script, tmp_path):

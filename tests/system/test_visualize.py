@@ -404,6 +404,6 @@ def test_a_bug_keeps_its_traceback(figures, monkeypatch):
 def test_from_the_shell(tmp_path):
     """The drawing itself, and the words."""
     command = [sys.executable, str(visualize.ROOT / "visualize.py"), "rollout", "--images", "1", "--output", "one.pdf"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "wrote one.pdf\n"), done.stderr
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF") and len(list(tmp_path.iterdir())) == 1
