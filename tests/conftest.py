@@ -30,6 +30,7 @@ FIGURES: dict[str, list[dict]] = {}      # by test: what it tried for the contra
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "slow" not in item.keywords)      # the longest would otherwise run last, alone
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -13,6 +13,7 @@ from configs import MODELS, architecture
 from models import create_model, record_attention, save_npz
 from models.resnet import StdConv2d
 
+pytestmark = pytest.mark.reference
 timm = pytest.importorskip("timm")
 
 TINY = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 7}

@@ -181,8 +181,8 @@ def bare_machine(tmp_path, monkeypatch):
     """A copy of the scripts beside a Python that lacks everything; `pip install` makes the modules appear."""
     project, log = tmp_path / "pro ject", tmp_path / "calls"
     (project / "utils").mkdir(parents=True)
-    for name in ("train.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements-test.txt", "train_fp16.sh",
-                 "sweep.sh", "requirements.lock", "requirements-test.lock"):
+    for name in ("train.sh", "train_fp16.sh", "sweep.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements.lock",
+                 "requirements-test.txt", "requirements-test.lock", "requirements-reference.txt"):
         shutil.copy(ROOT / name, project / name)
 
     def stub(name: str, pip: str, modules: str) -> Path:
@@ -264,6 +264,15 @@ def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_
     assert done.returncode == 0, done.stderr
     calls = log.read_text()
     assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "--dist worksteal -m not slow" in calls
+
+
+def test_test_sh_reference_has_an_environment_of_its_own(run_script, bare_machine):
+    project, log, python = bare_machine
+    done = run_script("test.sh", "--reference", "-x", cwd=project, PYTHON=str(python), LOCKED="1")
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text()
+    assert "-m venv --clear .venv-reference" in calls and "-r requirements-reference.txt" in calls
+    assert "--dist worksteal -m reference -x" in calls and not (project / ".venv").exists()
 
 
 def test_sweep_sh_sets_itself_up_and_hands_its_rates_on(run_script, bare_machine):

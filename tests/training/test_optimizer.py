@@ -61,6 +61,7 @@ def test_adam(name, decay):
     assert trajectory(name, decay) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_lamb(decay):
     """Algorithm 2 of arXiv 1904.00962, phi the identity; the trust ratio is left out for weights without decay"""
@@ -76,6 +77,7 @@ def test_lamb(decay):
     assert trajectory("lamb", decay, start=(2.0, 30.0)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.reference
 def test_lamb_is_not_clipped_by_timm():
     pytest.importorskip("timm")
     assert build_optimizer("lamb", [nn.Parameter(torch.zeros(1))], 0.1).defaults["max_grad_norm"] is None

@@ -169,6 +169,7 @@ def test_an_unfinished_timm_file_replaces_nothing(tmp_path, monkeypatch):
     assert path.read_bytes() == b"the old one" and os.listdir(tmp_path) == ["x.pth"]
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("row, options, name", [
     (architecture(16, 48, 192, 3, 2, img_size=64, gelu="erf"), {}, "vit_tiny_patch16_224"),
     (architecture(8, 48, 192, 3, 2, img_size=64, gelu="erf", resnet_layers=()), {}, "vit_tiny_r_s16_p8_224"),

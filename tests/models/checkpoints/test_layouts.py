@@ -214,6 +214,7 @@ def test_two_names_for_one_thing_are_refused(tmp_path):
             reference.TORCH_ROWS["deit"])
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("kind", ["ViT", "DeiT", "DeiTDistilled"])
 @torch.inference_mode()
 def test_against_transformers_itself(tmp_path, kind):
