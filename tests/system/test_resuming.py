@@ -397,30 +397,29 @@ def test_a_branch_leaves_the_run_as_it_is(run_train, begun, capsys, figure):
     figure("branches", len(branches))
 
 
-def test_the_best_checkpoint_of_a_run(run_train, capsys):
-    """A run that goes back behind it forgets it; a branch has it; where it alone is left it is resumed, elsewhere with a name."""
+def test_going_back_behind_the_best_checkpoint_forgets_it(run_train):
     assert run_train("--num_steps", 12, "--eval_every", 4, "--learning_rate", 0.01, "--keep_checkpoints", 9, "--name", "r",
                      "--warmup_steps", 2) == 0
-    best = checkpoint.load(Path("output/r/best.pt")).step
-    assert best > 4, "the run of this test improves"
-    file = ["--resume_path", "output/r/step-00000012.pt", "--name", "branch"]
-    assert run_train(*file) == 0 and "output/branch/best.pt" in capsys.readouterr().out         # nothing is left to train
-    assert checkpoint.load(Path("output/branch/best.pt")).best == state_of("output/r").best
+    assert checkpoint.load(Path("output/r/best.pt")).step > 4, "the run of this test improves"
     for step in (8, 12):
         checkpoint.step_path(Path("output/r"), step).unlink()
     assert run_train(*RESUMED, "--num_steps", 7) == 0
     assert checkpoint.load(Path("output/r/best.pt")).best == state_of("output/r").best == {
         "step": 7, "accuracy": state_of("output/r").best["accuracy"]}
+
+
+def test_a_best_checkpoint_alone_is_resumed(run_train, capsys):
+    """In its run; elsewhere with a name."""
+    assert run_train("--name", "r") == 0
     for path in checkpoint.step_files(Path("output/r")):
         path.unlink()
-    assert run_train(*RESUMED, "--num_steps", 9) == 0 and state_of("output/r").step == 9
+    assert run_train(*RESUMED) == 0
     Path("elsewhere").mkdir()
     Path("output/r/best.pt").rename("elsewhere/best.pt")
-    capsys.readouterr()
-    moved = ["--resume_path", "elsewhere/best.pt", "--num_steps", 10]
+    moved = ["--resume_path", "elsewhere/best.pt", "--num_steps", 6]
     assert run_train(*moved) == 2
     assert "--name" in capsys.readouterr().err and len(list(Path("elsewhere").iterdir())) == 1
-    assert run_train(*moved, "--name", "s") == 0 and state_of("output/s").step == 10
+    assert run_train(*moved, "--name", "s") == 0 and state_of("output/s").step == 6
 
 
 def test_evaluation_asks_for_no_divisible_batch_and_a_resumed_run_for_no_accuracy_before(run_train, capsys):
