@@ -105,10 +105,10 @@ def stopping_after(step: int):
     def install(rank: int) -> None:
         original = trainer.Trainer.train_step
 
-        def train_step(self, *arguments):
+        def train_step(self, *arguments, **more):
             if self.step == step - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return original(self, *arguments)
+            return original(self, *arguments, **more)
 
         trainer.Trainer.train_step = train_step
     return install
