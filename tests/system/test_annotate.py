@@ -138,7 +138,7 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
     assert viewer.pixels(0).shape == ((12, 20) if model.config.in_channels == 1 else (12, 20, 3))
 
 
-def test_a_model_that_says_nothing_is_told(run, monkeypatch):
+def test_a_diverged_model_is_reported(run, monkeypatch):
     """Of an older version of the program, which saved such weights."""
     state = checkpoint.load(run)
     state.model["head.bias"][:] = float("nan")
@@ -267,7 +267,7 @@ def test_without_runs_or_packages_it_says_what_to_do(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == ("annotate.py: error: the editor needs uvicorn: pip install -r requirements-annotate.txt\n")
 
 
-def test_other_hosts_are_warned_of(run, monkeypatch, capsys):
+def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):
     from utils.attention.editor import server
 
     served = []
@@ -282,7 +282,7 @@ def test_other_hosts_are_warned_of(run, monkeypatch, capsys):
     assert Path("elsewhere/deep").is_dir() and served[1][0].who == "Ada"
 
 
-def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, capsys):
+def test_a_second_round_starts_with_the_edits_of_the_first(run, monkeypatch, capsys):
     """The folder that taught the run, if it is there; the start line tells what lies in it."""
     from utils.attention.editor import server
 

@@ -150,6 +150,9 @@ def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrup
             accumulation = ("--gradient_accumulation_steps", 2 // ranks) if piece == 0 else ()
             before = rig.stopping_after(10 * (piece + 1)) if piece < len(way) - 1 else None
             rig.wait(rig.start(folder, *accumulation, ranks=ranks, before=before))
+        said = (folder / "out.txt").read_text()
+        assert f"changed: {way[1]} processes (were {way[0]}), {2 // way[1]} micro-steps each (were {2 // way[0]})\n" in said
+        assert [event["world_size"] for event in rig.events(folder) if event["event"] in ("start", "resume")] == list(way)
         found = [event["loss"] for event in training(folder) if event["event"] == "train"]
         assert len(found) == len(wanted)
         worst = max(worst, *(abs(a - b) for a, b in zip(found, wanted)))

@@ -135,15 +135,6 @@ def test_the_average_of_a_run_is_the_start_of_another_task(run_train, capsys):
     assert state_of("output/s").classes == ["ant", "bee", "cat"]
 
 
-def test_a_grey_student_of_a_colour_run(run_train):
-    """Weights are summed over the colours: the grey model gives what the colour model gives for grey images."""
-    assert run_train("--num_steps", 4, "--learning_rate", 0.01, "--name", "r") == 0
-    flags = ["--pretrained_dir", "output/r", "--in_channels", 1, "--learning_rate", 0, "--num_steps", 1]
-    assert run_train(*flags, "--name", "s") == 0
-    colour, grey = checkpoint.load(Path("output/r/best.pt")).model, state_of("output/s").model
-    torch.testing.assert_close(grey["patch_embed.proj.weight"], colour["patch_embed.proj.weight"].sum(1, keepdim=True))
-
-
 # ---------------------------------------------------------------------------------------------------- distillation
 
 STUDENT = ["--model_type", "DeiT-Ti_16-distilled", "--patch_size", 8, "--img_size", 8, "--hidden_size", 48, "--num_heads", 3,

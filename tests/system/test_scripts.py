@@ -145,7 +145,7 @@ printf '%s\\0' "$OMP_NUM_THREADS" "$CUDA_VISIBLE_DEVICES" "$@" > "$NOTES"
 @pytest.mark.parametrize(("variables", "words"), [
     ({"NNODES": "2"}, "MASTER_ADDR"), ({"NPROC": "two"}, "NPROC=two"), ({"NNODES": "many"}, "NNODES=many"),
     ({"NPROC": "0"}, "NPROC=0")])
-def test_bad_variables_are_told_at_once(run_script, variables, words):
+def test_bad_variables_are_reported_at_once(run_script, variables, words):
     done = run_script("train.sh", DRY_RUN="1", **variables)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
@@ -221,7 +221,7 @@ def test_locked_installs_the_lock_with_hashes_into_a_folder_of_its_own(run_scrip
     assert calls.count(install) == 4 and f"{install}-test.lock" in calls and calls.count("-m venv") == 1
 
 
-def test_an_environment_without_pip_is_made_anew(run_script, bare_machine):
+def test_an_environment_without_pip_is_recreated(run_script, bare_machine):
     """What a Python without its venv package leaves behind."""
     project, log, python = bare_machine
     broken = project / ".venv" / "bin" / "python"
@@ -239,7 +239,7 @@ def test_dry_run_installs_nothing(run_script, bare_machine):
     assert command_of(done)[2] == ".venv/bin/python" and not (project / ".venv").exists()
 
 
-def test_python_that_is_too_old_or_missing_is_told(run_script, bare_machine):
+def test_missing_or_old_python_is_reported(run_script, bare_machine):
     project, _, _ = bare_machine
     done = run_script("train.sh", cwd=project, PYTHON="/no/such/python")
     assert done.returncode == 2 and "Python 3.10 or newer" in done.stderr and done.stderr.count("\n") == 1
@@ -262,7 +262,7 @@ def test_test_sh_reference_has_an_environment_of_its_own(run_script, bare_machin
     assert "--dist worksteal -m reference -x" in calls and not (project / ".venv").exists()
 
 
-def test_sweep_sh_sets_itself_up_and_hands_its_rates_on(run_script, bare_machine):
+def test_sweep_sh_sets_itself_up_and_passes_its_rates(run_script, bare_machine):
     project, log, python = bare_machine
     done = run_script("sweep.sh", "--num_steps", "5", cwd=project, PYTHON=str(python), LEARNING_RATES="0.1,0.2")
     assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr

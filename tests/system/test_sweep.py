@@ -13,7 +13,7 @@ import configs
 import sweep
 
 
-def told(capsys, *argv: str) -> str:
+def error_line(capsys, *argv: str) -> str:
     """The one line that a refused command gets."""
     assert sweep.main(list(argv)) == 2
     said = capsys.readouterr().err
@@ -21,7 +21,7 @@ def told(capsys, *argv: str) -> str:
     return said
 
 
-def test_learning_rates_are_sorted_and_the_rest_is_handed_on():
+def test_learning_rates_are_sorted_and_the_rest_is_passed_on():
     assert sweep.parse(["--learning_rates", "0.03,0.001,0.03", "--num_steps", "5"]) == (
         "learning_rate", [0.001, 0.03], ["--num_steps", "5"])
     assert sweep.parse([]) == ("learning_rate", [0.001, 0.003, 0.01, 0.03], [])
@@ -37,7 +37,7 @@ def test_what_train_sh_makes_of_its_variables_counts(monkeypatch):
 @pytest.mark.parametrize(("name", "value"), [("LEARNING_RATE", "0.1"), ("RESUME_PATH", "output/r"), ("NAME", "../up")])
 def test_variables_that_cannot_be(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
-    assert f"--{name.lower()}" in told(capsys)
+    assert f"--{name.lower()}" in error_line(capsys)
 
 
 def test_a_flag_is_left_out_with_its_value():
@@ -46,7 +46,7 @@ def test_a_flag_is_left_out_with_its_value():
 
 def test_there_is_no_dry_run(monkeypatch, capsys):
     monkeypatch.setenv("DRY_RUN", "1")
-    assert "no dry run" in told(capsys)
+    assert "no dry run" in error_line(capsys)
 
 
 @pytest.mark.parametrize(("argv", "words"), [
@@ -59,7 +59,7 @@ def test_there_is_no_dry_run(monkeypatch, capsys):
     (["--resume_path", "x"], "--resume_path is"), (["--nonsense"], "--nonsense"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such")])
 def test_bad_input_is_one_line(capsys, tmp_path, argv, words):
-    assert words in told(capsys, "--output_dir", str(tmp_path), *argv)
+    assert words in error_line(capsys, "--output_dir", str(tmp_path), *argv)
     assert list(tmp_path.iterdir()) == []
 
 

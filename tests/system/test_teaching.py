@@ -24,7 +24,7 @@ def step_1(run_train):
     mark(Path("edits"))
 
 
-def test_what_a_step_2_says_and_leaves(run_train, step_1, capsys, monkeypatch):
+def test_what_a_step_2_logs_and_writes(run_train, step_1, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "before_and_after", lambda rows, title: drawn.append((rows, title)))
     mark(Path("edits"), [7])
@@ -63,7 +63,7 @@ def test_what_a_step_2_says_and_leaves(run_train, step_1, capsys, monkeypatch):
     assert rows[1].truth == str(label) and np.abs(heat - rows[1].before[0]).max() > 0.02
 
 
-def test_a_step_2_that_goes_on_is_exact(run_train, step_1, monkeypatch):
+def test_a_resumed_step_2_is_exact(run_train, step_1, monkeypatch):
     """Also the picture: attention before is that of the start, from the checkpoint, in another folder too."""
     drawn = []
     monkeypatch.setattr(pictures, "before_and_after", lambda rows, title: drawn.append(rows))
@@ -134,7 +134,7 @@ def test_an_edit_is_drawn_where_it_was_made(run_train, step_1, monkeypatch):
     np.testing.assert_allclose(drawn[0][0].edit, expected, rtol=1e-6)
 
 
-def test_a_lesson_that_nothing_can_learn_is_refused(run_train, step_1, capsys):
+def test_edits_that_no_trained_weight_can_follow_are_refused(run_train, step_1, capsys):
     for flags in (("--train_layers", "head"), ("--freeze", "patch_embed*,cls*,pos*,blocks.[012].*,*.qkv.*,*norm1*")):
         assert run_train(*STEP_2, "--name", "two", *flags) == 2
         assert "nothing that the attention of layer 4 comes from is trained" in capsys.readouterr().err

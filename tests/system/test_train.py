@@ -134,13 +134,6 @@ def test_the_average_is_what_is_evaluated_and_loaded(run_train, capsys):
         assert f"loss {losses[1]:.4f}" in capsys.readouterr().out
 
 
-def test_the_evaluation_crop_changes_no_weight(run_train):
-    assert run_train("--name", "whole") == run_train("--name", "middle", "--eval_crop", 0.5) == 0
-    losses = [[event["loss"] for event in events_of(f"output/{name}", ("eval",))] for name in ("whole", "middle")]
-    assert losses[0][1:] != losses[1][1:]
-    assert not differences(state_of("output/whole").model, state_of("output/middle").model)
-
-
 def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run_train, capsys):
     diverging = ["--learning_rate", 1e25, "--optimizer", "sgd", "--warmup_steps", 0, "--max_grad_norm", 0]
     assert run_train("--name", "r", *diverging) == 4

@@ -225,7 +225,7 @@ def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["rollout", "distance"])
-def test_goes_on_after_an_image_that_cannot_be_read(verb, figures, tmp_path, capsys):
+def test_an_unreadable_image_does_not_stop_the_others(verb, figures, tmp_path, capsys):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / "pics" / "folder.png").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "pics" / name)
@@ -251,7 +251,7 @@ def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, ca
     assert {os.fsencode(path.name) for path in Path("there").iterdir()} == {b"rollout-" + name for name in names[:2]}
 
 
-def test_a_place_that_cannot_be_written_is_told_before_any_work(figures, tmp_path, monkeypatch, capsys):
+def test_an_unwritable_output_is_reported_before_any_work(figures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(views, "draw_confusion", lambda *_: pytest.fail("it was evaluated"))
     (tmp_path / "text").write_text("")
     (tmp_path / "a.png").mkdir()
