@@ -2,7 +2,7 @@
 
 python annotate.py --checkpoint output/NAME starts it. This file introduces the model (models), the images (utils) and
 the page (utils.editor, which alone needs requirements-annotate.txt) to each other.
-Exit codes: 0 ended by Ctrl-C; 2 bad input, told in one line. A traceback is a bug of this program.
+Exit codes: 0 ended by Ctrl-C; 2 bad input, reported in one line. A traceback is a bug of this program.
 """
 
 import argparse
@@ -12,12 +12,18 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 try:
-    import configs
+    from utils import process
+    from utils.config import ConfigError, Parser
 except ModuleNotFoundError as error:
     sys.exit(f"annotate.py: error: this Python lacks {error.name}: run .venv/bin/python annotate.py (bash train.sh makes it), "
              "or install requirements.txt")
+
+if TYPE_CHECKING:
+    from utils.attention.editor.session import Gallery
+    from utils.build import Opened
 
 RUNS = Path("output")
 # What a published data set is called below --data.
@@ -26,28 +32,9 @@ PUBLISHED = {"cub200": "CUB_200_2011", "flowers102": "flowers-102", "oxford_pets
 
 
 def main(argv: list[str]) -> int:
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            annotate(parse(argv))
-        except ValueError as error:
-            if type(error).__module__.partition(".")[0] not in ("configs", "models", "utils"):
-                raise
-            return tell(str(error))
-        except OSError as error:               # the system's word on a file: no such folder, no permission, disk full
-            if error.filename is None:
-                raise
-            return tell(f"{error.filename}: {error.strerror}")
-    return 0
-
-
-def tell(message: str) -> int:
-    print(f"annotate.py: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 2
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise configs.ConfigError(f"{message} (python annotate.py --help lists the flags)")
+    with contextlib.suppress(KeyboardInterrupt), process.program("annotate.py", signals=False) as program:
+        annotate(parse(argv))
+    return program.exit_code
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -56,19 +43,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="a run folder (its best.pt, or else its newest checkpoint) or a checkpoint file "
                                              f"of a run (default: the newest run below {RUNS})")
     parser.add_argument("--data", help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
-                                       "or where the data set of the run lies now (default: the data set of the run)")
+                                       "or where the data set of the run is now (default: the data set of the run)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train",
                         help="which images: edits of those of train teach (default: %(default)s)")
-    parser.add_argument("--edits", help="the folder that the edits are kept in (default: the one that the run learnt from "
+    parser.add_argument("--edits", help="the folder of the edits (default: the one that the run learned from "
                                         "(--attention_edits), or else edits in the run folder)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
     parser.add_argument("--who", default="", help="free text about who edits, kept with every edit")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
-        raise configs.ConfigError(f"--port {args.port}: must be 0 to 65535")
+        raise ConfigError(f"--port {args.port}: must be 0 to 65535")
     if not args.host:
-        raise configs.ConfigError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
+        raise ConfigError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
     return args
 
 
@@ -80,13 +67,14 @@ def annotate(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] not in ("starlette", "uvicorn"):
             raise
-        raise configs.ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
-    path = find_checkpoint(args.checkpoint)
-    settings = settings_of(path)
-    taught = settings["attention_edits"]
-    folder = Path(args.edits or (taught if taught and Path(taught).is_dir() else path.parent / "edits"))
+        raise ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
+    from utils.build import open_run
+
+    opened = open_run(args.checkpoint or newest_run())
+    learned = opened.settings["attention_edits"]
+    folder = Path(args.edits or (learned if learned and Path(learned).is_dir() else opened.path.parent / "edits"))
     with server.listen(args.host, args.port) as listening:
-        gallery = open_gallery(args, path, settings)
+        gallery = open_gallery(args, opened)
         folder.mkdir(parents=True, exist_ok=True)
         session = server.Session(gallery, folder, args.who)
         others = f" (with {session.others:,} file{'s' * (session.others > 1)} of other images)" if session.others else ""
@@ -95,41 +83,26 @@ def annotate(args: argparse.Namespace) -> None:
         server.serve(session, listening, args.host)
 
 
-def find_checkpoint(given: str | None) -> Path:
-    """The checkpoint file that is meant. Raises ConfigError or CheckpointError."""
+def newest_run() -> Path:
+    """The run below RUNS whose checkpoint was written last. Raises ConfigError."""
     from utils.run import checkpoint
-    from utils.run import folder as run_folder
 
-    if given is None:
-        runs = [folder for folder in RUNS.iterdir() if folder.is_dir()] if RUNS.is_dir() else []
-        files = [file for folder in runs for file in (folder / checkpoint.BEST_FILE, *checkpoint.step_files(folder))
-                 if file.is_file()]
-        if not files:
-            raise configs.ConfigError(f"no run below {RUNS}: give --checkpoint, or train first (bash train.sh)")
-        given = max(files, key=lambda file: file.stat().st_mtime).parent
-    return Path(run_folder.weights_of(given))
+    runs = [folder for folder in RUNS.iterdir() if folder.is_dir()] if RUNS.is_dir() else []
+    files = [file for folder in runs for file in checkpoint.checkpoint_files(folder)]
+    if not files:
+        raise ConfigError(f"no run below {RUNS}. Give --checkpoint, or train first (bash train.sh)")
+    return max(files, key=lambda file: file.stat().st_mtime).parent
 
 
-def settings_of(path: Path) -> dict:
-    import models
-
-    settings = models.run_settings(path)
-    if settings is None:
-        raise configs.ConfigError(f"{path} is no checkpoint of a run of train.py, whose classes and settings the editor needs: "
-                                  "fine-tune it first, and give the run's folder")
-    return {name: default for name, (_, default, _) in configs.FLAGS.items()} | settings
-
-
-def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
-    """-> editing.Gallery of the model at `path` and the images that are asked for."""
+def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
+    """The model, and the images that are asked for. Raises ConfigError or DataError."""
     import numpy as np
 
     import models
     from utils.attention import edits
     from utils.attention.editor import session as editing
-    from utils.data import transforms
 
-    model = models.load_model(path)
+    model, settings, path = opened.model, opened.settings, opened.path
     if not model.sigmoid_layers:
         models.use_sigmoid_attention(model, "last")
         print(f"the model has softmax attention: layer {model.sigmoid_layers[-1]}, the last, shows sigmoid attention here, "
@@ -137,25 +110,22 @@ def open_gallery(args: argparse.Namespace, path: Path, settings: dict):
               "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
     split, classes, where = find_images(args.data, args.split, settings)
     if not len(split):
-        raise configs.ConfigError(f"--split {args.split}: {where} has no such images")
+        raise ConfigError(f"--split {args.split}: {where} has no such images")
     if args.data is not None:
         warn_of_names(split, where, args.split, settings)
-    place = {name: label for label, name in enumerate(model.classes)}
-    table = np.array([place.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
-    labels = table[split.labels]
+    index = {name: label for label, name in enumerate(model.classes)}
+    table = np.array([index.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
+    labels = table[split.targets]
     if classes and not (labels >= 0).any():
         print(f"none of the classes of {where} is one of the model's: its images are shown without labels")
-    transform = transforms.eval_transform(model.img_size, channels=model.config.in_channels,
-                                       interpolation=settings["interpolation"], crop=settings["eval_crop"])
-    viewer = Viewer(model, split, transform, functools.partial(
-        transforms.eval_region, img_size=model.img_size, crop=settings["eval_crop"]))
+    viewer = Viewer(model, split, opened.transform, opened.region)
     facts = [f"{settings['model_type']} of {path}", f"{args.split} images of {where}",
              f"edits act in layer {', '.join(map(str, model.sigmoid_layers))}; shown: layer {model.sigmoid_layers[-1]}, "
              "mean over heads"]
     return editing.Gallery(
         title=path.resolve().parent.name, facts=facts, classes=model.classes, labels=labels, grid=model.grid,
         img_size=model.img_size, name=split.name, checksum=functools.partial(edits.checksum, split),
-        region=viewer.region, pixels=viewer.pixels, look=viewer.look, predict=viewer.predict)
+        region=viewer.region, pixels=viewer.pixels, predict_with_attention=viewer.predict_with_attention, predict=viewer.predict)
 
 
 def find_images(data: str | None, part: str, settings: dict):
@@ -165,17 +135,20 @@ def find_images(data: str | None, part: str, settings: dict):
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
         kind, folder = layout_of(Path(data), kind), Path(data)
-    shares = {name: settings[name] for name in ("val_fraction", "test_fraction", "split_seed")}
+    fractions = {name: settings[name] for name in ("val_fraction", "test_fraction", "split_seed")}
     if kind != settings["dataset"]:
-        shares |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
-    if kind == "images":
-        files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
-        return only_train(image_files.FileImages(files, folder), part), (), str(folder)
-    if kind == "folder" and not (shares["test_fraction"] or any((folder / x).exists() for x in ("train", "val", prepared.FILE))):
+        fractions |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
+    divided = fractions["test_fraction"] or any((folder / name).exists() for name in ("train", "val", prepared.FILE))
+    if kind != "images" and (kind != "folder" or divided):
+        splits = datasets.open_splits(kind, str(folder), **fractions)
+        return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
+    if part != "train":
+        raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
+    if kind == "folder":
         splits = image_files.folder(str(folder))
-        return only_train(splits.train, part), splits.classes, str(folder)
-    splits = datasets.load_splits(kind, str(folder), **shares)
-    return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
+        return splits.train, splits.classes, str(folder)
+    files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
+    return image_files.FileImages(files, folder), (), str(folder)
 
 
 def warn_of_names(split, where: str, part: str, settings: dict) -> None:
@@ -184,11 +157,11 @@ def warn_of_names(split, where: str, part: str, settings: dict) -> None:
     if kind in PUBLISHED and not Path(folder, PUBLISHED[kind]).is_dir():
         return                                          # or it would be downloaded
     with contextlib.suppress(ValueError, OSError):
-        own, _, place = find_images(None, part, settings)
+        own, _, where_own = find_images(None, part, settings)
         names = {own.name(index) for index in range(len(own))}
         if names and not any(split.name(index) in names for index in range(len(split))):
             print(f"warning: train.py finds edits by the image's name in the data set it trains on, and no image here "
-                  f"({where}: {split.name(0)}) is called as one of the run's own ({place}: {own.name(0)})", file=sys.stderr)
+                  f"({where}: {split.name(0)}) is called as one of the run's own ({where_own}: {own.name(0)})", file=sys.stderr)
 
 
 def layout_of(folder: Path, own: str) -> str:
@@ -196,19 +169,12 @@ def layout_of(folder: Path, own: str) -> str:
     from utils.data import image_files
 
     if not folder.is_dir():
-        raise configs.ConfigError(f"no such folder: --data {folder}")
+        raise ConfigError(f"no such folder: --data {folder}")
     if own in PUBLISHED and (folder / PUBLISHED[own]).is_dir():
         return own
     if (folder / "train.csv").is_file():
         return "csv"
     return "images" if any(file.suffix.lower() in image_files.IMAGE_EXTENSIONS for file in folder.iterdir()) else "folder"
-
-
-def only_train(split, part: str):
-    """Images that are not divided into splits are all to train on. Raises ConfigError if others are asked for."""
-    if part != "train":
-        raise configs.ConfigError(f"--split {part}: the images are not divided into train/ and val/: leave --split out")
-    return split
 
 
 class Viewer:
@@ -221,18 +187,17 @@ class Viewer:
     def __init__(self, model, split, transform, region_of):
         import torch
 
-        from models import model_end
         from utils.data import transforms
 
         device, config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config
         self.model, self.split, self.transform, self.region_of = model.to(device), split, transform, region_of
-        self._input = lambda pixels: transforms.normalise(torch.stack(pixels).to(device), config.mean, config.std)
-        self.turn = threading.Lock()                   # hooks and edits hang on the model while it looks
+        self._input = lambda pixels: transforms.normalize(torch.stack(pixels).to(device), config.mean, config.std)
+        self.turn = threading.Lock()                   # hooks and edits hang on the model while it predicts
         self.first = min(model.sigmoid_layers[0] - 1, len(model.blocks))
-        self.rest = model_end.cut(self.model, self.first)
-        self.seen, self.tokens, self.own = self._kept(64, self._seen), self._kept(32, self._tokens), self._kept(128, self._look)
+        self.seen, self.tokens = self._cached(64, self._seen), self._cached(32, self._tokens)
+        self.own = self._cached(128, self._predict_with_attention)
 
-    def _kept(self, count: int, make):
+    def _cached(self, count: int, make):
         """`make`(index), remembered until the file of the image is another."""
         from utils.attention import edits
 
@@ -252,36 +217,35 @@ class Viewer:
         return self.seen(index)[0].permute(1, 2, 0).squeeze(-1).numpy()
 
     def _tokens(self, index: int):
-        from models import model_end
-
-        images = self._input([self.seen(index)[0]])
-        with self.turn:
-            return model_end.tokens_before(self.model, self.first, images)
-
-    def look(self, index: int, values=None, edited=None):
-        """-> editing.Look, of the model by itself or under an edit, arrays (h, w). Raises ImageError."""
-        return self.own(index) if edited is None else self._look(index, values, edited)
-
-    def _look(self, index: int, values=None, edited=None):
         import torch
 
-        import models
+        images = self._input([self.seen(index)[0]])
+        with self.turn, torch.inference_mode():
+            return self.model.forward_to(images, self.first)
+
+    def predict_with_attention(self, index: int, values=None, edited=None):
+        """-> editing.Prediction, of the model by itself or under an edit, arrays (h, w). Raises ImageError."""
+        return self.own(index) if edited is None else self._predict_with_attention(index, values, edited)
+
+    def _predict_with_attention(self, index: int, values=None, edited=None):
+        import torch
+
         from utils.attention.editor import session as editing
         from utils.data import splits
 
-        model, tokens = self.rest, self.tokens(index)
+        model, tokens = self.model, self.tokens(index)
         with self.turn, torch.inference_mode(), contextlib.ExitStack() as stack:
-            logits = stack.enter_context(models.record_patch_logits(model))
-            maps = stack.enter_context(models.record_attention(model))
+            logits = stack.enter_context(model.recording_patch_logits())
+            maps = stack.enter_context(model.recording(self.first))
             if edited is not None:
-                stack.enter_context(models.edit_attention(model, torch.from_numpy(values)[None], torch.from_numpy(edited)[None]))
-            probabilities = model(tokens)[0].float().softmax(dim=-1)
+                stack.enter_context(model.editing(torch.from_numpy(values)[None], torch.from_numpy(edited)[None]))
+            probabilities = model.forward_from(tokens, self.first)[0].float().softmax(dim=-1)
         if not torch.isfinite(probabilities).all():
-            raise splits.ImageError(f"{self.split.name(index)}: what the model says of it is not a number; has its run diverged?")
+            raise splits.ImageError(f"{self.split.name(index)}: what the model predicts is not a number; has its run diverged?")
         weights = maps[model.sigmoid_layers[-1] - 1 - self.first][0, :, model.query_rows, -logits[-1].shape[-1]:]
         parts = (probabilities, logits[-1][0].sigmoid().mean(dim=(0, 1)).view(model.grid),
                  weights.mean(dim=(0, 1)).view(model.grid))
-        return editing.Look(*(part.cpu().numpy() for part in parts))
+        return editing.Prediction(*(part.cpu().numpy() for part in parts))
 
     def predict(self, indices: list[int]) -> list[int]:
         """-> labels; editing.UNREADABLE for an image that cannot be read"""

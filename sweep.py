@@ -1,12 +1,12 @@
 """The paper's protocol in one command: try learning rates on a held-out split, train on all of train with the best, test once.
 
 bash sweep.sh starts it. Dosovitskiy et al. (arXiv 2010.11929, appendix B.1.1) choose the learning rate on a part of the
-training images that is held out, then train on all of them and evaluate once on the test set. Every trial is an ordinary
-run of train.sh with a folder of its own, so an interrupted sweep goes on where it stopped when it is started again.
+training images that they hold out, then train on all of them and evaluate once on the test set. Every trial is an ordinary
+run of train.sh with a folder of its own, so the same command resumes an interrupted sweep.
 The weight of the attention loss (--attention_edits) is chosen in the same way.
 
     OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders (weight-0.1/ ... for --attention_loss_weights)
-                      sweep.json    the settings, which a sweep that goes on must share
+                      sweep.json    the settings, which a resumed sweep must share
                       sweep.csv     one row a run
                       sweep.png     accuracy over what was tried
 """
@@ -23,58 +23,64 @@ import subprocess
 import sys
 from pathlib import Path
 
-import configs
+from utils import process
+from utils.config import FLAGS, ConfigError, preview
+from utils.config import parse as parse_flags
+from utils.config.flags import FREE
+from utils.config.retired import RETIRED
+from utils.config.types import non_negative_float, positive_float
+from utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
 # What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
-TRIED = {"learning_rate": (configs.positive_number, "lr"), "attention_loss_weight": (configs.not_negative_number, "weight")}
+TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
 
 
 def main(argv: list[str]) -> int:
-    if os.environ.pop("DRY_RUN", "") == "1":
-        print("sweep.py: error: a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of", file=sys.stderr)
-        return 2
     os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
-    try:
+    with process.program("sweep.py", signals=False) as program:
+        if os.environ.pop("DRY_RUN", "") == "1":
+            raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
-        given = flags_of_script(flags)
+        flags_of_run = flags_of_script(flags)
         for name in (tried, *OWN):
-            if name in given:
-                raise configs.ConfigError(f"--{name} is what a sweep sets itself: leave it out")
-        run = configs.resolve(given | {tried: values[-1]})
+            if name in flags_of_run:
+                raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")
+        run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
         folder = Path(run.output_dir) / (run.name or "sweep")
-        held_out = share_to_hold_out(run)
-        # What a run that goes on may be given anew, because it is in the checkpoint or unused, a further trial reads again.
-        free = configs.MAY_CHANGE_ON_RESUME - {"pretrained_dir", "teacher", "attention_edits"} | {tried}
-        settings = {name: value for name, value in run.to_dict().items() if name not in free}
+        held_out = fraction_to_hold_out(run)
+        # What may change on resume, since a checkpoint has it or nothing uses it, a new trial reads again.
+        may_change = {row.name for row in FLAGS.values() if row.on_resume == FREE} | {tried}
+        may_change -= {"pretrained_dir", "teacher", "attention_edits"}
+        settings = {name: value for name, value in vars(run).items() if name not in may_change}
         settings["edits"] = digest_of_edits(run.attention_edits)
         claim(folder, {f"{tried}s": values, **settings, "val_fraction": held_out})
         if not run.test_fraction:                     # the final run holds nothing out
             flags = without(flags, "--split_seed")
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
+        trial = ["--val_fraction", str(held_out), "--test", "never"]
+        trial += ["--split_seed", str(run.split_seed)] if held_out else []
         rows = []
         for value in values:
-            trial = [f"--{tried}", str(value), "--val_fraction", str(held_out), "--test", "never"]
-            if held_out:
-                trial += ["--split_seed", str(run.split_seed)]
-            rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, {tried: value}))
-            write(folder, rows)
+            rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, tried, value))
+            write(folder, rows, tried)
         best = choose(rows, folder)[tried]
         print(f"\nsweep: {spoken(tried)} {best:g} is the best on the held-out images; now the final run", flush=True)
-        last = [f"--{tried}", str(best), "--val_fraction", "0", "--test", "once"]
-        rows.append(finish(folder / "final", shared + last, {tried: best}))
-        write(folder, rows)
-    except configs.ConfigError as error:
-        print(f"sweep.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"sweep.py: error: a run ended with exit code {error.returncode} (its own words stand above): "
-              "mend the cause and start the sweep again; it goes on from here", file=sys.stderr)
-        return error.returncode
-    summarise(folder, rows, tried)
-    return 0
+        rows.append(finish(folder / "final", [*shared, "--val_fraction", "0", "--test", "once"], tried, best))
+        write(folder, rows, tried)
+        summarise(folder, rows, tried)
+    return program.exit_code
+
+
+class RunError(ValueError):
+    """Raised when a run of the sweep fails; `exit_code` is that of the run."""
+
+    def __init__(self, code: int):
+        super().__init__(f"a run ended with exit code {code}, and printed why above. Fix the cause and start the sweep again: it "
+                         "continues from here")
+        self.exit_code = code
 
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
@@ -85,17 +91,17 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
                     "train, tests once. All other flags go to train.py (python train.py --help).")
     parser.add_argument("--learning_rates",
                         help="separated by commas (default: 0.001,0.003,0.01,0.03, the paper's for CIFAR, Pets and Flowers)")
-    parser.add_argument("--attention_loss_weights", help="in place of them, with --attention_edits: such as 0,0.1,1,10")
+    parser.add_argument("--attention_loss_weights", help="instead, with --attention_edits: such as 0,0.1,1,10")
     own, flags = parser.parse_known_args(argv)
-    given = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None} or {
+    asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None} or {
         "learning_rate": "0.001,0.003,0.01,0.03"}
-    if len(given) > 1:
-        raise configs.ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
-    (tried, text), = given.items()
+    if len(asked) > 1:
+        raise ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
+    (tried, text), = asked.items()
     try:
         return tried, sorted({TRIED[tried][0](value) for value in text.split(",")}), flags
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise configs.ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
+        raise ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
 
 
 def spoken(tried: str) -> str:
@@ -108,31 +114,26 @@ def flags_of_script(flags: list[str]) -> dict:
     environment = os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(["bash", "train.sh", *flags], env=environment, text=True, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise configs.ConfigError(done.stderr.strip())
+        raise ConfigError(done.stderr.strip())
     words = shlex.split(done.stdout.splitlines()[-1])
-    return configs.parse(words[words.index("train.py") + 1:])
+    return parse_flags(words[words.index("train.py") + 1:])
 
 
-def share_to_hold_out(run) -> float:
-    """The given share, or a tenth; none where the data set has a validation split of its own."""
+def fraction_to_hold_out(run: argparse.Namespace) -> float:
+    """The run's fraction, or a tenth; none where the data set has a validation split of its own."""
     from utils.data import datasets
 
-    try:
-        splits = datasets.load_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                      split_seed=run.split_seed)
-    except datasets.DataError as error:
-        raise configs.ConfigError(str(error)) from error
+    splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
+                                  split_seed=run.split_seed)
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
 
 
 def digest_of_edits(folder: str | None) -> str | None:
-    """Another one after any file in it has changed. Raises ConfigError."""
+    """Another one after any file in it has changed."""
     if folder is None:
         return None
-    if not Path(folder).is_dir():
-        raise configs.ConfigError(f"--attention_edits {folder}: no such folder")
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(folder).rglob("*.json") if path.is_file()):
         digest.update(os.fsencode(path.relative_to(folder)) + hashlib.sha256(path.read_bytes()).digest())
@@ -141,17 +142,13 @@ def digest_of_edits(folder: str | None) -> str | None:
 
 def without(flags: list[str], flag: str) -> list[str]:
     """The flags, but for this one and its value."""
-    left, words = [], iter(flags)
-    for word in words:
-        if word == flag:
-            next(words, None)
-        elif not word.startswith(f"{flag}="):
-            left.append(word)
-    return left
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag)
+    return parser.parse_known_args(flags)[1]
 
 
 def claim(folder: Path, settings: dict) -> None:
-    """Makes the sweep's folder, or makes sure that the one that is there is of the same sweep. Raises ConfigError."""
+    """Makes the sweep's folder. Raises ConfigError if it holds another sweep."""
     file = folder / "sweep.json"
     if file.exists():
         try:
@@ -160,26 +157,20 @@ def claim(folder: Path, settings: dict) -> None:
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
         if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
-            before = {name: before.get(name, settings[name] if name not in configs.FLAGS else configs.FLAGS[name][1])
-                      for name in (*settings, *before)}
+            before = {name: before.get(name, settings[name] if name not in FLAGS else FLAGS[name].before)
+                      for name in (*settings, *before) if name not in (*RETIRED, "fp16")}       # an alias of precision
         if before == settings:
-            print(f"sweep: going on with {folder}")
+            print(f"sweep: resuming {folder}")
             return
         if any(folder.glob("*/log.jsonl")):
             name = next(name for name in settings if before.get(name) != settings[name])
-            raise configs.ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: "
-                                      "give another NAME")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(unfinished, file)
-    except OSError as error:
-        raise configs.ConfigError(f"cannot write {folder}: {error.strerror}") from error
+            raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: give another NAME")
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
-def finish(folder: Path, flags: list[str], tried: dict) -> dict:
-    """Runs the trial, or goes on with it, unless it has ended -> its row of the table, of which `tried` is a part."""
+def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
+    """Runs the trial, or resumes it, unless it has ended -> its row of the table."""
     from utils.run import checkpoint
     from utils.run import folder as run_folder
 
@@ -190,19 +181,19 @@ def finish(folder: Path, flags: list[str], tried: dict) -> dict:
     ended = last("start", "resume", "end", "diverged")
     if ended is None or ended["event"] not in ("end", "diverged"):
         started = folder.is_dir() and (checkpoint.step_files(folder) or (folder / checkpoint.BEST_FILE).exists())
-        print(f"\nsweep: {'going on with' if started else 'running'} {folder.name}", flush=True)
-        code = start(folder) if started else start(None, *flags, "--name", folder.name)
+        print(f"\nsweep: {'resuming' if started else 'running'} {folder.name}", flush=True)
+        code = start(folder) if started else start(None, *flags, f"--{tried}", str(value), "--name", folder.name)
         ended = last("start", "resume", "end", "diverged")
         if code and (ended is None or ended["event"] != "diverged"):
-            raise subprocess.CalledProcessError(code, "train.sh")
-    row = {"run": folder.name, **tried, "status": "done"}
+            raise RunError(code)
+    row = {"run": folder.name, tried: value, "status": "done"}
     if ended["event"] == "diverged":
         return row | {"status": f"diverged at step {ended['step']}"}
     return row | {key: value for key, value in last("eval").items() if key in RESULTS}
 
 
 def start(resume: Path | None, *flags: str) -> int:
-    """Runs train.sh -> its exit code. A run that goes on has its settings, so that the script's variables are left out."""
+    """Runs train.sh -> its exit code. A resumed run has its settings, so that the script's variables are left out."""
     environment = os.environ | {"PYTHON": sys.executable}
     if resume is not None:
         settings = re.findall(r'^add \w+ "\$(\w+)"', Path("train.sh").read_text(), re.MULTILINE)
@@ -220,7 +211,7 @@ def start(resume: Path | None, *flags: str) -> int:
     for number, handler in before.items():
         signal.signal(number, handler)
     if stopped:
-        print("sweep: stopped; started again, it goes on", file=sys.stderr)
+        print("sweep: stopped; the same command resumes it", file=sys.stderr)
         sys.exit(128 + stopped[0])
     return code
 
@@ -229,18 +220,18 @@ def choose(rows: list[dict], folder: Path) -> dict:
     """The row of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
     ended = [row for row in rows if row["status"] == "done"]
     if not ended:
-        raise configs.ConfigError(f"all runs of {folder} diverged: give lower learning rates")
+        raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
     return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))
 
 
-def write(folder: Path, rows: list[dict]) -> None:
-    unfinished = folder / "sweep.csv.tmp"
-    with open(unfinished, "w", newline="") as stream:
-        tried, = set(rows[0]) & set(TRIED)
-        table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(unfinished, folder / "sweep.csv")
+def write(folder: Path, rows: list[dict], tried: str) -> None:
+    def write_table(unfinished: Path) -> None:
+        with open(unfinished, "w", newline="") as stream:
+            table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
+            table.writeheader()
+            table.writerows(rows)
+
+    atomic_write(folder / "sweep.csv", write_table)
 
 
 def summarise(folder: Path, rows: list[dict], tried: str) -> None:

@@ -1,14 +1,24 @@
 #!/usr/bin/env bash
 # Sets itself up as train.sh does, and runs the style check and the tests, on up to eight cores. Arguments go to pytest:
-#   bash test.sh                    everything
+#   bash test.sh                    everything, at small counts
 #   bash test.sh -m 'not slow'      the quick ones
 #   bash test.sh -n 0 -x            in one process, until the first that fails
+#   bash test.sh --full             every count and size
+#   bash test.sh --reference        only the comparisons with other implementations, which it installs into .venv-reference
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source utils/python.sh
 
-use_python requirements-test.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff \
-    starlette uvicorn playwright xdist
+modules=(torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors pytest ruff starlette uvicorn playwright
+    xdist)
+if [ "${1:-}" = --reference ]; then
+    shift
+    LOCKED='' VENV=.venv-reference use_python requirements-reference.txt "${modules[@]}" \
+        timm transformers vit_pytorch sklearn peft onnxruntime
+    set -- -m reference "$@"
+else
+    use_python requirements-test.txt "${modules[@]}"
+fi
 unset LOCKED                # the scripts that the tests start are given the Python found here
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

@@ -111,7 +111,8 @@ echo
 # torchrun answers any failure with code 1: the processes leave their own code here, and their numbers.
 VIT_LAUNCH=$(mktemp -d)
 export VIT_LAUNCH
-trap 'rm -rf "$VIT_LAUNCH"' EXIT
+watcher=
+trap '[ -z "$watcher" ] || kill -KILL "$watcher" 2>/dev/null || true; rm -rf "$VIT_LAUNCH"' EXIT
 asked=
 # The processes are asked themselves: they finish the step, save and end, for which torchrun would give them 30 seconds.
 # What comes within two seconds is the same request: timeout and batch systems signal a process and its group.
@@ -129,17 +130,52 @@ stop() {
         kill -KILL "$launcher" $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
     fi
 }
+# Ends what is left 10 seconds after a process left the code of a failure: a process that is stopped or hangs, for which torchrun
+# would wait 30 seconds, or without end. torchrun itself too, unless it is to restart the processes.
+watch() {
+    trap '' TERM INT HUP USR1                   # Ctrl-C comes to this shell too
+    local file newest failed= since=0 code looks=0 busy
+    while sleep 1 && kill -0 "$launcher" 2>/dev/null; do
+        newest=
+        for file in "$VIT_LAUNCH"/code-*; do [ ! -s "$file" ] || newest=$file; done
+        [ -n "$newest" ] || continue
+        code=0
+        read -r code <"$newest" || true
+        if [ "$code" = 0 ] || [ "$code" = 143 ]; then continue; fi
+        if [ "$newest" != "$failed" ]; then failed=$newest since=$SECONDS; fi
+        [ $((SECONDS - since)) -ge 10 ] || continue
+        looks=$((looks + 1)) busy=
+        [ $((looks % 3)) = 1 ] || continue      # a process that still writes a checkpoint touches alive-R every second
+        for file in "$VIT_LAUNCH"/pid-*; do
+            if [ ! -e "$file" ] || [ "$file" -nt "$newest" ]; then continue; fi
+            if [ "$VIT_LAUNCH/alive-${file##*pid-}" -nt "$VIT_LAUNCH/looked" ]; then
+                busy=1
+            else
+                kill -KILL "$(cat "$file")" || true
+            fi
+        done
+        : >"$VIT_LAUNCH/looked"
+        if [ "$MAX_RESTARTS" = 0 ] && [ -z "$busy" ] && [ $((SECONDS - since)) -ge 15 ]; then kill -KILL "$launcher" || true; fi
+    done
+}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}     # for those who signal torchrun (from 2.12 on)
 set -m              # a process group of its own: Ctrl-C comes to this script alone
 (trap '' USR1; exec "${command[@]}") </dev/null &
 launcher=$!
 set +m
+watch </dev/null >/dev/null 2>&1 &
+watcher=$!
+disown "$watcher"
 trap stop TERM INT HUP USR1
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
 code=0
 wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
-told=
-for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || told=$(cat "$file"); done
-[ -z "$asked" ] || told=${told:-143}
-[ "$told" != 0 ] || told=$code
-exit "${told:-$code}"
+posted=
+for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || posted=$(cat "$file"); done
+if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
+    echo "train.sh: error: a process of the run was lost, and none could report it (the report of torchrun names it)" >&2
+    posted=8
+fi
+[ -z "$asked" ] || posted=${posted:-143}
+[ "$posted" != 0 ] || posted=$code
+exit "${posted:-$code}"

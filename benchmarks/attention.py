@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> None:
             for precision in options.precision.split(","):
                 given = {"row": row, "batch": int(options.batch), "precision": precision, "device": options.device,
                          "threads": options.threads}
-                group = harness.chosen([
+                group = harness.choose_contenders([
                     Contender(way, "benchmarks.attention:attend", given | {"way": way}, "ours" if way == OURS else "peer")
                     for way in (FUSED, "written out", OURS)], options.contenders)
                 costs = harness.measure(group, where, rounds=options.rounds)
-                harness.tell(harness.record(
+                harness.report(harness.record(
                     f"attention {model} {row['size']} {precision} {options.device}", group, costs, baseline=FUSED, unit="seconds",
                     settings={"batch": options.batch, "threads": options.threads or "all", "rounds": options.rounds}),
                     options.json)

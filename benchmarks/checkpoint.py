@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, harness.stage(options.quick) as where:
         for model in models.split(","):
             given = {"row": row_of(model, None), "folder": folder}
-            group = harness.chosen([
+            group = harness.choose_contenders([
                 Contender("torch.save", "benchmarks.checkpoint:torch_save", given),
                 Contender(OURS, "benchmarks.ours:save", given, "ours")], options.contenders)
             costs = harness.measure(group, where, rounds=options.rounds)
-            harness.tell(harness.record(f"checkpoint {model}", group, costs, baseline="torch.save", unit="seconds",
+            harness.report(harness.record(f"checkpoint {model}", group, costs, baseline="torch.save", unit="seconds",
                                         settings={"rounds": options.rounds}), options.json)
 
 

@@ -29,4 +29,9 @@ def images(batch: int, size: int, channels: int = 3) -> torch.Tensor:
 def matmul(device: str, threads: int, precision: str, side: int) -> Callable[[], None]:
     """A product of two square matrices in the type that the precision multiplies in."""
     arrange(device, threads, precision)
-    return profiling.product(torch.device(device), AUTOCAST.get(precision, torch.float32), side)
+    multiply = profiling.product(torch.device(device), AUTOCAST.get(precision, torch.float32), side)
+
+    def step() -> None:
+        multiply()
+
+    return step

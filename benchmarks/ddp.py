@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
             group = [Contender(ONE, "benchmarks.runs:training", given | {"processes": 1, "threads": 2}, "ours"),
                      Contender(TWO, "benchmarks.runs:training", given | {"processes": 2, "threads": 1}, "ours")]
             costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
-            harness.tell(harness.record(
+            harness.report(harness.record(
                 f"ddp {model} {options.size} {options.device}", group, costs, baseline=f"{ONE}, step", unit="seconds a step",
                 settings={"batch": options.batch, "precision": options.precision, "steps": options.steps,
                           "rounds": options.rounds}), options.json)

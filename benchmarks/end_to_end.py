@@ -64,13 +64,13 @@ def main(argv: list[str] | None = None) -> None:
             settings = {"batch": options.batch, "precision": options.precision, "steps": options.steps, "rounds": options.rounds}
             settings |= {"files": options.files} if options.files else {}
             title = f"end to end {model} {options.size} {options.device}"
-            group = harness.chosen([
+            group = harness.choose_contenders([
                 Contender("timm, tutorial loop", "benchmarks.end_to_end:tutorial", peer),
                 *(Contender(name, "benchmarks.runs:training", {"flags": runs.flags(options, model, flags), "processes": 1,
                                                                "threads": 0}, "ours") for name, flags in data.items()),
             ], options.contenders)
             costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
-            harness.tell(harness.record(title, group, costs, baseline=group[0].name, unit="seconds a step", settings=settings),
+            harness.report(harness.record(title, group, costs, baseline=group[0].name, unit="seconds a step", settings=settings),
                          options.json)
 
 

@@ -90,7 +90,7 @@ GOALS = (
     Goal("training step, larger, bf16, share of the matmul rate",
          ("step ViT-L_16 224 bf16 ", "step ViT-B_16 384 bf16 ", "step ViT-L_16 384 bf16 "), "", of_limit, 0.6, unit="%",
          gpu=True),
-    Goal("a set held on the device: waiting for data", ("end to end ",), "", waiting(), 0.01, below=True, unit="%", gpu=True),
+    Goal("a set cached on the device: waiting for data", ("end to end ",), "", waiting(), 0.01, below=True, unit="%", gpu=True),
     Goal("JPEG files: waiting for data", ("end to end ",), "", waiting(f"{OURS} (files)"), 0.02, below=True, unit="%", gpu=True),
     Goal("prepared files: waiting for data", ("end to end ",), "", waiting(f"{OURS} (prepared)"), 0.02, below=True, unit="%",
          gpu=True),

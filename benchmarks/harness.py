@@ -3,7 +3,7 @@
 Each contender lives in a process of its own (worker.py), because some of what is compared is a matter of the process:
 the allocator's settings, the kernels that matrix products may use. One works while the others sleep. Whatever the machine
 does to one round (a neighbour, the clock) it does to all contenders of it; the ratio of two of them in one round is paired,
-and the median over the rounds is what is told, with its quartiles.
+and the median over the rounds is what is reported, with its quartiles.
 """
 
 import argparse
@@ -97,7 +97,7 @@ class Inline:
 
 
 class Stage:
-    """The workers of one command, by contender: a question asks those it needs to build anew."""
+    """The workers of one command, by contender: a question asks those it needs to build again."""
 
     def __init__(self, quick: bool = False):
         self._kind, self._workers = Inline if quick else Worker, {}
@@ -193,7 +193,7 @@ def best_peer(record: dict) -> str | None:
     return max(peers, key=lambda name: paired(record["costs"][record["baseline"]], record["costs"][name])[0], default=None)
 
 
-# ------------------------------------------------------------------------------------------------ what is told and kept
+# ------------------------------------------------------------------------------------------------ what is printed and kept
 
 
 def record(title: str, contenders: Sequence[Contender], costs: dict[str, list[float]], *, baseline: str, unit: str,
@@ -248,7 +248,7 @@ def share(record: dict, name: str) -> float:
     return spread([scale * top / cost for top, cost in zip(record["costs"][limit], record["costs"][name], strict=True)])[0]
 
 
-def tell(record: dict, file: Path | None) -> None:
+def report(record: dict, file: Path | None) -> None:
     """Prints the table; with a file, puts the record into it in the place of an older one of the same title."""
     print(f"\n{record['title']}  ({', '.join(f'{key} {value}' for key, value in record['settings'].items())})")
     print("\n".join(table(record)), flush=True)
@@ -285,7 +285,7 @@ def options(description: str, argv: Sequence[str] | None, *, flags: Sequence[str
     return given
 
 
-def chosen(contenders: Sequence[Contender], names: str) -> list[Contender]:
+def choose_contenders(contenders: Sequence[Contender], names: str) -> list[Contender]:
     """Those that are named, all of them for ''. Limits stay. Exits for a name that nobody has."""
     wanted = names.split(",") if names else [contender.name for contender in contenders]
     known = [contender.name for contender in contenders]

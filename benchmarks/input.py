@@ -111,13 +111,13 @@ def main(argv: list[str] | None = None) -> None:
         count = {"images": 64 if options.quick else CIFAR}
         _ask("input arrays 32x32", [
             Contender("torchvision", "benchmarks.input:array_images", given | count),
-            Contender(OURS, "benchmarks.ours:held_input", given | count, "ours")], where, options, batch)
+            Contender(OURS, "benchmarks.ours:cached_input", given | count, "ours")], where, options, batch)
 
 
 def _ask(title: str, group: list[Contender], where: harness.Stage, options, batch: int) -> None:
-    group = harness.chosen(group, options.contenders)
+    group = harness.choose_contenders(group, options.contenders)
     costs = harness.measure(group, where, rounds=options.rounds)
-    harness.tell(harness.record(title, group, costs, baseline="torchvision", unit="seconds a batch", settings={
+    harness.report(harness.record(title, group, costs, baseline="torchvision", unit="seconds a batch", settings={
         "batch": batch, "size": options.size, "threads": 1, "rounds": options.rounds}), options.json)
 
 

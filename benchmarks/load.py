@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> None:
             row, path = row_of(model, None), Path(folder, f"{model}.npz")
             save_npz(create_model(model, 1000), path)
             given = {"row": row, "path": str(path)}
-            group = harness.chosen([Contender("timm", "benchmarks.load:timm", given),
+            group = harness.choose_contenders([Contender("timm", "benchmarks.load:timm", given),
                                     Contender(OURS, "benchmarks.ours:load", given, "ours")], options.contenders)
             costs = harness.measure(group, where, rounds=options.rounds)
-            harness.tell(harness.record(f"load {model}", group, costs, baseline="timm", unit="seconds", settings={
+            harness.report(harness.record(f"load {model}", group, costs, baseline="timm", unit="seconds", settings={
                 "file": f"{path.stat().st_size / 1e6:.0f} MB", "rounds": options.rounds}), options.json)
             path.unlink()
 

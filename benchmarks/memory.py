@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> None:
                 group = [Contender(each.name, "benchmarks.memory:peak",
                                    {"build": each.build, "given": each.given, "small": small}, each.kind)
                          for each in stepping if each.kind != "limit"]
-                group = harness.chosen(group, options.contenders)
+                group = harness.choose_contenders(group, options.contenders)
                 costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
                 title = f"memory {model} {row['size']} {precision} {options.device}{' compiled' if options.compile else ''}"
-                harness.tell(harness.record(title, group, costs, baseline="timm", unit="MiB",
+                harness.report(harness.record(title, group, costs, baseline="timm", unit="MiB",
                                             settings={"batch": options.batch, "rounds": options.rounds}), options.json)
 
 

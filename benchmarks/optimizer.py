@@ -70,9 +70,9 @@ def main(argv: list[str] | None = None) -> None:
             group = [Contender(each, "benchmarks.optimizer:way", given | {"way": each}, "ours" if each == OURS else "peer")
                      for each in WAYS]
             group.append(Contender("bare copy", "benchmarks.optimizer:copy", given, "limit"))
-            group = harness.chosen(group, options.contenders)
+            group = harness.choose_contenders(group, options.contenders)
             costs = harness.measure(group, where, rounds=options.rounds)
-            harness.tell(harness.record(f"optimizer {model}", group, costs, baseline="foreach", unit="seconds", settings={
+            harness.report(harness.record(f"optimizer {model}", group, costs, baseline="foreach", unit="seconds", settings={
                 "threads": options.threads or "all", "rounds": options.rounds}), options.json)
 
 

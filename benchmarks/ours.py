@@ -11,11 +11,14 @@ import torch
 import configs
 from models import create_model
 from models.attention import Attend
-from utils import allocator, distributed
+from utils import device as devices
+from utils import distributed
 from utils.data import datasets, prepare, splits, transforms
 from utils.data import loader as data
+from utils.data.sampler import SampleIndices, StepSampler
 from utils.run import checkpoint, profiling
 from utils.run import saver as saving
+from utils.training import criterion
 from utils.training import evaluation as metrics
 from utils.training import optimizer as optim
 from utils.training import precision as precisions
@@ -41,18 +44,18 @@ def _precision(name: str, device: torch.device) -> precisions.Precision:
 
 
 def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tuple:
-    """-> (world, model, precision, prepare)"""
+    """-> (ranks, model, precision, normalize)"""
     arrange(device, threads, name)
     if device == "cpu":
-        allocator.keep_memory()
-    world = distributed.World(0, 1, 0, 1, torch.device(device))
-    chosen = _precision(name, world.device)
+        devices.keep_memory()
+    ranks = distributed.Ranks(0, 1, 0, 1, torch.device(device))
+    precision = _precision(name, ranks.device)
     # Without the dropout that some rows ask for: the peers have none.
-    model = create_model(row["name"], CLASSES, row["size"], dropout_rate=0.0).to(world.device, chosen.weights)
+    model = create_model(row["name"], CLASSES, row["size"], dropout_rate=0.0).to(ranks.device, precision.weights)
     mean, std = model.config.mean, model.config.std
     if compiled:
         model.compile(dynamic=False)
-    return world, model, chosen, lambda pixels: transforms.normalise(pixels, mean, std, chosen.weights)
+    return ranks, model, precision, lambda pixels: transforms.normalize(pixels, mean, std, precision.weights)
 
 
 def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
@@ -60,21 +63,22 @@ def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
     targets, indices = torch.arange(len(pixels)) % CLASSES, np.arange(len(pixels))
     nothing = np.zeros_like(indices)
     for step in itertools.count():
-        yield data.Batch(pixels, targets, data.Keys(step, 0, nothing, indices))
+        yield data.Batch(pixels, targets, SampleIndices(step, 0, nothing, indices))
 
 
 def training_step(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
     """Trainer.train_step with the optimizer, scaler and precision of the recipe vit-paper."""
-    world, model, chosen, prepare = _made(row, precision, device, threads, compiled)
+    ranks, model, kind, normalize = _made(row, precision, device, threads, compiled)
     groups = optim.parameter_groups(model.named_parameters(), weight_decay=0.0)
     trainer = engine.Trainer(
-        model, optim.build_optimizer("sgd", groups, 1e-3), precisions.LossScaler(chosen, world.device), chosen, world, prepare,
-        batch_size=batch, micro_steps=1, max_grad_norm=1.0, seed=0)
+        model, optim.build_optimizer("sgd", groups, 1e-3), criterion.Criterion(), precisions.LossScaler(kind, ranks.device),
+        kind, ranks, normalize, engine.StepSettings(batch_size=batch, micro_steps=1, max_grad_norm=1.0, seed=0,
+                                                    schedule=lambda update: 1e-3))
     pixels = images(batch, row["size"])
     batches = _batches(pixels.pin_memory() if device == "cuda" else pixels)
 
     def step() -> None:
-        trainer.train_step(batches, lambda _: 1e-3, now=False)
+        trainer.train_step(batches, flush=False)
 
     return step
 
@@ -91,12 +95,12 @@ class _OneBatch:
 
 def evaluation(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
     """metrics.evaluate of one batch, its figures included."""
-    world, model, chosen, prepare = _made(row, precision, device, threads, compiled)
+    ranks, model, kind, normalize = _made(row, precision, device, threads, compiled)
     pixels = images(batch, row["size"])
     loader = _OneBatch(next(_batches(pixels.pin_memory() if device == "cuda" else pixels)))
 
     def step() -> None:
-        metrics.evaluate(model, loader, prepare, chosen, world, CLASSES)
+        metrics.evaluate(model, loader, normalize, kind, ranks, CLASSES)
 
     return step
 
@@ -106,7 +110,7 @@ def flops(row: dict) -> int:
     return profiling.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
 
 
-keep_memory = allocator.keep_memory
+keep_memory = devices.keep_memory
 
 
 def attention() -> torch.nn.Module:
@@ -139,29 +143,29 @@ PREPARED = 256          # pixels of the shorter side of a prepared image
 def _input(split, batch: int, size: int) -> Callable[[], None]:
     """The training loader of train.py without workers, and what the step does to its batches before the model."""
     torch.set_num_threads(1)
-    allocator.keep_memory()             # as train.py on a CPU
+    devices.keep_memory()             # as train.py on a CPU
     config = configs.MODELS["ViT-B_16"]
     transform = transforms.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
-    order = data.StepOrder(len(split), batch, 1, 0, 1, 0, 0, 10**6)
+    order = StepSampler(len(split), batch, 1, 0, 1, 0, 0, 10**6)
     batches = iter(data.train_loader(split, order, transform=transform, seed=0, num_workers=0, pin_memory=False,
                                      device=torch.device("cpu")))
 
     def step() -> None:
-        transforms.normalise(next(batches).images, config.mean, config.std)
+        transforms.normalize(next(batches).images, config.mean, config.std)
 
     return step
 
 
 def folder_input(root: str, batch: int, size: int) -> Callable[[], None]:
-    return _input(datasets.load_splits("folder", root).train, batch, size)
+    return _input(datasets.open_splits("folder", root).train, batch, size)
 
 
 def prepared_input(root: str, cache: str, batch: int, size: int) -> Callable[[], None]:
-    prepare.build(datasets.load_splits("folder", root), "folder", cache, PREPARED, 1, lambda line: None)
+    prepare.build(datasets.open_splits("folder", root), "folder", cache, PREPARED, 1, lambda line: None)
     return folder_input(cache, batch, size)
 
 
-def held_input(images: int, batch: int, size: int) -> Callable[[], None]:
+def cached_input(images: int, batch: int, size: int) -> Callable[[], None]:
     return _input(splits.ArrayImages(arrays(images), [index % 10 for index in range(images)]), batch, size)
 
 
@@ -169,7 +173,7 @@ def held_input(images: int, batch: int, size: int) -> Callable[[], None]:
 
 
 def load(row: dict, path: str) -> Callable[[], None]:
-    allocator.keep_memory()             # as train.py on a CPU
+    devices.keep_memory()             # as train.py on a CPU
 
     def step() -> None:
         create_model(row["name"], CLASSES, pretrained=path)

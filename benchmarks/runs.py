@@ -71,7 +71,7 @@ def files(folder: str, images: int) -> dict[str, list[str]]:
     found = {name: ["--dataset", "folder", "--data_dir", str(place)] for name, place in (("files", root), ("prepared", prepared))}
     if not root.exists():
         pictures.folder(root, images, 500, 375)
-        subprocess.run([sys.executable, "train.py", *found["files"], "--prepare", str(prepared)], cwd=ROOT, check=True,
+        subprocess.run([sys.executable, "dataset.py", "prepare", str(prepared), *found["files"]], cwd=ROOT, check=True,
                        stdout=subprocess.DEVNULL)
     return found
 

@@ -13,14 +13,14 @@ SHORT = ["--num_steps", "1"]
 
 def main(argv: list[str] | None = None) -> None:
     options = harness.options(__doc__, argv, contenders="", rounds=4)
-    group = harness.chosen([
+    group = harness.choose_contenders([
         Contender("import torch", "benchmarks.runs:bare", {"command": [sys.executable, "-c", "import torch"]}, "limit"),
         Contender(f"{OURS} (train.py)", "benchmarks.runs:first_step", {"command": [sys.executable, "train.py", *SHORT]}, "ours"),
         Contender(f"{OURS} (train.sh)", "benchmarks.runs:first_step", {"command": ["bash", "train.sh", *SHORT]}, "ours"),
     ], options.contenders)
     with harness.stage(options.quick) as where:
         costs = harness.measure(group, where, rounds=options.rounds)
-    harness.tell(harness.record("startup", group, costs, baseline="import torch", unit="seconds",
+    harness.report(harness.record("startup", group, costs, baseline="import torch", unit="seconds",
                                 settings={"rounds": options.rounds}), options.json)
 
 

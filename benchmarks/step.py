@@ -46,7 +46,7 @@ def ask(question: str, word: str, share: float, options) -> None:
                          "threads": options.threads}
                 batches = FILLING if options.batch == "fill" else [int(options.batch)]
                 for batch in batches:
-                    group = harness.chosen(contenders(question, row, batch, given, side), options.contenders)
+                    group = harness.choose_contenders(contenders(question, row, batch, given, side), options.contenders)
                     try:
                         costs = harness.measure(group, where, rounds=options.rounds)
                         break
@@ -58,7 +58,7 @@ def ask(question: str, word: str, share: float, options) -> None:
                 work = {each.name: operations * batch for each in group if each.given["precision"] == precision}
                 work["matmul"] = 2 * side ** 3
                 title = f"{word} {model} {row['size']} {precision} {options.device}{' compiled' if options.compile else ''}"
-                harness.tell(harness.record(
+                harness.report(harness.record(
                     title, group, costs, baseline="timm", unit="seconds a step", work=work,
                     settings={"batch": batch, "threads": options.threads or "all", "rounds": options.rounds}), options.json)
 

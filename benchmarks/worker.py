@@ -1,4 +1,4 @@
-"""A contender's process: builds what it is told to and runs it when it is told to. Messages are lines of JSON.
+"""A contender's process: builds and runs what it is asked to. Messages are lines of JSON.
 
 ["build", "module:function", {...}]  -> ["ready", null] or ["absent", "which package to install"]
 ["run", n]                           -> ["cost", seconds a step, or the mean of what the steps answered; by name if they did]
@@ -40,7 +40,7 @@ class Bench:
     def _run(self, times: int) -> float | dict[str, float]:
         cuda = _cuda()
         if cuda:
-            self._step()                     # what the turn before gave back is taken anew
+            self._step()                     # what the turn before gave back is taken again
             cuda.synchronize()
         started = time.perf_counter()
         answers = [self._step() for _ in range(times)]

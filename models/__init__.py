@@ -1,27 +1,32 @@
-"""The one door to the models: create_model, load_model, list_models, load_pretrained.
+"""The one door to the models: create_model, load_model, list_models, load_pretrained, record_attention and others.
+
+A name is imported from its module when it is first used (PEP 562), because PyTorch takes a second to load and the names
+of models and published files, and the errors, do not need it.
 
 Shape legend, used in every file: B images, N tokens, D width, H heads, d = D / H, C classes, P patch side, (h, w) grid.
 """
 
-import contextlib
-from pathlib import Path
+import importlib
 
-import torch
+from configs import MODELS
 
-from configs import MODELS, architecture
+from .errors import ModelError, WeightsError  # noqa: F401
 
-from .attention import record_attention
-from .cait import CaiT
-from .checkpoints.export import save_npz, save_timm
-from .checkpoints.load import LoadReport, checkpoint_head, load_pretrained, load_run, run_settings
-from .checkpoints.published import find_checkpoint
-from .deit import DistilledVisionTransformer
-from .sigmoid_attention import edit_attention, record_patch_logits, use_sigmoid_attention
-from .vit import ImageTransformer, ModelError, VisionTransformer
-
-__all__ = ["CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer",
-           "checkpoint_head", "create_model", "edit_attention", "find_checkpoint", "list_models", "load_model", "load_pretrained",
-           "record_attention", "record_patch_logits", "run_settings", "save_npz", "save_timm", "use_sigmoid_attention"]
+MODULES = {
+    "attention": ["record_attention"],
+    "base": ["ImageTransformer"],
+    "cait": ["CaiT"],
+    "checkpoints.export": ["save_npz", "save_timm"],
+    "checkpoints.load": ["LoadReport", "load_pretrained"],
+    "checkpoints.opened": ["checkpoint_head", "run_settings"],
+    "checkpoints.published": ["find_checkpoint"],
+    "create": ["create_model", "load_model"],
+    "deit": ["DistilledVisionTransformer"],
+    "sigmoid_attention": ["edit_attention", "record_patch_logits", "use_sigmoid_attention"],
+    "vit": ["VisionTransformer"],
+}
+_MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
+__all__ = ["ModelError", "list_models", *_MODULE_OF]
 
 
 def list_models() -> list[str]:
@@ -29,61 +34,11 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(name_or_config, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
-                 pretrained: str | Path | None = None, head: str = "zero", initialise: bool = True,
-                 **overrides) -> ImageTransformer:
-    """A model in training mode whose `model(images)` gives logits (B, num_classes), of the class that the row asks for.
-
-    name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
-    num_classes:    default 1000; with head="keep" the file's own count.
-    img_size:       side or (height, width) in pixels; default the row's.
-    pretrained:     a checkpoint file, or a published name, which is looked up in ./checkpoint and else downloaded.
-    head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
-    initialise:     False leaves the parameters as memory is found, for a caller who loads all of them (load_state_dict).
-    overrides:      other values for keys of the row, such as dropout_rate=0.1.
-    model.load_report says what was used, resized, fresh and left out (None without `pretrained`).
-    Raises ModelError with one line for anything that does not exist or does not fit.
-    """
-    if isinstance(name_or_config, str):
-        if name_or_config not in MODELS:
-            raise ModelError(f"no model is called {name_or_config!r}; there are {', '.join(MODELS)}")
-        name_or_config = MODELS[name_or_config]
-    config = name_or_config.copy_and_resolve_references()
-    unknown = set(overrides) - set(config)
-    if unknown:
-        raise ModelError(f"a model has no {', '.join(sorted(unknown))}; its keys are {', '.join(sorted(config))}")
-    for key, value in overrides.items():
-        try:
-            config[key] = value
-        except TypeError as error:
-            raise ModelError(f"{key}={value!r}: must be of the kind of the row's own {config[key]!r}") from error
-    if config.in_channels == 1 and len(config.mean) == 3:
-        config.channel_mean, config.channel_std = config.mean, config.std
-        config.mean, config.std = (sum(config.mean) / 3,), (sum(config.std) / 3,)
-    if head not in ("zero", "keep"):
-        raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
-    if head == "keep" and pretrained is None:
-        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
-    if pretrained is not None:
-        pretrained = find_checkpoint(pretrained)
-    if head == "keep":
-        classes, representation = checkpoint_head(pretrained)
-        num_classes = classes if num_classes is None else num_classes
-        config.representation_size = representation
-    size = config.img_size if img_size is None else img_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
-    # Initial values that a file replaces are not drawn, which would take longer than to read it.
-    with contextlib.nullcontext() if initialise and pretrained is None else torch.device("meta"):
-        model = family(config, 1000 if num_classes is None else num_classes, size)
-    use_sigmoid_attention(model, config.sigmoid_attention)
-    model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
-    return model if initialise or pretrained is not None else model.to_empty(device="cpu")
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
-def load_model(path: str | Path) -> ImageTransformer:
-    """The model of a checkpoint of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
-
-    Its averaged weights where the run kept them (--ema_decay). Raises ModelError.
-    """
-    return load_run(path, lambda row, classes, img_size: create_model(architecture(**row), classes, img_size))
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

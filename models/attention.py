@@ -1,31 +1,27 @@
 """Self-attention, CaiT's talking heads and class attention, and recording their weights.
 
-The forward pass is torch's fused `scaled_dot_product_attention`, which never holds the (N, N) weights; but on a CPU in
-bfloat16 the two products are faster (see Attend). The weights that are looked at are computed from the same q and k only
-while `record_attention` is active: it hangs hooks on the submodule `attend`
-of every layer and takes them away at the end, so that there is one forward pass and not two variants of it.
+The forward pass is torch's fused `scaled_dot_product_attention`, which never keeps the (N, N) weights in memory (on a CPU in
+bfloat16 two products, see cpu_bfloat16.py). The recorded weights are computed from the same q and k, and only while
+`record_attention` is active: it registers hooks on the submodule `attend` of every layer and removes them at the end, so
+that there is one forward pass and not two variants of it.
 Talking heads (Shazeer et al., arXiv 2003.02436) mix the weights of the heads, which no fused kernel does: their
-forward pass holds the weights.
+forward pass computes the weights.
 
 Shapes: B images, N tokens, D width, H heads, d = D / H.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WRITTEN_OUT = 1024
+from . import cpu_bfloat16
 
 
 class Attend(nn.Module):
-    """softmax(q k^T / sqrt(d)) v. Law: weights(q, k) @ v == forward(q, k, v), dropout aside.
-
-    The fused kernel of CPUs takes longer in bfloat16 than the products written out, at 197 tokens and at 577, and in
-    float32 less (benchmarks/RESULTS.md). Beyond WRITTEN_OUT tokens the weights would take too much memory.
-    """
+    """softmax(q k^T / sqrt(d)) v. Invariant: weights(q, k) @ v == forward(q, k, v), dropout aside."""
 
     def __init__(self, dropout_rate: float = 0.0):
         super().__init__()
@@ -33,53 +29,47 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (B, H, N, d) -> (B, H, N, d)"""
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= WRITTEN_OUT:
-            return self._written_out(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_rate if self.training else 0.0)
-
-    def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Autocast would keep the softmax in float32 for the backward pass: three times the memory of its bfloat16 values,
-        # which are all that the product with v reads.
-        with torch.autocast(q.device.type, enabled=False):
-            rows, columns, values = (part.flatten(0, 1) for part in (q, k.transpose(-2, -1), v))
-            logits = torch.baddbmm(q.new_empty(()), rows, columns, beta=0, alpha=q.shape[-1] ** -0.5)
-            weights = F.dropout(logits.softmax(dim=-1), self.dropout_rate, self.training)
-            return (weights @ values).unflatten(0, q.shape[:2])
+        dropout_rate = self.dropout_rate if self.training else 0.0
+        output = cpu_bfloat16.attention(q, k, v, dropout_rate)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate) if output is None else output
 
     @staticmethod
     def weights(q: Tensor, k: Tensor) -> Tensor:
         """q, k: (B, H, N, d) -> (B, H, N, N) in float32 or wider, rows sum to 1."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        with torch.autocast(q.device.type, enabled=False):
-            return (q.to(wide) * q.shape[-1] ** -0.5 @ k.to(wide).transpose(-2, -1)).softmax(dim=-1)
+        return wide_logits(q, k).softmax(dim=-1)
 
 
 class AttendTalking(Attend):
     """Attention whose heads are mixed before the softmax by `proj_l` and after it by `proj_w`, linear layers over H.
 
-    The law of `Attend` holds for the weights after `proj_w`. Their rows need not sum to 1.
+    The invariant of `Attend` holds for the weights after `proj_w`. Their rows need not sum to 1.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, proj_l: nn.Linear, proj_w: nn.Linear) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, proj_l: nn.Module, proj_w: nn.Module) -> Tensor:
         """q, k, v: (B, H, N, d) -> (B, H, N, d)"""
-        return F.dropout(_talk(q, k, proj_l, proj_w), self.dropout_rate, self.training) @ v
+        weights = _mixed_weights(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), proj_l, proj_w)
+        return F.dropout(weights, self.dropout_rate, self.training) @ v
 
     @staticmethod
-    def weights(q: Tensor, k: Tensor, proj_l: nn.Linear, proj_w: nn.Linear) -> Tensor:
+    def weights(q: Tensor, k: Tensor, proj_l: nn.Module, proj_w: nn.Module) -> Tensor:
         """q, k: (B, H, N, d) -> (B, H, N, N) in float32 or wider."""
-        wide = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            return _talk(q.to(wide), k.to(wide), proj_l, proj_w)
+            return _mixed_weights(wide_logits(q, k), proj_l, proj_w)
 
 
-def _talk(q: Tensor, k: Tensor, proj_l: nn.Linear, proj_w: nn.Linear) -> Tensor:
-    return _mix_heads(_mix_heads(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), proj_l).softmax(dim=-1), proj_w)
+def _mixed_weights(logits: Tensor, proj_l: nn.Module, proj_w: nn.Module) -> Tensor:
+    return mix_heads(mix_heads(logits, proj_l).softmax(dim=-1), proj_w)
 
 
-def _mix_heads(maps: Tensor, proj: nn.Linear) -> Tensor:
-    """(B, H, N, N) -> (B, H, N, N). A product with (H, H) from the left: as `proj` over the last axis, without its copies."""
-    weight, bias = proj.weight.to(maps.dtype), proj.bias.to(maps.dtype)
-    return torch.baddbmm(bias.view(1, -1, 1), weight.expand(len(maps), -1, -1), maps.flatten(2)).view_as(maps)
+def mix_heads(maps: Tensor, proj: nn.Module) -> Tensor:
+    """(B, H, N, N) -> (B, H, N, N): `proj`, a linear layer over H, on every entry of the maps"""
+    mixed = cpu_bfloat16.mix_heads(maps, proj)
+    if mixed is not None:
+        return mixed
+    weight, dtype = next(proj.parameters(), maps), maps.dtype
+    if weight.is_floating_point() and not torch.is_autocast_enabled(maps.device.type):
+        dtype = weight.dtype                                # recorded maps are wider than the weights of a half-precision model
+    return proj(maps.permute(0, 2, 3, 1).to(dtype)).permute(0, 3, 1, 2).to(maps.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -130,6 +120,13 @@ class ClassAttention(nn.Module):
         return self.drop(self.proj(join_heads(self.attend(q, k, v))))
 
 
+def wide_logits(q: Tensor, k: Tensor) -> Tensor:
+    """q, k: (B, H, N, d) -> q k^T / sqrt(d), (B, H, N, N) in float32 or wider"""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return q.to(wide) * q.shape[-1] ** -0.5 @ k.to(wide).transpose(-2, -1)
+
+
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, N, D) -> (B, H, N, d)"""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
@@ -149,33 +146,39 @@ def record_attention(model: nn.Module, differentiable: bool = False) -> Iterator
     the maps of the first. With `differentiable`, the output is computed from the recorded weights (equal up to
     rounding), so that gradients reach them.
 
-    Raises RuntimeError at the end of the block if a layer did not report. That happens to models that were
-    already compiled: their graph has no place for hooks; record on the plain module instead.
+    Raises RuntimeError at the end of the block if a layer recorded nothing. That happens to models that were
+    already compiled: their graph ignores new hooks; record on the plain module instead.
     """
     layers = [module for module in model.modules() if isinstance(module, Attend)]
     if not layers:
         raise RuntimeError("record_attention: this model has no attention layer that can be recorded")
     maps: list[Tensor | None] = [None] * len(layers)
 
-    def hook(index: int):
-        def record(attend: Attend, inputs: tuple, output: Tensor) -> Tensor | None:
-            q, k, v, *projections = inputs
-            if differentiable:
-                maps[index] = attend.weights(q, k, *projections)
-                return (maps[index].to(v.dtype) @ v)
-            with torch.no_grad():
-                maps[index] = attend.weights(q, k, *projections)
-            return None
-        return record
+    def record(index: int, attend: Attend, q: Tensor, k: Tensor, v: Tensor, *projections: nn.Module) -> Tensor | None:
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            maps[index] = attend.weights(q, k, *projections)
+        return maps[index].to(v.dtype) @ v if differentiable else None
 
-    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
-    try:
+    with run_recorded("record_attention", layers, maps, record):
         yield maps
+
+
+@contextlib.contextmanager
+def run_recorded(name: str, layers: list[Attend], recorded: list[Tensor | None],
+                 record: Callable[..., Tensor | None]) -> Iterator[None]:
+    """Calls record(index, layer, q, k, v, ...) after each forward pass of a layer; a Tensor it returns replaces the output.
+
+    Raises RuntimeError at the end of the block, in the name of the function `name`, if an entry of `recorded` is still None.
+    """
+    handles = [layer.register_forward_hook(lambda layer, inputs, output, index=index: record(index, layer, *inputs))
+               for index, layer in enumerate(layers)]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    silent = [index for index, recorded in enumerate(maps) if recorded is None]
-    if silent:
+    missing = [index for index, value in enumerate(recorded) if value is None]
+    if missing:
         raise RuntimeError(
-            f"record_attention: layers {silent} of {len(layers)} recorded nothing. Run the model inside the block; "
+            f"{name}: layers {missing} of {len(layers)} recorded nothing. Run the model inside the block; "
             "if it is compiled, record on the module from before torch.compile")

@@ -1,4 +1,4 @@
-"""CaiT: patches first look at each other, then the cls token alone looks at them.
+"""CaiT: the patches attend to each other in the first layers, the cls token alone to them in the last ones.
 
 Touvron et al., "Going deeper with Image Transformers" (arXiv 2103.17239). As the published code: talking-heads
 attention over the patches, class attention in the last layers, every branch times a learnt factor for each channel
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from .attention import ClassAttention, TalkingHeadsAttention
+from .base import ImageTransformer
 from .layers import NORM_EPS, Block
-from .vit import ImageTransformer
 
 
 class LayerScaleBlock(Block):
     """x + gamma_1 * attention(norm(x)), then x + gamma_2 * mlp(norm(x)), with talking heads."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, layer_scale: float, dropout_rate: float = 0.0,
-                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0,
-                 attention: type[nn.Module] = TalkingHeadsAttention):
-        super().__init__(dim, num_heads, mlp_dim, gelu, dropout_rate, attention_dropout_rate, drop_path_rate, attention)
+    attention = TalkingHeadsAttention
+
+    def __init__(self, layer_scale: float, dim: int, *more: int | str | float):
+        super().__init__(dim, *more)
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
@@ -37,8 +37,7 @@ class LayerScaleBlock(Block):
 class ClassBlock(LayerScaleBlock):
     """The same for the cls token alone, which attends to itself and the patches."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, layer_scale: float):
-        super().__init__(dim, num_heads, mlp_dim, gelu, layer_scale, attention=ClassAttention)
+    attention = ClassAttention
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         """(B, 1, D), (B, N, D) -> (B, 1, D)"""
@@ -54,7 +53,7 @@ class CaiT(ImageTransformer):
 
     def build(self) -> None:
         config, dim = self.config, self.config.hidden_size
-        sizes = (dim, config.num_heads, config.mlp_dim, config.gelu, config.layer_scale)
+        sizes = (config.layer_scale, dim, config.num_heads, config.mlp_dim, config.gelu)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim))
         self.pos_drop = nn.Dropout(config.dropout_rate)
@@ -65,14 +64,19 @@ class CaiT(ImageTransformer):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = nn.Linear(dim, self.num_classes)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """(B, channels, height, width) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
-        patches = self.blocks(self.pos_drop(self.embed_patches(images) + self.pos_embed))
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, N, D), the patches that enter the first block"""
+        return self.pos_drop(self.embed_patches(images) + self.pos_embed)
+
+    def forward_blocks(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """(B, N, D) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
+        blocks = self.blocks[first:] if first else self.blocks
+        patches = blocks(tokens)
         cls = self.cls_token.expand(len(patches), -1, -1)
         for block in self.blocks_token_only:
             cls = block(cls, patches)
         return self.norm(torch.cat([cls, patches], dim=1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, height, width), normalised with config.mean and config.std -> logits (B, C)"""
-        return self.head(self.forward_features(images)[:, 0])
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(B, 1 + N, D) -> logits (B, C)"""
+        return self.head(features[:, 0])

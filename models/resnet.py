@@ -2,29 +2,31 @@
 
 Kolesnikov et al., "Big Transfer" (arXiv 1912.11370). As in Google's vit_jax/models_resnet.py and unlike the BiT
 paper: units are post-activation (conv, norm, relu; the last relu after the sum). Details that a checkpoint needs:
-- weights are standardised as (w - mean) / (std + 1e-5): the eps stands outside the root;
+- weights are standardized as (w - mean) / (std + 1e-5): the eps is outside the root;
 - GroupNorm has 32 groups and eps 1e-6 everywhere, the projection's norm included;
 - padding is TensorFlow's 'SAME': the odd pixel goes to the bottom and the right; max-pooling pads with -inf.
 
 The state dict has timm's names (stem, stages.S.blocks.U, downsample).
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GROUPS, NORM_EPS, STANDARDISE_EPS = 32, 1e-6, 1e-5
+GROUPS, NORM_EPS, STANDARDIZE_EPS = 32, 1e-6, 1e-5
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """(B, C, h, w) padded so that a window of `kernel` every `stride` gives ceil(h / stride) x ceil(w / stride)."""
+    """Pads (B, C, h, w) so that a window of `kernel` every `stride` gives ceil(h / stride) x ceil(w / stride)."""
     totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
     (top, bottom), (left, right) = [(total // 2, total - total // 2) for total in totals]
     return F.pad(x, (left, right, top, bottom), value=value) if any(totals) else x
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution without bias, of standardised weights, with 'SAME' padding."""
+    """Convolution without bias, of standardized weights, with 'SAME' padding."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
@@ -34,7 +36,7 @@ class StdConv2d(nn.Conv2d):
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.float()
             std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-            weight = ((weight - mean) / (std + STANDARDISE_EPS)).to(self.weight.dtype)
+            weight = ((weight - mean) / (std + STANDARDIZE_EPS)).to(self.weight.dtype)
         return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 
@@ -42,31 +44,20 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS)
 
 
-class Projection(nn.Module):
-    """The shortcut of a unit that changes width or resolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
-        super().__init__()
-        self.conv = StdConv2d(in_channels, out_channels, 1, stride)
-        self.norm = group_norm(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 to four times the width; `downsample` in the first unit of every stage."""
+    """1x1, 3x3 (with the stride), 1x1 to four times the width; `downsample`, in the first unit of every stage, is its shortcut
+    where width or resolution change."""
 
     def __init__(self, in_channels: int, width: int, stride: int, project: bool):
         super().__init__()
-        if project:
-            self.downsample = Projection(in_channels, 4 * width, stride)
+        self.downsample = nn.Sequential(OrderedDict(
+            conv=StdConv2d(in_channels, 4 * width, 1, stride), norm=group_norm(4 * width))) if project else None
         self.conv1, self.norm1 = StdConv2d(in_channels, width, 1), group_norm(width)
         self.conv2, self.norm2 = StdConv2d(width, width, 3, stride), group_norm(width)
         self.conv3, self.norm3 = StdConv2d(width, 4 * width, 1), group_norm(4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.downsample(x) if hasattr(self, "downsample") else x
+        shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
         return F.relu(self.norm3(self.conv3(x)) + shortcut)
@@ -85,31 +76,23 @@ class Stem(nn.Module):
         return F.max_pool2d(pad_same(x, 3, 2, value=float("-inf")), 3, 2)
 
 
-class Stage(nn.Module):
+def stage(in_channels: int, width: int, units: int, stride: int) -> nn.Module:
     """`units` bottlenecks, the first with the stride."""
-
-    def __init__(self, in_channels: int, width: int, units: int, stride: int):
-        super().__init__()
-        self.blocks = nn.Sequential(*[
-            Bottleneck(4 * width if unit else in_channels, width, 1 if unit else stride, project=unit == 0)
-            for unit in range(units)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+    blocks = [Bottleneck(in_channels, width, stride, project=True)]
+    blocks += [Bottleneck(4 * width, width, 1, project=False) for _ in range(units - 1)]
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks)))
 
 
 class ResNet(nn.Module):
-    """(B, in_channels, height, width) -> (B, out_channels, height / reduction, width / reduction)"""
+    """(B, in_channels, height, width) -> (B, out_channels, height / r, width / r): r is 4, doubled by each stage but the first"""
 
     def __init__(self, layers: tuple[int, ...], width: int, in_channels: int):
         super().__init__()
         self.stem = Stem(in_channels, width)
-        outputs = [width] + [4 * width * 2 ** stage for stage in range(len(layers))]
+        outputs = [width] + [4 * width * 2 ** i for i in range(len(layers))]
         self.stages = nn.Sequential(*[
-            Stage(outputs[stage], width * 2 ** stage, units, stride=2 if stage else 1)
-            for stage, units in enumerate(layers)])
+            stage(outputs[i], width * 2 ** i, units, stride=2 if i else 1) for i, units in enumerate(layers)])
         self.out_channels = outputs[-1]
-        self.reduction = 4 * 2 ** max(len(layers) - 1, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(self.stem(x))

@@ -1,9 +1,9 @@
-"""Sigmoid attention: what a layer attends to as values between 0 and 1, one a patch, that a person can edit.
+"""Sigmoid attention: what a layer attends to as values between 0 and 1, one for each patch, that a person can edit.
 
 A logit l = q k^T / sqrt(d) is shown as s = sigmoid(l). Where a person sets e instead, softmax gets logit(e); everywhere
 else it gets l itself. So without an edit the layer is the softmax attention it was, bit for bit (log(s / (1 - s)),
-which would also undo the sigmoid, is not a number from l = 17 in float32 and 9 in float16), and rows sum to 1 with edits too.
-An edit holds for all heads, in the rows of the queries that the head of the model reads: the cls token's, that and the
+which would also invert the sigmoid, is not a number from l = 17 in float32 and 9 in float16). Rows sum to 1 with edits too.
+An edit applies to all heads, in the rows of the queries that the head of the model reads: the cls token's, that and the
 distillation token's, or all patches' where the head reads their mean.
 
 Shapes: B images, H heads, N tokens, R query rows, (h, w) grid of patches, the last h * w of the keys.
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention
-from .vit import ImageTransformer, ModelError
+from .attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention, run_recorded, wide_logits
+from .errors import ModelError
 
 EPS = 2.0 ** -24        # float32 knows no number closer to 1 from below
 
 
 class AttendSigmoid(Attend):
-    """`Attend`, some of whose logits can be set from outside: of the queries `rows`, and of the keys from `first_patch` on."""
+    """`Attend` whose logits of the queries `rows` and of the keys from `first_patch` on can be edited."""
 
     def __init__(self, dropout_rate: float, rows: slice, first_patch: int):
         super().__init__(dropout_rate)
@@ -37,12 +37,12 @@ class AttendSigmoid(Attend):
         if self.edits is None:
             return output
         if len(self.edits[0]) not in (1, len(q)):
-            raise ModelError(f"edits of {len(self.edits[0])} images, the model was given {len(q)}")
+            raise ModelError(f"edits of {len(self.edits[0])} images do not fit a batch of {len(q)}")
         weights = F.dropout(self._edited(q[:, :, self.rows], k), self.dropout_rate, self.training)
         wide = (weights @ v.to(weights.dtype)).to(v.dtype)
-        touched = self.edits[1].any(dim=-1, keepdim=True)        # (B or 1, 1, 1, 1): the other images stay bit for bit
+        has_edit = self.edits[1].any(dim=-1, keepdim=True)        # (B or 1, 1, 1, 1): the other images stay bit for bit
         output = output.clone()
-        output[:, :, self.rows] = torch.where(touched, wide, output[:, :, self.rows])
+        output[:, :, self.rows] = torch.where(has_edit, wide, output[:, :, self.rows])
         return output
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
@@ -55,43 +55,38 @@ class AttendSigmoid(Attend):
 
     def patch_logits(self, q: Tensor, k: Tensor) -> Tensor:
         """q, k: (B, H, N, d) -> (B, H, R, h * w) in float32 or wider, before any edit"""
-        return self._logits(q[:, :, self.rows], k[:, :, self.first_patch:])
+        return wide_logits(q[:, :, self.rows], k[:, :, self.first_patch:])
 
     def _edited(self, q: Tensor, k: Tensor) -> Tensor:
-        logits = self._logits(q, k)
+        logits = wide_logits(q, k)
         patches = edit_logits(logits[..., self.first_patch:], *self.edits)
         return torch.cat([logits[..., :self.first_patch], patches], dim=-1).softmax(dim=-1)
 
-    @staticmethod
-    def _logits(q: Tensor, k: Tensor) -> Tensor:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        with torch.autocast(q.device.type, enabled=False):
-            return q.to(wide) * q.shape[-1] ** -0.5 @ k.to(wide).transpose(-2, -1)
-
 
 def edit_logits(logits: Tensor, values: Tensor, edited: Tensor) -> Tensor:
-    """logit(values) where edited, the logits elsewhere. All broadcast to one shape; logits in float32 or wider.
+    """Returns logit(values) where edited, the logits elsewhere. All broadcast to one shape; logits in float32 or wider.
 
-    0 and 1 mean "at most" and "at least": they are taken for EPS and 1 - EPS (logits of -16.6 and 16.6), unless the
-    logit lies beyond that already.
+    0 and 1 mean "at most" and "at least": they are replaced by EPS and 1 - EPS (logits of -16.6 and 16.6), unless the
+    logit is already beyond that.
     """
-    wanted = values.double().clamp(EPS, 1 - EPS).logit().to(logits.dtype)
-    wanted = torch.where(values >= 1, torch.maximum(logits, wanted), wanted)
-    wanted = torch.where(values <= 0, torch.minimum(logits, wanted), wanted)
-    return torch.where(edited, wanted, logits)
+    target = values.double().clamp(EPS, 1 - EPS).logit().to(logits.dtype)
+    target = torch.where(values >= 1, torch.maximum(logits, target), target)
+    target = torch.where(values <= 0, torch.minimum(logits, target), target)
+    return torch.where(edited, target, logits)
 
 
-def use_sigmoid_attention(model: ImageTransformer, layers: str) -> None:
-    """Gives these layers of a model sigmoid attention, and no others: "last", "all", numbers from 1 such as "3,7", or "".
+def use_sigmoid_attention(model: nn.Module, layers: str) -> None:
+    """Makes these layers sigmoid attention, and the others not: "last", "all", numbers from 1 such as "3,7", or "".
 
-    Layers are counted as record_attention does. Of CaiT its class-attention layers can be chosen ("all" are these): the
+    Layers are counted as record_attention does. In CaiT only class-attention layers can be edited ("all" means these): the
     talking heads of the others mix what an edit would set. Parameters and, without edits, outputs stay as they are.
-    Raises ModelError for layers that do not exist or cannot.
+    Raises ModelError for layers that do not exist or cannot be edited.
     """
     attentions = [module for module in model.modules() if isinstance(module, (SelfAttention, ClassAttention))]
-    able = [number for number, attention in enumerate(attentions, start=1) if not isinstance(attention, TalkingHeadsAttention)]
-    numbers = chosen(layers, able, len(attentions))
-    for number in able:
+    editable = [number for number, attention in enumerate(attentions, start=1)
+                if not isinstance(attention, TalkingHeadsAttention)]
+    numbers = parse_layers(layers, editable, len(attentions))
+    for number in editable:
         attention = attentions[number - 1]
         rate = attention.attend.dropout_rate
         first_patch = 1 if isinstance(attention, ClassAttention) else model.num_prefix_tokens
@@ -99,29 +94,29 @@ def use_sigmoid_attention(model: ImageTransformer, layers: str) -> None:
     model.config.sigmoid_attention, model.sigmoid_layers = layers, tuple(numbers)
 
 
-def chosen(layers: str, able: list[int], count: int) -> list[int]:
-    """The layers that "last", "all", "3,7" or "" mean among `able`, of `count` layers. Raises ModelError."""
+def parse_layers(layers: str, editable: list[int], count: int) -> list[int]:
+    """Returns the layers that "last", "all", "3,7" or "" mean, of `count` layers. Raises ModelError."""
     if layers in ("", "all", "last"):
-        return {"": [], "all": able, "last": able[-1:]}[layers]
+        return {"": [], "all": editable, "last": editable[-1:]}[layers]
     if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", layers):
         raise ModelError(f"sigmoid_attention {layers!r}: must be last, all, or layers counted from 1 such as 3,7")
     numbers = sorted({int(number) for number in layers.split(",")})
     for number in numbers:
-        if number not in able:
+        if number not in editable:
             why = f"the model has {count} layers" if number > count else "its talking heads mix what an edit would set"
             raise ModelError(f"sigmoid_attention {layers}: not possible in layer {number}, {why}; "
-                             f"take last, all, or some of {able[0]} to {able[-1]}")
+                             f"take last, all, or some of {editable[0]} to {editable[-1]}")
     return numbers
 
 
 @contextlib.contextmanager
-def edit_attention(model: ImageTransformer, values: Tensor, edited: Tensor) -> Iterator[None]:
-    """with edit_attention(model, values, edited): model(images). Acts in every layer with sigmoid attention.
+def edit_attention(model: nn.Module, values: Tensor, edited: Tensor) -> Iterator[None]:
+    """with edit_attention(model, values, edited): model(images). Edits every layer with sigmoid attention.
 
-    values: (B, h, w), or (1, h, w) for all images, in 0..1; edited: of that shape, bool. record_attention inside shows the
+    values: (B, h, w), or (1, h, w) for all images, in 0..1; edited: of that shape, bool. record_attention inside records the
     weights as edited. Raises ModelError if the model has no such layer, or another grid.
     """
-    layers = _sigmoid(model)
+    layers = _sigmoid_layers(model)
     if values.dim() != 3 or tuple(values.shape[1:]) != model.grid or values.shape != edited.shape or edited.dtype != torch.bool:
         raise ModelError(f"edits of shape {tuple(values.shape)} and {tuple(edited.shape)} ({edited.dtype}): must be (B, "
                          f"{model.grid[0]}, {model.grid[1]}), the model's grid, for values and a bool mask")
@@ -138,33 +133,24 @@ def edit_attention(model: ImageTransformer, values: Tensor, edited: Tensor) -> I
 
 
 @contextlib.contextmanager
-def record_patch_logits(model: ImageTransformer) -> Iterator[list[Tensor]]:
+def record_patch_logits(model: nn.Module) -> Iterator[list[Tensor]]:
     """with record_patch_logits(model) as logits: model(images)  ->  logits[i]: (B, H, R, h * w) of the i-th sigmoid layer.
 
-    In float32 or wider, before any edit, with their graph; sigmoid(logits) is what an edit stands in place of. The
+    In float32 or wider, before any edit, with their graph; sigmoid(logits) is what an edit replaces. The
     model may be wrapped for training, this is the plain module. Raises ModelError if it has no such layer, and
     RuntimeError at the end of the block if a layer did not run (or was compiled before).
     """
-    layers = _sigmoid(model)
+    layers = _sigmoid_layers(model)
     logits: list[Tensor | None] = [None] * len(layers)
 
-    def hook(index: int):
-        def record(attend: AttendSigmoid, inputs: tuple) -> None:
-            logits[index] = attend.patch_logits(*inputs[:2])
-        return record
+    def record(index: int, attend: AttendSigmoid, q: Tensor, k: Tensor, v: Tensor) -> None:
+        logits[index] = attend.patch_logits(q, k)
 
-    handles = [layer.register_forward_pre_hook(hook(index)) for index, layer in enumerate(layers)]
-    try:
+    with run_recorded("record_patch_logits", layers, logits, record):
         yield logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    if any(recorded is None for recorded in logits):
-        raise RuntimeError("record_patch_logits: a layer recorded nothing. Run the model inside the block; if it is compiled, "
-                           "record on the module from before torch.compile")
 
 
-def _sigmoid(model: nn.Module) -> list[AttendSigmoid]:
+def _sigmoid_layers(model: nn.Module) -> list[AttendSigmoid]:
     layers = [module for module in model.modules() if isinstance(module, AttendSigmoid)]
     if not layers:
         raise ModelError("the model has no sigmoid attention: use_sigmoid_attention(model, 'last') adds it")

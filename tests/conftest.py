@@ -19,7 +19,7 @@ import torch
 import train
 from benchmarks.memory import resident
 from utils.data import datasets
-from utils.data.splits import Part, Splits
+from utils.data.splits import Splits, Subset
 from utils.report import plots
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
@@ -30,6 +30,7 @@ FIGURES: dict[str, list[dict]] = {}      # by test: what it tried for the contra
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "slow" not in item.keywords)      # the longest would otherwise run last, alone
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -143,14 +144,14 @@ def uninterrupted(tmp_path_factory):
 
 def small_digits(data_dir: str) -> Splits:
     splits = datasets.digits(data_dir)
-    return dataclasses.replace(splits, val=Part(splits.val, range(40)), test=Part(splits.test, range(60)))
+    return dataclasses.replace(splits, val=Subset(splits.val, range(40)), test=Subset(splits.test, range(60)))
 
 
 @pytest.fixture
 def run_script(tmp_path):
     """run_script("train.sh", "--flag", "value", VARIABLE="x") -> the finished process; results go below tmp_path."""
 
-    def run(script: str, *flags: str, cwd: Path = ROOT, timeout: int = 300, **variables: str) -> subprocess.CompletedProcess:
+    def run(script: str, *flags: str, cwd: Path = ROOT, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
         clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
         environment = clean | {"PYTHON": sys.executable} | variables
         if variables.get("DRY_RUN") != "1" and script != "test.sh":

@@ -1,14 +1,68 @@
-"""From the host to a device."""
+"""Which device, copies to it, and its memory."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from utils.device import on_device
+from utils import device as devices
+from utils.device import DeviceError, OutOfMemory, choose_device, is_out_of_memory, on_device, out_of_memory_error
+
+CPU = torch.device("cpu")
+STEPS = """
+import resource, sys
+from utils import device
+if sys.argv[1] == "keep" and not device.keep_memory():
+    sys.exit("the C library cannot")
+
+def step():
+    blocks = [b"x" * (number << 24) for number in range(1, 5)]          # more than glibc keeps by itself
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
-def test_a_tensor_arrives():
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(("name", "visible", "words"), [
+    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 asks")])
+def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(DeviceError, match=words) as caught:
+        choose_device(name)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+def test_cpu_where_no_gpu_was_asked_for(monkeypatch, no_gpu):
+    assert choose_device("auto") == CPU
+    for name, visible in (("auto", ""), ("auto", "-1"), ("cpu", "0")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert choose_device(name) == CPU
+
+
+def test_each_process_gets_its_gpu(monkeypatch, no_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1, 2) == torch.device("cuda", 1) and choose_device("cuda") == torch.device("cuda", 0)
+    assert choose_device("cpu") == CPU
+    with pytest.raises(DeviceError, match="3 processes on this node but 2 GPUs"):
+        choose_device("auto", 0, 3)
+
+
+def test_a_tensor_is_copied():
     tensor = torch.arange(5)
-    assert on_device(tensor, torch.device("cpu")) is tensor
+    assert on_device(tensor, CPU) is tensor
     assert on_device(tensor, torch.device("meta")).is_meta
 
 
@@ -24,3 +78,39 @@ def test_the_host_does_not_wait_for_a_gpu():
     there = on_device(torch.arange(5), device)
     assert not done.query()                             # the copy is queued, and the products are still at work
     assert there.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_is_kept_for_the_next_step():
+    """In processes of their own: what is set stays for a process's life."""
+    faults = {}
+    for mode in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", STEPS, mode], capture_output=True, text=True, check=False)
+        if "cannot" in done.stderr:
+            pytest.skip("not glibc")
+        assert done.returncode == 0, done.stderr
+        faults[mode] = int(done.stdout)
+    assert faults["keep"] < 100 < faults["leave"], faults
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    for error in (OSError, TypeError):
+        monkeypatch.setattr(devices.ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error()))
+        assert not devices.keep_memory()
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+    (RuntimeError("[...] not enough memory: you tried to allocate 9 bytes"), True), (RuntimeError("Connection closed"), False),
+    (ValueError("can't allocate memory"), False)])
+def test_lack_of_memory_is_recognized(error, expected):
+    assert is_out_of_memory(error) == expected
+
+
+def test_lack_of_memory_names_the_peak_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 70 * 2 ** 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 ** 29, 80 * 2 ** 30))
+    error = out_of_memory_error(torch.device("cuda", 0), "step 2")
+    assert isinstance(error, OutOfMemory) and error.exit_code == 6
+    assert "step 2: out of memory of the GPU (70.0 GiB in use at the peak, 0.5 of 80.0 GiB free now); lower" in str(error)

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
+from processes import is_gone, wait_until
 
 from utils import process
 
@@ -40,9 +42,9 @@ def launch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", EVERY)
-def test_a_request_is_remembered_and_the_handlers_are_given_back(number):
+def test_a_request_is_remembered_and_the_handlers_are_restored(number):
     before = signal.getsignal(number)
-    with process.Stop() as stop:
+    with process.StopSignal() as stop:
         stop.saves = True
         assert not stop.requested()
         os.kill(os.getpid(), number)
@@ -53,7 +55,7 @@ def test_a_request_is_remembered_and_the_handlers_are_given_back(number):
 @pytest.mark.parametrize("number", EVERY)
 def test_without_a_run_to_save_a_request_ends_the_process(number, launch, capfd):
     def work():
-        with process.Stop():
+        with process.StopSignal():
             os.kill(os.getpid(), number)
             time.sleep(10)
 
@@ -63,13 +65,13 @@ def test_without_a_run_to_save_a_request_ends_the_process(number, launch, capfd)
 
 @pytest.mark.parametrize("signalled", [True, False])
 def test_below_the_launcher_it_ends_with_0(signalled, launch, monkeypatch):
-    """torchrun would start it anew, which is for processes that were lost. Also where it comes after the request."""
+    """torchrun would restart it, which is for processes that were lost. Also where it starts after the request."""
     monkeypatch.setenv("LOCAL_RANK", "0")
     if not signalled:
         (launch / "asked").touch()
 
     def work():
-        with process.Stop():
+        with process.StopSignal():
             os.kill(os.getpid(), signal.SIGUSR1)
             return 9
 
@@ -85,7 +87,7 @@ def test_the_second_request_ends_it(rank, pause, code, monkeypatch, capfd):
         monkeypatch.setenv("LOCAL_RANK", rank)
 
     def work():
-        with process.Stop() as stop:
+        with process.StopSignal() as stop:
             stop.saves = True
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(pause)
@@ -95,11 +97,11 @@ def test_the_second_request_ends_it(rank, pause, code, monkeypatch, capfd):
     assert in_child(work) == code
 
 
-def test_ignored_signals_stay_ignored_but_those_that_are_meant_for_us():
+def test_ignored_signals_stay_ignored_but_those_of_batch_systems():
     def work():
         for number in EVERY:
             signal.signal(number, signal.SIG_IGN)
-        with process.Stop() as stop:
+        with process.StopSignal() as stop:
             stop.saves = True
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGINT)
@@ -111,20 +113,19 @@ def test_ignored_signals_stay_ignored_but_those_that_are_meant_for_us():
 
 
 def test_the_first_code_counts_and_each_restart_has_its_own(launch, monkeypatch):
-    assert process.leave_code(6) is True and process.leave_code(8) is False
+    monkeypatch.setenv("RANK", "3")
+    with process.StopSignal():
+        assert (launch / "pid-3").read_text() == f"{os.getpid()}\n"          # train.sh reads them all at once
+    (launch / "pid-3").unlink()
+    assert process.posted_exit_code() is None
+    assert process.post_exit_code(6) is True and process.post_exit_code(8) is False and process.posted_exit_code() == 6
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert process.restarts() == 2 and process.leave_code(0) is True
+    assert process.restarts() == 2 and process.post_exit_code(0) is True
     assert {path.name: path.read_text() for path in launch.iterdir()} == {"code-000": "6", "code-002": "0"}
     monkeypatch.setenv("VIT_LAUNCH", str(launch / "gone"))
-    assert process.leave_code(2) is None
+    assert process.post_exit_code(2) is None
     monkeypatch.delenv("VIT_LAUNCH")
-    assert process.leave_code(2) is None and process.launch_file("folder") is None
-
-
-def test_a_process_leaves_its_number(launch, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    with process.Stop():
-        assert (launch / "pid-3").read_text() == f"{os.getpid()}\n"          # train.sh reads them all in one go
+    assert process.post_exit_code(2) is None and process.launch_file("folder") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
@@ -143,19 +144,117 @@ def test_a_child_dies_with_its_parent():
 
     assert in_child(parent) == -signal.SIGKILL
     child = int(os.read(reader, 20))
-    deadline = time.monotonic() + 5
-    while os.path.exists(f"/proc/{child}") and b"(" in open(f"/proc/{child}/stat", "rb").read().partition(b"Z")[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        if open(f"/proc/{child}/stat").read().rpartition(")")[2].split()[0] == "Z":
-            break
+    assert wait_until(lambda: is_gone(child))
 
 
-def test_loader_workers_ignore_requests():
-    def work():
-        process.ignore_signals()
-        for number in EVERY:
-            os.kill(os.getpid(), number)
-        return 5
+# --------------------------------------------------------------------------------------------- the end of a program
 
-    assert in_child(work) == 5
+
+class BadImage(ValueError):
+    exit_code = 5
+
+
+def rank(monkeypatch, number: int, size: int = 2, local_size: int = 2) -> None:
+    for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": local_size}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def code_of(error: Exception | None, code: int = 0) -> int:
+    with process.program("x.py") as program:
+        program.exit_code = code
+        if error is not None:
+            raise error
+    return program.exit_code
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (BadImage("a.png:\n cut off"), 5, "x.py: error: a.png: cut off\n"),
+    (FileNotFoundError(2, "No such file", "a.png"), 2, "x.py: error: a.png: No such file\n"), (None, 0, "")])
+def test_error_of_the_user_is_one_line_and_its_code(capfd, error, code, line):
+    assert code_of(error) == code and capfd.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), OSError("no file"), ValueError("not ours"), RuntimeError()])
+def test_bug_keeps_its_traceback(launch, error):
+    with pytest.raises(type(error)), process.program("x.py"):
+        raise error
+    assert (launch / "code-000").read_text() == "1"
+
+
+def test_process_of_train_sh_ends_with_0_and_posts_its_code(launch, monkeypatch, capfd):
+    rank(monkeypatch, 0)
+    monkeypatch.setattr(process, "die_with_parent", lambda: None)
+    assert code_of(BadImage("a.png")) == 0 and process.posted_exit_code() == 5
+    monkeypatch.setattr(process, "restarts", lambda: 1)
+    assert code_of(None, process.EXIT_PREEMPTED) == 0 and process.posted_exit_code() == 143
+    monkeypatch.setattr(process, "restarts", lambda: 2)
+    rank(monkeypatch, 0, size=4)                    # another node has a train.sh of its own
+    assert code_of(BadImage("a.png")) == 5
+    monkeypatch.delenv("VIT_LAUNCH")                # torchrun alone
+    assert code_of(BadImage("a.png")) == 5 and code_of(None, process.EXIT_PREEMPTED) == 0
+
+
+def test_first_cause_wins_over_a_lost_peer(launch, monkeypatch, capfd):
+    class PeerLost(ValueError):
+        exit_code = process.EXIT_PEER_LOST
+
+    monkeypatch.setattr(process, "die_with_parent", lambda: None)
+    monkeypatch.setattr(process, "SILENCE_S", 0.1)
+    rank(monkeypatch, 1)
+    assert code_of(BadImage("a.png")) == 0
+    rank(monkeypatch, 0)
+    assert code_of(PeerLost("step 3: lost")) == 0 and process.posted_exit_code() == 5
+    assert capfd.readouterr().err == "x.py: error: a.png\n"
+    monkeypatch.setattr(process, "restarts", lambda: 1)
+    assert code_of(PeerLost("step 3: lost")) == code_of(BadImage("a.png")) == 8         # torchrun is to restart them
+    assert process.posted_exit_code() == 8 and capfd.readouterr().err == "x.py: error: step 3: lost\n"
+
+
+def test_process_of_a_broken_group_ends_at_once(launch, capfd):
+    """Without the rest of the program, where destructors would wait."""
+    def work(error):
+        process.end_at_once_on_error()
+        code_of(error)
+        return 9
+
+    assert in_child(lambda: work(BadImage("a.png"))) == 5 and in_child(lambda: work(KeyError("a"))) == 1
+    assert "KeyError: 'a'" in capfd.readouterr().err
+
+
+def test_flags_after_a_restart(launch, monkeypatch, tmp_path):
+    flags = {"resume_path": "output/a", "num_steps": 5}
+    assert process.flags_after_restart(flags) is flags
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert process.flags_after_restart(flags) is flags                     # lost before there was a folder
+    run = tmp_path / "runs" / "b"
+    run.mkdir(parents=True)
+    (launch / "folder").write_text(str(run))
+    here = flags | {"output_dir": str(run.parent), "name": "b"}
+    assert process.flags_after_restart(flags) == here
+    (run / "step-000003.pt").touch()
+    assert process.flags_after_restart(flags) == here | {"resume_path": "auto"}
+    assert process.flags_after_restart(flags | {"eval_only": True}) == flags | {"eval_only": True}
+    monkeypatch.delenv("VIT_LAUNCH")
+    with pytest.raises(process.RestartError, match="--name"):
+        process.flags_after_restart(flags)
+    assert process.flags_after_restart({"name": "c"}) == {"output_dir": "output", "name": "c", "resume_path": "auto"}
+
+
+def test_closed_output_ends_no_run():
+    """bash train.sh | head"""
+    reader, writer = os.pipe()
+    stream = process.ResilientStream(open(writer, "w", buffering=1))
+    os.close(reader)
+    for _ in range(3):
+        assert stream.write("a line\n") == 7
+        stream.flush()
+    assert not stream.isatty()
+
+
+def test_garbage_collector_starts_late_and_leaves_out_what_exists():
+    code = ("import gc; from utils import process\n"
+            "def main(argv):\n"
+            "    assert not gc.isenabled(); process.collect_garbage(); assert gc.isenabled() and gc.get_freeze_count()\n"
+            "    return 4 + len(argv)\n"
+            "process.run(main)")
+    assert subprocess.run([sys.executable, "-c", code, "a"], check=False).returncode == 5

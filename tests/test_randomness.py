@@ -21,7 +21,7 @@ def test_seeds_differ_and_fit():
     seeds = [derive_seed(*each) for each in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2 ** 63 for seed in seeds)
-    # CPU generators look at the low 32 bits alone: these must differ as well.
+    # CPU generators use the low 32 bits alone: these must differ as well.
     assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(parts)
 
 

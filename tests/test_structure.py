@@ -1,4 +1,4 @@
-"""The structure of the project: which room may import which, what stays behind a fence, and how long a file may be."""
+"""The structure of the project: which room may import which, what stays behind a fence, and how large a part may be."""
 
 import ast
 import re
@@ -7,29 +7,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = {"train", "sweep", "visualize", "annotate"}
-LEAVES = {"utils.device", "utils.allocator", "utils.process", "utils.randomness"}
-ROOMS = ("utils.data", "utils.training", "utils.run", "utils.attention", "utils.report", "utils.distributed",
-         "models.checkpoints")
+VERBS = ("train", "dataset", "sweep", "visualize", "annotate")
+LEAVES = {"utils.device", "utils.files", "utils.process", "utils.randomness"}
+ROOMS = ("utils.build", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention", "utils.report",
+         "utils.distributed", "models.checkpoints")
 
 # Room: the rooms and modules that its files may import, besides their own room and the leaves (models/ may import no leaf).
 ALLOWED = {
-    "configs": set(),
-    "train": {"configs", "models", "utils"},
-    "sweep": {"configs", "utils"},
-    "visualize": {"configs", "models", "utils"},
-    "annotate": {"configs", "models", "utils"},
-    "models": {"configs", "models"},                                  # models/__init__.py
-    "models.checkpoints": {"models.position", "models.vit"},
-    "utils.distributed": set(),
-    "utils.data": {"utils.attention.edits", "utils.run.checkpoint", "utils.run.folder"},
-    "utils.training": {"utils.data", "utils.distributed"},
-    "utils.attention": {"utils.data"},
-    "utils.run": {"utils.training", "models.checkpoints.torch_file", "models"},
+    **{verb: {"configs", "models", "utils"} for verb in VERBS},
+    "utils.build": {"configs", "models", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention",
+                    "utils.distributed"},
     "utils.report": {"utils.run", "utils.attention", "utils.data", "utils.training"},
+    "utils.run": {"utils.training", "utils.data", "utils.distributed", "models.checkpoints.torch_file"},
+    "utils.attention": {"utils.data"},
+    "utils.training": {"utils.data", "utils.distributed"},
+    "utils.data": set(),
+    "utils.distributed": set(),
+    "utils.config": {"configs"},
+    "configs": set(),
+    "models": {"configs", "models.errors"},                           # models/__init__.py
+    "models.create": {"configs", "models"},
+    "models.checkpoints": {"models.errors", "models.base", "models.layers"},
 }
 # A library and the one room, or module, that may import it.
-FENCED = {"torchvision": {"utils.data"},
+FENCED = {"torchvision": {"utils.data", "utils.attention.edit_transform"},
           "matplotlib": {"utils.report"},
           "starlette": {"utils.attention.editor"}, "uvicorn": {"utils.attention.editor"},
           "torch.utils.tensorboard": {"utils.run.loggers"}, "wandb": {"utils.run.loggers"},
@@ -90,8 +91,8 @@ def test_libraries_stay_behind_their_fence(library):
     assert not outside, outside
 
 
-def test_configs_imports_ml_collections_and_the_standard_library_alone():
-    assert {name.partition(".")[0] for name in imports_of("configs")} <= {"ml_collections", "argparse", "re", "shlex"}
+def test_configs_imports_ml_collections_alone():
+    assert imports_of("configs") == {"ml_collections"}
 
 
 def test_every_module_has_a_test_of_its_own():
@@ -107,18 +108,20 @@ def test_no_drawer_for_everything():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_readable(path):
-    """A file over 300 lines or a function over 60 wants a reason: the list below holds them."""
-    reasons = {
-        "train.py": "the composition root: it alone introduces models, utils and configs to each other",
-        "summarise": "one line a figure",
-        "train": "the step loop is meant to be read top to bottom in one place",
-        "configs.py": "one table a kind of thing; a table may be long",
-    }
+def test_files_functions_and_classes_stay_readable(path):
+    """At most 340 lines a file, 60 a function, and 12 attributes that a class sets (its fields aside, where it is a record)."""
     text = path.read_text()
     assert text.startswith('"""'), "a file begins with what it is"
-    assert text.count("\n") <= 305 or path.name in reasons, text.count("\n")
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 60 or node.name in reasons, node.name
+    assert text.count("\n") <= (260 if path.name == "train.py" else 340), text.count("\n")
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, node.name
+        elif isinstance(node, ast.ClassDef):
+            assert len(attributes_set(node)) <= 12, (node.name, attributes_set(node))
+
+
+def attributes_set(node: ast.ClassDef) -> set[str]:
+    """The names after `self.` that the class's own methods assign to."""
+    return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+            and isinstance(each.value, ast.Name) and each.value.id == "self"}

@@ -1,10 +1,82 @@
-"""From the host to a device."""
+"""Which device a process works on, copies to it, and its memory."""
+
+import ctypes
+import os
+import re
 
 import torch
 from torch import Tensor
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
+LARGEST = 2 ** 31 - 1                            # mallopt takes an int
+LARGEST_BEFORE = 32 << 20                        # of M_MMAP_THRESHOLD, before glibc 2.35
+
+
+class DeviceError(ValueError):
+    """Raised when the requested device is not available."""
+
+    exit_code = 2
+
+
+class OutOfMemory(ValueError):
+    """Raised when the memory of the device or the machine is used up."""
+
+    exit_code = 6
+
+
+def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """The device of process `local_rank` of the `local_size` processes of this machine. name: auto, cpu or cuda.
+
+    Raises DeviceError if a GPU is asked for and there is none for this process.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if name == "cuda" and not gpus:
+        raise DeviceError("--device cuda: PyTorch sees no GPU here. Check nvidia-smi and torch.cuda.is_available()")
+    if name == "auto" and not gpus and visible[:1].isdigit():
+        raise DeviceError(f"GPUS={visible} asks for GPUs, but PyTorch sees none. Omit GPUS (CUDA_VISIBLE_DEVICES) to train on "
+                          "the CPU")
+    if not gpus or name == "cpu":
+        return torch.device("cpu")
+    if local_size > gpus:
+        raise DeviceError(f"NPROC: {local_size} processes on this node but {gpus} GPUs. Set NPROC={gpus}")
+    return torch.device("cuda", local_rank)
+
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host there; the host does not wait for what the device is doing, as it would for memory that is not
-    pinned."""
+    """Copies a tensor of the host to the device; the host does not wait for what the device is doing, as it would for memory that
+    is not pinned."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def keep_memory() -> bool:
+    """Makes glibc's malloc keep the memory that it has got from the system, in this process and what it forks.
+
+    By default it maps every large block of its own and returns it when it is freed: each training step on a CPU then waits for
+    the kernel to clear tens of thousands of pages. What is kept is no more than the process has had in use at once, give or
+    take gaps between blocks. GPUs have PyTorch's own caching allocator. -> whether the C library can
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):     # macOS, musl, Windows
+        return False
+    mapped = mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE)
+    return bool(mallopt(M_TRIM_THRESHOLD, LARGEST) and mapped)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it means that memory is used up: the GPU's or, as far as the system reports that, the machine's."""
+    # The CPU's allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory" or "not enough memory".
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", str(error)) is not None)
+
+
+def out_of_memory_error(device: torch.device, where: str) -> OutOfMemory:
+    """where: what was done just then, such as "step 13". Names the peak on a GPU."""
+    figures = ""
+    if device.type == "cuda":
+        sizes = [torch.cuda.max_memory_allocated(device), *torch.cuda.mem_get_info(device)]
+        peak, free, total = (size / 2 ** 30 for size in sizes)
+        figures = f" of the GPU ({peak:.1f} GiB in use at the peak, {free:.1f} of {total:.1f} GiB free now)"
+    return OutOfMemory(f"{where}: out of memory{figures}; lower --train_batch_size, or raise --gradient_accumulation_steps "
+                       "(GRAD_STEPS): the same steps in smaller pieces")

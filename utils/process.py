@@ -1,52 +1,194 @@
-"""How a run is asked to stop, and what a launch leaves for the script that made it.
+"""This process and its launcher: requests to stop, one-line errors, exit codes, restarts, output, garbage collection.
 
 SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP are requests: the step is finished, the run is saved, the process ends. A second
-one ends it at once. torchrun kills what has not ended 30 s after a signal and answers any end with code 1; train.sh
+one ends it at once. torchrun answers every failure with code 1 and kills what has not ended 30 s after a signal; train.sh
 therefore keeps signals from it, and makes a folder for every launch, named by VIT_LAUNCH:
 
   pid-R      process R, which train.sh signals itself
-  asked      made by train.sh when it was asked to stop, for processes that come later
-  code-000   the exit code of the launch (code-001 after torchrun's first restart, ...): the first that knows it writes it
-  folder     the folder of the run, where the processes go on after a restart
+  alive-R    touched while process R writes a checkpoint after a failure, so that it is not killed
+  asked      made by train.sh when it was asked to stop, for processes that start later
+  code-000   the exit code of the launch (code-001 after torchrun's first restart, ...): the first process that knows it writes it
+  folder     the folder of the run, which the processes resume after a restart
 """
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn, TextIO
 
-PREEMPTED = 143                # as a shell has it for a process that SIGTERM ended
+EXIT_BUG, EXIT_BAD_INPUT, EXIT_PEER_LOST = 1, 2, 8
+EXIT_PREEMPTED = 143           # as a shell has it for a process that SIGTERM ended
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # Batch systems signal the script, the launcher and the processes alike, and the launcher passes its signal on: what comes
 # within so many seconds of the first signal is the same request.
 ONE_REQUEST = 2.0
+# An error that all processes have is reported by the first of the node; another process reports its error after this many
+# seconds of silence, because it may be the only one that has it.
+SILENCE_S = 2.0
 PR_SET_PDEATHSIG = 1
 
+_ends_at_once = False
 
-class Stop:
-    """Takes the signals inside a `with` block, and tells whether this process was asked to stop.
+
+class RestartError(ValueError):
+    """Raised when torchrun restarts a run that cannot be found again."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class Program:
+    """What `program` gives to its block, which may set `exit_code`."""
+
+    def __init__(self, name: str):
+        self.name, self.exit_code = name, 0
+        self.stop = StopSignal(name)
+
+
+@contextlib.contextmanager
+def program(name: str, signals: bool = True) -> Iterator[Program]:
+    """Around all that a program does: takes signals, prints errors of the user as one line, and settles the exit code.
+
+    Such an error is a ValueError with the class attribute `exit_code`, or an OSError about a file; anything else is a bug and
+    keeps its traceback. Afterwards `exit_code` is what the process ends with. signals: whether to take signals (StopSignal).
+    """
+    if "LOCAL_RANK" in os.environ:
+        die_with_parent()
+    current = Program(name)
+    with current.stop if signals else contextlib.nullcontext():
+        try:
+            yield current
+        except Exception as error:
+            message, code = classify_error(error)
+            if message is not None:
+                current.exit_code = report_error(name, message, code)
+            else:
+                post_exit_code(code)
+                if not _ends_at_once:
+                    raise
+                traceback.print_exc()
+                current.exit_code = code
+            if _ends_at_once:
+                sys.stdout.flush()
+                os._exit(current.exit_code)
+        else:
+            if _is_first_of_node():             # each node has a train.sh of its own
+                post_exit_code(current.exit_code)
+            current.exit_code = _exit_status(current.exit_code)
+
+
+def _is_first_of_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def end_at_once_on_error() -> None:
+    """From now on an error ends this process without Python's teardown, which would wait for lost processes, or abort."""
+    global _ends_at_once
+    _ends_at_once = True
+
+
+def classify_error(error: Exception) -> tuple[str | None, int]:
+    """-> (the message for the user, or None for a bug; the exit code)"""
+    code = getattr(error, "exit_code", None)
+    if isinstance(error, ValueError) and code is not None:
+        return str(error), code
+    if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
+        return f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT
+    return None, EXIT_BUG
+
+
+def report_error(name: str, message: str, code: int) -> int:
+    """Prints the line of an error, once a node, and posts its code. -> what this process ends with"""
+    if launch_file("") is not None and not _is_first_of_node():
+        deadline = time.monotonic() + SILENCE_S
+        while posted_exit_code() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if post_exit_code(code) is not False:
+        print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return _exit_status(code)
+
+
+def _exit_status(code: int) -> int:
+    """What a process ends with, which has to end with `code`.
+
+    torchrun takes anything but 0 for a failure, prints a report of its own and restarts all processes (MAX_RESTARTS). Started by
+    train.sh, processes therefore leave the code to it and end with 0, unless a process was lost; nodes do not know each other's.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return code
+    cause = posted_exit_code()
+    if (code if cause is None else cause) == EXIT_PEER_LOST:
+        return EXIT_PEER_LOST
+    one_node = os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return 0 if code in (0, EXIT_PREEMPTED) or (cause is not None and one_node) else code
+
+
+def run(main: Callable[[list[str]], int]) -> NoReturn:
+    """Runs main(arguments) as this process's program and exits with the code that it returns."""
+    gc.disable()                # imports make a million objects that stay: looking through them takes a third of the start
+    sys.stdout, sys.stderr = ResilientStream(sys.stdout), ResilientStream(sys.stderr)
+    try:
+        code = main(sys.argv[1:])
+    finally:
+        gc.unfreeze()           # or packages whose objects are looked for at the exit (nanobind's) report leaks
+    sys.exit(code)
+
+
+def collect_garbage() -> None:
+    """Turns the garbage collector on; it leaves out what exists by now, which stays."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+class ResilientStream:
+    """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable, *arguments):
+        try:
+            return call(*arguments)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+class StopSignal:
+    """Takes the signals inside a `with` block; `requested()` is whether this process was asked to stop.
 
     `saves`: a run is under way that can be saved; without it a request ends the process at once, with the words of `kept`.
     """
 
-    def __init__(self):
+    def __init__(self, name: str = "train.py"):
         self.saves, self.kept = False, "stopped before the first step: nothing to save"
-        self._asked: float | None = None
-        self._window = ONE_REQUEST if "LOCAL_RANK" in os.environ else 0.0
+        self._name, self._process = name, os.getpid()
         self._before: dict = {}
-        self._process = os.getpid()
+        self._asked: float | None = None
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopSignal":
         for number in REQUESTS:
             # What is ignored (by nohup, by a script that starts a job in its background) stays so.
             if signal.getsignal(number) is not signal.SIG_IGN or number in (signal.SIGTERM, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._heed)
+                self._before[number] = signal.signal(number, self._handle)
         if (file := launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
             file.write_text(f"{os.getpid()}\n")
-            if launch_file("asked").exists():      # while torchrun started the processes: nobody was there to be signalled
+            if launch_file("asked").exists():      # while torchrun started the processes: there was none to be signalled
                 _leave()
         return self
 
@@ -57,46 +199,77 @@ class Stop:
     def requested(self) -> bool:
         return self._asked is not None
 
-    def _heed(self, number: int, _frame) -> None:
-        if os.getpid() != self._process:           # a child of this process that has not taken its own signals yet
+    def _handle(self, number: int, _frame) -> None:
+        if os.getpid() != self._process:           # a child of this process that has not set its own handlers yet
             return
         now = time.monotonic()
-        if self.saves and self._asked is None:
-            self._asked = now
-        elif not self.saves:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                _say(f"train.py: {signal.Signals(number).name}: {self.kept}")
+        if not self.saves:
+            if _is_first_of_node():
+                self._print(number, self.kept)
             _leave()
-        elif now - self._asked > self._window:
-            _say(f"train.py: {signal.Signals(number).name}: left at once")
-            leave_code(PREEMPTED)
-            os._exit(PREEMPTED)
+        elif self._asked is None:
+            self._asked = now
+        elif now - self._asked > (ONE_REQUEST if "LOCAL_RANK" in os.environ else 0.0):
+            self._print(number, "left at once")
+            post_exit_code(EXIT_PREEMPTED)
+            os._exit(EXIT_PREEMPTED)
+
+    def _print(self, number: int, words: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{self._name}: {signal.Signals(number).name}: {words}\n".encode())
 
 
 def _leave() -> None:
-    """Ends this process, with nothing to save. torchrun would start anew what ends with a code of its own."""
-    known = leave_code(PREEMPTED) is not None
-    os._exit(0 if known and "LOCAL_RANK" in os.environ else PREEMPTED)
+    """Ends this process, with nothing to save. torchrun would restart what ends with a code of its own."""
+    known = post_exit_code(EXIT_PREEMPTED) is not None
+    os._exit(0 if known and "LOCAL_RANK" in os.environ else EXIT_PREEMPTED)
 
 
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+def die_with_parent() -> None:
+    """Linux: this process is killed when the one that started it ends, so that a launcher's end leaves none behind."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:                 # it ended before it could be tied to this one
+            os._exit(EXIT_BUG)
+
+
+def ignore_signals() -> None:
+    """For loader workers: the process that they work for stops them, after the step that is under way."""
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Delivers requests after the block: a child that is forked inside never gets one before it calls `ignore_signals`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def launch_file(name: str) -> Path | None:
-    """A file of this launch; None where train.sh made none."""
-    folder = os.environ.get("VIT_LAUNCH")
-    return Path(folder, name) if folder else None
+    """A file of this launch; None without train.sh."""
+    return Path(folder, name) if (folder := os.environ.get("VIT_LAUNCH")) else None
+
+
+def show_life() -> None:
+    """Tells train.sh, which kills what remains after a failure, that this process is still at work. Call it every second."""
+    if (file := launch_file(f"alive-{os.environ.get('RANK', 0)}")) is not None:
+        with contextlib.suppress(OSError):
+            file.touch()
 
 
 def restarts() -> int:
-    """How often torchrun has started the processes of this launch anew."""
+    """How often torchrun has restarted the processes of this launch."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def leave_code(code: int) -> bool | None:
-    """Leaves the exit code for train.sh. -> whether this process is the first to, which knows the cause; None: no train.sh"""
+def post_exit_code(code: int) -> bool | None:
+    """Posts the exit code of the launch for train.sh. -> whether this process is the first; None without train.sh"""
     file = launch_file(f"code-{restarts():03d}")
     if file is None:
         return None
@@ -110,16 +283,29 @@ def leave_code(code: int) -> bool | None:
     return True
 
 
-def die_with_parent() -> None:
-    """Linux: this process is killed when the one that started it ends, so that a launcher's end leaves none behind."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:                 # it ended before it could be tied to this one
-            os._exit(1)
+def posted_exit_code() -> int | None:
+    """The exit code that the first process has posted, if one has."""
+    file = launch_file(f"code-{restarts():03d}")
+    try:
+        return int(file.read_text()) if file else None
+    except (OSError, ValueError):                  # not there, or not written yet
+        return None
 
 
-def ignore_signals() -> None:
-    """For loader workers: the process that they work for stops them, after the step that is under way."""
-    for number in REQUESTS:
-        signal.signal(number, signal.SIG_IGN)
+def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:
+    """The flags with which the processes continue after torchrun has restarted them (MAX_RESTARTS): those of the same run.
+
+    output_dir: where runs are if the flag was not given. Raises RestartError.
+    """
+    if not restarts() or flags.get("eval_only"):
+        return flags
+    if (file := launch_file("folder")) is not None:
+        if not file.exists():
+            return flags                           # a process was lost before the run had a folder
+        folder = Path(file.read_text())
+    elif "name" in flags:
+        folder = Path(flags.get("output_dir", output_dir), flags["name"])
+    else:
+        raise RestartError("--name: a run that torchrun may restart needs one, to be found again. Add it, or start by train.sh")
+    here = flags | {"output_dir": str(folder.parent), "name": folder.name}
+    return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in flags else here

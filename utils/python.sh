@@ -3,12 +3,13 @@
 # use_python REQUIREMENTS MODULE...   sets PYTHON
 #   The active python3 if it can import every MODULE; else .venv beside the scripts, made and filled from the file
 #   REQUIREMENTS on first use. DRY_RUN=1 names .venv without making it. $PYTHON, if set, is where the search starts.
+#   VENV names another folder than .venv.
 #   LOCKED=1: only .venv-locked, filled from the .lock beside REQUIREMENTS: exact versions, wheels alone, hashes checked.
 #
 # Bash 3.2 (macOS) is enough.
 
 use_python() {
-    local requirements=$1 active=${PYTHON:-python3} venv=.venv checks=()
+    local requirements=$1 active=${PYTHON:-python3} venv=${VENV:-.venv} checks=()
     shift
     if [ "${LOCKED:-}" = 1 ]; then
         # A folder of its own: pip checks what it installs, not what another installation has left.

@@ -1,7 +1,7 @@
-"""Every random draw of a run is a function of what it is for, so that no generator state has to be saved.
+"""Seeds as a function of (run seed, purpose, position), so that no generator state has to be saved.
 
-A run that is resumed, or spread over other ranks or workers, draws the same numbers, because the seed of a draw is
-a hash of (run seed, purpose, position) and not a position in a stream.
+A run that is resumed, or distributed over other ranks or workers, draws the same numbers: the seed of a draw is a hash of its
+purpose and position, not a position in a stream.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from (run seed, purpose, ...). Hashed, because generators with neighbouring seeds are related."""
+    """Returns a 63-bit seed for (run seed, purpose, ...). It is a hash, because generators with adjacent seeds are related."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 @contextlib.contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Inside, torch's global CPU generator is the one of `parts`; afterwards it is as before.
+    """Seeds torch's global CPU generator from `parts`, and restores it afterwards.
 
-    torchvision's transforms take no generator and draw from the global one. `default_generator.manual_seed` is
-    used because `torch.manual_seed` visits every device's generator, which costs a hundred times as much.
+    torchvision's transforms take no generator and draw from the global one. `torch.manual_seed` would seed every device's
+    generator, which costs a hundred times as much as `default_generator.manual_seed`.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(derive_seed(*parts))
@@ -33,9 +33,10 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 def raw_draws(seeds: Sequence[int], count: int) -> np.ndarray:
-    """The first 32-bit numbers that torch's CPU generator draws from each of the seeds: (seeds, count) int64.
+    """Returns the first 32-bit numbers that torch's CPU generator draws from each seed: (seeds, count) int64.
 
-    It is the Mersenne Twister seeded with the low 32 bits, as numpy's is, whose numbers come in bulk: ten times as fast.
+    torch's generator is the Mersenne Twister, seeded with the low 32 bits. numpy has the same one and draws in bulk: ten times
+    as fast.
     """
     twister = np.random.MT19937()
     state, numbers = np.random.RandomState(twister), np.empty((len(seeds), count), dtype=np.int64)
@@ -46,7 +47,7 @@ def raw_draws(seeds: Sequence[int], count: int) -> np.ndarray:
 
 
 def seed_device(device: torch.device, *parts: int | str) -> None:
-    """Seeds what the model draws from on `device` (dropout), for good."""
+    """Seeds the global generators that a model on `device` draws from (dropout)."""
     seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

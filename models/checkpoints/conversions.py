@@ -1,28 +1,29 @@
-"""The rules that turn arrays of a file into parameters of a model, and back; and the rows of the tables for a model.
+"""The conversions of arrays of a file into parameters of a model, and back; and the rows of the key maps for a model.
 
-Shapes: D width, H heads, d = D / H, P patch side, C classes. `weight_names.py` says which rule belongs to which name.
+Shapes: D width, H heads, d = D / H, P patch side, C classes. `key_maps.py` names the conversion of each parameter.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.vit import ImageTransformer, ModelError
+from models.base import ImageTransformer
+from models.errors import ModelError
 
-from .key_maps import (
-    GOOGLE_EMBEDDING,
-    GOOGLE_HEAD,
-    GOOGLE_PROJECTION,
-    GOOGLE_STEM,
-    GOOGLE_UNIT,
-    TRANSFORMERS_EMBEDDING,
-    TRANSFORMERS_HEAD,
-)
+from . import key_maps
 
-Row = tuple[str, tuple[str, ...], str]                      # our name, names in the file, rule
+
+class Row(NamedTuple):
+    """One parameter of a model and where a file has it."""
+
+    parameter: str
+    sources: tuple[str, ...]         # names in the file
+    conversion: str                  # a key of FROM_FILE and TO_FILE, or "position"
 
 # ----------------------------------------------------------------------------------------------- file -> model
 
-# rule: array of the file -> the parameter, or where a row has several arrays their part of its rows
+# array of the file -> the parameter, or where a row has several arrays their part of its rows
 FROM_FILE = {
     "copy": lambda array: array,
     "vector": lambda array: array.flatten(),
@@ -41,7 +42,7 @@ def _heads(model: ImageTransformer) -> tuple[int, int]:
     return model.config.num_heads, model.config.hidden_size // model.config.num_heads
 
 
-# rule: (parameter, model, which of the row's arrays) -> that array
+# (parameter, model, which of the row's arrays) -> that array
 TO_FILE = {
     "copy": lambda value, model, part: value,
     "position": lambda value, model, part: value,
@@ -58,49 +59,49 @@ TO_FILE = {
 
 
 def google_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
-    """Of every parameter that Google's layout can name."""
-    rows = list(GOOGLE_EMBEDDING + GOOGLE_HEAD) + _blocks(block_rows, model)
+    """A row for every parameter that Google's layout can name."""
+    rows = _rows(model, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, block_rows)
     if model.config.resnet_layers is not None:
-        rows += GOOGLE_STEM
+        rows += _numbered(key_maps.GOOGLE_STEM)
         for s, units in enumerate(model.config.resnet_layers):
             for u in range(units):
-                unit_rows = GOOGLE_UNIT + (GOOGLE_PROJECTION if u == 0 else ())
-                rows += [_fill(row, s=s, u=u, S=s + 1, U=u + 1) for row in unit_rows]
-    return _of_parameters(rows, model)
+                unit_rows = key_maps.GOOGLE_UNIT + (key_maps.GOOGLE_PROJECTION if u == 0 else ())
+                rows += _numbered(unit_rows, s=s, u=u, S=s + 1, U=u + 1)
+    return rows
 
 
 def transformers_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
-    """Of every parameter that transformers can name."""
-    return _of_parameters(list(TRANSFORMERS_EMBEDDING + TRANSFORMERS_HEAD) + _blocks(block_rows, model), model)
+    """A row for every parameter that transformers can name."""
+    return _rows(model, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, block_rows)
 
 
 def timm_rows(model: ImageTransformer) -> list[Row]:
-    """Of every parameter: timm's names are ours."""
-    return [(name, (name,), "position" if name == "pos_embed" else "copy") for name in model.state_dict()]
+    """A row for every parameter: timm's names are ours."""
+    return [Row(name, (name,), "position" if name == "pos_embed" else "copy") for name in model.state_dict()]
 
 
-def _blocks(block_rows: tuple, model: ImageTransformer) -> list[Row]:
-    return [_fill(row, i=i) for i in range(model.config.num_layers) for row in block_rows]
+def _rows(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[Row]:
+    """Of parameters outside the blocks and of every block, where the model has them (not all have a cls token, or pre_logits)."""
+    rows, parameters = _numbered(outside), model.state_dict()
+    for i in range(model.config.num_layers):
+        rows += _numbered(block_rows, i=i)
+    return [row for row in rows if row.parameter in parameters]
 
 
-def _fill(row: Row, **numbers: int) -> Row:
-    return row[0].format(**numbers), tuple(source.format(**numbers) for source in row[1]), row[2]
-
-
-def _of_parameters(rows: list[Row], model: ImageTransformer) -> list[Row]:
-    """No cls token, no pre_logits where the model has none."""
-    parameters = model.state_dict().keys()
-    return [row for row in rows if row[0] in parameters]
+def _numbered(rows: tuple, **numbers: int) -> list[Row]:
+    """With the numbers of a block, or of a stage and unit, in the names."""
+    return [Row(ours.format(**numbers), tuple(source.format(**numbers) for source in sources), conversion)
+            for ours, sources, conversion in rows]
 
 
 # ------------------------------------------------------------------------------------------------ grey images
 
 
 def fold_channels(weight: Tensor, bias: Tensor, config) -> tuple[Tensor, Tensor]:
-    """Patch kernel (D, 3, P, P) and bias (D) of a model of colour images -> (D, 1, P, P) and (D) for grey ones.
+    """Patch kernel (D, 3, P, P) and bias (D) of a model of color images -> (D, 1, P, P) and (D) for grey ones.
 
-    The new model gives for a grey image, normalised with config.mean and config.std, what the old one gives for the
-    image in three equal channels, normalised with config.channel_mean and config.channel_std (where the row has none:
+    The new model gives for a grey image, normalized with config.mean and config.std, what the old one gives for the
+    image in three equal channels, normalized with config.channel_mean and config.channel_std (where the row has none:
     with the same mean and std in each channel). With w_c, m_c, s_c of channel c and the new m, s:
       w' = s * sum_c w_c / s_c        b' = b + sum over c and pixels of w_c * (m - m_c) / s_c
     """

@@ -1,7 +1,7 @@
-"""Fetching one file over HTTP: with a progress bar, going on where an earlier try broke off, whole or not at all.
+"""Downloads one file over HTTP: with a progress bar, resuming where an earlier try was cut off, whole or not at all.
 
-What arrives is looked at before it gets its name: the server's own checksum where it sends one, the digits of the
-checksum that the publisher tells, and that it is of the kind that was asked for and no sign-in page of the network.
+What arrives is checked before it gets its name: against the server's own checksum where it sends one, against the digits of
+the checksum that the publisher names, and for its kind, since a network may answer with a sign-in page.
 """
 
 import base64
@@ -12,10 +12,11 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException
+from email.message import Message
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-from models.vit import ModelError
+from models.errors import WeightsError
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20
@@ -27,53 +28,51 @@ KINDS = {
 }
 
 
-@contextlib.contextmanager
-def one_at_a_time(url: str, path: Path) -> Iterator[None]:
-    """Two runs that miss the same file must not write into the same unfinished one."""
-    lock = path.with_name(path.name + ".lock")
+def download(url: str, path: Path, checksum: str = "") -> None:
+    """Downloads `url` to `path`, whose suffix is one of KINDS, unless another process just did: two never write into one file.
+
+    What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
+    two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
+    Raises WeightsError with the URL and the path to put the file at by hand.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(lock, "w")
-    except OSError as error:
-        raise ModelError(f"could not download {url} (cannot write {path.parent}: {error.strerror}); fetch it on another machine "
-                         f"and put it at {path}") from error
-    with stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)       # given back when the stream closes, or the process ends
+        with _lock(path.with_name(path.name + ".lock")):
+            if not path.is_file():
+                _download(url, path, checksum)
+    except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
+        raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with open(path, "w") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
-def download(url: str, path: Path, checksum: str = "") -> None:
-    """Fetches `url` to `path`, whose suffix is one of KINDS.
-
-    What has arrived waits in PATH.part, and the server's mark of that version in PATH.part.etag, so that pieces of
-    two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
-    Raises ModelError with the URL and the place to put the file by hand.
-    """
+def _download(url: str, path: Path, checksum: str) -> None:
     part, mark = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open(url, part, mark) as response:
-            have = part.stat().st_size if response.status == 206 else 0
-            if response.headers.get("ETag"):
-                mark.write_text(response.headers["ETag"])
-            total = _receive(response, part, have, path.name)
-            if total is not None and part.stat().st_size != total:
-                raise OSError(f"the connection broke off at {part.stat().st_size} of {total} bytes; run again to go on")
-            wrong = _what_is_wrong(part, path.suffix, response.headers, checksum)
-        if wrong:
-            part.unlink()
-            raise OSError(wrong)
-        os.replace(part, path)
-    except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise ModelError(f"could not download {url} ({reason}); fetch it on another machine and put it at {path}") from error
+    with _open(url, part, mark) as response:
+        have = part.stat().st_size if response.status == 206 else 0
+        if response.headers.get("ETag"):
+            mark.write_text(response.headers["ETag"])
+        total = _receive(response, part, have, path.name)
+        if total is not None and part.stat().st_size != total:
+            raise OSError(f"the connection was cut off at {part.stat().st_size} of {total} bytes; run again to resume")
+        fault = _find_fault(part, path.suffix, response.headers, checksum)
+    if fault:
+        part.unlink()
+        raise OSError(fault)
+    os.replace(part, path)
     mark.unlink(missing_ok=True)
 
 
-def _open(url: str, part: Path, mark: Path):
+def _open(url: str, part: Path, mark: Path) -> HTTPResponse:
     """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
     have = part.stat().st_size if part.exists() and mark.exists() else 0
     if have:
@@ -91,8 +90,8 @@ def _open(url: str, part: Path, mark: Path):
     return urllib.request.urlopen(url, timeout=TIMEOUT_S)
 
 
-def _receive(response, part: Path, have: int, title: str) -> int | None:
-    """Appends the body to `part`; returns the length of the whole file if the server told it."""
+def _receive(response: HTTPResponse, part: Path, have: int, title: str) -> int | None:
+    """Appends the body to `part`; returns the length of the whole file if the server sent it."""
     from tqdm import tqdm
 
     length = response.headers.get("Content-Length")
@@ -107,23 +106,22 @@ def _receive(response, part: Path, have: int, title: str) -> int | None:
     return total
 
 
-def _what_is_wrong(part: Path, suffix: str, headers, checksum: str) -> str | None:
-    """Google's storage sends an MD5 in `x-goog-hash`."""
-    digests = {"md5": hashlib.md5(), "sha256": hashlib.sha256()}
+def _find_fault(part: Path, suffix: str, headers: Message, checksum: str) -> str | None:
+    """What is wrong with a downloaded file, or None. Google's storage sends an MD5 in `x-goog-hash`."""
+    digests = {}
     with open(part, "rb") as stream:
         start = stream.read(4096)
-        stream.seek(0)
-        while chunk := stream.read(CHUNK):
-            for digest in digests.values():
-                digest.update(chunk)
+        for algorithm in ("md5", "sha256"):
+            stream.seek(0)
+            digests[algorithm] = hashlib.file_digest(stream, algorithm)
     sent = [word.strip() for line in headers.get_all("x-goog-hash") or [] for word in line.split(",")]
     md5 = next((word.removeprefix("md5=") for word in sent if word.startswith("md5=")), None)
     if md5 not in (None, base64.b64encode(digests["md5"].digest()).decode()):
-        return "what arrived does not match the server's MD5; run again to fetch it anew"
+        return "what arrived does not match the server's MD5; run again to download it again"
     kind, fits = KINDS[suffix]
     if not start or not fits(start):
-        return f"what arrived is not {kind}; a sign-in page of the network, perhaps"
+        return f"what arrived is not {kind}; perhaps a sign-in page of the network"
     algorithm, _, digits = checksum.partition(":")
     if digits and not digests[algorithm].hexdigest().startswith(digits):
-        return f"what arrived does not match the publisher's {algorithm.upper()} ({digits}...); run again to fetch it anew"
+        return f"what arrived does not match the publisher's {algorithm.upper()} ({digits}...); run again to download it again"
     return None

@@ -1,4 +1,4 @@
-"""Writes a model for other programs: in Google's layout, or under timm's names. Whole or not at all."""
+"""Exports a model for other programs: in Google's layout, or under timm's names. A file is written whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -8,29 +8,30 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from models.vit import ImageTransformer, ModelError
+from models.base import ImageTransformer
+from models.errors import ModelError
 
 from .conversions import TO_FILE, google_rows
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
-from .layouts import some
+from .layouts import abbreviate, spelled
 
 
 def save_npz(model: ImageTransformer, path: str | Path) -> None:
     """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all.
 
-    Raises ModelError for a grid that is not square, because the layout does not say which grid a table belongs to, and
+    Raises ModelError for a grid that is not square, because the layout does not name the grid of a table, and
     for parameters that it has no name for (those of CaiT, of a distilled DeiT, and the norm behind MAE's mean).
     """
     _check_grid(model, path)
     rows = google_rows(model, GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"])
-    nameless = set(model.state_dict()) - {row[0] for row in rows}
+    nameless = set(model.state_dict()) - {row.parameter for row in rows}
     if nameless:
-        raise ModelError(f"{path}: Google's layout has no place for {some(nameless)}; save_timm writes them (.safetensors)")
+        raise ModelError(f"{path}: Google's layout has no names for {abbreviate(nameless)}; save_timm writes them (.safetensors)")
     arrays = {}
-    for ours, sources, rule in rows:
+    for ours, sources, conversion in rows:
         value = model.get_parameter(ours).detach().float().cpu()
         for part, source in enumerate(sources):
-            arrays[source] = np.ascontiguousarray(TO_FILE[rule](value, model, part).numpy())
+            arrays[source] = np.ascontiguousarray(TO_FILE[conversion](value, model, part).numpy())
     _write(Path(path), lambda stream: np.savez(stream, **arrays))
 
 
@@ -41,28 +42,25 @@ def save_timm(model: ImageTransformer, path: str | Path) -> None:
     """
     _check_grid(model, path)
     path = Path(path)
-    state = {}
-    for name, value in model.state_dict().items():
-        if model.config.resnet_layers is not None and not model.config.resnet_layers:
-            for theirs, ours in TIMM_STEM_ALONE.items():
-                name = name.replace(ours, theirs)
-        state[name] = value.detach().float().cpu().contiguous()
+    stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
+    spellings = {ours: theirs for theirs, ours in TIMM_STEM_ALONE.items()} if stem_alone else {}
+    state = {spelled(name, spellings): value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import save
         except ImportError as error:
-            raise ModelError(f"{path}: pip install safetensors, the package that writes it, or take the suffix .pth") from error
+            raise ModelError(f"{path}: pip install safetensors, the package that writes it, or use the suffix .pth") from error
         _write(path, lambda stream: stream.write(save(state, metadata={"format": "pt"})))
     elif path.suffix in (".pth", ".pt", ".bin"):
         _write(path, lambda stream: torch.save(state, stream))
     else:
-        raise ModelError(f"{path}: the suffix must be .safetensors or .pth, it decides what is written")
+        raise ModelError(f"{path}: the suffix must be .safetensors, .pth, .pt or .bin; it decides what is written")
 
 
 def _check_grid(model: ImageTransformer, path: str | Path) -> None:
     if model.grid[0] != model.grid[1]:
-        raise ModelError(f"{path}: a position table of {model.grid[0]} x {model.grid[1]} patches cannot be told from a square "
-                         "one in such a file; take a square img_size")
+        raise ModelError(f"{path}: a position table of {model.grid[0]} x {model.grid[1]} patches cannot be distinguished from a "
+                         "square one in such a file; use a square img_size")
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:

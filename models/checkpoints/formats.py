@@ -1,144 +1,96 @@
 """Files of weights of any kind: names, shapes and arrays, read without trusting the file.
 
-The content tells the kind, never the name: .npz archives (Google), PyTorch's zip files and older pickles (DeiT, CaiT,
-MAE, timm, our own checkpoints), .safetensors (Hugging Face). Nothing is executed: arrays of numbers and plain values
-are read, and of PyTorch's pickles nothing else is built than `weights_only=True` allows, and argparse.Namespace, the
-flags of the run, which DeiT's and MAE's files hold. Tensors stay on the disk until they are read.
+The content decides the kind, never the name: .npz archives (Google), PyTorch's zip files and older pickles (DeiT, CaiT,
+MAE, timm, our own checkpoints), .safetensors (Hugging Face). Nothing in a file is executed. Tensors stay on the disk until
+they are read.
 """
 
-import argparse
-import json
-import struct
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.vit import ModelError
+from models.errors import WeightsError
 
 from . import torch_file
 from .key_maps import CONTAINERS
-from .npz import NpzError, NpzFile
-from .torch_file import AGAIN
-from .zip_archive import DAMAGE, ZipError, one_line, open_archive, shown
+from .npz import NpzFile
+from .zip_archive import AGAIN, Archive, report_damage, shown
 
 OWN_FORMAT = "vit-run-"                # the `format` entry of the checkpoints of our own runs begins so
-MAX_HEADER = 1 << 22                   # bytes of a .safetensors file's JSON; published ViTs take 50 kB
 MAX_NAME = 1000                        # characters
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
-class WeightFile:
-    """`names`, `shape(name)` and `read(name)` of a file; `read` gives float32, 4 bytes a number whatever the file takes.
-    Raises ModelError with one line."""
+class WeightFile(contextlib.AbstractContextManager):
+    """`names` of a file. Each kind adds `shape(name)` and `read(name)`, a Tensor of float32 whatever the file has.
+    Raises WeightsError with one line."""
 
     def __init__(self, path: Path):
         self.path = path
         self.names: list[str] = []
-        self.left_out: list[str] = []          # what stands beside the weights
+        self.left_out: list[str] = []          # what is beside the weights
         self.notes: list[str] = []
         self.run: dict | None = None           # of our own checkpoints: architecture, classes, config
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def read(self, name: str) -> Tensor:
-        raise NotImplementedError
-
-    def lend(self, name: str) -> Tensor:
-        """`read`, good until the same thread's next `lend`, and only to be read: it may lie in the file. Threads may share a
-        file once every shape was asked for."""
+    def read_view(self, name: str) -> Tensor:
+        """As `read`, but read-only memory, perhaps of the file itself, and valid until the same thread's next `read_view`.
+        Threads may share a file once every shape was asked for."""
         return self.read(name)
 
     def close(self) -> None:
         pass
-
-    def __enter__(self) -> "WeightFile":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
 
 def open_weights(path: str | Path) -> WeightFile:
-    """Raises ModelError if there is no such file, or it is damaged or of a kind that holds no weights."""
+    """Raises WeightsError if there is no such file, or it is damaged or of a kind that holds no weights."""
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"no checkpoint at {path}: give a file of weights (.npz, .pth, .safetensors) or a published name "
-                         "such as imagenet21k/ViT-B_16")
-    try:
-        with open(path, "rb") as stream:
-            start = stream.read(512)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+        raise WeightsError(f"no checkpoint at {path}: give a file of weights (.npz, .pth, .safetensors) or a published name "
+                           "such as imagenet21k/ViT-B_16")
+    with report_damage(f"{path}: damaged or cut off"), open(path, "rb") as stream:
+        start = stream.read(512)
+        is_npz = start[:2] == b"PK" and not any(name.endswith("data.pkl") for name in Archive(stream).members)
     if start[4:9] == b"\0\0\0\0{":                 # the length of the header in 8 bytes, then its JSON
         file = SafetensorsFile(path)
-    elif start[:2] == b"PK":
-        file = _open_zip(path)
-    elif start[:1] == b"\x80":
+    elif is_npz:
+        file = NpzWeights(path)
+    elif start[:2] == b"PK" or start[:1] == b"\x80":
         file = TorchFile(path)
     else:
-        raise ModelError(f"{path}: {_what_it_is(start)}")
+        raise WeightsError(f"{path}: {_describe_start(start)}")
     for name in file.names:
         if not name.isprintable() or len(name) > MAX_NAME:
             file.close()
-            raise ModelError(f"{path}: {shown(name)!r} is no name of an array; {AGAIN}")
+            raise WeightsError(f"{path}: {shown(name)!r} is no name of an array; {AGAIN}")
     return file
 
 
-def _what_it_is(start: bytes) -> str:
+def _describe_start(start: bytes) -> str:
     if not start:
         return f"the file is empty; {AGAIN}"
     if start.lstrip()[:1] == b"<":
-        return f"a web page instead of weights, of a sign-in perhaps; {AGAIN}"
+        return f"a web page instead of weights, perhaps of a sign-in; {AGAIN}"
     if start.startswith(b"version https://git-lfs"):
-        return "the stand-in of Git LFS instead of weights; fetch the file itself (git lfs pull)"
+        return "a pointer of Git LFS instead of weights; fetch the file itself (git lfs pull)"
     return f"not a file of weights (.npz, PyTorch or .safetensors), or damaged; {AGAIN} if it should be one"
 
 
-def _open_zip(path: Path) -> WeightFile:
-    try:
-        with open(path, "rb") as stream, open_archive(stream) as archive:
-            ours = any(info.filename.endswith("data.pkl") for info in archive.infolist())
-        return TorchFile(path) if ours else NpzArrays(path)
-    except ModelError:
-        raise
-    except NpzError as error:
-        raise ModelError(f"{error}; {AGAIN} if it was cut off") from error
-    except (ZipError, *DAMAGE) as error:
-        raise ModelError(f"{path}: damaged or cut off ({one_line(error)}); {AGAIN}") from error
-
-
-class NpzArrays(WeightFile):
-    """An .npz archive."""
-
+class NpzWeights(NpzFile, WeightFile):
     def __init__(self, path: Path):
-        super().__init__(path)
-        self._file = NpzFile(path)
-        self.names = self._file.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        try:
-            return self._file.shape(name)
-        except NpzError as error:
-            raise ModelError(str(error)) from error
+        WeightFile.__init__(self, path)
+        NpzFile.__init__(self, path)
 
     def read(self, name: str) -> Tensor:
-        return self._read(name, lend=False)
+        return torch.from_numpy(self.read_array(name).astype(np.float32, copy=False))
 
-    def lend(self, name: str) -> Tensor:
-        return self._read(name, lend=True)
-
-    def _read(self, name: str, lend: bool) -> Tensor:
-        try:
-            array = self._file.read(name, lend)
-        except NpzError as error:
-            raise ModelError(str(error)) from error
-        return torch.from_numpy(array.astype(np.float32, copy=False))
-
-    def close(self) -> None:
-        self._file.close()
+    def read_view(self, name: str) -> Tensor:
+        return torch.from_numpy(self.read_array(name, reuse=True).astype(np.float32, copy=False))
 
 
 class SafetensorsFile(WeightFile):
@@ -150,34 +102,24 @@ class SafetensorsFile(WeightFile):
         try:
             from safetensors import safe_open
         except ImportError as error:
-            raise ModelError(f"{path}: a .safetensors file; pip install safetensors, the package that reads it") from error
-        self._checked(_check_header, path)
-        self._file = self._checked(safe_open, str(path), framework="pt", device="cpu")
-        self.names = list(self._checked(self._file.keys))
+            raise WeightsError(f"{path}: a .safetensors file; pip install safetensors, the package that reads it") from error
+        with self._report_damage():
+            self._file = safe_open(str(path), framework="pt", device="cpu")
+            self.names = list(self._file.keys())
 
-    def _checked(self, call, *arguments, **more):
-        try:
-            return call(*arguments, **more)
-        except Exception as error:             # whatever the library makes of a hostile header
-            raise ModelError(f"{self.path}: damaged or cut off ({one_line(error)}); {AGAIN}") from error
+    def _report_damage(self) -> contextlib.AbstractContextManager:
+        return report_damage(f"{self.path}: damaged or cut off", Exception)      # whatever the library makes of a hostile header
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._checked(lambda: self._file.get_slice(name).get_shape()))
+        with self._report_damage():
+            part = self._file.get_slice(name)
+            if part.get_dtype() not in SAFETENSORS_TYPES:
+                raise ValueError(f"{name} holds {part.get_dtype()}, not plain numbers")
+            return tuple(part.get_shape())
 
     def read(self, name: str) -> Tensor:
-        return self._checked(lambda: self._file.get_tensor(name).float())
-
-
-def _check_header(path: Path) -> None:
-    """Before the library makes an object of everything in it. Raises ValueError."""
-    with open(path, "rb") as stream:
-        length, = struct.unpack("<Q", stream.read(8))
-        if length > MAX_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        header = json.loads(stream.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] not in SAFETENSORS_TYPES:
-            raise ValueError(f"{name} holds {entry['dtype']}, not plain numbers")
+        with self._report_damage():
+            return self._file.get_tensor(name).float()
 
 
 class TorchFile(WeightFile):
@@ -185,17 +127,20 @@ class TorchFile(WeightFile):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        content = torch_file.read(path, [argparse.Namespace], mapped=True)
+        content = torch_file.read(path, mapped=True)
+        if isinstance(content, (list, tuple)) and len(content) == 1:
+            content, = content
         if not isinstance(content, dict):
-            raise ModelError(f"{path}: holds a {type(content).__name__}, not weights by name; save model.state_dict()")
+            kind = content.of if isinstance(content, torch_file.Placeholder) else type(content).__name__
+            raise WeightsError(f"{path}: holds a {shown(kind)}, not weights by name; save model.state_dict()")
         if isinstance(content.get("format"), str) and content["format"].startswith(OWN_FORMAT):
             weights = self._own(content)
         else:
             weights = self._foreign(content)
-        self._weights = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+        self._weights = {str(name): value for name, value in weights.items() if _is_array(value)}
         self.left_out += sorted(shown(name) for name in weights if str(name) not in self._weights)
         if not self._weights:
-            raise ModelError(f"{path}: holds no arrays (its entries: {', '.join(map(shown, list(content)[:6]))})")
+            raise WeightsError(f"{path}: holds no arrays (its entries: {', '.join(map(shown, list(content)[:6]))})")
         self.names = list(self._weights)
 
     def _own(self, content: dict) -> dict:
@@ -205,7 +150,7 @@ class TorchFile(WeightFile):
         weights = content.get("ema" if averaged else "model")
         if not (isinstance(weights, dict) and isinstance(self.run["architecture"], dict) and isinstance(self.run["config"], dict)
                 and isinstance(self.run["classes"], list) and all(isinstance(name, str) for name in self.run["classes"])):
-            raise ModelError(f"{self.path}: a checkpoint of a run without model, architecture, classes or config; it is damaged")
+            raise WeightsError(f"{self.path}: a checkpoint of a run without model, architecture, classes or config; {AGAIN}")
         if averaged:
             self.notes.append("averaged weights (ema)")
         self.left_out = sorted(shown(name) for name in content if name != ("ema" if averaged else "model"))
@@ -214,7 +159,7 @@ class TorchFile(WeightFile):
     def _foreign(self, content: dict) -> dict:
         for name in CONTAINERS:
             inside = content.get(name)
-            if isinstance(inside, dict) and any(isinstance(value, Tensor) for value in inside.values()):
+            if isinstance(inside, dict) and any(map(_is_array, inside.values())):
                 self.left_out = sorted(shown(other) for other in content if other != name)
                 return inside
         return content
@@ -223,4 +168,11 @@ class TorchFile(WeightFile):
         return tuple(self._weights[name].shape)
 
     def read(self, name: str) -> Tensor:
-        return self._weights[name].detach().float()
+        value = self._weights[name]
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value.astype(np.float32))
+        return value.detach().float()
+
+
+def _is_array(value: object) -> bool:
+    return value.dtype.kind in "fiub" if isinstance(value, np.ndarray) else isinstance(value, Tensor) and not value.is_complex()

@@ -1,14 +1,14 @@
-"""Data: our parameter names beside those of the published files, and the rule that turns one into the other.
+"""Data: our parameter names beside those of the published files, and the conversion between them.
 
-A row is (our name, names in the file, rule). {i} counts the encoder blocks, {s} and {u} the ResNet's stages and
-units. Rules are functions of the same name in weight_rules.py:
+A row is (our name, names in the file, conversion). {i} counts the encoder blocks, {s} and {u} the ResNet's stages and
+units. Conversions are functions of the same name in conversions.py:
   copy     same array                       dense    (in, out) -> (out, in)
   conv     HWIO -> OIHW                     vector   (1, 1, 1, C) -> (C)
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
   out      (H, d, D) -> (D, D)              join     three arrays, one below the other
   position (1, N, D), resized to the model's grid
 
-Three dialects: Google's, that of transformers (Hugging Face), and timm's, which DeiT, CaiT and MAE share and which
+Three layouts: Google's, that of transformers (Hugging Face), and timm's, which DeiT, CaiT and MAE share and which
 our parameters are named after: it needs no table but its few exceptions.
 """
 
@@ -18,19 +18,20 @@ our parameters are named after: it needs no table but its few exceptions.
 # (ImageNet-21k, SAM, AugReg); "linen" is what Flax's linen modules name by themselves, in checkpoints saved by later
 # versions of Google's code and by big_vision. Numbers count the sub-modules of a block: of all kinds together, or of
 # each kind.
+def _layer(ours: str, theirs: str, weight: str, conversion: str, bias: str = "copy") -> tuple:
+    """The rows of a layer's weight, which the file calls `weight`, and of its bias."""
+    return (f"{ours}.weight", (f"{theirs}/{weight}",), conversion), (f"{ours}.bias", (f"{theirs}/bias",), bias)
+
+
 GOOGLE_EMBEDDING = (
-    ("patch_embed.proj.weight", ("embedding/kernel",), "conv"),
-    ("patch_embed.proj.bias", ("embedding/bias",), "copy"),
+    *_layer("patch_embed.proj", "embedding", "kernel", "conv"),
     ("cls_token", ("cls",), "copy"),
     ("pos_embed", ("Transformer/posembed_input/pos_embedding",), "position"),
-    ("norm.weight", ("Transformer/encoder_norm/scale",), "copy"),
-    ("norm.bias", ("Transformer/encoder_norm/bias",), "copy"),
+    *_layer("norm", "Transformer/encoder_norm", "scale", "copy"),
 )
 GOOGLE_HEAD = (
-    ("pre_logits.fc.weight", ("pre_logits/kernel",), "dense"),
-    ("pre_logits.fc.bias", ("pre_logits/bias",), "copy"),
-    ("head.weight", ("head/kernel",), "dense"),
-    ("head.bias", ("head/bias",), "copy"),
+    *_layer("pre_logits.fc", "pre_logits", "kernel", "dense"),
+    *_layer("head", "head", "kernel", "dense"),
 )
 
 
@@ -38,48 +39,38 @@ def _google_block(norm1: str, attention: str, norm2: str, mlp: str) -> tuple:
     block = "Transformer/encoderblock_{i}/"
     qkv = [f"{block}{attention}/{part}" for part in ("query", "key", "value")]
     return (
-        ("blocks.{i}.norm1.weight", (f"{block}{norm1}/scale",), "copy"),
-        ("blocks.{i}.norm1.bias", (f"{block}{norm1}/bias",), "copy"),
+        *_layer("blocks.{i}.norm1", f"{block}{norm1}", "scale", "copy"),
         ("blocks.{i}.attn.qkv.weight", tuple(f"{part}/kernel" for part in qkv), "qkv"),
         ("blocks.{i}.attn.qkv.bias", tuple(f"{part}/bias" for part in qkv), "qkv_bias"),
-        ("blocks.{i}.attn.proj.weight", (f"{block}{attention}/out/kernel",), "out"),
-        ("blocks.{i}.attn.proj.bias", (f"{block}{attention}/out/bias",), "copy"),
-        ("blocks.{i}.norm2.weight", (f"{block}{norm2}/scale",), "copy"),
-        ("blocks.{i}.norm2.bias", (f"{block}{norm2}/bias",), "copy"),
-        ("blocks.{i}.mlp.fc1.weight", (f"{block}{mlp}/Dense_0/kernel",), "dense"),
-        ("blocks.{i}.mlp.fc1.bias", (f"{block}{mlp}/Dense_0/bias",), "copy"),
-        ("blocks.{i}.mlp.fc2.weight", (f"{block}{mlp}/Dense_1/kernel",), "dense"),
-        ("blocks.{i}.mlp.fc2.bias", (f"{block}{mlp}/Dense_1/bias",), "copy"),
+        *_layer("blocks.{i}.attn.proj", f"{block}{attention}/out", "kernel", "out"),
+        *_layer("blocks.{i}.norm2", f"{block}{norm2}", "scale", "copy"),
+        *_layer("blocks.{i}.mlp.fc1", f"{block}{mlp}/Dense_0", "kernel", "dense"),
+        *_layer("blocks.{i}.mlp.fc2", f"{block}{mlp}/Dense_1", "kernel", "dense"),
     )
 
 
-# The dialects of the encoder block, by the member that tells them apart.
+# The variants of the encoder block, by the member that distinguishes them.
 GOOGLE_BLOCKS = {
-    "MultiHeadDotProductAttention_1": _google_block(
-        "LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),        # pre-linen
-    "MultiHeadDotProductAttention_0": _google_block(
-        "LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),        # linen
+    # pre-linen
+    "MultiHeadDotProductAttention_1": _google_block("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
+    # linen
+    "MultiHeadDotProductAttention_0": _google_block("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
 }
 
 _STEM = "patch_embed.backbone.stem."
-_UNIT = "patch_embed.backbone.stages.{s}.blocks.{u}."
+_UNIT, _THEIR_UNIT = "patch_embed.backbone.stages.{s}.blocks.{u}.", "block{S}/unit{U}/"
 GOOGLE_STEM = (
     (f"{_STEM}conv.weight", ("conv_root/kernel",), "conv"),
-    (f"{_STEM}norm.weight", ("gn_root/scale",), "vector"),
-    (f"{_STEM}norm.bias", ("gn_root/bias",), "vector"),
+    *_layer(f"{_STEM}norm", "gn_root", "scale", "vector", bias="vector"),
 )
 # The file counts blocks and units from 1: {S} = s + 1, {U} = u + 1.
-GOOGLE_UNIT = tuple(
-    row for n in (1, 2, 3) for row in (
-        (f"{_UNIT}conv{n}.weight", (f"block{{S}}/unit{{U}}/conv{n}/kernel",), "conv"),
-        (f"{_UNIT}norm{n}.weight", (f"block{{S}}/unit{{U}}/gn{n}/scale",), "vector"),
-        (f"{_UNIT}norm{n}.bias", (f"block{{S}}/unit{{U}}/gn{n}/bias",), "vector"),
-    )
-)
+GOOGLE_UNIT = tuple(row for n in (1, 2, 3) for row in (
+    (f"{_UNIT}conv{n}.weight", (f"{_THEIR_UNIT}conv{n}/kernel",), "conv"),
+    *_layer(f"{_UNIT}norm{n}", f"{_THEIR_UNIT}gn{n}", "scale", "vector", bias="vector"),
+))
 GOOGLE_PROJECTION = (
-    (f"{_UNIT}downsample.conv.weight", ("block{S}/unit{U}/conv_proj/kernel",), "conv"),
-    (f"{_UNIT}downsample.norm.weight", ("block{S}/unit{U}/gn_proj/scale",), "vector"),
-    (f"{_UNIT}downsample.norm.bias", ("block{S}/unit{U}/gn_proj/bias",), "vector"),
+    (f"{_UNIT}downsample.conv.weight", (f"{_THEIR_UNIT}conv_proj/kernel",), "conv"),
+    *_layer(f"{_UNIT}downsample.norm", f"{_THEIR_UNIT}gn_proj", "scale", "vector", bias="vector"),
 )
 
 # big_vision (google-research/big_vision, models/vit.py) names the position table otherwise. It adds positions before it
@@ -90,7 +81,7 @@ STACKED_BLOCKS, BLOCK_OF_STACK = "Transformer/encoderblock/", "Transformer/encod
 # Its attention pooling (SigLIP), which no model here has; in older files without the module's name.
 ATTENTION_POOLING = ("MAPHead_0/", "probe")
 
-# Weights that stand under a prefix: the prefix, and how names beside them may begin, which are left out.
+# Weights under a prefix: the prefix, and how names beside them may begin, which are left out.
 GOOGLE_PREFIXES = (
     ("opt/target/", ("opt/",)),                                        # a whole train state, such as SAM's ViT-S_16
     ("params/img/", ("params/", "opt/", "extra/", "chrono/", "states/")),      # the image half of a model of images and text
@@ -100,40 +91,37 @@ GOOGLE_PREFIXES = (
 # ------------------------------------------------------------------------------------------------ transformers
 
 TRANSFORMERS_PREFIXES = ("vit.", "deit.")
+
+
+def _both(ours: str, *theirs: str, conversion: str = "copy") -> tuple:
+    """The rows of a layer's weight and bias, which have the same names in the file."""
+    return tuple((f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs), conversion) for kind in ("weight", "bias"))
+
+
 TRANSFORMERS_EMBEDDING = (
-    ("patch_embed.proj.weight", ("embeddings.patch_embeddings.projection.weight",), "copy"),
-    ("patch_embed.proj.bias", ("embeddings.patch_embeddings.projection.bias",), "copy"),
+    *_both("patch_embed.proj", "embeddings.patch_embeddings.projection"),
     ("cls_token", ("embeddings.cls_token",), "copy"),
     ("dist_token", ("embeddings.distillation_token",), "copy"),
     ("pos_embed", ("embeddings.position_embeddings",), "position"),
-    ("norm.weight", ("layernorm.weight",), "copy"),
-    ("norm.bias", ("layernorm.bias",), "copy"),
+    *_both("norm", "layernorm"),
 )
-TRANSFORMERS_HEAD = (
-    ("head.weight", ("classifier.weight",), "copy"),
-    ("head.bias", ("classifier.bias",), "copy"),
-    ("head_dist.weight", ("distillation_classifier.weight",), "copy"),
-    ("head_dist.bias", ("distillation_classifier.bias",), "copy"),
-)
+TRANSFORMERS_HEAD = (*_both("head", "classifier"), *_both("head_dist", "distillation_classifier"))
 # The distilled DeiT has another name for the first of its heads.
 TRANSFORMERS_SPELLINGS = {"cls_classifier.": "classifier."}
 
 
 def _transformers_block(block: str, qkv: tuple[str, ...], out: str, fc1: str, fc2: str) -> tuple:
-    rows = []
-    for kind in ("weight", "bias"):
-        rows += [
-            (f"blocks.{{i}}.norm1.{kind}", (f"{block}layernorm_before.{kind}",), "copy"),
-            (f"blocks.{{i}}.attn.qkv.{kind}", tuple(f"{block}{part}.{kind}" for part in qkv), "join"),
-            (f"blocks.{{i}}.attn.proj.{kind}", (f"{block}{out}.{kind}",), "copy"),
-            (f"blocks.{{i}}.norm2.{kind}", (f"{block}layernorm_after.{kind}",), "copy"),
-            (f"blocks.{{i}}.mlp.fc1.{kind}", (f"{block}{fc1}.{kind}",), "copy"),
-            (f"blocks.{{i}}.mlp.fc2.{kind}", (f"{block}{fc2}.{kind}",), "copy"),
-        ]
-    return tuple(rows)
+    return (
+        *_both("blocks.{i}.norm1", f"{block}layernorm_before"),
+        *_both("blocks.{i}.attn.qkv", *(f"{block}{part}" for part in qkv), conversion="join"),
+        *_both("blocks.{i}.attn.proj", f"{block}{out}"),
+        *_both("blocks.{i}.norm2", f"{block}layernorm_after"),
+        *_both("blocks.{i}.mlp.fc1", f"{block}{fc1}"),
+        *_both("blocks.{i}.mlp.fc2", f"{block}{fc2}"),
+    )
 
 
-# By the member that tells them apart, as for Google: the names of the files on its hub, which later versions still
+# By the member that distinguishes them, as for Google: the names of the files on its hub, which later versions still
 # write, and those that the state dict of a model has since transformers 5.
 TRANSFORMERS_BLOCKS = {
     "attention.attention.query": _transformers_block(
@@ -142,7 +130,7 @@ TRANSFORMERS_BLOCKS = {
     "attention.q_proj": _transformers_block(
         "layers.{i}.", tuple(f"attention.{part}_proj" for part in "qkv"), "attention.o_proj", "mlp.fc1", "mlp.fc2"),
 }
-# The layer behind the cls token that its pre-training has, and the decoders of its masked autoencoders.
+# The layer after the cls token of its pre-training, and the decoders of its masked autoencoders.
 TRANSFORMERS_LEFT_OUT = ("pooler.", "decoder.", "embeddings.mask_token")
 
 # -------------------------------------------------------------------------------------------------------- timm

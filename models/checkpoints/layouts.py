@@ -1,51 +1,36 @@
-"""Which dialect a file speaks, and its arrays under the names of that dialect's table.
+"""Detects which layout a file has, and reads its arrays under the names of that layout's key map.
 
 Prefixes of wrappers and of train states, other spellings and stacked blocks are resolved here, so that a table of
-weight_names.py needs one name for a thing.
+key_maps.py needs one name for a thing.
 """
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from models.vit import ImageTransformer, ModelError
+from models.base import ImageTransformer
+from models.errors import WeightsError
 
+from . import key_maps
 from .conversions import Row, google_rows, timm_rows, transformers_rows
 from .formats import WeightFile
-from .key_maps import (
-    ATTENTION_POOLING,
-    BIG_VISION_POSITIONS,
-    BLOCK_OF_STACK,
-    GOOGLE_BLOCKS,
-    GOOGLE_EMBEDDING,
-    GOOGLE_HEAD,
-    GOOGLE_PREFIXES,
-    STACKED_BLOCKS,
-    TIMM_LEFT_OUT,
-    TIMM_STEM_ALONE,
-    TRANSFORMERS_BLOCKS,
-    TRANSFORMERS_EMBEDDING,
-    TRANSFORMERS_HEAD,
-    TRANSFORMERS_LEFT_OUT,
-    TRANSFORMERS_PREFIXES,
-    TRANSFORMERS_SPELLINGS,
-    WRAPPER_PREFIXES,
-)
 
 MAX_BLOCKS = 1000
 
 
-class Dialect:
-    """The arrays of a file under the names of one table: `all` of them, `shape`, `lend`, and the `rows` for a model."""
+class Layout:
+    """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block: str,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
         self.file, self.rows, self.block = file, rows, block       # block: the name of a parameter that each block has once
         self.bare_positions = False                                # the position table may lack the rows before the patches
+        self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self._sources, self._fixed_rows = sources, fixed_rows
-        self._stacks: dict[str, Tensor] = {}
-        self._stacking = threading.Lock()
+        self._stacks: dict[str, Tensor] = {}                       # stacked arrays that were read
+        self._stacks_lock = threading.Lock()
         self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
         self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
 
@@ -56,143 +41,142 @@ class Dialect:
 
     def unstack(self) -> None:
         """Arrays with the block as first dimension -> one name for each block."""
-        for name in [name for name in self._sources if name.startswith(STACKED_BLOCKS)]:
+        for name in [name for name in self._sources if name.startswith(key_maps.STACKED_BLOCKS)]:
             source = self._sources.pop(name)
-            rest, (blocks, *_) = name.removeprefix(STACKED_BLOCKS), self.file.shape(source) or (0,)
+            rest, (blocks, *_) = name.removeprefix(key_maps.STACKED_BLOCKS), self.file.shape(source) or (0,)
             if blocks > MAX_BLOCKS:
-                raise ModelError(f"{self.file.path}: {source} claims {blocks} blocks, more than any model has")
+                raise WeightsError(f"{self.file.path}: {source} claims {blocks} blocks, more than any model has")
             for i in range(blocks):
-                one = BLOCK_OF_STACK.format(i=i) + rest
+                one = key_maps.BLOCK_OF_STACK.format(i=i) + rest
                 self._sources[one], self._layers[one] = source, i
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self.file.shape(self._sources[name])
         return shape[1:] if name in self._layers else shape
 
-    def lend(self, name: str) -> Tensor:
-        """As WeightFile.lend"""
+    def read_view(self, name: str) -> Tensor:
         source = self._sources[name]
         if name not in self._layers:
-            return self.file.lend(source)
-        with self._stacking:
+            return self.file.read_view(source)
+        with self._stacks_lock:
             if source not in self._stacks:
                 self._stacks[source] = self.file.read(source)
         return self._stacks[source][self._layers[name]]
 
     def row(self, ours: str) -> Row:
-        """The row of a parameter that stands once in a model. timm's names are ours."""
-        return next((row for row in self._fixed_rows if row[0] == ours), (ours, (ours,), "copy"))
+        """The row of a parameter that a model has once. timm's names are ours."""
+        return next((Row(*row) for row in self._fixed_rows if row[0] == ours), Row(ours, (ours,), "copy"))
 
     def has(self, ours: str) -> bool:
-        return self.row(ours)[1][0] in self._sources
+        return self.row(ours).sources[0] in self._sources
 
     def outputs(self, layer: str) -> int:
         """Width of a dense layer, if its weight and bias agree about it."""
-        _, (weight,), rule = self.row(f"{layer}.weight")
-        _, (bias,), _ = self.row(f"{layer}.bias")
+        _, (weight,), conversion = self.row(f"{layer}.weight")
+        (bias,) = self.row(f"{layer}.bias").sources
         sizes = self.shape(weight) if weight in self.all else ()
         width = self.shape(bias) if bias in self.all else ()
-        if len(sizes) != 2 or width != (sizes[1:] if rule == "dense" else sizes[:1]):
-            raise ModelError(f"{self.file.path}: {weight} {sizes} does not fit {bias} {width}")
+        if len(sizes) != 2 or width != (sizes[1:] if conversion == "dense" else sizes[:1]):
+            raise WeightsError(f"{self.file.path}: {weight} {sizes} does not fit {bias} {width}")
         return width[0]
 
     def heads(self) -> set[str]:
         """Names of what belongs to the old task: heads and `pre_logits`."""
         return {source for layer in ("head", "head_dist", "pre_logits.fc") for kind in ("weight", "bias")
-                for source in self.row(f"{layer}.{kind}")[1]}
+                for source in self.row(f"{layer}.{kind}").sources}
 
     def kernel(self) -> tuple[int, int, int]:
         """(width, channels, patch side) of the patch embedding."""
-        (name,), rule = self.row("patch_embed.proj.weight")[1:]
+        _, (name,), conversion = self.row("patch_embed.proj.weight")
         sizes = self.shape(name) if name in self.all else ()
         if len(sizes) != 4:
-            raise ModelError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
-        return (sizes[3], sizes[2], sizes[0]) if rule == "conv" else sizes[:3]
+            raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
+        return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
 
     def describe(self) -> str:
         """'width 384, 12 blocks, patch 16'"""
         width, _, patch = self.kernel()
-        blocks = 0
-        while self.block.format(i=blocks) in self._sources:
-            blocks += 1
+        blocks = next(i for i in itertools.count() if self.block.format(i=i) not in self._sources)
         return f"width {width}, {blocks} blocks, patch {patch}"
 
 
-def recognise(file: WeightFile) -> Dialect:
-    """Raises ModelError for a file that is no Vision Transformer in a dialect that is known."""
+def detect_layout(file: WeightFile) -> Layout:
+    """Raises WeightsError for a file that is no Vision Transformer in a known layout."""
     names = _renamed(file, {name: name for name in file.names}, _without_wrappers)
     if any("encoderblock" in name for name in names):
         return _google(file, names)
     if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
         return _transformers(file, names)
     if "patch_embed.proj.weight" in names:
-        names = _renamed(file, names, lambda name: _spelled(name, TIMM_STEM_ALONE))
-        return Dialect(file, names, (), "blocks.{i}.norm1.weight", timm_rows, TIMM_LEFT_OUT)
-    raise ModelError(f"{file.path}: not a Vision Transformer in a layout that is known (its arrays: {some(names)})")
+        names = _renamed(file, names, lambda name: spelled(name, key_maps.TIMM_STEM_ALONE))
+        return Layout(file, names, (), "blocks.{i}.norm1.weight", timm_rows, key_maps.TIMM_LEFT_OUT)
+    raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
 
 
 def _renamed(file: WeightFile, names: dict[str, str], rename: Callable[[str], str]) -> dict[str, str]:
-    """new name: name in the file. No array may get lost by it."""
+    """-> {new name: name in the file}. Raises WeightsError where two arrays would get one name."""
     renamed: dict[str, str] = {}
     for name, source in names.items():
         new = rename(name)
         if new in renamed:
-            raise ModelError(f"{file.path}: both {renamed[new]} and {source} are {new}; take a file with one of them")
+            raise WeightsError(f"{file.path}: both {renamed[new]} and {source} are {new}; use a file with one of them")
         renamed[new] = source
     return renamed
 
 
 def _without_wrappers(name: str) -> str:
-    while prefix := next((prefix for prefix in WRAPPER_PREFIXES if name.startswith(prefix)), ""):
+    while prefix := next((prefix for prefix in key_maps.WRAPPER_PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return name
 
 
-def _spelled(name: str, spellings: dict[str, str]) -> str:
+def spelled(name: str, spellings: dict[str, str]) -> str:
     """With the other beginning, where the name begins as one of `spellings`."""
     old = next((old for old in spellings if name.startswith(old)), "")
     return spellings[old] + name.removeprefix(old) if old else name
 
 
-def _google(file: WeightFile, names: dict[str, str]) -> Dialect:
-    prefix, siblings = next(((prefix, siblings) for prefix, siblings in GOOGLE_PREFIXES
+def _google(file: WeightFile, names: dict[str, str]) -> Layout:
+    prefix, siblings = next(((prefix, siblings) for prefix, siblings in key_maps.GOOGLE_PREFIXES
                              if any(name.startswith(prefix) for name in names)), ("", ()))
     beside = sorted(name for name in names if not name.startswith(prefix))
     foreign = [name for name in beside if not name.startswith(siblings)]
     if foreign:
-        raise ModelError(f"{file.path}: unknown members beside the weights under {prefix}: {some(foreign)}")
-    file.left_out += beside
+        raise WeightsError(f"{file.path}: unknown members beside the weights under {prefix}: {abbreviate(foreign)}")
     names = {name.removeprefix(prefix): source for name, source in names.items() if name.startswith(prefix)}
-    if any(name.startswith(ATTENTION_POOLING) for name in names):
-        raise ModelError(f"{file.path}: pools by attention ({ATTENTION_POOLING[0]}), which no model here does; take a file "
-                         "with a cls token or with mean pooling")
-    bare = any(name in names for name in BIG_VISION_POSITIONS)
-    names = _renamed(file, names, lambda name: _POSITIONS if name in BIG_VISION_POSITIONS else name)
-    mark = next((mark for mark in GOOGLE_BLOCKS if any(f"/{mark}/" in name for name in names)), None)
-    if mark is None:
-        raise ModelError(f"{file.path}: not a Vision Transformer in Google's layout (its arrays: {some(names)})")
-    block = next(sources[0] for ours, sources, _ in GOOGLE_BLOCKS[mark] if ours == "blocks.{i}.norm1.weight")
-    dialect = Dialect(file, names, GOOGLE_EMBEDDING + GOOGLE_HEAD, block,
-                      lambda model: google_rows(model, GOOGLE_BLOCKS[mark]))
-    dialect.bare_positions = bare
-    dialect.unstack()
-    return dialect
+    if any(name.startswith(key_maps.ATTENTION_POOLING) for name in names):
+        raise WeightsError(f"{file.path}: pools by attention ({key_maps.ATTENTION_POOLING[0]}), which no model here does; use a "
+                           "file with a cls token or with mean pooling")
+    bare = any(name in names for name in key_maps.BIG_VISION_POSITIONS)
+    names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else name)
+    blocks = _block_rows(file, names, key_maps.GOOGLE_BLOCKS, "/", "Google's layout")
+    layout = Layout(file, names, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, blocks[0][1][0],
+                    lambda model: google_rows(model, blocks))
+    layout.bare_positions, layout.beside = bare, beside
+    layout.unstack()
+    return layout
 
 
-_POSITIONS, = next(sources for ours, sources, _ in GOOGLE_EMBEDDING if ours == "pos_embed")
+_POSITIONS, = next(sources for ours, sources, _ in key_maps.GOOGLE_EMBEDDING if ours == "pos_embed")
 
 
-def _transformers(file: WeightFile, names: dict[str, str]) -> Dialect:
-    no_prefix = dict.fromkeys(TRANSFORMERS_PREFIXES, "")
-    short = _renamed(file, names, lambda name: _spelled(_spelled(name, no_prefix), TRANSFORMERS_SPELLINGS))
-    mark = next((mark for mark in TRANSFORMERS_BLOCKS if any(f".{mark}." in name for name in short)), None)
-    if mark is None:
-        raise ModelError(f"{file.path}: not a Vision Transformer in the layout of transformers (its arrays: {some(names)})")
-    block = next(sources[0] for ours, sources, _ in TRANSFORMERS_BLOCKS[mark] if ours == "blocks.{i}.norm1.weight")
-    return Dialect(file, short, TRANSFORMERS_EMBEDDING + TRANSFORMERS_HEAD, block,
-                   lambda model: transformers_rows(model, TRANSFORMERS_BLOCKS[mark]), TRANSFORMERS_LEFT_OUT)
+def _transformers(file: WeightFile, names: dict[str, str]) -> Layout:
+    no_prefix = dict.fromkeys(key_maps.TRANSFORMERS_PREFIXES, "")
+    short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), key_maps.TRANSFORMERS_SPELLINGS))
+    blocks = _block_rows(file, short, key_maps.TRANSFORMERS_BLOCKS, ".", "the layout of transformers")
+    return Layout(file, short, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, blocks[0][1][0],
+                  lambda model: transformers_rows(model, blocks), key_maps.TRANSFORMERS_LEFT_OUT)
 
 
-def some(names) -> str:
+def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tuple], separator: str, title: str) -> tuple:
+    """The rows of the encoder block in the variant that the file has; the first is a parameter that each block has once."""
+    for mark, rows in variants.items():
+        if any(f"{separator}{mark}{separator}" in name for name in names):
+            return rows
+    raise WeightsError(f"{file.path}: not a Vision Transformer in {title} (its arrays: {abbreviate(names)})")
+
+
+def abbreviate(names: Iterable[str]) -> str:
+    """The first four of them, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,6 +1,6 @@
 """Published checkpoints by name: found in ./checkpoint, or downloaded into it.
 
-Google's files (google-research/vision_transformer, README) stand at https://storage.googleapis.com/vit_models,
+Google's files (google-research/vision_transformer, README) are at https://storage.googleapis.com/vit_models,
 those of DeiT, CaiT and MAE (facebookresearch/deit and /mae, READMEs) at https://dl.fbaipublicfiles.com. MODEL_ZOO.md
 lists them with sizes and accuracies. VIT_CHECKPOINT_URL and VIT_META_URL name other servers with the same trees
 (mirrors), VIT_CHECKPOINT_DIR another folder than ./checkpoint.
@@ -12,9 +12,9 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from models.vit import ModelError
+from models.errors import WeightsError
 
-from .download import download, one_at_a_time
+from .download import download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
 
@@ -28,7 +28,7 @@ PUBLISHED = {
     "gsam": [*VIT_GSAM, *[f"{name}-gap-norep" for name in VIT_GSAM]],
 }
 # AugReg has over 50,000 files; their names hold the settings they were trained with. The size alone means the file
-# that Google's code recommends for it, which the table in the same folder tells.
+# that Google's code recommends for it, by the table in the same folder.
 AUGREG_SIZE = re.compile(r"Ti_16|S_32|S_16|B_32|B_16|B_8|L_16|R_Ti_16|R26_S_32|R50_L_32")
 AUGREG = re.compile(rf"({AUGREG_SIZE.pattern})-[a-zA-Z0-9._-]+")
 AUGREG_TABLE = "augreg/index.csv"
@@ -78,8 +78,8 @@ def published_name(name: str) -> str | None:
     return f"{folder}/{file}" if file in PUBLISHED.get(folder, []) else None
 
 
-def url_of(name: str) -> str:
-    """Of a canonical name. An AugReg size alone has none: the table has to be asked."""
+def published_url(name: str) -> str:
+    """Of a canonical name. An AugReg size alone has none: the table names its file."""
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         return f"{os.environ.get('VIT_META_URL', META).rstrip('/')}/{META_FILES[folder][file][0]}"
@@ -92,51 +92,48 @@ def _google_url(file: str) -> str:
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """The local file for a path or a published name, downloading it if need be. Raises ModelError.
+    """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
 
     An existing path always wins. Without a folder the name means imagenet21k.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    name = published_name(str(name_or_path))
+    name, tables = published_name(str(name_or_path)), PUBLISHED | META_FILES
     folder = str(name_or_path).partition("/")[0]
-    if name is None and folder in PUBLISHED | META_FILES and str(name_or_path).count("/") == 1:
-        files = {**PUBLISHED, **META_FILES}[folder]
-        raise ModelError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
-                         f"{', '.join(files)}")
+    if name is None and folder in tables and str(name_or_path).count("/") == 1:
+        raise WeightsError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
+                           f"{', '.join(tables[folder])}")
     if name is None:
-        raise ModelError(
+        raise WeightsError(
             f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
-            f"{', '.join([*PUBLISHED, *META_FILES])}, augreg (MODEL_ZOO.md lists them)")
+            f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
     checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         _, checksum = META_FILES[folder][file]
-        return _fetched(url_of(name), checkpoints / f"{name}.pth", checksum)
+        return _fetch(published_url(name), checkpoints / f"{name}.pth", checksum)
     if folder == "augreg" and AUGREG_SIZE.fullmatch(file):
-        table = _fetched(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
-        name = f"augreg/{recommended(table, file)}"
+        table = _fetch(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
+        name = f"augreg/{recommended_file(table, file)}"
     # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
     by_hand = checkpoints / f"{file}.npz"
     own_place = checkpoints / f"{name}.npz"
     if folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file():
         return by_hand
-    return _fetched(url_of(name), own_place)
+    return _fetch(published_url(name), own_place)
 
 
-def _fetched(url: str, path: Path, checksum: str = "") -> Path:
+def _fetch(url: str, path: Path, checksum: str = "") -> Path:
     if not path.is_file():
-        with one_at_a_time(url, path):
-            if not path.is_file():               # another process may have fetched it while this one waited
-                download(url, path, checksum)
+        download(url, path, checksum)
     return path
 
 
-def recommended(table: Path, size: str) -> str:
-    """'S_16' -> the file without its suffix: trained on ImageNet-21k, with the best accuracy on what it held back.
+def recommended_file(table: Path, size: str) -> str:
+    """'S_16' -> the file without its suffix: trained on ImageNet-21k, with the best accuracy on its held-out images.
 
     As Google's code chooses (vit_jax/train.py): the rows of that size with ds == i21k, the largest final_val. Raises
-    ModelError for a table that has no such row.
+    WeightsError for a table that has no such row.
     """
     best, name = -1.0, None
     try:
@@ -145,9 +142,9 @@ def recommended(table: Path, size: str) -> str:
                 if row["ds"] == "i21k" and row["filename"].partition("-")[0] == size and float(row["final_val"] or -1) > best:
                     best, name = float(row["final_val"]), row["filename"]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise ModelError(f"{table}: not AugReg's table, or damaged ({type(error).__name__}: {error}); delete it to fetch it "
-                         f"again, or give the full name of a file (MODEL_ZOO.md lists some)") from error
+        raise WeightsError(f"{table}: not AugReg's table, or damaged ({type(error).__name__}: {error}); delete it to download it "
+                           f"again, or give the full name of a file (MODEL_ZOO.md lists some)") from error
     if name is None or not AUGREG.fullmatch(name):
-        raise ModelError(f"{table}: names no file of {size} trained on i21k; delete it to fetch it again, or give the full name "
-                         "of a file (MODEL_ZOO.md lists some)")
+        raise WeightsError(f"{table}: names no file of {size} trained on i21k; delete it to download it again, or give the full "
+                           "name of a file (MODEL_ZOO.md lists some)")
     return name

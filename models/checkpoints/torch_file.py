@@ -1,50 +1,45 @@
-"""Reads files of torch.save that cannot be trusted: weights of others, and the checkpoints of our own runs.
+"""Reads files of torch.save: weights of others, and the checkpoints of our own runs. Nothing in a file is imported or called.
 
-`torch.load(weights_only=True)` runs no code, but it believes sizes, lets the pickle build what it likes, and compares no
-check sum (pytorch issue 126952). So the archive's directory is checked first, then the SHA-256 that our own files end
-with, or else the CRC of every member, then the pickle, step by step, without building anything of it: it may make plain
-values and tensors, and every storage must be exactly as large as its member. What is left for PyTorch to read takes no
-more memory than the file has bytes, and what pickles describe, at most half a GB more. The older format, a row of
-pickles and arrays, carries no check sums: there the structure is checked alike, but nothing tells whether a number was
-changed.
+A pickle may name any function. Here it gets torch's own rebuild functions, containers, dtypes and numpy's arrays by an
+allow-list; every other name becomes a Placeholder, which is left out with all that was made of it. So files load that
+`torch.load(weights_only=True)` refuses: with a path of Lightning, an argparse.Namespace, numpy's numbers.
+torch.load compares no check sums (pytorch issue 126952). Here the SHA-256 is compared that our own files end with, or else
+the CRC-32 of every array. The format before 2020, a row of pickles and arrays, has no check sums.
 """
 
+import functools
 import hashlib
 import io
+import math
 import mmap
 import os
 import pickle
-import struct
+import re
 import types
-import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from models.vit import ModelError
+from models.errors import ModelError, WeightsError
 
-from .pickle_scan import LEGACY_NUMBER, PickleError, Scan, Storage
-from .zip_archive import ZipError, one_line, open_archive, shown
+from .zip_archive import AGAIN, Archive, one_line
 
 CHUNK = 1 << 20
 SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
 SEAL_LENGTH = len(SEAL) + 64
-MAX_PICKLE = 1 << 24            # bytes; a ViT-H with an optimizer takes 1 MB
-MAX_VALUES = 10_000_000         # of all that is in the file, what it names twice counted twice
-MAX_DEPTH = 100
-# How the files begin that torch.save wrote until 2020: with a magic number, pickled.
-LEGACY_MAGIC = pickle.dumps(LEGACY_NUMBER, protocol=2)
-LEGACY_PICKLES = 5              # magic number, version, machine, content, keys of the storages that follow
-AGAIN = "download it again"
-VALUES = (str, int, float, complex, bool, types.NoneType, torch.dtype, torch.device)
+# How the files begin that torch.save wrote until 2020: with a magic number, pickled. A version and facts about the
+# machine follow, then the content, then the keys of the storages whose numbers come last.
+LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
 def is_sealed(stream: BinaryIO) -> bool | None:
-    """Whether every bit of the file is as our own program wrote it; None: it is of another, or was cut off."""
+    """Whether every bit of the file is as our own program wrote it; None: it is of another program, or was cut off."""
     left = os.fstat(stream.fileno()).st_size - SEAL_LENGTH
     if left <= 0:
         return None
@@ -59,162 +54,224 @@ def is_sealed(stream: BinaryIO) -> bool | None:
     return seal == SEAL + digest.hexdigest().encode()
 
 
-def read(path: Path, globals: Sequence[type] = (), mapped: bool = False, verified: bool = False) -> object:
-    """What was saved, tensors on the CPU. `globals` are classes that may stand in it beside tensors and plain values.
+def read(path: str | Path, *, mapped: bool = False, verified: bool = False) -> object:
+    """What was saved: tensors on the CPU, numpy's arrays and numbers, plain values, and Placeholders for everything else.
 
-    verified=True: the caller has just asked `is_sealed`, which is not done again.
-    mapped=True leaves the tensors of a zip on the disk until they are used: the file must then stay as it is, and it is
-    for what is read once. Raises ModelError (one line) for anything but a whole file of torch.save, before memory is
-    taken for it.
+    mapped=True leaves the tensors of a zip on the disk until they are used: the file must then stay as it is.
+    verified=True: the caller has just called `is_sealed`, which is not repeated.
+    Raises WeightsError (one line) for anything but a whole file of torch.save.
     """
     path = Path(path)
     if not path.is_file():                  # a pipe would be waited for without end
-        raise ModelError(f"no such file: {path}")
+        raise WeightsError(f"no such file: {path}")
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(LEGACY_MAGIC))
             if start[:2] == b"PK":
-                _check_zip(stream, globals, verified)
-            elif start == LEGACY_MAGIC:
-                mapped = False
-                _check_legacy(stream, globals)
-            else:
-                raise PickleError("a pickle that PyTorch did not write: nothing of it was run; take a file of torch.save, or a "
-                                  ".safetensors file" if start[:1] == b"\x80" else f"not of torch.save, or damaged; {AGAIN}")
-            # A path that ends in .safetensors torch.load would give to another reader.
-            mapped = mapped and path.suffix != ".safetensors"
-            stream.seek(0)
-            with torch.serialization.safe_globals(list(globals)):
-                content = torch.load(path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
-            _check_values(content, globals)
-            return content
-    except PickleError as error:
-        raise ModelError(f"{path}: {error}") from error
-    except ZipError as error:
-        raise ModelError(f"{path}: damaged or cut off ({error}); {AGAIN}") from error
+                return _read_zip(stream, mapped, verified)
+            if start == LEGACY_MAGIC:
+                return _read_legacy(stream)
+        raise WeightsError("a pickle that PyTorch did not write; save it with torch.save, or as .safetensors"
+                           if start[:1] == b"\x80" else f"not of torch.save, or damaged; {AGAIN}")
+    except ModelError as error:
+        raise WeightsError(f"{path}: {error}") from error
     except MemoryError as error:
-        raise ModelError(f"{path}: not enough memory to read it") from error
+        raise WeightsError(f"{path}: not enough memory to read it") from error
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+        raise WeightsError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except Exception as error:              # what is raised depends on where the file is damaged
-        raise ModelError(f"{path}: damaged or cut off ({one_line(error)}); {AGAIN}") from error
+        raise WeightsError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {one_line(error)}); it is damaged "
+                           f"or cut off: {AGAIN}") from error
 
 
-# ------------------------------------------------------------------------------------------------------ zip files
-
-
-def _check_zip(stream: BinaryIO, globals: Sequence[type], verified: bool) -> None:
-    """PyTorch packs nothing, so that no member can be larger than the file; and its check sums must agree."""
+def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
     sealed = verified or is_sealed(stream)
     if sealed is False:
-        raise PickleError(f"damaged (its SHA-256 does not match); {AGAIN}")
-    size = os.fstat(stream.fileno()).st_size
-    with open_archive(stream) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        folder = next(iter(members), "").partition("/")[0]
-        for info in members.values():
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-                raise PickleError(f"member {info.filename!r} is packed or encrypted, which PyTorch does not write")
-            if not info.filename.startswith(f"{folder}/"):
-                raise PickleError(f"member {info.filename!r} is not in the folder of the others; damaged")
-        if sum(info.file_size for info in members.values()) > size:
-            raise PickleError(f"its members claim more bytes than the file has; {AGAIN}")
-        main = members.get(f"{folder}/data.pkl")
-        if main is None or main.file_size > MAX_PICKLE:
-            raise PickleError("holds no data.pkl" if main is None else f"a description of {main.file_size} bytes")
-        # The seal says more than they do; and torch.serialization.set_crc32_options(False) leaves them out.
-        unchecked = sealed or not any(info.CRC for info in members.values())
-        for info in members.values():
-            if unchecked:
-                del info.CRC                # else zipfile compares it
-                continue
-            with archive.open(info) as member:
-                while member.read(CHUNK):
-                    pass
-        scan = Scan(globals)
-        scan.run(archive.read(main))
-        for key, storage in scan.storages.items():
-            member = members.get(f"{folder}/data/{key}")
-            if member is None or member.file_size != storage.nbytes:
-                there = "is not there" if member is None else f"has {member.file_size}"
-                raise PickleError(f"damaged: speaks of {storage.nbytes} bytes of an array whose member {there}; {AGAIN}")
+        raise WeightsError(f"damaged (its SHA-256 does not match); {AGAIN}")
+    archive = Archive(stream)
+    main = next((info for name, info in archive.members.items() if name.rpartition("/")[2] == "data.pkl"), None)
+    if main is None:
+        raise WeightsError("holds no data.pkl")
+    folder = main.filename.removesuffix("data.pkl")
+    # The seal covers more than they do; and torch.serialization.set_crc32_options(False) leaves them out.
+    verify = not sealed and any(info.CRC for info in archive.members.values())
+    pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if mapped else None
+
+    def read_storage(key: str, size: int) -> Tensor:
+        info = archive.members.get(f"{folder}data/{key}")
+        if info is None or info.file_size != size:
+            found = "is missing" if info is None else f"has {info.file_size}"
+            raise WeightsError(f"damaged: expected {size} bytes of an array, whose member {found}; {AGAIN}")
+        start = archive.start(info)
+        if pages is None or not size:
+            memory = _allocate(size)
+            archive.read_into(info, memoryview(memory.numpy()), verify)
+            return memory
+        if verify and zlib.crc32(memoryview(pages)[start:start + size]) != info.CRC:
+            raise ValueError(f"the CRC-32 of member {info.filename!r} does not match")
+        return torch.frombuffer(pages, dtype=torch.uint8, count=size, offset=start)
+
+    archive.start(main)                     # raises where its size cannot be right
+    description = bytearray(main.file_size)
+    archive.read_into(main, memoryview(description), verify)
+    return _Unpickler(io.BytesIO(description), read_storage).load()
 
 
-# ----------------------------------------------------------------------------------------------- the older format
+def _read_legacy(stream: BinaryIO) -> object:
+    """Magic number, version, machine, content, keys of its storages; then for each key a count in 8 bytes, and its numbers."""
+    size, storages = os.fstat(stream.fileno()).st_size, {}
+
+    def make_storage(key: str, length: int) -> Tensor:
+        if length > size - sum(map(len, storages.values())):
+            raise WeightsError(f"damaged or cut off: its arrays need more bytes than the {size} of the file; {AGAIN}")
+        storages[key] = _allocate(length)
+        return storages[key]
+
+    stream.seek(0)
+    *_, content, keys = [_Unpickler(stream, make_storage).load() for _ in range(5)]
+    missing = 0
+    for key in keys:
+        memory = storages.pop(key)
+        stream.seek(8, os.SEEK_CUR)         # how many numbers follow, as the content said
+        missing += len(memory) - stream.readinto(memoryview(memory.numpy()))
+    if missing or storages or stream.read(1):
+        raise WeightsError(f"damaged or cut off: its arrays do not end where the file does; {AGAIN}")
+    return content
 
 
-def _check_legacy(stream: BinaryIO, globals: Sequence[type]) -> None:
-    """Five pickles, then for every key of the last one 8 bytes, how many numbers follow, and the numbers: to the end."""
-    size = os.fstat(stream.fileno()).st_size
-    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        storages: dict[str, Storage] = {}
-        place = 0
-        for _ in range(LEGACY_PICKLES):
-            scan, part = Scan(globals, legacy=True), io.BytesIO(content[place:place + MAX_PICKLE])
-            scan.run(part)
-            place += part.tell()
-            storages = scan.storages or storages
-        keys = scan.result
-        if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys) and len(set(keys)) == len(keys)
-                and set(keys) == storages.keys()):
-            raise PickleError(f"damaged: its arrays are not those that it names; {AGAIN}")
-        for key in keys:
-            if place + 8 > size or struct.unpack_from("<q", content, place)[0] != storages[key].numel:
-                raise PickleError(f"damaged or cut off: speaks of {storages[key].numel} numbers that are not there; {AGAIN}")
-            place += 8 + storages[key].nbytes
-        if place != size:
-            raise PickleError(f"damaged or cut off: {size} bytes, its arrays end at {place}; {AGAIN}")
+def _allocate(size: int) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as error:           # PyTorch's word for a MemoryError
+        raise MemoryError(str(error)) from error
 
 
-# --------------------------------------------------------------------------------------------------- what came of it
+# ------------------------------------------------------------------------------------------------------- the pickle
 
 
-def _check_values(content: object, globals: Sequence[type]) -> None:
-    """Plain values and dense tensors, nothing inside itself: whoever walks through it or prints it comes to an end."""
-    known: dict[int, tuple[int, int]] = {}          # of what the file names more than once: how many values, how deep
-    classes = {*globals}
+class Placeholder:
+    """Replaces an object of a name that is not in ALLOWED. Whatever a pickle does with it is accepted and dropped."""
 
-    def weigh(value: object, name: str, depth: int) -> tuple[int, int]:
-        if isinstance(value, Tensor):
-            _check_tensor(value, name)
-            return 1, 0
-        if type(value) in VALUES:
-            return 1, 0
-        if id(value) not in known:
-            known[id(value)] = 0, MAX_DEPTH         # met again before it is weighed: it is inside itself
-            count, height = 1, 0
-            for inner_name, inner in _inside(value, classes):
-                more, below = weigh(inner, name if inner_name is None else shown(inner_name), depth + 1)
-                count, height = count + more, max(height, below + 1)
-                if count > MAX_VALUES or depth + height > MAX_DEPTH:
-                    raise PickleError("lists within lists without end: no file of weights")
-            known[id(value)] = count, height
-        return known[id(value)]
+    of = "unknown object"                   # the name, as in "pathlib.PosixPath"
 
-    weigh(content, "the content", 0)
+    def __new__(cls, *_, **__) -> "Placeholder":
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __call__(self, *_, **__) -> "Placeholder":
+        return self
+
+    __setstate__ = __setitem__ = append = extend = add = __call__
+
+    def __repr__(self) -> str:
+        return f"<{self.of}>"
 
 
-def _inside(value: object, classes: set[type]) -> Iterator[tuple[object, object]]:
-    """(name if it has one, value)"""
-    kind = type(value)
-    if kind in (dict, OrderedDict):
-        for key, inner in dict.items(value):        # an OrderedDict of a file may bring an `items` of its own
-            yield None, key
-            yield key if isinstance(key, (str, int)) else None, inner
-        if kind is not dict and vars(value).keys() - {"_metadata"}:
-            raise PickleError("a dictionary with attributes: no file of weights")
-    elif kind in (list, tuple, torch.Size):
-        for inner in value:
-            yield None, inner
-    elif kind not in classes:
-        raise PickleError(f"holds a {kind.__name__}, which no file of weights needs")
-    if hasattr(value, "__dict__"):
-        yield from vars(value).items()
+class _Storage(NamedTuple):
+    memory: Tensor                          # uint8
+    dtype: torch.dtype
 
 
-def _check_tensor(value: Tensor, name: str) -> None:
-    """A dense array whose numbers are all in the file: a few bytes must not stand for a large array."""
-    if (type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.device.type != "cpu"
-            or value.is_complex() or value.is_quantized or value._backward_hooks
-            or value.numel() * value.element_size() > value.untyped_storage().nbytes()):
-        raise PickleError(f"{name} is no plain array of numbers")
+class _Unpickler(pickle.Unpickler):
+    """read_storage(key, bytes) -> the memory of a storage, uint8."""
+
+    def __init__(self, stream: BinaryIO, read_storage: Callable[[str, int], Tensor]):
+        super().__init__(stream, encoding="utf-8")
+        self._read_storage, self._memory = read_storage, {}
+
+    def find_class(self, module: str, name: str) -> object:
+        full = f"{module}.{name}"
+        if full not in ALLOWED:
+            return type("Placeholder", (Placeholder,), {"of": full})
+        found = ALLOWED[full]               # of a function a new object: a pickle may set attributes of what it gets
+        return functools.partial(found) if isinstance(found, types.FunctionType) else found
+
+    def persistent_load(self, pid: tuple) -> "_Storage | Placeholder":
+        """("storage", dtype of its class, key, where it was, how many numbers), and in the older format a view or None.
+        In that format also ("module", its class, source files)."""
+        if pid[0] == "module":
+            return pid[1]
+        _, dtype, key, _, count, *view = pid
+        if not isinstance(dtype, torch.dtype):
+            return Placeholder()
+        if any(view) or count < 0:
+            raise ValueError("a view of a storage")
+        size = count * dtype.itemsize
+        if key not in self._memory:
+            self._memory[key] = self._read_storage(key, size)
+        if len(self._memory[key]) != size:
+            raise ValueError(f"storage {key} has two sizes")
+        return _Storage(self._memory[key], dtype)
+
+
+def _rebuild_tensor(storage, offset: int, size: tuple, stride: tuple, requires_grad=False, *_) -> Tensor | Placeholder:
+    """torch._utils._rebuild_tensor_v2, which would make the storage larger where an array reaches beyond it."""
+    if not isinstance(storage, _Storage):
+        return Placeholder()
+    numel, there = math.prod(size), len(storage.memory) // storage.dtype.itemsize
+    last = offset + sum((side - 1) * step for side, step in zip(size, stride)) if numel else offset - 1
+    if min((offset, *size, *stride)) < 0 or len(size) != len(stride) or numel > there or last >= there:
+        shape = " x ".join(map(str, size))[:100]
+        raise WeightsError(f"an array of {shape} numbers, of which {there} are there: not plain, or damaged")
+    tensor = torch.empty(0, dtype=storage.dtype).set_(storage.memory.untyped_storage(), offset, size, stride)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _rebuild_parameter(data, requires_grad=True, *_) -> Tensor | Placeholder:
+    return torch.nn.Parameter(data, requires_grad) if isinstance(data, Tensor) else Placeholder()
+
+
+def _rebuild_bytes(text: str = "", *_) -> bytes:
+    """Pickles of protocol 2 write bytes as a call of _codecs.encode, and none as one of `bytes`."""
+    return text.encode("latin1")
+
+
+class _Dtype:
+    """numpy.dtype: `plain` is one of numbers, or None."""
+
+    def __init__(self, code: str, *_):
+        self.plain = np.dtype(code) if re.fullmatch("[<>|=]?[biufc][0-9]{1,2}", code) else None
+
+    def __setstate__(self, state: tuple) -> None:
+        if self.plain is not None and state[1] in ("<", ">"):
+            self.plain = self.plain.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """An array of numbers; of other objects (pointers, which a pickle could set) an empty one of no numbers is left."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran_order, data = state
+        if dtype.plain is not None:
+            super().__setstate__((1, shape, dtype.plain, fortran_order, data))
+
+
+def _rebuild_array(*_) -> _Array:
+    """numpy's _reconstruct: the empty array that the pickle fills next."""
+    return _Array((0,), "V1")
+
+
+def _rebuild_number(dtype: _Dtype, data: bytes = b"") -> object:
+    return np.frombuffer(data, dtype.plain, 1)[0].item() if dtype.plain is not None else Placeholder()
+
+
+NUMBERS = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+           "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+           "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}
+ALLOWED = {
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "torch.storage.UntypedStorage": torch.uint8,
+    **{f"torch.{name}Storage": dtype for name, dtype in NUMBERS.items()},
+    **{f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+    "collections.OrderedDict": OrderedDict,
+    "_codecs.encode": _rebuild_bytes, "builtins.bytes": _rebuild_bytes, "__builtin__.bytes": _rebuild_bytes,
+    "numpy.dtype": _Dtype,
+    **{f"numpy.{core}.multiarray.{name}": rebuild for core in ("core", "_core")
+       for name, rebuild in (("_reconstruct", _rebuild_array), ("scalar", _rebuild_number))},
+}

@@ -1,102 +1,89 @@
-"""Opens zip archives whose directory is small, whole and the only one.
+"""Reads members of zip archives by position, with their check sums, and shortens the words of a file for a message of one line.
 
-Python's zipfile makes an object of everything that a directory lists before it can be asked how much that is, takes the
-last of two members of one name, and looks past bytes at either end; another reader of the same file may do otherwise, and
-then what was checked is not what is read. Format: PKWARE's APPNOTE.TXT, 4.3.6 to 4.3.16.
+Python's zipfile reads the directory. Stored members are read straight from the file, by any number of threads, and the
+CRC-32 is computed while the bytes are in the processor's cache. Format: PKWARE's APPNOTE.TXT, 4.3.
 """
 
+import contextlib
 import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
-MAX_MEMBERS = 16_384
-MAX_DIRECTORY = 1 << 22         # bytes; 250 a member
-MEMBER, END, END_64, LOCATOR_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-MEMBER_BYTES, END_BYTES, END_64_BYTES, LOCATOR_BYTES = 30, 22, 56, 20
-MAX_COMMENT = 0xFFFF
-FLAGS = 0x8 | 0x800             # sizes behind the data too; names in UTF-8. Any other: encrypted, patched, not of use here
-DOS_FOLDER = 0x10               # of a member with it PyTorch reads nothing and hands out memory as it finds it
-# What zipfile raises on damaged archives.
+from models.errors import WeightsError
+
+CHUNK = 1 << 18                 # bytes read at a time
+MEMBER, MEMBER_BYTES = b"PK\x03\x04", 30
+AGAIN = "download it again"     # the advice where a file is damaged
+# What zipfile and this module raise on damaged archives.
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError, RuntimeError,
           NotImplementedError)
 
 
-class ZipError(ValueError):
-    """What is wrong with an archive; without its path."""
+class Archive:
+    """`members` of an archive by name, and their bytes. Raises one of DAMAGE, whose text does not name the path."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self._zip = zipfile.ZipFile(stream)
+        self.members = {info.filename: info for info in self._zip.infolist()}
+        if sum(info.compress_size for info in self.members.values()) > os.fstat(stream.fileno()).st_size:
+            raise ValueError("its members claim more bytes than the file has")
+
+    def open(self, info: zipfile.ZipInfo) -> BinaryIO:
+        return self._zip.open(info)
+
+    def start(self, info: zipfile.ZipInfo) -> int:
+        """Where the bytes of a stored member begin in the file. Its own header must agree with the directory."""
+        name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+        header = os.pread(self._stream.fileno(), MEMBER_BYTES + len(name), info.header_offset)
+        mark, flags, method, length, extra = struct.unpack_from("<4s2xHH16xHH", header)
+        if (mark, flags, method, length, header[MEMBER_BYTES:]) != (MEMBER, info.flag_bits, info.compress_type, len(name), name):
+            raise ValueError(f"the directory and the header of member {info.filename!r} differ")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or flags & 1:
+            raise ValueError(f"member {info.filename!r} is packed or encrypted")
+        start = info.header_offset + MEMBER_BYTES + length + extra
+        if start + info.file_size > self._zip.start_dir:
+            raise ValueError(f"member {info.filename!r} is cut off")
+        return start
+
+    def read_into(self, info: zipfile.ZipInfo, memory: memoryview, verify: bool = True) -> None:
+        """Fills `memory`, of info.file_size bytes. verify=False: a stored member's CRC-32 is not compared."""
+        if info.compress_type == zipfile.ZIP_STORED:
+            self._read_stored(info, memory, verify)
+            return
+        filled = 0
+        with self._zip.open(info) as stream:
+            while chunk := stream.read(CHUNK):           # to the end of the member: only that verifies the CRC
+                memory[filled:filled + len(chunk)] = chunk
+                filled += len(chunk)
+        if filled != len(memory):
+            raise ValueError("cut off")
+
+    def _read_stored(self, info: zipfile.ZipInfo, memory: memoryview, verify: bool) -> None:
+        """Not through a mapping of the file: if the file were cut off meanwhile, that would end the process."""
+        start, filled, crc = self.start(info), 0, 0
+        while filled < len(memory):
+            count = os.preadv(self._stream.fileno(), [memory[filled:filled + CHUNK]], start + filled)
+            if not count:
+                raise ValueError("cut off")
+            crc = zlib.crc32(memory[filled:filled + count], crc) if verify else 0
+            filled += count
+        if verify and crc != info.CRC:
+            raise ValueError(f"the CRC-32 of member {info.filename!r} does not match")
 
 
-def open_archive(stream: BinaryIO) -> zipfile.ZipFile:
-    """Every reader finds the same members in it: one directory, at the end of the file; no name twice, in capitals or not;
-    no folders, nothing encrypted, no name that readers may decode in several ways (all printable ASCII); no more packed
-    bytes than the file has. Raises ZipError, or one of DAMAGE."""
-    size = os.fstat(stream.fileno()).st_size
-    count = _check_end(stream, size)
-    stream.seek(0)
-    archive = zipfile.ZipFile(stream)
-    members = archive.infolist()
-    if len(members) != count:
-        raise ZipError(f"{len(members)} members, its end says {count}")
-    if len(members) > MAX_MEMBERS:
-        raise ZipError(f"{len(members)} members, more than any checkpoint has")
-    names = set()
-    for info in members:
-        if not (info.filename.isascii() and info.filename.isprintable() and info.filename == info.orig_filename):
-            raise ZipError(f"member {ascii(info.orig_filename)[:200]} has a name that is not printable ASCII")
-        if info.filename.lower() in names:
-            raise ZipError(f"member {info.filename!r} stands twice in the archive")
-        names.add(info.filename.lower())
-        if info.flag_bits & ~FLAGS:
-            raise ZipError(f"member {info.filename!r} is encrypted, or packed as weights never are")
-        if info.external_attr & DOS_FOLDER or info.filename.endswith("/"):
-            raise ZipError(f"member {info.filename!r} calls itself a folder")
-    if sum(info.compress_size for info in members) > size:
-        shown = ", ".join(repr(info.filename) for info in members[:3])
-        raise ZipError(f"its members ({shown}, ...) claim more bytes than the file has")
-    return archive
-
-
-def _check_end(stream: BinaryIO, size: int) -> int:
-    """The end record is the last thing in the file, and the directory stands right before it -> how many members it has."""
-    stream.seek(max(0, size - MAX_COMMENT - END_BYTES - LOCATOR_BYTES - END_64_BYTES))
-    tail = stream.read()
-    start = size - len(tail)
-    at = tail.rfind(END)
-    if at < 0:
-        raise ZipError("without a directory, as if it was cut off")
-    *_, count, length, offset, comment = struct.unpack("<HHHHIIH", tail[at + 4:at + END_BYTES].ljust(END_BYTES - 4, b"\0"))
-    if at + END_BYTES + comment != len(tail):
-        raise ZipError("its directory is not at its end")
-    end = at - LOCATOR_BYTES
-    if end >= END_64_BYTES and tail[end:end + 4] == LOCATOR_64:
-        _, where, _ = struct.unpack_from("<IQI", tail, end + 4)
-        at = end - END_64_BYTES
-        if where != start + at or tail[at:at + 4] != END_64:
-            raise ZipError("its end says two things about its directory")
-        count, length, offset = struct.unpack_from("<QQQ", tail, at + 32)
-    if offset + length != start + at:
-        raise ZipError("its directory is not where its end says")
-    if length > MAX_DIRECTORY:
-        raise ZipError(f"a directory of {length} bytes, more than any checkpoint has")
-    return count
-
-
-def stored_start(stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Where in the file the bytes of a member lie that is not packed, all before the directory. The header before them says
-    what the directory says. Raises ZipError, or one of DAMAGE; may be called by several threads."""
-    name = info.filename.encode()
-    header = os.pread(stream.fileno(), MEMBER_BYTES + len(name), info.header_offset)
-    mark, flags, method, length, extra = struct.unpack_from("<4s2xHH16xHH", header)
-    if (mark, flags, method, length, header[MEMBER_BYTES:]) != (MEMBER, info.flag_bits, zipfile.ZIP_STORED, len(name), name):
-        raise ZipError(f"the directory and the header of member {info.filename!r} differ")
-    start = info.header_offset + MEMBER_BYTES + length + extra
-    if info.file_size != info.compress_size or start + info.file_size > archive.start_dir:
-        raise ZipError(f"member {info.filename!r} does not lie before the directory")
-    return start
-
-
-# ------------------------------------------------------------------------------------------ words of a file in messages
+@contextlib.contextmanager
+def report_damage(what: str, errors: type[Exception] | tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
+    """Raises WeightsError, "WHAT (the reason); download it again", where one of `errors` is raised inside."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except errors as error:
+        raise WeightsError(f"{what} ({one_line(error)}); {AGAIN}") from error
 
 
 def one_line(error: Exception) -> str:

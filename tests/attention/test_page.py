@@ -60,7 +60,7 @@ def watch(context) -> tuple[list[str], list[str]]:
     complaints, asked = [], []
     context.on("request", lambda request: asked.append(request.url))
     context.on("weberror", lambda error: complaints.append(str(error.error)))
-    # Chromium itself reports requests that fail; what the page makes of them is what the tests look at.
+    # Chromium itself reports requests that fail; the tests check what the page makes of them.
     context.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning")
                and "Failed to load resource" not in message.text else None)
     return complaints, asked
@@ -76,6 +76,13 @@ def opened(context, port: int, fragment: str = ""):
     page.goto(f"http://127.0.0.1:{port}/{fragment}")
     expect(page.locator("#name")).to_contain_text("train/")
     return page
+
+
+@pytest.fixture
+def page(context, folder):
+    """Of image 1, served from the folder."""
+    with serving(Session(gallery(), folder)) as port:
+        yield opened(context, port)
 
 
 def middle(page, row: float, column: float, grid=(4, 4)) -> tuple[float, float]:
@@ -97,122 +104,114 @@ def saved(page) -> None:
     expect(page.locator("#saved")).to_have_text("saved")
 
 
-def test_painting_moves_weight_and_prediction_and_is_on_the_disk(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        page = opened(context, port)
-        readout, table = page.locator("#readout"), page.locator("#top")
-        page.mouse.move(*middle(page, 0, 0))
-        own = re.search(r"softmax weight (0\.\d+)$", readout.inner_text())[1]
-        before = table.inner_text()
-        expect(page.locator("#now")).to_have_text("not edited")
-        paint(page, (0, 0), (0, 3), (2, 3))                          # fast: three events for six patches
-        saved(page)
-        assert values_of(folder / "train/0.png.json") == [[0.9] * 4, [None] * 3 + [0.9], [None] * 3 + [0.9], [None] * 4]
-        expect(table).not_to_have_text(before)
-        expect(page.locator("#now")).to_contain_text("%")
-        page.mouse.move(*middle(page, 0, 0))
-        expect(readout).to_contain_text(f"softmax weight {own} → ")
-        now = re.search(r"→ 0\.9 \(edited\), softmax weight \S+ → (0\.\d+)$", readout.inner_text())[1]
-        assert float(now) > 1.5 * float(own)
-        expect(page.locator("#counts")).to_contain_text("1 edited")
+def test_painting_moves_weight_and_prediction_and_is_on_the_disk(page, folder):
+    readout, table = page.locator("#readout"), page.locator("#top")
+    page.mouse.move(*middle(page, 0, 0))
+    own = re.search(r"softmax weight (0\.\d+)$", readout.inner_text())[1]
+    before = table.inner_text()
+    expect(page.locator("#now")).to_have_text("not edited")
+    paint(page, (0, 0), (0, 3), (2, 3))                          # fast: three events for six patches
+    saved(page)
+    assert values_of(folder / "train/0.png.json") == [[0.9] * 4, [None] * 3 + [0.9], [None] * 3 + [0.9], [None] * 4]
+    expect(table).not_to_have_text(before)
+    expect(page.locator("#now")).to_contain_text("%")
+    page.mouse.move(*middle(page, 0, 0))
+    expect(readout).to_contain_text(f"softmax weight {own} → ")
+    now = re.search(r"→ 0\.9 \(edited\), softmax weight \S+ → (0\.\d+)$", readout.inner_text())[1]
+    assert float(now) > 1.5 * float(own)
+    expect(page.locator("#counts")).to_contain_text("1 edited")
 
 
-def test_undo_redo_erase_clear_and_reset(context, folder):
+def test_undo_redo_erase_clear_and_reset(page, folder):
     file = folder / "train/0.png.json"
-    with serving(Session(gallery(), folder)) as port:
-        page = opened(context, port)
-        expect(page.locator("#undo")).to_be_disabled()
-        paint(page, (1, 1), (1, 2))
-        page.get_by_label("erase").check()
-        paint(page, (1, 1))
+    expect(page.locator("#undo")).to_be_disabled()
+    paint(page, (1, 1), (1, 2))
+    page.get_by_label("erase").check()
+    paint(page, (1, 1))
+    saved(page)
+    assert values_of(file)[1] == [None, None, 0.9, None]
+    page.get_by_role("button", name="Undo").click()
+    saved(page)
+    assert values_of(file)[1] == [None, 0.9, 0.9, None]
+    page.keyboard.press("Control+z")
+    saved(page)
+    assert not file.exists()
+    for keys, row in (("Control+Shift+z", [None, 0.9, 0.9, None]), ("Control+y", [None, None, 0.9, None])):
+        page.keyboard.press(keys)
         saved(page)
-        assert values_of(file)[1] == [None, None, 0.9, None]
-        page.get_by_role("button", name="Undo").click()
-        saved(page)
-        assert values_of(file)[1] == [None, 0.9, 0.9, None]
-        page.keyboard.press("Control+z")
-        saved(page)
-        assert not file.exists()
-        for keys, row in (("Control+Shift+z", [None, 0.9, 0.9, None]), ("Control+y", [None, None, 0.9, None])):
-            page.keyboard.press(keys)
-            saved(page)
-            assert values_of(file)[1] == row
-        page.get_by_role("button", name="Clear to 0").click()
-        page.get_by_label("3 patches").check()
-        page.locator("#value").fill("1")
-        paint(page, (0, 0))                                           # a large brush at the border
-        saved(page)
-        assert values_of(file) == [[1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
-        page.get_by_role("button", name="Reset").click()
-        saved(page)
-        assert not file.exists()
-        expect(page.get_by_role("button", name="Reset")).to_be_disabled()
-        page.keyboard.press("Control+z")
-        saved(page)
-        assert values_of(file)[0] == [1, 1, 0, 0]
+        assert values_of(file)[1] == row
+    page.get_by_role("button", name="Clear to 0").click()
+    page.get_by_label("3 patches").check()
+    page.locator("#value").fill("1")
+    paint(page, (0, 0))                                           # a large brush at the border
+    saved(page)
+    assert values_of(file) == [[1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+    page.get_by_role("button", name="Reset").click()
+    saved(page)
+    assert not file.exists()
+    expect(page.get_by_role("button", name="Reset")).to_be_disabled()
+    page.keyboard.press("Control+z")
+    saved(page)
+    assert values_of(file)[0] == [1, 1, 0, 0]
 
 
-def test_the_keyboard_is_enough(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        page = opened(context, port)
-        page.locator("#board").focus()
-        for key in ("ArrowDown", "ArrowRight", "3", "Space", "ArrowRight", "+", "Space", "ArrowRight", "0", "Space", "ArrowLeft",
-                    "Delete", "]", "7", "ArrowDown", "ArrowLeft", "Enter"):
-            page.keyboard.press(key)
-        saved(page)
-        assert values_of(folder / "train/0.png.json") == [[None] * 4, [None, 0.3, None, 0], [None, 0.7, 0.7, None],
-                                                          [None, 0.7, 0.7, None]]
-        expect(page.locator("#announcement")).to_contain_text("row 3, column 2")
-        page.keyboard.press("m")
-        expect(page.get_by_label("softmax weight")).to_be_checked()
-        expect(page.locator("#legend-title")).to_have_text("softmax weight")
-        for key, number in (("n", "2"), ("PageDown", "3"), ("p", "2"), ("PageUp", "1")):
-            page.keyboard.press(key)
-            expect(page.locator("#jump")).to_have_value(number)
-            expect(page.locator("#name")).to_have_text(f"train/{int(number) - 1}.png")
-        page.keyboard.press("p")
-        expect(page.get_by_role("alert")).to_have_text("No earlier image.")
-        page.keyboard.press("?")
-        expect(page.get_by_role("dialog")).to_be_visible()
-        page.keyboard.press("Escape")
-        expect(page.get_by_role("dialog")).to_be_hidden()
+def test_the_keyboard_is_enough(page, folder):
+    page.locator("#board").focus()
+    for key in ("ArrowDown", "ArrowRight", "3", "Space", "ArrowRight", "+", "Space", "ArrowRight", "0", "Space", "ArrowLeft",
+                "Delete", "]", "7", "ArrowDown", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    saved(page)
+    assert values_of(folder / "train/0.png.json") == [[None] * 4, [None, 0.3, None, 0], [None, 0.7, 0.7, None],
+                                                      [None, 0.7, 0.7, None]]
+    expect(page.locator("#announcement")).to_contain_text("row 3, column 2")
+    page.keyboard.press("m")
+    expect(page.get_by_label("softmax weight")).to_be_checked()
+    expect(page.locator("#legend-title")).to_have_text("softmax weight")
+    for key, number in (("n", "2"), ("PageDown", "3"), ("p", "2"), ("PageUp", "1")):
+        page.keyboard.press(key)
+        expect(page.locator("#jump")).to_have_value(number)
+        expect(page.locator("#name")).to_have_text(f"train/{int(number) - 1}.png")
+    page.keyboard.press("p")
+    expect(page.get_by_role("alert")).to_have_text("No earlier image.")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
 
 
-def test_moving_filters_and_reload(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        page = opened(context, port)
-        paint(page, (0, 0))
-        page.get_by_role("button", name="Next").click()
-        expect(page.locator("#name")).to_have_text("train/1.png")
-        expect(page.locator("#undo")).to_be_disabled()
-        page.get_by_label("Image", exact=True).fill("6")
-        page.keyboard.press("Enter")
-        expect(page.locator("#name")).to_have_text("train/5.png")
-        page.reload()
-        expect(page.locator("#name")).to_have_text("train/5.png")
-        expect(page.locator("#counts")).to_have_text("1 edited, 3 misclassified")
-        page.get_by_label("Show").select_option("misclassified")
-        expect(page.locator("#name")).to_have_text("train/7.png")
-        expect(page.locator("#place")).to_have_text("2 of 3 misclassified")
-        expect(page.locator("#before")).to_contain_text("wrong")
-        page.keyboard.press("Escape")
-        page.get_by_role("button", name="Previous").click()
-        expect(page.locator("#name")).to_have_text("train/3.png")
-        page.reload()
-        expect(page.locator("#place")).to_have_text("1 of 3 misclassified")
-        page.get_by_label("Show").select_option("edited")
-        expect(page.locator("#name")).to_have_text("train/0.png")
-        page.mouse.move(*middle(page, 0, 0))
-        expect(page.locator("#readout")).to_contain_text("→ 0.9 (edited)")
-        page.get_by_role("button", name="Next").click()
-        expect(page.get_by_role("alert")).to_have_text("No further image is edited.")
-        page.get_by_label("Image", exact=True).fill("99")
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("alert")).to_contain_text("There is no image 99")
+def test_moving_filters_and_reload(page, folder):
+    paint(page, (0, 0))
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator("#name")).to_have_text("train/1.png")
+    expect(page.locator("#undo")).to_be_disabled()
+    page.get_by_label("Image", exact=True).fill("6")
+    page.keyboard.press("Enter")
+    expect(page.locator("#name")).to_have_text("train/5.png")
+    page.reload()
+    expect(page.locator("#name")).to_have_text("train/5.png")
+    expect(page.locator("#counts")).to_have_text("1 edited, 3 misclassified")
+    page.get_by_label("Show").select_option("misclassified")
+    expect(page.locator("#name")).to_have_text("train/7.png")
+    expect(page.locator("#place")).to_have_text("2 of 3 misclassified")
+    expect(page.locator("#before")).to_contain_text("wrong")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Previous").click()
+    expect(page.locator("#name")).to_have_text("train/3.png")
+    page.reload()
+    expect(page.locator("#place")).to_have_text("1 of 3 misclassified")
+    page.get_by_label("Show").select_option("edited")
+    expect(page.locator("#name")).to_have_text("train/0.png")
+    page.mouse.move(*middle(page, 0, 0))
+    expect(page.locator("#readout")).to_contain_text("→ 0.9 (edited)")
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_role("alert")).to_have_text("No further image is edited.")
+    page.get_by_label("Image", exact=True).fill("99")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("There is no image 99")
 
 
 def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
-    """Painting goes on while the server is away; the page brings everything when it is back; so does the next tab."""
+    """Painting continues while the server is away; the page brings everything when it is back; so does the next tab."""
     process, folder = program
     port = int(process.stdout.readline())
     page = opened(context, port)
@@ -238,42 +237,26 @@ def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
         assert values_of(folder / "train/0.png.json")[3] == [0.9, None, None, 0.9]
 
 
-def test_an_answer_that_is_lost_is_no_conflict(context, folder):
+def test_an_answer_that_is_lost_is_no_conflict(page, folder):
     """The server has saved, the page does not know: it sends again, and more by then."""
-    with serving(Session(gallery(), folder)) as port:
-        page = opened(context, port)
-        lost = []
+    lost = []
 
-        def lose(route):
-            if len(lost) < 2:
-                route.fetch()
-                lost.append(route.request.post_data)
-                route.abort()
-            else:
-                route.continue_()
+    def lose(route):
+        if len(lost) < 2:
+            route.fetch()
+            lost.append(route.request.post_data)
+            route.abort()
+        else:
+            route.continue_()
 
-        page.route("**/edit", lose)
-        paint(page, (0, 0))
-        expect(page.locator("#saved")).to_contain_text("not saved")
-        paint(page, (1, 1))
-        saved(page)
-        assert values_of(folder / "train/0.png.json")[:2] == [[0.9] + [None] * 3, [None, 0.9, None, None]]
-        expect(page.get_by_role("alert")).to_be_hidden()
-        assert len(lost) == 2
-
-
-def test_a_second_tab_never_writes_over_the_first(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        first, second = opened(context, port), opened(context, port)
-        paint(first, (0, 0))
-        saved(first)
-        paint(second, (3, 3))
-        expect(second.get_by_role("alert")).to_contain_text("Image 1 was edited elsewhere")
-        saved(second)
-        assert values_of(folder / "train/0.png.json") == [[0.9] + [None] * 3] + [[None] * 4] * 3
-        second.get_by_role("button", name="Undo").click()              # its own is a step away
-        saved(second)
-        assert values_of(folder / "train/0.png.json")[3] == [None] * 3 + [0.9]
+    page.route("**/edit", lose)
+    paint(page, (0, 0))
+    expect(page.locator("#saved")).to_contain_text("not saved")
+    paint(page, (1, 1))
+    saved(page)
+    assert values_of(folder / "train/0.png.json")[:2] == [[0.9] + [None] * 3, [None, 0.9, None, None]]
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert len(lost) == 2
 
 
 def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(context, folder):
@@ -306,34 +289,7 @@ def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(conte
         assert values_of(file)[0] == [0.9] + [None] * 3
 
 
-def test_a_conflict_after_an_outage_is_told_and_kept(context, folder):
-    with serving(Session(gallery(), folder)) as port:
-        page, other = opened(context, port, "#3"), opened(context, port, "#3")
-        page.route("**/edit", lambda route: route.abort())
-        paint(page, (3, 3))
-        page.keyboard.press("n")
-        expect(page.locator("#name")).to_have_text("train/3.png")
-        paint(other, (0, 0))
-        saved(other)
-        page.unroute("**/edit")
-        notice = page.get_by_role("alert")
-        expect(notice).to_contain_text("Image 3 was edited elsewhere")
-        page.get_by_role("button", name="Dismiss").click()
-        expect(notice).to_be_hidden()
-        page.keyboard.press("p")
-        expect(page.locator("#name")).to_have_text("train/2.png")
-        expect(page.get_by_role("button", name="Take mine")).to_be_visible()
-        page.keyboard.press("n")                                       # seen, and not decided
-        expect(page.locator("#name")).to_have_text("train/3.png")
-        expect(notice).to_be_hidden()
-        page.keyboard.press("p")
-        page.get_by_role("button", name="Keep that edit").click()
-        expect(notice).to_be_hidden()
-        assert page.evaluate("localStorage.length") == 0
-        assert values_of(folder / "train/2.png.json")[0] == [0.9] + [None] * 3
-
-
-def test_damaged_edits_and_unreadable_images_are_told(context, folder):
+def test_damaged_edits_and_unreadable_images_are_reported(context, folder):
     path = folder / "train/1.png.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
@@ -377,7 +333,7 @@ def test_a_disk_that_refuses_is_shown_and_tried_again(context, folder):
 
 
 def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
-    """What was painted on the old one is kept, and saved once the person goes on with the new one in sight."""
+    """What was painted on the old one is kept, and saved once the person continues with the new one in sight."""
     images, checksums = gallery(), ["sha256:" + "0" * 64]
     images = dataclasses.replace(images, checksum=lambda index: checksums[-1])
     with serving(Session(images, folder)) as port:
@@ -394,21 +350,24 @@ def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
         assert [row.count(0.9) for row in values_of(folder / "train/0.png.json")] == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("grid", [(3, 5), (32, 32)], ids=str)
-def test_narrow_windows_touch_and_other_grids(browser, folder, grid):
+def test_narrow_windows_touch_and_other_grids(browser, tmp_path):
+    """Two sizes in one browser window."""
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
     complaints, _ = watch(context)
-    with serving(Session(gallery(grid, 4), folder)) as port:
-        page = opened(context, port)
-        row, column = grid[0] - 1, grid[1] // 2
-        page.touchscreen.tap(*middle(page, row, column, grid))
-        saved(page)
-        values = values_of(folder / "train/0.png.json")
-        assert [(y, x) for y in range(grid[0]) for x in range(grid[1]) if values[y][x] is not None] == [(row, column)]
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("board", "brush", "top")]
-        assert tops == sorted(tops), "the brush comes before the prediction"
-        box = page.locator("#board").bounding_box()
-        assert box["width"] * grid[0] == pytest.approx(box["height"] * grid[1])        # patches are squares
+    for grid in ((3, 5), (32, 32)):
+        folder = tmp_path / str(grid[0])
+        with serving(Session(gallery(grid, 4), folder)) as port:
+            page = opened(context, port)
+            row, column = grid[0] - 1, grid[1] // 2
+            page.touchscreen.tap(*middle(page, row, column, grid))
+            saved(page)
+            values = values_of(folder / "train/0.png.json")
+            assert [(y, x) for y in range(grid[0]) for x in range(grid[1]) if values[y][x] is not None] == [(row, column)]
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("board", "brush", "top")]
+            assert tops == sorted(tops), "the brush comes before the prediction"
+            box = page.locator("#board").bounding_box()
+            assert box["width"] * grid[0] == pytest.approx(box["height"] * grid[1])        # patches are squares
+            page.close()
     context.close()
     assert not complaints, complaints

@@ -39,19 +39,12 @@ def test_an_edit_is_on_the_disk_and_comes_back(session, tmp_path):
         assert shown["now"]["weights"] != shown["own"]["weights"]
 
 
-def test_the_answer_is_the_models(session):
-    """Weights under the edit, against the formula."""
-    values, edited = one(0.9)
-    answer, own = session.outcome(2, values, edited), session.gallery.look(2)
-    e = np.exp(np.where(edited, np.log(0.9 / 0.1), np.log(own.sigmoid / (1 - own.sigmoid))))
-    np.testing.assert_allclose(answer["now"]["weights"], e / (1 + e.sum()), rtol=1e-4)
-    np.testing.assert_allclose(answer["own"]["weights"], own.weights, rtol=1e-4)
-    assert answer["predicted"][0] == CLASSES[own.probabilities.argmax()]
-    names, _, after = zip(*answer["top"])
-    assert list(after[:5]) == sorted(after[:5], reverse=True) and {CLASSES[session.gallery.labels[2]]} < set(names)
+def test_the_answer_shows_the_most_probable_classes_and_the_label(session):
+    names, _, after = zip(*session.outcome(2, *one(0.9))["top"])
+    assert list(after[:5]) == sorted(after[:5], reverse=True) and CLASSES[session.gallery.labels[2]] in names
 
 
-def test_who_comes_late_is_told_and_writes_nothing(session, tmp_path):
+def test_a_conflict_writes_nothing(session, tmp_path):
     first = session.save(0, "", *one(0.1))
     assert session.save(0, "", *one(0.2)) is None and values_of(tmp_path / "train/0.png.json")[1][2] == 0.1
     assert session.save(0, "no such", *one(0.2)) is None
@@ -67,8 +60,8 @@ def test_an_edit_without_patches_removes_the_file(session, tmp_path):
     assert session.save(0, "", np.zeros((4, 4), np.float32), NOTHING) == {"revision": ""}
 
 
-@pytest.mark.parametrize("damage", ["{", "", "[]", '{"format": "attention-edit-1"}', "\0" * 100])
-def test_a_damaged_file_is_told_and_kept(session, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["{", "", "\0" * 100])
+def test_a_damaged_file_is_reported_and_kept(session, tmp_path, damage):
     path = tmp_path / "train/0.png.json"
     path.parent.mkdir()
     path.write_text(damage)
@@ -115,19 +108,13 @@ def test_an_edit_on_other_patches_is_shown_where_it_lies_in_the_image(tmp_path):
     assert fine.image(6)["values"] == [[None] * 4] * 4
 
 
-def test_an_image_that_cannot_be_read_is_told(tmp_path):
+def test_an_unreadable_image_is_reported(tmp_path):
     session = Session(gallery(unreadable=(1,)), tmp_path)
     assert "cut off" in session.image(1)["unreadable"] and not session.image(0)["unreadable"]
     with pytest.raises(RequestError, match="cut off"):
         session.save(1, "", *one(0.5))
     session.search(threading.Event())
     assert session.counts()["unreadable"] == 1 and session.counts()["looked_at"] == 12
-
-
-def test_a_disk_that_refuses_is_told(session, tmp_path):
-    (tmp_path / "train").write_text("a file where a folder should be")
-    with pytest.raises((edits.EditError, OSError)):
-        session.save(0, "", *one(0.5))
 
 
 def test_filters(session):
@@ -142,7 +129,7 @@ def test_filters(session):
     assert Session(gallery(labelled=False), session.folder).counts()["labelled"] is False
 
 
-def test_the_search_rests_while_somebody_asks(tmp_path):
+def test_the_search_pauses_during_requests(tmp_path):
     """A request that takes long stops it; saving never waits for it."""
     images = gallery(count=200)
     slow = dataclasses.replace(images, predict=lambda indices: (time.sleep(0.2), images.predict(indices))[1])

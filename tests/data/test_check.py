@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from miniatures import GOOD_TREE, png, tree
 from PIL import Image
 
 from utils.data import check as check_data
-from utils.data.check import HIDDEN, check, left_out, left_out_line, oddities
-from utils.data.datasets import load_splits
+from utils.data.check import check, ignored_line, oddities
+from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, Splits
 from utils.data.workers import WorkerError
 
@@ -20,7 +19,7 @@ LAYOUT = GOOD_TREE | {"train/cat": 4, "test/ant": 2, "test/bee": 1}
 
 
 def silent(line: str) -> None:
-    pytest.fail(f"nothing should be told: {line}")
+    pytest.fail(f"nothing should be logged: {line}")
 
 
 def in_lines(findings: check_data.Findings, *words: str) -> bool:
@@ -29,21 +28,21 @@ def in_lines(findings: check_data.Findings, *words: str) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_good_data_set(tmp_path, workers):
-    findings = check(load_splits("folder", tree(tmp_path, LAYOUT)), workers, silent)
-    assert findings.bad == [] and findings.duplicates == [] and not findings.oddities and len(findings.lines) == 3
+    findings = check(open_splits("folder", tree(tmp_path, LAYOUT)), workers, silent)
+    assert findings.bad == [] and len(findings.lines) == 3
     assert in_lines(findings, "train: 9 images of 3 classes, from 2 (bee) to 4 (cat) a class; 0 cannot be read")
     assert in_lines(findings, "val: 3 images of 2 classes", "none of cat") and in_lines(findings, "test: 3 images")
 
 
-def test_splits_that_are_one_are_read_once(tmp_path):
-    findings = check(load_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
-    assert [line.partition(":")[0] for line in findings.lines] == ["train", "test"]
+def test_splits_that_are_one_are_read_once_and_without_a_bar_where_there_is_no_terminal(tmp_path, capfd):
+    findings = check(open_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
+    assert [line.partition(":")[0] for line in findings.lines] == ["train", "test"] and capfd.readouterr().err == ""
 
 
-@pytest.mark.contract("P13", "--check_data names every image that cannot be read, for any number of processes")
+@pytest.mark.contract("P13", "dataset.py check names every image that cannot be read, for any number of processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_unreadable_images_are_named(tmp_path, workers, figure):
-    splits = load_splits("folder", tree(tmp_path, LAYOUT))
+    splits = open_splits("folder", tree(tmp_path, LAYOUT))
     for place in ("train/ant/1.png", "train/cat/3.png", "test/bee/0.png"):
         (tmp_path / place).write_bytes(png(cut=600))
     (tmp_path / "val" / "bee" / "0.png").unlink()
@@ -59,21 +58,20 @@ def test_unreadable_images_are_named(tmp_path, workers, figure):
 
 
 def test_a_long_list_is_cut(tmp_path):
-    splits = load_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 30}))
+    splits = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 30}))
     for number in range(30):
         (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
     findings = check(splits, 1, silent)
     assert len(findings.bad) == 30 and findings.lines[-1] == "and 10 more that cannot be read"
 
 
-def test_held_out_images_that_are_trained_on_are_told(tmp_path):
+def test_held_out_images_that_are_trained_on_are_reported(tmp_path):
     root = tree(tmp_path, LAYOUT)
     for place in ("val/bee/0.png", "test/ant/1.png"):
         (tmp_path / place).write_bytes((tmp_path / "train/cat/2.png").read_bytes())
     (tmp_path / "train/cat/1.png").write_bytes((tmp_path / "train/cat/0.png").read_bytes())        # within train: allowed
-    findings = check(load_splits("folder", root), 2, silent)
-    assert findings.duplicates == [(held, "train: train/cat/2.png") for held in ("val: val/bee/0.png", "test: test/ant/1.png")]
-    assert in_lines(findings, "2 held-out images are in train too", "val/bee/0.png")
+    findings = check(open_splits("folder", root), 2, silent)
+    assert in_lines(findings, "2 held-out images are in train too", "such as val: val/bee/0.png, which is train: train/cat/2.png")
 
 
 def test_oddities_are_counted(tmp_path):
@@ -89,49 +87,30 @@ def test_oddities_are_counted(tmp_path):
     image.convert("RGBA").save(tmp_path / "train/ant/glass.png")
     image.save(tmp_path / "train/ant/film.webp", save_all=True, append_images=[Image.new("RGB", (20, 20))])
     Image.new("L", (5000, 4000)).save(tmp_path / "train/ant/wide.png")
-    findings = check(load_splits("folder", root), 2, silent)
+    findings = check(open_splits("folder", root), 2, silent)
     assert findings.bad == []
-    found = {what.split()[0] + " " + what.split()[1]: count for what, count in findings.oddities.items()}
-    assert found == {"an EXIF": 1, "CMYK inks,": 1, "palette colours": 2, "16 bits": 1, "transparent parts,": 1,
-                     "several frames,": 1, "more than": 1}
-    assert in_lines(findings, "1 with an EXIF orientation", "train: train/ant/turned.jpg")
-    assert in_lines(findings, "2 with palette colours", "train: train/ant/few.png")
+    for words, example in (("1 with an EXIF orientation", "turned.jpg"), ("1 with CMYK inks", "inks.jpg"),
+                           ("2 with palette colours", "few.png"), ("1 with 16 bits", "deep.png"),
+                           ("1 with transparent parts", "glass.png"), ("1 with several frames", "film.webp"),
+                           ("1 with more than 16 megapixels", "wide.png")):
+        assert in_lines(findings, words, f"such as train: train/ant/{example}")
+    assert len(findings.lines) == 3 + 7 + 1             # few.png is in two splits
+    assert oddities(b"\0" * 64) == () and oddities(b"") == ()           # no image file
 
 
-def test_what_is_no_image_file_is_not_odd():
-    assert oddities(b"\0" * 64) == () and oddities(b"") == ()
-
-
-LEFT_OUT = ("a.heic", "b.HEIC", "more/c.heic", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG")
-
-
-def test_files_left_out_for_their_ending_are_counted(tmp_path):
+def test_ignored_files_are_counted(tmp_path):
     root = tree(tmp_path, LAYOUT | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0})
-    assert left_out(root) == Counter() and left_out_line(root) == ""
-    for name in LEFT_OUT:
+    assert ignored_line(root) == ""
+    for name in ("a.heic", "b.HEIC", "more/c.heic", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG"):
         (tmp_path / "train" / "ant" / name).touch()
     for name in ("val/bee/g.gif", "test/ant/h.gif", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.gif"):
         (tmp_path / name).touch()
-    assert left_out(root) == {".heic": 3, ".gif": 3, "": 1, ".jfif": 1, HIDDEN: 2}
-    line = left_out_line(root)
-    assert line.startswith("left out for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
-    assert line.endswith("; left out as hidden: 2")
-
-
-def test_files_left_out_of_one_tree(tmp_path):
-    root = tree(tmp_path, {"ant": 1, "bee/small": 1})
+    line = ignored_line(root)
+    assert line.startswith("ignored for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
+    assert line.endswith("; ignored as hidden: 2")
     for number in range(12):
-        (tmp_path / "bee" / "small" / f"x.{number:02}\n").touch()
-    assert sum(left_out(root).values()) == 12
-    assert ".07\\n, 4 of other endings" in left_out_line(root) and left_out_line(root).isprintable()
-
-
-def test_no_bar_where_there_is_no_terminal(tmp_path, capfd):
-    check(load_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
-    assert capfd.readouterr().err == ""
-
-
-# ----------------------------------------------------------------------------------- processes that images take with them
+        (tmp_path / "train" / "ant" / f"x.{number:02}\n").touch()
+    assert ".04\\n, 8 of other endings" in ignored_line(root) and ignored_line(root).isprintable()
 
 
 class Deadly(ArrayImages):
@@ -151,48 +130,39 @@ class Deadly(ArrayImages):
 
 
 def one_split(train) -> Splits:
-    held = Deadly(None, ())
-    return Splits(train, Deadly(None, (), 1), held, "val", ("a",))
+    return Splits(train, Deadly(None, (), 1), Deadly(None, ()), "val", ("a",))
 
 
 def killed(kind):
     return lambda: os.kill(os.getpid(), kind)
 
 
-@pytest.mark.contract("P13", "--check_data outlives an image that kills its reader, and names it")
+@pytest.mark.contract("P13", "dataset.py check outlives an image that kills its reader, and names it")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_image_that_kills_its_reader_is_named(workers, figure):
-    said = []
-    findings = check(one_split(Deadly(killed(signal.SIGKILL), (0, 7, 29))), workers, said.append)
+    logged = []
+    findings = check(one_split(Deadly(killed(signal.SIGKILL), (0, 7, 29))), workers, logged.append)
     assert [(split, index) for split, index, _, _ in findings.bad] == [("train", 0), ("train", 7), ("train", 29)]
     assert all("images/" in why and "SIGKILL" in why for *_, why in findings.bad)
-    assert len(said) == 3 and "train: images/0 takes its reader with it" in " ".join(said)
+    assert len(logged) == 3 and "train: images/0 killed its reader" in " ".join(logged)
     figure("images that kill their reader", 3)
 
 
 def test_a_reader_that_dies_of_something_else_is_replaced_without_blame(tmp_path):
     findings = check(one_split(Deadly(killed(signal.SIGKILL), (3, 4, 12), once=tmp_path)), 2, silent)
-    assert findings.bad == [] and len(findings.duplicates) == 31             # the same arrays again: all were read
+    assert findings.bad == [] and in_lines(findings, "31 held-out images")       # the same arrays again: all were read
 
 
-def test_an_image_that_holds_its_reader_up_is_named(monkeypatch):
+def test_an_image_that_takes_too_long_is_named(monkeypatch):
     monkeypatch.setattr(check_data, "LATE_S", 1.0)
     monkeypatch.setattr(check_data, "POLL_S", 0.2)
-    said = []
-    findings = check(one_split(Deadly(lambda: time.sleep(1000), (7,))), 2, said.append)
+    logged = []
+    findings = check(one_split(Deadly(lambda: time.sleep(1000), (7,))), 2, logged.append)
     assert [(split, index) for split, index, _, _ in findings.bad] == [("train", 7)]
-    assert "held its reader up for 1 s" in findings.bad[0][3] and len(said) == 1
+    assert "took more than 1 s to read" in findings.bad[0][3] and len(logged) == 1
 
 
 def test_readers_that_always_die_end_the_check(monkeypatch):
     monkeypatch.setattr(check_data, "MAX_DEATHS", 5)
     with pytest.raises(WorkerError, match=r"6 processes .* SIGKILL.*df -h /dev/shm"):
         check(one_split(Deadly(killed(signal.SIGKILL), range(30))), 2, lambda line: None)
-
-
-def test_every_image_is_reported_once(monkeypatch):
-    seen = Counter()
-    parts = [Deadly(killed(signal.SIGKILL), (1, 2)), Deadly(None, (), 5)]
-    for report in check_data._reports(parts, 3, lambda place, what: what):
-        seen[report.place] += 1
-    assert seen == Counter(range(35))

@@ -1,4 +1,4 @@
-"""Shares of every class, and the checks that every data set passes."""
+"""Subsets and concatenations, held-out shares, and the checks that every data set passes."""
 
 from collections import Counter
 
@@ -9,15 +9,15 @@ import torch
 from utils.data.image_files import FileImages
 from utils.data.splits import (
     ArrayImages,
+    Concat,
     DataError,
-    Joined,
-    Part,
     Splits,
+    Subset,
     check,
     draw_test,
     fingerprint,
     hold_out,
-    share_of_each_class,
+    stratified_share,
 )
 
 CLASSES = 6
@@ -36,92 +36,70 @@ def published(own_val=False) -> Splits:
 
 
 def contents(split) -> list[tuple[int, int]]:
-    """(pixel, label) of every image, and the labels that are told without decoding are those"""
+    """(pixel, label) of every image; `targets` holds the same labels"""
     found = [(image.getpixel((0, 0))[0], label) for image, label in (split[index] for index in range(len(split)))]
-    assert [label for _, label in found] == split.labels.tolist() and split.labels.dtype == np.int64
+    assert [label for _, label in found] == split.targets.tolist() and split.targets.dtype == np.int64
     assert all(type(label) is int for _, label in found)
     return found
 
 
-def test_parts_and_joined_splits():
-    split = images()
-    every = contents(split)
-    assert contents(Part(split, [7, 3, 3])) == [every[7], every[3], every[3]]
-    other = images((2, 2), 3)
-    joined = Joined([split, other, images((1,))])
-    assert contents(joined) == every + contents(other) + [(0, 0)] and len(joined) == len(every) + 5
-    assert contents(Part(Part(split, range(10, 20)), [2])) == [every[12]]
-    assert joined[np.int64(len(every))] == other[0]
-
-
-def test_parts_and_joined_splits_give_what_their_splits_give_undecoded():
+def test_subsets_and_concatenations():
     class Tensors(ArrayImages):
         def source(self, index):
-            return torch.from_numpy(self.images[index].copy()), int(self.labels[index])
+            return torch.from_numpy(self.images[index].copy()), int(self.targets[index])
 
-    split, other = images(), Tensors(images((2, 2), 3).images, images((2, 2), 3).labels)
-    assert split.source(5) == split[5]
-    part = Part(Joined([split, other]), [7, len(split) + 1])
-    assert part.source(0) == split[7]
-    image, label = part.source(1)
-    assert torch.equal(image, other.source(1)[0]) and label == other.labels[1]
+    split, other = images(), Tensors(images((2, 2), 3).images, images((2, 2), 3).targets)
+    whole = contents(split)
+    assert contents(Subset(split, [7, 3, 3])) == [whole[7], whole[3], whole[3]]
+    joined = Concat([split, other, images((1,))])
+    assert contents(joined) == whole + contents(other) + [(0, 0)] and len(joined) == len(whole) + 5
+    assert contents(Subset(Subset(split, range(10, 20)), [2])) == [whole[12]]
+    assert joined[np.int64(len(whole))] == other[0]
+    subset = Subset(joined, [7, len(split) + 1])
+    assert subset.source(0) == split[7]
+    image, label = subset.source(1)                  # what is not decoded stays so
+    assert torch.equal(image, other.source(1)[0]) and label == other.targets[1]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.5, 0.9, 0.99])
-def test_a_share_has_its_part_of_every_class(share):
-    labels = images().labels
-    chosen = share_of_each_class(labels, share, 0, "val")
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+def test_a_share_takes_its_part_of_every_class(fraction):
+    labels = images().targets
+    chosen = stratified_share(labels, fraction, 0, "val")
     assert sorted(set(chosen.tolist())) == chosen.tolist()
     counts = Counter(labels[chosen].tolist())
     for label, size in enumerate(SIZES):
-        exact = share * size
+        exact = fraction * size
         assert abs(counts[label] - exact) <= 0.5 or (counts[label] == 1 and exact < 1) or (counts[label] == size - 1 < exact)
         assert counts[label] <= size - 1 and (counts[label] >= 1 or size == 1)
 
 
-def test_shares_by_hand():
-    counts = Counter(images().labels[share_of_each_class(images().labels, 0.2, 5, "val")].tolist())
-    assert counts == {1: 1, 2: 1, 3: 2, 4: 5, 5: 12}
-
-
-def test_a_share_is_a_function_of_its_seed():
-    labels = images().labels
+def test_a_share_is_a_function_of_its_seed_purpose_and_stratum():
+    labels = images().targets
+    assert Counter(labels[stratified_share(labels, 0.2, 5, "val")].tolist()) == {1: 1, 2: 1, 3: 2, 4: 5, 5: 12}
     torch.manual_seed(1)
-    first = share_of_each_class(labels, 0.3, 0, "val").tolist()
+    first = stratified_share(labels, 0.3, 0, "val").tolist()
     torch.manual_seed(2)
     np.random.seed(3)
-    assert share_of_each_class(labels, 0.3, 0, "val").tolist() == first
-    drawn = {str(share_of_each_class(labels, 0.3, seed, purpose).tolist()) for seed in range(10) for purpose in ("val", "test")}
+    assert stratified_share(labels, 0.3, 0, "val").tolist() == first
+    drawn = {str(stratified_share(labels, 0.3, seed, purpose).tolist()) for seed in range(10) for purpose in ("val", "test")}
     assert len(drawn) == 20
-    assert set(first) < set(share_of_each_class(labels, 0.6, 0, "val").tolist())
-    # Every image has its chance.
-    seen = {index for seed in range(60) for index in share_of_each_class(labels, 0.2, seed, "val").tolist()}
-    assert seen == set(np.flatnonzero(labels != 0).tolist())
+    assert set(first) < set(stratified_share(labels, 0.6, 0, "val").tolist())
+    seen = {index for seed in range(60) for index in stratified_share(labels, 0.2, seed, "val").tolist()}
+    assert seen == set(np.flatnonzero(labels != 0).tolist())        # every image can be drawn
+    merged = stratified_share(np.where(labels == 3, 4, labels), 0.3, 0, "val")
+    assert [i for i in first if labels[i] in (1, 2, 5)] == [i for i in merged if labels[i] in (1, 2, 5)]
 
 
-def test_a_class_does_not_depend_on_the_others():
-    labels = images().labels
-    without = np.where(labels == 3, 4, labels)         # class 3 counted to class 4
-    before, after = (share_of_each_class(some, 0.3, 0, "val") for some in (labels, without))
-    assert [i for i in before if labels[i] in (1, 2, 5)] == [i for i in after if labels[i] in (1, 2, 5)]
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_held_out_images_leave_the_training_set(share):
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_held_out_images_leave_the_training_set(fraction):
     before = published()
-    after = hold_out(before, share, 0)
+    after = hold_out(before, fraction, 0)
     assert sorted(contents(after.train) + contents(after.val)) == sorted(contents(before.train))
     assert not set(contents(after.train)) & set(contents(after.val))
     assert after.test is before.test and after.val_name == "val" and after.classes == before.classes
-    assert set(after.train.labels.tolist()) == set(range(CLASSES))
-    # Those that stay keep their order.
+    assert set(after.train.targets.tolist()) == set(range(CLASSES))
     positions = [contents(before.train).index(one) for one in contents(after.train)]
-    assert positions == sorted(positions)
-
-
-def test_holding_out_beside_a_validation_split_is_refused():
-    with pytest.raises(DataError, match=r"validation split of its own \(12 images\): leave --val_fraction out"):
-        hold_out(published(own_val=True), 0.1, 0)
+    assert positions == sorted(positions)            # the rest keeps its order
 
 
 @pytest.mark.parametrize("own_val", [False, True])
@@ -131,35 +109,25 @@ def test_a_drawn_test_set_takes_from_all_images(own_val):
     parts = [before.train, before.val, before.test] if own_val else [before.train, before.test]
     assert sorted(contents(after.train) + contents(after.test)) == sorted(one for part in parts for one in contents(part))
     assert after.val is after.test and after.val_name == "test"
-    pooled = Counter(label for part in parts for label in part.labels.tolist())
-    assert Counter(after.test.labels.tolist()) == {label: round(0.2 * count) for label, count in pooled.items()}
+    pooled = Counter(label for part in parts for label in part.targets.tolist())
+    assert Counter(after.test.targets.tolist()) == {label: round(0.2 * count) for label, count in pooled.items()}
     with_val = hold_out(after, 0.25, 0)
     assert sorted(contents(with_val.train) + contents(with_val.val)) == sorted(contents(after.train))
     assert with_val.test is after.test and with_val.val_name == "val"
 
 
-def test_the_two_draws_are_not_related():
-    labels = np.zeros(1000, dtype=np.int64)
-    test, val = (set(share_of_each_class(labels, 0.5, 0, purpose).tolist()) for purpose in ("test", "val"))
-    assert 200 < len(test & val) < 300
-
-
-def test_nothing_to_take_is_told():
+def test_a_share_that_cannot_be_held_out_is_reported():
+    with pytest.raises(DataError, match=r"--val_fraction: .* validation split of its own \(12 images\)\. Omit --val_fraction"):
+        hold_out(published(own_val=True), 0.1, 0)
     alone = images((1, 1))
-    lonely = Splits(alone, alone, alone, "test", ("a", "b"))
     with pytest.raises(DataError, match=r"--val_fraction 0.5: no class has two images"):
-        hold_out(lonely, 0.5, 0)
+        hold_out(Splits(alone, alone, alone, "test", ("a", "b")), 0.5, 0)
 
 
 def changed(name: str, labels: list[int]) -> Splits:
     parts = {split: images() for split in ("train", "val", "test")}
     parts[name] = ArrayImages(np.zeros((len(labels), 2, 2), dtype=np.uint8), np.array(labels))
     return Splits(**parts, val_name="val", classes=tuple("abcdef"))
-
-
-def test_good_splits_pass_the_check():
-    check(published(), "somewhere")
-    check(changed("test", [5]), "somewhere")          # not every class needs to be tested
 
 
 @pytest.mark.parametrize(("splits", "words"), [
@@ -171,10 +139,10 @@ def test_good_splits_pass_the_check():
     (changed("test", []), "no images in test"),
     (Splits(images(), images(), images(), "val", tuple("abcdda")), "two classes are called a, d"),
 ])
-def test_bad_splits_are_told(splits, words):
-    with pytest.raises(DataError) as told:
+def test_bad_splits_are_reported(splits, words):
+    with pytest.raises(DataError) as raised:
         check(splits, "birds in data")
-    assert words in str(told.value) and str(told.value).startswith("birds in data: ") and "\n" not in str(told.value)
+    assert words in str(raised.value) and str(raised.value).startswith("birds in data: ") and "\n" not in str(raised.value)
 
 
 def files(root: str, count: int = 3000, **changed) -> FileImages:
@@ -183,24 +151,11 @@ def files(root: str, count: int = 3000, **changed) -> FileImages:
     return FileImages([(f"{root}/{name}", label) for name, label in samples], root)
 
 
-def test_a_fingerprint_knows_the_images_and_not_their_place():
+def test_a_fingerprint_depends_on_the_images_and_not_on_their_folder():
     one = fingerprint(files("/here"))
     assert one == fingerprint(files("/else/where")) and len(one) == 16 and int(one, 16)
     others = [files("/here", 2999), files("/here", 3001), files("/here", i1234=("train/01234.png", 6)),
-              files("/here", i0=("train/x.png", 0)), Part(files("/here"), range(3000)[::-1]), files("/here", 0), images()]
+              files("/here", i0=("train/x.png", 0)), Subset(files("/here"), range(3000)[::-1]), files("/here", 0), images()]
     assert len({one, *map(fingerprint, others)}) == 8
     small = {fingerprint(files("/here", 20, **{f"i{index}": (f"renamed{index}", index % 7)})) for index in range(20)}
     assert len(small) == 20                    # of a small split every name counts
-
-
-def test_the_fingerprint_of_a_large_split_is_cheap():
-    class Large(ArrayImages):
-        names = 0
-
-        def name(self, index):
-            self.names += 1
-            return super().name(index)
-
-    large = Large(np.broadcast_to(np.zeros((1, 1, 1), dtype=np.uint8), (1_300_000, 1, 1)), np.zeros(1_300_000))
-    fingerprint(large)
-    assert large.names == 1000

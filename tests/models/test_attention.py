@@ -1,25 +1,30 @@
 """Self-, talking-heads and class attention, and recording their weights without touching the forward pass."""
 
+import contextlib
+
 import pytest
 import reference
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from configs import architecture
+from configs import META, architecture
 from models import create_model, record_attention
 from models.attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention
 
 SMALL = architecture(4, 32, 64, 2, 3, img_size=16)
 GAP = architecture(4, 32, 64, 2, 3, img_size=16, classifier="gap")
+DEIT = architecture(4, 32, 64, 2, 3, img_size=16, distilled=True, **META)
+CAIT = architecture(4, 32, 64, 4, 3, img_size=16, class_layers=2, layer_scale=0.5, **META)
 HYBRID = architecture(1, 32, 64, 2, 2, img_size=32, resnet_layers=(1,), resnet_width=32)
 
 
 def random_model(row=SMALL, img_size=None, **overrides):
-    """With a head that is not zero, so that logits say something."""
+    """With a head that is not zero."""
     torch.manual_seed(0)
     model = create_model(row, 5, img_size, **overrides).eval()
-    nn.init.normal_(model.head.weight)
+    for name in model.head_names():
+        nn.init.normal_(model.get_parameter(name))
     return model
 
 
@@ -70,7 +75,7 @@ def test_class_attention_is_the_first_row_of_self_attention():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("queries", [9, 1])
 def test_weights_times_values_is_the_forward_pass(queries, dtype):
-    """The law of `attend`, also with one query."""
+    """Also with one query."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 3, queries, 8, dtype=dtype, generator=generator)
     k, v = (torch.randn(2, 3, 9, 8, dtype=dtype, generator=generator) for _ in range(2))
@@ -78,14 +83,6 @@ def test_weights_times_values_is_the_forward_pass(queries, dtype):
     weights = attend.weights(q, k)
     assert weights.dtype == dtype and weights.shape == (2, 3, queries, 9)
     assert (weights @ v - attend(q, k, v)).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_half_precision_are_float32(dtype):
-    q, k = (torch.randn(2, 3, 9, 8).to(dtype) for _ in range(2))
-    weights = Attend.weights(q, k)
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights, Attend.weights(q.float(), k.float()))
 
 
 # ------------------------------------------------------------------------------------------------- recording
@@ -106,171 +103,148 @@ def test_weights_are_google_s(case):
         assert (maps[-1, 0, 0] - expected["attn_last_img0_head0"]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("row, img_size, tokens", [
-    (SMALL, None, 17), (SMALL, (8, 20), 11), (GAP, None, 16), (GAP, (20, 8), 10), (HYBRID, (32, 48), 97)])
-def test_recording_changes_nothing(row, img_size, tokens):
-    """Logits bitwise the same, one map a layer, rows that sum to 1, no hook left."""
+# row, image size, shapes of the maps by head count and layer
+RECORDED = {
+    "vit": (SMALL, None, [(2, 17, 17)] * 3),
+    "gap, not square": (GAP, (20, 8), [(2, 10, 10)] * 3),
+    "hybrid": (HYBRID, (32, 48), [(2, 97, 97)] * 2),
+    "deit": (DEIT, (8, 20), [(2, 12, 12)] * 3),
+    "cait": (CAIT, (8, 20), [(4, 10, 10)] * 3 + [(4, 1, 11)] * 2),
+}
+DROPOUT = {"dropout_rate": 0.2, "attention_dropout_rate": 0.2, "drop_path_rate": 0.2}
+
+
+def sums(maps: list[torch.Tensor], row) -> list[torch.Tensor]:
+    """Of the rows; those of talking heads can be anything."""
+    return [map.sum(-1) for map in (maps[row.num_layers:] if row.class_layers else maps)]
+
+
+@pytest.mark.parametrize("case", RECORDED)
+@torch.no_grad()
+def test_recording_changes_nothing(case):
+    """Logits bitwise the same, one map a layer, rows that sum to 1, no hook left. A second forward pass replaces the maps."""
+    row, img_size, shapes = RECORDED[case]
     model = random_model(row, img_size)
     images = images_of(model)
-    with torch.no_grad():
-        before = model(images)
-        with record_attention(model) as maps:
-            during = model(images)
-        assert torch.equal(before, during) and torch.equal(before, model(images))
-    assert hooks(model) == 0
-    assert [map.shape for map in maps] == [(2, 2, tokens, tokens)] * row.num_layers
-    for map in maps:
-        assert map.dtype == torch.float32 and not map.requires_grad and (map >= 0).all()
-        torch.testing.assert_close(map.sum(-1), torch.ones(2, 2, tokens))
+    before = model(images)
+    with record_attention(model) as maps:
+        model(images + 1)
+        during = model(images)
+    assert torch.equal(before, during) and torch.equal(before, model(images)) and hooks(model) == 0
+    assert [map.shape for map in maps] == [(2, *shape) for shape in shapes]
+    assert all(map.dtype == torch.float32 and not map.requires_grad for map in maps)
+    assert all(torch.allclose(total, torch.ones(())) for total in sums(maps, row))
+    with record_attention(model) as alone:
+        model(images)
+    assert all(torch.equal(a, b) for a, b in zip(maps, alone))
 
 
-def test_recording_in_training_keeps_gradients_and_random_numbers():
+@pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])
+def test_recording_in_training_keeps_gradients_and_random_numbers(row):
     """Also with dropout: the same numbers are drawn, the same gradients come out."""
-    model = random_model(dropout_rate=0.2, attention_dropout_rate=0.2).train()
+    model = random_model(row, **DROPOUT).train()
     images, results = images_of(model), []
     for recording in (False, True):
         torch.manual_seed(3)
         model.zero_grad()
-        if recording:
-            with record_attention(model) as maps:
-                logits = model(images)
-        else:
+        with record_attention(model) if recording else contextlib.nullcontext() as maps:
             logits = model(images)
         logits.square().sum().backward()
         results.append([logits.detach()] + [parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results))
-    torch.testing.assert_close(maps[0].sum(-1), torch.ones(2, 2, 17))           # the weights before dropout
-    assert not any(map.requires_grad for map in maps)                           # no graph is held for them
+    assert all(torch.allclose(total, torch.ones(())) for total in sums(maps, row))        # the weights before dropout
+    assert not any(map.requires_grad for map in maps)                                     # no graph is kept for them
 
 
-def test_maps_are_in_the_order_of_the_layers():
-    model = random_model()
-    images = images_of(model)
-    with torch.no_grad(), record_attention(model) as maps:
-        model(images)
-    x = model.pos_drop(torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images)], 1) + model.pos_embed)
-    for block, map in zip(model.blocks, maps):
-        q, k, _ = block.attn.qkv(block.norm1(x)).view(2, 17, 3, 2, 16).permute(2, 0, 3, 1, 4)
-        torch.testing.assert_close(map, Attend.weights(q, k))
-        x = block(x)
-
-
-def test_a_second_forward_pass_replaces_the_maps():
-    model = random_model()
-    first, second = images_of(model).unsqueeze(1)
-    with torch.no_grad(), record_attention(model) as maps:
-        model(first)
-        model(second)
-    with torch.no_grad(), record_attention(model) as alone:
-        model(second)
-    assert len(maps) == 3 and all(torch.equal(a, b) for a, b in zip(maps, alone))
-
-
-def test_no_hook_is_left_after_an_exception():
-    """And the exception is the caller's own, not one about layers that did not report."""
-    model = random_model()
-    with pytest.raises(KeyError, match="mine"), record_attention(model):
-        raise KeyError("mine")
-    assert hooks(model) == 0
-
-
-def test_other_hooks_stay():
+def test_an_exception_passes_and_the_hooks_of_others_stay():
     model = random_model()
     model.blocks[0].attn.attend.register_forward_hook(lambda *_: None)
-    with record_attention(model):
-        model(images_of(model))
+    with pytest.raises(KeyError, match="mine"), record_attention(model):
+        raise KeyError("mine")
     assert hooks(model) == 1
 
 
-def test_differentiable_lets_gradients_reach_the_maps():
-    model = random_model()
-    images = images_of(model)
+@pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])
+def test_differentiable_lets_gradients_reach_the_maps(row):
+    """Against a finite difference: an entry of the cls row of the last map, and of the second, is changed by hand."""
+    model = random_model(row).double()
+    images, layers = images_of(model).double(), [*model.blocks, *getattr(model, "blocks_token_only", ())]
     with record_attention(model, differentiable=True) as maps:
         logits = model(images)
-    assert (logits - model(images)).abs().max() < 1e-5
-    gradients = torch.autograd.grad(logits[:, 2].sum(), maps)
-    assert [gradient.shape for gradient in gradients] == [(2, 2, 17, 17)] * 3
-    assert all(gradient.abs().sum() > 0 for gradient in gradients[:-1])
-    assert gradients[-1][:, :, 0].any() and not gradients[-1][:, :, 1:].any()   # only the cls row reaches the head
-
-
-def test_gradient_of_a_map_is_the_slope_of_the_logit():
-    """Against a finite difference: the last map's cls row is changed by hand."""
-    model = random_model().double()
-    images = images_of(model).double()
-    with record_attention(model, differentiable=True) as maps:
-        logits = model(images)
-    slope, = torch.autograd.grad(logits[0, 2], maps[-1])
-    changed = maps[-1].detach().clone()
-    changed[0, 1, 0, 5] += 1e-6
-    handle = model.blocks[-1].attn.attend.register_forward_hook(lambda attend, qkv, output: changed @ qkv[2])
-    measured = (model(images)[0, 2] - logits[0, 2]) / 1e-6
-    handle.remove()
-    torch.testing.assert_close(measured, slope[0, 1, 0, 5], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(logits, model(images))
+    slopes = torch.autograd.grad(logits[0, 2], maps)
+    assert all(slope[0].any() and not slope[1].any() for slope in slopes)
+    for index in (1, len(maps) - 1):
+        changed = maps[index].detach().clone()
+        changed[0, 1, 0, 5] += 1e-6
+        handle = layers[index].attn.attend.register_forward_hook(lambda attend, inputs, output, map=changed: map @ inputs[2])
+        measured = (model(images)[0, 2] - logits[0, 2]) / 1e-6
+        handle.remove()
+        torch.testing.assert_close(measured, slopes[index][0, 1, 0, 5], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-def test_under_autocast(differentiable):
-    model = random_model()
+@pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])
+@torch.no_grad()
+def test_maps_under_autocast_are_float32(row, differentiable):
+    model = random_model(row)
     images = images_of(model)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with record_attention(model) as wide:
+        model(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         before = model(images)
         with record_attention(model, differentiable) as maps:
             during = model(images)
     assert before.dtype == during.dtype == torch.bfloat16
     torch.testing.assert_close(during, before, **({"atol": 0.1, "rtol": 0.1} if differentiable else {"atol": 0, "rtol": 0}))
-    for map in maps:
+    for map, want in zip(maps, wide):
         assert map.dtype == torch.float32
-        torch.testing.assert_close(map.sum(-1), torch.ones(2, 2, 17))
+        torch.testing.assert_close(map, want, atol=0.02, rtol=0.05)
+    assert all(torch.allclose(total, torch.ones(())) for total in sums(maps, row))
 
 
-def test_error_when_nothing_ran():
-    model = random_model()
-    with pytest.raises(RuntimeError, match=r"layers \[0, 1, 2\] of 3 recorded nothing"), record_attention(model):
-        pass
-    assert hooks(model) == 0
-
-
-def test_error_when_one_layer_did_not_run():
+def test_a_layer_that_did_not_run_is_an_error():
     model = random_model()
     with pytest.raises(RuntimeError, match=r"layers \[1\] of 3 recorded nothing"), record_attention(model):
-        x = torch.randn(2, 17, 32)
-        model.blocks[2](model.blocks[0](x))
-
-
-def test_error_for_a_model_without_attention():
+        model.blocks[2](model.blocks[0](torch.randn(2, 17, 32)))
+    assert hooks(model) == 0
     with pytest.raises(RuntimeError, match="no attention layer"), record_attention(nn.Linear(3, 3)):
         pytest.fail("the block must not be entered")
 
 
+@pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])
+@torch.no_grad()
+def test_a_compiled_model_is_one_graph(row, reset_compiler):
+    """Nothing that serves recording, or steps aside for hooks, breaks the graph."""
+    model = random_model(row)
+    images = images_of(model)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
+
+
 @pytest.mark.parametrize("warm", [True, False])
-def test_a_compiled_model_records_or_raises(warm):
+@torch.no_grad()
+def test_a_compiled_model_records_or_raises(warm, reset_compiler):
     """Never maps that are missing, or the maps of other images. And recording leaves no trace in later results."""
     model = random_model()
     images = images_of(model)
-    torch.compiler.reset()
-    try:
-        compiled = torch.compile(model, backend="eager")
-        with torch.no_grad():
-            if warm:
-                compiled(images)
-            for _ in range(2):                     # the second time, what the first has compiled is there
-                try:
-                    with record_attention(compiled) as maps:
-                        logits = compiled(images)
-                except RuntimeError as error:
-                    assert "recorded nothing" in str(error)
-                else:
-                    with record_attention(model) as want:
-                        assert torch.equal(model(images), logits)
-                    assert all(torch.equal(a, b) for a, b in zip(maps, want))
-                assert hooks(model) == 0
-            images = images + 1
-            torch.testing.assert_close(compiled(images), model(images))
-            with record_attention(model) as maps:  # the plain module still records
-                model(images)
-    finally:
-        torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    if warm:
+        compiled(images)
+    for _ in range(2):                             # the second time, what the first has compiled is there
+        try:
+            with record_attention(compiled) as maps:
+                logits = compiled(images)
+        except RuntimeError as error:
+            assert "recorded nothing" in str(error)
+        else:
+            with record_attention(model) as want:
+                assert torch.equal(model(images), logits)
+            assert all(torch.equal(a, b) for a, b in zip(maps, want))
+        assert hooks(model) == 0
+    images = images + 1
+    torch.testing.assert_close(compiled(images), model(images))
+    with record_attention(model) as maps:          # the plain module still records
+        model(images)
 
 
 def test_forward_does_not_hold_the_weights(monkeypatch):
@@ -282,52 +256,3 @@ def test_forward_does_not_hold_the_weights(monkeypatch):
     model = random_model()
     model(images_of(model))
     assert len(calls) == 3
-
-
-# ----------------------------------------------------------------------------------- products written out, on a CPU
-
-
-@pytest.mark.parametrize("tokens", [5, 197])
-def test_bfloat16_on_a_cpu_is_the_fused_kernel(tokens):
-    """Output and gradients, to the rounding of bfloat16 (8 bits), against float32; no worse than torch's own kernel."""
-    torch.manual_seed(0)
-    exact = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
-    expected = F.scaled_dot_product_attention(*exact)
-    seed = torch.randn_like(expected)
-    expected = [expected, *torch.autograd.grad(expected, exact, seed)]
-    errors = []
-    for attend in (Attend(), F.scaled_dot_product_attention):
-        inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
-        output = attend(*inputs)
-        got = [output, *torch.autograd.grad(output, inputs, seed.bfloat16())]
-        assert all(tensor.dtype == torch.bfloat16 for tensor in got)
-        errors.append([((one.float() - other).norm() / other.norm()).item() for one, other in zip(got, expected)])
-    assert max(errors[0]) < 0.01 and all(ours < 2 * theirs for ours, theirs in zip(*errors)), errors
-
-
-def test_bfloat16_on_a_cpu_drops_weights_in_training_alone():
-    torch.manual_seed(0)
-    q, k = (torch.randn(1, 1, 200, 8).bfloat16() for _ in range(2))
-    attend, ones = Attend(0.25), torch.ones(1, 1, 200, 8).bfloat16()
-    kept = attend(q, k, ones)                                    # rows sum to 1 where nothing is dropped
-    assert kept.std() > 0.05 and kept.mean().item() == pytest.approx(1, abs=0.03)
-    assert attend.eval()(q, k, ones).float().sub(1).abs().max() < 0.01
-
-
-def test_bfloat16_on_a_cpu_does_not_hold_the_weights_of_long_sequences(monkeypatch):
-    monkeypatch.setattr("models.attention.WRITTEN_OUT", 6)
-    called, fused = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: called.append(len(k[0, 0])) or fused(q, k, v))
-    for tokens in (6, 7):
-        Attend()(*(torch.zeros(1, 1, tokens, 8, dtype=torch.bfloat16) for _ in range(3)))
-    assert called == [7]
-
-
-def test_bfloat16_on_a_cpu_keeps_no_float32_weights_for_the_backward_pass():
-    q, k, v = (torch.randn(1, 1, 50, 8).bfloat16().requires_grad_() for _ in range(3))
-    kept = []
-    with (torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
-          torch.autocast("cpu", dtype=torch.bfloat16)):
-        Attend()(q, k, v)
-    maps = [tensor for tensor in kept if tensor.shape[-2:] == (50, 50)]
-    assert maps and {tensor.dtype for tensor in maps} == {torch.bfloat16}

@@ -3,6 +3,7 @@
 import pytest
 import reference
 import torch
+from filling import published_model
 from torch import nn
 
 from configs import META, architecture
@@ -11,20 +12,10 @@ from models import DistilledVisionTransformer, VisionTransformer, create_model, 
 SMALL = architecture(4, 32, 64, 2, 2, img_size=16, distilled=True, **META)
 
 
-def published_model(case: str):
-    state = reference.torch_state(case)
-    model = create_model(reference.TORCH_ROWS[case], len(state["head.bias"])).eval()
-    model.load_state_dict(state)                                                   # strict: the names are theirs
-    return model
-
-
 def random_heads(model):
     for name in model.head_names():
         nn.init.normal_(model.get_parameter(name))
     return model
-
-
-# ------------------------------------------------------------------------------------ the published numbers
 
 
 @torch.inference_mode()
@@ -50,9 +41,6 @@ def test_distilled_deit_is_the_published_one():
     assert (cls - dist).abs().max() > 0.1
 
 
-# ------------------------------------------------------------------------------------------------ two heads
-
-
 def test_both_heads_come_out_while_distilling_in_training_alone():
     model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
     assert model.training and not model.distilling
@@ -64,16 +52,6 @@ def test_both_heads_come_out_while_distilling_in_training_alone():
     torch.testing.assert_close(model.eval()(images), mean)
 
 
-def test_each_head_reads_its_own_token():
-    model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
-    model.distilling = True
-    tokens = model.forward_features(images)
-    assert tokens.shape == (2, 2 + 16, 32)
-    cls, dist = model(images)
-    torch.testing.assert_close(cls, tokens[:, 0] @ model.head.weight.t() + model.head.bias)
-    torch.testing.assert_close(dist, tokens[:, 1] @ model.head_dist.weight.t() + model.head_dist.bias)
-
-
 def test_every_parameter_learns_from_either_form():
     """Also the mean of both heads reaches all of them: no parameter is left unused under DistributedDataParallel."""
     model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
@@ -83,27 +61,6 @@ def test_every_parameter_learns_from_either_form():
         logits = model(images)
         sum(part.square().sum() for part in (logits if distilling else [logits])).backward()
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-
-
-def test_non_square_images_and_recording():
-    model, images = random_heads(create_model(SMALL, 5, (8, 20))).eval(), torch.randn(2, 3, 8, 20)
-    assert (model.grid, model.num_prefix_tokens, model.pos_embed.shape) == ((2, 5), 2, (1, 2 + 10, 32))
-    with torch.no_grad(), record_attention(model) as maps:
-        during = model(images)
-    assert torch.equal(during, model(images)) and [map.shape for map in maps] == [(2, 2, 12, 12)] * 2
-
-
-def test_the_two_tokens_stand_before_the_patches():
-    model = create_model(SMALL, 5)
-    seen = []
-    model.pos_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    images = torch.randn(2, 3, 16, 16)
-    model(images)
-    tokens = torch.cat([model.cls_token.expand(2, 1, -1), model.dist_token.expand(2, 1, -1), model.patch_embed(images)], dim=1)
-    torch.testing.assert_close(seen[0], tokens + model.pos_embed)
-
-
-# ------------------------------------------------------------------------------- initial values, names, depth
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -123,17 +80,3 @@ def test_initial_values(distilled):
     ones = {name for name in state if ".norm" in f".{name}" and name.endswith("weight")}
     assert all(not state[name].any() for name in zeros) and all((state[name] == 1).all() for name in ones)
     assert zeros | ones | dense | tokens | {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"} == set(state)
-
-
-def test_names_of_the_heads():
-    assert create_model(SMALL, 5).head_names() == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
-    assert create_model(SMALL, 5, distilled=False).head_names() == ["head.weight", "head.bias"]
-
-
-def test_depth_of_every_parameter():
-    model = create_model(SMALL, 5)
-    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
-    assert model.depth == 3
-    assert {name.split(".")[0] for name, depth in depths.items() if depth == 0} == {
-        "cls_token", "dist_token", "pos_embed", "patch_embed"}
-    assert {name.split(".")[0] for name, depth in depths.items() if depth == 3} == {"norm", "head", "head_dist"}

@@ -1,15 +1,15 @@
-"""Patch embedding, MLP and encoder block against their formulas."""
+"""Patch embedding, MLP, encoder block and resizing position tables, against formulas, published code and scipy."""
 
-import copy
 import math
 
+import numpy as np
 import pytest
+import reference
 import torch
 from torch.nn import functional as F
 from torchvision import ops
 
-from models import layers
-from models.layers import Block, Mlp, PatchEmbed, StochasticDepth
+from models.layers import Block, Mlp, PatchEmbed, StochasticDepth, resize_positions
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -23,36 +23,24 @@ def test_patches_go_by_rows_and_each_is_projected_by_itself():
             torch.testing.assert_close(tokens[:, 3 * row + column], want, atol=1e-5, rtol=1e-5)
 
 
-def test_patches_of_a_backbone_s_features():
-    backbone = torch.nn.Conv2d(3, 5, 2, stride=2)
-    embed, images = PatchEmbed(2, 5, 6, backbone), torch.randn(2, 3, 8, 12)
-    assert torch.equal(embed(images), embed.proj(backbone(images)).flatten(2).transpose(1, 2))
-    assert not hasattr(PatchEmbed(2, 5, 6), "backbone")
-
-
 @pytest.mark.parametrize("gelu, formula", [
     ("tanh", lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))),
     ("erf", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))),
 ])
 def test_gelu(gelu, formula):
-    """The two forms differ by up to 5e-4: a tolerance far below tells them apart."""
+    """The two forms differ by up to 5e-4: the tolerance is far below."""
     mlp = Mlp(4, 64, gelu).double()
     x = torch.linspace(-4, 4, 40, dtype=torch.float64).view(2, 5, 4)
     want = formula(x @ mlp.fc1.weight.t() + mlp.fc1.bias) @ mlp.fc2.weight.t() + mlp.fc2.bias
     torch.testing.assert_close(mlp(x), want, atol=1e-12, rtol=0)
 
 
-def test_dropout_stands_after_both_layers_of_the_mlp():
+def test_dropout_follows_both_layers_of_the_mlp():
     mlp, places = Mlp(4, 64, "tanh", dropout_rate=0.5), []
     mlp.drop.register_forward_hook(lambda _, args, output: places.append((args[0].shape, output)))
     result = mlp(torch.randn(2, 5, 4))
     assert [shape for shape, _ in places] == [(2, 5, 64), (2, 5, 4)] and places[1][1] is result
     assert 0.3 < (places[0][1] == 0).float().mean() < 0.7
-
-
-def test_gelu_has_two_forms():
-    with pytest.raises(KeyError):
-        Mlp(4, 8, "quick")
 
 
 def test_block_is_pre_norm_with_two_shortcuts():
@@ -69,56 +57,12 @@ def test_block_is_pre_norm_with_two_shortcuts():
     assert torch.equal(block(x), middle + block.mlp(norm(block.norm2, middle)))
 
 
-def test_eps_of_the_norms():
-    """At activations of 1e-3, torch's default of 1e-5 would shrink them to a third."""
-    block, x = Block(64, 2, 16, "tanh"), 1e-3 * torch.randn(2, 5, 64)
-    for norm in (block.norm1, block.norm2):
-        var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-        torch.testing.assert_close(norm(x), (x - mean) / (var + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)
-
-
-# ------------------------------------------------------------------------------------------ stochastic depth
-
-
-def block_of(**rates) -> Block:
-    torch.manual_seed(0)
-    return Block(8, 2, 16, "erf", **rates)
-
-
-def branches(block: Block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(what the block adds, the attention's branch, the MLP's) for the x given to it"""
-    seen = []
-    handles = [layer.register_forward_hook(lambda *args: seen.append(args[-1])) for layer in (block.attn, block.mlp)]
-    added = block(x) - x
-    for handle in handles:
-        handle.remove()
-    return added, *seen
-
-
-def test_stochastic_depth_is_the_identity_in_evaluation():
-    x = torch.randn(3, 5, 8)
-    assert torch.equal(block_of(drop_path_rate=0.5).eval()(x), block_of().eval()(x))
-
-
-def test_stochastic_depth_of_rate_zero_is_not_there():
-    block = block_of()
-    assert block.stochastic_depth is None and len(list(block.modules())) == len(list(block_of(drop_path_rate=0.5).modules())) - 1
-    state = torch.get_rng_state()
-    block.train()(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_stochastic_depth_drops_the_branches_of_whole_images():
-    """Each image keeps or loses each of its two branches, all tokens alike; what stays is divided by 1 - rate."""
-    block, x = block_of(drop_path_rate=0.25).train(), torch.randn(400, 5, 8)
-    added, attention, mlp = branches(block, x)
-    seen = set()
-    for image in range(400):
-        fits = [(a, m) for a in (0, 1) for m in (0, 1) if torch.allclose(
-            added[image], (a * attention[image] + m * mlp[image]) / 0.75, atol=1e-5)]
-        assert len(fits) == 1, image
-        seen.add(fits[0])
-    assert len(seen) == 4
+def test_stochastic_depth_drops_both_branches_in_training_alone():
+    block, x = Block(8, 2, 16, "erf", drop_path_rate=1.0), torch.randn(3, 5, 8)
+    assert torch.equal(block.train()(x), x) and not torch.allclose(block.eval()(x), x)
+    without, state = Block(8, 2, 16, "erf"), torch.get_rng_state()
+    without.load_state_dict(block.state_dict())
+    assert torch.equal(without.train()(x), block(x)) and torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
@@ -132,35 +76,62 @@ def test_stochastic_depth_is_torchvision_s(rate, dtype):
     assert torch.equal(own, ops.stochastic_depth(branch, rate, "row"))
 
 
-def test_stochastic_depth_keeps_the_expectation():
-    block, branch = block_of(drop_path_rate=0.3).train(), torch.randn(1, 5, 8).expand(20_000, -1, -1)
-    dropped = block.drop_path(branch)
-    assert abs((dropped[:, 0, 0] == 0).float().mean() - 0.3) < 0.02           # 6 standard deviations
-    torch.testing.assert_close(dropped.mean(dim=0), branch[0], atol=0, rtol=0.03)
+POSEMB = reference.arrays(reference.FIXTURES / "posemb.npz")
+PUBLISHED = sorted(name for name in POSEMB if "/google" in name or name.endswith("/deit_mae_bicubic"))
 
 
-@pytest.mark.skipif(not layers._has_fused_product(), reason="a processor or a PyTorch without oneDNN's bfloat16")
-@pytest.mark.parametrize("gelu", ["tanh", "erf"])
-def test_evaluation_in_bfloat16_is_rounded_no_worse(gelu, monkeypatch):
-    """Against float64: the product with GELU behind it, which rounds once, and the two apart, as in training."""
-    torch.manual_seed(0)
-    mlp, x, errors = Mlp(64, 256, gelu), torch.randn(4, 50, 64), []
-    exact = copy.deepcopy(mlp).double()(x.double())
-    used, product = [], torch.ops.mkldnn._linear_pointwise
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *given: used.append(given[3:]) or product(*given))
-    for training in (True, False):
-        with torch.set_grad_enabled(training), torch.autocast("cpu", dtype=torch.bfloat16):
-            made = mlp(x)
-        assert made.dtype == torch.bfloat16
-        errors.append(((made.double() - exact).norm() / exact.norm()).item())
-    assert len(used) == 1 and errors[1] < 1.1 * errors[0] < 0.02, errors
-    with torch.no_grad():
-        assert mlp(x).dtype == torch.float32 and len(used) == 1
-    # Who listens to a module, or has put another one there, is heard.
-    heard = []
-    mlp.act.register_forward_hook(lambda *_: heard.append("hook"))
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        mlp(x)
-        mlp.act = type("Other", (torch.nn.GELU,), {"forward": lambda self, x: heard.append("other") or x})()
-        mlp(x)
-    assert heard == ["hook", "other"] and len(used) == 1
+def grids(case: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """'14to12x20' -> (14, 14), (12, 20); 'distilled7to12' -> (7, 7), (12, 12)"""
+    old, new = case.removeprefix("distilled").split("to")
+    height, _, width = new.partition("x")
+    return (int(old), int(old)), (int(height), int(width or height))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_positions_are_resized_as_the_published_code_does(name):
+    case, rule = name.split("/")[0], "bilinear" if "/google" in name else "bicubic"
+    resized = resize_positions(torch.from_numpy(POSEMB[f"{case}/in"]), *grids(case), rule)
+    assert (resized - torch.from_numpy(POSEMB[name])).abs().max() < 2e-5
+
+
+def test_the_published_cases_distinguish_rules_and_grids():
+    ends = [name.split("/")[1] for name in PUBLISHED]
+    assert [ends.count(end) for end in ("google", "google_zoom_nonsquare", "deit_mae_bicubic")] == [5, 4, 10]
+    table = torch.from_numpy(POSEMB["14to24x24/in"])
+    bilinear, bicubic = (resize_positions(table, (14, 14), (24, 24), rule) for rule in ("bilinear", "bicubic"))
+    assert (bilinear - bicubic).abs().max() > 0.1 and torch.equal(bilinear, resize_positions(table, (14, 14), (24, 24)))
+    with pytest.raises(KeyError):
+        resize_positions(table, (14, 14), (24, 24), "nearest")
+
+
+# Not every pair of sizes: some versions of scipy zero the last row and column, for 24 -> 22 among others.
+@pytest.mark.parametrize("old, new", [((7, 7), (12, 12)), ((12, 12), (7, 7)), ((6, 9), (8, 5))])
+def test_positions_are_resized_as_scipy_does(old, new):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    grid = np.random.default_rng(0).standard_normal((*old, 6)).astype(np.float32)
+    zoomed = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
+    resized = resize_positions(torch.from_numpy(grid).view(1, -1, 6), old, new)
+    assert (resized - torch.from_numpy(zoomed).view(1, -1, 6)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("rule", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_positions_before_the_grid_and_of_the_same_grid_are_kept(prefix, rule):
+    """No prefix for mean pooling and CaiT, one for the cls token, two with a distillation token."""
+    table = torch.randn(1, prefix + 16, 5)
+    resized = resize_positions(table, (4, 4), (6, 3), rule)
+    assert resized.shape == (1, prefix + 18, 5)
+    assert torch.equal(resized[:, :prefix], table[:, :prefix])
+    assert torch.equal(resized[:, prefix:], resize_positions(table[:, prefix:], (4, 4), (6, 3), rule))
+    assert torch.equal(resize_positions(table, (4, 4), (4, 4), rule), table)
+
+
+def test_as_many_positions_in_another_grid_are_resampled():
+    rows = torch.arange(4.0).repeat_interleave(4).view(1, 16, 1)               # each position holds its row
+    flat = resize_positions(rows, (4, 4), (2, 8))
+    torch.testing.assert_close(flat.view(2, 8), torch.tensor([[0.0] * 8, [3.0] * 8]))
+
+
+def test_a_table_smaller_than_its_grid_is_refused():
+    with pytest.raises(ValueError, match="15 positions cannot hold a 4 x 4 grid"):
+        resize_positions(torch.zeros(1, 15, 5), (4, 4), (6, 6))

@@ -1,6 +1,6 @@
 """Against timm, where it is installed: our state dict in timm's models gives the same features and logits.
 
-timm computes GELU in the exact form, as DeiT, CaiT and MAE; of Google's models it is asked for here. It standardises the
+timm computes GELU in the exact form, as DeiT, CaiT and MAE; of Google's models it is asked for here. It standardizes the
 weights of hybrids with 1e-8 inside the root, where Google adds 1e-5 outside: the weights are drawn large enough for
 the two to agree.
 """
@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from configs import MODELS, architecture
-from models import create_model, record_attention, save_npz
+from models import create_model, save_npz
 from models.resnet import StdConv2d
 
+pytestmark = pytest.mark.reference
 timm = pytest.importorskip("timm")
 
 TINY = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 7}
@@ -70,10 +71,8 @@ def agree(ours, theirs, tolerance: float) -> None:
     theirs = theirs.eval()
     theirs.load_state_dict(timm_s_names(ours))                    # strict: the names are the same
     images = torch.randn(2, 3, *ours.img_size)
-    features = (ours.forward_features(images) - theirs.forward_features(images)).abs().max()
-    logits = (ours(images) - theirs(images)).abs().max()
-    print(f"largest difference of a feature {features:.1e}, of a logit {logits:.1e}")
-    assert max(features, logits) < tolerance
+    assert (ours.forward_features(images) - theirs.forward_features(images)).abs().max() < tolerance
+    assert (ours(images) - theirs(images)).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("row, img_size, options", VIT, ids=["square", "non_square", "gap"])
@@ -99,52 +98,6 @@ def test_published_sizes(name):
     side = 4 * MODELS[name].patch_size
     ours = random_model(name, side, num_layers=2)
     agree(ours, timm.create_model(PUBLISHED[name], img_size=side, num_classes=7, **timm_options(name, depth=2)), 5e-5)
-
-
-@pytest.mark.parametrize("name", ["DeiT-Ti_16", "DeiT-Ti_16-distilled", "CaiT-XXS24", "MAE-B_16"])
-def test_published_sizes_on_images_that_are_not_square(name):
-    ours = random_model(name, (32, 80), num_layers=2)
-    agree(ours, timm.create_model(PUBLISHED[name], img_size=(32, 80), num_classes=7, **timm_options(name, depth=2)), 5e-5)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameter_counts(name):
-    """The whole models at 1000 classes."""
-    with torch.device("meta"):
-        ours, theirs = create_model(name), timm.create_model(PUBLISHED[name], **timm_options(name, num_classes=1000))
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {
-        key: value.shape for key, value in theirs.state_dict().items()}
-
-
-@torch.inference_mode()
-def test_both_heads_of_a_distilled_model():
-    ours = random_model("DeiT-Ti_16-distilled", 64, num_layers=2)
-    theirs = timm.create_model(PUBLISHED["DeiT-Ti_16-distilled"], img_size=64, num_classes=7, depth=2)
-    theirs.load_state_dict(ours.state_dict())
-    theirs.set_distilled_training(True)
-    ours.train().distilling = True
-    images = torch.randn(2, 3, 64, 64)
-    for our_logits, their_logits in zip(ours(images), theirs.train()(images), strict=True):
-        assert (our_logits - their_logits).abs().max() < 2e-5
-
-
-@torch.inference_mode()
-def test_attention_maps_of_cait():
-    """timm's dropout layers see the weights, where its fused attention is switched off."""
-    ours = random_model("CaiT-XXS24", 64, num_layers=2)
-    theirs, seen = timm.create_model("cait_xxs24_224", img_size=64, num_classes=7, depth=2).eval(), []
-    theirs.load_state_dict(ours.state_dict())
-    for block in theirs.blocks:
-        block.attn.attn_drop.register_forward_hook(lambda _, args, output: seen.append(output))
-    for block in theirs.blocks_token_only:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(lambda _, args, output: seen.append(output))
-    images = torch.randn(2, 3, 64, 64)
-    theirs(images)
-    with record_attention(ours) as maps:
-        ours(images)
-    assert [map.shape for map in maps] == [(2, 4, 16, 16)] * 2 + [(2, 4, 1, 17)] * 2
-    assert all((ours_map - theirs_map).abs().max() < 1e-5 for ours_map, theirs_map in zip(maps, seen, strict=True))
 
 
 @pytest.mark.parametrize("row, img_size", [(VIT[0][0], 64), (HYBRIDS[2][0], 48)], ids=["transformer", "hybrid"])

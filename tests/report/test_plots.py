@@ -1,8 +1,6 @@
 """Figures of runs: each function draws what it is given, and saves."""
 
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ SWEEP = [trial(0.001, 0.5), trial(0.01, 0.75), trial(0.1, None, status="diverged
          trial(1.0, None, status="diverged at step 1"), trial(0.01, 0.625, run="final")]
 
 
-TAUGHT = [event | ({"attention_loss": 0.5 / event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
+SUPERVISED = [event | ({"attention_loss": 0.5 / event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
 
 FIGURES = {
     "curves": lambda: plots.learning_curves(EVENTS, "a run"),
@@ -40,8 +38,9 @@ FIGURES = {
     "a sweep of weights": lambda: plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight"),
     "curves of what lacks everything": lambda: plots.learning_curves([{"a": 1}, {"event": "train"}, {"event": "eval"},
                                                                       {"event": "train", "step": 1, "loss": "abc", "lr": None}]),
-    "curves of letters that no font has": lambda: plots.learning_curves_of({"犬 🐕": EVENTS, "\udcff": EVENTS}, "\u0b95 \udcff"),
-    "curves of two runs": lambda: plots.learning_curves_of({"a $run$": TAUGHT, "another": EVENTS}, "two runs"),
+    "curves of letters that no font has": lambda: plots.compare_learning_curves({"犬 🐕": EVENTS, "\udcff": EVENTS},
+                                                                                 "\u0b95 \udcff"),
+    "curves of two runs": lambda: plots.compare_learning_curves({"a $run$": SUPERVISED, "another": EVENTS}, "two runs"),
 }
 
 
@@ -60,10 +59,6 @@ def test_every_figure_saves(tmp_path, case):
     assert 2_000 < (tmp_path / "picture.png").stat().st_size < 1_000_000
 
 
-def test_nothing_opens_a_window():
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
-
-
 def lines(axes) -> dict[str, tuple[list, list]]:
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
 
@@ -75,12 +70,8 @@ def test_learning_curves_show_the_numbers():
     assert lines(accuracy)["val top-1"] == ([5], [75.0]) and lines(accuracy)["val top-5"] == ([5], [90.0])
     assert lines(accuracy)["test top-1"] == ([0, 5], [10.0, 50.0])
     assert [line.get_ydata()[-1] for line in rate.get_lines()] == [0.05]
-
-
-def test_a_split_has_one_colour():
-    loss, accuracy, _ = plots.learning_curves(EVENTS).axes
-    colours = {axes: {line.get_label().split()[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)}
-    assert colours[loss]["val"] == colours[accuracy]["val"] != colours[loss]["test"] == colours[accuracy]["test"]
+    colors = [{line.get_label().split()[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)]
+    assert colors[0]["val"] == colors[1]["val"] != colors[0]["test"] == colors[1]["test"]
 
 
 def test_a_sweep_shows_trials_and_the_final_run():
@@ -93,13 +84,13 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert [text.get_text() for text in axes.get_legend().get_texts()].count("diverged") == 1
 
 
-def test_several_runs_have_a_colour_each():
-    loss, attention, accuracy, rate = plots.learning_curves_of({"a": TAUGHT, "b": EVENTS}, "two runs").axes
+def test_several_runs_have_a_color_each():
+    loss, attention, accuracy, rate = plots.compare_learning_curves({"a": SUPERVISED, "b": EVENTS}, "two runs").axes
     assert set(lines(loss)) == {"a train (with attention loss)", "a val", "a test", "b train", "b val", "b test"}
     assert lines(accuracy)["b val top-1"] == ([5], [75.0])
     assert lines(attention) == {"a train": ([1, 2, 3, 4, 5], [0.5, 0.25, 0.5 / 3, 0.125, 0.1])}
-    colours = {line.get_label()[0]: line.get_color() for line in [*loss.get_lines(), *accuracy.get_lines()]}
-    assert colours["a"] != colours["b"] and [line.get_color() for line in rate.get_lines()] == [colours["a"], colours["b"]]
+    colors = {line.get_label()[0]: line.get_color() for line in [*loss.get_lines(), *accuracy.get_lines()]}
+    assert colors["a"] != colors["b"] and [line.get_color() for line in rate.get_lines()] == [colors["a"], colors["b"]]
     assert [axes.get_title() for axes in (loss, attention, accuracy, rate)] == list(plots.SCALES)
 
 
@@ -108,27 +99,17 @@ def test_a_heavy_attention_loss_leaves_room_for_the_others():
     heavy = [event | (mixed | {"loss": 24 - event["step"]} if event["event"] == "train" else {}) for event in EVENTS]
     loss, *_ = plots.learning_curves(heavy).axes
     assert lines(loss)["train (with attention loss)"][1] == [23, 22, 21, 20, 19] and loss.get_yscale() == "log"
-    light = plots.learning_curves(TAUGHT).axes[0]
+    light = plots.learning_curves(SUPERVISED).axes[0]
     assert light.get_yscale() == plots.learning_curves(EVENTS).axes[0].get_yscale() == "linear"
 
 
-def test_a_name_that_begins_with_an_underscore_has_its_legend():
-    loss, accuracy, _ = plots.learning_curves_of({"_a": EVENTS, "b": EVENTS}, "two runs").axes
-    for axes in (loss, accuracy):
-        assert any(text.get_text().startswith(" _a") for text in axes.get_legend().get_texts())
-
-
 def test_the_legends_of_several_runs_hide_no_curve_and_fit():
-    figure = plots.learning_curves_of({f"run {number}": TAUGHT for number in range(5)}, "five runs")
+    figure = plots.compare_learning_curves({f"_run {number}": SUPERVISED for number in range(5)}, "five runs")
     figure.savefig(io.BytesIO())
     for axes in figure.axes[:3]:
+        assert axes.get_legend().get_texts()[0].get_text().startswith(" _run 0")       # Matplotlib would leave out the "_"
         box = axes.get_legend().get_window_extent()
         assert box.y0 >= 0 and box.y1 < axes.get_window_extent().y0
-
-
-def test_a_log_is_drawn_or_told():
-    assert plots.wrong_in(EVENTS) is None and plots.wrong_in(TAUGHT) is None and plots.wrong_in([]) is None
-    assert plots.wrong_in([{"event": "end", "step": 1}, {"step": 1}]).startswith("line 2 is no event")
 
 
 def test_a_title_has_no_lone_last_word():
@@ -137,11 +118,11 @@ def test_a_title_has_no_lone_last_word():
     assert plots.balanced("a" * 25, 10) == ["aaaaaaaaa", "aaaaaaaaa", "aaaaaaa"]
 
 
-def test_places_of_pictures(tmp_path):
-    assert plots.places(None, tmp_path / "x/y", ["a", "b", "a"]) == [tmp_path / f"x/y/{name}.png" for name in ("a", "b", "a-2")]
-    assert plots.places(str(tmp_path / "c.PDF"), tmp_path, ["a"]) == [tmp_path / "c.PDF"] and not list(tmp_path.iterdir())
-    with pytest.raises(plots.PlaceError, match="give a folder"):
-        plots.places(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
+def test_output_paths(tmp_path):
+    assert [path.name for path in plots.output_paths(None, tmp_path / "x/y", ["a", "b", "a"])] == ["a.png", "b.png", "a-2.png"]
+    assert plots.output_paths(str(tmp_path / "c.PDF"), tmp_path, ["a"]) == [tmp_path / "c.PDF"] and not list(tmp_path.iterdir())
+    with pytest.raises(plots.OutputError, match="give a folder"):
+        plots.output_paths(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
 
 
 def test_a_sweep_of_weights_has_a_place_for_none():
@@ -159,27 +140,9 @@ def test_names_are_written_as_they_are():
     assert len(first) > 1 and last == r"and a \$second\$ line"
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
-def test_the_suffix_tells_the_format(tmp_path, suffix, start):
-    plots.save(Figure((1, 1)), tmp_path / f"a{suffix}")
-    assert (tmp_path / f"a{suffix}").read_bytes().startswith(start) and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "a.png"
-    file.write_bytes(b"before")
-
-    def fail(self, path, **_):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError):
-        plots.save(Figure((1, 1)), file)
-    assert file.read_bytes() == b"before" and list(tmp_path.iterdir()) == [file]
-
-
-def test_save_takes_a_name_or_a_stream():
-    stream = io.BytesIO()
-    plots.save(Figure((1, 1)), stream)
-    assert stream.getvalue().startswith(b"\x89PNG")
+def test_the_suffix_decides_the_format(tmp_path):
+    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        plots.save(Figure((1, 1)), tmp_path / f"a{suffix}")
+        assert (tmp_path / f"a{suffix}").read_bytes().startswith(start)
+    plots.save(Figure((1, 1)), stream := io.BytesIO())
+    assert stream.getvalue().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 3

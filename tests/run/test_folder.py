@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import platform
 import random
@@ -13,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import FORK, AnotherProcess, error_of
 
+from utils import files
+from utils.files import LOCK_FILE, InUseError, StorageError
 from utils.run import checkpoint
 from utils.run import folder as run_folder
-from utils.run.checkpoint import CheckpointError, StorageError, step_path
-from utils.run.folder import FolderError, InUseError, create, find_checkpoint, resume, write_config
+from utils.run.checkpoint import CheckpointError, open_run_checkpoint, step_path
+from utils.run.folder import FolderError, create, find_run_checkpoint, resolve_checkpoint, write_config
 from utils.run.log import Log, read_log, scan_log, write_log
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def output(tmp_path) -> Path:
     return tmp_path / "output"
 
 
-def add_checkpoint(folder: Path, step: int, spoilt=False) -> Path:
-    state = checkpoint.RunState(step, step, 0, {}, {}, {}, {}, {}, {}, {}, [], 7, 0.0)
+def add_checkpoint(folder: Path, step: int, spoilt=False, best=None) -> Path:
+    state = checkpoint.RunState(step, step, 0, {}, {}, {}, best or {}, {}, {}, {}, [], 7, 0.0)
     path = step_path(folder, step)
     checkpoint.save(path, state)
     if spoilt:
@@ -49,53 +50,24 @@ def make_run(output: Path, name="r", steps=(4, 8)) -> Path:
     return folder
 
 
+def resume(path: Path, output_dir: str | None = None, name: str | None = None) -> Path:
+    return run_folder.resume(open_run_checkpoint(path), output_dir, name).path
+
+
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != run_folder.LOCK_FILE}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK_FILE}
 
 
 def steps_of(folder: Path) -> list[int]:
     return [event["step"] for event in read_log(folder)]
 
 
-def told(error_type, function, *args) -> str:
-    """What the error says, in its one line"""
-    with pytest.raises(error_type) as caught:
-        function(*args)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-class AnotherProcess:
-    """with AnotherProcess(function): the function has been called in another process, which is still alive."""
-
-    def __init__(self, function):
-        self.ready = FORK.Event()
-        self.process = FORK.Process(target=self.work, args=(function,))
-
-    def work(self, function):
-        function()
-        self.ready.set()
-        time.sleep(60)
-
-    def __enter__(self):
-        self.process.start()
-        assert self.ready.wait(20)
-        return self.process
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.join()
-
-
 # ------------------------------------------------------------------------------------------------------ create
 
 
-def test_a_named_run(output):
-    folder = create(str(output), "mine", "digits")
-    assert folder == output / "mine" and folder.is_dir() and read_log(folder) == [] and (folder / "log.jsonl").exists()
-
-
 def test_unnamed_runs_are_numbered(output):
+    folder = create(str(output), "mine", "digits")
+    assert folder == output / "mine" and read_log(folder) == [] and (folder / "log.jsonl").exists()
     made = []
     for _ in range(3):
         made.append(create(str(output), None, "digits"))
@@ -109,8 +81,8 @@ def test_a_folder_that_holds_a_run_is_refused(output, file):
     (output / "r" / file).touch()
     write_log(output / "r", [{"step": 1}])
     before = contents(output / "r")
-    said = told(FolderError, create, str(output), "r", "digits")
-    assert "already holds a run" in said and f"RESUME_PATH={output}/r" in said and "--name" in said
+    message = error_of(FolderError, create, str(output), "r", "digits")
+    assert "already holds a run" in message and f"RESUME_PATH={output}/r" in message and "--name" in message
     assert contents(output / "r") == before
 
 
@@ -125,95 +97,25 @@ def test_a_start_without_a_checkpoint_leaves_its_folder_free(output):
 
 def test_a_folder_in_use_is_refused_and_free_afterwards(output):
     with AnotherProcess(lambda: create(str(output), "r", "digits")) as other:
-        said = told(InUseError, create, str(output), "r", "digits")
-        assert f"in use by process {other.pid} on {platform.node()}" in said
+        message = error_of(InUseError, create, str(output), "r", "digits")
+        assert f"in use by process {other.pid} on {platform.node()}. Wait for it, stop it, or choose another --name." in message
         assert create(str(output), None, "r") == output / "r-2"              # an unnamed run takes the next
     assert create(str(output), "r", "digits") == output / "r"                # killed: no lock is left behind
 
 
 def test_resuming_a_run_in_use_is_refused(output):
-    folder = make_run(output)
-    before = contents(folder)
-    with AnotherProcess(lambda: resume(folder / "step-00000008.pt", 8, None, None)):
-        assert "in use by process" in told(InUseError, resume, folder / "step-00000008.pt", 8, None, None)
-    assert contents(folder) == before
-    assert resume(folder / "step-00000008.pt", 8, None, None) == folder
-
-
-def told_to_the_second(output, first: int) -> float:
-    """-> seconds until another process that asks for the run of process `first` is refused"""
-    started = time.monotonic()
-    said = told(InUseError, create, str(output), "r", "digits")
-    assert f"in use by process {first} on {platform.node()}: wait for it, stop it, or give another NAME" in said
-    return time.monotonic() - started
-
-
-@pytest.mark.contract(*ONE_RUN)
-def test_the_second_is_told_who_the_first_is(output, tries, figure):
-    """Also where the first has not yet written who it is, over the words of a run that was killed."""
-    assert InUseError.code == 7 and issubclass(InUseError, FolderError)
-    count = tries(1, 20)
-    for _ in range(count):
-        with AnotherProcess(lambda: create(str(output), "r", "digits")) as other:
-            assert told_to_the_second(output, other.pid) < 0.5
-            lock = output / "r" / run_folder.LOCK_FILE
-            for stale in ("", f"process {gone()} on {platform.node()}"):
-                lock.write_text(stale)
-                late = FORK.Process(target=write_later, args=(lock, f"process {other.pid} on {platform.node()}"))
-                late.start()
-                assert 0.1 < told_to_the_second(output, other.pid) < 2
-                late.join()
-    figure("second starts told within 2 s who is at work", 3 * count)
-
-
-def gone() -> int:
-    """The number of a process that has ended"""
-    process = FORK.Process(target=int)
-    process.start()
-    process.join()
-    return process.pid
-
-
-def write_later(path, text):
-    time.sleep(0.2)
-    path.write_text(text)
-
-
-def test_a_holder_that_never_says_who_it_is(output, monkeypatch):
-    monkeypatch.setattr(run_folder, "OWNER_SECONDS", 0.1)
-    with AnotherProcess(lambda: create(str(output), "r", "digits")):
-        for said in ("", f"process {gone()} on {platform.node()}"):
-            (output / "r" / run_folder.LOCK_FILE).write_text(said)
-            assert "in use by another process" in told(InUseError, create, str(output), "r", "digits")
-        (output / "r" / run_folder.LOCK_FILE).write_text("process 7 on another-machine")
-        assert "in use by process 7 on another-machine" in told(InUseError, create, str(output), "r", "digits")
-
-
-def test_a_run_at_work_is_told_before_time_is_spent(output):
     one, two = make_run(output, "one"), make_run(output, "two")
-    newest = one / "step-00000008.pt"
-    run_folder.check_unused(output / "none")
-    with AnotherProcess(lambda: resume(newest, 8, None, None)) as other:
-        for check in ((run_folder.check_unused, one), (run_folder.check_free, str(output), "one"),
+    newest, before = one / "step-00000008.pt", contents(one)
+    with AnotherProcess(lambda: resume(newest)) as other:
+        for check in ((resume, newest), (run_folder.check_free, str(output), "one"),
                       (run_folder.check_resume, newest, None, None)):
-            assert f"in use by process {other.pid} on" in told(InUseError, *check)
+            assert f"in use by process {other.pid} on" in error_of(InUseError, *check)
         run_folder.check_resume(newest, None, "branch")                      # its checkpoints may be read
-        assert "already holds a run" in told(FolderError, run_folder.check_resume, newest, None, "two")
+        assert "already holds a run" in error_of(FolderError, run_folder.check_resume, newest, None, "two")
     run_folder.check_resume(newest, None, None)
-    assert "already holds a run" in told(FolderError, run_folder.check_free, str(output), "one")
-    assert not (output / "branch").exists() and not (two / run_folder.LOCK_FILE).exists()
-
-
-def test_looking_does_not_release_ones_own_lock(output):
-    folder = make_run(output)
-
-    def claim_and_look():
-        resume(folder / "step-00000008.pt", 8, None, None)
-        run_folder.check_unused(folder)
-
-    with AnotherProcess(claim_and_look) as other:
-        assert f"in use by process {other.pid}" in told(InUseError, run_folder.check_unused, folder)
-        assert f"in use by process {other.pid}" in told(InUseError, create, str(output), "r", "digits")
+    assert "already holds a run" in error_of(FolderError, run_folder.check_free, str(output), "one")
+    assert not (output / "branch").exists() and not (two / LOCK_FILE).exists() and contents(one) == before
+    assert resume(newest) == one
 
 
 @pytest.mark.contract(*ONE_RUN)
@@ -224,11 +126,11 @@ def test_of_two_that_start_at_once_one_wins(output, tries, figure):
         barrier.wait(20)
         try:
             folder = output / str(number)
-            resume(folder / "step-00000004.pt", 4, None, None) if resumed else create(str(output), str(number), "digits")
+            resume(folder / "step-00000004.pt") if resumed else create(str(output), str(number), "digits")
             results.put("won")
         except InUseError as error:
             results.put(str(error))
-        barrier.wait(20)                           # the winner lives until the other has been told
+        barrier.wait(20)                           # the winner lives until the other has its answer
 
     for number in range(count):
         resumed = number % 2 == 1
@@ -238,7 +140,7 @@ def test_of_two_that_start_at_once_one_wins(output, tries, figure):
         pair = [FORK.Process(target=start, args=(barrier, resumed, results)) for _ in range(2)]
         for process in pair:
             process.start()
-        outcomes = sorted([results.get(), results.get()], key=lambda said: said == "won")
+        outcomes = sorted([results.get(), results.get()], key=lambda outcome: outcome == "won")
         for process in pair:
             process.join(20)
         assert outcomes[1] == "won" and any(f"in use by process {process.pid} on" in outcomes[0] for process in pair), outcomes
@@ -249,12 +151,12 @@ def test_of_two_that_start_at_once_one_wins(output, tries, figure):
 def test_a_folder_is_free_as_soon_as_its_run_is_killed(output, tries, figure):
     folder, count, worst = make_run(output), tries(3, 20), 0.0
     for _ in range(count):
-        with AnotherProcess(lambda: resume(folder / "step-00000008.pt", 8, None, None)) as other:
-            told(InUseError, resume, folder / "step-00000008.pt", 8, None, None)
+        with AnotherProcess(lambda: resume(folder / "step-00000008.pt")) as other:
+            error_of(InUseError, resume, folder / "step-00000008.pt")
             os.kill(other.pid, signal.SIGKILL)
             other.join()
         started = time.monotonic()
-        child = FORK.Process(target=resume, args=(folder / "step-00000008.pt", 8, None, None))
+        child = FORK.Process(target=resume, args=(folder / "step-00000008.pt",))
         child.start()
         child.join()
         assert child.exitcode == 0
@@ -263,37 +165,27 @@ def test_a_folder_is_free_as_soon_as_its_run_is_killed(output, tries, figure):
     figure("starts right after a kill -9 of the first", count)
 
 
-def test_a_file_system_without_locks_is_told(output, monkeypatch):
+def test_a_file_system_without_locks_is_reported(output, monkeypatch):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
-    said = told(FolderError, create, str(output), "r", "digits")
-    assert "No locks available" in said and "--output_dir" in said and "in use" not in said
-
-
-def test_a_vanished_folder_is_made_anew_and_claimed(output):
-    folder = output / "r"
-    with AnotherProcess(lambda: run_folder.make_anew(folder)) as other:
-        assert f"in use by process {other.pid}" in told(InUseError, run_folder.make_anew, folder)
-    output_file = output / "file"
-    output_file.touch()
-    with pytest.raises(OSError):
-        run_folder.make_anew(output_file / "r")
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    message = error_of(FolderError, create, str(output), "r", "digits")
+    assert "No locks available" in message and "--output_dir" in message and "in use" not in message
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next_alone(output):
     """Not by one that is refused: the other may be writing it."""
     folder = make_run(output)
-    with AnotherProcess(lambda: resume(folder / "step-00000008.pt", 8, None, None)):
-        for name in ("step-00000012.pt.tmp", "log.jsonl.tmp"):
+    with AnotherProcess(lambda: resume(folder / "step-00000008.pt")):
+        for name in (".1.tmp", ".2.tmp"):
             (folder / name).touch()
-        told(InUseError, resume, folder / "step-00000008.pt", 8, None, None)
+        error_of(InUseError, resume, folder / "step-00000008.pt")
         assert len(list(folder.glob("*.tmp"))) == 2
-    resume(folder / "step-00000008.pt", 8, None, None)
+    resume(folder / "step-00000008.pt")
     assert list(folder.glob("*.tmp")) == []
     (output / "new").mkdir()
-    (output / "new" / "step-00000004.pt.tmp").touch()
+    (output / "new" / ".3.tmp").touch()
     assert list(create(str(output), "new", "digits").glob("*.tmp")) == []
 
 
@@ -305,92 +197,78 @@ def test_a_full_disk_at_the_start_is_one_line_of_code_3(output, monkeypatch, sta
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    call = {"create": (create, str(output), "new", "digits"), "resume": (resume, folder / "step-00000008.pt", 8, None, None),
-            "branch": (resume, folder / "step-00000004.pt", 4, None, "new"), "config": (write_config, folder, {}, {}, 1)}[start]
-    assert "No space left on device" in told(StorageError, *call) and StorageError.code == 3
+    monkeypatch.setattr(files.os, "fsync", full)
+    call = {"create": (create, str(output), "new", "digits"), "resume": (resume, folder / "step-00000008.pt"),
+            "branch": (resume, folder / "step-00000004.pt", None, "new"), "config": (write_config, folder, {}, {}, 1)}[start]
+    assert "No space left on device" in error_of(StorageError, *call)
     assert contents(folder) == before and list(output.rglob("*.tmp")) == []
 
 
-def test_loader_workers_do_not_keep_the_folder(output, tmp_path):
-    """A child of the process that claimed it lives on; the folder is free as soon as that process has ended."""
-    note = tmp_path / "worker"
-
-    def claim_then_fork():
-        create(str(output), "r", "digits")
-        worker = os.fork()
-        if worker == 0:
-            time.sleep(30)
-            os._exit(0)
-        note.write_text(str(worker))
-
-    with AnotherProcess(claim_then_fork):
-        told(InUseError, create, str(output), "r", "digits")
-    try:
-        assert create(str(output), "r", "digits") == output / "r"
-    finally:
-        os.kill(int(note.read_text()), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("output_dir", ["page", "page/below"])
-def test_a_file_in_the_way_is_told(tmp_path, output_dir):
+def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path):
     (tmp_path / "page").write_text("x")
-    assert str(tmp_path / "page") in told(FolderError, create, str(tmp_path / output_dir), "r", "digits")
-    assert (tmp_path / "page").read_text() == "x"
-
-
-def test_a_file_of_the_runs_name_is_told(tmp_path):
-    (tmp_path / "r").write_text("x")
-    assert "is a file" in told(FolderError, create, str(tmp_path), "r", "digits")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
-    (tmp_path / "r").mkdir()
-    for place in (tmp_path / "r", tmp_path):
-        place.chmod(0o500)
-    for output_dir in (tmp_path, tmp_path / "new"):
-        assert "cannot write" in told(FolderError, create, str(output_dir), "r", "digits")
+    for output_dir in ("page", "page/below"):
+        assert str(tmp_path / "page") in error_of(FolderError, create, str(tmp_path / output_dir), "r", "digits")
+    assert "is a file" in error_of(FolderError, create, str(tmp_path), "page", "digits")
 
 
 # -------------------------------------------------------------------------------------------------- checkpoints
 
 
+def found_in(*arguments) -> tuple[Path, list[Path]]:
+    """-> (the checkpoint, the newer files that were skipped)"""
+    found = find_run_checkpoint(*map(str, arguments))
+    return found.path, list(found.skipped)
+
+
 def test_find_checkpoint(output):
     folder = make_run(output)
-    assert find_checkpoint(str(folder)) == (folder / "step-00000008.pt", [])
-    assert find_checkpoint(str(folder / "step-00000004.pt")) == (folder / "step-00000004.pt", [])
-    add_checkpoint(folder, 9, spoilt=True)
-    path, complaints = find_checkpoint(str(folder))
-    assert path == folder / "step-00000008.pt" and len(complaints) == 1
-    assert "nothing to resume at" in told(CheckpointError, find_checkpoint, str(output / "none"))
+    assert found_in(folder) == (folder / "step-00000008.pt", [])
+    assert found_in(folder / "step-00000004.pt") == (folder / "step-00000004.pt", [])
+    spoilt = add_checkpoint(folder, 9, spoilt=True)
+    assert found_in(folder) == (folder / "step-00000008.pt", [spoilt])
+    error_of(CheckpointError, find_run_checkpoint, str(spoilt))
+    assert "nothing to resume at" in error_of(CheckpointError, find_run_checkpoint, str(output / "none"))
     (output / "empty").mkdir()
-    assert "no intact checkpoint" in told(CheckpointError, find_checkpoint, str(output / "empty"))
+    assert "no intact checkpoint" in error_of(CheckpointError, find_run_checkpoint, str(output / "empty"))
+
+
+def test_the_best_checkpoint_of_a_run_folder_is_found(output):
+    folder = make_run(output)
+    add_checkpoint(folder, 9).write_bytes(b"")
+    assert resolve_checkpoint(folder) == str(folder / "step-00000008.pt")
+    add_checkpoint(output, 4).rename(folder / "best.pt")
+    assert resolve_checkpoint(folder) == str(folder / "best.pt")
+    assert resolve_checkpoint("ViT-B_16") == "ViT-B_16" and resolve_checkpoint(folder / "x.pt") == folder / "x.pt"
+    (output / "empty").mkdir()
+    assert error_of(CheckpointError, resolve_checkpoint, output / "empty").endswith("holds no intact checkpoint")
+    for file in folder.glob("*.pt"):
+        file.unlink()
+    (folder / "step-00000004.pt").touch()
+    assert "holds no intact checkpoint (" in error_of(CheckpointError, resolve_checkpoint, folder)
 
 
 @pytest.mark.contract("P19", "a run is never silently started from scratch")
-def test_auto_goes_on_where_there_is_something_to_go_on_from(output, figure):
+def test_auto_resumes_where_there_is_something_to_resume(output, figure):
     def find(name="r"):
-        return find_checkpoint("auto", str(output), name)
+        return find_run_checkpoint("auto", str(output), name)
 
     assert find() is None                                                    # no folder
     (output / "r").mkdir(parents=True)
     assert find() is None                                                    # a start that left no checkpoint
     write_log(output / "r", [{"event": "train", "step": 1}])
-    (output / "r/step-00000004.pt.tmp").touch()
+    (output / "r/.1.tmp").touch()
     assert find() is None
     best = add_checkpoint(output / "r", 2).rename(output / "r/best.pt")
-    assert find() == (best, [])
+    assert found_in("auto", output, "r") == (best, [])
     add_checkpoint(output / "r", 4)
-    assert find() == (output / "r/step-00000004.pt", [])
-    add_checkpoint(output / "r", 8, spoilt=True)
-    path, complaints = find()
-    assert path == output / "r/step-00000004.pt" and len(complaints) == 1
+    assert found_in("auto", output, "r") == (output / "r/step-00000004.pt", [])
+    spoilt = add_checkpoint(output / "r", 8, spoilt=True)
+    assert found_in("auto", output, "r") == (output / "r/step-00000004.pt", [spoilt])
     for file in (best, output / "r/step-00000004.pt"):
         file.write_bytes(b"")
-    assert "no intact checkpoint" in told(CheckpointError, find)             # there was one: not from scratch
+    assert "no intact checkpoint" in error_of(CheckpointError, find)         # there was one: not from scratch
     for name in (None, ""):
-        assert "RESUME_PATH=auto needs NAME" in told(FolderError, find, name)
+        assert "RESUME_PATH=auto needs NAME" in error_of(FolderError, find, name)
     figure("states of a folder that RESUME_PATH=auto is given", 9)
 
 
@@ -400,14 +278,13 @@ def test_auto_goes_on_where_there_is_something_to_go_on_from(output, figure):
 def test_resume_in_place_trims_the_log(output):
     folder = make_run(output, steps=(4, 8))
     write_log(folder, [*read_log(folder), {"event": "train", "step": 9}, {"event": "train", "step": 10}])
-    assert resume(folder / "step-00000008.pt", 8, None, None) == folder
-    assert steps_of(folder) == list(range(9))
-
-
-@pytest.mark.parametrize(("output_dir", "name"), [(None, "r"), ("same", None), ("same", "r")])
-def test_its_own_name_is_no_branch(output, output_dir, name):
-    folder = make_run(output)
-    assert resume(folder / "step-00000008.pt", 8, output_dir and str(output), name) == folder
+    with open(folder / "log.jsonl", "a") as stream:
+        stream.write('{"event": "tr')
+    for output_dir, name in ((None, None), (None, "r"), (str(output), None), (str(output), "r")):     # its own name: no branch
+        assert resume(folder / "step-00000008.pt", output_dir, name) == folder
+    with open(folder / "log.jsonl", "a") as stream:
+        stream.write('{"event": "train", "step": 9}\n')
+    assert steps_of(folder) == list(range(10))
 
 
 @pytest.mark.parametrize(("output_dir", "name", "expected"), [
@@ -415,80 +292,62 @@ def test_its_own_name_is_no_branch(output, output_dir, name):
 def test_branching_off_copies_the_log_up_to_the_step(tmp_path, output, output_dir, name, expected):
     folder = make_run(output)
     before = contents(folder)
-    branch = resume(folder / "step-00000004.pt", 4, output_dir and str(tmp_path / output_dir), name)
+    branch = resume(folder / "step-00000004.pt", output_dir and str(tmp_path / output_dir), name)
     assert branch == tmp_path / expected and steps_of(branch) == [0, 1, 2, 3, 4]
     assert contents(folder) == before and checkpoint.step_files(branch) == []
 
 
-@pytest.mark.parametrize(("step", "copied"), [(2, True), (4, True), (8, False)])
-def test_a_branch_takes_the_best_of_its_own_history(output, step, copied):
-    folder = make_run(output)
-    add_checkpoint(output, step).rename(folder / "best.pt")
-    branch = resume(folder / "step-00000004.pt", 4, None, "branch")
-    assert (branch / "best.pt").exists() is copied
-
-
-def test_branching_into_a_run_is_refused(output):
-    one, two = make_run(output, "one"), make_run(output, "two")
-    before = contents(two)
-    assert "already holds a run" in told(FolderError, resume, one / "step-00000004.pt", 4, None, "two")
-    assert contents(two) == before
+@pytest.mark.parametrize(("step", "kept"), [(2, True), (4, True), (8, False)])
+def test_a_later_best_belongs_to_another_history(output, step, kept):
+    folder = make_run(output, steps=(4,))
+    add_checkpoint(output, step, best={"step": step, "accuracy": 0.5}).rename(folder / "best.pt")
+    for name in ("branch", None):
+        resumed = run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, name)
+        assert resumed.best == ({"step": step, "accuracy": 0.5} if kept else {})
+        assert not kept or (resumed.path / "best.pt").read_bytes() == (folder / "best.pt").read_bytes()
+    assert (output / "branch/best.pt").exists() is kept
+    (folder / "best.pt").write_bytes(b"")
+    assert run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, None).best == {}
 
 
 def test_an_older_checkpoint_is_not_resumed_in_place(output):
-    folder = make_run(output, steps=(4, 8, 12))
+    folder = make_run(output, steps=(4,))
+    best = add_checkpoint(folder, 4).rename(folder / "best.pt")
+    assert resume(best) == folder                        # nothing newer is there
+    for step in (4, 8, 12):
+        add_checkpoint(folder, step)
+    assert "step-00000012.pt" in error_of(FolderError, resume, best)
     before = contents(folder)
-    said = told(FolderError, resume, folder / "step-00000004.pt", 4, None, None)
-    assert "step-00000012.pt" in said and "--name" in said and "from step 4" in said
+    message = error_of(FolderError, resume, folder / "step-00000004.pt")
+    assert "step-00000012.pt" in message and "--name" in message and "from step 4" in message
     assert contents(folder) == before
 
 
-def test_best_is_resumed_in_place_where_nothing_newer_is(output):
-    folder = make_run(output, steps=(4,))
-    best = add_checkpoint(folder, 4).rename(folder / "best.pt")
-    assert resume(best, 4, None, None) == folder
-    add_checkpoint(folder, 8)
-    assert "step-00000008.pt" in told(FolderError, resume, best, 4, None, None)
-
-
-def test_newer_checkpoints_that_are_damaged_do_not_count(output):
+def test_damaged_newer_checkpoints_are_renamed(output):
+    """Otherwise they would count among the newest when old ones are deleted."""
     folder = make_run(output, steps=(4,))
     add_checkpoint(folder, 8, spoilt=True)
-    assert resume(folder / "step-00000004.pt", 4, None, None) == folder
-
-
-def test_after_going_back_the_intact_checkpoint_is_the_one_that_is_kept(output):
-    folder = make_run(output, steps=(4,))
-    add_checkpoint(folder, 8, spoilt=True)
-    path, _ = find_checkpoint(str(folder))
-    resume(path, 4, None, None)
+    assert run_folder.resume(find_run_checkpoint(str(folder)), None, None).path == folder
+    assert (folder / "step-00000008.pt.damaged").exists()
     add_checkpoint(folder, 6)
     checkpoint.retain(folder, 1)
-    assert checkpoint.newest_intact(folder)[0] == folder / "step-00000006.pt"
+    assert [path.name for path in checkpoint.step_files(folder)] == ["step-00000006.pt"]
+    add_checkpoint(folder, 8, spoilt=True)
+    assert resume(folder / "step-00000006.pt") == folder         # also where the file is given, and nothing newer was opened
 
 
 # ---------------------------------------------------------------------------------------------------------- log
 
 
-def test_a_resumed_run_writes_on_after_the_cut(output):
-    folder = make_run(output, steps=(4,))
-    with open(folder / "log.jsonl", "a") as stream:
-        stream.write('{"event": "tr')
-    resume(folder / "step-00000004.pt", 4, None, None)
-    with open(folder / "log.jsonl", "a") as stream:
-        stream.write('{"event": "train", "step": 5}\n')
-    assert steps_of(folder) == [0, 1, 2, 3, 4, 5]
-
-
 @pytest.mark.contract("P20", "log.jsonl has every step once and in order after any number of kills")
 def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
-    """A process resumes, logs steps and saves every third; it is killed at any instant, and the next goes on."""
+    """A process resumes, logs steps and saves every third; it is killed at any instant, and the next one continues."""
     folder, total, chance, kills = make_run(output, steps=(3,)), tries(450, 3000), random.Random(0), 0
 
     def work():
-        path, _ = find_checkpoint(str(folder))
-        done = checkpoint.load(path).step
-        resume(path, done, None, None)
+        found = find_run_checkpoint(str(folder))
+        done = found.step
+        run_folder.resume(found, None, None)
         log = Log(folder, print)
         log.write({"event": "resume", "step": done})
         for step in range(done + 1, total + 1):
@@ -530,11 +389,3 @@ def test_config_json(tmp_path):
     assert versions["python"] == platform.python_version() and versions["torch"] == torch.__version__ and versions["torchvision"]
     assert content == {"config": {"name": "r", "img_size": [8, 10]}, "architecture": {"hidden_size": 64}, "world_size": 2}
     assert os.listdir(tmp_path) == ["config.json"]
-
-
-def test_no_commit_where_there_is_no_git(monkeypatch):
-    def missing(*_, **__):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(run_folder.subprocess, "run", missing)
-    assert run_folder._commit() is None

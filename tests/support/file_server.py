@@ -1,4 +1,4 @@
-"""A web server on this machine that gives one file for every path, and misbehaves in the ways that its attributes say."""
+"""A web server on this machine that serves one file for every path, and misbehaves as its attributes ask."""
 
 import base64
 import contextlib
@@ -9,7 +9,7 @@ import threading
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files[path]`, and `content` for every other path; its other attributes say in which way it misbehaves."""
+    """Serves `files[path]`, and `content` for every other path. The other attributes choose how it misbehaves."""
 
     daemon_threads = True
 
@@ -21,7 +21,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True             # understands the Range header
         self.whole = False             # answers it with 206 and the whole file
         self.cut_after = None          # closes the connection after so many bytes of the body
-        self.chunked = False           # tells no length
+        self.chunked = False           # sends no length
         self.greeting = None           # speaks another protocol
         self.requests = []             # (path, Range, If-Range)
         self.answers = []              # statuses
@@ -41,32 +41,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status, body = server.status or 200, content
         start = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
         if start and server.ranges and not server.status and self.headers["If-Range"] in (None, server.etag):
-            start = int(start[1])
-            start = 0 if server.whole else start
+            start = 0 if server.whole else int(start[1])
             status, body = (206, body[start:]) if start < len(body) else (416, b"")
         server.answers.append(status)
-        if status not in (200, 206):
-            body = b""
-        self.send_response(status)
-        if server.chunked:
-            self.send_header("Transfer-Encoding", "chunked")
-        else:
-            self.send_header("Content-Length", str(len(body)))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if server.etag:
-            self.send_header("ETag", server.etag)
+        body = body if status in (200, 206) else b""
+        headers = [("Transfer-Encoding", "chunked") if server.chunked else ("Content-Length", str(len(body)))]
+        headers += [("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")] if status == 206 else []
+        headers += [("ETag", server.etag)] if server.etag else []
         if server.md5:
-            self.send_header("x-goog-hash", "crc32c=AAAAAA==")
-            self.send_header("x-goog-hash", f"md5={base64.b64encode(server.md5).decode()}")
+            headers += [("x-goog-hash", "crc32c=AAAAAA=="), ("x-goog-hash", f"md5={base64.b64encode(server.md5).decode()}")]
+        self.send_response(status)
+        for header in headers:
+            self.send_header(*header)
         self.end_headers()
-        sent = body if server.cut_after is None else body[: server.cut_after]
-        if server.chunked:
-            self.wfile.write(b"%x\r\n" % len(body) + sent)
-            if sent == body:
-                self.wfile.write(b"\r\n0\r\n\r\n")
-        else:
-            self.wfile.write(sent)
+        sent = body[:server.cut_after]
+        start, end = (b"%x\r\n" % len(body), b"\r\n0\r\n\r\n" if sent == body else b"") if server.chunked else (b"", b"")
+        self.wfile.write(start + sent + end)
 
     def log_message(self, *_):
         pass
@@ -86,7 +76,7 @@ def running():
 
 
 def nobody() -> str:
-    """The URL of a port that nobody listens at."""
+    """The URL of a port without a server."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{unused.getsockname()[1]}"

@@ -25,7 +25,7 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
 def gallery(grid: tuple[int, int] = (4, 4), count: int = 12, patch: int = 8, unreadable: tuple[int, ...] = (),
             labelled: bool = True, region=(0.0, 0.0, 1.0, 1.0)) -> editing.Gallery:
-    """The label of image i is what the model says of it, but for each fourth image, whose label is the next class."""
+    """The label of image i is what the model predicts, but for each fourth image, whose label is the next class."""
     h, w = grid
     values = np.random.default_rng(0).normal(size=(h * w, len(CLASSES))) * 6
     images = [picture(i, h * patch, w * patch) for i in range(count)]
@@ -35,7 +35,7 @@ def gallery(grid: tuple[int, int] = (4, 4), count: int = 12, patch: int = 8, unr
             raise splits.ImageError(f"images/{index}.png: cannot be read as an image (cut off)")
         return images[index]
 
-    def look(index: int, edit=None, edited=None) -> editing.Look:
+    def look(index: int, edit=None, edited=None) -> editing.Prediction:
         bright = pixels(index).mean(axis=2).reshape(h, patch, w, patch).mean(axis=(1, 3)) / 255
         logits = 6 * bright - 3
         sigmoid = 1 / (1 + np.exp(-logits))
@@ -44,7 +44,7 @@ def gallery(grid: tuple[int, int] = (4, 4), count: int = 12, patch: int = 8, unr
             logits = np.where(edited, np.log(wanted / (1 - wanted)), logits)
         weights = np.exp(logits) / (1 + np.exp(logits).sum())
         scores = np.exp(weights.ravel() @ values)
-        return editing.Look(scores / scores.sum(), sigmoid, weights)
+        return editing.Prediction(scores / scores.sum(), sigmoid, weights)
 
     def predict(indices: list[int]) -> list[int]:
         return [editing.UNREADABLE if i in unreadable else int(look(i).probabilities.argmax()) for i in indices]
@@ -55,7 +55,7 @@ def gallery(grid: tuple[int, int] = (4, 4), count: int = 12, patch: int = 8, unr
                                                                                                      else [-1] * count),
         grid=grid, img_size=(h * patch, w * patch), name=lambda index: f"train/{index}.png",
         checksum=lambda index: "sha256:" + hashlib.sha256(images[index].tobytes()).hexdigest(),
-        region=lambda index: pixels(index) is not None and region, pixels=pixels, look=look, predict=predict)
+        region=lambda index: pixels(index) is not None and region, pixels=pixels, predict_with_attention=look, predict=predict)
 
 
 def picture(number: int, height: int, width: int) -> np.ndarray:

@@ -11,19 +11,18 @@ import torch
 from torch.distributed import TCPStore
 
 from utils import distributed, process
-from utils.distributed import World
 
 DEADLINE_S = 120     # then a test fails instead of hanging
 
 
 class Ranks:
-    """`with Ranks(size, work, folder) as ranks:` runs work(world) in `size` processes; what it returns is in folder/RANK.pt.
+    """`with Ranks(size, work, folder) as ranks:` runs work(ranks) in `size` processes; what it returns is in folder/RANK.pt.
 
-    A process ends with code 0, with the `code` of an error that has one, or with 1 and a traceback; the line of the error
+    A process ends with code 0, with the exit code of an error that has one, or with 1 and a traceback; the line of the error
     is in folder/RANK.error. Whoever is left at the end of the block is killed.
     """
 
-    def __init__(self, size: int, work: Callable[[World], object], folder: Path, timeout_s: int = 60):
+    def __init__(self, size: int, work: Callable[[distributed.Ranks], object], folder: Path, timeout_s: int = 60):
         self.size, self.folder, self.codes = size, folder, {}
         self._keep_store()
         self.pids = [self._fork(rank, work, timeout_s) for rank in range(size)]
@@ -55,18 +54,13 @@ class Ranks:
             os.environ.update(RANK=str(rank), WORLD_SIZE=str(self.size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(self.size),
                               MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self._port), TORCHELASTIC_USE_AGENT_STORE="True")
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-            world = distributed.start("cpu", timeout_s)
-            try:
-                torch.save(work(world), self.folder / f"{rank}.pt")
-                code = 0
-            except BaseException as error:
-                (self.folder / f"{rank}.error").write_text(f"{getattr(error, 'quiet', False)} {error}")
-                raise
-            finally:
-                distributed.stop()
+            with distributed.init("cpu", timeout_s) as ranks:
+                torch.save(work(ranks), self.folder / f"{rank}.pt")
+            code = 0
         except BaseException as error:
-            code = getattr(error, "code", None) or 1
-            if not hasattr(error, "code"):
+            (self.folder / f"{rank}.error").write_text(str(error))
+            code = getattr(error, "exit_code", None) or getattr(error, "code", None) or 1
+            if code == 1:
                 traceback.print_exc()
         finally:
             os._exit(code)
@@ -88,13 +82,8 @@ class Ranks:
         assert self.wait() == [0] * self.size, [path.read_text() for path in self.folder.glob("*.error")]
         return [torch.load(self.folder / f"{rank}.pt") for rank in range(self.size)]
 
-    def error(self, rank: int) -> tuple[bool, str]:
-        """-> (whether it is quiet, the line)"""
-        quiet, _, line = (self.folder / f"{rank}.error").read_text().partition(" ")
-        return quiet == "True", line
-
-    def time_of_error(self, rank: int) -> float:
-        return (self.folder / f"{rank}.error").stat().st_mtime
+    def error(self, rank: int) -> str:
+        return (self.folder / f"{rank}.error").read_text()
 
     def __enter__(self) -> "Ranks":
         return self

@@ -1,4 +1,4 @@
-"""What the published codes computed for small random checkpoints (fixtures/README.md says how).
+"""What the published codes computed for small random checkpoints (see fixtures/README.md).
 
 A case is a checkpoint, images, and the outputs for them. ROWS are the architectures of those in Google's layout;
 FINE_TUNED are loads of such a checkpoint for another image size, with another head. TORCH_ROWS are the architectures
@@ -29,7 +29,8 @@ ROWS = {
     "g_r26s32": architecture(1, 32, 64, 2, 2, img_size=96, resnet_layers=(1, 1, 1, 1), resnet_width=32),
     "g_rti16": architecture(8, 48, 64, 3, 2, img_size=64, resnet_layers=()),
 }
-WITH_PRE_LOGITS = {"g_p16_pre", "g_r50b"}
+
+
 HYBRIDS = {name for name, row in ROWS.items() if row.resnet_layers is not None}
 
 # name: (the checkpoint's case, side of the new images)

@@ -22,10 +22,10 @@ import torch
 import torch.utils.tensorboard
 
 # What a run imports, the children have already.
-import models  # noqa: F401
+import models.create  # noqa: F401
 import train
 from utils.data import datasets
-from utils.data.splits import Part
+from utils.data.splits import Subset
 from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
@@ -42,9 +42,9 @@ FLAGS = ("--device cpu --pretrained_dir none --patch_size 8 --hidden_size 64 --m
 
 
 def start(folder: Path, *flags: str, ranks: int = 1, before=None, log: str = "out.txt") -> list[int]:
-    """-> the processes, each the first of a process group of its own. `before(rank)` runs in the child, to break something.
+    """-> the processes, each the leader of a process group. `before(rank)` runs in the child, to break something.
 
-    Flags given win over FLAGS. What the child prints is added to `log` in the folder.
+    `flags` win over FLAGS. The child appends its output to `log` in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -62,7 +62,7 @@ def start(folder: Path, *flags: str, ranks: int = 1, before=None, log: str = "ou
 
 
 def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, before, log: str) -> None:
-    """The child: never comes back into pytest."""
+    """The child: never returns to pytest."""
     code = 1
     try:
         os.setsid()
@@ -71,16 +71,19 @@ def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, befor
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
-        for name in ("VIT_LAUNCH", "LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port}
+        for name in ("VIT_LAUNCH", *group):
             os.environ.pop(name, None)
         if ranks > 1:
-            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
-                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-                os.environ[name] = str(value)
+            os.environ |= {name: str(value) for name, value in group.items()}
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        whole, plots.save = datasets.DATASETS["digits"], lambda figure, path: Path(path).touch()
-        datasets.DATASETS["digits"] = lambda data_dir: _few(whole(data_dir))
+        plots.save = lambda figure, path: Path(path).touch()
+        # Few images to evaluate on, and too few to train on for the run to end within an epoch.
+        splits, few = datasets.digits(""), lambda split, count: Subset(split, range(count))
+        datasets.DATASETS["digits"] = lambda _: dataclasses.replace(
+            splits, train=few(splits.train, 200), val=few(splits.val, 40), test=few(splits.test, 40))
         if before is not None:
             before(rank)
         code = train.main(argv)
@@ -93,22 +96,15 @@ def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, befor
         os._exit(code)
 
 
-def _few(splits):
-    """Fewer images to evaluate on, and not enough to train on for the run to end within an epoch."""
-    test = Part(splits.test, range(40))
-    val = test if splits.val is splits.test else Part(splits.val, range(40))
-    return dataclasses.replace(splits, train=Part(splits.train, range(200)), val=val, test=test)
-
-
 def stopping_after(step: int):
-    """The run is asked to stop when that step has been done."""
+    """before(rank): requests a stop after that step."""
     def install(rank: int) -> None:
         original = trainer.Trainer.train_step
 
-        def train_step(self, *arguments):
+        def train_step(self, *arguments, **keywords):
             if self.step == step - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return original(self, *arguments)
+            return original(self, *arguments, **keywords)
 
         trainer.Trainer.train_step = train_step
     return install
@@ -116,7 +112,7 @@ def stopping_after(step: int):
 
 @contextlib.contextmanager
 def files_no_larger_than(size: int):
-    """A full disk, as far as files grow: a write beyond is cut, the next one is an error. Python ignores the signal."""
+    """A full disk for files that grow: a write beyond `size` is cut, the next one is an error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -125,8 +121,8 @@ def files_no_larger_than(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def wait(children: list[int], timeout: float = 120) -> list[int]:
-    """-> exit codes, -9 for a process that signal 9 ended. Kills what is still there after `timeout` seconds, and fails."""
+def wait(children: list[int], timeout: float = 300) -> list[int]:
+    """-> exit codes, -9 after SIGKILL. Kills what runs after `timeout` seconds, and fails."""
     ends, deadline = {}, time.monotonic() + timeout
     while len(ends) < len(children):
         for child in children:
@@ -149,7 +145,7 @@ def kill(children: list[int]) -> None:
 
 
 def run(folder: Path, *flags: str, ranks: int = 1, before=None) -> dict[str, str]:
-    """A run that has to end well -> the hashes of its end."""
+    """A run that must succeed -> the hashes of its end."""
     codes = wait(start(folder, *flags, ranks=ranks, before=before))
     assert codes == [0] * ranks, (codes, (folder / "out.txt").read_text()[-3000:])
     return end_of(folder)
@@ -162,7 +158,7 @@ def end_of(folder: Path) -> dict[str, str]:
     def words(value, name=""):
         if isinstance(value, torch.Tensor):
             yield f"{name}{value.dtype}{tuple(value.shape)}".encode()
-            yield value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+            yield value.reshape(-1).view(torch.uint8).numpy().tobytes()
         elif isinstance(value, (dict, list, tuple)):
             for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
                 yield from words(inside, f"{name}/{key}")
@@ -187,40 +183,23 @@ def newest(folder: Path) -> int:
 # ------------------------------------------------------------------------------------------- through torchrun and train.sh
 
 
-def script(folder: Path, *flags: str, **variables) -> subprocess.Popen:
-    """bash train.sh of the rig's run, in a session of its own."""
+def script(folder: Path, *flags: str, script: str = "train.sh", **variables) -> subprocess.Popen:
+    """bash train.sh (or another script) of the rig's run, in a session of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [*FLAGS, *map(str, flags)]
     words[words.index("output")], words[words.index("logs")] = str(folder / "output"), str(folder / "logs")
     unset = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
-    return subprocess.Popen(["bash", str(ROOT / "train.sh"), *words], start_new_session=True, stdin=subprocess.DEVNULL,
+    return subprocess.Popen(["bash", str(ROOT / script), *words], start_new_session=True, stdin=subprocess.DEVNULL,
                             stdout=open(folder / "out.txt", "a"), stderr=subprocess.STDOUT, env=environment)
 
 
-def below(process: int) -> list[int]:
-    """All descendants of a process, children before grandchildren."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found = list(parents.get(process, []))
-    for child in found:
-        found += parents.get(child, [])
-    return found
-
-
-def until(condition, seconds: float = 60, what: str = "it") -> float:
-    started = time.monotonic()
+def until(condition, seconds: float = 180, what: str = "it") -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() - started < seconds, f"{what} did not happen within {seconds} s"
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.05)
-    return time.monotonic() - started
 
 
 def command_of(process: int) -> str:
@@ -232,8 +211,17 @@ def command_of(process: int) -> str:
 
 def processes_of_run(launched: subprocess.Popen, processes: int) -> dict[str, list[int]]:
     """-> "agent": torchrun; "ranks": the processes that train; "workers": those that load for them"""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents.setdefault(int(parent), []).append(int(path.parent.name))
+    descendants = list(parents.get(launched.pid, []))
+    for process in descendants:                            # parents before their children
+        descendants += parents.get(process, [])
     found = {"agent": [], "ranks": [], "workers": []}
-    for process in below(launched.pid):
+    for process in descendants:
         words = command_of(process)
         if "torch.distributed.run" in words:
             found["agent"].append(process)

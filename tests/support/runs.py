@@ -1,20 +1,23 @@
 """What the tests of whole runs share: their data, their checkpoints and logs compared."""
 
 import json
-import multiprocessing
-import os
-import socket
-import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-import train
 from utils.attention import edits
+from utils.config import parse
 from utils.data import datasets
 from utils.run import checkpoint
+from utils.training import trainer
+
+# The class folders of make_tree.
+FOLDER = ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"]
+# Where another model than the smallest shows no more.
+TINY = ["--hidden_size", 16, "--mlp_dim", 32, "--num_heads", 2, "--num_layers", 1]
 
 
 def state_of(folder="output/digits"):
@@ -39,6 +42,34 @@ def differences(a, b, path="") -> list[str]:
     return [] if a == b else [path]
 
 
+def whole_and_killed(run_train, monkeypatch, *flags) -> checkpoint.RunState:
+    """Runs 12 steps in whole/r, and the same in parts/r, killed in step 9 and resumed at step 6: both must end the same, bit for
+    bit. -> the end of the whole"""
+    flags = [*flags, "--num_steps", 12, "--save_every", 6, "--eval_every", 4, "--name", "r"]
+    assert run_train(*flags, "--output_dir", "whole") == 0
+    real = trainer.Trainer.train_step
+
+    def step_or_die(self, *arguments, **more):
+        if self.step == 8:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Trainer, "train_step", step_or_die)
+        run_train(*flags, "--output_dir", "parts")
+    assert run_train("--resume_path", "parts/r") == 0
+    for file in ("step-00000012.pt", "best.pt"):
+        assert not differences(*(comparable(Path(folder, "r", file)) for folder in ("whole", "parts")))
+    assert events_of("whole/r") == events_of("parts/r")
+    return state_of("whole/r")
+
+
+def comparable(file: Path) -> dict:
+    """What a checkpoint holds, but for its time and place."""
+    state = vars(checkpoint.load(file)) | {"seconds": 0}
+    return state | {"config": {key: value for key, value in state["config"].items() if key not in ("output_dir", "resume_path")}}
+
+
 def make_tree(root: Path, classes=("ant", "bee"), images=6, splits=("train", "val")) -> Path:
     random = np.random.default_rng(0)
     for split in splits:
@@ -60,64 +91,25 @@ def mark(folder: Path, images=range(0, 1097, 3), value=0.9) -> None:
             split.name(index), edits.checksum(split, index), np.where(edited, value, 0).astype(np.float32), edited))
 
 
-def forked(processes: int, *flags: str) -> list[int]:
-    """train.py in forked processes, which need not load PyTorch again, as torchrun starts it -> their exit codes."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
-    def rank(number: int) -> None:
-        os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        sys.exit(train.main(["--device", "cpu", *flags]))
-
-    started = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in range(processes)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-        process.kill()
-    return [process.exitcode for process in started]
-
-
-VARIABLES = {
-    "DATASET": ("cifar100", "dataset", "cifar100"),
-    "DATA_DIR": ("my data", "data_dir", "my data"),
-    "RECIPE": ("mae", "recipe", "mae"),
-    "MODEL_TYPE": ("ViT-B_16", "model_type", "ViT-B_16"),
-    "IMG_SIZE": ("384", "img_size", 384),
-    "NAME": ("c100", "name", "c100"),
-    "TRAIN_BATCH_SIZE": ("256", "train_batch_size", 256),
-    "EVAL_BATCH_SIZE": ("32", "eval_batch_size", 32),
-    "GRAD_STEPS": ("4", "gradient_accumulation_steps", 4),
-    "VAL_FRACTION": ("0.1", "val_fraction", 0.1),
-    "NUM_STEPS": ("500", "num_steps", 500),
-    "NUM_EPOCHS": ("2.5", "num_epochs", 2.5),
-    "WARMUP_STEPS": ("100", "warmup_steps", 100),
-    "DECAY_TYPE": ("linear", "decay_type", "linear"),
-    "OPTIMIZER": ("adamw", "optimizer", "adamw"),
-    "WEIGHT_DECAY": ("0.05", "weight_decay", 0.05),
-    "LEARNING_RATE": ("0.01", "learning_rate", 0.01),
-    "RESUME_PATH": ("output/a b", "resume_path", "output/a b"),
-    "PRETRAINED_DIR": ("checkpoint/ViT-B_16.npz", "pretrained_dir", "checkpoint/ViT-B_16.npz"),
-    "SEED": ("7", "seed", 7),
-    "PRECISION": ("fp16", "precision", "fp16"),
-    "FP16_OPT_LEVEL": ("O1", "fp16_opt_level", "O1"),
-}
-
-
-def processes_naming(text: str) -> list[str]:
-    """Command lines of running processes that hold `text` (on Linux; elsewhere none can be seen)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:                       # it has ended meanwhile
-            continue
-        found += [line] if text in line else []
-    return found
-
-
 def same(a: dict, b: dict) -> list[bool]:
     common = a.keys() & b.keys()
     assert len(common) > 10
     return [torch.equal(a[key], b[key]) for key in common]
+
+
+# A value for each variable of train.sh that sets a flag.
+VARIABLES = {
+    "DATASET": "cifar100", "DATA_DIR": "my data", "RECIPE": "mae", "MODEL_TYPE": "ViT-B_16", "IMG_SIZE": "384", "NAME": "c100",
+    "TRAIN_BATCH_SIZE": "256", "EVAL_BATCH_SIZE": "32", "GRAD_STEPS": "4", "VAL_FRACTION": "0.1", "NUM_STEPS": "500",
+    "NUM_EPOCHS": "2.5", "WARMUP_STEPS": "100", "DECAY_TYPE": "linear", "OPTIMIZER": "adamw", "WEIGHT_DECAY": "0.05",
+    "LEARNING_RATE": "0.01", "RESUME_PATH": "output/a b", "PRETRAINED_DIR": "checkpoint/ViT-B_16.npz", "SEED": "7",
+    "PRECISION": "fp16", "FP16_OPT_LEVEL": "O1"}
+
+
+def flag_of(variable: str) -> str:
+    return "gradient_accumulation_steps" if variable == "GRAD_STEPS" else variable.lower()
+
+
+def flags_of(variables: dict[str, str]) -> dict:
+    """What train.py parses from variables of train.sh."""
+    return parse([f"--{flag_of(name)}={value}" for name, value in variables.items()])

@@ -1,14 +1,11 @@
-"""annotate.py: which model and images it takes, what it says, what it shows of a model, and that no kill harms an edit."""
+"""annotate.py: which model and images it takes, what it prints, and what it shows of a model."""
 
-import http.client
 import json
-import multiprocessing
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,10 @@ from miniatures import GOOD_TREE, csv_files, cub, png, tree
 import annotate
 import configs
 import models
+from utils import config
 from utils.attention import edits
 from utils.attention.editor import session as editing
+from utils.build import open_run
 from utils.data import datasets, splits, transforms
 from utils.run import checkpoint
 
@@ -32,7 +31,8 @@ def write_run(folder: Path, classes=tuple("0123456789"), img_size=8, sigmoid="",
     """A run of a random model -> its best.pt"""
     torch.manual_seed(0)
     given = {"dataset": "digits", "pretrained_dir": "none"} | settings
-    run = configs.resolve(given | {"img_size": img_size}).to_dict()
+    facts = config.Facts(1097, len(classes), start_head_classes=len(classes))
+    run = config.resolve(given | {"img_size": img_size}, facts).to_dict()
     model = models.create_model(configs.MODELS["ViT-Nano_2"], len(classes), img_size)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -53,8 +53,7 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def gallery(*flags) -> editing.Gallery:
     args = annotate.parse([str(flag) for flag in flags])
-    path = annotate.find_checkpoint(args.checkpoint)
-    return annotate.open_gallery(args, path, annotate.settings_of(path))
+    return annotate.open_gallery(args, open_run(args.checkpoint or annotate.newest_run()))
 
 
 # -------------------------------------------------------------------------------------------------- what it shows
@@ -63,13 +62,13 @@ def gallery(*flags) -> editing.Gallery:
 def test_the_newest_run_and_its_own_data(run, capsys):
     shown = gallery()
     assert (len(shown.labels), shown.grid, shown.title, list(shown.classes)) == (1097, (4, 4), "nano", list("0123456789"))
-    said = capsys.readouterr().out
-    assert shown.name(3) == "train/3" and "layer 4" in said and "--sigmoid_attention all" in said
+    printed = capsys.readouterr().out
+    assert shown.name(3) == "train/3" and "layer 4" in printed and "--sigmoid_attention all" in printed
     with np.load(Path(annotate.__file__).parent / "assets/digits.npz") as file:
         assert (shown.labels == file["labels"][:1097]).all()
         np.testing.assert_array_equal(shown.pixels(3)[..., 0], np.round(file["images"][3] * (255 / 16)))
     newer = write_run(run.parent.parent / "other", sigmoid="all")
-    assert annotate.find_checkpoint(None) == newer.relative_to(Path.cwd())
+    assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
     assert "layer 1, 2, 3, 4;" in gallery("--split", "test").facts[2] and not capsys.readouterr().out
     checkpoint.save(newer.with_name("step-00000001.pt"), checkpoint.load(newer))
     newer.unlink()
@@ -81,7 +80,7 @@ def test_what_is_shown_is_the_models(run):
     shown = gallery("--checkpoint", run)
     model = models.load_model(run)
     pixels = torch.from_numpy(shown.pixels(5).copy()).movedim(-1, 0)[None]
-    images = transforms.normalise(pixels, model.config.mean, model.config.std)
+    images = transforms.normalize(pixels, model.config.mean, model.config.std)
     captured = []
     handle = model.blocks[-1].attn.attend.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[:2]))
     with torch.no_grad():
@@ -89,18 +88,19 @@ def test_what_is_shown_is_the_models(run):
     handle.remove()
     q, k = captured[0]
     logits = (q[0, :, :1] @ k[0].transpose(-2, -1) / q.shape[-1] ** 0.5)[:, 0].double()       # (H, 1 + h * w)
-    own = shown.look(5)
+    own = shown.predict_with_attention(5)
     np.testing.assert_allclose(own.probabilities, plain, atol=1e-5)
     np.testing.assert_allclose(own.sigmoid.ravel(), logits[:, 1:].sigmoid().mean(0), atol=1e-5)
     np.testing.assert_allclose(own.weights.ravel(), logits.softmax(-1)[:, 1:].mean(0), atol=1e-5)
     values, edited = np.full((4, 4), 0.9, np.float32), np.zeros((4, 4), bool)
     edited[1, 2] = True
     logits[:, 1 + 6] = np.log(0.9 / 0.1)
-    now = shown.look(5, values, edited)
+    now = shown.predict_with_attention(5, values, edited)
     np.testing.assert_allclose(now.weights.ravel(), logits.softmax(-1)[:, 1:].mean(0), atol=1e-5)
     np.testing.assert_allclose(now.sigmoid, own.sigmoid, atol=1e-6)
-    assert not np.allclose(now.probabilities, own.probabilities) and (shown.look(5).weights == own.weights).all()
-    assert shown.predict([5, 6]) == [plain.argmax(), shown.look(6).probabilities.argmax()]
+    assert not np.allclose(now.probabilities, own.probabilities)
+    assert (shown.predict_with_attention(5).weights == own.weights).all()
+    assert shown.predict([5, 6]) == [plain.argmax(), shown.predict_with_attention(6).probabilities.argmax()]
 
 
 TINY = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "num_layers": 2}
@@ -120,10 +120,10 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
     transform = transforms.eval_transform(model.img_size, channels=model.config.in_channels)
     images = splits.ArrayImages(np.random.default_rng(0).integers(0, 256, (2, 9, 11, 3), np.uint8), np.array([0, 1]))
     viewer = annotate.Viewer(model, images, transform, lambda size: edits.WHOLE)
-    own, edited = viewer.look(1), np.zeros((3, 5), bool)
+    own, edited = viewer.predict_with_attention(1), np.zeros((3, 5), bool)
     edited[2, 4] = True
     values = np.full((3, 5), 0.999, np.float32)
-    now = viewer.look(1, values, edited)
+    now = viewer.predict_with_attention(1, values, edited)
     batch = viewer._input([viewer.seen(1)[0]])
     with torch.no_grad(), models.edit_attention(model, torch.from_numpy(values)[None], torch.from_numpy(edited)[None]):
         with models.record_attention(model) as maps:
@@ -138,14 +138,14 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
     assert viewer.pixels(0).shape == ((12, 20) if model.config.in_channels == 1 else (12, 20, 3))
 
 
-def test_a_model_that_says_nothing_is_told(run, monkeypatch):
+def test_a_diverged_model_is_reported(run, monkeypatch):
     """Of an older version of the program, which saved such weights."""
     state = checkpoint.load(run)
     state.model["head.bias"][:] = float("nan")
     monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
     checkpoint.save(run, state)
     with pytest.raises(splits.ImageError, match="diverged"):
-        gallery().look(0)
+        gallery().predict_with_attention(0)
 
 
 # ---------------------------------------------------------------------------------------------------------- images
@@ -168,7 +168,7 @@ def test_folders_of_images(run, tmp_path):
     assert [plain.name(index) for index in range(3)] == ["a.PNG", "b.png", "cut.png"] and plain.labels.tolist() == [-1] * 3
     assert plain.predict([0, 1, 2])[2] == editing.UNREADABLE
     with pytest.raises(splits.ImageError):
-        plain.look(2)
+        plain.predict_with_attention(2)
     lists = csv_files(tmp_path / "csv", train="a.png,ant\nb.png,bee\n", val="c.png,ant\n")
     assert gallery(*flags, lists).labels.tolist() == [2, 0]
 
@@ -197,12 +197,12 @@ def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
     (folder / "a.png").write_bytes(png())
     shown, nothing = gallery("--data", folder), np.zeros((4, 4), bool)
     values = nothing.astype(np.float32)
-    before = shown.pixels(0), shown.look(0), shown.look(0, values, nothing), shown.checksum(0)
+    before = shown.pixels(0), shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing), shown.checksum(0)
     (folder / "a.png").write_bytes(png(side=21))
     fresh = gallery("--data", folder)
     assert (shown.pixels(0) == fresh.pixels(0)).all() and not (shown.pixels(0) == before[0]).all()
-    for now in (shown.look(0), shown.look(0, values, nothing)):
-        np.testing.assert_allclose(now.weights, fresh.look(0).weights, atol=1e-6)
+    for now in (shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing)):
+        np.testing.assert_allclose(now.weights, fresh.predict_with_attention(0).weights, atol=1e-6)
         assert not np.allclose(now.weights, before[1].weights, atol=1e-4)
     assert shown.checksum(0) == fresh.checksum(0) != before[3]
 
@@ -223,7 +223,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
     assert not capsys.readouterr().err, "what the run's own images are called is not known any more"
     write_run(tmp_path / "output/cifar", [str(i) for i in range(10)], dataset="cifar10", data_dir=str(tmp_path / "nowhere"),
               model_type="ViT-Nano_2", recipe="vit-paper")
-    monkeypatch.setattr(datasets, "load_splits", lambda *_, **__: pytest.fail("this would download"))
+    monkeypatch.setattr(datasets, "open_splits", lambda *_, **__: pytest.fail("this would download"))
     gallery("--checkpoint", "output/cifar", "--data", tmp_path / "moved/train")
     assert not capsys.readouterr().err
 
@@ -232,19 +232,10 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize("flags, word", [
-    (["--checkpoint", "nowhere"], "nowhere"),
-    (["--checkpoint", "empty"], "no intact checkpoint"),
-    (["--checkpoint", "{root}/assets/ViT-Nano_2-letters.npz"], "no checkpoint of a run"),
-    (["--data", "nowhere"], "no such folder"),
-    (["--data", "empty"], "empty"),
-    (["--data", "classes", "--split", "val"], "leave --split out"),
-    (["--edits", "file"], "file"),
-    (["--port", "70000"], "0 to 65535"),
-    (["--port", "x"], "--help"),
-    (["--port", "{busy}"], "port {busy}"),
-    (["--host", ""], "--host"),
-    (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
-    (["--nonsense"], "--nonsense")], ids=lambda value: " ".join(value) if isinstance(value, list) else value)
+    ("--checkpoint nowhere", "nowhere"), ("--checkpoint empty", "no intact checkpoint"),
+    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "not a checkpoint of a run"),
+    ("--data nowhere", "no such folder"), ("--data classes --split val", "Omit --split"), ("--edits file", "file"),
+    ("--port 70000", "0 to 65535"), ("--port {busy}", "port {busy}"), ("--host no.such.host.invalid", "no.such.host.invalid")])
 def test_wrong_input_is_one_line(run, capsys, flags, word):
     Path("empty").mkdir()
     Path("file").touch()
@@ -252,12 +243,12 @@ def test_wrong_input_is_one_line(run, capsys, flags, word):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         known = {"root": Path(annotate.__file__).parent, "busy": busy.getsockname()[1]}
         port = [] if "--port" in flags else ["--port", "0"]
-        assert annotate.main([*port, *(flag.format(**known) for flag in flags)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("annotate.py: error: ") and said.count("\n") == 1 and word.format(**known) in said
+        assert annotate.main([*port, *flags.format(**known).split()]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("annotate.py: error: ") and printed.count("\n") == 1 and word.format(**known) in printed
 
 
-def test_without_runs_or_packages_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+def test_missing_runs_and_packages_are_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert annotate.main(["--port", "0"]) == 2 and "train first" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -267,7 +258,7 @@ def test_without_runs_or_packages_it_says_what_to_do(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == ("annotate.py: error: the editor needs uvicorn: pip install -r requirements-annotate.txt\n")
 
 
-def test_other_hosts_are_warned_of(run, monkeypatch, capsys):
+def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):
     from utils.attention.editor import server
 
     served = []
@@ -282,13 +273,13 @@ def test_other_hosts_are_warned_of(run, monkeypatch, capsys):
     assert Path("elsewhere/deep").is_dir() and served[1][0].who == "Ada"
 
 
-def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, capsys):
-    """The folder that taught the run, if it is there; the start line tells what lies in it."""
+def test_a_second_round_starts_with_the_edits_of_the_first(run, monkeypatch, capsys):
+    """The folder that taught the run, if it is there; the first line counts the files in it."""
     from utils.attention.editor import server
 
     served = []
     monkeypatch.setattr(server, "serve", lambda session, *_: served.append(session.folder))
-    split = datasets.load_splits("digits", "")
+    split = datasets.open_splits("digits", "")
     for index, of in ((3, split.train), (5, split.train), (0, split.val)):
         edit = edits.Edit(of.name(index), edits.checksum(of, index), np.zeros((4, 4), np.float32), np.ones((4, 4), bool))
         edits.write(edits.path_of("output/nano/edits", of.name(index)), edit)
@@ -305,79 +296,23 @@ def test_a_second_round_goes_on_with_the_edits_of_the_first(run, monkeypatch, ca
     assert served == [Path("output/nano/edits")] * 2 + [Path("output/second/edits"), Path("own")]
 
 
-# -------------------------------------------------------------------------------------------------------- the program
-
-
-def ask(port: int, method: str, path: str, content=None) -> dict:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    body = None if content is None else json.dumps(content)
-    connection.request(method, path, body, {"Content-Type": "application/json"})
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
-    return answer
-
-
-def forked(run: Path) -> tuple[multiprocessing.Process, int]:
-    """annotate.py in a process that need not load PyTorch again -> (the process, its port)"""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = multiprocessing.get_context("fork").Process(
-        target=annotate.main, args=(["--checkpoint", str(run), "--port", str(port)],))
-    process.start()
-    for _ in range(200):
-        try:
-            ask(port, "GET", "/api/state")
-            break
-        except OSError:
-            time.sleep(0.05)
-    return process, port
-
-
-def test_a_kill_never_harms_an_edit(run):
-    """While edits stream in: the file is whole, the last that was answered, or the next; and the next server goes on with it."""
-    file, number = run.parent / "edits/train/7.json", 0
-    for delay in (0.05, 0.1, 0.2, 1.0):
-        process, port = forked(run)
-        shown = ask(port, "GET", "/api/images/7")
-        revision, answered = shown["revision"], number
-        assert not number or (shown["values"][0][0] == number / 1000 and shown["counts"]["edited"] == 1)
-        killer = threading.Timer(delay, process.kill)
-        killer.start()
-        with pytest.raises((OSError, http.client.HTTPException)):
-            while True:
-                number = answered + 1
-                content = {"image": "train/7", "revision": revision, "values": [[number / 1000] * 4] * 4}
-                revision = ask(port, "PUT", "/api/images/7/edit", content)["revision"]
-                answered = number
-        killer.join()
-        process.join(10)
-        assert process.exitcode == -signal.SIGKILL
-        number = answered                         # 0, without a file, where the kill was faster than the first save
-        if answered or file.exists():
-            number = round(1000 * float(edits.read(file).values[0, 0]))
-            assert number in (answered, answered + 1)
-    assert number
-
-
+@pytest.mark.slow
 def test_the_program_serves_until_ctrl_c(run):
-    process = subprocess.Popen([sys.executable, annotate.__file__, "--checkpoint", run, "--port", "0"], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restore_interrupt)
+    process = subprocess.Popen(
+        [sys.executable, annotate.__file__, "--checkpoint", run, "--port", "0"], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,       # a shell may have started the tests with Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
         assert process.stdout.readline().startswith("the model has softmax attention")
-        address, what = process.stdout.readline().split("  ")
-        assert what == f"1,097 images, 0 edited; edits go to {run.parent / 'edits'}; Ctrl-C stops\n"
-        port = int(address.rstrip("/").rpartition(":")[2])
-        ask(port, "PUT", "/api/images/7/edit", {"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4})
-        # Where train.py --attention_edits looks for them.
-        split = datasets.load_splits("digits", "").train
-        assert list(edits.find(run.parent / "edits", split)) == [7]
+        address, facts = process.stdout.readline().split("  ")
+        assert facts == f"1,097 images, 0 edited; edits go to {run.parent / 'edits'}; Ctrl-C stops\n"
+        edit = json.dumps({"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4}).encode()
+        urllib.request.urlopen(urllib.request.Request(
+            f"{address.rstrip('/')}/api/images/7/edit", edit, {"Content-Type": "application/json"}, method="PUT"), timeout=120)
+        # Where train.py --attention_edits searches for them.
+        assert list(edits.find(run.parent / "edits", datasets.open_splits("digits", "").train)) == [7]
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0 and errors == ""
     finally:
         process.kill()
-
-
-def restore_interrupt() -> None:
-    """A shell starts what runs in its background, tests perhaps, with Ctrl-C ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,14 +9,14 @@ import torch
 from benchmarks import attention, checkpoint, evaluation, goals, harness, load, memory, optimizer, report, runs, step
 from benchmarks import input as input_question
 from benchmarks.harness import Contender, Failed
-from utils import allocator
+from utils import device
 
 HERE = "tests.system.test_benchmarks"
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(allocator, "keep_memory", lambda: True)        # other tests look at memory
+    monkeypatch.setattr(device, "keep_memory", lambda: True)        # other tests look at memory
     yield
     torch.set_float32_matmul_precision("highest")
 
@@ -51,21 +51,20 @@ def contender(name: str, function: str, kind: str = "peer", /, **given) -> Conte
     return Contender(name, f"{HERE}:{function}", given, kind)
 
 
+@pytest.mark.slow
 def test_contenders_run_in_turns_in_processes_of_their_own(tmp_path):
+    """Those of a `fresh` measurement are built for every turn."""
     file = tmp_path / "order"
+    group = [contender(name, "writes", file=str(file), label=name, cost=cost) for name, cost in (("A", 1.0), ("B", 2.0))]
     with harness.stage(quick=True) as where:
-        costs = harness.measure([contender(name, "writes", file=str(file), label=name, cost=cost)
-                                 for name, cost in (("A", 1.0), ("B", 2.0), ("C", 3.0))], where, rounds=3)
-    assert file.read_text().split() == ["A!", "A", "B!", "B", "C!", "C", *"ABC" * 3]
-    assert costs == {"A": [1.0] * 3, "B": [2.0] * 3, "C": [3.0] * 3}
-
-
-def test_fresh_contenders_are_built_for_every_turn(tmp_path):
-    file = tmp_path / "order"
-    with harness.stage(quick=True) as where:
-        harness.measure([contender(name, "writes", file=str(file), label=name, cost=1.0) for name in "AB"], where, rounds=2,
-                        fresh=True)
+        assert harness.measure(group, where, rounds=3) == {"A": [1.0] * 3, "B": [2.0] * 3}
+        assert file.read_text().split() == ["A!", "A", "B!", "B", *"AB" * 3]
+        file.unlink()
+        harness.measure(group, where, rounds=2, fresh=True)
     assert file.read_text().split() == ["A!", "A", "B!", "B"] * 2
+    assert [each.name for each in harness.choose_contenders(group, "B")] == ["B"]
+    with pytest.raises(SystemExit, match="nobody"):
+        harness.choose_contenders(group, "nobody")
 
 
 def test_a_worker_is_another_process_that_sleeps_between_turns():
@@ -130,9 +129,9 @@ def test_goals_are_found_and_judged():
 
 def test_a_record_takes_the_place_of_an_older_one(tmp_path, capsys):
     file = tmp_path / "results" / "m.json"
-    harness.tell(STEP | {"date": "1999-01-01"}, file)
-    harness.tell(a_record("load", timm=[1.0]), file)
-    harness.tell(STEP, file)
+    harness.report(STEP | {"date": "1999-01-01"}, file)
+    harness.report(a_record("load", timm=[1.0]), file)
+    harness.report(STEP, file)
     kept = json.loads(file.read_text())
     assert sorted(kept) == ["load", STEP["title"]] and kept[STEP["title"]]["date"] == "2000-01-01"
     assert STEP["title"] in capsys.readouterr().out
@@ -143,13 +142,6 @@ def test_a_record_takes_the_place_of_an_older_one(tmp_path, capsys):
 def test_results_are_those_of_the_json_files():
     machines = {file.stem: json.loads(file.read_text()) for file in sorted(report.RESULTS.glob("*.json"))}
     assert report.PAGE.read_text() == report.page(machines), "python -m benchmarks.report"
-
-
-def test_contenders_are_chosen_by_name():
-    group = [contender(name, "broken", kind) for name, kind in (("timm", "peer"), ("ours", "ours"), ("matmul", "limit"))]
-    assert [each.name for each in harness.chosen(group, "ours")] == ["ours", "matmul"]
-    with pytest.raises(SystemExit, match="nobody"):
-        harness.chosen(group, "nobody")
 
 
 FORMULATION = "--contenders=ViT-pytorch formulation,ours"

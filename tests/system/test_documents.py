@@ -1,4 +1,4 @@
-"""README, MODEL_ZOO and CONTRIBUTING say what is so."""
+"""README, MODEL_ZOO and CONTRIBUTING match the code."""
 
 import json
 import re
@@ -10,7 +10,9 @@ import pytest
 
 import configs
 from models import list_models
-from models.checkpoints.published import published_name, url_of
+from models.checkpoints.published import published_name, published_url
+from utils import process
+from utils.config import Facts, parse, preview, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
@@ -22,6 +24,7 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+FACTS = Facts(50_000, 10, start_head_classes=10)
 SHELL = [line for line in commands(README) + commands(ZOO) if re.search(r"bash (train|train_fp16|sweep)\.sh", line)]
 PYTHON = [line for line in commands(README) + commands(ZOO) if line.startswith("python train.py")]
 
@@ -36,16 +39,16 @@ def test_a_documented_script_command_makes_a_valid_run(run_script, line):
     done = run_script(script, *words[at + 2:], **variables | {"DRY_RUN": "1"})
     assert done.returncode == 0, done.stderr
     printed = shlex.split(done.stdout.splitlines()[-1])
-    given = configs.parse(printed[printed.index("train.py") + 1:])
+    given = parse(printed[printed.index("train.py") + 1:])
     if "resume_path" not in given:
-        configs.resolve(given)
+        resolve(given, FACTS)
 
 
 @pytest.mark.parametrize("line", PYTHON)
 def test_a_documented_python_command_is_valid(line):
-    given = configs.parse(shlex.split(line)[2:])
+    given = parse(shlex.split(line)[2:])
     if "resume_path" not in given:
-        configs.resolve(given)
+        resolve(given, FACTS)
 
 
 def test_the_python_example_runs(monkeypatch, capsys):
@@ -68,7 +71,7 @@ def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
     script = set(re.findall(r"^([A-Z0-9_]+)=\$\{\1:-", (ROOT / "train.sh").read_text(), re.MULTILINE))
     assert documented == script
     rows = {cells[1].strip(" `"): cells[3] for line in section.splitlines() if len(cells := line.split("|")) == 5}
-    big, digits = configs.resolve({"dataset": "cifar10"}), configs.resolve({})
+    big, digits = preview({"dataset": "cifar10"}), preview({})
     for variable, flag in (("TRAIN_BATCH_SIZE", "train_batch_size"), ("NUM_STEPS", "num_steps"), ("WARMUP_STEPS", "warmup_steps"),
                            ("LEARNING_RATE", "learning_rate")):
         assert str(big[flag]) in rows[variable] and str(digits[flag]) in rows[variable], variable
@@ -84,7 +87,7 @@ def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
     rows = [[part for part in row if part] for row in rows]
     assert len(rows) > 40
     for name, model, url in rows:
-        assert published_name(name) == name and url_of(name) == url, name
+        assert published_name(name) == name and published_url(name) == url, name
         assert model in list_models(), model
 
 
@@ -94,8 +97,9 @@ RECIPE_TABLES = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", ZOO.split("\n#
 @pytest.mark.parametrize("recipe", configs.RECIPES)
 def test_the_table_of_a_recipe_holds_its_row(recipe):
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.+) \|$", RECIPE_TABLES[recipe], re.MULTILINE)
-    given = configs.parse([word for flag, here, _ in rows for word in (f"--{flag}", here)])
-    assert given == configs.RECIPES[recipe] and all(source.strip() for _, _, source in rows)
+    given = parse([word for flag, here, _ in rows for word in (f"--{flag}", here)])
+    row = {name: value for name, value in configs.RECIPES[recipe].items() if name != "function"}
+    assert given == row and all(source.strip() for _, _, source in rows)
 
 
 def test_every_default_checkpoint_can_be_found():
@@ -106,7 +110,7 @@ def test_every_default_checkpoint_can_be_found():
 
 def test_named_files_exist():
     for text in (README, CONTRIBUTING):
-        for name in re.findall(r"`((?:models|utils|assets|tests)/[\w./-]*|\w+\.(?:py|sh|md|ipynb))`", text):
+        for name in re.findall(r"`((?:models|utils|assets|tests|docs|benchmarks)/[\w./-]*|\w+\.(?:py|sh|md|ipynb))`", text):
             assert (ROOT / name).exists(), name
 
 
@@ -117,8 +121,10 @@ def test_the_figures_of_reliability_are_those_that_were_recorded():
 
 def test_every_promise_and_exit_code_is_in_the_page():
     page = (ROOT / "docs" / "reliability.md").read_text()
-    tests, modules = ((file.read_text() for file in (ROOT / place).rglob("*.py")) for place in ("tests", "utils"))
-    promised = {number for text in tests for number in re.findall(r'contract\("(P\d+)"', text)}
+    tests, modules = ([file.read_text() for file in (ROOT / place).rglob("*.py")] for place in ("tests", "utils"))
+    promised = {number for text in tests for number in re.findall(r'(?:contract|^[A-Z]+ = )\("(P\d+)"', text, re.MULTILINE)}
+    assert len(promised) > 15
     assert promised <= set(re.findall(r"^\| (P\d+) \| ", page.partition("## What was tried")[0], re.MULTILINE))
-    coded = {int(code) for text in modules for code in re.findall(r"^    code = (\d+)", text, re.MULTILINE)}
+    coded = {int(code) for text in modules for code in re.findall(r"^    exit_code = (\d+)", text, re.MULTILINE)}
+    coded |= {code for name, code in vars(process).items() if name.startswith("EXIT_")}
     assert coded | {0, 1, 2, 143} == {int(code) for code in re.findall(r"^\| (\d+) \| ", page, re.MULTILINE)}

@@ -1,4 +1,4 @@
-"""docs/reliability.md: what is killed at any instant goes on to the same end, bit for bit."""
+"""docs/reliability.md: what is killed at any instant and resumed comes to the same end, bit for bit."""
 
 import os
 import random
@@ -19,8 +19,12 @@ def slow_disk(rank: int) -> None:
     os.fsync = lambda descriptor: (time.sleep(0.06), sync(descriptor), time.sleep(0.06))
 
 
+def ended(process: int) -> bool:
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def training(folder: Path) -> list[dict]:
-    """What the log says of steps and evaluations, without what differs from session to session."""
+    """Steps and evaluations of the log, without what differs from session to session."""
     return [{key: value for key, value in event.items() if key not in ("images_per_second", "seconds", "data_wait")}
             for event in rig.events(folder) if event["event"] in ("train", "eval")]
 
@@ -33,20 +37,23 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
             if not tag.endswith(("images_per_second", "data_wait"))}
 
 
+@pytest.mark.slow
 @pytest.mark.contract("P1")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, 0])
 def test_kill_at_any_instant(workers, tmp_path, uninterrupted, tries, figure):
+    if not workers and not tries(0, 1):
+        pytest.skip("with workers alone, but for --full")
     flags, chance = ("--gradient_accumulation_steps", 2, "--num_workers", workers), random.Random(workers)
     whole, untouched = uninterrupted("--gradient_accumulation_steps", "2", "--num_workers", "0")
     kills = inside = runs = lost = 0
-    wanted = tries(5, 100)
+    wanted = tries(3, 100)
     while kills < wanted:
         folder, runs = tmp_path / f"run{runs}", runs + 1
-        for _ in range(40):
+        for _ in range(min(40, wanted - kills)):
             before = rig.newest(folder)
             children = rig.start(folder, *flags, before=slow_disk)
             deadline = time.monotonic() + chance.uniform(0.1, 2.5)
-            while time.monotonic() < deadline and os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            while time.monotonic() < deadline and not ended(children[0]):
                 time.sleep(0.002)
             rig.kill(children)
             if rig.wait(children) == [0]:
@@ -56,8 +63,7 @@ def test_kill_at_any_instant(workers, tmp_path, uninterrupted, tries, figure):
             inside += bool(list(home.glob("*.tmp")))
             assert rig.newest(folder) >= before, "a checkpoint was lost"
             if rig.newest(folder):
-                _, complaints = checkpoint.newest_intact(home)
-                assert not complaints, complaints
+                assert not checkpoint.open_newest(home).skipped
                 reached = max((event["step"] for event in rig.events(folder) if event["event"] == "train"), default=0)
                 lost = max(lost, reached - rig.newest(folder))
         else:
@@ -72,19 +78,23 @@ def test_kill_at_any_instant(workers, tmp_path, uninterrupted, tries, figure):
     figure("log and TensorBoard without gaps or doubles after the kills", runs)
 
 
+@pytest.mark.slow
 @pytest.mark.contract("P4")
 def test_loader_workers_change_nothing(tmp_path, uninterrupted, tries, figure):
     whole, _ = uninterrupted("--num_workers", "0")
-    counts = [1, 3][:tries(1, 2)]
+    counts = [3, 1][:tries(1, 2)]
     for workers in counts:
         assert rig.run(tmp_path / str(workers), "--num_workers", workers) == whole
     figure("whole runs with other numbers of workers", len(counts))
 
 
+@pytest.mark.slow
 @pytest.mark.contract("P1")
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_group_goes_on_bit_for_bit(ranks, tmp_path, uninterrupted, tries, figure):
-    """With four processes DistributedDataParallel alone would not: it orders its buckets anew in every process life."""
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_group_resumes_bit_for_bit(ranks, tmp_path, uninterrupted, tries, figure):
+    """With four processes DistributedDataParallel alone would not: it orders its buckets by the first step of each process."""
+    if ranks > 2 and not tries(0, 1):
+        pytest.skip("two processes, but for --full")
     flags = ("--num_steps", "15")
     whole, _ = uninterrupted(*flags, ranks=ranks)
     chance, kills = random.Random(ranks), 0
@@ -94,8 +104,7 @@ def test_a_group_goes_on_bit_for_bit(ranks, tmp_path, uninterrupted, tries, figu
             begun = rig.newest(folder)
             children = rig.start(folder, *flags, ranks=ranks)
             more = chance.choice([1, 4])
-            while rig.newest(folder) < begun + more and os.waitid(
-                    os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            while rig.newest(folder) < begun + more and not ended(children[0]):
                 time.sleep(0.002)
             rig.kill(children)
             if rig.wait(children) == [0] * ranks:
@@ -106,6 +115,7 @@ def test_a_group_goes_on_bit_for_bit(ranks, tmp_path, uninterrupted, tries, figu
     figure(f"kill -9 of {ranks} processes", kills)
 
 
+@pytest.mark.slow
 @pytest.mark.contract("P5")
 def test_exact_is_the_same_on_1_2_and_4_processes(tmp_path, uninterrupted, figure, tries):
     """Four micro-batches a step, 12 steps in pieces of three on changing numbers of processes."""
@@ -123,11 +133,12 @@ def test_exact_is_the_same_on_1_2_and_4_processes(tmp_path, uninterrupted, figur
         assert rig.end_of(place) == one, way
         steps = [[event for event in training(run) if event["event"] == "train"] for run in (place, folder)]
         assert steps[0] == steps[1]
-    told = ", ".join(" -> ".join(map(str, way)) for way in ways)
-    figure(f"steps with --exact on changing numbers of processes ({told}): the same weights and logged losses, bit for bit",
+    listed = ", ".join(" -> ".join(map(str, way)) for way in ways)
+    figure(f"steps with --exact on changing numbers of processes ({listed}): the same weights and logged losses, bit for bit",
            12 * len(ways))
 
 
+@pytest.mark.slow
 @pytest.mark.contract("P5")
 def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrupted, tries, figure):
     """The step's mixing, dropout and augmentation included: the micro-batches stay the same."""
@@ -141,6 +152,9 @@ def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrup
             accumulation = ("--gradient_accumulation_steps", 2 // ranks) if piece == 0 else ()
             before = rig.stopping_after(10 * (piece + 1)) if piece < len(way) - 1 else None
             rig.wait(rig.start(folder, *accumulation, ranks=ranks, before=before))
+        printed = (folder / "out.txt").read_text()
+        assert f"changed: {way[1]} processes (were {way[0]}), {2 // way[1]} micro-steps each (were {2 // way[0]})\n" in printed
+        assert [event["world_size"] for event in rig.events(folder) if event["event"] in ("start", "resume")] == list(way)
         found = [event["loss"] for event in training(folder) if event["event"] == "train"]
         assert len(found) == len(wanted)
         worst = max(worst, *(abs(a - b) for a, b in zip(found, wanted)))
@@ -149,15 +163,16 @@ def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrup
            len(wanted) * len(ways))
 
 
+@pytest.mark.slow
 @pytest.mark.contract("P9")
 def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, figure):
     """SIGTERM, SIGINT, SIGUSR1 or SIGHUP at any instant of training, evaluating and saving: nothing is lost, code 143."""
     whole, untouched = uninterrupted("--num_workers", "0")
-    chance, asked, slowest, wanted, runs = random.Random(9), 0, 0.0, tries(4, 24), 0
+    chance, asked, slowest, wanted, runs = random.Random(9), 0, 0.0, tries(2, 24), 0
     while asked < wanted:
         folder, runs = tmp_path / f"run{runs}", runs + 1
         workers = ("--num_workers", 2 * (runs % 2))
-        for _ in range(40):
+        for _ in range(min(40, wanted - asked)):
             children = rig.start(folder, *workers, before=slow_disk)
             time.sleep(chance.uniform(0.3, 2.0))
             begun = time.monotonic()
@@ -165,26 +180,27 @@ def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, f
             code, = rig.wait(children)
             if code == 0:
                 break
-            said = (folder / "out.txt").read_text()[-3000:]
-            assert code == 143 and "Traceback" not in said, said
+            printed = (folder / "out.txt").read_text()[-3000:]
+            assert code == 143 and "Traceback" not in printed, printed
             asked, slowest = asked + 1, max(slowest, time.monotonic() - begun)
             if (folder / "output" / "run" / "log.jsonl").exists():
                 steps = [event["step"] for event in rig.events(folder) if event["event"] == "train"]
                 assert rig.newest(folder) == (steps[-1] if steps else 0), "the last step was not saved"
+        else:
+            assert rig.run(folder, *workers)
         assert rig.end_of(folder) == whole
         assert training(folder) == training(untouched)
-    assert slowest <= 10
     figure(f"requests to stop, the last step saved each time (slowest end after {slowest:.1f} s; {runs} runs compared)", asked)
 
 
 def test_a_second_request_leaves_at_once(tmp_path):
     def stuck(rank: int) -> None:
-        checkpoint.save = lambda path, state: time.sleep(60)
+        checkpoint.save = lambda path, state: time.sleep(600)
 
     children, log = rig.start(tmp_path, before=stuck), tmp_path / "output" / "run" / "log.jsonl"
     rig.until(lambda: log.exists() and '"step": 3' in log.read_text(), what="a write that hangs")
     os.kill(children[0], signal.SIGTERM)
     time.sleep(0.5)
     os.kill(children[0], signal.SIGTERM)
-    assert rig.wait(children, timeout=5) == [143]
+    assert rig.wait(children) == [143]
     assert "left at once" in (tmp_path / "out.txt").read_text()

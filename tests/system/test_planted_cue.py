@@ -1,9 +1,9 @@
 """Edited attention teaches: whole runs of train.py on images with a planted cue, with and without edits.
 
 An image is four digits of 8 x 8 px (assets/README.md). The one at the top left decides the label. At the bottom right
-stands a stamp, the same picture for all images of a class, which agrees with the label in 96 % of the training and
-validation images and tells nothing in the test images; the other two digits never tell anything. Step 1 learns the stamp.
-Step 2 goes on with edits of a quarter of the training images that point to the top left, or without them, all else
+is a stamp, the same picture for all images of a class, which agrees with the label in 96 % of the training and
+validation images and carries no information in the test images; the other two digits never carry any. Step 1 learns the stamp.
+Step 2 continues with edits of a quarter of the training images that point to the top left, or without them, all else
 being equal. Accuracy is that of the last step: the best on validation images is the best at reading stamps.
 
 On the setting: it was chosen with other seeds than those of the test. The weight has to be large, because the mean square
@@ -40,15 +40,15 @@ TRAINING = ("--dataset", "folder", "--recipe", "digits", "--train_batch_size", 3
 def write_images(root: Path, seed: int) -> None:
     """root/SPLIT/CLASS/NUMBER.png. The digits of each split are its own, of other writers."""
     digits, random = datasets.digits(""), np.random.default_rng(seed)
-    stamps = [digits.train.images[np.flatnonzero(digits.train.labels == digit)[0]] for digit in STAMPS]
+    stamps = [digits.train.images[np.flatnonzero(digits.train.targets == digit)[0]] for digit in STAMPS]
     for name, count in COUNTS.items():
         split = getattr(digits, name)
-        others = np.flatnonzero(~np.isin(split.labels, CLASSES))
+        others = np.flatnonzero(~np.isin(split.targets, CLASSES))
         for label, digit in enumerate(CLASSES):
             (root / name / str(digit)).mkdir(parents=True)
             for number in range(count):
                 stamp = label if random.random() < RELIABLE[name] else random.integers(len(CLASSES))
-                corner = split.images[random.choice(np.flatnonzero(split.labels == digit))]
+                corner = split.images[random.choice(np.flatnonzero(split.targets == digit))]
                 right, below = split.images[random.choice(others, 2)]
                 pixels = np.block([[corner, right], [below, stamps[stamp]]])
                 Image.fromarray(pixels).save(root / name / str(digit) / f"{number:03}.png")

@@ -1,6 +1,7 @@
 """docs/reliability.md: a long run takes no more memory, files, threads or shared memory than a short one."""
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -8,8 +9,6 @@ from statistics import median
 
 import pytest
 import rig
-
-from utils.data import workers as loader_workers
 
 PROMISE = ("P23", "memory, file descriptors, threads and shared memory stay flat")
 # The smallest run of the rig: what is left of a step is the program around it.
@@ -41,26 +40,21 @@ def shared_files() -> list[str]:
 WORKERS: set[str] = set()         # every loader process that there has been
 
 
-def observed(file: Path, every: int, kill_every: int, leak=None):
-    """before(rank): each `every` steps a line about the process goes to the file; each `kill_every` a loader worker is killed."""
+def observed(file: Path, every: int):
+    """before(rank): each `every` steps a line about the process goes to the file."""
     def install(rank: int) -> None:
         from utils.training import trainer
         original = trainer.Trainer.train_step
         stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        def train_step(self, *arguments):
-            report = original(self, *arguments)
-            processes = [process for workers in list(loader_workers._OPEN) for process in workers.processes]
-            WORKERS.update(str(process.pid) for process in processes)
-            if leak is not None:
-                leak(self)
+        def train_step(self, *arguments, **more):
+            metrics = original(self, *arguments, **more)
+            WORKERS.update(str(process.pid) for process in multiprocessing.active_children())
             if self.step % every == 0:
                 os.write(stream, json.dumps({
                     "step": self.step, "bytes": resident(), "files": len(os.listdir("/proc/self/fd")),
                     "threads": len(os.listdir("/proc/self/task")), "shared": len(shared_files())}).encode() + b"\n")
-            if self.step % kill_every == kill_every // 2:
-                processes[0].kill()
-            return report
+            return metrics
 
         trainer.Trainer.train_step = train_step
     return install
@@ -84,26 +78,27 @@ def judge(rows: list[dict]) -> tuple[float, dict[str, int]]:
     return slope([(row["step"], row["bytes"]) for row in rows]), rise
 
 
-def soak(folder: Path, steps: int, deaths: int, evaluations: int, leak=None) -> tuple[float, dict[str, int]]:
-    notes, workers = folder / "notes.jsonl", steps // deaths
+def soak(folder: Path, steps: int, evaluations: int) -> tuple[float, dict[str, int]]:
+    """Every evaluation has loader workers of its own."""
+    notes = folder / "notes.jsonl"
     children = rig.start(folder, *SMALL, "--num_steps", steps, "--eval_every", steps // evaluations, "--save_every",
-                         steps // evaluations, before=observed(notes, max(1, steps // 1000), workers, leak))
+                         steps // evaluations, before=observed(notes, max(1, steps // 1000)))
     assert rig.wait(children, timeout=3600) == [0], (folder / "out.txt").read_text()[-3000:]
-    said = (folder / "out.txt").read_text()
-    assert said.count("was killed by SIGKILL") == deaths and said.count("accuracy") > evaluations, said[-3000:]
+    printed = (folder / "out.txt").read_text()
+    assert printed.count("accuracy") > evaluations, printed[-3000:]
     return judge([json.loads(line) for line in notes.read_text().splitlines()])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.contract(*PROMISE)
 def test_a_long_run_takes_no_more_than_a_short_one(tmp_path, tries, figure):
-    """Few steps cannot tell a slow leak from what settles; a quarter of a batch left behind by each they do tell."""
-    steps, deaths, evaluations = tries(160, 5000), tries(4, 20), tries(8, 50)
-    grown, rise = soak(tmp_path, steps, deaths, evaluations)
+    """Few steps do not show a slow leak, but do show a quarter of a batch that each step leaves behind."""
+    steps, evaluations = tries(160, 5000), tries(8, 50)
+    grown, rise = soak(tmp_path, steps, evaluations)
     assert grown < tries(BATCH / 4, 1000), f"{grown:.0f} bytes a step"
     assert rise == {"files": 0, "threads": 0, "shared": 0}
-    figure(f"steps with {deaths} deaths of loader workers, {evaluations} evaluations and saves: no more files, threads or shared "
-           f"memory, and {grown / 1000:.2f} MB of memory every 1,000 steps", steps)
+    figure(f"steps with {evaluations} evaluations and saves: no more files, threads or shared memory, and {grown / 1000:.2f} MB "
+           "of memory every 1,000 steps", steps)
 
 
 def test_a_leak_is_found():
@@ -120,4 +115,4 @@ def test_a_leak_is_found():
     assert judge(rows(bytes=BATCH))[0] == pytest.approx(BATCH, rel=0.05)
     assert judge(rows(bytes=BATCH / 2))[0] > BATCH / 4
     for what in ("files", "threads", "shared"):
-        assert judge(rows(**{what: 1}))[1][what] > 0, "one more with every worker that dies"
+        assert judge(rows(**{what: 1}))[1][what] > 0, "one more now and then"

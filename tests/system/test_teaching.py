@@ -8,7 +8,6 @@ import pytest
 import torch
 from runs import differences, events_of, mark, state_of
 
-import configs
 from models import load_model, record_patch_logits
 from utils.attention import edits
 from utils.data import datasets
@@ -18,16 +17,29 @@ from utils.run import checkpoint
 STEP_2 = ("--pretrained_dir", "output/one", "--attention_edits", "edits", "--attention_loss_weight", 20, "--precision", "fp32")
 
 
+KEPT: list[Path] = []            # the folder of `step_1`, made once
+
+
 @pytest.fixture
-def step_1(run_train):
+def step_1(run_train, tmp_path_factory):
     """The run output/one, and edits of a third of the training digits"""
-    assert run_train("--name", "one", "--learning_rate", 3e-3, "--num_steps", 8, "--eval_every", 8) == 0
-    mark(Path("edits"))
+    if not KEPT:
+        assert run_train("--name", "one", "--learning_rate", 3e-3, "--num_steps", 8, "--eval_every", 8) == 0
+        mark(Path("edits"))
+        KEPT.append(shutil.copytree(".", tmp_path_factory.mktemp("step_1") / "kept"))
+    else:
+        shutil.copytree(KEPT[0], ".", dirs_exist_ok=True)
 
 
-def test_what_a_step_2_says_and_leaves(run_train, step_1, capsys, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(pictures, "before_and_after", lambda rows, title: drawn.append((rows, title)))
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The rows of each picture that a run draws."""
+    rows = []
+    monkeypatch.setattr(pictures, "before_and_after", lambda shown, title: rows.append(shown))
+    return rows
+
+
+def test_what_a_step_2_logs_and_writes(run_train, step_1, drawn, capsys):
     mark(Path("edits"), [7])
     test = datasets.DATASETS["digits"]("").test
     name = test.name(5)
@@ -35,10 +47,10 @@ def test_what_a_step_2_says_and_leaves(run_train, step_1, capsys, monkeypatch):
         name, edits.checksum(test, 5), np.full((2, 2), 0.5, np.float32), np.eye(2, dtype=bool)))
     capsys.readouterr()
     assert run_train(*STEP_2, "--name", "two", "--num_steps", 12, "--eval_every", 12, "--learning_rate", 3e-3) == 0
-    said = capsys.readouterr().out
-    assert "edits of 367 of 1097 training images teach layer 4 of 4, weight 20" in said
-    assert "before" in said and "annotate.py --checkpoint output/two" in said
-    assert "with --attention_loss_weight 0" in said and "in the first steps" in said
+    printed = capsys.readouterr().out
+    assert "edits of 367 of 1097 training images teach layer 4 of 4, weight 20" in printed
+    assert "before" in printed and "annotate.py --checkpoint output/two" in printed
+    assert "with --attention_loss_weight 0" in printed and "in the first steps" in printed
     before, after = ([event for event in events_of(f"output/{run}", ("eval",)) if event["split"] == "test"]
                      for run in ("one", "two"))
     assert after[0]["accuracy"] == before[-1]["accuracy"]                 # step 1's head and weights, as they were
@@ -47,8 +59,8 @@ def test_what_a_step_2_says_and_leaves(run_train, step_1, capsys, monkeypatch):
     event = events_of("output/two", ("train",))[0]
     assert event["loss"] > 20 * event["attention_loss"]
 
-    (rows, title), = drawn
-    assert "two" in title and [row.kind for row in rows] == ["taught"] * 4 + ["test"] * 4
+    rows, = drawn
+    assert [row.kind for row in rows] == ["taught"] * 4 + ["test"] * 4
     assert np.isnan(rows[0].edit[2:]).all() and rows[0].edit[0, 0] == pytest.approx(0.9)
     coarse = np.kron(np.eye(2), np.ones((2, 2)))                          # shown on the patches of the model
     assert np.array_equal(np.isnan(rows[4].edit), coarse == 0) and rows[5].edit is None
@@ -64,10 +76,8 @@ def test_what_a_step_2_says_and_leaves(run_train, step_1, capsys, monkeypatch):
     assert rows[1].truth == str(label) and np.abs(heat - rows[1].before[0]).max() > 0.02
 
 
-def test_a_step_2_that_goes_on_is_exact(run_train, step_1, monkeypatch):
+def test_a_resumed_step_2_is_exact(run_train, step_1, drawn):
     """Also the picture: attention before is that of the start, from the checkpoint, in another folder too."""
-    drawn = []
-    monkeypatch.setattr(pictures, "before_and_after", lambda rows, title: drawn.append(rows))
     flags = (*STEP_2, "--augmentation", "pad_flip", "--save_every", 4, "--eval_every", 4, "--sigmoid_attention", "all")
     assert run_train(*flags, "--name", "whole", "--num_steps", 8) == 0
     shutil.copytree("output/whole", "output/part")
@@ -85,15 +95,15 @@ def test_a_step_2_that_goes_on_is_exact(run_train, step_1, monkeypatch):
 def test_edits_that_change_on_the_way(run_train, step_1, capsys):
     """Those that teach are a part of the run. Those of held-out images are only shown: no picture then, nor an old one."""
     assert run_train(*STEP_2, "--name", "two", "--num_steps", 4) == 0
-    lesson = Path("edits/train/0.json")
-    before = lesson.read_text()
-    lesson.write_text(before.replace("0.9", "0.8", 1))
+    edit_file = Path("edits/train/0.json")
+    before = edit_file.read_text()
+    edit_file.write_text(before.replace("0.9", "0.8", 1))
     capsys.readouterr()
     assert run_train("--resume_path", "output/two", "--num_steps", 6) == 2
-    assert "are not those that the run began with" in capsys.readouterr().err
-    lesson.unlink()
+    assert "are not the edits that the run began with" in capsys.readouterr().err
+    edit_file.unlink()
     assert run_train("--resume_path", "output/two", "--num_steps", 6) == 2
-    lesson.write_text(before.replace('"who": ""', '"who": "me"'))          # says nothing else
+    edit_file.write_text(before.replace('"who": ""', '"who": "me"'))          # the same edit
     shutil.move("edits", "moved")
     assert run_train("--resume_path", "output/two", "--attention_edits", "moved", "--num_steps", 6) == 0
     assert Path("output/two/attention.png").exists()
@@ -102,22 +112,14 @@ def test_edits_that_change_on_the_way(run_train, step_1, capsys):
         test.name(5), edits.checksum(test, 5), np.full((4, 4), 0.5, np.float32), np.ones((4, 4), bool)))
     capsys.readouterr()
     assert run_train("--resume_path", "output/two", "--attention_edits", "moved", "--num_steps", 8) == 0
-    said = capsys.readouterr().out
-    assert "no picture" in said and "attention.png" not in said and not Path("output/two/attention.png").exists()
-
-
-def test_a_damaged_edit_of_a_held_out_image_is_told_at_once(run_train, step_1, capsys):
-    """Before there is a run folder, and on every process: with one of them alone, the others would wait."""
-    Path("edits/test").mkdir()
-    Path("edits/test/3.json").write_text("{")
-    assert run_train(*STEP_2, "--name", "two") == 2
-    assert "test/3.json" in capsys.readouterr().err and not Path("output/two").exists()
+    printed = capsys.readouterr().out
+    assert "no picture" in printed and "attention.png" not in printed and not Path("output/two/attention.png").exists()
 
 
 def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
     """train.sh exposes MODEL_TYPE and IMG_SIZE, and whoever sets them again means the same model."""
-    look = ("--eval_crop", 0.75, "--interpolation", "bicubic", "--img_size", 12)
-    assert run_train("--name", "one", "--sigmoid_attention", "all", "--num_layers", 3, "--mlp_dim", 100, *look) == 0
+    view = ("--eval_crop", 0.75, "--interpolation", "bicubic", "--img_size", 12)
+    assert run_train("--name", "one", "--sigmoid_attention", "all", "--num_layers", 3, "--mlp_dim", 100, *view) == 0
     mark(Path("edits"))
     assert run_train(*STEP_2, "--name", "two", "--model_type", "ViT-Nano_2", "--num_layers", 3) == 0
     assert "teach layer 1, 2, 3 of 3" in capsys.readouterr().out
@@ -129,10 +131,8 @@ def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
     assert run_train(*STEP_2, "--name", "three", "--eval_crop", 0.5) == 0 and state_of("output/three").config["eval_crop"] == 0.5
 
 
-def test_an_edit_is_drawn_where_it_was_made(run_train, step_1, monkeypatch):
-    """On the middle of the image, looked at whole."""
-    drawn = []
-    monkeypatch.setattr(pictures, "before_and_after", lambda rows, title: drawn.append(rows))
+def test_an_edit_is_drawn_where_it_was_made(run_train, step_1, drawn):
+    """On the middle of the image, where the run shows it whole."""
     split = datasets.DATASETS["digits"]("").train
     edits.write(edits.path_of("edits", split.name(0)), edits.Edit(
         split.name(0), edits.checksum(split, 0), np.full((2, 2), 0.9, np.float32), np.ones((2, 2), bool),
@@ -143,76 +143,55 @@ def test_an_edit_is_drawn_where_it_was_made(run_train, step_1, monkeypatch):
     np.testing.assert_allclose(drawn[0][0].edit, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("flags", [
-    ("--train_layers", "head"), ("--freeze", "patch_embed*,cls*,pos*,blocks.[012].*,*.qkv.*,*norm1*")])
-def test_a_lesson_that_nothing_can_learn_is_refused(run_train, step_1, capsys, flags):
-    assert run_train(*STEP_2, "--name", "two", *flags) == 2
-    assert "nothing that the attention of layer 4 comes from is trained" in capsys.readouterr().err
+def test_edits_that_no_trained_weight_can_follow_are_refused(run_train, step_1, capsys):
+    for flags in (("--train_layers", "head"), ("--freeze", "patch_embed*,cls*,pos*,blocks.[012].*,*.qkv.*,*norm1*")):
+        assert run_train(*STEP_2, "--name", "two", *flags) == 2
+        assert "nothing that the attention of layer 4 depends on is trained" in capsys.readouterr().err
     assert run_train(*STEP_2, "--name", "two", "--train_layers", 1) == 0
 
 
-def test_a_recipe_that_mixes_by_the_size_of_the_data_is_refused():
-    run = configs.resolve({"recipe": "bit-hyperrule", "pretrained_dir": "output/one", "attention_edits": "edits", "num_steps": 9})
-    with pytest.raises(configs.ConfigError, match="cannot follow"):
-        configs.set_lengths(run, {}, 30_000)
-
-
-def test_the_average_is_what_is_shown(run_train, step_1, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(pictures, "before_and_after", lambda rows, title: drawn.append(rows))
-    assert run_train(*STEP_2, "--name", "two", "--ema_decay", 0.999, "--learning_rate", 0.05) == 0
+def test_the_average_is_what_is_shown(run_train, step_1, drawn, capsys):
+    """And edits of images that are held out do not teach."""
+    assert run_train(*STEP_2, "--name", "two", "--test_fraction", 0.5, "--ema_decay", 0.999, "--learning_rate", 0.05) == 0
+    assert 100 < int(capsys.readouterr().out.split("attention: edits of ")[1].split()[0]) < 300
     state, model = state_of("output/two"), load_model("output/two/step-00000004.pt")
     assert differences(state.model, state.ema)
-    image, label = datasets.DATASETS["digits"]("").train[0]
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    row = drawn[0][0]
+    pixels = torch.from_numpy(np.array(row.image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
-        assert drawn[0][0].after[2] == pytest.approx(float(model(pixels).softmax(-1)[0, label]), abs=1e-5)
+        assert row.after[2] == pytest.approx(float(model(pixels).softmax(-1)[0, int(row.truth)]), abs=1e-5)
 
 
-def test_micro_steps_change_nothing(run_train, step_1):
-    for name, parts in (("whole", 1), ("cut", 4)):
-        assert run_train(*STEP_2, "--name", name, "--gradient_accumulation_steps", parts, "--optimizer", "sgd") == 0
-    for one, two in zip(events_of("output/whole", ("train",)), events_of("output/cut", ("train",))):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
-        assert one["attention_loss"] == pytest.approx(two["attention_loss"], rel=1e-5)
+SPOILT = {
+    "no folder": (lambda: shutil.rmtree("edits"), "edits"),
+    "none": (lambda: [path.unlink() for path in Path("edits").rglob("*.json")], "annotate.py"),
+    "under other names": (lambda: Path("edits/train").rename("edits/other"), "none of its 366 files, such as other/"),
+    "half a file": (lambda: Path("edits/train/3.json").write_text('{"format": "attention-edit-1", "ima'), "3.json"),
+    "of another image": (lambda: shutil.copy("edits/train/0.json", "edits/train/3.json"), "3.json"),
+    "damaged, of a held-out image": (lambda: shutil.copytree("half", "edits/test"), "test/3.json")}
 
 
-def test_with_held_out_images_and_an_average(run_train, step_1, capsys):
-    """Edits of images that are held out do not teach."""
-    assert run_train(*STEP_2, "--name", "two", "--test_fraction", 0.5, "--ema_decay", 0.9) == 0
-    said = capsys.readouterr().out
-    taught = int(said.split("edits of ")[1].split()[0])
-    assert 100 < taught < 300 and Path("output/two/attention.png").exists()
-
-
-@pytest.mark.parametrize(("spoil", "words"), [
-    (lambda: shutil.rmtree("edits"), "edits"),
-    (lambda: [path.unlink() for path in Path("edits").rglob("*.json")], "annotate.py"),
-    (lambda: Path("edits/train").rename("edits/other"), "none of its 366 files, such as other/"),
-    (lambda: Path("edits/train/3.json").write_text('{"format": "attention-edit-1", "ima'), "3.json"),
-    (lambda: Path("edits/train/3.json").write_text(Path("edits/train/0.json").read_text()), "3.json")],
-    ids=["no folder", "none", "under other names", "half a file", "of another image"])
-def test_edits_that_cannot_teach_are_one_line(run_train, step_1, capsys, spoil, words):
-    spoil()
-    capsys.readouterr()
-    assert run_train(*STEP_2, "--name", "two") == 2
-    said = capsys.readouterr().err
-    assert said.startswith("train.py: error: ") and said.count("\n") == 1 and words in said
-    assert not list(Path("output").glob("two/*.pt"))
-
-
-def test_classes_of_another_task_are_refused(run_train, step_1, capsys):
-    state = state_of("output/one")
-    state.classes = list("abcdefghij")
-    checkpoint.save(Path("output/one/best.pt"), state)
-    assert run_train(*STEP_2) == 2 and "other classes" in capsys.readouterr().err
+def test_edits_that_cannot_teach_are_one_line(run_train, step_1, capsys):
+    """Before there is a run folder, and on every process: with one of them alone, the others would wait."""
+    shutil.copytree("edits", "good")
+    Path("half").mkdir()
+    Path("half/3.json").write_text("{")
+    for case, (spoil, words) in SPOILT.items():
+        shutil.rmtree("edits", ignore_errors=True)
+        shutil.copytree("good", "edits")
+        spoil()
+        capsys.readouterr()
+        assert run_train(*STEP_2, "--name", "two") == 2, case
+        printed = capsys.readouterr().err
+        assert printed.startswith("train.py: error: ") and printed.count("\n") == 1 and words in printed, (case, printed)
+        assert not Path("output/two").exists()
 
 
 def test_the_picture(tmp_path):
     image, heat = np.zeros((8, 12, 3), np.uint8), np.linspace(0, 1, 6).reshape(2, 3)
     edit = np.array([[np.nan, 0.5, 1.0], [np.nan, np.nan, 0.0]])
-    rows = [pictures.Taught("taught", image, "cat", (heat, "dog", 0.125), (heat / 2, "cat", 0.75), edit),
-            pictures.Taught("test", image[..., :1], "dog", (heat, "dog", 0.5), (heat, "dog", 0.625), None)]
+    rows = [pictures.BeforeAfter("taught", image, "cat", (heat, "dog", 0.125), (heat / 2, "cat", 0.75), edit),
+            pictures.BeforeAfter("test", image[..., :1], "dog", (heat, "dog", 0.5), (heat, "dog", 0.625), None)]
     figure = pictures.before_and_after(rows, "two: attention")
     axes = np.array(figure.axes[:8]).reshape(2, 4)
     np.testing.assert_array_equal(axes[0, 1].images[0].get_array(), heat)

@@ -1,7 +1,9 @@
-"""visualize.py: every picture of every family through the command line, every option, bad input in one line."""
+"""visualize.py: every picture of every family through the command line, every option, bad input as one line."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import configs
 import models
 import visualize
+from utils import config
+from utils.data.datasets import imagenet_names
+from utils.data.transforms import eval_transform
 from utils.report import plots, views
 from utils.run import checkpoint
 from utils.run import folder as run_folder
@@ -41,8 +45,8 @@ def save_run(folder: Path, family: str = "vit", **settings) -> Path:
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     folder.mkdir(parents=True)
-    run = configs.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
-                           "pretrained_dir": "none", **settings})
+    run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
+                          "pretrained_dir": "none", **settings}, config.Facts(1097, 10))
     checkpoint.save(folder / "best.pt", checkpoint.RunState(7, 7, 0, model.state_dict(), {}, {}, {}, {}, run.to_dict(),
                                                             model.config.to_dict(), CLASSES, 1097, 1.0))
     run_folder.write_log(folder, [{"event": "train", "step": step, "loss": 2 / step, "lr": 0.1} for step in (1, 2, 3)])
@@ -137,18 +141,18 @@ def test_attention_of_every_family(family, figures, photo):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_pictures_of_every_family(family, figures, photo):
     folder = save_run(Path("output/r"), family)
-    look = ["--checkpoint", folder, "--image", photo]
+    subject = ["--checkpoint", folder, "--image", photo]
     for verb in ("rollout", "grad-rollout"):
-        figure = draw(figures, verb, *look)
+        figure = draw(figures, verb, *subject)
         assert len(figure.axes) == (8 if family == "distilled" else 4) and heat_of(figure).max() > 0
-    distance = draw(figures, "distance", *look)
+    distance = draw(figures, "distance", *subject)
     dots = [line for line in distance.axes[0].get_lines() if line.get_marker() == "o"]
     assert len(dots) == 2 and len(dots[0].get_xdata()) == 2           # of a CaiT the talking-heads layers
     positions = draw(figures, "position", "--checkpoint", folder)
     assert positions.axes[0].images[0].get_clim() == (-1, 1)
     code = visualize.main(["filters", "--checkpoint", str(folder)])
     assert code == (2 if family == "hybrid" else 0)
-    code = visualize.main(["class-attention", *map(str, look)])
+    code = visualize.main(["class-attention", *map(str, subject)])
     assert code == (0 if family == "cait" else 2)
     if family == "cait":
         assert titles(figures["output/r/class-attention-photo.png"])[1] == "layer 3, class attention, mean of the heads"
@@ -168,25 +172,16 @@ def test_layer_and_head(figures, photo):
     assert maps[2].max() == pytest.approx(recording[0][0, 1, 0, 1:].max().item(), abs=1e-2)
 
 
-@pytest.mark.parametrize("options", ["--fusion max", "--fusion min", "--drop 0.6", "--drop 0.6 --as_vit_explain"])
-def test_what_rollout_is_told(figures, photo, options):
+@pytest.mark.parametrize("verb", ["rollout", "grad-rollout"])
+def test_options_of_rollout_act(figures, photo, verb):
     folder = save_run(Path("output/r"))
-    look = ["rollout", "--checkpoint", folder, "--image", photo]
-    assert not np.array_equal(heat_of(draw(figures, *look)), heat_of(draw(figures, *look, *options.split())))
-    if "explain" in options:
-        assert not np.array_equal(heat_of(draw(figures, *look, "--drop", 0.6)), heat_of(draw(figures, *look, *options.split())))
-
-
-def test_what_gradient_rollout_is_told(figures, photo):
-    folder = save_run(Path("output/r"))
-    look = ["grad-rollout", "--checkpoint", folder, "--image", photo]
-    _, _, logits = recorded(folder, photo)
-    best = str(logits.argmax().item())
-    other = "3" if best != "3" else "4"
-    plain = heat_of(draw(figures, *look))
-    assert np.array_equal(plain, heat_of(draw(figures, *look, "--target", best)))
-    for options in (["--target", other], ["--drop", "0.9"], ["--as_vit_explain"]):
-        assert not np.array_equal(plain, heat_of(draw(figures, *look, *options))), options
+    best = recorded(folder, photo)[2].argmax().item()
+    subject = [verb, "--checkpoint", folder, "--image", photo]
+    options = {"rollout": ["", "--fusion max", "--fusion min", "--drop 0.6"],
+               "grad-rollout": ["", f"--target {(best + 1) % 10}", "--drop 0.9"]}[verb]
+    shown = {words: heat_of(draw(figures, *subject, *words.split())) for words in options}
+    assert len({heat.tobytes() for heat in shown.values()}) == len(options)
+    assert verb == "rollout" or np.array_equal(shown[""], heat_of(draw(figures, *subject, "--target", best)))
 
 
 def test_without_an_image_the_test_images(figures):
@@ -198,6 +193,8 @@ def test_without_an_image_the_test_images(figures):
     assert list(figures) == ["output/r/rollout-val-0.png"] and figure.axes
     figure = draw(figures, "distance", "--checkpoint", folder, "--images", "3", "--split", "train")
     assert "3 images" in figure.get_suptitle()
+    draw(figures, "rollout", "--checkpoint", save_run(Path("output/untested"), test="never"), "--images", 1)
+    assert list(figures) == ["output/untested/rollout-val-0.png"]
 
 
 def test_without_a_checkpoint_the_embedded_one(figures):
@@ -212,15 +209,13 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     model = models.create_model("ViT-Nano_2", 1000)
     torch.nn.init.normal_(model.head.weight)
     models.save_timm(model, tmp_path / "some.safetensors")
-    look = ["rollout", "--checkpoint", "some.safetensors", "--model_type", "ViT-Nano_2", "--image", photo]
-    figure = draw(figures, *look, "--img_size", "8x12")
+    subject = ["rollout", "--checkpoint", "some.safetensors", "--model_type", "ViT-Nano_2", "--image", photo]
+    figure = draw(figures, *subject, "--img_size", "8x12")
     assert list(figures) == ["output/pictures/rollout-photo.png"]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (8, 12, 3)
-    from utils.data.class_names import imagenet_names
     first = figure.axes[0].get_xlabel().splitlines()[1].rpartition(":")[0]
     assert any(plots.plain(name, 30) == first for name in imagenet_names())
-    from utils.data.transforms import eval_transform
-    resized = draw(figures, *look, "--img_size", "8", "--interpolation", "bicubic", "--eval_crop", "0.875")
+    resized = draw(figures, *subject, "--img_size", "8", "--interpolation", "bicubic", "--eval_crop", "0.875")
     expected = eval_transform((8, 8), crop=0.875, interpolation="bicubic")(Image.open(photo)).permute(1, 2, 0)
     np.testing.assert_array_equal(resized.axes[0].images[0].get_array(), expected)
 
@@ -234,14 +229,14 @@ def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["rollout", "distance"])
-def test_goes_on_after_an_image_that_cannot_be_read(verb, figures, tmp_path, capsys):
+def test_an_unreadable_image_does_not_stop_the_others(verb, figures, tmp_path, capsys):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / "pics" / "folder.png").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "pics" / name)
     (tmp_path / "pics/b.png").write_text("no picture")
     assert visualize.main([verb, "--image", "pics"]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("visualize.py: error: pics/b.png: cannot be read") and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("visualize.py: error: pics/b.png: cannot be read") and printed.err.count("\n") == 1
     names = ["rollout-a", "rollout-c"] if verb == "rollout" else ["distance"]
     assert list(figures) == [f"output/pictures/{name}.png" for name in names]
     assert verb == "rollout" or "2 images" in figures["output/pictures/distance.png"].get_suptitle()
@@ -255,32 +250,26 @@ def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, ca
     for name in names:
         Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
     assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
-    said = capsys.readouterr()
-    assert "File name too long" in said.err and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert "File name too long" in printed.err and printed.err.count("\n") == 1
     assert {os.fsencode(path.name) for path in Path("there").iterdir()} == {b"rollout-" + name for name in names[:2]}
 
 
-def test_a_place_that_cannot_be_written_is_told_before_any_work(figures, tmp_path, monkeypatch, capsys):
+def test_an_unwritable_output_is_reported_before_any_work(figures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(views, "draw_confusion", lambda *_: pytest.fail("it was evaluated"))
     (tmp_path / "text").write_text("")
-    (tmp_path / "a.png").mkdir()
-    for place in ("text/below", "text/a.png", "/proc/none/a.png"):
-        assert visualize.main(["confusion", "--output", place]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"visualize.py: error: cannot write {place}") and said.count("\n") == 1
     (tmp_path / "there/confusion.png").mkdir(parents=True)
-    assert visualize.main(["confusion", "--output", "there"]) == 2 and "it is a folder" in capsys.readouterr().err
+    for place in ("text/below", "/proc/none/a.png", "there"):
+        assert visualize.main(["confusion", "--output", place]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"visualize.py: error: cannot write {place}") and printed.count("\n") == 1
 
 
 def test_the_image_as_the_model_saw_it(figures, photo):
     folder = save_run(Path("output/r"), eval_crop=0.5)
-    cropped = draw(figures, "rollout", "--checkpoint", folder, "--image", photo)
-    whole = draw(figures, "rollout", "--checkpoint", save_run(Path("output/whole")), "--image", photo)
-    assert not np.array_equal(cropped.axes[0].images[0].get_array(), whole.axes[0].images[0].get_array())
-    model = models.load_model(folder / "best.pt")
-    from utils.data.transforms import eval_transform
-    expected = eval_transform(model.img_size, crop=0.5)(Image.open(photo)).permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(cropped.axes[0].images[0].get_array(), expected)
+    figure = draw(figures, "rollout", "--checkpoint", folder, "--image", photo)
+    expected = eval_transform((16, 24), crop=0.5)(Image.open(photo)).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), expected)
 
 
 # ------------------------------------------------------------------------------------------------- of a run
@@ -304,18 +293,12 @@ def test_confusion_counts_what_the_trainer_evaluates(run_train, figures):
     counts = {(text.get_position()[1], text.get_position()[0]): int(text.get_text()) for text in table.texts}
     assert counts == {(row, column): written[row, column] for row, column in np.argwhere(written)}
     assert f"{written.trace() / 60:.2%} of 60" in figure.get_suptitle() and "test" in figure.get_suptitle()
-    wrong = [title for title in (axes.get_title() for axes in figure.axes) if "(true:" in title]
+    wrong = [axes.get_title() for axes in figure.axes if "(true:" in axes.get_title()]
     assert len(wrong) == 16 and all(len({*re.findall(r"^\d|(?<=true: )\d", title)}) == 2 for title in wrong)
-    chances = [float(re.search(r"([\d.]+)%", title)[1]) for title in wrong]
-    assert chances == sorted(chances, reverse=True)
+    confidence = [float(re.search(r"([\d.]+)%", title)[1]) for title in wrong]
+    assert confidence == sorted(confidence, reverse=True)
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--images", 10, "--split", "val")
     assert "val: " in figure.get_suptitle() and "of 10 images" in figure.get_suptitle()
-
-
-def test_a_run_that_was_never_tested_shows_its_validation_images(figures):
-    folder = save_run(Path("output/r"), test="never")
-    draw(figures, "rollout", "--checkpoint", folder, "--images", 1)
-    assert list(figures) == ["output/r/rollout-val-0.png"]
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -326,31 +309,24 @@ BAD = {
     "an option of another picture": ("position --layer 1", "--layer"),
     "no such checkpoint": ("attention --checkpoint nowhere", "no checkpoint at nowhere"),
     "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
-    "a damaged checkpoint": ("attention --checkpoint damaged.pt", "damaged.pt"),
     "no image": ("attention --image nothing.png", "no such file or folder"),
     "a folder without images": ("attention --image empty", "no images"),
     "not an image": ("attention --image text.png", "cannot be read as an image"),
     "a layer too many": ("attention --layer 5 --images 1", "the model has 4 layers"),
     "a head too many": ("attention --head 5 --images 1", "the model has 4 heads"),
-    "layer 0": ("attention --layer 0", "must be 1 or more"),
-    "drop everything": ("rollout --drop 1", "below 1"),
-    "no such fusion": ("rollout --fusion sum", "invalid choice"),
     "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ..., or their numbers 0 to 25"),
     "no CaiT": ("class-attention --images 1", "CaiT"),
-    "another format": ("position --output a.gif", ".png, .pdf, .svg"),
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),
     "a file without its model": ("attention --checkpoint some.npz", "--model_type"),
     "no data of its own": ("attention --checkpoint some.npz --model_type ViT-Nano_2", "add --image"),
-    "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run tells its own"),
-    "another model": ("filters --checkpoint some.npz --model_type ViT-B_16", "some.npz"),
+    "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run has its own"),
     "no log": ("curves --checkpoint empty", "no run with steps"),
     "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
-    "resizing of a run": ("attention --eval_crop 0.5", "a run tells its own"),
-    "resizing what is no share": ("attention --checkpoint some.npz --eval_crop 2", "from 0 to 1"),
+    "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
-    "a folder that is a file": ("position --output text.png/below", "text.png"),
+    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: line 2: a train event without its "lr"'),
 }
 
 
@@ -359,51 +335,22 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     words, expected = BAD[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "damaged.pt").write_bytes(b"PK\3\4 damaged")
-    (tmp_path / "some.npz").write_bytes((visualize.ROOT / "assets/ViT-Nano_2-letters.npz").read_bytes())
+    (tmp_path / "foreign").mkdir()
+    lines = ({"event": "train", "step": 1, "loss": 2, "lr": 0.1}, {"event": "train", "step": 1, "loss": 1})
+    (tmp_path / "foreign/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     lines = 3 if case == "distances of nothing" else 1
-    assert said.err.startswith("visualize.py: error: ") and said.err.count("\n") == lines and expected in said.err, said.err
-    assert sorted(tmp_path.rglob("*")) == before and not said.out
+    assert printed.err.startswith("visualize.py: error: ") and expected in printed.err, printed.err
+    assert printed.err.count("\n") == lines and sorted(tmp_path.rglob("*")) == before and not printed.out
 
 
-GOOD = '{"event": "train", "step": 1, "loss": 2, "lr": 0.1}'
-LOGS = {
-    "of another program": ('{"a": 1}', 'line 2 is no event of a run: it has no "event"'),
-    "an eval without top-5": ('{"event": "eval", "step": 1, "split": "val", "loss": 1, "accuracy": 0.5}', 'without its "top5"'),
-    "an eval without its split": ('{"event": "eval", "step": 1, "loss": 1, "accuracy": 0.5, "top5": 1}', 'without its "split"'),
-    "a train without its rate": ('{"event": "train", "step": 1, "loss": 1}', 'line 2: a train event without its "lr"'),
-    "a train without its step": ('{"event": "train", "lr": 1, "loss": 1}', 'without its "step"'),
-    "a word for a number": (GOOD.replace("2", '"abc"'), "\"loss\" is 'abc', not a number"),
-    "no number": (GOOD.replace("2", "null"), '"loss" is None, not a number'),
-    "a list for a number": (GOOD.replace("0.1", "[1]"), '"lr" is [1], not a number'),
-    "a number of many digits": (GOOD.replace("2", "9" * 400), "not a number"),
-    "a number of too many digits": (GOOD.replace("2", "9" * 5000), "integer string conversion"),
-    "another attention loss": (GOOD.replace("}", ', "attention_loss": null}'), '"attention_loss" is None'),
-}
-
-
-@pytest.mark.parametrize("case", LOGS)
-def test_a_log_that_is_none_is_one_line(case, figures, capsys):
-    line, expected = LOGS[case]
-    Path("r").mkdir()
-    Path("r/log.jsonl").write_text(f"{GOOD}\n{line}\n")
-    assert visualize.main(["curves", "--checkpoint", "r"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("visualize.py: error: r/log.jsonl: ") and said.count("\n") == 1 and expected in said, said
-
-
-def test_a_bug_keeps_its_traceback(figures, monkeypatch):
-    monkeypatch.setattr(views, "draw_positions", lambda subject: int("x"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        visualize.main(["position"])
-
-
+@pytest.mark.slow
 def test_from_the_shell(tmp_path):
-    """The drawing itself, and the words."""
-    command = [sys.executable, str(visualize.ROOT / "visualize.py"), "rollout", "--images", "1", "--output", "one.pdf"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    """The drawing itself."""
+    command = [sys.executable, visualize.__file__, "rollout", "--images", "1", "--output", "one.pdf"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "wrote one.pdf\n"), done.stderr
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF") and len(list(tmp_path.iterdir())) == 1

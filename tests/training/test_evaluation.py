@@ -1,13 +1,22 @@
-"""Counting against plain numpy."""
+"""Counting against plain numpy, and what an evaluation does with the model."""
 
+import copy
 import csv
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from tests.reference_door import to_input
+from utils import distributed
+from utils.data import loader as data
+from utils.data.datasets import digits
+from utils.data.transforms import eval_transform
 from utils.training import evaluation
-from utils.training.evaluation import EvalReport, Tally, write_confusion
+from utils.training.evaluation import ClassificationMetrics, EvalMetrics, write_confusion
+from utils.training.precision import BF16, FP32, LEVELS
+from utils.training.task import SINGLE_LABEL
 
 CPU = torch.device("cpu")
 
@@ -17,11 +26,11 @@ def scores(images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(images, classes, generator=generator) * 3, torch.randint(classes, (images,), generator=generator)
 
 
-def counted(logits, targets, cuts=(), confusion=False) -> EvalReport:
-    tally = Tally(logits.shape[1], CPU, confusion)
+def counted(logits, targets, cuts=(), confusion=False) -> EvalMetrics:
+    counts = ClassificationMetrics(logits.shape[1], CPU, confusion)
     for part, labels in zip(logits.tensor_split(list(cuts)), targets.tensor_split(list(cuts))):
-        tally.add(part, labels)
-    return tally.report()
+        counts.update(part, labels)
+    return counts.compute()
 
 
 def softmax(logits: torch.Tensor) -> np.ndarray:
@@ -41,7 +50,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
     return error
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 5, 6, 100])
+@pytest.mark.parametrize("classes", [1, 2, 5, 6, 100])
 def test_against_numpy(classes):
     logits, targets = scores(77, classes)
     got = counted(logits, targets, (10, 11, 50), confusion=True)
@@ -52,24 +61,16 @@ def test_against_numpy(classes):
     np.add.at(confusion, (labels, x.argmax(axis=1)), 1)
     assert got.images == 77
     assert got.top == tuple((ranks < k).sum() / 77 for k in range(1, 6))
-    assert (got.top1, got.top5) == (got.top[0], got.top[4])
+    assert (got.accuracy, got.top5) == (got.top[0], got.top[4])
+    assert list(got.as_dict()) == ["images", "loss", "accuracy", "top2", "top3", "top4", "top5", "true_probability",
+                                   "calibration_error"]
     assert got.loss == pytest.approx(-np.log(true).mean(), abs=1e-6)
     assert got.true_probability == pytest.approx(true.mean(), abs=1e-6)
     assert got.calibration_error == pytest.approx(expected_calibration_error(probabilities, labels), abs=1e-6)
     assert got.confusion.dtype == torch.int64 and np.array_equal(got.confusion.numpy(), confusion)
     assert got.top[min(classes, 5) - 1:] == (1.0,) * (6 - min(classes, 5)) or classes > 5
     if classes > 5:
-        assert got.top1 < got.top5 < 1
-
-
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
-def test_calibration_error_of_many_images(temperature):
-    """Labels drawn from the softmax: calibrated at temperature 1 and at no other."""
-    logits, _ = scores(4000, 4)
-    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
-    got = counted(logits / temperature, labels, range(100, 4000, 100)).calibration_error
-    assert got == pytest.approx(expected_calibration_error(softmax(logits / temperature), labels.numpy()), abs=1e-6)
-    assert (got < 0.03) == (temperature == 1)
+        assert got.accuracy < got.top5 < 1
 
 
 def test_full_confidence_is_in_the_last_bin():
@@ -78,51 +79,65 @@ def test_full_confidence_is_in_the_last_bin():
     assert got == pytest.approx(abs(1 - 1.95) / 2, abs=1e-6)
 
 
-def test_batches_do_not_matter():
-    logits, targets = scores(60, 10)
-    whole, parts = counted(logits, targets, (), True), counted(logits, targets, range(1, 60), True)
-    assert (whole.images, whole.top) == (parts.images, parts.top)
-    assert torch.equal(whole.confusion, parts.confusion)
-    for name in ("loss", "true_probability", "calibration_error"):
-        assert getattr(whole, name) == pytest.approx(getattr(parts, name), rel=1e-6)
-
-
-def test_ranks_are_added_up(monkeypatch):
-    logits, targets = scores(60, 10)
-    whole, tallies = counted(logits, targets, (20,), True), [Tally(10, CPU, confusion=True) for _ in range(2)]
-    for tally, own in zip(tallies, (slice(0, 20), slice(20, 60))):
-        tally.add(logits[own], targets[own])
-    sent = []
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda tensor: sent.append(tensor.clone()) or tensor)
-    tallies[1].report()
-    others = iter(sent.copy())
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda tensor: tensor.add_(next(others)))
-    for _ in range(2):
-        got = tallies[0].report()
-        assert (got.images, got.top, got.true_probability) == (60, whole.top, pytest.approx(whole.true_probability, rel=1e-12))
-        assert (got.loss, got.calibration_error) == pytest.approx((whole.loss, whole.calibration_error), rel=1e-12)
-        assert torch.equal(got.confusion, whole.confusion)
-        others = iter(sent)             # the sums did not go into what was counted
-
-
-def test_half_precision_logits_are_scored_in_float32():
+def test_logits_are_scored_in_float32_and_nan_is_reported_as_such():
     logits, targets = scores(60, 10)
     half = logits.half()
     assert counted(half, targets) == counted(half.float(), targets)
-
-
-def test_logits_that_are_not_numbers_are_reported_as_such():
-    logits, targets = scores(20, 10)
     logits[3] = float("nan")
     got = counted(logits, targets)
-    assert got.images == 20 and np.isnan([got.loss, got.true_probability, got.calibration_error]).all()
+    assert got.images == 60 and np.isnan([got.loss, got.true_probability, got.calibration_error]).all()
 
 
-def test_reporting_twice_gives_the_same():
-    logits, targets = scores(20, 4)
-    tally = Tally(4, CPU)
-    tally.add(logits, targets)
-    assert tally.report() == tally.report() and tally.report().confusion is None
+# ---------------------------------------------------------------------------------------------------- evaluate
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.GELU(), nn.Dropout(0.5), nn.Linear(32, 10))
+
+
+def evaluate(model, batch_size=32, row=FP32, **options) -> EvalMetrics | None:
+    loader = data.eval_loader(digits("").val, transform=eval_transform((8, 8)), batch_size=batch_size, rank=0, world_size=1,
+                              num_workers=0, pin_memory=False)
+    alone = distributed.Ranks(0, 1, 0, 1, CPU)
+    return evaluation.evaluate(model, loader, to_input, row, alone, 10, metrics=SINGLE_LABEL.metrics, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, 500])
+def test_every_image_is_evaluated_once(batch_size):
+    model, split = network(), digits("").val
+    images = torch.stack([torch.from_numpy(np.array(split[index][0])).permute(2, 0, 1) for index in range(200)])
+    with torch.no_grad():
+        expected = counted(copy.deepcopy(model).eval()(to_input(images)), torch.tensor(split.targets[:200]), (), True)
+    got = evaluate(model, batch_size, confusion=True)
+    assert (got.images, got.top) == (200, expected.top) and torch.equal(got.confusion, expected.confusion)
+    assert list(got.as_dict().values()) == pytest.approx(list(expected.as_dict().values()), rel=1e-5)
+
+
+def test_an_evaluation_can_be_stopped():
+    model, calls = network(), []
+    model.register_forward_hook(lambda *_: calls.append(0))
+    assert evaluate(model, stop_requested=lambda: len(calls) == 3) is None
+    assert len(calls) == 3 and model.training
+
+
+def test_batches_of_a_compiled_model_have_one_size():
+    model, sizes, compiled = network(), [], []
+    expected = evaluate(model)
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    assert evaluate(model, on_compiled=lambda images, seconds: compiled.append(images)) == expected
+    assert set(sizes) == {32} and compiled == [32]
+
+
+@pytest.mark.parametrize(("row", "training"), [(LEVELS["O1"], True), (BF16, False)], ids=str)
+def test_evaluation_computes_in_the_precision_and_leaves_the_model_as_it_was(row, training):
+    model, seen = network().train(training), []
+    before = [parameter.clone() for parameter in model.parameters()]
+    model[4].register_forward_hook(lambda module, inputs, output: seen.append((output.dtype, module.training)))
+    assert evaluate(model, row=row).loss == pytest.approx(evaluate(model).loss, rel=0.02)
+    assert evaluate(model) == evaluate(model)             # no dropout in it
+    assert set(seen) == {(row.compute, False), (torch.float32, False)} and model.training is model[3].training is training
+    assert all(map(torch.equal, before, model.parameters()))
 
 
 def test_write_confusion(tmp_path):

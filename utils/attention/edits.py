@@ -5,21 +5,21 @@
      "region": [top, left, bottom, right], "values": [[null, 0.9, ...], ...], "who": "", "when": "", "note": ""}
 
 `values` are what sigmoid attention should be, 0..1; null is not edited. The grid covers the region of the stored image
-that it was drawn on. Files are read as what they may be, something that a stranger wrote, and written whole or not at all.
+that it was drawn on. A file may come from a stranger and is read accordingly; it is written whole or not at all.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
+
+from utils.files import StorageError, atomic_write, fsync_path
 
 FORMAT = "attention-edit-1"
 MAX_BYTES = 4_000_000             # a grid of 256 x 256 takes up to one
@@ -30,25 +30,27 @@ ADVICE = "restore the file or delete it and mark the image again"
 
 
 class EditError(ValueError):
-    """Edits that are missing, damaged or of another image: one line with the path."""
+    """Edits that are missing, damaged or of another image; the message is one line with the path."""
+
+    exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """Of one image. What is not edited has the value 0, and it does not count."""
+    """The edit of one image. Where nothing is edited the value is 0 and has no meaning."""
 
     image: str                      # split.name(index)
     checksum: str                   # of what is stored: checksum(split, index)
     values: np.ndarray              # (h, w) float32 in 0..1
     edited: np.ndarray              # (h, w) bool
-    region: tuple[float, float, float, float] = WHOLE        # top, left, bottom, right of the grid, as shares of the image
+    region: tuple[float, float, float, float] = WHOLE        # top, left, bottom, right of the grid, as ratios of the image
     who: str = ""
     when: str = ""
     note: str = ""
 
 
 def path_of(folder: str | Path, name: str) -> Path:
-    """FOLDER/NAME.json, another one for every name. Raises EditError for a name that leads out of the folder."""
+    """FOLDER/NAME.json, unique for every name. Raises EditError for a name that leads out of the folder."""
     if not is_safe(name):
         raise EditError(f"{shown(name)} cannot name an edit in {shown(folder)}: it must be a path below the folder")
     path, place = Path(f"{os.path.join(folder, *name.split('/'))}.json"), Path(folder)
@@ -60,7 +62,7 @@ def path_of(folder: str | Path, name: str) -> Path:
 
 
 def is_safe(name: str) -> bool:
-    """A relative path in its only spelling, that stays where it starts; git keeps files of its own in .git."""
+    """Whether it is a relative path in its only spelling that stays below its folder, and outside .git."""
     try:
         return b"\0" not in os.fsencode(name) and not {part.lower() for part in name.split("/")} & {"", ".", "..", ".git"}
     except UnicodeEncodeError:          # half a character
@@ -68,21 +70,21 @@ def is_safe(name: str) -> bool:
 
 
 def shown(path: object) -> str:
-    """On one line, whatever it holds, and not without end."""
+    """The path on one line of at most 1,000 characters, whatever it holds."""
     text = str(path)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 1000 else f"{text[:1000]}..."
 
 
 def checksum(split: Dataset, index: int) -> str:
-    """Of the image as it is stored. Raises ImageError if it cannot be read."""
+    """The checksum of an image as it is stored. Raises ImageError if it cannot be read."""
     return "sha256:" + hashlib.sha256(split.content(index)).hexdigest()
 
 
 def find(folder: str | Path, split: Dataset) -> dict[int, Edit]:
-    """Edits of images of the split, by index; without files of other splits' images, and without empty edits.
+    """Find the edits of the split's images, by index. Files of other images and empty edits are skipped.
 
-    Raises EditError if there is no such folder, a file is damaged, or it was made for other pixels than its image has.
+    Raises EditError if the folder is missing, a file is damaged, or an image has other pixels than when it was edited.
     """
     names, found = _files(Path(folder)), {}
     if not names:
@@ -105,7 +107,7 @@ def find(folder: str | Path, split: Dataset) -> dict[int, Edit]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Image name -> its edit file, as far as names tell."""
+    """Image name -> its edit file, by the names of the files alone."""
     if not folder.is_dir():
         raise EditError(f"no such folder of edits: {shown(folder)}")
 
@@ -130,53 +132,39 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def read(path: str | Path) -> Edit:
-    """Raises EditError for anything but a whole, regular file with an edit in it."""
+    """Read an edit. Raises EditError for anything but a complete, regular file with an edit in it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)     # links could lead anywhere, pipes hang
+        # Links could lead anywhere, pipes would be waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise EditError(f"{shown(path)}: not a regular file; remove it")
+            content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         reason = "a link, not a file" if os.path.islink(path) else error.strerror
         raise EditError(f"{shown(path)}: cannot be read ({reason}); {ADVICE}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise EditError(f"{shown(path)}: not a regular file; remove it")
-        if status.st_size > MAX_BYTES:
-            raise EditError(f"{shown(path)}: {status.st_size:,} bytes are no edit (at most {MAX_BYTES:,}); {ADVICE}")
-        with open(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise EditError(f"{shown(path)}: cannot be read ({error.strerror}); {ADVICE}") from error
-    finally:
-        os.close(descriptor)
     return _parsed(content, path)
 
 
 def _parsed(content: bytes, path: str | Path) -> Edit:
     try:
         if len(content) > MAX_BYTES:
-            raise ValueError(f"an edit of more than {MAX_BYTES:,} bytes")
-        fields = json.loads(content.decode(), parse_int=_integer, object_pairs_hook=_object)
-        return _edit(fields)
+            raise ValueError(f"more than {MAX_BYTES:,} bytes are no edit")
+        return _edit(json.loads(content.decode(), object_pairs_hook=_object))
     except UnicodeDecodeError as error:
-        raise EditError(f"{shown(path)}: not UTF-8 text ({error.reason} at byte {error.start + 1}); {ADVICE}") from error
+        reason = f"not UTF-8 text ({error.reason} at byte {error.start + 1})"
     except json.JSONDecodeError as error:
-        raise EditError(f"{shown(path)}: damaged or cut off (line {error.lineno}, {error.msg}); {ADVICE}") from error
-    except RecursionError as error:
-        raise EditError(f"{shown(path)}: lists within lists without end: not an edit; {ADVICE}") from error
+        reason = f"damaged or cut off (line {error.lineno}, {error.msg})"
+    except RecursionError:
+        reason = "lists within lists without end: not an edit"
     except ValueError as error:
-        raise EditError(f"{shown(path)}: {shown(error)}; {ADVICE}") from error
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 20:                # Python takes minutes over millions of them
-        raise ValueError(f"a number of {len(digits):,} digits")
-    return int(digits)
+        reason = shown(error)
+    raise EditError(f"{shown(path)}: {reason}; {ADVICE}")
 
 
 def _object(pairs: list) -> dict:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a field stands there twice")
+        raise ValueError("a field occurs twice")
     return fields
 
 
@@ -203,7 +191,7 @@ def _edit(fields: object) -> Edit:
     region = fields.get("region", list(WHOLE))
     if not _are_numbers(region, 4) or not (0 <= region[0] < region[2] <= 1 and 0 <= region[1] < region[3] <= 1):
         raise ValueError(f"the region must be [top, left, bottom, right] within 0..1, not {_brief(region)}")
-    values, edited = _values(fields["values"], *grid)
+    values, edited = parse_values(fields["values"], *grid)
     texts = {name: fields[name] for name in ("who", "when", "note") if name in fields}
     return Edit(fields["image"], fields["checksum"], values, edited, tuple(float(side) for side in region), **texts)
 
@@ -213,13 +201,14 @@ def _are_numbers(values: object, count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(type(value) in (int, float) for value in values)
 
 
-def _values(rows: object, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def parse_values(rows: object, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of numbers in 0..1, or null -> values (h, w) float32, edited (h, w) bool. Raises ValueError with the reason."""
     if not isinstance(rows, list) or len(rows) != height:
-        raise ValueError(f"values must be {height} rows, as the grid says")
+        raise ValueError(f"values must be {height} rows, as many as in the grid")
     values, edited = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
     for number, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != width:
-            raise ValueError(f"row {number + 1} of the values must be a list of {width}, as the grid says")
+            raise ValueError(f"row {number + 1} of the values must be a list of {width}, as many as in the grid")
         for column, value in enumerate(row):
             if value is None:
                 continue
@@ -238,53 +227,41 @@ def _brief(value: object) -> str:
 
 
 def write(path: str | Path, edit: Edit) -> None:
-    """After this returns the file is on the disk; before, the old one (or none) is there, never half of one.
+    """Write an edit to the disk: until this returns the previous file (or none) is there, never a part of one.
 
-    Makes the folders it lies in. Raises EditError if it cannot be written, or would be refused by `read`.
+    Makes missing folders. Raises EditError if it cannot be written, or if `read` would refuse it.
     """
     path, content = Path(path), _text(edit).encode()
     _parsed(content, path)
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")         # two may write at once
     try:
         missing = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-        for folder in (path.parent, *(parent.parent for parent in missing)):
-            _sync(folder)
-    except OSError as error:
-        raise EditError(f"{shown(path)}: cannot be written ({error.strerror}); give another folder or make room") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        atomic_write(path, lambda file: file.write_bytes(content))
+        for parent in missing:
+            fsync_path(parent.parent)
+    except (OSError, StorageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        raise EditError(f"{shown(path)}: cannot be written ({cause.strerror}); choose another folder or make room") from error
 
 
 def digest(edits: dict[int, Edit]) -> str:
-    """Of what the edits teach, whoever made them and when: another one after any has changed."""
+    """Hash the content of the edits, without who made them and when: it changes with any of them."""
     texts = sorted(_text(dataclasses.replace(edit, who="", when="", note="")) for edit in edits.values())
     return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+def rows_of(edit: Edit) -> list[list[float | None]]:
+    """The values as they are stored: str of a float32 is the shortest text that is read as the same number."""
+    return [[float(str(value)) if here else None for value, here in zip(*row)]
+            for row in zip(edit.values.astype(np.float32), edit.edited)]
 
 
 def _text(edit: Edit) -> str:
     """JSON with one line a row of the grid, for git's sake; in ASCII, because a file name need not be UTF-8."""
     assert edit.values.ndim == 2 and edit.values.shape == edit.edited.shape, (edit.values.shape, edit.edited.shape)
-    # str of a float32 is the shortest text that gives it back.
-    rows = [json.dumps([float(str(value)) if here else None for value, here in zip(*row)])
-            for row in zip(edit.values.astype(np.float32), edit.edited)]
     fields = {"format": FORMAT, "image": edit.image, "checksum": edit.checksum, "grid": list(edit.values.shape),
               "region": [float(side) for side in edit.region]}
     lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
-    lines.append(' "values": [\n  ' + ",\n  ".join(rows) + "\n ]")
+    lines.append(' "values": [\n  ' + ",\n  ".join(map(json.dumps, rows_of(edit))) + "\n ]")
     lines += [f" {json.dumps(name)}: {json.dumps(getattr(edit, name))}" for name in ("who", "when", "note")]
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -4,8 +4,9 @@ Rollout: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (arXiv 
 dropping, and gradients as weights: J. Gildenblat's code vit-explain and Chefer et al. (arXiv 2103.15679). Distance,
 positions and filters: Dosovitskiy et al. (arXiv 2010.11929), figure 7. Class attention: Touvron et al. (arXiv 2103.17239).
 
-Differs from vit-explain: rows are really normalised (its sums are broadcast along the wrong axis), the gradient of a layer
-weights that layer (it pairs them in reverse), and see `as_vit_explain`.
+Differs from vit-explain: rows are normalized (its sums are broadcast along the wrong axis); the gradient of a layer
+weights that layer (it pairs them in reverse); dropping spares the columns of cls, not a single entry; negative weights are
+cut before the mean over the heads, not after it; gradients are those of the attention, not of the softmax's input.
 
 Shapes: B images, H heads, N tokens, Q queries, K keys, (h, w) grid. maps: a list over layers of (B, H, N, N); of a CaiT
 (B, H, h * w, h * w) of its talking-heads layers, then (B, H, 1, 1 + h * w) of its class-attention layers. The patches are
@@ -23,55 +24,43 @@ FUSIONS = {"mean": lambda heads: heads.mean(dim=1), "max": lambda heads: heads.a
            "min": lambda heads: heads.amin(dim=1)}
 
 
-def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, prefix_tokens: int = 1,
-            as_vit_explain: bool = False) -> Tensor:
+def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, prefix_tokens: int = 1) -> Tensor:
     """Joint attention of all layers -> (B, N, N), rows sum to 1. CaiT: (B, 1 + h * w, 1 + h * w), cls first.
 
-    The heads of a layer are fused, the residual connection counts as the identity, rows are normalised, layers multiplied.
-    drop: the lowest share of a layer's fused entries is set to 0, but nothing in the columns of the `prefix_tokens` tokens
-    before the patches (cls, dist; 0: the model has none). as_vit_explain: of them the very first entry alone is kept.
+    The heads of a layer are fused, the residual connection counts as the identity, rows are normalized, layers multiplied.
+    drop: this ratio of a layer's fused entries, the lowest, is set to 0, but nothing in the columns of the `prefix_tokens`
+    tokens before the patches (cls, dist; 0: the model has none).
 
     CaiT: talking heads can be negative and their rows need not sum to 1, so they are cut at 0 and the fused rows
-    normalised. They act on the patches alone; a class-attention layer changes the row of cls alone.
+    normalized. They act on the patches alone; a class-attention layer changes the row of cls alone.
     """
     layers = []
     for layer in maps:
         fused = FUSIONS[fusion](layer.clamp_min(0))
-        if _has_class_layers(maps) and not is_class_attention(layer):
+        if is_class_attention(maps[-1]) and not is_class_attention(layer):
             fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-12)
         layers.append(fused)
-    return _product(layers, drop, prefix_tokens, as_vit_explain)
+    return _product(layers, drop, prefix_tokens)
 
 
-def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: float = 0.0, prefix_tokens: int = 1,
-                     as_vit_explain: bool = False) -> Tensor:
+def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: float = 0.0,
+                     prefix_tokens: int = 1) -> Tensor:
     """Joint attention for one class -> (B, N, N), rows sum to 1; as `rollout`, with weights that the class wants more of.
 
     gradients: of the class's logit with respect to the maps, layer by layer in the same order. A layer counts as the mean
-    over heads of relu(gradient * map). as_vit_explain: negative values are cut after that mean, not before it, and the
-    gradient is that of the softmax's input, which its hook on a dropout layer of rate 0 receives.
+    over heads of relu(gradient * map).
     """
     assert len(maps) == len(gradients)
-    layers = []
-    for layer, gradient in zip(maps, gradients):
-        if as_vit_explain:
-            gradient = layer * (gradient - (layer * gradient).sum(dim=-1, keepdim=True))
-            layers.append((gradient * layer).mean(dim=1).clamp_min(0))
-        else:
-            layers.append((gradient * layer).clamp_min(0).mean(dim=1))
-    return _product(layers, drop, prefix_tokens, as_vit_explain)
+    layers = [(gradient * layer).clamp_min(0).mean(dim=1) for layer, gradient in zip(maps, gradients)]
+    return _product(layers, drop, prefix_tokens)
 
 
 def is_class_attention(layer: Tensor) -> bool:
-    """Whether (..., Q, K) is of a layer in which the cls token alone asks."""
+    """Whether (..., Q, K) is of a layer whose only query is the cls token."""
     return layer.shape[-2] == 1 < layer.shape[-1]
 
 
-def _has_class_layers(maps: Sequence[Tensor]) -> bool:
-    return is_class_attention(maps[-1])
-
-
-def _product(layers: list[Tensor], drop: float, prefix_tokens: int, as_vit_explain: bool) -> Tensor:
+def _product(layers: list[Tensor], drop: float, prefix_tokens: int) -> Tensor:
     """Fused maps (B, Q, K), not negative -> (B, N, N)"""
     tokens = layers[-1].shape[-1]
     identity = torch.eye(tokens, dtype=layers[0].dtype, device=layers[0].device)
@@ -79,31 +68,25 @@ def _product(layers: list[Tensor], drop: float, prefix_tokens: int, as_vit_expla
     for layer in layers:
         # The talking-heads layers of a CaiT have no columns before the patches.
         kept = prefix_tokens if layer.shape[-1] == tokens else 0
-        layer = _all_tokens(_without_lowest(layer, drop, kept, as_vit_explain), tokens) + identity
+        layer = _all_tokens(_without_lowest(layer, drop, kept), tokens) + identity
         joint = layer / layer.sum(dim=-1, keepdim=True) @ joint
     return joint
 
 
-def _without_lowest(layer: Tensor, share: float, kept_columns: int, as_vit_explain: bool) -> Tensor:
+def _without_lowest(layer: Tensor, ratio: float, kept_columns: int) -> Tensor:
     flat = layer.flatten(1)
-    lowest = flat.topk(int(flat.shape[1] * share), largest=False).indices
-    goes = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, lowest, True).view_as(layer)
-    if as_vit_explain:
-        goes[:, 0, 0] = False
-    else:
-        goes[..., :kept_columns] = False
-    return layer.masked_fill(goes, 0)
+    lowest = flat.topk(int(flat.shape[1] * ratio), largest=False).indices
+    dropped = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, lowest, True).view_as(layer)
+    dropped[..., :kept_columns] = False
+    return layer.masked_fill(dropped, 0)
 
 
 def _all_tokens(layer: Tensor, tokens: int) -> Tensor:
-    """(B, Q, K) of any layer -> (B, tokens, tokens), zero in the rows of the tokens that it leaves alone."""
+    """(B, Q, K) of any layer -> (B, tokens, tokens), zero in the rows of the tokens that it does not change."""
     missing = tokens - layer.shape[-2]
     if is_class_attention(layer):
         return F.pad(layer, (0, 0, 0, missing))
     return F.pad(layer, (missing, 0, missing, 0))
-
-
-# ------------------------------------------------------------------------------------------- maps to pictures
 
 
 def read_rows(attention: Tensor, rows: slice, grid: tuple[int, int]) -> Tensor:
@@ -128,11 +111,11 @@ def upsample(grids: Tensor, size: tuple[int, int], smooth: bool = True) -> Tenso
 
 
 def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
-    """How far the heads look, in pixels of the model's input -> (layers, H), mean over queries and images.
+    """The distance over which the heads attend, in pixels of the model's input -> (layers, H), mean over queries and images.
 
     The paper's definition: the average distance from the query to all others, weighted by attention; between the centres
-    of the patches. An average divides by the sum of its weights: over the patches alone, because cls and dist lie
-    nowhere. Layers of class attention, whose query lies nowhere, are left out; negative talking heads count as 0.
+    of the patches. An average divides by the sum of its weights: over the patches alone, because cls and dist have
+    no position. Layers of class attention, whose query has none, are skipped; negative talking heads count as 0.
     """
     height, width = grid
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

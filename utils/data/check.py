@@ -1,8 +1,8 @@
-"""Reads every image of a data set once, and tells what training would stumble over.
+"""Reads every image of a data set once and reports what training would fail on.
 
-Images are decoded by processes as training would decode them. A process that a file kills, or holds up, is replaced, and
-the file named. Found besides: what is decoded in a way one may not expect, and images that are stored byte by byte the
-same in what is trained on and what is tested on.
+Processes decode the images as training would. A process that a file kills or holds up is replaced, and the file is reported.
+Reported as well: images that are decoded in a way one may not expect, and images of which an exact copy is in the training
+and in a held-out split.
 """
 
 import contextlib
@@ -23,32 +23,29 @@ from torch.utils.data import Dataset
 from utils import process
 
 from .image_files import IMAGE_EXTENSIONS, class_folders, files_below, opened_image, shown
-from .splits import ImageError, Splits, listed
+from .splits import Concat, ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
 
-POLL_S = 1.0                 # between looks at whether one is late
+POLL_S = 1.0                 # between checks whether a process is late
 LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
 ORIENTATION = 0x0112         # the tag of EXIF
 LARGE_PIXELS = 16_000_000
-HIDDEN = "hidden"
 SHOWN_ENDINGS = 8
-SHOWN = 20                   # unreadable images in the lines; `bad` holds all
+SHOWN = 20                   # unreadable images in `lines`; `bad` has all
 
 
 @dataclass
 class Findings:
-    """`bad`: (split, index, image's name, why) of what cannot be read, in the order of the splits; `lines` to print."""
+    """`bad`: (split, index, name, reason) of the images that cannot be read, in the order of the splits; `lines` to print."""
 
     lines: list[str] = field(default_factory=list)
     bad: list[tuple[str, int, str, str]] = field(default_factory=list)
-    duplicates: list[tuple[str, str]] = field(default_factory=list)     # (held out, the same image in train)
-    oddities: Counter = field(default_factory=Counter)
 
 
 @dataclass
-class _Report:
-    """What a process says of image `place` (counted through all splits)."""
+class _Result:
+    """What a process found out about image `place` (counted through all splits)."""
 
     place: int
     why: str | None = None
@@ -56,110 +53,97 @@ class _Report:
     odd: tuple[str, ...] = ()
 
 
-def check(splits: Splits, num_workers: int, say: Callable[[str], None]) -> Findings:
-    """Decodes every image once, in num_workers processes (at least one), under a tqdm bar. `say` gets a line for each
-    process that was lost. Raises WorkerError after MAX_DEATHS of them."""
+def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findings:
+    """Decode every image once, in num_workers processes (at least one), under a tqdm bar.
+
+    `log` gets a line for each lost process. Raises WorkerError after MAX_DEATHS of them.
+    """
     from tqdm import tqdm
 
     named = {"train": splits.train, splits.val_name: splits.val, "test": splits.test}
-    starts = np.cumsum([0, *(len(split) for split in named.values())])
-    names, parts = list(named), list(named.values())
+    images, starts = Concat(list(named.values())), np.cumsum([0, *map(len, named.values())])
 
-    def of(place: int) -> tuple[str, int]:
-        number = int(np.searchsorted(starts, place, side="right")) - 1
-        return names[number], place - int(starts[number])
+    def split_of(place: int) -> int:
+        return int(np.searchsorted(starts, place, side="right")) - 1
 
-    def called(place: int) -> str:
-        name, index = of(place)
-        return f"{name}: {named[name].name(index)}"
+    def name_of(place: int) -> str:
+        return f"{list(named)[split_of(place)]}: {images.name(place)}"
 
-    def lost(place: int, what: str) -> str:
-        name, index = of(place)
-        say(f"warning: {called(place)} {what}")
-        return f"{named[name].name(index)} {what}; remove or replace it"
+    def report_lost(place: int, what: str) -> str:
+        log(f"warning: {name_of(place)} {what}")
+        return f"{images.name(place)} {what}; remove or replace it"
 
-    findings, examples, digests, bad = Findings(), {}, {}, {}
-    with (contextlib.closing(_reports(parts, num_workers, lost)) as reports,
-          tqdm(total=int(starts[-1]), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
-        for report in reports:
+    odd, examples, digests, bad = Counter(), {}, {}, {}
+    with (contextlib.closing(_results(images, num_workers, report_lost)) as results,
+          tqdm(total=len(images), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
+        for result in results:
             bar.update()
-            digests[report.place] = report.digest
-            if report.why is not None:
-                bad[report.place] = report.why
-            for what in report.odd:
-                findings.oddities[what] += 1
-                examples[what] = min(report.place, examples.get(what, report.place))
-    for place in sorted(bad):
-        name, index = of(place)
-        findings.bad.append((name, index, named[name].name(index), bad[place]))
-    trained = {digests[place]: place for place in range(len(splits.train) - 1, -1, -1) if place not in bad}
-    for place in range(len(splits.train), int(starts[-1])):
-        if place not in bad and digests[place] in trained:
-            findings.duplicates.append((called(place), called(trained[digests[place]])))
-    findings.lines = [*_counts(named, splits.classes, findings.bad), *_unreadable(findings.bad)]
-    findings.lines += [f"{findings.oddities[what]:,} with {what}, such as {called(examples[what])}" for what in sorted(examples)]
-    if findings.duplicates:
-        one, other = findings.duplicates[0]
-        findings.lines.append(f"{len(findings.duplicates):,} held-out images are in train too, byte by byte, so that results on "
-                              f"them say little: such as {one}, which is {other}")
+            if result.why is None:
+                digests[result.place] = result.digest
+            else:
+                bad[result.place] = result.why
+            odd.update(result.odd)
+            for what in result.odd:
+                examples[what] = min(result.place, examples.get(what, result.place))
+    findings = Findings(bad=[(list(named)[split_of(place)], int(place - starts[split_of(place)]), images.name(place), bad[place])
+                             for place in sorted(bad)])
+    findings.lines = [*_counts(named, splits.classes, findings.bad)]
+    findings.lines += [f"{name}: {why}" for name, _, _, why in findings.bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
+    findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
+    trained = {digests[place]: place for place in sorted(digests, reverse=True) if place < len(splits.train)}
+    twice = [place for place in sorted(digests) if place >= len(splits.train) and digests[place] in trained]
+    if twice:
+        findings.lines.append(f"{len(twice):,} held-out images are in train too, byte by byte, so that results on them mean "
+                              f"little: such as {name_of(twice[0])}, which is {name_of(trained[digests[twice[0]]])}")
     return findings
 
 
 def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> Iterator[str]:
     for name, split in named.items():
-        of_class = np.bincount(split.labels, minlength=len(classes))
+        of_class = np.bincount(split.targets, minlength=len(classes))
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]
         few, many = (f"{of_class[label]:,} ({classes[label]})" for label in (of_class.argmin(), of_class.argmax()))
         range_of = f"from {few} to {many}" if of_class.min() < of_class.max() else f"{of_class.min():,}"
         yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, {range_of} a class; "
                f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
-               + (f"; none of {listed(without)}" if without else ""))
+               + (f"; none of {abbreviate(without)}" if without else ""))
 
 
-def _unreadable(bad: list) -> Iterator[str]:
-    yield from (f"{name}: {why}" for name, _, _, why in bad[:SHOWN])
-    if len(bad) > SHOWN:
-        yield f"and {len(bad) - SHOWN:,} more that cannot be read"
-
-
-def left_out(data_dir: str) -> Counter:
-    """Files in the class folders that image_files.folder() leaves out: how many, by their ending in small letters ("" for
-    none), hidden ones under HIDDEN. No file is opened."""
-    found = Counter()
+def ignored_line(data_dir: str) -> str:
+    """Count the files in class folders that image_files.folder() ignores, by their ending in small letters, the most frequent
+    first; "" if there are none. Opens no file."""
+    found, hidden = Counter(), 0
     parts = ("train", "val", "test") if any(Path(data_dir, part).is_dir() for part in ("train", "val")) else ("",)
     for top in (Path(data_dir, part, name) for part in parts for name in class_folders(Path(data_dir, part))):
-        for _, names in files_below(top):
-            found.update(HIDDEN if name.startswith(".") else os.path.splitext(name)[1].lower() for name in names
-                         if name.startswith(".") or not name.lower().endswith(IMAGE_EXTENSIONS))
-    return found
-
-
-def left_out_line(data_dir: str) -> str:
-    """What left_out() counts, the most frequent ending first; "" if there is nothing to tell."""
-    found = left_out(data_dir)
-    hidden = found.pop(HIDDEN, 0)
+        for name in (name for _, names in files_below(top) for name in names):
+            hidden += name.startswith(".")
+            if not name.startswith(".") and not name.lower().endswith(IMAGE_EXTENSIONS):
+                found[os.path.splitext(name)[1].lower()] += 1
     endings = sorted(found, key=lambda ending: (-found[ending], ending))
-    told = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
+    counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
     if len(endings) > SHOWN_ENDINGS:
-        told.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
-    lines = [f"left out for their ending: {', '.join(told)} (images must end in {', '.join(IMAGE_EXTENSIONS)})"] if told else []
-    return "; ".join(lines + ([f"left out as hidden: {hidden:,}"] if hidden else []))
+        counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
+    allowed = ", ".join(IMAGE_EXTENSIONS)
+    lines = [f"ignored for their ending: {', '.join(counts)} (images must end in {allowed})"] if counts else []
+    return "; ".join(lines + ([f"ignored as hidden: {hidden:,}"] if hidden else []))
 
 
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-def _look(split: Dataset, index: int, place: int) -> _Report:
+def _inspect(images: Dataset, place: int) -> _Result:
     try:
-        split[index]
-        content = split.content(index)
+        images[place]
+        content = images.content(place)
     except ImageError as error:
-        return _Report(place, str(error))
-    return _Report(place, None, hashlib.sha256(content).digest()[:16], oddities(content))
+        return _Result(place, str(error))
+    return _Result(place, None, hashlib.sha256(content).digest()[:16], oddities(content))
 
 
 def oddities(content: bytes) -> tuple[str, ...]:
-    """What is decoded in a way that one may not expect; () of what is no image file."""
+    """The ways in which an image file is not decoded as one may expect; () for what is no image file."""
     try:
         image = opened_image(io.BytesIO(content))
         found = {
@@ -175,84 +159,78 @@ def oddities(content: bytes) -> tuple[str, ...]:
     return tuple(what for what, is_so in found.items() if is_so)
 
 
-def _read(parts: list[Dataset], places: range, at, number: int, out: Connection) -> None:
+def _read(images: Dataset, requests: Connection) -> None:
     process.die_with_parent()
     process.ignore_signals()
-    ends = np.cumsum([len(split) for split in parts])
-    for place in places:
-        at[number] = place
-        part = int(np.searchsorted(ends, place, side="right"))
-        out.send(_look(parts[part], int(place - ends[part] + len(parts[part])), place))
-    at[number] = -1
+    while True:
+        requests.send(_inspect(images, requests.recv()))
 
 
 class _Reader:
-    """A process that reads images `places`; `at` holds the one it is at, whatever becomes of it."""
+    """A process that reads the image `place`, then the next one that is requested."""
 
-    def __init__(self, parts: list[Dataset], places: range, at, number: int):
-        self.number, self.late, self.first, self.reported = number, False, places.start, -1
-        at[number] = -1
-        self.answers, out = multiprocessing.Pipe(duplex=False)
-        self.process = multiprocessing.Process(target=_read, args=(parts, places, at, number, out), daemon=True)
+    def __init__(self, images: Dataset):
+        self.place, self.began = 0, 0.0
+        self.pipe, requests = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_read, args=(images, requests), daemon=True)
         self.process.start()
-        out.close()                             # so that its death ends the pipe
-        self.heard = time.monotonic()
+        requests.close()                        # so that the death of the process closes the pipe
 
-    def answer(self) -> _Report | None:
-        """None: it has ended."""
+    def request(self, place: int) -> None:
+        self.place, self.began = place, time.monotonic()
+        with contextlib.suppress(OSError):      # it has died: result() finds out
+            self.pipe.send(place)
+
+    def result(self) -> _Result | None:
+        """None if the process has ended."""
         try:
-            report = self.answers.recv()
+            return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             return None
-        self.heard, self.reported = time.monotonic(), report.place
-        return report
-
-    def stop_if_late(self) -> None:
-        if time.monotonic() - self.heard > LATE_S and not self.late:
-            self.late = True
-            self.process.kill()
 
     def end(self) -> None:
         self.process.kill()
         self.process.join()
-        self.answers.close()
+        self.pipe.close()
 
 
-def _reports(parts: list[Dataset], num_workers: int, lost: Callable[[int, str], str]) -> Iterator[_Report]:
-    """Of every image, in any order. lost(place, what happened) -> why the image counts as unreadable."""
-    count, total, deaths, suspects = max(1, num_workers), sum(map(len, parts)), 0, set()
-    at = multiprocessing.RawArray("q", count)
-    readers = [_Reader(parts, range(number, total, count), at, number) for number in range(count)]
+def _results(images: Dataset, num_workers: int, report_lost: Callable[[int, str], str]) -> Iterator[_Result]:
+    """The result of every image, in any order. report_lost(place, what happened) -> why the image counts as unreadable."""
+    places, deaths, suspects = list(reversed(range(len(images)))), 0, set()
+    readers = [_Reader(images) for _ in range(min(max(1, num_workers), len(places)))]
     try:
+        for reader in readers:
+            reader.request(places.pop())
         while readers:
-            for answers in wait([reader.answers for reader in readers], timeout=POLL_S):
-                reader = next(reader for reader in readers if reader.answers is answers)
-                report = reader.answer()
-                if report is not None:
-                    yield report
+            ready = wait([reader.pipe for reader in readers], timeout=POLL_S)
+            for reader in list(readers):
+                late = reader.pipe not in ready
+                if late and time.monotonic() - reader.began < LATE_S:
                     continue
-                place, code = at[reader.number], reader.process.exitcode
-                readers.remove(reader)
-                reader.end()
-                if place < 0 and code == 0:
-                    continue
-                deaths += 1
-                if deaths > MAX_DEATHS:
-                    raise WorkerError(f"{deaths} processes that read images were lost, at last one that {ending(code)}; {ADVICE}")
-                # Perhaps not the image's fault, unless it happens twice.
-                again = place if place >= 0 else reader.first
-                if place == reader.reported >= 0:
-                    again += count
-                elif place >= 0 and (place in suspects or reader.late):
-                    yield _Report(place, lost(place, f"held its reader up for {LATE_S:g} s" if reader.late else
-                                              f"takes its reader with it, which {ending(code)}"))
-                    again += count
+                result, place = None if late else reader.result(), reader.place
+                if result is None:
+                    readers.remove(reader)
+                    reader.end()
+                    what, deaths = ending(reader.process.exitcode), deaths + 1
+                    if deaths > MAX_DEATHS:
+                        raise WorkerError(f"{deaths} processes that read images were lost, at last one that {what}; {ADVICE}")
+                    reader = _Reader(images)
+                    readers.append(reader)
+                    # It may not be the image's fault, unless it happens twice.
+                    if late or place in suspects:
+                        result = _Result(place, report_lost(place, f"took more than {LATE_S:g} s to read" if late else
+                                                            f"killed its reader, which {what}"))
+                    else:
+                        suspects.add(place)
+                        places.append(place)
+                if result is not None:
+                    yield result
+                if places:
+                    reader.request(places.pop())
                 else:
-                    suspects.add(place)
-                readers.append(_Reader(parts, range(again, total, count), at, reader.number))
-            for reader in readers:
-                reader.stop_if_late()
+                    readers.remove(reader)
+                    reader.end()
     finally:
         for reader in readers:
             reader.end()

@@ -1,8 +1,9 @@
-"""The table of data sets, each as it was published: a function and a row each.
+"""The table of data sets, each as it was published: to add one, name it in configs.DATASETS, and write a function with its row of
+DATASETS here.
 
 Sources: CIFAR (Krizhevsky 2009), MNIST (LeCun et al.), Fashion-MNIST (arXiv 1708.07747), CUB-200-2011 (Wah et al.,
 Caltech CNS-TR-2011-001), Oxford 102 Flowers (Nilsback and Zisserman 2008), Oxford-IIIT Pets (Parkhi et al. 2012).
-torchvision downloads; files are read here, without believing what they say of themselves.
+torchvision downloads; the files are read here, and no size or count in them is trusted.
 """
 
 import gzip
@@ -18,7 +19,7 @@ import numpy as np
 
 from . import prepared
 from .image_files import csv_lists, existing_images, folder, text_lines
-from .splits import ArrayImages, DataError, Splits, check, draw_test, hold_out, listed
+from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
 MAX_IDX_BYTES = 1 << 30          # unpacked; the largest of the MNIST family is half of it
@@ -39,7 +40,7 @@ def digits(data_dir: str) -> Splits:
 
 
 def _torchvision(name: str) -> type:
-    """Its data set of this name. Imported here, because it takes longer to import than PyTorch."""
+    """torchvision's data set of this name. Imported here: torchvision takes longer to import than PyTorch."""
     from torchvision import datasets
 
     return getattr(datasets, name)
@@ -48,14 +49,14 @@ def _torchvision(name: str) -> type:
 def cifar(name: str, data_dir: str) -> Splits:
     kind = _torchvision(name)
     place = Path(data_dir) / kind.filename
-    train, test = (_downloaded(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
+    train, test = (_download(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
                    for part in (True, False))
     arrays = [ArrayImages(split.data, split.targets, part) for part, split in (("train", train), ("test", test))]
     return Splits(arrays[0], arrays[1], arrays[1], "test", tuple(train.classes))
 
 
-def _downloaded(kind: type, data_dir: str, advice: str, **arguments):
-    """torchvision's data set, downloaded unless it is there. Raises DataError with the advice if it cannot be."""
+def _download(kind: type, data_dir: str, advice: str, **arguments):
+    """torchvision's data set, downloaded unless it is present. Raises DataError, which ends with the advice."""
     try:
         return kind(data_dir, download=True, **arguments)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -70,17 +71,13 @@ IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-
 
 
 def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
-    """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (torchvision's place; or FashionMNIST) or DATA_DIR."""
+    """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (as torchvision; or FashionMNIST) or in DATA_DIR."""
     kind = _torchvision(name)
     places = (Path(data_dir) / kind.__name__ / "raw", Path(data_dir))
-    files = next(filter(None, map(_idx_files, places)), None)
-    for place in places if files is None else ():
-        there = {file.name.removesuffix(".gz") for file in place.glob("*-ubyte*")} & set(IDX_FILES)
-        if there:
-            raise DataError(f"{place} lacks {listed(set(IDX_FILES) - there)} (.gz or unpacked): put them there too")
-    if files is None:
+    files = _idx_files(places[0]) or _idx_files(places[1])
+    if not files:
         names = ", ".join(name for name, _ in kind.resources)
-        _downloaded(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
+        _download(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
         files = _idx_files(places[0])
     arrays = []
     for part, (images_file, labels_file) in (("train", files[:2]), ("test", files[2:])):
@@ -92,18 +89,19 @@ def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
     return Splits(arrays[0], arrays[1], arrays[1], "test", classes, can_flip)
 
 
-def _idx_files(place: Path) -> list[Path] | None:
-    """Images and labels to train, images and labels to test on. Packed files first: they alone have a checksum."""
-    files = []
-    for name in IDX_FILES:
-        files += [file for file in (place / f"{name}.gz", place / name) if file.is_file()][:1]
-    return files if len(files) == 4 else None
+def _idx_files(place: Path) -> list[Path]:
+    """Images and labels to train, images and labels to test on; [] if there are none. Packed files first: they alone have a
+    checksum. Raises DataError if some are missing."""
+    found = {name: file for name in IDX_FILES for file in (place / name, place / f"{name}.gz") if file.is_file()}
+    if found and len(found) < 4:
+        raise DataError(f"{place} lacks {abbreviate(set(IDX_FILES) - set(found))} (.gz or unpacked): put them there too")
+    return list(found.values())
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """uint8 array of an idx file (LeCun's format: 0, 0, type, dimensions, big-endian sides, data). Raises DataError.
+    """Read an idx file (LeCun's format: 0, 0, type, dimensions, big-endian sides, data) -> uint8 array. Raises DataError.
 
-    Nothing is read or unpacked beyond the size that the header tells, and that must fit the file.
+    No more is read or unpacked than the header claims, and that must fit the file.
     """
     size, header = file.stat().st_size, 4 + 4 * dimensions
     try:
@@ -115,40 +113,47 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
             count = math.prod(shape)
             # Deflate packs to no less than 1/1032 (zlib's documentation).
             possible = count <= size * 1032 if file.suffix == ".gz" else header + count == size
+            claim = f"{file}: its header claims {' x '.join(map(str, shape))} bytes"
             if not 0 < count <= MAX_IDX_BYTES or not possible:
-                raise DataError(f"{file}: its header says {' x '.join(map(str, shape))} bytes, which does not fit its "
-                                f"{size:,} bytes; delete it to have it downloaded again")
+                raise DataError(f"{claim}, which does not fit its {size:,} bytes; delete it to have it downloaded again")
             data = stream.read(count + 1)         # one more, so that gzip compares its checksum at the end
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: damaged or cut off ({error}); delete it to have it downloaded again") from error
     if len(data) != count:
-        raise DataError(f"{file}: its header says {' x '.join(map(str, shape))} bytes, but it holds "
-                        f"{'fewer' if len(data) < count else 'more'}; delete it to have it downloaded again")
+        raise DataError(f"{claim}, but it holds {'more' if len(data) > count else 'fewer'}; delete it to have it "
+                        "downloaded again")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------- images and lists
 
 
-def _holding(data_dir: str, name: str, *contents: str) -> Path | None:
-    """DATA_DIR/NAME or DATA_DIR itself, if it holds all the contents."""
+def _find_folder(data_dir: str, name: str, *contents: str) -> Path | None:
+    """DATA_DIR/NAME or DATA_DIR itself, whichever holds all the contents; or None."""
     places = (Path(data_dir) / name, Path(data_dir))
     return next((place for place in places if all((place / content).exists() for content in contents)), None)
+
+
+def _find_or_download(kind: type, data_dir: str, name: str, contents: tuple[str, ...], files: str) -> Path:
+    """The folder of the contents; torchvision's data set `kind` is downloaded there if there is none. files: its packed ones."""
+    root = _find_folder(data_dir, name, *contents)
+    if root is None:
+        root = Path(data_dir) / name
+        _download(kind, data_dir, f"fetch {files}, and unpack into {root}")
+    return root
 
 
 def cub200(data_dir: str) -> Splits:
     """CUB-200-2011: 11,788 photographs of 200 bird species, with its own split (5,994 and 5,794)."""
     lists = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-    root = _holding(data_dir, "CUB_200_2011", "images", *lists)
+    root = _find_folder(data_dir, "CUB_200_2011", "images", *lists)
     if root is None:
         raise DataError(f"CUB-200-2011 is not in {data_dir}: fetch CUB_200_2011.tgz from {CUB_SOURCE} and unpack it there, "
                         f"so that {Path(data_dir) / 'CUB_200_2011'} holds images/, {', '.join(lists)}")
-    paths, labels, in_train, names = (_numbered(root / name) for name in lists)
+    paths, labels, in_train, names = (_numbered_lines(root / name, name in lists[1:3]) for name in lists)
     for name, values in zip(lists[1:3], (labels, in_train)):
         if paths.keys() != values.keys():
             raise DataError(f"{root / name} lists other images than {lists[0]}: the files are damaged")
-        if not all(value.isdecimal() for value in values.values()):
-            raise DataError(f"{root / name}: every line is an image's number and another number: the file is damaged")
     if sorted(names) != list(range(1, 201)):
         raise DataError(f"{root / 'classes.txt'} does not hold the classes 1 to 200: the file is damaged")
     images = []
@@ -160,13 +165,13 @@ def cub200(data_dir: str) -> Splits:
     return Splits(images[0], images[1], images[1], "test", classes)
 
 
-def _numbered(file: Path) -> dict[int, str]:
-    """Lines of 'number value'."""
+def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
+    """The lines 'number value' of a file, by number. of_numbers: the values are numbers too."""
     found = {}
     for number, line in text_lines(file):
         key, _, value = line.partition(" ")
-        if not key.isdecimal() or not value.strip() or int(key) in found:
-            raise DataError(f"{file}:{number}: not a new number and a value: the file is damaged")
+        if not key.isdecimal() or int(key) in found or not (value.strip().isdecimal() if of_numbers else value.strip()):
+            raise DataError(f"{file}:{number}: not a new number and a {'number' if of_numbers else 'value'}: the file is damaged")
         found[int(key)] = value.strip()
     return found
 
@@ -178,26 +183,23 @@ def flowers102(data_dir: str) -> Splits:
     except ImportError as error:
         raise DataError("flowers102: its lists are MATLAB files, which takes scipy to read: pip install scipy") from error
     contents = ("jpg", "setid.mat", "imagelabels.mat")
-    root = _holding(data_dir, "flowers-102", *contents)
-    if root is None:
-        root = Path(data_dir) / "flowers-102"
-        advice = f"fetch 102flowers.tgz, {contents[1]} and {contents[2]} from {FLOWERS_SOURCE}, and unpack into {root}"
-        _downloaded(_torchvision("Flowers102"), data_dir, advice)
-
+    kind = _torchvision("Flowers102")
+    root = _find_or_download(kind, data_dir, "flowers-102", contents,
+                             f"102flowers.tgz, {contents[1]} and {contents[2]} from {FLOWERS_SOURCE}")
     labels = _numbers(loadmat, root / contents[2], "labels") - 1
     published = [_numbers(loadmat, root / contents[1], name) for name in ("trnid", "valid", "tstid")]
     every = np.concatenate(published)
     if every.max() > len(labels) or len(np.unique(every)) != len(every):
-        raise DataError(f"{root / contents[1]}: an image stands there twice or has no label in {contents[2]}: damaged")
+        raise DataError(f"{root / contents[1]}: an image is listed twice or has no label in {contents[2]}: damaged")
     train, test = (
         existing_images([(str(root / "jpg" / f"image_{number:05d}.jpg"), int(labels[number - 1])) for number in numbers.tolist()],
                         root, lambda position: str(root / contents[1]))
         for numbers in (np.concatenate(published[:2]), published[2]))
-    return Splits(train, test, test, "test", tuple(_torchvision("Flowers102").classes))
+    return Splits(train, test, test, "test", tuple(kind.classes))
 
 
 def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
-    """A variable of a MATLAB file, whole numbers from 1, as int64 (n,)."""
+    """Read a variable of a MATLAB file: whole numbers from 1, as int64 (n,)."""
     if file.stat().st_size > MAX_MAT_BYTES:
         raise DataError(f"{file}: {file.stat().st_size:,} bytes are more than it should have: fetch it again")
     try:
@@ -212,11 +214,8 @@ def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
 def oxford_pets(data_dir: str) -> Splits:
     """Oxford-IIIT Pets: 37 breeds; 3,680 images to train on (trainval) and 3,669 to test."""
     lists = [os.path.join("annotations", name) for name in ("trainval.txt", "test.txt")]
-    root = _holding(data_dir, "oxford-iiit-pet", "images", *lists)
-    if root is None:
-        root = Path(data_dir) / "oxford-iiit-pet"
-        advice = f"fetch images.tar.gz and annotations.tar.gz from {PETS_SOURCE}, and unpack them into {root}"
-        _downloaded(_torchvision("OxfordIIITPet"), data_dir, advice)
+    root = _find_or_download(_torchvision("OxfordIIITPet"), data_dir, "oxford-iiit-pet", ("images", *lists),
+                             f"images.tar.gz and annotations.tar.gz from {PETS_SOURCE}")
     names, images = {}, []
     for file in (root / name for name in lists):
         samples = []
@@ -237,7 +236,7 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.FLAGS offers the same names.
+# configs.DATASETS has the same names.
 DATASETS: dict[str, Callable[[str], Splits]] = {
     "digits": digits,
     "cifar10": lambda data_dir: cifar("CIFAR10", data_dir),
@@ -254,26 +253,36 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
 
 
 def own_splits(dataset: str, data_dir: str) -> Splits:
-    """As they were published, or prepared from that (prepared.py). Raises DataError."""
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
     if dataset != "digits" and prepared.is_prepared(data_dir):
         return prepared.load(data_dir, dataset)
     return DATASETS[dataset](data_dir)
 
 
-def load_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0) -> Splits:
-    """The data set's own splits, or shares of every class drawn by `split_seed`.
+def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
+                split_seed: int = 0, strata: Strata = by_class) -> Splits:
+    """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
 
-    test_fraction: that share of all images put together becomes the test set. val_fraction: that share of what is to
-    train on becomes the validation set. Raises DataError if the data are not there or do not fit each other.
+    test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
+    becomes the validation set. Raises DataError if the data are missing or do not fit together.
     """
     splits = own_splits(dataset, data_dir)
     if test_fraction:
-        splits = draw_test(splits, test_fraction, split_seed)
+        splits = draw_test(splits, test_fraction, split_seed, strata)
     elif not len(splits.test):
         raise DataError(f"{data_dir} holds {len(splits.classes)} folders but no train/ and val/: if the folders are classes, "
                         "--test_fraction 0.2 draws a test set from them; else give the folder that holds train/ and val/")
     if val_fraction:
-        splits = hold_out(splits, val_fraction, split_seed)
+        splits = hold_out(splits, val_fraction, split_seed, strata)
     check(splits, f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset)
     return splits
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes (ILSVRC 2012) as torchvision spells them, in the order of published heads.
+
+    A few occur twice, such as "crane", the bird and the machine.
+    """
+    from torchvision.models import ViT_B_16_Weights
+
+    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])

@@ -34,7 +34,7 @@ def opened_image(stream: BinaryIO) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bits; what is transparent lies on white. As it is stored: an EXIF orientation is not followed, because the
+    """RGB, 8 bits; what is transparent becomes white. As it is stored: an EXIF orientation is not followed, because the
     readers that published checkpoints were trained with (torchvision, timm) do not.
 
     Raises ValueError for pixels of no known range (32-bit integers, floats), which Pillow would clip to white or black.
@@ -55,9 +55,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip.convert("RGBA"))
         rgb.paste(strip.convert("RGB"), (0, top))
     return rgb
-
-
-# ------------------------------------------------------------------------------------------------------- JPEG
 
 
 def undecoded(stream: BinaryIO, failed: Callable[[Exception], Exception]) -> Image.Image:

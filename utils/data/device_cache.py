@@ -1,77 +1,76 @@
-"""Small data sets held on the device as uint8, and random crops, flips and resizes of whole batches there.
+"""Small data sets cached on the device as uint8, and whole batches of random crops, flips and resizes made there.
 
-The loader (data.py) then carries no pixels but what is to be made of which image: the crop and flip that the transform of
-a single image (augment.py) would draw, number for number. Held are images that lie in memory (CIFAR, the MNIST family,
-digits) under transforms that only crop, resize and mirror.
-
-On a GPU the pixels are made with Pillow's own integers (Resample.c: its filter in 22-bit fixed point, width before height,
-each pass rounded to 8 bits), so that they equal those of the transform bit for bit, in every batch. (Pillow 13 takes the
-height first where that is less work, which it never is in making images larger.) On a CPU it is PyTorch's uint8 kernel,
-faster than Pillow, one image at a time: one grey level from Pillow (bicubic: two) in one value of two hundred (of black
-and white noise, one of twenty).
+The loader (loader.py) then transports no pixels but draws: which box of which image, and whether it is mirrored. They are
+the draws of the transform of a single image (transforms.py), number for number; the pixels are within 2 grey levels of
+Pillow's. (Of an image that is made smaller, Pillow 13 may resize the height before the width; of black and white noise a
+bicubic filter then cuts off other overshoots.) Cached are images in memory (CIFAR, the MNIST family, digits) under
+transforms that only crop, resize and mirror.
 """
 
 import dataclasses
+import functools
 import math
 import weakref
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from utils.device import on_device
 from utils.randomness import raw_draws
 
-from .splits import ArrayImages, Joined, Part
+from .splits import ArrayImages, Concat, Subset
 from .transforms import ResizeToCover, covering
 
-MAX_BYTES = 1 << 30               # of images; and on a GPU a quarter of what is free
-PRECISION_BITS = 22               # of Pillow's weights: 32 - 8 bits of a pixel - 2 of overshoot
-ATTEMPTS = 10                     # of torchvision's RandomResizedCrop to find a box inside the image
-NUMBERS = 2 * ATTEMPTS + 3        # that one image draws at most: the attempts, a place, the flip
-CHUNK = 1 << 24                   # values made at a time on a GPU, which take 12 bytes each meanwhile
-KERNELS = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out}
+MAX_BYTES = 1 << 30               # of the images of a data set that is cached
+RATIO = (3 / 4, 4 / 3)            # of torchvision's RandomResizedCrop, as what follows
+ATTEMPTS = 10                     # to find a box inside the image
+NUMBERS = 2 * ATTEMPTS + 3        # that one image draws at most: the attempts, a position, the flip
+CHUNK = 1 << 25                   # float32 values made at a time on a GPU
+WEIGHT_UNIT = 2.0 ** -14          # of the weights of pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What a transform makes of images of one size. Boxes are (top, left, height, width).
+    """What a transform does to images of one size. Boxes are (top, left, height, width).
 
-    scale None: the image is resized to `resized` and a box of `size` taken there, which may stick out into black: at
-    `place`, or at a random one up to `padding` pixels outside. Else a random box, a share `scale` of the image in area, of
-    the side ratio `ratio`, is resized to `size`.
+    scale None: the image is resized to `resized` and a box of `size` is cut out, which may reach beyond it into black: at
+    `position`, or at a random one up to `padding` pixels outside. Else a random box, of the share `scale` of the image's
+    area and of an aspect ratio within RATIO, is resized to `size`.
     """
 
-    image_size: tuple[int, int]
-    size: tuple[int, int]                        # of what is made; height, width as all of them
+    image_size: tuple[int, int]                  # height, width, as all sizes
+    size: tuple[int, int]                        # of the result
     interpolation: str
     channels: int
     scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     resized: tuple[int, int] = (0, 0)
-    place: tuple[int, int] = (0, 0)
+    position: tuple[int, int] = (0, 0)
     padding: int = 0
     flip: bool = False
 
-    def plan(self, rows: np.ndarray, seeds: list[int] | None) -> Tensor:
-        """What to make of the images in these rows (B,), whose transforms would be seeded so (None: nothing is drawn):
-        (B, 6) int32: row, box, whether mirrored. For any process: it takes no pixels."""
-        plan = np.zeros((len(rows), 6), dtype=np.int32)
-        plan[:, 0], plan[:, 1:5] = rows, (*self.place, *self.size)
+    def draw(self, rows: np.ndarray, seeds: list[int] | None) -> Tensor:
+        """Draw what the transform, seeded so, draws for the images in these rows (B,); seeds None: nothing is random.
+
+        -> (B, 6) int32: row, box, whether mirrored. It needs no pixels, so that any process can do it.
+        """
+        draws = np.zeros((len(rows), 6), dtype=np.int32)
+        draws[:, 0], draws[:, 1:5] = rows, (*self.position, *self.size)
         if self.scale or self.padding or self.flip:
             numbers, used = raw_draws(seeds, NUMBERS), np.zeros(len(rows), dtype=np.int64)
             if self.scale:
-                plan[:, 1:5], used = _crops(numbers, self.image_size, self.scale, self.ratio)
+                draws[:, 1:5], used = _random_boxes(numbers, self.image_size, self.scale)
             elif self.padding:
-                plan[:, 1:3], used = numbers[:, :2] % (2 * self.padding + 1) - self.padding, used + 2
+                draws[:, 1:3], used = numbers[:, :2] % (2 * self.padding + 1) - self.padding, used + 2
             if self.flip:
-                plan[:, 5] = _shares(numbers[np.arange(len(rows)), used]) < 0.5
-        return torch.from_numpy(plan)
+                draws[:, 5] = _unit_interval(numbers[np.arange(len(rows)), used]) < 0.5
+        return torch.from_numpy(draws)
 
 
-def _shares(numbers: np.ndarray) -> np.ndarray:
+def _unit_interval(numbers: np.ndarray) -> np.ndarray:
     """32 bits -> what torch.rand makes of them, in [0, 1)"""
     return (numbers & 0xFFFFFF) * 2.0 ** -24
 
@@ -79,14 +78,14 @@ def _shares(numbers: np.ndarray) -> np.ndarray:
 def _uniform(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
     """As Tensor.uniform_ on float32, whose multiplication and addition are rounded once."""
     low, high = np.float32(low), np.float32(high)
-    return (_shares(numbers) * float(high - low) + float(low)).astype(np.float32).astype(np.float64)
+    return (_unit_interval(numbers) * float(high - low) + float(low)).astype(np.float32).astype(np.float64)
 
 
-def _crops(numbers: np.ndarray, image_size: tuple[int, int], scale: tuple[float, float],
-           ratio: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+def _random_boxes(numbers: np.ndarray, image_size: tuple[int, int],
+                  scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """v2.RandomResizedCrop's draws: (B, NUMBERS) -> boxes (B, 4), and how many of its numbers each has used (B,)"""
     (image_height, image_width), every = image_size, np.arange(len(numbers))
-    low, high = np.log(np.float32(ratio))
+    low, high = np.log(np.float32(RATIO))
     areas = image_height * image_width * _uniform(numbers[:, 0:2 * ATTEMPTS:2], *scale)
     aspects = np.exp(_uniform(numbers[:, 1:2 * ATTEMPTS:2], low, high)).astype(np.float32).astype(np.float64)
     heights, widths = np.rint(np.sqrt(areas / aspects)), np.rint(np.sqrt(areas * aspects))
@@ -96,18 +95,18 @@ def _crops(numbers: np.ndarray, image_size: tuple[int, int], scale: tuple[float,
     found = fits[every, first]
     used = np.where(found, 2 * first + 2, 2 * ATTEMPTS)
     # None fits: the middle, as much of it as the ratio allows.
-    height[~found] = min(image_height, round(image_width / ratio[0]))
-    width[~found] = min(image_width, round(image_height * ratio[1]))
+    height[~found] = min(image_height, round(image_width / RATIO[0]))
+    width[~found] = min(image_width, round(image_height * RATIO[1]))
     spare = image_height - height, image_width - width
     top, left = (np.where(found, numbers[every, used + number] % (room + 1), room // 2) for number, room in enumerate(spare))
     return np.stack([top, left, height, width], axis=1), used + 2 * found
 
 
 def geometry(transform: v2.Compose, image_size: tuple[int, int], grey: bool) -> Geometry | str:
-    """What train_transform's or eval_transform's transform makes of the images; or why it cannot be told, in words."""
+    """The Geometry of train_transform's or eval_transform's transform; or why it has none."""
     first, *others = transform.transforms
     if isinstance(first, v2.RandomResizedCrop):
-        given = {"scale": tuple(first.scale), "ratio": tuple(first.ratio), "size": tuple(first.size)}
+        given = {"scale": tuple(first.scale), "size": tuple(first.size)}
     elif isinstance(first, ResizeToCover):
         given = {"resized": covering(image_size, first.size)}
     elif isinstance(first, v2.Resize):
@@ -122,178 +121,150 @@ def geometry(transform: v2.Compose, image_size: tuple[int, int], grey: bool) -> 
             given["padding"] = step.padding[0] if step.padding else 0
         elif isinstance(step, v2.CenterCrop):
             given["size"] = tuple(step.size)
-            given["place"] = tuple(round((whole - side) / 2) for whole, side in zip(given["resized"], given["size"]))
+            given["position"] = tuple(round((whole - side) / 2) for whole, side in zip(given["resized"], given["size"]))
         elif isinstance(step, v2.Grayscale):
             channels = 1
         elif not isinstance(step, (v2.PILToTensor, v2.ToPILImage)):
             return f"{type(step).__name__} is not for whole batches"
     if channels == 1 and not grey:
-        return "colour images for a model of one channel"
+        return "color images for a model of one channel"
     return Geometry(image_size, interpolation=first.interpolation.value, channels=channels, **given)
 
 
 # ---------------------------------------------------------------------------------------------------- pixels
 
 
-class Held:
-    """Images on a device, of which make(geometry.plan(rows[indices], seeds)) makes a batch."""
+class CachedImages:
+    """Images on a device, of which make(geometry.draw(rows[indices], seeds)) makes a batch."""
 
-    def __init__(self, pixels: Tensor, rows: np.ndarray, geometry: Geometry, together: bool):
-        """pixels (n, C, height, width) uint8; image i of the split is pixels[rows[i]]. together: as on a GPU."""
+    def __init__(self, pixels: Tensor, rows: np.ndarray, geometry: Geometry):
+        """pixels (n, C, height, width) uint8; image i of the split is pixels[rows[i]]"""
         self.pixels, self.rows, self.geometry = pixels, rows, geometry
-        sides = zip(geometry.image_size, geometry.resized, geometry.size)
-        self._tables = [_Table(*side, geometry, pixels.device) for side in sides] if together else None
 
-    def make(self, plan: Tensor) -> Tensor:
-        """plan (B, 6) int32 on the CPU -> (B, channels, height, width) uint8 on the images' device"""
-        images = self._one_by_one(plan.tolist()) if self._tables is None else self._together(plan)
+    def make(self, draws: Tensor) -> Tensor:
+        """draws (B, 6) int32 on the CPU -> (B, channels, height, width) uint8 on the images' device"""
+        images = self.resize_each(draws) if self.pixels.device.type == "cpu" else self.resize_together(draws)
         return images.expand(-1, self.geometry.channels, -1, -1)
 
-    def _one_by_one(self, plan: list[list[int]]) -> Tensor:
-        shape, channels = self.geometry.size, self.pixels.shape[1]
-        kernel, resized = KERNELS[self.geometry.interpolation], self.geometry.resized
-        # Channels last, as they are stored: PyTorch's kernel is twice as fast there.
-        images = torch.empty(len(plan), channels, *shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        whole = torch.empty(1, channels, *resized, dtype=torch.uint8, memory_format=torch.channels_last)
-        for number, (row, top, left, height, width, mirrored) in enumerate(plan):
-            image, made = self.pixels[row:row + 1], images[number:number + 1]
-            if self.geometry.scale:
-                image = image[:, :, top:top + height, left:left + width]
-                # Mirroring commutes with resizing, and there are fewer pixels before.
-                kernel(image.flip(3) if mirrored else image, shape, False, out=made)
+    def resize_each(self, draws: Tensor) -> Tensor:
+        """One image after the other by PyTorch's uint8 kernel: on a CPU three times as fast as resize_together."""
+        geometry, images = self.geometry, []
+        resize = functools.partial(F.interpolate, mode=geometry.interpolation, antialias=True)
+        for row, *box, mirrored in draws.tolist():
+            image, flipped = self.pixels[row:row + 1], [3] * mirrored
+            if geometry.scale:          # flipped while there are few pixels: resizing commutes with it
+                images.append(resize(v2.functional.crop(image, *box).flip(flipped), geometry.size))
             else:
-                kernel(image, resized, False, out=whole)
-                inside = whole[:, :, max(top, 0):top + height, max(left, 0):left + width]
-                target = made.zero_()[:, :, max(-top, 0):, max(-left, 0):][:, :, :inside.shape[2], :inside.shape[3]]
-                target.copy_(inside)
-                if mirrored:
-                    made.copy_(made.flip(3))
-        return images
+                images.append(v2.functional.crop(resize(image, geometry.resized), *box).flip(flipped))
+        return torch.cat(images)
 
-    def _together(self, plan: Tensor) -> Tensor:
-        plan = on_device(plan, self.pixels.device).long()
-        size = max(1, CHUNK // (self.pixels.shape[1] * math.prod(self.geometry.size)))
-        return torch.cat([self._pass(part) for part in plan.split(size)])
+    def resize_together(self, draws: Tensor) -> Tensor:
+        """All images at once: a matrix product for the columns, another for the rows, each rounded to 8 bits.
 
-    def _pass(self, plan: Tensor) -> Tensor:
-        row, top, left, height, width, mirrored = plan.unbind(1)
-        rows, columns = self._tables
-        images = _resampled(self.pixels[row], 3, *columns(left, width, mirrored))
-        return _resampled(images, 2, *rows(top, height, torch.zeros_like(mirrored)))
+        The weights are multiples of 2^-14, so that float32 sums are exact in any order, whatever batch an image is in.
+        """
+        draws = on_device(draws, self.pixels.device).long()
+        count = max(1, CHUNK // (self.pixels.shape[1] * math.prod(self.geometry.size)))
+        return torch.cat([self._resize_chunk(part) for part in draws.split(count)])
+
+    def _resize_chunk(self, draws: Tensor) -> Tensor:
+        row, top, left, height, width, mirrored = draws.unbind(1)
+        images = self.pixels[row].float()                                            # (B, C, H, W)
+        columns = self._weights(1, left, width).transpose(1, 2)                      # (B, W, width)
+        images = _round(torch.bmm(images.flatten(1, 2), columns).unflatten(1, images.shape[1:3]))
+        images = _round(torch.matmul(self._weights(0, top, height)[:, None], images)).to(torch.uint8)
+        return torch.where(mirrored[:, None, None, None] > 0, images.flip(3), images)
+
+    def _weights(self, dim: int, start: Tensor, length: Tensor) -> Tensor:
+        """Of boxes (B,) in one dimension -> (B, new pixels, old pixels): Pillow's antialiased filters, rows sum to 1, or to 0
+        where a new pixel is padding."""
+        geometry, device = self.geometry, start.device
+        old, size, start, length = geometry.image_size[dim], geometry.size[dim], start[:, None, None], length[:, None, None]
+        place = torch.arange(size, device=device)[:, None]
+        if geometry.scale:
+            stretch, first, last = length / size, start, start + length
+            center = start + (place + 0.5) * stretch
+            inside = torch.ones_like(place, dtype=torch.bool)
+        else:
+            stretch, first, last = torch.tensor(old / geometry.resized[dim], device=device), 0, old
+            center = (place + start + 0.5) * stretch
+            inside = (place + start >= 0) & (place + start < geometry.resized[dim])
+        pixel = torch.arange(old, device=device)
+        weights = _filter((pixel + 0.5 - center) / stretch.clamp(min=1), geometry.interpolation)
+        weights = weights * ((pixel >= first) & (pixel < last))
+        weights = (weights / weights.sum(dim=2, keepdim=True) / WEIGHT_UNIT).round() * WEIGHT_UNIT
+        return torch.where(inside, weights, 0.0)
 
 
-def hold(split: Dataset, transform: v2.Compose, device: torch.device) -> Held | str:
-    """The split's images on the device; or why they cannot be held there, in words.
+def _filter(x: Tensor, interpolation: str) -> Tensor:
+    x = x.abs()
+    if interpolation == "bilinear":
+        return (1 - x).clamp(min=0)
+    a = -0.5
+    return torch.where(x < 1, ((a + 2) * x - (a + 3)) * x * x + 1, torch.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
 
-    They lie there once, whatever parts of the data set and however many loaders use them, as long as the data set does.
+
+def _round(images: Tensor) -> Tensor:
+    return images.add_(0.5).floor_().clamp_(0, 255)
+
+
+# ----------------------------------------------------------------------------------------------------- caching
+
+
+_PIXELS: "weakref.WeakKeyDictionary[ArrayImages, dict[tuple, Tensor]]" = weakref.WeakKeyDictionary()
+
+
+def fits_on_device(split: Dataset) -> bool:
+    """Whether the images of the split are in memory, of one kind, and small enough to be cached: a function of them alone."""
+    arrays, _ = _arrays(split)
+    return _are_alike(arrays) and sum(array.images.nbytes for array in arrays) <= MAX_BYTES
+
+
+def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device) -> CachedImages | str:
+    """The split's images on the device; or why they cannot be cached.
+
+    They are stored there once, whatever subsets of the data set and however many loaders use them, as long as it exists.
     """
-    leaves: list[ArrayImages] = []
-    rows = _rows(split, leaves)
-    if rows is None:
+    arrays, rows = _arrays(split)
+    if not arrays:
         return "the images are not in memory"
-    shapes = {(leaf.images.dtype.name, *leaf.images.shape[1:]) for leaf in leaves}
-    dtype, height, width, *colours = min(shapes)
-    if len(shapes) > 1 or dtype != "uint8" or colours not in ([], [3]):
+    if not _are_alike(arrays):
         return "the images are of several kinds"
-    found = geometry(transform, (height, width), not colours)
+    found = geometry(transform, arrays[0].images.shape[1:3], arrays[0].images.ndim == 3)
     if isinstance(found, str):
         return found
-    size, limit = sum(leaf.images.nbytes for leaf in leaves), MAX_BYTES
-    if device.type == "cuda":
-        limit = min(limit, torch.cuda.mem_get_info(device)[0] // 4)
-    held = _HELD.setdefault(leaves[0], {})
-    name = (str(device), *map(id, leaves))
-    if name not in held:
-        if size > limit:
-            return f"{size:,} bytes of images, more than {limit:,}"
-        held[name] = _pixels(leaves, device)
-    return Held(held[name], rows, found, device.type != "cpu")
+    stored, name = _PIXELS.setdefault(arrays[0], {}), (str(device), *map(id, arrays))
+    if name not in stored:
+        stored[name] = _pixels(arrays, device)
+    return CachedImages(stored[name], rows, found)
 
 
-_HELD: "weakref.WeakKeyDictionary[ArrayImages, dict[tuple, Tensor]]" = weakref.WeakKeyDictionary()
+def _arrays(split: Dataset) -> tuple[list[ArrayImages], np.ndarray]:
+    """-> (the arrays that hold the images; the split's images as numbers into them, one after the other). No arrays if an
+    image is not in memory."""
+    if type(split) is Subset:
+        arrays, rows = _arrays(split.split)
+        return arrays, rows[split.indices] if arrays else rows
+    if type(split) is Concat:
+        parts = [_arrays(part) for part in split.splits]
+        if not all(arrays for arrays, _ in parts):
+            return [], np.empty(0, int)
+        starts = np.cumsum([0, *(sum(map(len, arrays)) for arrays, _ in parts)])
+        return [one for arrays, _ in parts for one in arrays], np.concatenate(
+            [rows + start for (_, rows), start in zip(parts, starts)])
+    is_stored = type(split) is ArrayImages and len(split) > 0          # a subclass may return other images
+    return ([split] if is_stored else []), np.arange(len(split))
 
 
-def _rows(split: Dataset, leaves: list[ArrayImages]) -> np.ndarray | None:
-    """Where the split's images are in the leaves, one after the other, to which it adds. None if one is not in memory."""
-    if type(split) is Part:
-        rows = _rows(split.split, leaves)
-        return None if rows is None else rows[split.indices]
-    if type(split) is Joined:
-        parts = [_rows(part, leaves) for part in split.splits]
-        return None if any(rows is None for rows in parts) else np.concatenate(parts)
-    if type(split) is not ArrayImages or not len(split):         # what is built on it may give other images
-        return None
-    if not any(leaf is split for leaf in leaves):
-        leaves.append(split)
-    number = next(number for number, leaf in enumerate(leaves) if leaf is split)
-    return sum(len(leaf) for leaf in leaves[:number]) + np.arange(len(split))
+def _are_alike(arrays: list[ArrayImages]) -> bool:
+    """Whether there are images, all of them uint8, of one size, and grey or of three colors."""
+    kinds = {(array.images.dtype.name, *array.images.shape[1:]) for array in arrays}
+    return len(kinds) == 1 and min(kinds)[0] == "uint8" and min(kinds)[3:] in ((), (3,))
 
 
-def _pixels(leaves: list[ArrayImages], device: torch.device) -> Tensor:
+def _pixels(arrays: list[ArrayImages], device: torch.device) -> Tensor:
     """(n, C, height, width): on a CPU channels last, and the data set's own memory where it is one array."""
-    arrays = [leaf.images if leaf.images.ndim == 4 else leaf.images[..., None] for leaf in leaves]
-    images = np.require(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), requirements=["C", "W"])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    images = [array.images if array.images.ndim == 4 else array.images[..., None] for array in arrays]
+    stored = np.require(images[0] if len(images) == 1 else np.concatenate(images), requirements=["C", "W"])
+    pixels = torch.from_numpy(stored).permute(0, 3, 1, 2)
     return pixels if device.type == "cpu" else pixels.to(device).contiguous()
-
-
-# ------------------------------------------------------------------------------------------- Pillow's resizing
-
-
-def weights(length: int, size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `size` new pixels from `length` old ones: the first that it is made of (size,), and the weights (size, K) of
-    that and those after it, in units of 2 ** -PRECISION_BITS. As precompute_coeffs in Pillow's Resample.c."""
-    scale = length / size
-    stretch, reach = max(scale, 1.0), {"bilinear": 1.0, "bicubic": 2.0}[interpolation]
-    centre = (np.arange(size) + 0.5) * scale
-    first = np.maximum(centre - reach * stretch + 0.5, 0).astype(np.int64)
-    last = np.minimum(centre + reach * stretch + 0.5, length).astype(np.int64)
-    places = first[:, None] + np.arange((last - first).max())
-    share = _filter((places - centre[:, None] + 0.5) * (1 / stretch), interpolation) * (places < last[:, None])
-    total = sum(share.T)                               # one after the other, as there
-    share = share / total[:, None] * (1 << PRECISION_BITS)
-    return first, np.trunc(share + np.copysign(0.5, share)).astype(np.int32)
-
-
-def _filter(x: np.ndarray, interpolation: str) -> np.ndarray:
-    x = np.abs(x)
-    if interpolation == "bilinear":
-        return np.maximum(1 - x, 0)
-    a = -0.5
-    return np.where(x < 1, ((a + 2) * x - (a + 3)) * x * x + 1, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0))
-
-
-class _Table:
-    """The weights of one dimension, on the device, for every box that the geometry can draw."""
-
-    def __init__(self, length: int, resized: int, size: int, geometry: Geometry, device: torch.device):
-        self.cropping, self.size, self.padding = geometry.scale is not None, size, geometry.padding
-        lengths, count = (range(1, length + 1), size) if self.cropping else ((length,), resized)
-        tables = [weights(old, count, geometry.interpolation) for old in lengths]
-        taps, around = max(weight.shape[1] for _, weight in tables), (self.padding, self.padding)
-        first = np.stack([np.pad(start, around) for start, _ in tables])
-        weight = np.stack([np.pad(weight, (around, (0, taps - weight.shape[1]))) for _, weight in tables])
-        self.first, self.weight = (torch.from_numpy(table).to(device) for table in (first, weight))
-
-    def __call__(self, start: Tensor, length: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
-        """Of boxes (B,): the first pixels (B, size) and the weights (B, size, K)"""
-        place = torch.arange(self.size, device=start.device)
-        place = torch.where(mirrored[:, None] > 0, self.size - 1 - place, place)
-        if self.cropping:
-            table = length[:, None] - 1
-            return self.first[table, place] + start[:, None], self.weight[table, place]
-        place = place + (start + self.padding)[:, None]
-        return self.first[0, place], self.weight[0, place]
-
-
-def _resampled(images: Tensor, dim: int, first: Tensor, weight: Tensor) -> Tensor:
-    """images (B, C, height, width) uint8 with `dim` resized. Whole numbers alone: the same on every device and in every batch."""
-    shape = [len(images), 1, 1, 1]
-    shape[dim] = first.shape[1]
-    wanted = list(images.shape)
-    wanted[dim] = first.shape[1]
-    total = torch.full(wanted, 1 << (PRECISION_BITS - 1), dtype=torch.int32, device=images.device)
-    for tap in range(weight.shape[2]):
-        place = (first + tap).clamp(max=images.shape[dim] - 1)       # beyond it the weight is 0
-        total += images.gather(dim, place.view(shape).expand(wanted)) * weight[:, :, tap].view(shape)
-    return (total >> PRECISION_BITS).clamp_(0, 255).to(torch.uint8)

@@ -1,8 +1,9 @@
 """Images in files: decoding, and the two ways to name them, a tree of class folders or lists in CSV.
 
-A file may hold anything: whatever is wrong with it comes out as one ImageError, before memory is taken for its pixels.
+A file may hold anything: whatever is wrong with it raises an ImageError, before memory is allocated for its pixels.
 """
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -19,16 +20,15 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, to_rgb, undecoded
-from .splits import DataError, ImageError, Splits, listed
+from .splits import DataError, ImageError, Splits, abbreviate
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
 MAX_REASON = 200                  # characters of Pillow's complaint
-MAX_LIST_BYTES = 1 << 30          # a list of images: over ten million rows
-MAX_LINE_BYTES = 1 << 16
+MAX_LINE_BYTES = 1 << 16          # of a list of images
 HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"label", "class"})
 
-# Pillow warns of what is told here in words of our own (large images), or does not matter (damaged EXIF).
+# Pillow warns of what is reported here anyway (large images) or does not matter (damaged EXIF).
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # ------------------------------------------------------------------------------------------------- decoding
@@ -39,38 +39,27 @@ class FileImages(Dataset):
 
     def __init__(self, samples: list[tuple[str, int]], root: str | Path = "."):
         self.samples, self.root = samples, Path(root)
-        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+        self.targets = np.array([label for _, label in samples], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
-        try:
-            with _opened(path) as stream:
-                return to_rgb(opened_image(stream)), label
-        except Exception as error:              # of a damaged file Pillow lets out many kinds
-            raise _image_error(path, "cannot be read as an image", error) from error
+        with _reading(path) as stream:
+            return to_rgb(opened_image(stream)), label
 
     def source(self, index: int) -> tuple[Image.Image, int]:
-        """As [index], but a JPEG is opened and not decoded (decoding.py): of a part of it augment.py decodes what it needs.
-        What fails there comes out as the same ImageError."""
+        """As [index], but a JPEG is opened and not decoded (decode.py): transforms.py decodes what a crop needs. A failure
+        there raises the same ImageError."""
         path, label = self.samples[index]
-        failed = functools.partial(_image_error, path, "cannot be read as an image")
-        try:
-            with _opened(path) as stream:
-                return undecoded(stream, failed), label
-        except Exception as error:
-            raise failed(error) from error
+        with _reading(path) as stream:
+            return undecoded(stream, functools.partial(_image_error, path)), label
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """Width and height, from the header. Raises ImageError."""
-        path = self.samples[index][0]
-        try:
-            with _opened(path) as stream:
-                return opened_image(stream).size
-        except Exception as error:
-            raise _image_error(path, "cannot be read as an image", error) from error
+        with _reading(self.samples[index][0]) as stream:
+            return opened_image(stream).size
 
     def name(self, index: int) -> str:
         path = Path(self.samples[index][0])
@@ -85,24 +74,27 @@ class FileImages(Dataset):
         return path.as_posix()
 
     def content(self, index: int) -> bytes:
-        path = self.samples[index][0]
-        try:
-            with _opened(path) as stream:
-                return stream.read()
-        except (OSError, ValueError) as error:
-            raise _image_error(path, "cannot be read", error) from error
+        with _reading(self.samples[index][0], "cannot be read") as stream:
+            return stream.read()
 
 
-def _image_error(path: str, what: str, error: Exception) -> ImageError:
-    """With `.plain`: its text without the advice."""
-    plain = f"{shown(path)}: {what} ({_reason(error)})"
-    told = ImageError(f"{plain}; {'make it readable' if isinstance(error, PermissionError) else 'remove or replace it'}")
-    told.plain = plain
-    return told
+@contextlib.contextmanager
+def _reading(path: str, what: str = "cannot be read as an image") -> Iterator[BinaryIO]:
+    """Open the file. Every error while it is read becomes an ImageError: of a damaged file Pillow lets out many kinds."""
+    try:
+        with _opened(path) as stream:
+            yield stream
+    except Exception as error:
+        raise _image_error(path, error, what) from error
+
+
+def _image_error(path: str, error: Exception, what: str = "cannot be read as an image") -> ImageError:
+    advice = "make it readable" if isinstance(error, PermissionError) else "remove or replace it"
+    return ImageError(f"{shown(path)}: {what} ({_reason(error)})", advice)
 
 
 def _opened(path: str) -> BinaryIO:
-    """A file of a sane size; a pipe, which would be waited for without end, is refused."""
+    """Open a regular file of a reasonable size. Raises ValueError for others, such as a pipe, which would block."""
     stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
     status = os.fstat(stream.fileno())
     regular, size = stat.S_ISREG(status.st_mode), status.st_size
@@ -114,7 +106,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _reason(error: Exception) -> str:
-    """In one line, without the path and without what a file may say of itself at length."""
+    """The reason of an error in one line, without the path and cut to MAX_REASON characters."""
     known = {FileNotFoundError: "no such file", Image.DecompressionBombError: f"more than {MAX_PIXELS:,} px",
              UnidentifiedImageError: f"of none of the formats {', '.join(IMAGE_FORMATS)}, or damaged from its beginning"}
     text = known.get(type(error)) or (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -123,7 +115,7 @@ def _reason(error: Exception) -> str:
 
 
 def shown(text: str) -> str:
-    """In one line that a terminal can show: names of files may hold line breaks, control characters, bytes of no text."""
+    """Escape what a terminal cannot show: names of files may hold line breaks, control characters, undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -146,7 +138,7 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     names = classes["train"]
     for other in classes:
         if set(classes[other]) - set(names):
-            only = [f"only in {one}: {listed(set(classes[one]) - set(classes[two]))}"
+            only = [f"only in {one}: {abbreviate(set(classes[one]) - set(classes[two]))}"
                     for one, two in (("train", other), (other, "train")) if set(classes[one]) - set(classes[two])]
             raise DataError(f"{data_dir}: train and {other} have different classes ({'; '.join(only)})")
     if classes_wanted not in (None, len(names)):
@@ -155,9 +147,9 @@ def folder(data_dir: str, classes_wanted: int | None = None) -> Splits:
     for split, root in roots.items():
         samples = [(path, label) for label, name in enumerate(names) for path in _images_below(root / name)]
         images[split] = FileImages(samples, data_dir)
-        counts = np.bincount(images[split].labels, minlength=len(names))
+        counts = np.bincount(images[split].targets, minlength=len(names))
         if not (counts.all() if split == "train" else counts.any()):
-            empty = listed(names[label] for label in np.flatnonzero(counts == 0))
+            empty = abbreviate(names[label] for label in np.flatnonzero(counts == 0))
             other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
             raise DataError(f"{root}: no images ({', '.join(IMAGE_EXTENSIONS)}) of class {empty}{other}")
     val = images.get("val", FileImages([]))
@@ -183,14 +175,14 @@ def class_folders(root: Path) -> list[str]:
 
 def _images_below(top: Path) -> list[str]:
     """Image files at any depth, folder by folder. Hidden ones (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes
-    beside a file) are left out, which torchvision takes."""
+    beside a file) are skipped, which torchvision takes."""
     return [os.path.join(root, name) for root, names in sorted(files_below(top)) for name in sorted(names)
             if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
 
 
 def files_below(top: str | Path) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files), every folder once: by its own path, else by the first link to it in alphabetical order,
-    or links among folders would multiply the files. Hidden folders, and links to a folder around, are left out."""
+    or links among folders would multiply the files. Hidden folders, and links to an enclosing folder, are skipped."""
     seen, starts = set(), [str(top)]
     while starts:
         links = []
@@ -258,7 +250,7 @@ def _csv_rows(file: Path) -> list[tuple[int, str, str]]:
 
 
 def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: Callable[[int], str]) -> FileImages:
-    """Raises DataError if a file is not there; named_by(position of the sample) tells where its name stands."""
+    """Raise DataError if a file does not exist; named_by(position of the sample) is the place that names it."""
     absent = [position for position, (path, _) in enumerate(samples) if not os.path.isfile(path)]
     if absent:
         others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
@@ -267,11 +259,9 @@ def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: 
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number, from 1; line) of the lines that are not blank. Raises DataError for what is not UTF-8 text of a sane size."""
+    """Read the lines that are not blank -> (number, from 1; line). Raises DataError unless it is UTF-8 text of a sane size."""
     if not file.is_file():
         raise DataError(f"no such file: {file}")
-    if file.stat().st_size > MAX_LIST_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes are no list of images (at most {MAX_LIST_BYTES:,})")
     with open(file, "rb") as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
             if len(line) == MAX_LINE_BYTES:

@@ -1,16 +1,15 @@
 """Builds what prepared.py reads: every image decoded and made smaller, once.
 
-The sizes of all images are read first: they lay out the files and tell how much room these take. Then processes write the
-pixels and the digest of each image to its place, whatever the others do, so that the bytes do not depend on how many they
-are, and a build that was interrupted goes on: what fits its digest is done. All of it happens in FOLDER.building, which
-becomes FOLDER when it is on the disk.
+The sizes of all images are read first: they determine where each image is stored and how much space all need. Processes
+then write the pixels and the digest of each image there, independently, so that the bytes do not depend on their number and
+an interrupted build continues: an image that matches its digest is done. All of this happens in FOLDER.building, which is
+renamed to FOLDER once it is on the disk.
 
-Images are made smaller as torchvision and evaluation do it (bilinear, antialiased): from a short side of 256, --eval_crop
-0.875 at 224 px shows what it shows of the files, but for what their faster decoding leaves out (decoding.py).
+Images are made smaller as in torchvision and in evaluation (bilinear, antialiased): with a shorter side of 256,
+--eval_crop 0.875 at 224 px shows what it shows of the files, but for what their faster decoding leaves out (decode.py).
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -26,16 +25,16 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils import process
-from utils.run.checkpoint import StorageError, replace, sync
-from utils.run.folder import BAD_IMAGES_FILE, LOCK_FILE, InUseError
+from utils.files import LOCK_FILE, FileLock, StorageError, atomic_write, fsync_path
 
 from .image_files import FileImages
 from .prepared import FILE, FORMAT, ROW, describe, is_prepared
 from .splits import DataError, ImageError, Splits
 from .workers import WorkerError
 
-CHUNK = 32               # images that a process is given at a time
-PLAN_FILE = "plan"       # tells whether a build can go on
+CHUNK = 32                            # images that a process gets at a time
+PLAN_FILE = "plan"                    # digest of all that the pixels depend on: whether a build can continue
+BAD_IMAGES_FILE = "bad_images.txt"
 
 
 class Bad(NamedTuple):
@@ -44,12 +43,12 @@ class Bad(NamedTuple):
     why: str
 
 
-def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: int, say: Callable[[str], None],
+def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: int, log: Callable[[str], None],
           skip: float = 0.0) -> None:
-    """Makes `target` of the data set's own splits, in `workers` processes (at least one). After an interruption it goes on.
+    """Prepare the data set's own splits in the folder `target`, with `workers` processes (at least one), or continue to.
 
-    size: of the shorter side, in pixels; what is smaller stays as it is. skip: which share of the training images may be
-    left out because they cannot be read; any other that cannot is a DataError. Raises StorageError, InUseError, WorkerError.
+    size: of the shorter side, in pixels; smaller images stay as they are. skip: the ratio of training images that may be
+    omitted because they cannot be read; DataError for any other. Raises StorageError, InUseError, WorkerError.
     """
     target = Path(os.path.abspath(target))
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -59,77 +58,70 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
     building = target.with_name(f"{target.name}.building")
     try:
         building.mkdir(parents=True, exist_ok=True)
-        with _alone(building), _processes(parts, size, building, workers) as processes:
-            rows, bad, plan = _lay_out(parts, processes)
+        lock = FileLock(building, "Wait for it, or prepare in another folder.")
+        with lock, _processes(parts, size, building, workers) as processes:
+            rows, bad, plan = _read_all_sizes(parts, processes)
             _check_bad(bad, len(splits.train), building, skip)
-            _make_room(rows, building, target, repr((FORMAT, PIL.__version__, dataset, splits.classes, size, plan)), say)
-            bad += _fill_all(rows, processes)
+            _allocate_files(rows, building, target, repr((FORMAT, PIL.__version__, dataset, splits.classes, size, plan)), log)
+            tasks = [(name, start, own[start:start + CHUNK]) for name, own in rows.items() for start in range(0, len(own), CHUNK)]
+            bad += [one for wrong in _results(processes, "preparing", _write_pixels, tasks) for one in wrong]
             _check_bad(bad, len(splits.train), building, skip)
             facts = {"format": FORMAT, "dataset": dataset, "size": size, "classes": list(splits.classes),
                      "can_flip": splits.can_flip, "val_name": splits.val_name, "splits": {
-                         name: _finish(name, split, rows[name], bad, building) for name, split in parts.items()}}
-            replace(building / FILE, lambda file: file.write_text(describe(facts)))
+                         name: _write_index(name, split, rows[name], bad, building) for name, split in parts.items()}}
+            atomic_write(building / FILE, lambda file: file.write_text(describe(facts)))
             os.rename(building, target)
             for name in (PLAN_FILE, *(f"{name}.digests" for name in parts), LOCK_FILE):
                 (target / name).unlink()
-            sync(target.parent)
+            fsync_path(target.parent)
     except OSError as error:
         raise StorageError(f"cannot write {error.filename or building} ({error.strerror or error}); what is done is kept in "
-                           f"{building}: the same command goes on") from error
+                           f"{building}; the same command continues") from error
     except BrokenProcessPool as error:
-        raise WorkerError("a process that reads images was lost (killed, or out of memory): the same command goes on, with a "
-                          "smaller --num_workers in less memory; --check_data finds a file that kills its reader") from error
-    left_out = f", {len(bad):,} left out ({target / BAD_IMAGES_FILE})" if bad else ""
-    say(f"{target}: {sum(map(len, parts.values())) - len(bad):,} images{left_out}; train on them with --data_dir {target}")
+        raise WorkerError("a process that reads images was lost (killed, or out of memory); the same command continues, with a "
+                          "smaller --num_workers in less memory; python dataset.py check finds a file that kills its "
+                          "reader") from error
+    skipped = f", {len(bad):,} skipped ({target / BAD_IMAGES_FILE})" if bad else ""
+    log(f"{target}: {sum(map(len, parts.values())) - len(bad):,} images{skipped}; train on them with --data_dir {target}")
 
 
 def _check(parts: dict[str, Dataset], dataset: str, target: Path) -> None:
     if not all(isinstance(split, FileImages) for split in parts.values()):
-        raise DataError(f"{dataset}: only images in files can be prepared (--dataset, --data_dir), not what is held in memory or "
-                        "prepared already")
+        raise DataError(f"--dataset {dataset}: only images in files can be prepared, not images in memory or prepared already")
     if is_prepared(target):
         raise DataError(f"{target} is prepared already: train on it with --data_dir {target}, or delete it")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise DataError(f"{target} exists already: delete it, or prepare in another folder")
-    if target.is_symlink() or target.is_mount():            # which the finished folder could not replace
+    if target.is_symlink() or target.is_mount():            # the finished folder could not replace it
         raise DataError(f"{target} is a link or a mount point: prepare in a folder inside")
     for split in parts.values():
         if target.resolve().is_relative_to(split.root.resolve()) and len(split):
-            raise DataError(f"{target} lies inside the data set ({split.root}): prepare in a folder beside it")
-
-
-@contextlib.contextmanager
-def _alone(building: Path) -> Iterator[None]:
-    with open(building / LOCK_FILE, "a") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)       # a POSIX record lock, which processes do not inherit
-        except OSError as error:
-            raise InUseError(f"{building} is in use: another process prepares there ({error.strerror})") from error
-        yield
+            raise DataError(f"{target} is inside the data set ({split.root}): prepare in a folder beside it")
 
 
 def _check_bad(bad: list[Bad], train_images: int, building: Path, skip: float) -> None:
-    """Lists them, and raises DataError unless they may be left out."""
-    listed = building / BAD_IMAGES_FILE
-    listed.unlink(missing_ok=True)
+    """Write them to a file, and raise DataError unless they may be omitted."""
+    file = building / BAD_IMAGES_FILE
+    file.unlink(missing_ok=True)
     if not bad:
         return
-    listed.write_text("".join(f"{one.why}\n" for one in bad))
+    file.write_text("".join(f"{one.why}\n" for one in bad))
     if len(bad) > skip * train_images or any(one.part != "train" for one in bad):
         first = bad[0].why + ", ..." * (len(bad) > 1)
-        raise DataError(f"{len(bad):,} images cannot be read: {first}; {listed} lists them; replace or remove them, or leave "
-                        "them out with --bad_images skip (those held out have to be readable, of train all but a share "
-                        "--max_bad_images)")
+        raise DataError(f"{len(bad):,} images cannot be read: {first}; {file} lists them; replace or remove them, or omit them "
+                        "with --bad_images skip (validation and test images must be readable, and training images but for a "
+                        "share of --max_bad_images)")
 
 
 # ---------------------------------------------------------------------------------------------------- the files
 
 
-def _lay_out(parts: dict[str, Dataset], processes: "_Processes") -> tuple[dict[str, np.ndarray], list[Bad], str]:
-    """-> (rows without digests by split, what cannot be opened: of height 0; a digest of names, labels, sizes and files)"""
+def _read_all_sizes(parts: dict[str, Dataset], processes: ProcessPoolExecutor) -> tuple[dict[str, np.ndarray], list[Bad], str]:
+    """-> (rows by split, without digests; images that cannot be opened, whose height is 0; a digest of names, labels, sizes
+    and files)"""
     tasks = [(name, start) for name, split in parts.items() for start in range(0, len(split), CHUNK)]
     rows, bad, digest = {name: [np.empty(0, ROW)] for name in parts}, [], hashlib.sha256()
-    for (name, start), (own, wrong, files) in processes.results("reading sizes", _look, tasks):
+    for (name, start), (own, wrong, files) in zip(tasks, _results(processes, "reading sizes", _read_sizes, tasks)):
         rows[name].append(own)
         bad += wrong
         names = [parts[name].name(index) for index in range(start, start + len(own))]
@@ -145,8 +137,8 @@ def _bytes(rows: np.ndarray) -> int:
     return int((rows["height"].astype(np.uint64) * rows["width"] * 3).sum())
 
 
-def _make_room(rows: dict[str, np.ndarray], building: Path, target: Path, plan: str, say: Callable[[str], None]) -> None:
-    """The files at their full size, without content unless they are those of the same plan. Raises StorageError."""
+def _allocate_files(rows: dict[str, np.ndarray], building: Path, target: Path, plan: str, log: Callable[[str], None]) -> None:
+    """Create the files at their full size; those of the same plan keep their content. Raises StorageError."""
     files = {name: (building / f"{name}.pixels", building / f"{name}.digests") for name in rows}
     plan, known = hashlib.sha256(plan.encode("utf-8", "surrogateescape")).hexdigest(), building / PLAN_FILE
     total, count = sum(map(_bytes, rows.values())), sum(map(len, rows.values()))
@@ -157,7 +149,7 @@ def _make_room(rows: dict[str, np.ndarray], building: Path, target: Path, plan: 
     free = shutil.disk_usage(building).free
     if total - taken > free:
         raise StorageError(f"{target} would take {total / 1e9:,.1f} GB, and {(free + taken) / 1e9:,.1f} GB are free there: "
-                           "prepare on another disk, or with a smaller --prepare_size")
+                           "prepare on another disk, or with a smaller --size")
     for name, (pixels, digests) in files.items():
         for file, length in ((pixels, _bytes(rows[name])), (digests, len(rows[name]) * 32)):
             with open(file, "ab") as stream:
@@ -165,16 +157,11 @@ def _make_room(rows: dict[str, np.ndarray], building: Path, target: Path, plan: 
     done = sum(int(np.fromfile(digests, np.uint8).reshape(-1, 32).any(axis=1).sum()) for _, digests in files.values())
     known.write_text(plan)
     size = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
-    say(f"{target}: {count:,} images, {size}" + (f"; {done:,} are there already" if done else ""))
+    log(f"{target}: {count:,} images, {size}" + (f"; {done:,} are done already" if done else ""))
 
 
-def _fill_all(rows: dict[str, np.ndarray], processes: "_Processes") -> list[Bad]:
-    tasks = [(name, start, own[start:start + CHUNK]) for name, own in rows.items() for start in range(0, len(own), CHUNK)]
-    return [one for _, bad in processes.results("preparing", _fill, tasks) for one in bad]
-
-
-def _finish(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], building: Path) -> dict:
-    """Writes the index, puts the pixels on the disk. -> what prepared.json says of the split"""
+def _write_index(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], building: Path) -> dict:
+    """Write the index and flush the pixels to the disk -> the split's entry in prepared.json"""
     pixels, index = building / f"{name}.pixels", building / f"{name}.index"
     rows["sha256"] = np.fromfile(building / f"{name}.digests", np.uint8).reshape(-1, 32)
     without = {one.index for one in bad if one.part == name}
@@ -182,8 +169,8 @@ def _finish(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], buildin
     assert rows["sha256"][good].any(axis=1).all()
     names = b"".join(split.name(number).encode("utf-8", "surrogateescape") + b"\0" for number in good)
     content = rows[good].tobytes() + names
-    replace(index, lambda file: file.write_bytes(content))
-    sync(pixels)
+    atomic_write(index, lambda file: file.write_bytes(content))
+    fsync_path(pixels)
     return {"images": len(good), "bytes": pixels.stat().st_size, "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -192,26 +179,21 @@ def _finish(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], buildin
 _work: tuple[dict[str, FileImages], int, Path]           # of a process: the splits, the size, the folder
 
 
-class _Processes:
-    def __init__(self, pool: ProcessPoolExecutor):
-        self._pool = pool
-
-    def results(self, what: str, function: Callable, tasks: list[tuple]) -> Iterator[tuple[tuple, object]]:
-        """(task, function(*task)), in the order of the tasks."""
-        from tqdm import tqdm
-
-        bar = tqdm(zip(tasks, self._pool.map(function, *zip(*tasks))), total=len(tasks), unit_scale=CHUNK, unit="image",
-                   desc=what, dynamic_ncols=True, disable=None)
-        yield from bar
-
-
 @contextlib.contextmanager
-def _processes(parts: dict[str, FileImages], size: int, building: Path, workers: int) -> Iterator[_Processes]:
+def _processes(parts: dict[str, FileImages], size: int, building: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
     try:
-        yield _Processes(pool)
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _results(pool: ProcessPoolExecutor, what: str, function: Callable, tasks: list[tuple]) -> Iterator:
+    """function(*task) of every task, in their order, under a tqdm bar."""
+    from tqdm import tqdm
+
+    yield from tqdm(pool.map(function, *zip(*tasks)), total=len(tasks), unit_scale=CHUNK, unit="image", desc=what,
+                    dynamic_ncols=True, disable=None)
 
 
 def _begin(*work) -> None:
@@ -222,36 +204,36 @@ def _begin(*work) -> None:
 
 
 def reduced(width: int, height: int, size: int) -> tuple[int, int]:
-    """-> (width, height) with the shorter side `size`, never larger; rounded down, as torchvision's Resize does."""
+    """-> (width, height) with the shorter side `size`, never larger than before; rounded down as in torchvision's Resize."""
     if min(width, height) <= size:
         return width, height
     return (size * width // height, size) if width > height else (size, size * height // width)
 
 
-def _look(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int, int]]]:
-    """-> (rows with size and label, what cannot be opened, the files' bytes and times of change). Decodes nothing."""
+def _read_sizes(name: str, start: int) -> tuple[np.ndarray, list[Bad], list[tuple[int, int]]]:
+    """-> (rows with size and label, images that cannot be opened, sizes and times of the files). Decodes nothing."""
     parts, size, _ = _work
     split = parts[name]
     rows, bad, files = np.zeros(min(CHUNK, len(split) - start), ROW), [], []
-    rows["label"] = split.labels[start:start + CHUNK]
+    rows["label"] = split.targets[start:start + CHUNK]
     for number in range(len(rows)):
         try:
-            status = os.stat(split.samples[start + number][0])
             rows["width"][number], rows["height"][number] = reduced(*split.dimensions(start + number), size)
+            status = os.stat(split.samples[start + number][0])
             files.append((status.st_size, status.st_mtime_ns))
-        except (ImageError, FileNotFoundError) as error:            # it may be gone by now
-            bad.append(Bad(name, start + number, getattr(error, "plain", str(error))))
+        except ImageError as error:
+            bad.append(Bad(name, start + number, error.plain))
     return rows, bad, files
 
 
-def _fill(name: str, start: int, rows: np.ndarray) -> list[Bad]:
-    """Writes pixels and digests that are not there yet. -> what cannot be read"""
+def _write_pixels(name: str, start: int, rows: np.ndarray) -> list[Bad]:
+    """Write the pixels and digests that are missing -> images that cannot be read"""
     parts, _, building = _work
     bad = []
     with open(building / f"{name}.pixels", "r+b") as pixels, open(building / f"{name}.digests", "r+b", 0) as digests:
         for number, row in enumerate(rows, start):
             shape = int(row["width"]), int(row["height"])
-            if not all(shape):                            # told by _look
+            if not all(shape):                            # _read_sizes has reported it
                 continue
             digests.seek(32 * number)
             pixels.seek(int(row["place"]))
@@ -260,12 +242,12 @@ def _fill(name: str, start: int, rows: np.ndarray) -> list[Bad]:
             try:
                 image, _ = parts[name][number]
             except ImageError as error:
-                bad.append(Bad(name, number, getattr(error, "plain", str(error))))
+                bad.append(Bad(name, number, error.plain))
                 continue
             content = image.resize(shape, Image.Resampling.BILINEAR).tobytes()
             pixels.seek(int(row["place"]))
             pixels.write(content)
-            pixels.flush()                                # before its digest, which says that it is there
+            pixels.flush()                                # before its digest, which marks it as done
             digests.seek(32 * number)
             digests.write(hashlib.sha256(content).digest())
     return bad

@@ -1,11 +1,12 @@
-"""The splits of a data set: images in memory, parts of others, and how a share of every class is held out.
+"""The splits of a data set: images in memory, subsets and concatenations of others, and held-out shares.
 
-A share is drawn class by class (stratified) and is a function of the split's seed and the images alone, so that runs
-with other training seeds, on any number of processes, hold out the same images.
+A held-out share is drawn class by class and is a function of the split's seed and the
+images alone, so that runs with other training seeds, on any number of processes, hold out the same images.
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,47 +16,57 @@ from torch.utils.data import Dataset
 
 from utils.randomness import derive_seed
 
+Strata = Callable[[np.ndarray], np.ndarray]         # targets of all images -> what a share of them keeps the proportions of
+
+FINGERPRINT_NAMES = 1000
+
 
 class DataError(ValueError):
-    """Data that are missing, damaged or do not fit: one line that names the place."""
+    """Data that are missing, damaged or do not fit; the message is one line that starts with the file or folder."""
+
+    exit_code = 2
 
 
 class ImageError(DataError):
-    """One image that cannot be read. Only the process that reads it knows; every other DataError all of them share."""
+    """One image that cannot be read. Only the process that reads it gets this; every other DataError all processes share."""
+
+    def __init__(self, plain: str, advice: str = ""):
+        super().__init__(f"{plain}; {advice}" if advice else plain)
+        self.plain = plain                  # the text without the advice
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Each split is a sequence of (PIL RGB image, label) with `.labels`, int64 (n,), for which no image is decoded.
+    """Each split is a sequence of (PIL RGB image, target) with `.targets`, int64 (n,), for which no image is decoded.
 
-    split.source(index): the same pair as cheap as it comes, for a transform to make the rest: the image may be a PIL image
-    that is not decoded yet (ImageError may then come as late as in the transform) or a uint8 tensor (C, height, width).
-    split.name(index): what the image is called, a relative path with slashes, another one for every image of the data
-    set whatever split it is drawn into; split.content(index): the bytes that are stored of it.
+    split.source(index): the same pair with as little work as possible, for a transform to do the rest: the image may be a
+    PIL image that is not decoded yet (ImageError may then be raised as late as in the transform) or a uint8 tensor (C,
+    height, width). split.name(index): a relative path with slashes, unique in the data set whatever split the image is
+    drawn into; split.content(index): the stored bytes.
 
     `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object.
     """
 
     train: Dataset
     val: Dataset
-    test: Dataset                   # empty where nothing but a drawn share (draw_test) can be one
-    val_name: str                   # what the numbers of `val` are called: "test" where it is the test set
+    test: Dataset                   # empty where only a drawn share (draw_test) can be one
+    val_name: str                   # what the figures of `val` are called: "test" where it is the test set
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
-    prepared: int = 0               # pixels of the shorter side that larger images were made (prepared.py); 0: as published
+    prepared: int = 0               # shorter side in pixels to which larger images were reduced (prepared.py); 0: not prepared
 
 
 class ArrayImages(Dataset):
-    """uint8 images (n, height, width[, 3]) held in memory. `part`: of which published part ("train") they are."""
+    """uint8 images (n, height, width[, 3]) in memory. `part`: the published part that they come from, such as "train"."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, part: str = "images"):
-        self.images, self.labels, self.part = images, np.asarray(labels, dtype=np.int64), part
+    def __init__(self, images: np.ndarray, targets: Sequence[int] | np.ndarray, part: str = "images"):
+        self.images, self.targets, self.part = images, np.asarray(targets, dtype=np.int64), part
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
+        return Image.fromarray(self.images[index]).convert("RGB"), int(self.targets[index])
 
     def source(self, index: int) -> tuple[Image.Image, int]:
         return self[index]
@@ -67,126 +78,128 @@ class ArrayImages(Dataset):
         return self.images[index].tobytes()
 
 
-class Part(Dataset):
-    """The images of `split` at `indices`, in that order."""
-
-    def __init__(self, split: Dataset, indices):
-        self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
-        self.labels = split.labels[self.indices]
+class _View(Dataset):
+    """Images of other splits; `_locate(index)` -> (the split that holds an image, its index there)."""
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.split[int(self.indices[index])]
+        split, own = self._locate(index)
+        return split[own]
 
     def source(self, index: int) -> tuple[Image.Image | Tensor, int]:
-        return self.split.source(int(self.indices[index]))
+        split, own = self._locate(index)
+        return split.source(own)
 
     def name(self, index: int) -> str:
-        return self.split.name(int(self.indices[index]))
+        split, own = self._locate(index)
+        return split.name(own)
 
     def content(self, index: int) -> bytes:
-        return self.split.content(int(self.indices[index]))
+        split, own = self._locate(index)
+        return split.content(own)
 
 
-class Joined(Dataset):
+class Subset(_View):
+    """The images of `split` at `indices`, in that order."""
+
+    def __init__(self, split: Dataset, indices: Iterable[int]):
+        self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
+        self.targets = split.targets[self.indices]
+
+    def _locate(self, index: int) -> tuple[Dataset, int]:
+        return self.split, int(self.indices[index])
+
+
+class Concat(_View):
     """The images of several splits, one after the other."""
 
     def __init__(self, splits: list[Dataset]):
         self.splits = splits
-        self.labels = np.concatenate([split.labels for split in splits])
+        self.targets = np.concatenate([split.targets for split in splits])
         self._ends = np.cumsum([len(split) for split in splits])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        split, own = self._place(index)
-        return split[own]
-
-    def source(self, index: int) -> tuple[Image.Image | Tensor, int]:
-        split, own = self._place(index)
-        return split.source(own)
-
-    def name(self, index: int) -> str:
-        split, own = self._place(index)
-        return split.name(own)
-
-    def content(self, index: int) -> bytes:
-        split, own = self._place(index)
-        return split.content(own)
-
-    def _place(self, index: int) -> tuple[Dataset, int]:
+    def _locate(self, index: int) -> tuple[Dataset, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
         split = self.splits[number]
         return split, int(index - self._ends[number] + len(split))
 
 
-def share_of_each_class(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
-    """Indices, ascending, of a random share: round(share * n) of a class's n images, at least 1 of 2 or more, never all.
+# -------------------------------------------------------------------------------------------------- held-out shares
 
-    A smaller share of the same seed is part of a larger one.
+
+def stratified_share(strata: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Draw a random share: round(fraction * n) of a stratum's n images, at least 1 of 2 or more, never all.
+
+    strata (n,) int64 -> indices, ascending. A smaller share of the same seed is part of a larger one.
     """
-    assert 0 < share < 1
-    by_class = np.argsort(labels, kind="stable")
-    present, starts = np.unique(labels[by_class], return_index=True)
+    order = np.argsort(strata, kind="stable")
+    present, starts = np.unique(strata[order], return_index=True)
     chosen = [np.empty(0, dtype=np.int64)]
-    for label, own in zip(present.tolist(), np.split(by_class, starts[1:])):
-        count = min(max(round(share * len(own)), 1), len(own) - 1)
+    for label, own in zip(present.tolist(), np.split(order, starts[1:])):
+        count = min(max(round(fraction * len(own)), 1), len(own) - 1)
         generator = torch.Generator().manual_seed(derive_seed(seed, purpose, label))
         chosen.append(own[torch.randperm(len(own), generator=generator).numpy()[:count]])
     return np.sort(np.concatenate(chosen))
 
 
-def hold_out(splits: Splits, share: float, seed: int) -> Splits:
-    """A share of the training images becomes `val`; `test` stays. Raises DataError if there is a validation split already."""
+def by_class(targets: np.ndarray) -> np.ndarray:
+    """The strata of single labels: a share keeps the proportions of the classes."""
+    return targets
+
+
+def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
+    """Make a share of the training images `val`; `test` stays. Raises DataError if there is a validation split already."""
     if splits.val is not splits.test:
-        raise DataError(f"the data set has a validation split of its own ({len(splits.val)} images): leave --val_fraction out")
-    train, val = _divided(splits.train, share, seed, "val", "--val_fraction")
+        raise DataError(f"--val_fraction: the data set has a validation split of its own ({len(splits.val)} images). Omit "
+                        "--val_fraction")
+    train, val = _divide(splits.train, fraction, seed, "val", strata)
     return dataclasses.replace(splits, train=train, val=val, val_name="val")
 
 
-def draw_test(splits: Splits, share: float, seed: int) -> Splits:
-    """All images put together and a share drawn as the test set, as papers on data sets without a usual split do."""
+def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
+    """Pool all images and draw a share of them as the test set, as papers on data sets without a usual split do."""
     published = [splits.train, splits.val, splits.test] if splits.val is not splits.test else [splits.train, splits.test]
-    train, test = _divided(Joined(published), share, seed, "test", "--test_fraction")
+    train, test = _divide(Concat(published), fraction, seed, "test", strata)
     return dataclasses.replace(splits, train=train, val=test, test=test, val_name="test")
 
 
-def _divided(split: Dataset, share: float, seed: int, purpose: str, flag: str) -> tuple[Part, Part]:
-    """-> (what is left, the share)"""
-    chosen = share_of_each_class(split.labels, share, seed, purpose)
+def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: Strata) -> tuple[Subset, Subset]:
+    """-> (the remaining images, the share)"""
+    chosen = stratified_share(strata(split.targets), fraction, seed, purpose)
     if not len(chosen):
-        raise DataError(f"{flag} {share}: no class has two images, so that none can be taken from training")
-    return Part(split, np.setdiff1d(np.arange(len(split)), chosen)), Part(split, chosen)
+        raise DataError(f"--{purpose}_fraction {fraction}: no class has two images, so that none can be taken from training")
+    return Subset(split, np.setdiff1d(np.arange(len(split)), chosen)), Subset(split, chosen)
 
 
-def check(splits: Splits, place: str) -> None:
-    """Raises DataError unless every label has a class and every class has images to train on."""
+# ----------------------------------------------------------------------------------------------------------- checks
+
+
+def check(splits: Splits, location: str) -> None:
+    """Raise DataError unless every label has a class and every class has training images."""
     count = len(splits.classes)
     if len(set(splits.classes)) != count:
         twice = sorted(name for name in set(splits.classes) if splits.classes.count(name) > 1)
-        raise DataError(f"{place}: two classes are called {listed(twice)}")
+        raise DataError(f"{location}: two classes are called {abbreviate(twice)}")
     for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if not len(split):
-            raise DataError(f"{place}: no images in {name}")
-        wrong = split.labels[(split.labels < 0) | (split.labels >= count)]
+            raise DataError(f"{location}: no images in {name}")
+        wrong = split.targets[(split.targets < 0) | (split.targets >= count)]
         if len(wrong):
-            raise DataError(f"{place}: {name} has the label {wrong[0]}, but there are {count} classes: the files are damaged")
-    without = np.flatnonzero(np.bincount(splits.train.labels, minlength=count) == 0)
+            raise DataError(f"{location}: {name} has the label {wrong[0]}, but there are {count} classes: the files are damaged")
+    without = np.flatnonzero(np.bincount(splits.train.targets, minlength=count) == 0)
     if len(without):
-        raise DataError(f"{place}: no training images of class {listed(splits.classes[label] for label in without)}: "
+        raise DataError(f"{location}: no training images of class {abbreviate(splits.classes[label] for label in without)}: "
                         "the files are damaged")
 
 
-FINGERPRINT_NAMES = 1000
-
-
 def fingerprint(split: Dataset) -> str:
-    """16 hexadecimal digits of all labels and of the names of up to 1,000 images spread evenly over the split: another
-    value where images were added, removed, renamed or labelled otherwise, the same wherever the data lie."""
-    digest = hashlib.sha256(np.ascontiguousarray(split.labels, dtype="<i8").tobytes())
+    """Hash all targets and the names of up to 1,000 images spread evenly over the split -> 16 hexadecimal digits.
+
+    It changes where images are added, removed, renamed or labeled differently, and not with the folder of the data.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(split.targets, dtype="<i8").tobytes())
     count = len(split)
     for number in range(min(count, FINGERPRINT_NAMES)):
         index = number * count // min(count, FINGERPRINT_NAMES)
@@ -194,7 +207,7 @@ def fingerprint(split: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def listed(names) -> str:
+def abbreviate(names: Iterable[str]) -> str:
     """The first five by name, and how many more."""
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,18 +1,17 @@
-"""Image transforms: per image on the CPU, to uint8; normalising happens on the device.
+"""Image transforms: per image on the CPU, to uint8; normalization happens on the device.
 
-An image is PIL RGB, a uint8 tensor, or a JPEG of which no more is decoded than its crop needs (decoding.py). The numbers
+An image is PIL RGB, a uint8 tensor, or a JPEG of which no more is decoded than its crop needs (decode.py). The numbers
 drawn, and so the crops, are the same for all three. Tensors, and with them most JPEGs, are resized by PyTorch's uint8
 kernel: three times as fast as Pillow's, at most one grey level from it (bicubic: two).
 
 RandAugment is Cubuk et al. (arXiv 1909.13719), random erasing Zhong et al. (arXiv 1708.04896). Differs from timm's
 "rand-m9-mstd0.5-inc1": no jitter of the magnitude, the operations of the paper (one of them: nothing), holes black.
 All random numbers come from torch's global CPU generator, which the caller seeds per sample (randomness.seeded).
-An edit of attention (edits.py) can ride along through a training transform: `with_edit`.
+Steps that move pixels move torchvision's Masks alike, so that an edit of attention can follow its image.
 """
 
 import functools
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,15 +19,13 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from utils.attention.edits import WHOLE, Edit
-
 from .decode import decoded, is_undecoded
 
 MAGNITUDES = 11               # 0..10 as in the paper and in timm; torchvision's default of 31 makes 9 a third as strong
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 ERASED_STD = 0.225 * 255      # of ImageNet's pixels
 # How many times the pixels of what is made are decoded at least: in training crops and colours vary by far more than what is
-# lost (decoding.py); accuracies are compared.
+# lost (decode.py); accuracies are compared.
 TRAIN_MARGIN, EVAL_MARGIN = 1.0, 2.0
 
 
@@ -76,9 +73,8 @@ def eval_transform(img_size: tuple[int, int], *, channels: int = 3, interpolatio
     """PIL RGB, a source of FileImages or uint8 (3, H, W) -> uint8 (channels, height, width).
 
     crop 0: the whole image resized, its shape not kept, as Google's evaluation. 0 < crop <= 1: its shape kept, and the
-    middle cut out, which holds the share `crop` of the shorter side (DeiT and MAE: 0.875, that is 224 of 256 pixels).
+    middle cut out, which holds the ratio `crop` of the shorter side (DeiT and MAE: 0.875, that is 224 of 256 pixels).
     """
-    assert 0 <= crop <= 1, crop
     mode = InterpolationMode(interpolation)
     if crop:
         steps = [ResizeToCover(_before_crop(img_size, crop), mode), v2.CenterCrop(img_size)]
@@ -90,7 +86,7 @@ def eval_transform(img_size: tuple[int, int], *, channels: int = 3, interpolatio
 def eval_region(image_size: tuple[int, int], img_size: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
     """What eval_transform shows of an image stored in image_size (height, width): top, left, bottom, right as shares of it."""
     if not crop:
-        return WHOLE
+        return 0.0, 0.0, 1.0, 1.0
     resized = covering(image_size, _before_crop(img_size, crop))
     first = [round((whole - side) / 2) for whole, side in zip(resized, img_size)]        # as CenterCrop rounds
     return (*(start / whole for start, whole in zip(first, resized)),
@@ -111,7 +107,6 @@ def covering(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, i
 
 def to_tensor(channels: int) -> list[v2.Transform]:
     """PIL RGB or uint8 (3, height, width) -> uint8 (channels, height, width)"""
-    assert channels in (1, 3), channels
     return [*([Grayscale()] if channels == 1 else []), v2.PILToTensor()]
 
 
@@ -176,7 +171,7 @@ class Grayscale(v2.Grayscale):
 class RandomErasing(v2.RandomErasing):
     """On uint8, which torchvision's would fill with noise of standard deviation 1: nearly black.
 
-    timm fills with standard normal noise after normalising. Here, before it: mean 127.5, standard deviation 57, cut to
+    timm fills with standard normal noise after normalizing. Here, before it: mean 127.5, standard deviation 57, cut to
     0..255, which is the same for images normalised by ImageNet's values.
     """
 
@@ -194,62 +189,7 @@ class RandomErasing(v2.RandomErasing):
         return super().transform(inpt, params)
 
 
-# -------------------------------------------------------------------------------------------- edits of attention
-
-
-class EditGrid(tv_tensors.TVTensor):
-    """An edit on its way through a transform: (2, h, w), values and what is edited, as stored.
-
-    The first step of every training transform, a resize or the resize of a crop, turns it into a Mask of the pixels it
-    makes; every other step knows what to do with a Mask. (A mask of the stored image's pixels would be blurred where
-    they are few, and slow where they are millions.)
-    """
-
-    region: tuple[float, float, float, float]       # what the grid covers: top, left, bottom, right, as shares of the image
-    image_size: tuple[int, int]                     # height, width
-
-    def drawn(self, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> tv_tensors.Mask:
-        """The crop (pixels of the stored image), resized: (2, *size) float32, [value where edited, edited]"""
-        grid = self.as_subclass(Tensor)
-        for dim, (start, length) in enumerate(((top, height), (left, width))):
-            # The middle of each new pixel as a share of the image, then in patches; beyond the region: the border of 0.
-            places = (start + (torch.arange(size[dim], dtype=torch.float64) + 0.5) / size[dim] * length) / self.image_size[dim]
-            first, last = self.region[dim], self.region[dim + 2]
-            count = grid.shape[dim + 1]
-            patches = ((places - first) / (last - first) * count).floor().clamp(-1, count).long()
-            grid = F.pad(grid, (0, 0, 1, 1) if dim == 0 else (1, 1)).index_select(dim + 1, patches + 1)
-        return tv_tensors.Mask(grid)
-
-
-@v2.functional.register_kernel(v2.functional.resize, EditGrid)
-def _resized(edit: EditGrid, size: tuple[int, int], **_) -> tv_tensors.Mask:
-    return edit.drawn(0, 0, *edit.image_size, size)
-
-
-@v2.functional.register_kernel(v2.functional.resized_crop, EditGrid)
-def _resized_crop(edit: EditGrid, top: int, left: int, height: int, width: int, size: tuple[int, int], **_) -> tv_tensors.Mask:
-    return edit.drawn(top, left, height, width, size)
-
-
-def with_edit(transform: v2.Compose, image: Image.Image, edit: Edit, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """-> transform(image), as it is without an edit, and where the same crop and flip put the edit: (2, h, w) float32.
-
-    transform: train_transform's, without RandAugment (its shears and shifts do not move masks). grid: (h, w) of the
-    model. Of the edit comes, for each patch, the mean value over its edited pixels, 0 where there is none, and which
-    share of its pixels is edited, 0..1. What is padded, rotated in or erased is not edited.
-    """
-    assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment would part image and edit"
-    planes = np.stack([np.where(edit.edited, edit.values, 0), edit.edited]).astype(np.float32)
-    stored = torch.from_numpy(planes).as_subclass(EditGrid)
-    stored.region, stored.image_size = edit.region, tuple(v2.functional.get_size(image))
-    image, mask = transform((image, stored))
-    assert isinstance(mask, tv_tensors.Mask) and mask.shape[1:] == image.shape[1:], (type(mask), mask.shape)
-    # In float64 the mean of equal values is that value.
-    values, edited = F.adaptive_avg_pool2d(mask.as_subclass(Tensor).double(), grid)
-    return image, torch.stack([values / edited.clamp(min=1e-9), edited]).float()
-
-
-def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8, or floating point in 0..255, (B, C, height, width) -> (x / 255 - mean) / std, on the images' device"""
     mean, std = _of_bytes(tuple(mean), tuple(std), images.device)
     # Planes and, of bytes, in place: about twice as fast on a CPU. And a compiled model has to be given one layout.

@@ -1,7 +1,7 @@
 """Pictures of images, mistakes, attention, positions and filters. utils/report/plots.py draws runs.
 
 Functions take numpy arrays and names, and return a Figure. image: (height, width, 3) uint8, as the model saw it;
-heat: a map of the whole image, of any resolution; words: what stands below the image.
+heat: a map of the whole image, of any resolution; caption: the text below the image.
 
 Source of the last three: Dosovitskiy et al. (arXiv 2010.11929), figure 7.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from .plots import balanced, entitle, plain
+from .plots import balanced, plain, set_suptitle
 
 Named = tuple[str, np.ndarray]
 COLUMNS, TILE = 8, 1.55             # maps in a row, and the side of one in inches
@@ -25,8 +25,7 @@ def predictions(images: Sequence[np.ndarray], probabilities: np.ndarray, classes
 
     Titles are the true classes where `labels` are given (green where right, red where wrong), else the captions.
     """
-    labels = [None] * len(images) if labels is None else labels
-    captions = [""] * len(images) if captions is None else captions
+    labels, captions = labels or [None] * len(images), captions or [""] * len(images)
     figure = Figure(figsize=(max(1.6 * len(images), 3), 2.75 + 0.3 * bool(title)), layout="constrained")
     axes_row = np.atleast_1d(figure.subplots(1, len(images)))
     for axes, image, row, label, caption in zip(axes_row, images, probabilities, labels, captions):
@@ -38,8 +37,7 @@ def predictions(images: Sequence[np.ndarray], probabilities: np.ndarray, classes
         else:
             right = row.argmax() == label
             axes.set_title(plain(f"true: {classes[label]}", 20), fontsize="medium", color="tab:green" if right else "tab:red")
-    entitle(figure, title)
-    return figure
+    return _finish(figure, title)
 
 
 def best(probabilities: np.ndarray, classes: Sequence[str], length: int = 30) -> list[str]:
@@ -52,32 +50,28 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], images: Sequence[np.nd
     """The confusion matrix (C, C), rows true class, columns predicted class; the classes that are most often confused; and
     the worst mistakes: images, and of each (true class, predicted class, its probability).
 
-    Colours are shares of the true class's images. Up to 12 classes have their counts in the cells, up to 40 their names.
+    Colors are shares of the true class's images. Up to 12 classes have their counts in the cells, up to 40 their names.
     """
     columns = 8
     lines = -(-len(images) // columns)
     figure = Figure(figsize=(13, 7.6 + 2.2 * lines + 0.4), layout="constrained")
     parts = np.atleast_1d(figure.subfigures(1 + bool(lines), 1, height_ratios=[7.2, 2.2 * lines + 0.4][:1 + bool(lines)]))
-    axes, words = parts[0].subplots(1, 2, width_ratios=(2.2, 1))
+    axes, caption = parts[0].subplots(1, 2, width_ratios=(2.2, 1))
     _matrix(axes, matrix, classes)
     parts[0].colorbar(axes.images[0], ax=axes, shrink=0.8, label="share of the true class's images")
     mistaken = np.where(np.eye(len(classes), dtype=bool), 0, matrix)
     order = [divmod(int(index), len(classes)) for index in np.argsort(-mistaken, axis=None, kind="stable")[:12]]
     rows = [f"{plain(classes[row], 18)} → {plain(classes[column], 18)}:  {mistaken[row, column]}"
             for row, column in order if mistaken[row, column]]
-    words.axis("off")
-    words.set_title("most often confused: true → predicted", loc="left", fontsize="medium", fontweight="bold")
-    words.text(0, 0.98, "\n".join(rows) or "no mistakes", va="top", linespacing=1.7, transform=words.transAxes)
+    caption.axis("off")
+    caption.set_title("most often confused: true → predicted", loc="left", fontsize="medium", fontweight="bold")
+    caption.text(0, 0.98, "\n".join(rows) or "no mistakes", va="top", linespacing=1.7, transform=caption.transAxes)
     if lines:
         parts[1].suptitle("the worst mistakes: those with the most probable wrong class", fontsize="medium", fontweight="bold")
-        grid = parts[1].subplots(lines, columns, squeeze=False)
-        for place in grid.flat:
-            place.axis("off")
-        for place, image, (true, predicted, probability) in zip(grid.flat, images, wrong):
-            place.imshow(image)
-            place.set_title(f"{plain(predicted, 16)}: {probability:.1%}\n(true: {plain(true, 14)})", fontsize="small")
-    entitle(figure, title)
-    return figure
+        for panel, image, (true, predicted, probability) in zip(_empty_grid(parts[1], lines, columns), images, wrong):
+            panel.imshow(image)
+            panel.set_title(f"{plain(predicted, 16)}: {probability:.1%}\n(true: {plain(true, 14)})", fontsize="small")
+    return _finish(figure, title)
 
 
 def _matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
@@ -98,16 +92,15 @@ def _matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------- attention
 
 
-def over_image(image: np.ndarray, words: str, maps: Sequence[Named], title: str = "", note: str = "",
+def over_image(image: np.ndarray, caption: str, maps: Sequence[Named], title: str = "", note: str = "",
                scale: str = "weight of a patch") -> Figure:
     """The image, and each map beside it, alone with its scale and over the image."""
     figure = Figure(figsize=(10.2, (3 * _tall(image) + 0.5) * len(maps) + 1.2 + 0.3 * bool(note)), layout="constrained")
-    _beside(figure, image, words, maps, scale)
-    _label(figure, title, note)
-    return figure
+    _beside(figure, image, caption, maps, scale)
+    return _finish(figure, title, note)
 
 
-def attention(image: np.ndarray, words: str, chosen: Sequence[Named], groups: Mapping[str, Sequence[Named]], title: str = "",
+def attention(image: np.ndarray, caption: str, chosen: Sequence[Named], groups: Mapping[str, Sequence[Named]], title: str = "",
               note: str = "") -> Figure:
     """As over_image for the `chosen` maps; below them groups of small maps over the image, each group with a heading."""
     columns = min(COLUMNS, max(4, *map(len, groups.values())))
@@ -117,13 +110,12 @@ def attention(image: np.ndarray, words: str, chosen: Sequence[Named], groups: Ma
     heights += [((width - 1.2) / columns * _tall(image) + 0.5) * count + 0.5 for count in lines]
     figure = Figure(figsize=(width, sum(heights) + 0.3 * bool(note)), layout="constrained")
     parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
-    _beside(parts[0], image, words, chosen, "weight of a patch")
+    _beside(parts[0], image, caption, chosen, "weight of a patch")
     for part, (heading, tiles) in zip(parts[1:], groups.items()):
         _tiles(part, image, tiles, columns)
         part.suptitle(plain(heading), fontsize="medium", fontweight="bold")
-    entitle(parts[0], title)
-    if note:
-        parts[-1].supxlabel(plain(note), fontsize="small", x=0.01, ha="left")
+    set_suptitle(parts[0], title)
+    _note(parts[-1], note)
     return figure
 
 
@@ -132,8 +124,7 @@ def variants(image: np.ndarray, maps: Sequence[Named], title: str = "", columns:
     lines = -(-len(maps) // columns)
     figure = Figure(figsize=(2 * columns + 1, (2 * _tall(image) + 0.5) * lines + 0.5), layout="constrained")
     _tiles(figure, image, maps, columns)
-    entitle(figure, title)
-    return figure
+    return _finish(figure, title)
 
 
 def _tall(image: np.ndarray) -> float:
@@ -146,37 +137,49 @@ def _in_two(label: str) -> str:
     return "\n".join(balanced(label, (len(label) + 9) // 2))
 
 
-def _label(figure: Figure, title: str, note: str) -> None:
-    entitle(figure, title)
+def _note(figure: Figure | SubFigure, note: str) -> None:
     if note:
         figure.supxlabel(plain(note), fontsize="small", x=0.01, ha="left")
 
 
-def _beside(place: Figure | SubFigure, image: np.ndarray, words: str, maps: Sequence[Named], scale: str) -> None:
-    rows = place.subplots(len(maps), 3, squeeze=False)
+def _finish(figure: Figure, title: str, note: str = "") -> Figure:
+    set_suptitle(figure, title)
+    _note(figure, note)
+    return figure
+
+
+def _beside(panel: Figure | SubFigure, image: np.ndarray, caption: str, maps: Sequence[Named], scale: str) -> None:
+    rows = panel.subplots(len(maps), 3, squeeze=False)
     for number, ((shown, alone, over), (name, heat)) in enumerate(zip(rows, maps)):
         for axes in (shown, alone, over):
             axes.set(xticks=[], yticks=[])
         shown.imshow(image)
         shown.set_title("image as the model saw it" if number == 0 else "", fontsize="medium")
-        shown.set_xlabel(words if number == 0 else "", fontsize="small")
+        shown.set_xlabel(caption if number == 0 else "", fontsize="small")
         drawn = alone.imshow(heat, extent=shown.images[0].get_extent(), cmap="viridis", vmin=min(0.0, float(heat.min())),
                              vmax=max(float(heat.max()), 1e-12))
         alone.set_title(plain(name, 60), fontsize="medium")
-        place.colorbar(drawn, ax=alone, shrink=0.8).set_label(scale if _tall(image) > 0.8 else _in_two(scale),
+        panel.colorbar(drawn, ax=alone, shrink=0.8).set_label(scale if _tall(image) > 0.8 else _in_two(scale),
                                                               fontsize="medium" if _tall(image) > 0.45 else "x-small")
         _overlay(over, image, heat)
         over.set_title("over the image", fontsize="medium")
 
 
-def _tiles(place: Figure | SubFigure, image: np.ndarray, tiles: Sequence[Named], columns: int) -> None:
-    grid = place.subplots(-(-len(tiles) // columns), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, (name, heat) in zip(grid.flat, tiles):
+def _tiles(panel: Figure | SubFigure, image: np.ndarray, tiles: Sequence[Named], columns: int) -> None:
+    lines = -(-len(tiles) // columns)
+    grid = _empty_grid(panel, lines, columns)
+    for axes, (name, heat) in zip(grid, tiles):
         drawn = _overlay(axes, image, heat)
         axes.set_title(f"{plain(name)}\nmax {heat.max():.2g}", fontsize="small")
-    place.colorbar(drawn, ax=list(grid.flat), shrink=0.9, aspect=12 * len(grid), label="share of max", ticks=(0, 0.5, 1))
+    panel.colorbar(drawn, ax=grid, shrink=0.9, aspect=12 * lines, label="share of max", ticks=(0, 0.5, 1))
+
+
+def _empty_grid(panel: Figure | SubFigure, lines: int, columns: int) -> list[Axes]:
+    """Row by row, without frames."""
+    grid = list(panel.subplots(lines, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    return grid
 
 
 def _overlay(axes: Axes, image: np.ndarray, heat: np.ndarray):
@@ -201,8 +204,7 @@ def distance(distances: np.ndarray, longest: float, title: str = "", note: str =
     axes.set_xticks(layers if len(layers) <= 16 else layers[::2])
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _label(figure, title, note)
-    return figure
+    return _finish(figure, title, note)
 
 
 def positions(similarity: np.ndarray, title: str = "") -> Figure:
@@ -226,39 +228,35 @@ def positions(similarity: np.ndarray, title: str = "") -> Figure:
     axes.tick_params(length=0)
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
     figure.colorbar(drawn, ax=axes, shrink=0.8, label=label if share > 0.8 else _in_two(label))
-    entitle(figure, title)
-    return figure
+    return _finish(figure, title)
 
 
-def filters(colours: np.ndarray, shares: np.ndarray, title: str = "", note: str = "") -> Figure:
-    """colours (k, P, P, 3) in 0..1, shares (k,) of the variance."""
-    columns = min(7, len(colours))
-    lines = -(-len(colours) // columns)
+def filters(colors: np.ndarray, shares: np.ndarray, title: str = "", note: str = "") -> Figure:
+    """colors (k, P, P, 3) in 0..1, shares (k,) of the variance."""
+    columns = min(7, len(colors))
+    lines = -(-len(colors) // columns)
     figure = Figure(figsize=(1.25 * columns + 0.4, 1.5 * lines + 0.9), layout="constrained")
-    for axes in figure.subplots(lines, columns, squeeze=False).flat:
-        axes.axis("off")
-    for number, (axes, colour, share) in enumerate(zip(figure.axes, colours, shares), start=1):
-        axes.imshow(colour, interpolation="nearest")
+    for number, (axes, color, share) in enumerate(zip(_empty_grid(figure, lines, columns), colors, shares), start=1):
+        axes.imshow(color, interpolation="nearest")
         axes.set_title(f"{number}: {share:.1%}", fontsize="small")
-    _label(figure, title, note)
-    return figure
+    return _finish(figure, title, note)
 
 
-# ------------------------------------------------------------------------------------- what edits have taught
+# ------------------------------------------------------------------------------------ training on attention edits
 
 
-class Taught(NamedTuple):
+class BeforeAfter(NamedTuple):
     """An image before and after training on edits: its sigmoid attention (h, w), and the class predicted."""
 
-    kind: str                       # such as "taught" or "test"
+    kind: str                       # such as "taught" (trained on its edit) or "test"
     image: np.ndarray
     truth: str
     before: tuple[np.ndarray, str, float]       # attention, predicted class, probability of the true class
     after: tuple[np.ndarray, str, float]
-    edit: np.ndarray | None         # (h, w), NaN where nothing was edited; None: nobody has edited this image
+    edit: np.ndarray | None         # (h, w), NaN where nothing was edited; None: this image has no edit
 
 
-def before_and_after(rows: Sequence[Taught], title: str = "") -> Figure:
+def before_and_after(rows: Sequence[BeforeAfter], title: str = "") -> Figure:
     """A row an image: the image, its attention before, the edit, its attention after, all on one scale from 0 to 1."""
     figure = Figure(figsize=(9, 2.3 * len(rows) + 0.6), layout="constrained")
     grid = figure.subplots(len(rows), 4, squeeze=False)
@@ -271,9 +269,9 @@ def before_and_after(rows: Sequence[Taught], title: str = "") -> Figure:
         extent = axes[0].images[0].get_extent()
         axes[0].set_ylabel(plain(row.kind), fontsize="medium")
         axes[0].set_xlabel(plain(f"true: {row.truth}", 26), fontsize="small")
-        for place, (heat, predicted, probability) in ((axes[1], row.before), (axes[3], row.after)):
-            drawn = place.imshow(heat, extent=extent, cmap="viridis", vmin=0, vmax=1)
-            place.set_xlabel(f"{plain(f'predicted: {predicted}', 26)}\ntrue class: {probability:.1%}", fontsize="small",
+        for panel, (heat, predicted, probability) in ((axes[1], row.before), (axes[3], row.after)):
+            drawn = panel.imshow(heat, extent=extent, cmap="viridis", vmin=0, vmax=1)
+            panel.set_xlabel(f"{plain(f'predicted: {predicted}', 26)}\ntrue class: {probability:.1%}", fontsize="small",
                              color="tab:green" if predicted == row.truth else "tab:red")
         axes[2].set_facecolor("lightgray")
         if row.edit is None:
@@ -282,5 +280,4 @@ def before_and_after(rows: Sequence[Taught], title: str = "") -> Figure:
         else:
             axes[2].imshow(row.edit, extent=extent, cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=list(grid.flat), shrink=min(1.0, 3 / len(rows)), label="sigmoid attention, mean over heads")
-    entitle(figure, title)
-    return figure
+    return _finish(figure, title)

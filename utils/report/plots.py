@@ -1,19 +1,23 @@
-"""Figures of runs: curves and sweeps; and files of figures. utils/report/pictures.py draws what has images in it.
+"""Figures of runs (curves and sweeps), and files of figures. utils/report/pictures.py draws images.
 
-These two are the only importers of matplotlib. Functions return a Figure; nothing is shown and no window is opened.
+These two are the only importers of matplotlib. Functions return a Figure; no window is opened.
 """
 
+import itertools
 import os
 import tempfile
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 from matplotlib import font_manager, ticker, transforms
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+
+from utils.files import atomic_write
 
 # For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
 # format can hold.
@@ -25,19 +29,22 @@ _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 matplotlib.rcParams["font.family"] += [name for name in FALLBACK_FONTS if name in _INSTALLED]
 
 SUFFIXES = (".png", ".pdf", ".svg")
-COLOURS = matplotlib.color_sequences["tab10"]
-SPLIT_COLOURS = {"train": COLOURS[3], "val": COLOURS[1], "test": COLOURS[2]}
+COLORS = matplotlib.color_sequences["tab10"]
+SPLIT_COLORS = {"train": COLORS[3], "val": COLORS[1], "test": COLORS[2]}
 SCALES = ("loss", "attention loss", "accuracy in %", "learning rate")
 # event of a log.jsonl: the fields of it that are drawn
 DRAWN = {"train": ("step", "loss", "lr"), "eval": ("step", "loss", "accuracy", "top5")}
 
 
-class PlaceError(ValueError):
-    """A place that no picture can be written to: one line."""
+class OutputError(ValueError):
+    """A picture cannot be written to the given file or folder."""
+
+    exit_code = 2
 
 
 def plain(text: str, length: int = 0) -> str:
-    """As it is written, in one line: a dollar sign would begin a formula. `length`: the most letters, the middle goes first.
+    """Escapes a text for Matplotlib (a dollar sign would begin a formula), in one line of at most `length` letters: the
+    middle is replaced by an ellipsis.
 
     Bytes of a file's name that are not UTF-8 become question marks, since no font has them.
     """
@@ -47,15 +54,15 @@ def plain(text: str, length: int = 0) -> str:
     return text.replace("$", r"\$")
 
 
-def entitle(place: Figure | SubFigure, title: str, **how) -> None:
-    """Above everything, in lines that fit the width."""
-    width = int(10.5 * place.get_figure(root=True).get_figwidth())
+def set_suptitle(figure: Figure | SubFigure, title: str, **how) -> None:
+    """Sets the title above everything, in lines that fit the width."""
+    width = int(10.5 * figure.get_figure(root=True).get_figwidth())
     lines = [part for line in title.splitlines() for part in balanced(plain(line), width)]
-    place.suptitle("\n".join(lines), **how)
+    figure.suptitle("\n".join(lines), **how)
 
 
 def balanced(line: str, width: int) -> list[str]:
-    """As few lines of at most `width` letters as there can be, of about one length: no lone last word."""
+    """Wraps into as few lines of at most `width` letters as possible, of about one length: no lone last word."""
     fewest = len(textwrap.wrap(line, width))
     narrow = next(narrow for narrow in range(-(-len(line) // max(fewest, 1)) or 1, width + 1)
                   if len(textwrap.wrap(line, narrow)) <= fewest)
@@ -65,26 +72,20 @@ def balanced(line: str, width: int) -> list[str]:
 def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
     """Loss, accuracy and learning rate over steps, from the events of a log.jsonl; the attention loss where there is one.
 
-    What an event lacks, or has in another form than that of a number, is a gap; `wrong_in` tells it.
+    A field that an event lacks, or that is not a number, is a gap; `find_invalid_event` finds it.
     """
-    return _curves({"": events}, title)
+    return compare_learning_curves({"": events}, title)
 
 
-def learning_curves_of(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
-    """The same of several runs, by name: a colour each."""
-    return _curves(runs, title)
-
-
-def wrong_in(events: Sequence[dict]) -> str | None:
-    """What keeps the events of a log.jsonl from being drawn, with its line; None: nothing does."""
+def find_invalid_event(events: Sequence[dict]) -> str | None:
+    """Describes the first event of a log.jsonl that cannot be drawn, with its line; None if there is none."""
     for line, event in enumerate(events, start=1):
         kind = event.get("event")
         if not isinstance(kind, str):
             return f"line {line} is no event of a run: it has no \"event\""
         if kind == "eval" and not isinstance(event.get("split"), str):
             return f"line {line}: an eval event without its \"split\""
-        given = [*DRAWN.get(kind, ()), *(["attention_loss"] if kind == "train" and "attention_loss" in event else [])]
-        for field in given:
+        for field in (*DRAWN.get(kind, ()), *({"attention_loss"} & event.keys() if kind == "train" else ())):
             if field not in event:
                 return f"line {line}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
             if _number(event, field) is None:
@@ -95,49 +96,45 @@ def wrong_in(events: Sequence[dict]) -> str | None:
 def _number(event: dict, field: str) -> float | None:
     """None: there is none. What JSON has no number for, the log holds as the text nan, inf or -inf."""
     value = event.get(field)
-    if isinstance(value, bool) or (not isinstance(value, (int, float)) and value not in ("nan", "inf", "-inf")):
-        return None
-    try:
-        return float(value)
-    except OverflowError:                          # an integer of hundreds of digits
-        return None
+    known = (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
+    return float(value) if known else None
 
 
 def _numbers(events: Sequence[dict], field: str) -> list[float]:
-    found = (_number(event, field) for event in events)
-    return [float("nan") if number is None else number for number in found]
+    return [float("nan") if (number := _number(event, field)) is None else number for event in events]
 
 
-def _curves(runs: Mapping[str, Sequence[dict]], title: str) -> Figure:
-    taught = any("attention_loss" in event for events in runs.values() for event in events)
-    scales = [scale for scale in SCALES if taught or scale != "attention loss"]
+def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
+    """The learning curves of runs, by name; of several runs each has a color."""
+    supervised = any("attention_loss" in event for events in runs.values() for event in events)
+    scales = [scale for scale in SCALES if supervised or scale != "attention loss"]
     figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
     axes = dict(zip(scales, figure.subplots(1, len(scales))))
     for number, (name, events) in enumerate(runs.items()):
         name = plain(name, 30)
         # Matplotlib keeps what begins with "_" out of the legend.
         _curves_of_run(axes, events, f" {name}" if name.startswith("_") else name,
-                       COLOURS[number % len(COLOURS)] if len(runs) > 1 else None)
+                       COLORS[number % len(COLORS)] if len(runs) > 1 else None)
     for scale, each in axes.items():
         each.set(xlabel="step", title=scale)
         each.grid(alpha=0.3)
         entries = len(each.get_legend_handles_labels()[0])
         if entries and len(runs) == 1:
             each.legend(fontsize="small")
-        elif entries and scale != "learning rate":         # below: too many to lie over the curves
+        elif entries and scale != "learning rate":         # below: too many to cover the curves
             below = each.transAxes + transforms.ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
             each.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
             figure.set_figheight(max(figure.get_figheight(), 3.8 + 0.17 * entries))
-    if taught:
-        _room_for_both(axes["loss"])
+    if supervised:
+        _use_log_scale_if_needed(axes["loss"])
     axes["accuracy in %"].set_ylim(0, 103)
     axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    entitle(figure, title)
+    set_suptitle(figure, title)
     return figure
 
 
-def _room_for_both(axes: Axes) -> None:
-    """A logarithmic scale where a heavy attention loss in what is minimised would press the other curves flat."""
+def _use_log_scale_if_needed(axes: Axes) -> None:
+    """Uses a logarithmic scale where a large attention loss in the training loss would flatten the other curves."""
     values = [value for line in axes.get_lines() for value in line.get_ydata() if 0 < value < float("inf")]
     if values and max(values) > 10 * min(values):
         axes.set_yscale("log")
@@ -146,32 +143,32 @@ def _room_for_both(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, colour) -> None:
-    """colour None: the only run, whose splits have a colour each."""
+def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, color) -> None:
+    """color None: the only run, whose splits have a color each."""
     train = [event for event in events if event.get("event") == "train"]
     evaluations: dict[str, list[dict]] = {}
     for event in events:
         if event.get("event") == "eval":
             evaluations.setdefault(str(event.get("split")), []).append(event)
-
-    def label(word: str) -> str:
-        return f"{name} {word}" if name else word
+    before = f"{name} " if name else ""
 
     if train:
-        own, grey = {"color": colour or COLOURS[0], "linewidth": 1}, colour or "tab:gray"
-        taught = [event for event in train if event.get("attention_loss") is not None]
-        # What is minimised has it in it, with its weight; what is evaluated has not.
-        word = "train (with attention loss)" if taught else "train"
-        axes["loss"].plot(_numbers(train, "step"), _numbers(train, "loss"), label=label(word), alpha=0.4 if colour else 1, **own)
-        axes["learning rate"].plot(_numbers(train, "step"), _numbers(train, "lr"), color=grey)
-        if taught:
-            axes["attention loss"].plot(_numbers(taught, "step"), _numbers(taught, "attention_loss"), label=label("train"), **own)
+        own = {"color": color or COLORS[0], "linewidth": 1}
+        supervised = [event for event in train if event.get("attention_loss") is not None]
+        # The training loss contains it, with its weight; that of an evaluation does not.
+        word = "train (with attention loss)" if supervised else "train"
+        steps = _numbers(train, "step")
+        axes["loss"].plot(steps, _numbers(train, "loss"), label=before + word, alpha=0.4 if color else 1, **own)
+        axes["learning rate"].plot(steps, _numbers(train, "lr"), color=color or "tab:gray")
+        if supervised:
+            axes["attention loss"].plot(_numbers(supervised, "step"), _numbers(supervised, "attention_loss"),
+                                        label=f"{before}train", **own)
     for split, series in evaluations.items():
-        own = {"color": colour or SPLIT_COLOURS.get(split), "markersize": 3}
+        own = {"color": color or SPLIT_COLORS.get(split), "markersize": 3}
         steps = _numbers(series, "step")
         # Two values (before and after) are no curve: a line between them would look like one.
         line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
-        split = label(plain(split, 20))
+        split = before + plain(split, 20)
         axes["loss"].plot(steps, _numbers(series, "loss"), line, label=split, **own)
         for field, kind, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
             percent = [100 * share for share in _numbers(series, field)]
@@ -186,19 +183,17 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
     ended = [row for row in trials if row["status"] == "done"]
     axes.plot([row[tried] for row in ended], [100 * row["accuracy"] for row in ended], "o-",
               label=f"on the {ended[0]['images']} images held out" if ended else None)
-    for row in trials:
-        if row["status"] != "done":
-            axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
     for row in rows:
-        if row["run"] == "final" and row["status"] == "done":
+        if row in trials and row not in ended:
+            axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
+        elif row not in trials and row["status"] == "done":
             axes.plot(row[tried], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
                       label=f"final run, test: {row['accuracy']:.2%} of {row['images']}")
     axes.set(xlabel=tried.replace("_", " "), ylabel="accuracy in %", title=plain(title))
     values = [row[tried] for row in trials]
-    above = [value for value in values if value > 0]
-    if len(above) == len(values):
+    if min(values, default=1) > 0:
         axes.set_xscale("log")
-    elif above:
+    elif above := [value for value in values if value > 0]:
         axes.set_xscale("symlog", linthresh=min(above))               # a weight of 0 has a place there
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
     axes.set_xticks([], minor=True)
@@ -211,61 +206,48 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
 # -------------------------------------------------------------------------------------------------- files
 
 
-def places(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
-    """Where the pictures called `names` go: to the file or folder `output`; None: to `folder`. Of equal names (a.png and
-    a.jpg) the second gets a -2.
+def output_paths(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of the pictures called `names`: in the file or folder `output`, or in `folder` if that is None. Of equal
+    names (a.png and a.jpg) the second gets a -2.
 
-    Raises PlaceError also for what cannot be written: before time is spent, and nothing is left there.
+    Raises OutputError, also if they cannot be written: before time is spent, without leaving a file.
     """
     if output is None or Path(output).is_dir() or not Path(output).suffix:
         names = _distinct(names)
         paths = [(folder if output is None else Path(output)) / f"{name}.png" for name in names]
     elif Path(output).suffix.lower() not in SUFFIXES:
-        raise PlaceError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
+        raise OutputError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
     elif len(names) > 1:
-        raise PlaceError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
+        raise OutputError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
     else:
         paths = [Path(output)]
-    nearest = next(place for place in paths[0].absolute().parents if os.path.lexists(place))
+    nearest = next(parent for parent in paths[0].absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
-        raise PlaceError(f"cannot write {paths[0]}: {nearest} is no folder; give another --output")
+        raise OutputError(f"cannot write {paths[0]}: {nearest} is no folder; choose another --output")
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise PlaceError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; give another --output") from error
+        raise OutputError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; choose another --output") from error
     for path in paths:
         if os.path.isdir(path):
-            raise PlaceError(f"cannot write {path}: it is a folder; give another --output")
+            raise OutputError(f"cannot write {path}: it is a folder; choose another --output")
     return paths
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    found = {}
+    found: list[str] = []
     for stem in names:
-        name, number = stem, 1
-        while name in found:
-            number += 1
-            name = f"{stem}-{number}"
-        found[name] = None
-    return list(found)
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        found.append(next(name for name in itertools.chain([stem], numbered) if name not in found))
+    return found
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """By the suffix of the path (.png, .pdf, .svg): whole or not at all. A stream gets a PNG."""
-    if not isinstance(path, (str, os.PathLike)):
-        _save(figure, path)
-        return
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        _save(figure, unfinished, format=path.suffix.lstrip(".").lower())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _save(figure: Figure, place, **how) -> None:
-    """A letter that no font has is drawn as a box, which says it; a warning for each would say nothing more."""
-    with warnings.catch_warnings():
+def save(figure: Figure, path: str | Path | BinaryIO) -> None:
+    """Writes .png, .pdf or .svg, atomically; a stream gets a PNG. Raises StorageError."""
+    with warnings.catch_warnings():                    # of letters that no font has: they are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
-        figure.savefig(place, dpi=120, **how)
+        if isinstance(path, (str, os.PathLike)):
+            suffix = Path(path).suffix.lstrip(".").lower()
+            atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))
+        else:
+            figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
-"""From what was recorded of a model to figures: which rows are read, what the maps are called, what has to be said of them.
+"""Figures of recorded attention: selects the rows of the maps, names them and adds the notes that they need.
 
-A model is any object with the attributes of models.ImageTransformer; this file builds and runs none.
+A model is any object with the attributes of models.ImageTransformer; this file builds none.
 
 Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
 """
@@ -8,6 +8,7 @@ Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from utils.attention import maps as attention_maps
 from utils.data.loader import default_workers, eval_loader
-from utils.data.transforms import eval_transform, normalise
+from utils.data.transforms import normalize
 from utils.run.log import LOG_FILE, scan_log
 
 from . import pictures, plots
@@ -28,29 +29,24 @@ COARSE = 8                          # below so many patches a side, smooth maps 
 
 
 class ViewError(ValueError):
-    """A picture that this model does not have: one line."""
+    """A picture cannot be drawn of this model or run."""
+
+    exit_code = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model in eval mode, and what is known of where it comes from."""
+class Subject(Protocol):
+    """A model in eval mode, and what it takes to use it: what utils/build/opened.py opens."""
 
     model: nn.Module
     classes: tuple[str, ...]
     title: str
-    settings: dict                  # flags of train.py: how images are resized, and of which data set they are
-    has_data: bool                  # whether the settings name one
-
-    def transform(self) -> Callable:
-        """PIL RGB -> uint8 (channels, height, width), as the model was evaluated."""
-        model, settings = self.model, self.settings
-        return eval_transform(model.img_size, channels=model.config.in_channels, interpolation=settings["interpolation"],
-                              crop=settings["eval_crop"])
+    settings: dict                  # flags of train.py
+    transform: Callable             # PIL RGB -> uint8 (channels, height, width), as the model was evaluated
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image that is decoded when it is looked at, and its true class where that is known."""
+    """An image that is decoded when it is drawn, and its true class where that is known."""
 
     name: str
     split: Dataset
@@ -60,7 +56,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """An image as the model saw it, and what it made of it."""
+    """An image as the model saw it, its prediction and its attention."""
 
     subject: Subject
     example: Example
@@ -70,7 +66,7 @@ class View:
     maps: list[Tensor]              # (1, H, Q, K) by layer
 
     @property
-    def words(self) -> str:
+    def caption(self) -> str:
         true = [f"true: {plain(self.example.truth, 30)}"] if self.example.truth else []
         return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
 
@@ -79,11 +75,12 @@ class View:
 
 
 def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
-    """A map (1, H, Q, K) -> {who asks: (H, height, width)}, see `enlarge`.
+    """A map (1, H, Q, K) -> {query: (H, height, width)}, see `enlarge`.
 
-    That is the token or tokens that the head reads; of a mean-pooled model and of talking heads the mean of all queries.
+    The queries are the token or tokens that the head reads; of a mean-pooled model and of talking heads all, averaged.
     """
-    talking = is_talking(model, layer)
+    # A CaiT's layers without a cls token have talking heads.
+    talking = model.config.class_layers and layer.shape[-1] == model.grid[0] * model.grid[1]
     rows = slice(None) if talking else model.query_rows
     grids = attention_maps.read_rows(layer[0], rows, model.grid)                           # (H, R, h, w)
     if rows.stop is None:
@@ -102,16 +99,11 @@ def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
     return attention_maps.upsample(grids, size, smooth=min(model.grid) >= COARSE).numpy()
 
 
-def is_talking(model: nn.Module, layer: Tensor) -> bool:
-    """Whether it is of a CaiT's layers that know no cls token."""
-    return bool(model.config.class_layers) and layer.shape[-1] == model.grid[0] * model.grid[1]
-
-
 def draw_attention(view: View, layer: int | None = None, head: int | None = None) -> Figure:
     """Every layer, and every head of one (counted from 1; None: the last layer, the mean of the heads)."""
     model, heads = view.subject.model, view.maps[0].shape[1]
-    layer = in_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
-    which = "mean of the heads" if head is None else f"head {in_range('--head', head, heads, 'heads')}"
+    layer = check_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
+    which = "mean of the heads" if head is None else f"head {check_range('--head', head, heads, 'heads')}"
 
     def one(maps: np.ndarray) -> np.ndarray:
         return maps.mean(axis=0) if head is None else maps[head - 1]
@@ -121,67 +113,62 @@ def draw_attention(view: View, layer: int | None = None, head: int | None = None
     groups = {}
     for reader in readings[-1]:
         groups[f"every layer, {which}, {reader}"] = [
-            (f"layer {number}" if reader in found else f"layer {number}*", one(found.get(reader, found.get(ALL))))
+            (f"layer {number}{'*' * (reader not in found)}", one(found.get(reader, found.get(ALL))))
             for number, found in enumerate(readings, start=1)]
     for reader, maps in readings[layer - 1].items():
         groups[f"every head of layer {layer}, {reader}"] = [(f"head {number}", heat) for number, heat in enumerate(maps, start=1)]
-    note = note_of_mean(model)
-    if model.config.class_layers:
-        note = ("* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are drawn as 0. "
-                "The last layers are class attention.")
-    return pictures.attention(view.pixels, view.words, chosen, groups, view.title("attention"), note)
+    note = _note(model, "* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are "
+                        "drawn as 0. The last layers are class attention.")
+    return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note)
 
 
-def in_range(flag: str, number: int, count: int, things: str) -> int:
+def check_range(flag: str, number: int, count: int, things: str) -> int:
     if not 1 <= number <= count:
         raise ViewError(f"{flag} {number}: the model has {count} {things}, counted from 1")
     return number
 
 
-def note_of_mean(model: nn.Module) -> str:
-    if model.query_rows.stop is None:
-        return "The head reads the mean of the patches and no token of its own: maps are the mean over all queries."
-    return ""
+def _note(model: nn.Module, of_cait: str) -> str:
+    if model.config.class_layers:
+        return of_cait
+    mean_pooled = model.query_rows.stop is None
+    return "The head reads the mean of the patches and no token of its own: maps are the mean over all queries." * mean_pooled
 
 
 def joint_maps(view: View, joint: Tensor, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """Joint attention (1, N, N) -> [(name and who asks, map)]"""
-    readings = read(view.subject.model, joint[:, None])
-    return [(f"{name}{reader}", maps[0]) for reader, maps in readings.items()]
+    """Joint attention (1, N, N) -> [(name and query, map)]"""
+    return [(f"{name}{reader}", maps[0]) for reader, maps in read(view.subject.model, joint[:, None]).items()]
 
 
-def joint_of(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Tensor:
+def compute_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Tensor:
     """Attention rollout -> (1, N, N)"""
-    return attention_maps.rollout(view.maps, fusion, drop, protected(view.subject.model, as_vit_explain), as_vit_explain)
+    return attention_maps.rollout(view.maps, fusion, drop, protected_columns(view.subject.model))
 
 
-def protected(model: nn.Module, as_vit_explain: bool) -> int:
-    """How many columns dropping leaves alone. Raises ViewError for vit-explain's way with a CaiT."""
-    if as_vit_explain and model.config.class_layers:
-        raise ViewError("--as_vit_explain: that code knows no CaiT; leave it out")
+def protected_columns(model: nn.Module) -> int:
+    """The number of columns that dropping does not change."""
     return 1 if model.config.class_layers else model.num_prefix_tokens
 
 
-def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0, as_vit_explain: bool = False) -> Figure:
-    how = spoken(f"heads by {fusion}", drop, as_vit_explain)
-    return draw_joint(view, joint_of(view, fusion, drop, as_vit_explain), f"joint attention, {how}")
+def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Figure:
+    what = describe_rollout(f"joint attention, heads by {fusion}", drop)
+    return draw_joint(view, compute_rollout(view, fusion, drop), what)
 
 
-def spoken(how: str, drop: float, as_vit_explain: bool) -> str:
-    return how + (f", lowest {drop:.0%} dropped" if drop else "") + (", as vit-explain" if as_vit_explain else "")
+def describe_rollout(how: str, drop: float) -> str:
+    return how + (f", lowest {drop:.0%} dropped" if drop else "")
 
 
 def draw_joint(view: View, joint: Tensor, what: str) -> Figure:
     """Any rollout (1, N, N)."""
-    note = note_of_mean(view.subject.model)
-    if view.subject.model.config.class_layers:
-        note = "Negative weights of talking heads count as 0; class-attention layers change the row of the cls token alone."
+    note = _note(view.subject.model, "Negative weights of talking heads count as 0; class-attention layers change the row of the "
+                                     "cls token alone.")
     maps = joint_maps(view, joint, "all layers, ")
-    return pictures.over_image(view.pixels, view.words, maps, view.title(what), note, "share of the joint attention")
+    return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention")
 
 
-def class_number(target: str, classes: tuple[str, ...]) -> int:
-    """Of a class by name or number. Raises ViewError."""
+def class_index(target: str, classes: tuple[str, ...]) -> int:
+    """The index of a class that is given by name or number. Raises ViewError."""
     if target in classes:
         return classes.index(target)
     if not target.isdecimal() or int(target) >= len(classes):
@@ -200,7 +187,7 @@ def draw_class_attention(view: View) -> Figure:
     first = len(view.maps) - len(grids) + 1
     maps = [(f"layer {number}, class attention, mean of the heads", heat)
             for number, heat in enumerate(enlarge(model, grids), start=first)]
-    return pictures.over_image(view.pixels, view.words, maps, view.title("class attention"))
+    return pictures.over_image(view.pixels, view.caption, maps, view.title("class attention"))
 
 
 # ------------------------------------------------------------------------------------- the paper's figure 7
@@ -208,19 +195,18 @@ def draw_class_attention(view: View) -> Figure:
 
 def draw_distance(views: Iterable[View]) -> Figure:
     """Attention distance of each head, mean over the images. Raises ViewError where there is none."""
-    total, count = 0, 0
+    distances = []
     for view in views:
         model = view.subject.model
-        total = total + attention_maps.attention_distance(view.maps, model.grid, model.img_size)
-        count += 1
-    if not count:
+        distances.append(attention_maps.attention_distance(view.maps, model.grid, model.img_size))
+    if not (count := len(distances)):
         raise ViewError("no image that could be read: no distances to draw")
     size = "x".join(map(str, model.img_size))
     title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
     note = "Weighted mean distance from a patch to the others, between their centres; the weights of cls and dist are left out."
     if model.config.class_layers:
         note = "Weighted mean distance between patch centres; negative talking heads count as 0, class attention is left out."
-    return pictures.distance((total / count).numpy(), np.hypot(*model.img_size), title, note)
+    return pictures.distance((sum(distances) / count).numpy(), np.hypot(*model.img_size), title, note)
 
 
 def draw_positions(subject: Subject) -> Figure:
@@ -235,19 +221,19 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
     if model.config.resnet_layers is not None:
         raise ViewError("a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels: it has no filters to look at "
                         f"(the model: {subject.title})")
-    colours, shares = attention_maps.patch_filters(model.patch_embed.proj.weight.detach().cpu(), count)
-    if not len(colours):
+    colors, shares = attention_maps.patch_filters(model.patch_embed.proj.weight.detach().cpu(), count)
+    if not len(colors):
         raise ViewError(f"a patch kernel of one filter has no principal components (the model: {subject.title})")
-    what = f"the first {len(colours)} principal components of the patch embedding"
+    what = f"the first {len(colors)} principal components of the patch embedding"
     note = "Number and share of the variance; mid-grey is 0" + (", one channel" if model.config.in_channels == 1 else "")
-    return pictures.filters(colours.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
+    return pictures.filters(colors.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
 
 
 # ------------------------------------------------------------------------------------------------- of a run
 
 
-def folder_of(checkpoint: str | None) -> Path:
-    """Where its pictures go: beside a run, and else to output/pictures."""
+def picture_folder(checkpoint: str | None) -> Path:
+    """The folder of a checkpoint's pictures: that of its run, otherwise output/pictures."""
     path = Path(checkpoint or "")
     if checkpoint and path.is_dir():
         return path
@@ -259,11 +245,8 @@ def draw_curves(folders: list[str]) -> Figure:
     runs = {}
     for given in folders:
         folder = Path(given) if Path(given).is_dir() else Path(given).parent
-        try:
-            events, unreadable = scan_log(folder)
-        except (ValueError, RecursionError) as error:          # numbers and nesting beyond what Python reads
-            raise ViewError(f"{folder / LOG_FILE}: {error}: it is damaged, or not train.py's") from error
-        if (wrong := plots.wrong_in(events)) is not None:
+        events, unreadable = scan_log(folder)
+        if (wrong := plots.find_invalid_event(events)) is not None:
             raise ViewError(f"{folder / LOG_FILE}: {wrong}: it is damaged, or not train.py's")
         if not any(event["event"] in plots.DRAWN for event in events):
             raise ViewError(f"{given}: no run with steps in its {LOG_FILE}; give run folders such as output/NAME")
@@ -271,8 +254,8 @@ def draw_curves(folders: list[str]) -> Figure:
         name = folder.resolve().name + note
         runs[name if name not in runs else str(folder) + note] = events
     if len(runs) == 1:
-        return plots.learning_curves(*runs.values(), title=next(iter(runs)))
-    return plots.learning_curves_of(runs, f"{len(runs)} runs")
+        return plots.learning_curves(*runs.values(), *runs)
+    return plots.compare_learning_curves(runs, f"{len(runs)} runs")
 
 
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
@@ -282,11 +265,11 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
                         f"{len(classes)} ({', '.join(classes[:3])}, ...): not the same task; give --checkpoint a run on these "
                         f"data, such as output/NAME (the model: {subject.title})")
     model, matrix, wrong = subject.model, np.zeros((len(classes), len(classes)), dtype=np.int64), []
-    loader = eval_loader(data, transform=subject.transform(), batch_size=64, rank=0, world_size=1, pin_memory=False,
+    loader = eval_loader(data, transform=subject.transform, batch_size=64, rank=0, world_size=1, pin_memory=False,
                          num_workers=default_workers(subject.settings["dataset"], 1))
     for batch in loader:
         with torch.inference_mode():
-            inputs = normalise(batch.images.to(model.pos_embed.device), model.config.mean, model.config.std)
+            inputs = normalize(batch.images.to(model.pos_embed.device), model.config.mean, model.config.std)
             found = model(inputs).float().softmax(dim=-1).max(dim=-1)
         predicted, probability = found.indices.cpu().numpy(), found.values.tolist()
         np.add.at(matrix, (batch.targets.numpy(), predicted), 1)
@@ -297,4 +280,4 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
     total, right = int(matrix.sum()), int(matrix.trace())
     title = f"confusion matrix, {name}: {right / total:.2%} of {total} images right\n{subject.title}"
     return pictures.confusion(matrix, classes, [image.permute(1, 2, 0).expand(-1, -1, 3).numpy() for *_, image in wrong],
-                              [(truth, said, probability) for probability, _, truth, said, _ in wrong], title)
+                              [(truth, guess, probability) for probability, _, truth, guess, _ in wrong], title)

@@ -1,7 +1,7 @@
-"""The run's events: an append-only log.jsonl, and its readers (progress bar or plain lines, TensorBoard, W&B).
+"""Logs a run: log.jsonl, and writers that show the same events (progress bar or plain lines, TensorBoard, W&B).
 
-An event is a flat dict with "event" and "step"; what is not in it is not shown anywhere. Only rank 0 reports.
-A disk that is full or gone, or a terminal that is closed, costs lines or curves and never the run.
+An event is a flat dict with "event" and "step", made of all fields of StepMetrics and EvalMetrics: a new field appears
+everywhere. A full disk or a closed terminal costs lines or curves and never the run.
 """
 
 import contextlib
@@ -15,155 +15,147 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from utils.training.evaluation import EvalReport
-from utils.training.trainer import StepReport
+from utils.files import StorageError, atomic_write
+from utils.training.evaluation import EvalMetrics
+from utils.training.trainer import StepMetrics
 
-from .checkpoint import StorageError, replace
 from .folder import BAD_IMAGES_FILE
 from .log import Log
 from .profiling import pace
 
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
-PACE_STEPS = 20       # over which the speed is a mean: a single step may have waited for a loader that all others did not
+PACE_STEPS = 20       # over which the displayed speed is a mean: a single step may have waited for a loader that others did not
+# What is in the log alone; all other numbers of an event are drawn.
+NOT_DRAWN = {"step", "seconds", "skipped", "images", "top2", "top3", "top4"}
 
 
-class ReportError(ValueError):
-    """A place to report to that cannot be had: one line."""
+class LoggerError(ValueError):
+    """A logger cannot be used."""
+
+    exit_code = 2
 
 
 def check_wandb() -> None:
-    """Raises ReportError unless W&B can be logged to: before time is spent, and on every process alike."""
+    """Raises LoggerError unless W&B can be used: before time is spent, and on every process alike."""
     if find_spec("wandb") is None:
-        raise ReportError("--wandb: the package is not installed: pip install wandb, or leave --wandb out")
-    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
-    if not offline and not os.environ.get("WANDB_API_KEY"):
-        raise ReportError("--wandb needs the key in the environment: export WANDB_API_KEY=... (or WANDB_MODE=offline)")
+        raise LoggerError("--wandb: the package is not installed. Run pip install wandb, or omit --wandb.")
+    if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and not os.environ.get("WANDB_API_KEY"):
+        raise LoggerError("--wandb needs the key in the environment: export WANDB_API_KEY=... (or WANDB_MODE=offline)")
 
 
-class Report:
-    """`folder` None: report nothing (the other ranks)."""
+def scalars(event: dict) -> dict[str, float]:
+    """The figures of a "train" or "eval" event that are drawn, by their tags: train/loss, val/accuracy, ..."""
+    if event["event"] not in ("train", "eval"):
+        return {}
+    return {f"{event.get('split', 'train')}/{key}": value for key, value in event.items()
+            if key not in NOT_DRAWN and isinstance(value, (int, float))}
+
+
+class RunLogger:
+    """`folder` None: log nothing (all ranks but 0)."""
 
     def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int,
                  wandb_project: str | None = None, config: dict | None = None):
-        """`config` is what W&B shows beside the run; ask `check_wandb` first."""
-        self._readers, self._log, self._console = [], None, None
+        """`config` is what W&B shows beside the run; call `check_wandb` before."""
+        self._writers, self._file, self._console = [], None, None
         if folder is None:
             return
-        self._log = Log(folder, self.say)
-        self._console = (_Bar if sys.stderr.isatty() else _Lines)(first_step, total_steps)
-        self._readers = [self._console]
+        self._file = Log(folder, self.log)
+        self._console = (_ProgressBar if sys.stderr.isatty() else _PlainLines)(first_step, total_steps)
+        self._writers.append(self._console)
         if tensorboard_dir is not None:
-            self._readers.append(_TensorBoard(tensorboard_dir, first_step))
+            self._writers.append(_TensorBoard(tensorboard_dir, first_step))
         if wandb_project is not None:
-            self._readers.append(_WandB(wandb_project, folder, config or {}, first_step))
+            self._writers.append(_WandB(wandb_project, folder, config or {}, first_step))
 
-    def say(self, line: str) -> None:
-        """Prints a line above the progress bar, where there is one; other ranks say nothing."""
+    def log(self, line: str) -> None:
+        """Prints a line, above the progress bar where there is one."""
         if self._console is not None:
-            with contextlib.suppress(OSError):          # a terminal that is gone
-                self._console.say(line)
+            with contextlib.suppress(OSError):          # a closed terminal
+                self._console.print(line)
 
-    def train(self, report: StepReport) -> None:
-        self._write({
-            "event": "train", "step": report.step, "loss": report.loss, "accuracy": report.accuracy, "lr": report.learning_rate,
-            "grad_norm": report.grad_norm, "loss_scale": report.loss_scale, "skipped": report.skipped,
-            "images_per_second": report.images_per_second, "seconds": report.seconds,
-            "data_wait": report.data_seconds / report.seconds,
-            **({} if report.attention_loss is None else {"attention_loss": report.attention_loss})})
+    def log_step(self, metrics: StepMetrics) -> None:
+        self._write({"event": "train", **metrics.as_dict()})
 
-    def evaluation(self, step: int, split: str, report: EvalReport) -> None:
-        self._write({
-            "event": "eval", "step": step, "split": split, "images": report.images, "loss": report.loss,
-            "accuracy": report.top1, **{f"top{k}": report.top[k - 1] for k in range(2, 6)},
-            "true_probability": report.true_probability, "calibration_error": report.calibration_error})
+    def log_evaluation(self, step: int, split: str, metrics: EvalMetrics) -> None:
+        self._write({"event": "eval", "step": step, "split": split, **metrics.as_dict()})
 
-    def session(self, kind: str, step: int, **details) -> None:
-        """"start", "resume" or "end" of a session, with what should be remembered of it."""
+    def log_session(self, kind: str, step: int, **details) -> None:
+        """"start", "resume", "end", ... of a session, with what should be remembered of it."""
         self._write({"event": kind, "step": step, "time": round(time.time(), 3), **details})
 
     def _write(self, event: dict) -> None:
-        if self._log is None:
+        if self._file is None:
             return
         # JSON has no NaN and no infinity.
-        plain = {key: str(value) if isinstance(value, float) and not abs(value) < float("inf") else value
-                 for key, value in event.items()}
-        self._log.write(plain)
-        for reader in list(self._readers):
-            try:
-                reader.read(event)
-            except OSError as error:
-                self._drop(reader, error)
+        self._file.write({key: str(value) if isinstance(value, float) and not abs(value) < float("inf") else value
+                          for key, value in event.items()})
+        self._each_writer(lambda writer: writer.write(event))
 
-    def _drop(self, reader, error: OSError) -> None:
-        self._readers.remove(reader)
-        self.say(f"warning: {reader.name} fails ({error.strerror or error}) and is off from here on; training goes on")
-        with contextlib.suppress(OSError):
-            reader.close()
+    def _each_writer(self, call: Callable) -> None:
+        """Turns off a writer that fails."""
+        for writer in list(self._writers):
+            try:
+                call(writer)
+            except OSError as error:
+                self._writers.remove(writer)
+                self.log(f"warning: {writer.name} fails ({error.strerror or error}) and is off from now on; training continues")
+                with contextlib.suppress(OSError):
+                    writer.close()
 
     def close(self) -> None:
-        for reader in list(self._readers):
-            try:
-                reader.close()
-            except OSError as error:
-                self._drop(reader, error)
-        if self._log is not None:
-            self._log.close()
+        self._each_writer(lambda writer: writer.close())
+        if self._file is not None:
+            self._file.close()
 
 
 class BadImages:
-    """bad_images.txt of the run in `folder`: each line once, in alphabetical order. Only rank 0 has one.
+    """bad_images.txt of the run in `folder`: each line once, in alphabetical order. For rank 0.
 
-    It is read once. Trouble with the disk is one line to `say`, and no error: what is not written yet is with the next
-    `add`, and at last with `close`. A file that cannot be read is not written over.
+    A write that fails is a warning; the next one brings all lines.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
-        self._path, self._say = folder / BAD_IMAGES_FILE, say
-        self._lines: set[str] = set()
-        self._is_read, self._waiting, self._failing = False, False, False
-        self._put()
+    def __init__(self, folder: Path, warn: Callable[[str], None]):
+        """Reads the file of an earlier session. Raises OSError."""
+        self._path, self._warn, self._lines = folder / BAD_IMAGES_FILE, warn, set()
+        with contextlib.suppress(FileNotFoundError):
+            self._lines |= set(self._path.read_text(errors="replace").splitlines())
 
     def add(self, lines: set[str]) -> tuple[list[str], int]:
-        """-> (those that were not known, in alphabetical order; how many there are now)"""
+        """-> (those that are new, in alphabetical order; how many there are now)"""
         new = sorted(lines - self._lines)
         self._lines |= lines
-        self._waiting |= bool(new)
-        self._put()
+        if new:
+            text = "".join(f"{line}\n" for line in sorted(self._lines))
+            try:
+                atomic_write(self._path, lambda unfinished: unfinished.write_text(text, errors="backslashreplace"))
+            except StorageError as error:
+                self._warn(f"warning: {error}; the list of bad images is incomplete, training continues")
         return new, len(self._lines)
 
+
+# ------------------------------------------------------------------------------------------------------------- writers
+
+
+class _Console:
+    """Shows steps and evaluations; its kinds `print` a line and show a step's progress."""
+
+    def __init__(self):
+        self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
+
+    def write(self, event: dict) -> None:
+        if event["event"] == "train":
+            self._steps.append(event)
+            if event["skipped"]:
+                self.print(_skip_line(event))
+            attention = f" (attention {event['attention_loss']:.4f})" if "attention_loss" in event else ""
+            self._show(event, f"loss {event['loss']:.4f}{attention}, lr {event['lr']:.2e}, {pace(self._steps)}")
+        elif event["event"] == "eval":
+            self.print(f"step {event['step']}: {event['split']} accuracy {event['accuracy']:.2%}, top-5 {event['top5']:.2%}, "
+                       f"loss {event['loss']:.4f} ({event['images']} images)")
+
     def close(self) -> None:
-        self._put()
-        if self._waiting:
-            self._say(f"warning: {self._path} lacks lines of the {len(self._lines)} bad images: it cannot be written")
-
-    def _put(self) -> None:
-        try:
-            if not self._is_read:
-                with contextlib.suppress(FileNotFoundError):
-                    self._lines |= set(self._path.read_text(errors="replace").splitlines())
-                self._is_read = True
-            if self._waiting:
-                text = "".join(f"{line}\n" for line in sorted(self._lines))
-                replace(self._path, lambda unfinished: unfinished.write_text(text, errors="backslashreplace"))
-                self._waiting = False
-        except (OSError, StorageError) as error:
-            if not self._failing:
-                self._say(f"warning: {error}: the list of bad images waits in memory, training goes on")
-            self._failing = True
-            return
-        if self._failing:
-            self._say(f"{self._path} is written again")
-        self._failing = False
-
-
-def _evaluation_line(event: dict) -> str:
-    return (f"step {event['step']}: {event['split']} accuracy {event['accuracy']:.2%}, top-5 {event['top5']:.2%}, "
-            f"loss {event['loss']:.4f} ({event['images']} images)")
-
-
-def _losses(event: dict) -> str:
-    attention = f" (attention {event['attention_loss']:.4f})" if "attention_loss" in event else ""
-    return f"loss {event['loss']:.4f}{attention}"
+        pass
 
 
 def _skip_line(event: dict) -> str:
@@ -172,86 +164,51 @@ def _skip_line(event: dict) -> str:
     return f"step {event['step']}: gradients overflowed float16, update skipped (loss scale {event['loss_scale']:g})"
 
 
-class _Bar:
-    """A tqdm bar on the terminal: loss, learning rate, images/s, remaining time."""
+class _ProgressBar(_Console):
+    """A tqdm bar on the terminal, with the remaining time."""
 
     name = "the terminal"
 
     def __init__(self, first_step: int, total_steps: int):
         from tqdm import tqdm
 
+        super().__init__()
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, desc="training")
-        self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self._bar.write(text, file=sys.stdout)
 
-    def read(self, event: dict) -> None:
-        if event["event"] == "train":
-            self._steps.append(event)
-            self._bar.set_postfix_str(f"{_losses(event)}, lr {event['lr']:.2e}, {pace(self._steps)}", refresh=False)
-            self._bar.update(event["step"] - self._bar.n)
-            if event["skipped"]:
-                self.say(_skip_line(event))
-        elif event["event"] == "eval":
-            self.say(_evaluation_line(event))
+    def _show(self, event: dict, figures: str) -> None:
+        self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.update(event["step"] - self._bar.n)
 
     def close(self) -> None:
         self._bar.close()
 
 
-class _Lines:
-    """Plain lines, about PLAIN_LINES of them over the run, where there is no terminal."""
+class _PlainLines(_Console):
+    """About PLAIN_LINES plain lines over the run, where there is no terminal."""
 
     name = "the output"
 
     def __init__(self, first_step: int, total_steps: int):
-        self._first, self._total, self._started = first_step, total_steps, 0.0     # at the first step: what is before comes once
-        self._every = max(1, total_steps // PLAIN_LINES)
-        self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
+        super().__init__()
+        self._first, self._total, self._every = first_step, total_steps, max(1, total_steps // PLAIN_LINES)
+        self._started = 0.0                             # of the first step: what is before it happens once
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         print(text, flush=True)
 
-    def read(self, event: dict) -> None:
+    def _show(self, event: dict, figures: str) -> None:
         step = event["step"]
-        if event["event"] == "train":
-            self._steps.append(event)
-            self._started = self._started or time.monotonic() - event["seconds"]
-            if event["skipped"]:
-                self.say(_skip_line(event))
-            if step % self._every == 0 or step == self._total:
-                left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
-                self.say(f"step {step}/{self._total}: {_losses(event)}, lr {event['lr']:.2e}, "
-                         f"{pace(self._steps)}, {_clock(left)} left")
-        elif event["event"] == "eval":
-            self.say(_evaluation_line(event))
-
-    def close(self) -> None:
-        pass
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-# The names that users of the ViT-pytorch scripts know, where they have one; those of an evaluation stand below its split.
-TAGS = {"train": {"loss": "train/loss", "accuracy": "train/accuracy", "lr": "train/lr", "grad_norm": "train/grad_norm",
-                  "loss_scale": "train/loss_scale", "images_per_second": "train/images_per_second",
-                  "data_wait": "train/data_wait", "attention_loss": "train/attention_loss"},
-        "eval": {"accuracy": "accuracy", "top5": "top5", "loss": "loss", "true_probability": "true_probability",
-                 "calibration_error": "calibration_error"}}
-
-
-def scalars(event: dict) -> dict[str, float]:
-    """The figures of an event, by their tags."""
-    prefix = f"{event['split']}/" if event["event"] == "eval" else ""
-    return {prefix + tag: event[field] for field, tag in TAGS.get(event["event"], {}).items() if event.get(field) is not None}
+        self._started = self._started or time.monotonic() - event["seconds"]
+        if step % self._every == 0 or step == self._total:
+            left = round((time.monotonic() - self._started) / (step - self._first) * (self._total - step))
+            self.print(f"step {step}/{self._total}: {figures}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
 
 
 class _TensorBoard:
-    """Its writer has a thread, whose error is raised by the next call; the thread's own traceback is left out."""
+    """Its library writes in a thread, whose error is raised by the next call; the thread's own traceback is suppressed."""
 
     name = "TensorBoard"
 
@@ -267,7 +224,7 @@ class _TensorBoard:
         if not (isinstance(what.exc_value, OSError) and type(what.thread).__module__.startswith("tensorboard.")):
             self._hook(what)
 
-    def read(self, event: dict) -> None:
+    def write(self, event: dict) -> None:
         for tag, value in scalars(event).items():
             self._writer.add_scalar(tag, value, event["step"])
 
@@ -277,9 +234,9 @@ class _TensorBoard:
 
 
 class _WandB:
-    """Weights & Biases. A resumed run goes on in the same place: its name there is kept in the run's folder.
+    """Weights & Biases. A resumed run continues its run there, whose id is kept in the run's folder.
 
-    The key is read by the wandb package from WANDB_API_KEY, and by nothing else here: it stands in no file of the run.
+    The wandb package reads the key from WANDB_API_KEY; nothing here does, and no file of the run holds it.
     """
 
     name = "W&B"
@@ -287,13 +244,13 @@ class _WandB:
     def __init__(self, project: str, folder: Path, config: dict, first_step: int):
         import wandb
 
-        place = folder / "wandb-id.txt"
-        if first_step == 0 or not place.exists():
-            place.write_text(secrets.token_hex(8))
-        self._run = wandb.init(project=project, name=folder.name, id=place.read_text(), resume="allow", dir=str(folder),
+        file = folder / "wandb-id.txt"
+        if first_step == 0 or not file.exists():
+            file.write_text(secrets.token_hex(8))
+        self._run = wandb.init(project=project, name=folder.name, id=file.read_text(), resume="allow", dir=str(folder),
                                config=config)
 
-    def read(self, event: dict) -> None:
+    def write(self, event: dict) -> None:
         if figures := scalars(event):
             self._run.log(figures, step=event["step"])
 

@@ -1,13 +1,14 @@
-"""How fast a run was, against what the machine can do, and a profile of some of its steps.
+"""The speed of a run, its share of the machine's limit, and a profile of some of its steps.
 
-The yardstick is the rate that the machine itself reaches in a large matrix product of the run's precision, measured when
-the run has ended (PaLM, arXiv 2204.02311, appendix B, divides by the vendor's figure, and calls it utilisation). The work
-of a step is that of its matrix products, convolutions and attention, forward and backward, as PyTorch's own counter
-has it: 2 a multiplication and addition, and nothing for gradients that are not taken because layers are frozen.
+The limit is the rate that the machine reaches in a large matrix product of the run's precision, measured when the run has
+ended (PaLM, arXiv 2204.02311, appendix B, divides by the vendor's figure and calls the quotient utilization). The work of
+a step is that of its matrix products, convolutions and attention, forward and backward, by PyTorch's own counter: 2 for a
+multiplication and addition, 0 for gradients that are not computed because layers are frozen.
 """
 
 import copy
 import dataclasses
+import functools
 import os
 import resource
 import sys
@@ -16,11 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-WARM_UP = 3              # steps of a session that do not count, where there are twice as many: memory is new, caches are cold
-MEASURED_FROM = 20.0     # seconds of steps: for less, measuring the machine would cost more than a share of them
-WAIT_SHOWN = 0.05        # share of the time above which waiting for data is worth a word while a run goes on
+WARM_UP = 3              # first steps of a session that are not counted, if there are twice as many
+MEASURED_FROM = 20.0     # seconds of steps: for less, measuring the machine would take too large a part of the time
+WAIT_SHOWN = 0.05        # fraction of the time above which waiting for data is shown during a run
 CEILING_SECONDS = 0.2
 SIDE = {"cpu": 2048, "cuda": 8192}
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -29,7 +30,7 @@ TRACE_FILE, TABLE_FILE = "trace.json.gz", "profile.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Over some steps: images of all ranks; seconds, and the share of them that rank 0 waited for its loader."""
+    """Over some steps: images of all ranks; seconds, and the fraction of them that rank 0 waited for its loader."""
 
     images: float
     seconds: float
@@ -45,7 +46,7 @@ class Pace:
 
 
 def pace(events: Iterable[dict]) -> Pace | None:
-    """Of "train" events of a log; None where none of them tells its time."""
+    """The pace over the "train" events of a log; None where none of them has its time."""
     steps = [event for event in events if event["event"] == "train" and event.get("seconds")]
     seconds = sum(event["seconds"] for event in steps)
     if not steps:
@@ -55,68 +56,64 @@ def pace(events: Iterable[dict]) -> Pace | None:
 
 
 def pace_of_session(events: Sequence[dict]) -> Pace | None:
-    """Of the last session in a log, without its first steps."""
-    begun = max((number for number, event in enumerate(events) if event["event"] in ("start", "resume")), default=0)
-    steps = [event for event in events[begun:] if event["event"] == "train"]
+    """The pace of the last session in a log, without its first steps."""
+    start = max((number for number, event in enumerate(events) if event["event"] in ("start", "resume")), default=0)
+    steps = [event for event in events[start:] if event["event"] == "train"]
     return pace(steps[WARM_UP:] if len(steps) >= 2 * WARM_UP else steps)
 
 
 def summary(events: Sequence[dict], model: nn.Module, size: Sequence[int], dtype: torch.dtype, device: torch.device,
             processes: int = 1, local_processes: int = 1) -> list[str]:
-    """What a run says of its speed in the end, from its log; [] if it made no step.
+    """Lines on the speed of a run, from its log; [] if it made no step.
 
-    `model` as it was trained, not wrapped; `size` (C, height, width) of its images; `dtype` is what products run in. Of a run
-    that took a while (MEASURED_FROM) also the share of what the machine can do, which takes a second to find out.
+    `model` as it was trained, not wrapped; `size` (C, height, width) of its images; `dtype` of the matrix products. For a run
+    of some length (MEASURED_FROM) also the fraction of the machine's limit, which takes a second to measure.
     """
     found = pace_of_session(events)
     if found is None:
         return []
-    each = " a process" if processes > 1 else ""
-    lines = [f"{found.images_per_second:,.{0 if found.images_per_second >= 100 else 1}f} images/s; {found.waiting:.1%} of the "
-             f"time waiting for data; peak memory {peak_memory(device) / 2 ** 20:,.0f} MiB{each}"]
+    rate = found.images_per_second
+    lines = [f"{rate:,.{0 if rate >= 100 else 1}f} images/s; {found.waiting:.1%} of the time waiting for data; peak memory "
+             f"{peak_memory(device) / 2 ** 20:,.0f} MiB{' a process' if processes > 1 else ''}"]
     if found.seconds >= MEASURED_FROM:
         ceiling = matmul_ceiling(device, dtype) * processes * cores_for_all(device, local_processes)
-        reached = flops_per_image(model, size) * found.images_per_second / ceiling
-        unit, scale = ("TFLOP/s", 1e12) if ceiling >= 1e13 else ("GFLOP/s", 1e9)
-        lines.append(f"{reached:.0%} of the {NAMES[dtype]} matrix products that this machine can do ({ceiling / scale:,.0f} "
-                     f"{unit}, measured)")
+        limit = f"{ceiling / 1e12:,.0f} TFLOP/s" if ceiling >= 1e13 else f"{ceiling / 1e9:,.0f} GFLOP/s"
+        lines.append(f"{flops_per_image(model, size) * rate / ceiling:.0%} of the {NAMES[dtype]} matrix products that this "
+                     f"machine can do ({limit}, measured)")
     return lines
 
 
 def flops_per_image(model: nn.Module, size: Sequence[int]) -> int:
-    """Of a training step, forward and backward, for an image of `size` (C, height, width). Nothing is computed: the model's
-    twin that is counted has shapes and no numbers. Attention counts as its products, whichever kernel would do it: some
-    compute a part of them twice, and not every release knows them."""
+    """FLOPs of a training step, forward and backward, for an image of `size` (C, height, width).
+
+    Nothing is computed: a copy of the model with shapes and no numbers is counted. Attention counts as its products,
+    whichever kernel runs: some compute a part of them twice, and not every release of PyTorch counts them.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    def shape_of(tensor: torch.Tensor) -> torch.Tensor:
+    def shape_of(tensor: Tensor) -> Tensor:
         empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
     with FakeTensorMode(), torch.enable_grad():
         memo = {id(tensor): shape_of(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        twin = copy.deepcopy(model, memo).train()
-        weights = next(twin.parameters())
+        shapes = copy.deepcopy(model, memo).train()
+        weights = next(shapes.parameters())
         images = torch.empty(1, *size, device=weights.device, dtype=weights.dtype)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            logits = twin(images)
+            logits = shapes(images)
             total = sum(part.sum() for part in (logits if isinstance(logits, tuple) else (logits,)))
             if total.requires_grad:
                 total.backward()
     return counter.get_total_flops()
 
 
-def product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], None]:
-    """Of two square matrices; 2 * side ** 3 operations."""
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    result = torch.empty_like(left)
-
-    def multiply() -> None:
-        torch.mm(left, right, out=result)
-
-    return multiply
+def product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], Tensor]:
+    """-> a function that multiplies two square matrices: 2 * side ** 3 operations"""
+    left, right, result = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
+    return functools.partial(torch.mm, left, right, out=result)
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
@@ -132,16 +129,15 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    with torch.no_grad():
-        best, ends = float("inf"), time.perf_counter() + CEILING_SECONDS
-        seconds()                                     # chooses the kernel, takes memory
-        while best == float("inf") or time.perf_counter() < ends:
-            best = min(best, seconds())
+    seconds()                                         # selects the kernel, allocates memory
+    best, ends = seconds(), time.perf_counter() + CEILING_SECONDS
+    while time.perf_counter() < ends:
+        best = min(best, seconds())
     return 2 * side ** 3 / best
 
 
 def cores_for_all(device: torch.device, local_processes: int) -> float:
-    """The share of its threads' cores that a process has while all of this machine are at work; 1 on GPUs."""
+    """The fraction of its threads' cores that a process has while all processes of this machine compute; 1 on GPUs."""
     if device.type != "cpu":
         return 1.0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -149,53 +145,48 @@ def cores_for_all(device: torch.device, local_processes: int) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes so far: of the tensors on a GPU; else of all that this process held at once, loader processes not included."""
+    """Peak bytes so far: of the tensors on a GPU, otherwise of this process without its loader processes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Profile:
-    """Records some steps of a session with torch.profiler, then writes trace.json.gz, which https://ui.perfetto.dev and
-    chrome://tracing open, and profile.txt, a table of the operators that took longest. A disk that fails costs a line."""
+    """Records some steps of a session with torch.profiler, then writes trace.json.gz (for https://ui.perfetto.dev and
+    chrome://tracing) and profile.txt, a table of the slowest operators. A failure to write is a warning."""
 
-    def __init__(self, folder: Path, device: torch.device, say: Callable[[str], None], first: int = 4, steps: int = 5):
-        """`first` counts the steps of this session, from 1; at least 2. `say` takes one line."""
-        assert first >= 2 and steps >= 1
-        self._folder, self._on_gpu, self._say = folder, device.type == "cuda", say
-        self._first, self._last = first, first + steps - 1
-        self._steps, self._written = 0, False
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")         # it else tells every stage, and that there is no GPU
+    def __init__(self, folder: Path, device: torch.device, log: Callable[[str], None], first: int = 4, steps: int = 5):
+        """`first` counts the steps of this session, from 1; at least 2. `log` takes one line."""
+        self._folder, self._on_gpu, self._log = folder, device.type == "cuda", log
+        self._first, self._last, self._written = first, first + steps - 1, False
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")         # otherwise it prints every stage, and that there is no GPU
         kinds = torch.profiler.ProfilerActivity
         self._profiler: torch.profiler.profile | None = torch.profiler.profile(
-            activities=[kinds.CPU, kinds.CUDA] if self._on_gpu else [kinds.CPU],
+            activities=[kinds.CPU, kinds.CUDA][:1 + self._on_gpu],
             schedule=torch.profiler.schedule(wait=first - 2, warmup=1, active=steps, repeat=1), on_trace_ready=self._write,
-            acc_events=True)                          # there is one cycle; else some releases warn of the end of it
+            acc_events=True)                          # else some releases warn at the end of the only cycle
         self._profiler.start()
 
     def step(self) -> None:
         """After every step of the session."""
-        if self._profiler is None:
-            return
-        if self._on_gpu:
-            torch.cuda.synchronize()                  # what the step has begun belongs to it
-        self._steps += 1
-        self._profiler.step()
-        if self._written:
-            self.close()
+        if self._profiler is not None:
+            if self._on_gpu:
+                torch.cuda.synchronize()              # all kernels of the step belong to it
+            self._profiler.step()
+            if self._written:
+                self.close()
 
     def close(self) -> None:
-        """Writes what has been recorded of a session that was shorter; the second call does nothing."""
-        if self._profiler is None:
-            return
+        """Writes what was recorded of a shorter session; a second call does nothing."""
         profiler, self._profiler = self._profiler, None
-        profiler.stop()
-        if not self._written:
-            self._say(f"profile: nothing to write, the session ended before its step {self._first}")
+        if profiler is not None:
+            profiler.stop()
+            if not self._written:
+                self._log(f"profile: nothing to write, the session ended before its step {self._first}")
 
     def _write(self, profiler: torch.profiler.profile) -> None:
-        last = min(self._steps, self._last)
-        if self._written or last < self._first:
+        last = min(profiler.step_num, self._last)
+        if last < self._first:
             return
         self._written = True
         trace, table = self._folder / TRACE_FILE, self._folder / TABLE_FILE
@@ -205,11 +196,11 @@ class Profile:
             table.write_text(f"Steps {self._first} to {last} of the session: operators by the time they take themselves; "
                              f"ProfilerStep is a whole step.\n{rows}")
             profiler.export_chrome_trace(str(trace))
-            if not trace.exists() or not trace.stat().st_size:
+            if not trace.stat().st_size:
                 raise OSError(f"{trace} was not written")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            self._say(f"warning: the profile cannot be written to {self._folder} ({reason}); training goes on")
-            return
-        self._say(f"profile of steps {self._first} to {last} of this session: {trace} (open it at https://ui.perfetto.dev; "
-                  f"ProfilerStep counts from 0), {table}")
+            self._log(f"warning: the profile cannot be written to {self._folder} ({reason}); training continues")
+        else:
+            self._log(f"profile of steps {self._first} to {last} of this session: {trace} (open it at https://ui.perfetto.dev; "
+                      f"ProfilerStep counts from 0), {table}")

@@ -7,23 +7,21 @@ from torch import nn
 
 
 class Ema:
-    """After update n: average = d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)).
+    """Averages weights: after update n, average = d average + (1 - d) weights with d = min(decay, (1 + n) / (10 + n)).
 
-    d grows as in TensorFlow's ExponentialMovingAverage, so that a run of a few hundred updates has an average too. The
-    average starts at the weights given. It has their type: float16 weights are too coarse for it. Unlike torch's
-    AveragedModel it keeps no counter on the device, which the host would have to wait for.
+    d grows as in TensorFlow's ExponentialMovingAverage, so that a run of a few hundred updates has a useful average too. The
+    average starts at the initial weights and has their type (float16 is too coarse for it). Unlike torch's AveragedModel it
+    keeps no counter on the device, for which the host would have to wait.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        """`model` is the plain module, not the wrapped one; 0 <= decay < 1. `self.model` is the average, of its class."""
-        assert 0 <= decay < 1, decay
+        """`model` is the plain module, not the wrapped one; 0 <= decay < 1. `self.model` holds the average."""
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
-        """`updates` of the weights so far, this one included (from 1): the average needs no counter of its own."""
-        assert updates >= 1, updates
+        """`updates`: the number of updates so far, including this one (from 1)."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
         for averaged, buffer in zip(self.model.buffers(), model.buffers(), strict=True):

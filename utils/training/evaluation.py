@@ -1,4 +1,4 @@
-"""An evaluation, and what it counts, exactly: integers and float64 sums, added over ranks."""
+"""Evaluation, and the metrics of one class an image. The counts are exact: integers and float64 sums, added over ranks."""
 
 import csv
 import dataclasses
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.data.loader import Loader
-from utils.data.prefetch import ahead
-from utils.distributed import World, sum_over_ranks
+from utils.data.loader import Loader, prefetch
+from utils.distributed import Ranks, all_reduce_sum
 
 from .precision import Precision
 
@@ -20,43 +19,48 @@ TOP, BINS = 5, 15
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalReport:
-    """Of `images` images: means and shares (0..1)."""
+class EvalMetrics:
+    """Means over `images` images. A field is logged under its name."""
 
     images: int
     loss: float
-    top: tuple[float, ...]                  # five: whose true class is first, among the first two, ..., the first five
+    accuracy: float                         # top-1, 0..1
+    top2: float                             # the true class is among the first two, ...
+    top3: float
+    top4: float
+    top5: float
     true_probability: float                 # mean probability (softmax) of the true class
     calibration_error: float                # |accuracy - confidence| over 15 bins of the confidence, weighted by their images
-    confusion: Tensor | None = None         # (C, C) int64: rows true class, columns predicted class
+    confusion: Tensor | None = None         # (C, C) int64: rows true class, columns predicted class; not logged
 
     @property
-    def top1(self) -> float:
-        return self.top[0]
+    def top(self) -> tuple[float, ...]:
+        """Top-1 to top-5 accuracy."""
+        return self.accuracy, self.top2, self.top3, self.top4, self.top5
 
-    @property
-    def top5(self) -> float:
-        return self.top[4]
+    def as_dict(self) -> dict[str, float]:
+        """Returns the metrics by their names in log.jsonl."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "confusion"}
 
 
-class Tally:
-    """Counts batch by batch; `report()` adds the ranks up.
+class ClassificationMetrics:
+    """Counts batch by batch; `compute` adds the counts of all ranks.
 
     The calibration error is the ECE of Guo et al. (arXiv 1706.04599, equation 3): confidence is the probability of the
-    predicted class, bin m of M holds ((m - 1) / M, m / M].
+    predicted class, bin m of M contains ((m - 1) / M, m / M].
     """
 
     def __init__(self, num_classes: int, device: torch.device, confusion: bool = False):
         self.num_classes = num_classes
         self.images = torch.zeros(1, dtype=torch.int64, device=device)
         self.top = torch.zeros(TOP, dtype=torch.int64, device=device)
-        self.right = torch.zeros(BINS, dtype=torch.int64, device=device)                # in each bin
+        self.correct = torch.zeros(BINS, dtype=torch.int64, device=device)              # in each bin
         self.confidence = torch.zeros(BINS, dtype=torch.float64, device=device)         # sum in each bin
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)                  # loss, true probability
         self.confusion = torch.zeros(num_classes ** 2, dtype=torch.int64, device=device) if confusion else None
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """logits (B, C), targets (B,)"""
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Adds a batch. logits (B, C), targets (B,)"""
         logits = logits.float()
         best = logits.topk(min(TOP, self.num_classes), dim=1).indices
         hits = best == targets[:, None]
@@ -66,69 +70,71 @@ class Tally:
         true_and_best = F.log_softmax(logits, dim=1).gather(1, torch.stack([targets, best[:, 0]], dim=1)).double()
         (true, _), (true_probability, confidence) = true_and_best.unbind(1), true_and_best.exp().unbind(1)
         self.sums += torch.stack([-true.sum(), true_probability.sum()])
-        own = (confidence * BINS).ceil().clamp(1, BINS)[:, None] == torch.arange(1, BINS + 1, device=logits.device)
-        self.right += (own & hits[:, :1]).sum(dim=0)
-        self.confidence += (own * confidence[:, None]).sum(dim=0)
+        own_bin = (confidence * BINS).ceil().clamp(1, BINS)[:, None] == torch.arange(1, BINS + 1, device=logits.device)
+        self.correct += (own_bin & hits[:, :1]).sum(dim=0)
+        self.confidence += (own_bin * confidence[:, None]).sum(dim=0)
         if self.confusion is not None:
             cells = targets * self.num_classes + best[:, 0]
             self.confusion += torch.bincount(cells, minlength=self.num_classes ** 2)
 
-    def report(self, stopped: bool = False) -> EvalReport | None:
-        """Of all ranks, on every rank; None if one of them has `stopped` before its last image."""
-        own = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
-        *counts, stops = sum_over_ranks(torch.cat([self.images, self.top, self.right, own])).tolist()
+    def compute(self, stopped: bool = False) -> EvalMetrics | None:
+        """Returns the metrics of all ranks, on every rank; None if a rank has `stopped` before its last image."""
+        stops = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
+        *counts, stops = all_reduce_sum(torch.cat([self.images, self.top, self.correct, stops])).tolist()
         if stops:
             return None
-        sums = sum_over_ranks(torch.cat([self.sums, self.confidence])).tolist()
-        images, top, right = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
+        sums = all_reduce_sum(torch.cat([self.sums, self.confidence])).tolist()
+        images, top, correct = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
         loss, true_probability, *confidence = sums
         confusion = None
         if self.confusion is not None:
-            confusion = sum_over_ranks(self.confusion.clone()).view(self.num_classes, -1).cpu()
-        return EvalReport(images, loss / images, tuple(hits / images for hits in top), true_probability / images,
-                          sum(abs(hits - total) for hits, total in zip(right, confidence)) / images, confusion)
+            confusion = all_reduce_sum(self.confusion.clone()).view(self.num_classes, -1).cpu()
+        return EvalMetrics(images, loss / images, *(hits / images for hits in top), true_probability=true_probability / images,
+                           calibration_error=sum(abs(hits - total) for hits, total in zip(correct, confidence)) / images,
+                           confusion=confusion)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, prepare: Callable[[Tensor], Tensor], precision: Precision,
-             world: World, num_classes: int, confusion: bool = False,
-             stop: Callable[[], bool] = lambda: False,
-             compiled: Callable[[int, float], None] | None = None) -> EvalReport | None:
-    """Every image of the split once, whatever the number of ranks. `model` is the plain module, not the wrapped one:
-    ranks may have different numbers of batches. None, on every rank, if stop() became true on one before its last batch.
-    `compiled`, of a compiled model: is told the images and the seconds of the first batch, for which it may have been
-    compiled. The last batch is then filled up to the size of the others, or it would be compiled for that one alone."""
+def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Tensor], precision: Precision, ranks: Ranks,
+             num_classes: int, *, confusion: bool = False, stop_requested: Callable[[], bool] = lambda: False,
+             on_compiled: Callable[[int, float], None] | None = None,
+             metrics: type[ClassificationMetrics] = ClassificationMetrics) -> EvalMetrics | None:
+    """Evaluates every image of the split once, whatever the number of ranks.
+
+    `model` is the plain module, not the wrapped one: ranks may have different numbers of batches. Returns None, on every rank,
+    if stop_requested() became true on one of them before its last batch.
+    `on_compiled`, for a compiled model, is called with the images and seconds of the first batch, for which it may have been
+    compiled. The last batch is then padded to the size of the others, or the model would be compiled for it alone.
+    `metrics`: those of the task.
+    """
     was_training = model.training
     model.eval()
-    tally, stopped, size = Tally(num_classes, world.device, confusion), False, 0
-    for batch in ahead(loader, world.device):
-        if stopped := stop():
+    counts, stopped, batch_size = metrics(num_classes, ranks.device, confusion), False, 0
+    for batch in prefetch(loader, ranks.device):
+        if stopped := stop_requested():
             break
-        images = prepare(batch.images.to(world.device, non_blocking=True))
-        own, begun = len(images), time.monotonic()
-        if compiled and own < size:
-            images = torch.cat([images, images[-1:].expand(size - own, -1, -1, -1)])
-        with precision.autocast(world.device):
-            logits = model(images)[:own]
-        if compiled and not size:
-            compiled(own, time.monotonic() - begun)
-        size = max(size, own)
-        tally.add(logits, batch.targets.to(world.device, non_blocking=True))
+        images = normalize(batch.images.to(ranks.device, non_blocking=True))
+        count, started = len(images), time.monotonic()
+        if on_compiled and count < batch_size:
+            images = torch.cat([images, images[-1:].expand(batch_size - count, -1, -1, -1)])
+        with precision.autocast(ranks.device):
+            logits = model(images)[:count]
+        if on_compiled and not batch_size:
+            on_compiled(count, time.monotonic() - started)
+        batch_size = max(batch_size, count)
+        counts.update(logits, batch.targets.to(ranks.device, non_blocking=True))
     model.train(was_training)
-    return tally.report(stopped)
+    return counts.compute(stopped)
 
 
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str]) -> list[Path]:
-    """confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy) -> the two files"""
-    matrix, per_class = folder / "confusion.csv", folder / "per_class.csv"
-    with open(matrix, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["true \\ predicted", *classes])
-        rows.writerows([name, *counts] for name, counts in zip(classes, confusion.tolist()))
-    with open(per_class, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["class", "images", "accuracy"])
-        for label, name in enumerate(classes):
-            images = int(confusion[label].sum())
-            rows.writerow([name, images, f"{int(confusion[label, label]) / images:.4f}" if images else ""])
-    return [matrix, per_class]
+    """Writes and returns confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy)."""
+    counts = list(zip(classes, confusion.tolist()))
+    tables = {"confusion.csv": [["true \\ predicted", *classes], *([name, *row] for name, row in counts)],
+              "per_class.csv": [["class", "images", "accuracy"],
+                                *([name, sum(row), f"{row[label] / sum(row):.4f}" if sum(row) else ""]
+                                  for label, (name, row) in enumerate(counts))]}
+    for name, rows in tables.items():
+        with open(folder / name, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+            csv.writer(stream).writerows(rows)
+    return [folder / name for name in tables]

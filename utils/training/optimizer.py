@@ -1,9 +1,11 @@
-"""Which parameters are trained, in which groups, by which optimizer.
+"""Which parameters are trained, in which groups, by which optimizer, and with which learning rate.
 
-Layer-wise decay of the learning rate is that of BEiT (arXiv 2106.08254) and MAE (arXiv 2111.06377); which parameters
-have no weight decay is what DeiT, CaiT and MAE agree on.
+The layer-wise decay of the learning rate is that of BEiT (arXiv 2106.08254) and MAE (arXiv 2111.06377). Which parameters have
+no weight decay is what DeiT, CaiT and MAE agree on. The learning rate is a closed form of the number of the update: a
+checkpoint saves no state for it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -11,76 +13,75 @@ import torch
 from torch import Tensor, nn
 
 NOT_DECAYED = ("pos_embed", "cls_token", "dist_token")
-OPTIMIZERS = ("sgd", "adamw", "adam", "lamb")
+KINDS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 class OptimizerError(ValueError):
-    """Something is asked of the optimizer that cannot be had: one line."""
+    """Raised for an optimizer that is not available, and for a choice of parameters that cannot be trained."""
+
+    exit_code = 2
 
 
 def choose_trainable(named_parameters: Iterable[tuple[str, nn.Parameter]], *, train_layers: str, freeze: Sequence[str],
-                     depth_of: Callable[[str], int], depth: int,
-                     head_names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Sets requires_grad -> names of the parameters that are trained, and of those that are frozen.
+                     layer_index: Callable[[str], int], depth: int, head_names: Sequence[str]) -> list[str]:
+    """Sets requires_grad and returns the names of the frozen parameters.
 
-    train_layers: "all"; "head" (a linear probe: `head_names` alone); or a number K: the last K of the depth - 1 layers
-    and what stands after them. Of these, none whose name fits a pattern of `freeze` ("patch_embed.*").
-    Raises OptimizerError for another train_layers, a pattern that fits no name, or if nothing is left to train.
+    train_layers: "all"; "head" (a linear probe, only `head_names`); or a number K: the last K of the depth - 1 layers and
+    everything after them. A parameter whose name matches a pattern of `freeze` ("patch_embed.*") is frozen in any case.
+    Raises OptimizerError for any other train_layers, for a pattern that matches no name, and if nothing is left to train;
+    requires_grad is then unchanged.
     """
     named_parameters = list(named_parameters)
     names = [name for name, _ in named_parameters]
     if train_layers.isdecimal() and int(train_layers) < depth:
-        chosen = {name for name in names if depth_of(name) >= depth - int(train_layers)}
+        trained = {name for name in names if layer_index(name) >= depth - int(train_layers)}
     elif train_layers in ("all", "head"):
-        chosen = set(names) if train_layers == "all" else set(names) & set(head_names)
+        trained = set(names) if train_layers == "all" else set(names) & set(head_names)
     else:
-        raise OptimizerError(f"train_layers {train_layers!r}: must be all, head, or a number of blocks from 1 to {depth - 1}")
+        raise OptimizerError(f"--train_layers {train_layers!r}: expected all, head, or a number of blocks from 1 to {depth - 1}")
     for pattern in freeze:
-        fitting = {name for name in names if fnmatchcase(name, pattern)}
-        if not fitting:
-            raise OptimizerError(f"freeze {pattern!r}: no parameter is called so; their names go from {names[0]} to {names[-1]}")
-        chosen -= fitting
-    if not chosen:
-        raise OptimizerError(f"train_layers {train_layers} and freeze {' '.join(freeze)} leave nothing to train: freeze less")
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
+            raise OptimizerError(f"--freeze {pattern!r} matches no parameter. The names run from {names[0]} to {names[-1]}.")
+        trained -= matches
+    if not trained:
+        raise OptimizerError(f"--train_layers {train_layers} with --freeze {','.join(freeze)} leaves nothing to train. "
+                             "Freeze fewer parameters.")
     for name, parameter in named_parameters:
-        parameter.requires_grad_(name in chosen)
-    return [name for name in names if name in chosen], [name for name in names if name not in chosen]
+        parameter.requires_grad_(name in trained)
+    return [name for name in names if name not in trained]
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float,
                      decay_matrices_only: bool = False, layer_decay: float = 1.0,
-                     depth_of: Callable[[str], int] | None = None, depth: int = 0, head_names: Sequence[str] = (),
+                     layer_index: Callable[[str], int] | None = None, depth: int = 0, head_names: Sequence[str] = (),
                      head_scale: float = 1.0) -> list[dict]:
-    """The parameters that require gradients, in groups {"params", "lr_scale", "weight_decay"} in order of appearance.
+    """Returns the parameters that require gradients in groups {"params", "lr_scale", "weight_decay"}, in order of appearance.
 
-    lr_scale = layer_decay ** (depth - depth_of(name)), times head_scale for the names in `head_names`.
-    decay_matrices_only: no weight decay for biases, norms and other vectors, positions and tokens.
+    lr_scale = layer_decay ** (depth - layer_index(name)), times head_scale for the names in `head_names`.
+    decay_matrices_only: biases, norms and other vectors, positions and tokens have no weight decay.
     """
-    assert layer_decay == 1 or depth_of is not None
-    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in trained:
-        scale = 1.0 if layer_decay == 1 else layer_decay ** (depth - depth_of(name))
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0 if layer_decay == 1 else layer_decay ** (depth - layer_index(name))
         scale *= head_scale if name in head_names else 1.0
         exempt = decay_matrices_only and (parameter.ndim <= 1 or name.rpartition(".")[2] in NOT_DECAYED)
         decay = 0.0 if exempt else weight_decay
         group = groups.setdefault((scale, decay), {"params": [], "lr_scale": scale, "weight_decay": decay})
         group["params"].append(parameter)
-    members = [id(parameter) for group in groups.values() for parameter in group["params"]]
-    assert sorted(members) == sorted({id(parameter) for _, parameter in trained}), "each parameter is in one group"
     return list(groups.values())
 
 
 def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], learning_rate: float, *,
                     momentum: float = 0.9) -> torch.optim.Optimizer:
-    """`groups` of parameter_groups(), or parameters alone, which then have no weight decay.
+    """Builds the optimizer of the groups of parameter_groups(), or of plain parameters, which then have no weight decay.
 
-    "sgd": `momentum`, no Nesterov, weight decay as an L2 term, as the ViT paper's fine-tuning. "adam": decay as an L2
-    term. "adamw": decoupled. "lamb" (arXiv 1904.00962): timm's, without its clipping, which the step does.
-    Raises OptimizerError for another name, and for "lamb" where timm is not installed.
+    "sgd": `momentum`, no Nesterov, weight decay as an L2 term, as in the ViT paper's fine-tuning. "adam": weight decay as an
+    L2 term. "adamw": decoupled weight decay. "lamb" (arXiv 1904.00962): timm's, without its clipping, which `update` does.
+    Raises OptimizerError for "lamb" if timm is not installed.
     """
-    if name not in OPTIMIZERS:
-        raise OptimizerError(f"no optimizer is called {name!r}: {', '.join(OPTIMIZERS)}")
     groups = list(groups)
     parameters = [each for group in groups for each in (group["params"] if isinstance(group, dict) else [group])]
     options = {"lr": learning_rate, "weight_decay": 0.0}
@@ -90,19 +91,23 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
         # The usual 1e-8 is zero in float16, and 0 / 0 is the first update of a weight without gradient.
         options["eps"] = 1e-4
     if name == "lamb":
-        optimizer = _lamb()(groups, max_grad_norm=None, **options)
+        try:
+            from timm.optim import Lamb  # PyTorch has none
+        except ImportError as error:
+            raise OptimizerError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use "
+                                 "adamw.") from error
+        optimizer = Lamb(groups, max_grad_norm=None, **options)
     else:
-        kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
         # The fused kernels of CPUs get float16 weights wrong in torch 2.11.
         fused = not any(parameter.dtype == torch.float16 and parameter.device.type == "cpu" for parameter in parameters)
-        optimizer = kinds[name](groups, fused=fused, **options)
-    _begin_momentum(optimizer)
+        optimizer = KINDS[name](groups, fused=fused, **options)
+    _initialize_momentum(optimizer)
     set_learning_rate(optimizer, learning_rate)
     return optimizer
 
 
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """SGD's, where there is none yet: the fused step makes it without a value, and leaves it at that if the update is skipped."""
+def _initialize_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Sets SGD's missing momentum to zero: the fused step would allocate it and, if it skips the update, not fill it."""
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
         for parameter in group["params"] if group["momentum"] else ():
             if optimizer.state[parameter].get("momentum_buffer") is None:
@@ -110,20 +115,21 @@ def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """A checkpoint's state of it. What is not state stays the optimizer's: the kernel, and the groups' lr_scale, shares of a
-    learning rate that may be another one now."""
+    """Loads a checkpoint's optimizer state. The optimizer keeps its own kernel (fused) and its groups' lr_scale, which are
+    settings of this session."""
     groups = [{**saved, **{key: own[key] for key in ("fused", "lr_scale") if key in own}}
               for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
-    _begin_momentum(optimizer)
+    _initialize_momentum(optimizer)
 
 
 def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, scale: Tensor, max_norm: float) -> None:
-    """One step with the gradients divided by the loss's `scale` and clipped to the global norm `max_norm` (0: as they are);
-    none if `non_finite`. `norm` is that of the gradients as they lie there, all of them () on the device.
+    """Updates the weights, unless `non_finite`: divides the gradients by the loss's `scale`, clips them to the global norm
+    `max_norm` (0: no clipping) and steps.
 
-    Fused optimizers divide, clip and skip in the one pass that changes the weights, and the host need not know whether they
-    do (benchmarks/optimizer.py: SGD). With lamb, which has no such pass, it waits to know.
+    `norm` is the norm of the gradients before the division. It, `non_finite` and `scale` are scalars () on the device.
+    Fused optimizers divide, clip and skip in the single pass that changes the weights, so that the host never waits for the
+    device (benchmarks/optimizer.py measures SGD). lamb has no such pass: the host waits for `non_finite`.
     """
     divisor = scale * ((norm / scale + 1e-6) / max_norm).clamp(min=1) if max_norm else scale
     if optimizer.param_groups[0].get("fused"):
@@ -136,15 +142,34 @@ def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, s
         optimizer.step()
 
 
-def _lamb() -> type[torch.optim.Optimizer]:
-    try:
-        from timm.optim import Lamb  # PyTorch has none
-    except ImportError as error:
-        raise OptimizerError("optimizer lamb is timm's, which is not installed: pip install timm, or take adamw") from error
-    return Lamb
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Of every group, times its lr_scale (1 where it has none, as in states saved without groups)."""
+    """Sets every group's learning rate, times its lr_scale (1 in states saved before there were groups)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, floor: float = 0.0, start: float = 0.0,
+                  milestones: Sequence[int] = ()) -> float:
+    """Returns the learning rate of update 1..total as a fraction of the peak.
+
+    During the warm-up it rises linearly from `start` (at update 0) to 1. Afterwards it falls from 1 to `floor`: "cosine"
+    (half a period) and "linear" reach it at `total`; "step" divides by 10 after each of the `milestones`, as BiT (arXiv
+    1912.11370); "constant" stays at 1.
+    With start and floor 0 these are the values of the ViT-pytorch scripts, whose scheduler steps before the optimizer.
+    """
+    if update < warmup:
+        return start + (1 - start) * (update / warmup)
+    progress = (update - warmup) / max(1, total - warmup)
+    ratio = 1.0
+    if decay == "cosine":
+        ratio = max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+    elif decay == "linear":
+        ratio = max(0.0, 1 - progress)
+    elif decay == "step":
+        ratio = 10.0 ** -sum(update > milestone for milestone in milestones)
+    return floor + (1 - floor) * ratio
+
+
+def is_time(step: int, every: int, total: int) -> bool:
+    """Whether something is due after step 1..total: every `every` steps, and at the end."""
+    return step % every == 0 or step == total

@@ -1,12 +1,11 @@
-"""FP16_OPT_LEVEL, bf16 and fp32 as one table: what is computed in which type.
+"""Which number types a run computes in: fp32, tf32, bf16 and the fp16 levels as rows of one table.
 
-The levels are named as in NVIDIA's Apex, whose users know them; here they stand for torch's own automatic mixed
-precision:
+The fp16 levels (FP16_OPT_LEVEL) are named as in NVIDIA's Apex. Here they stand for torch's own automatic mixed precision:
   O0  float32
   O1  autocast to float16, dynamic loss scaling, float32 weights
-  O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch keeps a master copy
-      by not converting them at all)
-  O3  weights and everything else float16, no loss scaling: a speed ceiling that may diverge
+  O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch keeps a master copy by not
+      converting them at all)
+  O3  weights and everything else float16, no loss scaling: a speed limit that may diverge
 """
 
 import contextlib
@@ -16,16 +15,17 @@ from pathlib import Path
 import torch
 
 GROWTH_INTERVAL = 2000       # steps without overflow before the loss scale doubles
-INITIAL_SCALE = 2.0 ** 16    # a larger start only burns the first steps
+INITIAL_SCALE = 2.0 ** 16    # a larger start only wastes the first steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
     name: str
-    compute: torch.dtype                    # what matrix products run in
+    compute: torch.dtype                    # of matrix products
     weights: torch.dtype = torch.float32
     scales_loss: bool = False
     half_gradients: bool = False            # across the network
+    matmul: str = "highest"                 # torch's float32 matmul precision; "high" rounds the factors to TF32
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         if self.compute == self.weights:
@@ -41,25 +41,33 @@ LEVELS = {
     "O3": Precision("all fp16 (O3)", torch.float16, weights=torch.float16),
 }
 FP32 = Precision("fp32", torch.float32)
+TF32 = Precision("tf32", torch.float32, matmul="high")
 BF16 = Precision("bf16 autocast", torch.bfloat16)
 
 
-def choose(precision: str, opt_level: str, device: torch.device) -> tuple[Precision, str]:
-    """-> (what to do, why, for the log). `precision`: auto, fp32, bf16 or fp16."""
-    if precision == "auto":
-        native, why = has_units_for(torch.bfloat16, device)
-        return (BF16 if native else FP32), why
-    chosen = {"fp32": FP32, "bf16": BF16, "fp16": LEVELS[opt_level]}[precision]
-    reasons = ["asked for"]
-    if chosen.compute != torch.float32 and not has_units_for(chosen.compute, device)[0]:
+def choose(name: str, opt_level: str, device: torch.device) -> tuple[Precision, str]:
+    """Returns the precision of --precision auto, fp32, tf32, bf16 or fp16, and the reason for the log."""
+    if name == "auto":
+        native, processor = native_support(torch.bfloat16, device)
+        return (BF16 if native else FP32), processor
+    precision = {"fp32": FP32, "tf32": TF32, "bf16": BF16, "fp16": LEVELS[opt_level]}[name]
+    reasons = ["requested"]
+    if precision.compute != torch.float32 and not native_support(precision.compute, device)[0]:
         reasons.append("this processor only emulates it: slower than fp32")
-    if chosen.weights == torch.float16:
+    if precision.weights == torch.float16:
         reasons.append("may diverge: compare with O1")
-    return chosen, "; ".join(reasons)
+    return precision, "; ".join(reasons)
 
 
-def has_units_for(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
-    """-> (whether the processor multiplies matrices of bfloat16 or float16 by itself, which processor that is)"""
+def apply_matmul_precision(precision: Precision) -> None:
+    """Sets, for this process, how much torch may round inside products of float32 numbers."""
+    if precision.compute == torch.float32:
+        torch.set_float32_matmul_precision(precision.matmul)
+        torch.backends.cudnn.allow_tf32 = precision.matmul != "highest"      # cuDNN rounds convolutions to TF32 by default
+
+
+def native_support(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
+    """Whether the device multiplies matrices of bfloat16 or float16 in hardware, and which processor it is."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         needed = (8, 0) if dtype == torch.bfloat16 else (7, 0)
@@ -75,9 +83,9 @@ def has_units_for(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
 class LossScaler:
     """The factor on the loss that keeps float16 gradients from vanishing; 1 where the loss is not scaled.
 
-    Dynamic, as torch's GradScaler: halved when gradients overflow, doubled after GROWTH_INTERVAL steps that do not. Unlike
-    it, this one never makes the host wait for the device. `fixed` > 0: it stays. State goes into the checkpoint, under
-    GradScaler's names; {} where the loss is not scaled.
+    Dynamic, as torch's GradScaler: halved when gradients overflow, doubled after GROWTH_INTERVAL steps without overflow.
+    Unlike GradScaler it never makes the host wait for the device. A `fixed` scale > 0 does not change. The state goes into
+    checkpoints under GradScaler's names; it is {} where the loss is not scaled.
     """
 
     def __init__(self, precision: Precision, device: torch.device, fixed: float = 0.0):
@@ -89,7 +97,7 @@ class LossScaler:
         (loss * self.scale if self.enabled else loss).backward()
 
     def update(self, overflowed: torch.Tensor) -> None:
-        """After every step. `overflowed`: bool, (), on the device."""
+        """Adapts the scale after a step. `overflowed`: bool, (), on the device."""
         if not self.enabled or self.fixed:
             return
         good = torch.where(overflowed, 0, self._good_steps + 1)
@@ -110,11 +118,11 @@ class LossScaler:
 
 
 def warm_up(model: torch.nn.Module, images: torch.Tensor, precision: Precision) -> None:
-    """A pass forward and backward whose gradients are thrown away. images: an input of a micro-step, (B, C, height, width).
+    """Runs forward and backward once and discards the gradients. images: an input of a micro-step, (B, C, height, width).
 
-    A compiled model is compiled by it. And on three processes or more it makes a run that is resumed go on bit for bit:
-    DistributedDataParallel lays its buckets anew after the first backward pass of a process, and where a number lies in
-    them decides in which order the ranks' parts are added.
+    This compiles a model that compiles on its first call. On three processes or more it also makes resumed runs exact bit for
+    bit: DistributedDataParallel rearranges its buckets after the first backward pass of a process, and a number's place in
+    a bucket decides in which order the ranks' parts are added.
     """
     was_training = model.training
     model.train()

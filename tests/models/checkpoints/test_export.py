@@ -6,29 +6,15 @@ import numpy as np
 import pytest
 import reference
 import torch
+from filling import load, load_case, random_model, refused, same_state
 
 from configs import MODELS, architecture
-from models import ModelError, create_model
+from models import create_model
 from models.checkpoints import export
 from models.checkpoints.export import save_npz, save_timm
 
 ROWS, CASE = reference.ROWS, "g_p16_pre"
-
-
-def load(path, case: str = CASE, **more):
-    return create_model(ROWS[case], pretrained=path, head="keep", **more)
-
-
-def load_torch(case: str):
-    return create_model(reference.TORCH_ROWS[case], pretrained=reference.TORCH / reference.TORCH_FILES[case], head="keep")
-
-
-def same_state(a, b) -> bool:
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-# --------------------------------------------------------------------------------------------- Google's layout
+SUFFIXES = ["safetensors", "pth", "pt", "bin"]
 
 
 @pytest.mark.parametrize("case", ROWS)
@@ -47,62 +33,37 @@ def test_ours_to_google_s_and_back(tmp_path, case):
 
 
 def test_another_grid_and_precision_are_written_in_float32(tmp_path):
-    model = load(reference.weights(CASE), img_size=96).bfloat16()
+    model = load(reference.weights(CASE), CASE, img_size=96).bfloat16()
     save_npz(model, tmp_path / "x.npz")
     written = reference.arrays(tmp_path / "x.npz")
     assert written["Transformer/posembed_input/pos_embedding"].shape == (1, 37, 48)
     assert {array.dtype for array in written.values()} == {np.dtype(np.float32)}
-    assert same_state(load(tmp_path / "x.npz", img_size=96), model.float())
-
-
-def test_writing_leaves_the_model_alone(tmp_path):
-    model = load(reference.weights(CASE))
-    save_npz(model, tmp_path / "x.npz")
-    assert same_state(model, load(reference.weights(CASE))) and model.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_an_unfinished_file_replaces_nothing_and_does_not_stay(tmp_path, monkeypatch, error):
-    path = tmp_path / "x.npz"
-    path.write_bytes(b"the old one")
-
-    def breaks_off(stream, **arrays):
-        stream.write(b"half")
-        raise error
-
-    monkeypatch.setattr(export.np, "savez", breaks_off)
-    with pytest.raises(type(error)):
-        save_npz(create_model(ROWS[CASE], 21), path)
-    assert path.read_bytes() == b"the old one" and os.listdir(tmp_path) == ["x.npz"]
+    for suffix in SUFFIXES:
+        save_timm(model, tmp_path / f"x.{suffix}")
+    for suffix in ("npz", *SUFFIXES):
+        assert same_state(load(tmp_path / f"x.{suffix}", CASE, img_size=96), model.float())
 
 
 @pytest.mark.parametrize("case", ["deit", "timm_vit", "mae_gp0"])
 def test_plain_models_of_other_families_fit_google_s_layout(tmp_path, case):
-    model = load_torch(case)
+    model = load_case(case)
     save_npz(model, tmp_path / "x.npz")
-    assert same_state(model, create_model(reference.TORCH_ROWS[case], pretrained=tmp_path / "x.npz", head="keep"))
+    assert same_state(model, load(tmp_path / "x.npz", reference.TORCH_ROWS[case]))
 
 
 @pytest.mark.parametrize("case, lacks", [
     ("deit_dist", "dist_token, head_dist.bias, head_dist.weight"), ("mae_gp1", "fc_norm.bias, fc_norm.weight"),
     ("cait", "blocks.0.attn.proj_l.bias, .* and [0-9]+ more")])
 def test_what_google_s_layout_cannot_hold_is_refused(tmp_path, case, lacks):
-    with pytest.raises(ModelError, match=f"Google's layout has no place for {lacks}; save_timm writes them") as error:
-        save_npz(load_torch(case), tmp_path / "x.npz")
-    assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
-
-
-# --------------------------------------------------------------------------------------------- timm's names
-
-SUFFIXES = ["safetensors", "pth", "pt", "bin"]
+    refused(f"Google's layout has no names for {lacks}; save_timm writes them", save_npz, load_case(case), tmp_path / "x.npz")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("case", reference.TORCH_ROWS)
 def test_ours_to_timm_s_and_back(tmp_path, case, suffix):
     """The written file has the names and numbers of the published one, wrappers aside."""
-    model, path = load_torch(case), tmp_path / "new" / f"x.{suffix}"
+    model, path = load_case(case), tmp_path / "new" / f"x.{suffix}"
     save_timm(model, path)
     original = reference.torch_state(case)
     if suffix == "safetensors":
@@ -111,7 +72,7 @@ def test_ours_to_timm_s_and_back(tmp_path, case, suffix):
     else:
         written = torch.load(path, weights_only=True)
     assert written.keys() == original.keys() and all(torch.equal(written[name], original[name]) for name in original)
-    again = create_model(reference.TORCH_ROWS[case], pretrained=path, head="keep")
+    again = load(path, reference.TORCH_ROWS[case])
     assert same_state(model, again) and (again.load_report.left_out, again.load_report.fresh) == ([], [])
     assert os.listdir(tmp_path / "new") == [f"x.{suffix}"]
 
@@ -127,48 +88,39 @@ def test_one_channel_both_ways(tmp_path):
     model = create_model(architecture(4, 8, 16, 2, 1, img_size=8), 3, in_channels=1)
     for path, save in ((tmp_path / "x.npz", save_npz), (tmp_path / "x.pth", save_timm)):
         save(model, path)
-        again = create_model(architecture(4, 8, 16, 2, 1, img_size=8), pretrained=path, head="keep", in_channels=1)
-        assert same_state(model, again) and again.load_report.notes == ["the file's head is all zero, as in some published "
-                                                                        "ImageNet-21k files: its logits say nothing"]
-
-
-def test_half_precision_is_written_in_float32(tmp_path):
-    model = load(reference.weights(CASE)).bfloat16()
-    for suffix in SUFFIXES:
-        save_timm(model, tmp_path / f"x.{suffix}")
-        assert same_state(load(tmp_path / f"x.{suffix}"), model.float())
-        model.bfloat16()
+        assert same_state(model, load(path, architecture(4, 8, 16, 2, 1, img_size=8), in_channels=1))
 
 
 @pytest.mark.parametrize("save, name", [(save_npz, "x.npz"), (save_timm, "x.safetensors"), (save_timm, "x.pth")])
 def test_a_grid_that_is_not_square_is_refused(tmp_path, save, name):
     model = create_model("ViT-Nano_2", 3, (8, 12))
-    with pytest.raises(ModelError, match=r"a position table of 4 x 6 patches cannot be told from a square one .*; take a square"):
-        save(model, tmp_path / name)
+    refused("table of 4 x 6 patches cannot be distinguished from a square one .*; use a square", save, model, tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["x", "x.npz", "x.ckpt", "x.PTH"])
 def test_the_suffix_decides(tmp_path, name):
-    with pytest.raises(ModelError, match=r"the suffix must be \.safetensors or \.pth"):
-        save_timm(create_model("ViT-Nano_2", 3), tmp_path / name)
+    refused(r"the suffix must be \.safetensors, \.pth", save_timm, create_model("ViT-Nano_2", 3), tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_unfinished_timm_file_replaces_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "x.pth"
-    path.write_bytes(b"the old one")
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("save, name", [(save_npz, "x.npz"), (save_timm, "x.pth")])
+def test_an_unfinished_file_replaces_nothing_and_does_not_stay(tmp_path, monkeypatch, save, name, error):
+    (tmp_path / name).write_bytes(b"the old one")
 
-    def breaks_off(state, stream):
-        stream.write(b"half")
-        raise OSError("disk full")
+    def break_off(*arguments, **arrays):
+        next(stream for stream in arguments if hasattr(stream, "write")).write(b"half")
+        raise error
 
-    monkeypatch.setattr(export.torch, "save", breaks_off)
-    with pytest.raises(OSError, match="disk full"):
-        save_timm(create_model("ViT-Nano_2", 3), path)
-    assert path.read_bytes() == b"the old one" and os.listdir(tmp_path) == ["x.pth"]
+    monkeypatch.setattr(export.np, "savez", break_off)
+    monkeypatch.setattr(export.torch, "save", break_off)
+    with pytest.raises(type(error)):
+        save(create_model("ViT-Nano_2", 3), tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"the old one" and os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("row, options, name", [
     (architecture(16, 48, 192, 3, 2, img_size=64, gelu="erf"), {}, "vit_tiny_patch16_224"),
     (architecture(8, 48, 192, 3, 2, img_size=64, gelu="erf", resnet_layers=()), {}, "vit_tiny_r_s16_p8_224"),
@@ -181,16 +133,13 @@ def test_timm_takes_what_we_write_and_we_what_timm_writes(tmp_path, row, options
     timm = pytest.importorskip("timm")
     row = row.copy_and_resolve_references()
     row.num_layers = 2
-    torch.manual_seed(0)
-    ours = create_model(row, 7, 64).eval()
-    for parameter in ours.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    ours = random_model(row, 7, 64).eval()
     sizes = {} if "depth" in options else {"embed_dim": 48, "num_heads": 3, "depth": 2}
     theirs = timm.create_model(name, img_size=64, num_classes=7, **sizes, **options).eval()
     save_timm(ours, tmp_path / "x.safetensors")
     timm.models.load_checkpoint(theirs, str(tmp_path / "x.safetensors"), strict=True)
     torch.save(theirs.state_dict(), tmp_path / "y.pth")
-    assert same_state(ours, create_model(row, img_size=64, pretrained=tmp_path / "y.pth", head="keep"))
-    if row.resnet_layers is None:                # of hybrids the weights are standardised otherwise (test_models_timm)
+    assert same_state(ours, load(tmp_path / "y.pth", row, img_size=64))
+    if row.resnet_layers is None:                # of hybrids the weights are standardized otherwise (test_timm.py)
         images = torch.randn(2, 3, 64, 64)
         assert (ours(images) - theirs(images)).abs().max() < 1e-4

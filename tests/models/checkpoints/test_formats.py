@@ -1,50 +1,29 @@
-"""Files of weights of every kind: the content tells it, nothing is executed, damage is one line."""
+"""Files of weights of every kind: the content decides, nothing is executed, damage is one line."""
 
 import argparse
-import io
-import os
-import pickle
-import random
 import struct
 import sys
-import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filling import save_arrays
 from safetensors.torch import save_file
+from weight_files import saved
 
-from models import ModelError
 from models.checkpoints.formats import open_weights
 from models.checkpoints.torch_file import LEGACY_MAGIC
+from models.errors import WeightsError
 
 WEIGHTS = {"patch_embed.proj.weight": torch.arange(48.0).reshape(4, 3, 2, 2), "head.bias": torch.randn(5),
            "cls_token": torch.zeros(1, 1, 4)}
 
 
-def npz(path: Path, weights: dict) -> Path:
-    with open(path, "wb") as stream:
-        np.savez(stream, **{name: value.numpy() for name, value in weights.items()})
-    return path
-
-
-def zipped(path: Path, content) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def legacy(path: Path, content) -> Path:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-    return path
-
-
-def safetensors(path: Path, weights: dict) -> Path:
-    save_file(weights, path)
-    return path
-
-
-KINDS = {"npz": npz, "zipped": zipped, "legacy": legacy, "safetensors": safetensors}
+legacy = partial(saved, legacy=True)
+KINDS = {"npz": lambda path, weights: save_arrays(path, {name: value.numpy() for name, value in weights.items()}),
+         "zipped": saved, "legacy": legacy, "safetensors": lambda path, weights: save_file(weights, path) or path}
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:
@@ -55,26 +34,15 @@ def read_all(path: Path) -> dict[str, torch.Tensor]:
 
 
 def refused(path: Path, message: str) -> None:
-    with pytest.raises(ModelError, match=message) as error:
+    with pytest.raises(WeightsError, match=message) as error:
         read_all(path)
     text = str(error.value)
     assert "\n" not in text and str(path) in text and len(text) < 500
 
 
-def rezipped(source: Path, path: Path, edit=lambda name, data: data, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A copy of a zip file with other members."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", compression) as new:
-        for info in old.infolist():
-            new.writestr(info.filename, edit(info.filename, old.read(info)))
-    return path
-
-
-# ------------------------------------------------------------------------------------------------ what is read
-
-
 @pytest.mark.parametrize("suffix", ["npz", "pth", "pt", "bin", "safetensors", "weights"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_content_tells_the_kind_and_not_the_name(tmp_path, kind, suffix):
+def test_the_content_decides_the_kind_and_not_the_name(tmp_path, kind, suffix):
     read = read_all(KINDS[kind](tmp_path / f"x.{suffix}", WEIGHTS))
     assert read.keys() == WEIGHTS.keys()
     assert all(torch.equal(read[name], WEIGHTS[name]) for name in WEIGHTS)
@@ -88,51 +56,48 @@ def test_other_number_formats_are_read_as_float32(tmp_path, kind, dtype):
     assert read.dtype == torch.float32 and torch.equal(read, value.float())
 
 
-def test_views_and_parameters(tmp_path):
-    whole = torch.randn(4, 6)
-    read = read_all(zipped(tmp_path / "x", {"t": whole.t(), "part": whole[1:3, ::2], "p": torch.nn.Parameter(whole)}))
-    assert torch.equal(read["t"], whole.t()) and torch.equal(read["part"], whole[1:3, ::2]) and torch.equal(read["p"], whole)
-    assert not read["p"].requires_grad
-
-
 @pytest.mark.parametrize("place", ["model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema"])
-@pytest.mark.parametrize("save", [zipped, legacy])
-def test_where_the_weights_stand(tmp_path, place, save):
-    """With what stands beside them, as in DeiT's and MAE's files: the optimizer, the epoch, the flags."""
+@pytest.mark.parametrize("save", [saved, legacy])
+def test_weights_in_an_entry_are_found(tmp_path, place, save):
+    """Beside others, as in DeiT's and MAE's files: the optimizer, the epoch, the flags."""
     beside = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3, "args": argparse.Namespace(lr=1e-3, name="x")}
     with open_weights(save(tmp_path / "x", {**beside, place: WEIGHTS})) as file:
         assert file.names == list(WEIGHTS) and file.left_out == ["args", "epoch", "optimizer"] and file.run is None
 
 
-def test_the_weights_of_the_model_come_before_averaged_ones(tmp_path):
+def test_entries_that_are_no_weights(tmp_path):
+    """Averaged weights beside those of the model, plain values, names that are no text."""
     other = {name: value + 1 for name, value in WEIGHTS.items()}
-    with open_weights(zipped(tmp_path / "x", {"model_ema": other, "ema": other, "model": WEIGHTS})) as file:
+    with open_weights(saved(tmp_path / "x", {"model_ema": other, "ema": other, "model": WEIGHTS})) as file:
         assert torch.equal(file.read("head.bias"), WEIGHTS["head.bias"]) and file.left_out == ["ema", "model_ema"]
-
-
-def test_entries_that_are_no_arrays(tmp_path):
-    with open_weights(zipped(tmp_path / "x", {**WEIGHTS, "epoch": 3, "model": "ViT"})) as file:
+    for content in ({3: torch.ones(2), "4": 1}, {"model": {3: torch.ones(2)}, 5: 6}, {**own(), 7: 8}):
+        read_all(saved(tmp_path / "x", content))
+    with open_weights(saved(tmp_path / "x", [WEIGHTS])) as file:
+        assert file.names == list(WEIGHTS) and file.left_out == []
+    with open_weights(saved(tmp_path / "x", {**WEIGHTS, "epoch": 3, "model": "ViT"})) as file:
         assert file.names == list(WEIGHTS) and file.left_out == ["epoch", "model"]
-    with open_weights(zipped(tmp_path / "x", {"model": {**WEIGHTS, "none": None}, "epoch": 3})) as file:
+    with open_weights(saved(tmp_path / "x", {"model": {**WEIGHTS, "none": None}, "epoch": 3})) as file:
         assert file.names == list(WEIGHTS) and file.left_out == ["epoch", "none"]
 
 
 @pytest.mark.parametrize("content, message", [
     (torch.ones(3), "holds a Tensor, not weights by name; save model.state_dict"),
-    ([torch.ones(3)], "holds a list, not weights by name"),
+    ([WEIGHTS, WEIGHTS], "holds a list, not weights by name"),
+    (torch.nn.Linear(2, 2), "holds a torch.nn.modules.linear.Linear, not weights by name"),
     ({}, "holds no arrays"),
     ({"epoch": 3, "model": {}}, "holds no arrays .its entries: epoch, model"),
-    ({"a": torch.ones(3).to_sparse()}, "asks for torch._utils._rebuild_sparse_tensor, which no file of weights needs"),
-    ({"a": torch.ones(3, dtype=torch.complex64)}, "a is no plain array of numbers"),
-    ({"a": torch.ones(3, device="meta")}, "asks for torch._utils._rebuild_meta_tensor_no_storage, which no file"),
+    ({"a": torch.ones(3).to_sparse(), "b": torch.ones(3, dtype=torch.complex64)}, "holds no arrays .its entries: a, b"),
 ])
 def test_contents_that_are_no_weights(tmp_path, content, message):
-    refused(zipped(tmp_path / "x.pth", content), message)
+    refused(saved(tmp_path / "x.pth", content), message)
 
 
-def test_names_that_are_no_text(tmp_path):
-    for content in ({3: torch.ones(2), "4": 1}, {"model": {3: torch.ones(2)}, 5: 6}, {**own(), 7: 8}):
-        read_all(zipped(tmp_path / "x.pth", content))
+@pytest.mark.parametrize("save", [saved, legacy])
+def test_numpy_arrays_are_weights(tmp_path, save):
+    arrays = {name: value.double().numpy() for name, value in WEIGHTS.items()}
+    with open_weights(save(tmp_path / "x", {"model": arrays, "accuracy": np.float64(3), "best": np.array([{}])})) as file:
+        assert file.left_out == ["accuracy", "best"]
+        assert all(torch.equal(file.read(name), value) and file.shape(name) == value.shape for name, value in WEIGHTS.items())
 
 
 def own(**more) -> dict:
@@ -141,14 +106,14 @@ def own(**more) -> dict:
 
 
 def test_a_checkpoint_of_our_own(tmp_path):
-    with open_weights(zipped(tmp_path / "x.pt", own())) as file:
+    with open_weights(saved(tmp_path / "x.pt", own())) as file:
         assert file.run == {"architecture": {"patch_size": 2}, "classes": ["a", "b"], "config": {"img_size": 8}}
         assert file.left_out == ["architecture", "classes", "config", "format", "optimizer", "step"] and file.notes == []
 
 
 @pytest.mark.parametrize("ema", [{}, None, {name: value + 1 for name, value in WEIGHTS.items()}])
 def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
-    with open_weights(zipped(tmp_path / "x.pt", own(ema=ema))) as file:
+    with open_weights(saved(tmp_path / "x.pt", own(ema=ema))) as file:
         assert torch.equal(file.read("head.bias"), WEIGHTS["head.bias"] + (1 if ema else 0))
         assert file.notes == (["averaged weights (ema)"] if ema else [])
         assert ("model" in file.left_out, "ema" in file.left_out) == (bool(ema), not ema)
@@ -158,95 +123,7 @@ def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
     {"model": None}, {"architecture": 3}, {"config": None}, {"classes": "ab"}, {"classes": [["a"]]},
     {"model": torch.ones(3), "ema": torch.ones(3)}])
 def test_a_checkpoint_of_our_own_that_lacks_something(tmp_path, more):
-    refused(zipped(tmp_path / "x.pt", own(**more)), "a checkpoint of a run without model, architecture, classes or config")
-
-
-# ---------------------------------------------------------------------------------------------------- hostile
-
-
-class Runs:
-    """Does something when it is unpickled."""
-
-    def __init__(self, call, *arguments):
-        self.made = call, arguments
-
-    def __reduce__(self):
-        return self.made
-
-
-def raw_pickle(path: Path, content) -> Path:
-    path.write_bytes(pickle.dumps(content, protocol=2))
-    return path
-
-
-@pytest.mark.parametrize("save", [zipped, legacy, raw_pickle])
-@pytest.mark.parametrize("call", [os.system, eval, Path.touch, __import__, io.open])
-@pytest.mark.parametrize("place", ["alone", "beside", "inside"])
-def test_nothing_is_executed(tmp_path, monkeypatch, save, call, place):
-    monkeypatch.chdir(tmp_path)
-    argument = {eval: "open('executed', 'w')", Path.touch: Path("executed"), __import__: "this_module_is_not_there"}.get(call)
-    run = Runs(call, *([argument] if argument else ["touch executed"] if call is os.system else ["executed", "w"]))
-    content = {"alone": run, "beside": {"model": WEIGHTS, "args": run}, "inside": {"model": {**WEIGHTS, "more": run}}}[place]
-    refused(save(tmp_path / "x.pth", content), "asks for [\\w.]+, which no file of weights needs: nothing was run" if
-            save is not raw_pickle else "a pickle that PyTorch did not write: nothing of it was run")
-    assert os.listdir(tmp_path) == ["x.pth"]
-
-
-def test_a_whole_model_is_not_taken(tmp_path):
-    refused(zipped(tmp_path / "x.pth", torch.nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear, which no file")
-
-
-def test_a_few_bytes_do_not_stand_for_a_large_array(tmp_path):
-    """A view that repeats one number a million times: create_model would believe its shape."""
-    path = zipped(tmp_path / "x.pth", {"head.bias": torch.ones(1).expand(1_000_000)})
-    refused(path, "an array of 1000000 numbers of which 1 are there: not plain")
-
-
-def more_than_there_is(content: bytes, shape: tuple[int, int], claimed: tuple[int, int], storage: int) -> bytes:
-    """The pickle of one array with another shape and another size of its storage."""
-    def number(value: int) -> bytes:
-        return b"\x8a\x06" + value.to_bytes(6, "little")
-
-    old = b"K" + bytes([shape[0]]) + b"K" + bytes([shape[1]]) + b"\x86"
-    assert content.count(old) == 1 and content.count(b"K" + bytes([shape[0] * shape[1]])) == 1
-    content = content.replace(b"K" + bytes([shape[0] * shape[1]]), number(storage))
-    return content.replace(old, number(claimed[0]) + number(claimed[1]) + b"\x86")
-
-
-@pytest.mark.parametrize("claimed, storage", [
-    ((1 << 30, 30), 30 << 30), ((1 << 30, 30), 35), ((5, 7), 1 << 38), ((1 << 14, (1 << 14) + 1), 1 << 28)])
-@pytest.mark.parametrize("save", [zipped, legacy])
-def test_no_memory_is_taken_for_what_is_not_there(tmp_path, memory_below, save, claimed, storage):
-    """129 GB of an array, of its storage, or of both; and 1 GB that would be copied to make room for the array."""
-    path = save(tmp_path / "x.pth", {"a": torch.randn(5, 7)})
-    if save is zipped:
-        rezipped(path, tmp_path / "y.pth", lambda name, data: more_than_there_is(data, (5, 7), claimed, storage)
-                 if name.endswith("data.pkl") else data)
-    else:
-        (tmp_path / "y.pth").write_bytes(more_than_there_is(path.read_bytes(), (5, 7), claimed, storage))
-    with memory_below(1 << 25):
-        refused(tmp_path / "y.pth", "speaks of [0-9]+ |an array of .* numbers of which [0-9]+ are there")
-
-
-def test_a_bomb(tmp_path):
-    """PyTorch does not pack: what is packed may be anything when it is unpacked."""
-    path = rezipped(zipped(tmp_path / "x.pth", {"a": torch.zeros(1 << 20)}), tmp_path / "y.pth", compression=zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 1 << 14
-    refused(path, "is packed or encrypted, which PyTorch does not write")
-
-
-def test_members_that_claim_more_than_the_file(tmp_path):
-    path = zipped(tmp_path / "x.pth", WEIGHTS)
-    data = bytearray(path.read_bytes())
-    directory = data.index(b"PK\x01\x02")
-    struct.pack_into("<II", data, directory + 20, 1 << 30, 1 << 30)           # packed and unpacked size
-    path.write_bytes(data)
-    refused(path, "its members .* claim more bytes than the file has")
-
-
-def test_too_many_members(tmp_path, monkeypatch):
-    monkeypatch.setattr("models.checkpoints.zip_archive.MAX_MEMBERS", 3)
-    refused(zipped(tmp_path / "x.pth", WEIGHTS), "members, more than any checkpoint has")
+    refused(saved(tmp_path / "x.pt", own(**more)), "a checkpoint of a run without model, architecture, classes or config")
 
 
 def header(text: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:
@@ -258,63 +135,41 @@ ENTRY = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[%s]}}'
 
 @pytest.mark.parametrize("content", [
     header(ENTRY % (b"4", b"0,16"), length=1 << 30),
-    header(ENTRY % (b"4", b"0,16"), length=20),
     header(ENTRY % (b"1099511627776", b"0,4398046511104")),
     header(ENTRY % (b"400", b"0,16")),
-    header(ENTRY % (b"4", b"16,32")),
     header(ENTRY % (b"4", b"16,0")),
-    header(ENTRY % (b"-4", b"0,16")),
     header(ENTRY % (b"18446744073709551615,2", b"0,16")),
     header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
     header(b'{"a":{"dtype":"PICKLE","shape":[4],"data_offsets":[0,16]}}'),
     header(b"{" * 5000),
-    header(b'{"a":'),
     header(b"{\xff\xfe}"),
 ])
-def test_headers_of_safetensors_that_lie(tmp_path, content):
+def test_false_headers_of_safetensors(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     refused(tmp_path / "x.safetensors", "damaged or cut off .*download it again")
 
 
-def test_a_huge_header_is_not_parsed(tmp_path):
-    """5 MB of JSON; the library takes 100 MB, and makes an object of each of its entries."""
-    text = b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(90_000)) + b"}"
-    (tmp_path / "x").write_bytes(header(text, data=b""))
-    refused(tmp_path / "x", "a header of [0-9]+ bytes")
-
-
-@pytest.mark.parametrize("kind", ["C64", "F8_E4M3", "F4"])
-def test_numbers_that_are_no_weights(tmp_path, kind):
-    (tmp_path / "x").write_bytes(header((ENTRY % (b"2", b"0,16")).replace(b"F32", kind.encode())))
+@pytest.mark.parametrize("kind, count", [("C64", b"2"), ("F8_E4M3", b"16")])
+def test_numbers_that_are_no_weights(tmp_path, kind, count):
+    (tmp_path / "x").write_bytes(header((ENTRY % (count, b"0,16")).replace(b"F32", kind.encode())))
     refused(tmp_path / "x", f"a holds {kind}, not plain numbers")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
-    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array|has a name that is not printable ASCII")
-
-
-def test_an_honest_header(tmp_path):
-    (tmp_path / "x").write_bytes(header(ENTRY % (b"4", b"0,16")))
-    assert torch.equal(read_all(tmp_path / "x")["a"], torch.zeros(4))
-
-
-# ---------------------------------------------------------------------------------------------------- damaged
+    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array|not a readable")
 
 
 @pytest.mark.parametrize("content, message", [
     (b"", "the file is empty; download it again"),
     (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page instead of weights"),
-    (b"\n  <html></html>", "a web page instead of weights"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "the stand-in of Git LFS.*git lfs pull"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "a pointer of Git LFS.*git lfs pull"),
     (b'{"error": "not found"}', r"not a file of weights \(.npz, PyTorch or .safetensors\)"),
     (bytes(1000), "not a file of weights"),
-    (b"PK", "damaged or cut off|not a readable"),
     (b"PK\x03\x04" + bytes(100), "damaged or cut off|not a readable"),
     (b"\x80", "a pickle that PyTorch did not write"),
     (LEGACY_MAGIC, "damaged or cut off"),
-    (LEGACY_MAGIC + b"garbage", "damaged or cut off"),
 ])
 @pytest.mark.parametrize("suffix", [".npz", ".pth", ".safetensors"])
 def test_what_is_no_file_of_weights(tmp_path, content, message, suffix):
@@ -325,52 +180,6 @@ def test_what_is_no_file_of_weights(tmp_path, content, message, suffix):
 def test_a_folder_or_nothing(tmp_path):
     for path in (tmp_path, tmp_path / "absent.pth"):
         refused(path, "no checkpoint at .*: give a file of weights")
-
-
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])
-@pytest.mark.parametrize("kind", KINDS)
-def test_cut_off(tmp_path, kind, share):
-    path = KINDS[kind](tmp_path / "x", {f"{i}": torch.randn(50) for i in range(5)})
-    os.truncate(path, int(path.stat().st_size * share))
-    refused(path, "damaged|cut off|not a readable|not a file of weights|did not write|claim more|speaks of")
-
-
-def test_a_bit_that_flipped_is_noticed(tmp_path):
-    path = zipped(tmp_path / "x.pth", {"a": torch.full((100,), 7.0)})
-    seven, eight = (np.full(100, value, np.float32).tobytes() for value in (7, 8))
-    path.write_bytes(path.read_bytes().replace(seven, eight))
-    refused(path, "damaged or cut off .*CRC")
-
-
-def test_a_file_without_check_sums_is_read(tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        path = zipped(tmp_path / "x.pth", WEIGHTS)
-    finally:
-        torch.serialization.set_crc32_options(True)
-    assert torch.equal(read_all(path)["head.bias"], WEIGHTS["head.bias"])
-
-
-@pytest.mark.parametrize("kind", ["zipped", "legacy", "safetensors"])
-def test_random_damage_is_an_error_or_nothing(tmp_path, kind):
-    """One to three bytes or bits changed: never another exception; where there are check sums, never other numbers."""
-    content = KINDS[kind](tmp_path / "x", WEIGHTS).read_bytes()
-    refusals = 0
-    for seed in range(150):
-        dice, data = random.Random(seed), bytearray(content)
-        for _ in range(dice.randint(1, 3)):
-            place = dice.randrange(min(len(data), 1200) if seed % 2 else len(data))    # most of what tells is in front
-            data[place] = dice.choice([data[place] ^ (1 << dice.randrange(8)), dice.randrange(256), 0, 255])
-        (tmp_path / "x").write_bytes(data)
-        try:
-            read = read_all(tmp_path / "x")
-        except ModelError as error:
-            refusals += 1
-            assert "\n" not in str(error), seed
-        else:
-            for name in read.keys() & WEIGHTS.keys() if kind == "zipped" else ():
-                assert torch.equal(read[name], WEIGHTS[name]), seed
-    assert refusals > 40
 
 
 def test_safetensors_is_asked_for_only_where_it_is_needed(tmp_path, monkeypatch):

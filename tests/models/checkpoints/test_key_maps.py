@@ -10,7 +10,7 @@ from models.checkpoints import key_maps
 from models.checkpoints.conversions import FROM_FILE, TO_FILE, google_rows, transformers_rows
 from models.checkpoints.key_maps import GOOGLE_BLOCKS, TRANSFORMERS_BLOCKS
 
-PRE_LINEN, LINEN = GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"], GOOGLE_BLOCKS["MultiHeadDotProductAttention_0"]
+PRE_LINEN = GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"]
 LAYOUTS = reference.published_layouts()
 TABLES = [value for name, value in vars(key_maps).items()
           if name.endswith(("_EMBEDDING", "_HEAD", "GOOGLE_STEM", "GOOGLE_UNIT", "GOOGLE_PROJECTION"))]
@@ -30,10 +30,10 @@ def test_names_and_shapes_of_every_published_model(published):
     """The file that we would write has exactly the published file's arrays, in its shapes."""
     model = our_model(published)
     ours = {}
-    for name, sources, rule in google_rows(model, PRE_LINEN):
+    for name, sources, conversion in google_rows(model, PRE_LINEN):
         for part, source in enumerate(sources):
             assert source not in ours
-            ours[source] = tuple(TO_FILE[rule](model.get_parameter(name), model, part).shape)
+            ours[source] = tuple(TO_FILE[conversion](model.get_parameter(name), model, part).shape)
     assert ours == LAYOUTS[published]
 
 
@@ -60,23 +60,15 @@ def test_every_parameter_has_a_name_where_the_layout_has_its_kind(name):
         assert len(sources) == len(set(sources))
 
 
-def test_the_linen_dialect_counts_the_modules_of_each_kind():
-    """Flax's linen: LayerNorm_0, LayerNorm_1, MlpBlock_0; the older names count all modules of a block together."""
-    renamed = [(ours, tuple(source.replace("LayerNorm_2", "LayerNorm_1").replace("Attention_1", "Attention_0")
-                            .replace("MlpBlock_3", "MlpBlock_0") for source in sources), rule)
-               for ours, sources, rule in PRE_LINEN]
-    assert list(LINEN) == renamed
-
-
 @pytest.mark.parametrize("blocks, joined", [(GOOGLE_BLOCKS, "/{}/"), (TRANSFORMERS_BLOCKS, ".{}.")])
-def test_a_dialect_s_mark_is_in_its_own_names_alone(blocks, joined):
+def test_a_variant_s_mark_is_in_its_own_names_alone(blocks, joined):
     for mark in blocks:
         holding = [other for other, rows in blocks.items()
                    if any(joined.format(mark) in source for _, sources, _ in rows for source in sources)]
         assert holding == [mark]
 
 
-def test_every_rule_is_known_and_every_rule_is_used():
+def test_every_conversion_is_known_and_used():
     blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
-    used = {rule for table in (*TABLES, *blocks) for _, _, rule in table}
+    used = {conversion for table in (*TABLES, *blocks) for _, _, conversion in table}
     assert used == set(TO_FILE) == set(FROM_FILE) | {"position"}

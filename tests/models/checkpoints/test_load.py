@@ -1,17 +1,16 @@
-"""Loading checkpoints of every kind, saying what became of every array; and the models of our own runs."""
-
-import argparse
+"""Loading checkpoints of every kind, with a report on every array; and the models of our own runs."""
 
 import numpy as np
 import pytest
 import reference
 import torch
+from filling import load, load_case, random_model, refused, same_state, save_arrays
 from torch.nn import functional as F
 
 from configs import META, MODELS, architecture
-from models import ModelError, create_model, load_model, load_pretrained, save_timm
-from models.checkpoints.load import checkpoint_head
-from models.position import resize_positions
+from models import create_model, load_model, load_pretrained, save_timm
+from models.checkpoints.opened import checkpoint_head
+from models.layers import resize_positions
 from utils.run import checkpoint
 
 ROWS, CASE = reference.ROWS, "g_p16_pre"
@@ -19,29 +18,10 @@ HEAD = {"head.weight", "head.bias"}
 HEAD_ARRAYS = {"head/kernel", "head/bias", "pre_logits/kernel", "pre_logits/bias"}
 
 
-def load(path, case: str = CASE, head: str = "keep", **more):
-    return create_model(ROWS[case], pretrained=path, head=head, **more)
-
-
-def edited(path, case: str = CASE, remove: tuple = (), save=np.savez, **changes):
-    """A copy of the case's checkpoint at `path` with some arrays changed, added or removed."""
+def edited(folder, case: str = CASE, remove: tuple = (), save=np.savez, **changes):
+    """A copy of the case's checkpoint with some arrays changed, added or removed."""
     arrays = {name: array for name, array in reference.arrays(reference.weights(case)).items() if name not in remove}
-    with open(path, "wb") as stream:                     # a stream, because numpy adds .npz to other names
-        save(stream, **arrays | changes)
-    return path
-
-
-def refused(message: str, call, *arguments, **more) -> str:
-    with pytest.raises(ModelError, match=message) as error:
-        call(*arguments, **more)
-    text = str(error.value)
-    assert "\n" not in text and len(text) < 600
-    return text
-
-
-def same_state(a, b) -> bool:
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return save_arrays(folder / "x.npz", arrays | changes, save)
 
 
 # -------------------------------------------------------------------------------------------------- the report
@@ -71,8 +51,8 @@ def test_resized_positions_are_reported(case, img_size, resized):
     assert (model.pos_embed.shape == table.shape and torch.equal(model.pos_embed, table)) == (resized is None)
 
 
-def test_the_report_says_it_in_one_line():
-    text = str(load(reference.weights(CASE), head="zero", img_size=96).load_report)
+def test_report_is_one_line():
+    text = str(load(reference.weights(CASE), CASE, "zero", img_size=96).load_report)
     assert text == (f"42 parameters from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; fresh: head.bias, head.weight; "
                     "left out of the file: head/bias, head/kernel, pre_logits/bias, pre_logits/kernel")
 
@@ -81,17 +61,10 @@ def test_the_report_says_it_in_one_line():
 
 
 def test_a_new_task_starts_with_a_zero_head_and_without_pre_logits():
-    model = load(reference.weights(CASE), head="zero", num_classes=5).eval()
+    model = load(reference.weights(CASE), CASE, "zero", num_classes=5).eval()
     assert not model.config.representation_size and not hasattr(model, "pre_logits")
     assert not model.head.weight.any() and not model.head.bias.any()
     assert torch.equal(model(reference.images(64)), torch.zeros(2, 5))
-
-
-def test_a_head_that_was_trained_is_set_to_zero_again():
-    model = create_model(ROWS[CASE], 5)
-    torch.nn.init.ones_(model.head.weight), torch.nn.init.ones_(model.head.bias)
-    load_pretrained(model, reference.weights(CASE))
-    assert not model.head.weight.any() and not model.head.bias.any()
 
 
 @pytest.mark.parametrize("case, classes, width", [(CASE, 21, 48), ("g_p16_gap", 9, 0), ("g_r50b", 11, 48), ("g_rti16", 8, 0)])
@@ -101,90 +74,61 @@ def test_keeping_takes_classes_and_pre_logits_from_the_file(case, classes, width
     assert (model.num_classes, model.config.representation_size, hasattr(model, "pre_logits")) == (classes, width, width > 0)
 
 
-def test_keeping_another_number_of_classes_is_refused():
-    refused("its head has 21 classes, the model 20; .*head='zero' starts a new head",
-            load, reference.weights(CASE), num_classes=20)
-
-
-def test_pre_logits_cannot_start_a_new_task():
-    refused("pre_logits can only be filled with head='keep'", load, reference.weights(CASE), head="zero", representation_size=48)
-
-
-def test_head_has_two_values():
-    refused("head='fresh': must be", load_pretrained, create_model(ROWS[CASE], 21), reference.weights(CASE), "fresh")
+def test_heads_that_cannot_be_kept_or_left_are_refused():
+    path = reference.weights(CASE)
+    refused("its head has 21 classes, the model 20; .*head='zero' starts a new head", load, path, CASE, num_classes=20)
+    refused("pre_logits can only be filled with head='keep'", load, path, CASE, "zero", representation_size=48)
+    refused("head='fresh': must be", load_pretrained, create_model(ROWS[CASE], 21), path, "fresh")
 
 
 def test_a_file_without_a_head(tmp_path):
-    path = edited(tmp_path / "x.npz", "g_p32", remove=("head/kernel", "head/bias"))
+    path = edited(tmp_path, "g_p32", remove=("head/kernel", "head/bias"))
     refused("holds no head to keep", load, path, "g_p32")
     assert load(path, "g_p32", "zero").load_report.left_out == []
 
 
 def test_an_all_zero_head_is_noted_when_it_is_kept(tmp_path):
     zero = np.zeros((48, 21), np.float32)
-    path = edited(tmp_path / "x.npz", **{"head/kernel": zero})
-    note, = load(path).load_report.notes
-    assert "head is all zero" in note and note in str(load(path).load_report)
-    assert load(path, head="zero").load_report.notes == []
+    path = edited(tmp_path, **{"head/kernel": zero})
+    note, = load(path, CASE).load_report.notes
+    assert "head is all zero" in note and note in str(load(path, CASE).load_report)
+    assert load(path, CASE, "zero").load_report.notes == []
 
 
 def test_a_head_that_is_not_kept_is_not_read(tmp_path):
-    """In 21k files it is the largest array: here it is damaged, which only reading it would tell."""
-    path = edited(tmp_path / "x.npz", **{"head/kernel": np.full((48, 21), 7, np.float32)})
+    """In 21k files it is the largest array: here it is damaged, which only reading it shows."""
+    path = edited(tmp_path, **{"head/kernel": np.full((48, 21), 7, np.float32)})
     path.write_bytes(path.read_bytes().replace(np.full(1008, 7, np.float32).tobytes(), np.full(1008, 8, np.float32).tobytes()))
-    load(path, head="zero")
-    refused("'head/kernel' is damaged", load, path)
+    load(path, CASE, "zero")
+    refused("'head/kernel' is damaged", load, path, CASE)
 
 
-# ------------------------------------------------------------------------------------------------ the dialects
+# ------------------------------------------------------------------------------------------------- the layouts
 
 
-def linen(name: str) -> str:
-    return (name.replace("LayerNorm_2", "LayerNorm_1").replace("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")
-            .replace("MlpBlock_3", "MlpBlock_0"))
-
-
+LINEN = {"LayerNorm_2": "LayerNorm_1", "ProductAttention_1": "ProductAttention_0", "MlpBlock_3": "MlpBlock_0"}
 STATE = {"opt/state/step": np.int32(7), "opt/state/param_states/cls/momentum": np.ones((1, 1, 48), np.float32)}
 
 
 @pytest.mark.parametrize("head", ["zero", "keep"])
-@pytest.mark.parametrize("rename, more", [
-    (linen, {}),
-    (lambda name: f"opt/target/{name}", {}),
-    (lambda name: f"opt/target/{name}", STATE),
-    (lambda name: f"opt/target/{linen(name)}", STATE),
-], ids=["linen", "target", "train_state", "train_state_linen"])
-def test_other_dialects_give_the_same_model(tmp_path, rename, more, head):
+@pytest.mark.parametrize("names, prefix, more", [(LINEN, "", {}), ({}, "opt/target/", {}), (LINEN, "opt/target/", STATE)],
+                         ids=["linen", "target", "train_state_linen"])
+def test_other_layouts_give_the_same_model(tmp_path, names, prefix, more, head):
     """Flax's own names of the modules, and a whole train state, whose optimizer is left out."""
-    arrays = {rename(name): array for name, array in reference.arrays(reference.weights(CASE)).items()}
-    np.savez(tmp_path / "x.npz", **arrays, **more)
-    model, plain = load(tmp_path / "x.npz", head=head), load(reference.weights(CASE), head=head)
+    arrays = {}
+    for name, array in reference.arrays(reference.weights(CASE)).items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        arrays[prefix + name] = array
+    model, plain = load(save_arrays(tmp_path / "x.npz", arrays, **more), CASE, head), load(reference.weights(CASE), CASE, head)
     assert same_state(model, plain)
     assert model.load_report.left_out == plain.load_report.left_out + sorted(more)
 
 
 def test_unknown_arrays_beside_a_train_state(tmp_path):
     arrays = {f"opt/target/{name}": array for name, array in reference.arrays(reference.weights(CASE)).items()}
-    np.savez(tmp_path / "x.npz", **arrays, surprise=np.ones(1))
-    refused("unknown members beside the weights under opt/target/: surprise", load, tmp_path / "x.npz")
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
-def test_other_number_formats_are_read_as_float32(tmp_path, dtype):
-    """float16 to its own precision, the others exactly."""
-    arrays = {name: array.astype(dtype) for name, array in reference.arrays(reference.weights(CASE)).items()}
-    np.savez(tmp_path / "x.npz", **arrays)
-    model, plain = load(tmp_path / "x.npz"), load(reference.weights(CASE))
-    for name, value in model.state_dict().items():
-        want = plain.state_dict()[name]
-        assert value.dtype == torch.float32
-        assert torch.equal(value, want.half().float() if dtype == np.float16 else want), name
-
-
-def test_fortran_order_and_deflated_files(tmp_path):
-    arrays = {name: np.asfortranarray(array) for name, array in reference.arrays(reference.weights(CASE)).items()}
-    np.savez_compressed(tmp_path / "x.npz", **arrays)
-    assert same_state(load(tmp_path / "x.npz"), load(reference.weights(CASE)))
+    refused("unknown members beside the weights under opt/target/: surprise", load,
+            save_arrays(tmp_path / "x.npz", arrays, surprise=np.ones(1)), CASE)
 
 
 # ------------------------------------------------------------------------------- the wrong model, the wrong file
@@ -194,16 +138,14 @@ def test_fortran_order_and_deflated_files(tmp_path):
     (CASE, ROWS["g_rti16"], "lacks: conv_root/kernel, gn_root/bias, gn_root/scale; is --model_type right. The file holds: "
                             "width 48, 3 blocks, patch 16$"),
     ("g_rti16", ROWS[CASE], "lacks: Transformer/encoderblock_2/LayerNorm_0/bias"),
-    ("g_r26s32", ROWS["g_r50b"], "lacks: block1/unit2/"),
     ("g_r50b", ROWS["g_p16_gap"], "that the model lacks: block1/unit1/conv1/kernel, .* and [0-9]+ more"),
     ("g_p32", ROWS["g_p16_lneps"], "that the model lacks: Transformer/encoderblock_2/"),
-    ("g_p16_lneps", ROWS["g_p32"], "lacks: Transformer/encoderblock_2/"),
-    ("g_p16_gap", ROWS["g_p16_lneps"], "lacks: cls; it has no cls token: take --classifier gap$"),
-    ("g_p16_lneps", ROWS["g_p16_gap"], "that the model lacks: cls; it pools with the cls token: take --classifier token$"),
+    ("g_p16_gap", ROWS["g_p16_lneps"], "lacks: cls; it has no cls token: use --classifier gap$"),
+    ("g_p16_lneps", ROWS["g_p16_gap"], "that the model lacks: cls; it pools with the cls token: use --classifier token$"),
     ("g_p16_lneps", MODELS["ViT-B_16"], "lacks: Transformer/encoderblock_10/"),
 ])
 def test_a_file_of_another_model_is_refused(file, row, message):
-    """With the names of the arrays that tell it."""
+    """With the names of the arrays that show it."""
     refused(message, create_model, row, pretrained=reference.weights(file))
 
 
@@ -215,8 +157,7 @@ def test_a_file_of_another_model_is_refused(file, row, message):
     ({"in_channels": 4}, "embedding/kernel has shape (16, 16, 3, 48)"),
 ])
 def test_another_size_is_refused(more, name):
-    text = refused("is --model_type right", load, reference.weights(CASE), head="zero", **more)
-    assert name in text
+    assert name in refused("is --model_type right", load, reference.weights(CASE), CASE, "zero", **more)
 
 
 BLOCK = "Transformer/encoderblock_1/"
@@ -225,109 +166,50 @@ ATTENTION = f"{BLOCK}MultiHeadDotProductAttention_1/"
 
 @pytest.mark.parametrize("name, shape", [
     ("embedding/kernel", (48, 3, 16, 16)),                    # torch's order instead of HWIO
-    ("cls", (1, 48)),
     (f"{BLOCK}MlpBlock_3/Dense_0/kernel", (80, 48)),          # transposed
-    (f"{BLOCK}MlpBlock_3/Dense_1/bias", (49,)),
-    (f"{BLOCK}LayerNorm_0/scale", (1, 48)),
-    (f"{ATTENTION}query/kernel", (48, 48)),
-    (f"{ATTENTION}query/bias", (48,)),
     (f"{ATTENTION}key/kernel", (48, 4, 12)),        # another number of heads
-    (f"{ATTENTION}value/kernel", (3, 16, 48)),
-    (f"{ATTENTION}key/bias", (16, 3)),
     (f"{ATTENTION}value/bias", (3, 15)),
     (f"{ATTENTION}out/kernel", (48, 3, 16)),
     ("Transformer/posembed_input/pos_embedding", (1, 18, 48)),     # 17 patches are no square
-    ("Transformer/posembed_input/pos_embedding", (1, 1, 48)),
-    ("Transformer/posembed_input/pos_embedding", (1, 17, 47)),
     ("Transformer/posembed_input/pos_embedding", (17, 48)),
-    ("Transformer/posembed_input/pos_embedding", (2, 17, 48)),
-    ("pre_logits/kernel", (48, 40)),
     ("pre_logits/bias", ()),
     ("head/kernel", (21, 48)),
-    ("head/kernel", (48, 20)),
-    ("head/bias", ()),
 ])
 def test_an_array_of_another_shape_is_refused(tmp_path, name, shape):
-    """With its name and its shape, whatever order the arrays are looked at in."""
-    path = edited(tmp_path / "x.npz", **{name: np.zeros(shape, np.float32)})
-    text = refused("does not fit", load, path)
+    """With its name and its shape."""
+    text = refused("does not fit", load, edited(tmp_path, **{name: np.zeros(shape, np.float32)}), CASE)
     assert name in text and str(shape) in text
 
 
-@pytest.mark.parametrize("shape", [(0,), (20,), (1, 21)])
-def test_a_head_whose_bias_and_kernel_disagree_is_refused(tmp_path, shape):
-    refused("head|num_classes", load, edited(tmp_path / "x.npz", **{"head/bias": np.zeros(shape, np.float32)}))
-
-
-@pytest.mark.parametrize("shape", [(32,), (32, 1, 1, 1), (1, 1, 1, 64)])
-def test_a_group_norm_of_another_shape_is_refused(tmp_path, shape):
-    path = edited(tmp_path / "x.npz", "g_r50b", **{"gn_root/scale": np.zeros(shape, np.float32)})
-    refused("gn_root/scale has shape", load, path, "g_r50b")
-
-
 @pytest.mark.parametrize("head", ["zero", "keep"])
-def test_a_missing_array(tmp_path, head):
-    path = edited(tmp_path / "x.npz", remove=(f"{ATTENTION}out/bias",))
-    refused(f"lacks: {ATTENTION}out/bias;", load, path, head=head)
-
-
-@pytest.mark.parametrize("head", ["zero", "keep"])
-def test_an_array_too_many(tmp_path, head):
-    path = edited(tmp_path / "x.npz", **{"dist": np.ones(3, np.float32)})
-    refused("that the model lacks: dist;", load, path, head=head)
+def test_a_missing_array_and_one_too_many_are_refused(tmp_path, head):
+    refused(f"lacks: {ATTENTION}out/bias;", load, edited(tmp_path, remove=(f"{ATTENTION}out/bias",)), CASE, head)
+    refused("that the model lacks: dist;", load, edited(tmp_path, dist=np.ones(3, np.float32)), CASE, head)
 
 
 def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
     """The last array of the file is damaged: nothing of the others has arrived."""
     model = create_model(ROWS["g_p32"], 5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    path = edited(tmp_path / "x.npz", "g_p32", **{"Transformer/encoderblock_3/MlpBlock_3/Dense_1/bias": np.zeros(7, np.float32)})
+    path = edited(tmp_path, "g_p32", **{"Transformer/encoderblock_3/MlpBlock_3/Dense_1/bias": np.zeros(7, np.float32)})
     refused("Dense_1/bias", load_pretrained, model, path)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def not_a_transformer(path):
-    with open(path, "wb") as stream:
-        np.savez(stream, **{"layer1/kernel": np.ones(3), "head/bias": np.ones(3), "head/kernel": np.ones((3, 3))})
-
-
-def google_without_blocks(path):
-    with open(path, "wb") as stream:
-        np.savez(stream, **{"Transformer/encoderblock_0/Attention/kernel": np.ones(3)})
-
-
-def empty_archive(path):
-    with open(path, "wb") as stream:
-        np.savez(stream)
-
-
-@pytest.mark.parametrize("make, message", [
-    (not_a_transformer, "not a Vision Transformer in a layout that is known .its arrays: head/bias, "),
-    (google_without_blocks, "not a Vision Transformer in Google's layout .its arrays: Transformer/encoderblock_0/"),
-    (empty_archive, "not a Vision Transformer"),
-], ids=lambda value: getattr(value, "__name__", ""))
-@pytest.mark.parametrize("head", ["zero", "keep"])
-def test_what_is_no_vision_transformer(tmp_path, make, message, head):
-    make(tmp_path / "x.npz")
-    assert str(tmp_path / "x.npz") in refused(message, load, tmp_path / "x.npz", head=head)
-
-
-def test_a_folder_or_nothing_is_no_checkpoint(tmp_path):
-    for path in (tmp_path, tmp_path / "absent.npz"):
-        refused("no checkpoint at", load, path)
-        refused("no checkpoint at", load_pretrained, create_model(ROWS[CASE], 21), path)
-
-
-def test_the_file_s_name_does_not_matter(tmp_path):
-    path = tmp_path / "R50+ViT-B_16"
-    path.write_bytes(reference.weights(CASE).read_bytes())
-    assert same_state(load(path), load(reference.weights(CASE)))
+@pytest.mark.parametrize("names, message", [
+    (["layer1/kernel", "head/bias"], "not a Vision Transformer in a known layout .its arrays: head/bias, "),
+    (["Transformer/encoderblock_0/Attention/kernel"],
+     "not a Vision Transformer in Google's layout .its arrays: Transformer/encoderblock_0/"),
+], ids=["another_model", "google_without_blocks"])
+def test_what_is_no_vision_transformer(tmp_path, names, message):
+    path = save_arrays(tmp_path / "x.npz", dict.fromkeys(names, np.ones(3)))
+    assert str(path) in refused(message, load, path, CASE)
 
 
 @pytest.mark.parametrize("name", ["head/bias", "pre_logits/bias"])
 def test_sizes_are_believed_only_if_the_kernel_agrees(tmp_path, name):
-    """create_model builds what checkpoint_head says: a few kB that claim millions of classes must not become gigabytes."""
-    path = edited(tmp_path / "x.npz", save=np.savez_compressed, **{name: np.zeros(4_000_000, np.float32)})
+    """create_model builds what checkpoint_head returns: a few kB that claim millions of classes must not become gigabytes."""
+    path = edited(tmp_path, save=np.savez_compressed, **{name: np.zeros(4_000_000, np.float32)})
     assert path.stat().st_size < 1 << 18
     refused(name.split("/")[0], checkpoint_head, path)
 
@@ -338,10 +220,6 @@ TORCH_ROWS = reference.TORCH_ROWS
 FC_NORM = ["fc_norm.bias", "fc_norm.weight"]
 
 
-def load_torch(case: str, head: str = "keep", file: str | None = None, **more):
-    return create_model(TORCH_ROWS[case], pretrained=reference.TORCH / (file or reference.TORCH_FILES[case]), head=head, **more)
-
-
 @pytest.mark.parametrize("case, logits", [
     ("deit", "deit/logits"), ("deit_dist", "deit_dist/logits"), ("cait", "cait/logits"), ("mae_gp1", "mae/ft_logits_gp1"),
     ("mae_gp0", "mae/ft_logits_gp0"), ("timm_vit", None)])
@@ -349,7 +227,7 @@ def load_torch(case: str, head: str = "keep", file: str | None = None, **more):
 def test_files_of_pytorch_give_the_published_logits(case, logits):
     expected = torch.from_numpy(reference.arrays(reference.TORCH / ("expected.npz" if logits else "timm_vit_expected.npz"))[
         logits or "logits"])
-    model = load_torch(case).eval()
+    model = load_case(case).eval()
     assert (model(reference.torch_images(case)) - expected).abs().max() < 1e-5
     report = model.load_report
     assert set(report.used) == set(model.state_dict()) and (report.fresh, report.left_out, report.notes) == ([], [], [])
@@ -361,7 +239,7 @@ def test_files_of_pytorch_give_the_published_logits(case, logits):
     ("deit_dist", ["head.bias", "head.weight", "head_dist.bias", "head_dist.weight"])])
 def test_a_new_task_from_files_of_pytorch(case, left):
     """A distilled DeiT has two heads, and both start at zero."""
-    model = load_torch(case, "zero", num_classes=4)
+    model = load_case(case, "zero", num_classes=4)
     assert model.load_report.left_out == model.load_report.fresh == left == sorted(model.head_names())
     assert not any(model.get_parameter(name).any() for name in left)
     assert set(model.load_report.used) | set(left) == set(model.state_dict())
@@ -369,9 +247,9 @@ def test_a_new_task_from_files_of_pytorch(case, left):
 
 @pytest.mark.parametrize("file, decoder", [("mae_pretrain_enc.pth", 0), ("mae_pretrain_full.pth", 32)])
 @pytest.mark.parametrize("case, tag", [("mae_gp1", "gp1"), ("mae_gp0", "gp0")])
-def test_an_encoder_of_mae_misses_exactly_what_the_published_code_says(case, tag, file, decoder):
+def test_an_encoder_of_mae_lacks_exactly_what_the_published_code_reports(case, tag, file, decoder):
     expected = reference.arrays(reference.TORCH / "expected.npz")
-    model = load_torch(case, "zero", file, num_classes=6)
+    model = load_case(case, "zero", file, num_classes=6)
     report = model.load_report
     assert report.fresh == sorted(expected[f"mae/ft_missing_{tag}"])
     left = [name for name in report.left_out if not name.startswith(("decoder_", "mask_token"))]
@@ -387,7 +265,7 @@ def test_mae_at_another_size_is_the_published_one():
     """64 -> 112 px, as its fine-tuning code loads: bicubic positions."""
     expected = {name.removeprefix("mae/ft_big_"): torch.from_numpy(array) for name, array in
                 reference.arrays(reference.TORCH / "expected.npz").items() if name.startswith(("mae/ft_big", "mae/img_big"))}
-    model = load_torch("mae_gp1", "zero", "mae_pretrain_enc.pth", num_classes=6, img_size=112).eval()
+    model = load_case("mae_gp1", "zero", "mae_pretrain_enc.pth", num_classes=6, img_size=112).eval()
     assert model.load_report.resized == {"pos_embed": "4x4 -> 7x7"}
     assert (model.pos_embed - expected["pos_embed"]).abs().max() < 1e-5
     for name in ("head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"):
@@ -401,7 +279,7 @@ def test_mae_at_another_size_is_the_published_one():
 @pytest.mark.parametrize("img_size, rule", [((80, 32), "bicubic"), ((64, 96), "bicubic"), ((80, 32), "bilinear")])
 def test_every_family_s_positions_are_resized_by_its_rule(case, prefix, img_size, rule):
     """Against PyTorch's interpolation written out; the rows before the patches stay."""
-    model = load_torch(case, "zero", img_size=img_size, position_resize=rule)
+    model = load_case(case, "zero", img_size=img_size, position_resize=rule)
     table = reference.torch_state(case)["pos_embed"]
     side, grid = TORCH_ROWS[case].img_size // 16, (img_size[0] // 16, img_size[1] // 16)
     assert model.load_report.resized == {"pos_embed": f"{side}x{side} -> {grid[0]}x{grid[1]}"}
@@ -411,48 +289,24 @@ def test_every_family_s_positions_are_resized_by_its_rule(case, prefix, img_size
     assert model.pos_embed.shape[1] == prefix + grid[0] * grid[1] and (model.pos_embed[:, prefix:] - wanted).abs().max() < 1e-6
 
 
-def test_a_training_checkpoint_says_what_was_left_out(tmp_path):
-    """As DeiT and MAE save them: with the flags, the optimizer and averaged weights."""
-    content = {"model": reference.torch_state("deit"), "epoch": 299, "args": argparse.Namespace(lr=1e-3), "scaler": {},
-               "optimizer": {"state": {}}, "model_ema": {"cls_token": torch.zeros(1)}}
-    torch.save(content, tmp_path / "x.pth")
-    model = create_model(TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", head="keep")
-    assert same_state(model, load_torch("deit"))
-    assert model.load_report.left_out == ["args", "epoch", "model_ema", "optimizer", "scaler"]
-
-
 @pytest.mark.parametrize("file, row, head, message", [
-    ("deit_tiny_distilled.pth", "deit", "zero", "the model lacks: dist_token; it is a distilled DeiT: take the --model_type of "
+    ("deit_tiny_distilled.pth", "deit", "zero", "the model lacks: dist_token; it is a distilled DeiT: use the --model_type of "
                                                 "its size that ends in -distilled$"),
     ("deit_tiny_distilled.pth", "deit", "keep", "the model lacks: dist_token, head_dist.bias, .*ends in -distilled$"),
     ("deit_tiny.pth", "deit_dist", "zero", "lacks: dist_token; it is not distilled: .*does not end in -distilled$"),
-    ("cait_xxs_tiny.pth", "deit", "zero", "it is a CaiT: take the --model_type CaiT-... of its size$"),
-    ("deit_tiny.pth", "cait", "zero", "it is no CaiT: take another --model_type$"),
+    ("cait_xxs_tiny.pth", "deit", "zero", "it is a CaiT: use the --model_type CaiT-... of its size$"),
+    ("deit_tiny.pth", "cait", "zero", "it is no CaiT: use another --model_type$"),
     ("mae_finetuned_gp1.pth", "mae_gp0", "keep", "lacks: norm.bias, norm.weight; it pools the patches .fc_norm.: "
-                                                 "take --classifier patch_mean$"),
-    ("mae_finetuned_gp1.pth", "mae_gp0", "zero", "take --classifier patch_mean$"),
-    ("mae_finetuned_gp0.pth", "mae_gp1", "keep", "lacks: fc_norm.bias, fc_norm.weight; .*take --classifier token$"),
+                                                 "use --classifier patch_mean$"),
+    ("mae_finetuned_gp0.pth", "mae_gp1", "keep", "lacks: fc_norm.bias, fc_norm.weight; .*use --classifier token$"),
     ("mae_pretrain_enc.pth", "mae_gp1", "keep", "holds no head to keep"),
 ])
-def test_a_file_of_another_family_says_what_to_take(file, row, head, message):
-    refused(message, load_torch, row, head, file)
+def test_a_file_of_another_family_advises_what_to_use(file, row, head, message):
+    refused(message, load_case, row, head, file)
 
 
-@pytest.mark.parametrize("more, message", [
-    ({"num_layers": 4}, "lacks: blocks.3.attn.proj.bias, .*is --model_type right. The file holds: width 24, 3 blocks, patch 16$"),
-    ({"num_layers": 2}, "the model lacks: blocks.2.attn.proj.bias, .*The file holds: width 24, 3 blocks, patch 16$"),
-    ({"hidden_size": 48}, r"cls_token has shape \(1, 1, 24\), which does not fit .*width 24, 3 blocks, patch 16$"),
-    ({"patch_size": 8, "img_size": 48}, r"patch_embed.proj.weight has shape \(24, 3, 16, 16\)"),
-    ({"mlp_dim": 48}, r"blocks.0.mlp.fc1.weight has shape \(96, 24\)"),
-    ({"in_channels": 4}, r"patch_embed.proj.weight has shape \(24, 3, 16, 16\)"),
-    ({"classifier": "gap"}, "the model lacks: cls_token; it pools with the cls token: take --classifier token$"),
-])
-def test_another_size_of_the_family(more, message):
-    refused(message, load_torch, "deit", "zero", **more)
-
-
-def test_a_mean_behind_which_another_norm_stands(tmp_path):
-    """timm's models without a cls token normalise after the mean; ours, as Google's, before."""
+def test_a_norm_after_the_mean_without_a_cls_token_is_refused(tmp_path):
+    """timm's models without a cls token normalize after the mean; ours, as Google's, before."""
     state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
              for name, value in reference.torch_state("deit").items() if name != "cls_token"}
     torch.save(state, tmp_path / "x.pth")
@@ -462,7 +316,7 @@ def test_a_mean_behind_which_another_norm_stands(tmp_path):
 
 
 def test_google_s_encoder_may_start_a_mean_of_the_patches():
-    model = load(reference.weights(CASE), head="zero", classifier="patch_mean")
+    model = load(reference.weights(CASE), CASE, "zero", classifier="patch_mean")
     assert set(FC_NORM) <= set(model.load_report.fresh)
     assert {"Transformer/encoder_norm/scale", "Transformer/encoder_norm/bias"} <= set(model.load_report.left_out)
 
@@ -470,18 +324,14 @@ def test_google_s_encoder_may_start_a_mean_of_the_patches():
 # ------------------------------------------------------------------------------------------------- grey images
 
 
-@pytest.mark.parametrize("case", ["google", "google_gap", *TORCH_ROWS])
+@pytest.mark.parametrize("case", [CASE, "g_p16_gap", *TORCH_ROWS])
 @torch.inference_mode()
 def test_a_grey_image_gives_what_its_three_equal_channels_give(case):
     """In every family, to rounding: the patch kernel is summed, with the statistics before and after."""
-    if case.startswith("google"):
-        name = {"google": CASE, "google_gap": "g_p16_gap"}[case]
-        row, path = ROWS[name], reference.weights(name)
-    else:
-        row, path = TORCH_ROWS[case], reference.TORCH / reference.TORCH_FILES[case]
-    colour = create_model(row, pretrained=path, head="keep").eval()
-    grey = create_model(row, pretrained=path, head="keep", in_channels=1, mean=(0.31,), std=(0.27,), channel_mean=row.mean,
-                        channel_std=row.std).eval()
+    row = TORCH_ROWS.get(case) or ROWS[case]
+    path = reference.TORCH / reference.TORCH_FILES[case] if case in TORCH_ROWS else reference.weights(case)
+    colour = load(path, row).eval()
+    grey = load(path, row, in_channels=1, mean=(0.31,), std=(0.27,), channel_mean=row.mean, channel_std=row.std).eval()
     assert grey.load_report.notes == ["patch kernel summed over the channels"] and colour.load_report.notes == []
     image = torch.rand(2, 1, *grey.img_size)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (row.mean, row.std))
@@ -489,15 +339,11 @@ def test_a_grey_image_gives_what_its_three_equal_channels_give(case):
     assert (grey((image - 0.31) / 0.27) - wanted).abs().max() < 1e-5
 
 
-def test_a_hybrid_s_kernel_cannot_be_summed():
-    refused("conv_root/kernel has shape .*a hybrid's first kernel cannot be summed over the channels, because its weights are "
-            "standardised", load, reference.weights("g_rti16"), "g_rti16", "zero", in_channels=1)
-
-
-def test_a_model_of_grey_images_does_not_fit_colour(tmp_path):
+def test_kernels_that_cannot_be_summed_are_refused(tmp_path):
     save_timm(create_model(TORCH_ROWS["deit"], 5, in_channels=1), tmp_path / "x.pth")
-    refused("it is of a model of grey images: take --in_channels 1", create_model, TORCH_ROWS["deit"],
-            pretrained=tmp_path / "x.pth")
+    refused("it is of a model of grey images: use --in_channels 1", load, tmp_path / "x.pth", TORCH_ROWS["deit"], "zero")
+    refused("conv_root/kernel has shape .*a hybrid's first kernel cannot be summed over the channels, because its weights are "
+            "standardized", load, reference.weights("g_rti16"), "g_rti16", "zero", in_channels=1)
 
 
 # ------------------------------------------------------------------------------------- checkpoints of our own runs
@@ -514,14 +360,6 @@ def own_checkpoint(path, model, **more):
     return path
 
 
-def random_model(row, classes: int, img_size):
-    torch.manual_seed(0)
-    model = create_model(row, classes, img_size)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
 FAMILIES = {
     "vit": architecture(2, 12, 16, 3, 2, img_size=8),
     "pre_logits": architecture(2, 12, 16, 3, 2, img_size=8, representation_size=6),
@@ -536,7 +374,7 @@ FAMILIES = {
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_of_a_run_comes_back(tmp_path, family, wide):
-    """Bit for bit, in evaluation mode, whatever its grid; the random numbers of the process go on as they were."""
+    """Bit for bit, in evaluation mode, whatever its grid; no random number is drawn."""
     row = FAMILIES[family]
     model = random_model(row, 3, (row.img_size, 2 * row.img_size) if wide else row.img_size)
     path = own_checkpoint(tmp_path / "best.pt", model)
@@ -548,14 +386,6 @@ def test_a_model_of_a_run_comes_back(tmp_path, family, wide):
     assert again.load_report.resized == {} and again.load_report.fresh == []
     image = torch.randn(1, 3, *model.img_size)
     assert torch.equal(again(image), model.eval()(image))
-
-
-def test_the_averaged_weights_come_back_where_the_run_kept_some(tmp_path):
-    model = random_model(FAMILIES["vit"], 3, 8)
-    averaged = {name: value + 1 for name, value in model.state_dict().items()}
-    again = load_model(own_checkpoint(tmp_path / "best.pt", model, ema=averaged))
-    assert all(torch.equal(value, averaged[name]) for name, value in again.state_dict().items())
-    assert "averaged weights (ema)" in again.load_report.notes and "model" in again.load_report.left_out
 
 
 def test_an_older_architecture_lacks_newer_keys(tmp_path):
@@ -579,33 +409,21 @@ def test_a_checkpoint_starts_another_task(tmp_path):
     assert same_state(same, model) and checkpoint_head(path) == (3, 0)
 
 
-def test_the_same_number_of_patches_in_another_grid_is_resized(tmp_path):
-    path = own_checkpoint(tmp_path / "x.pt", random_model(FAMILIES["vit"], 3, (16, 4)))
-    assert create_model(FAMILIES["vit"], pretrained=path, head="keep").load_report.resized == {"pos_embed": "8x2 -> 4x4"}
-
-
 def test_only_a_checkpoint_of_a_run_comes_back():
-    refused("no checkpoint of a run of train.py; create_model", load_model, reference.TORCH / "deit_tiny.pth")
+    refused("no checkpoint of a run of train.py; use create_model", load_model, reference.TORCH / "deit_tiny.pth")
     refused("no checkpoint of a run of train.py", load_model, reference.weights(CASE))
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"num_layers": 1_000_000_000}, "layers do not fit [0-9]+ arrays; the file is damaged"),
-    ({"resnet_layers": (1 << 40,)}, "layers do not fit"),
-    ({"resnet_layers": ("x",)}, "layers do not fit"),
-    ({"resnet_layers": 1 << 40}, "layers do not fit"),
-    ({"resnet_layers": 3}, "."),
-    ({"num_layers": "two"}, "layers do not fit"),
+    ({"num_layers": "two"}, "cannot build its architecture .TypeError"),
     ({"num_layers": 1}, "the weights do not fit the architecture that it names"),
     ({"hidden_size": 1 << 20, "mlp_dim": 1 << 30, "num_heads": 1}, "the weights do not fit the architecture"),
-    ({"hidden_size": 1 << 50, "num_heads": 1}, "cannot build its architecture|do not fit the architecture"),
     ({"hidden_size": 0}, "hidden_size 0: must be 1 or more"),
-    ({"patch_size": "x"}, "cannot build its architecture"),
     ({"colour": "blue"}, "cannot build its architecture"),
     ({"classifier": "map"}, "classifier 'map': must be"),
 ])
-def test_an_architecture_that_lies(tmp_path, memory_below, change, message):
-    """Nothing of the claimed size is built: not the layers, not their memory."""
+def test_a_false_architecture_is_refused(tmp_path, memory_below, change, message):
+    """No memory is taken for the claimed size."""
     model = random_model(FAMILIES["vit"], 3, 8)
     path = own_checkpoint(tmp_path / "x.pt", model, architecture=model.config.to_dict() | change)
     with memory_below(1 << 25):
@@ -613,13 +431,13 @@ def test_an_architecture_that_lies(tmp_path, memory_below, change, message):
 
 
 @pytest.mark.parametrize("more, message", [
-    ({"config": {}}, "."), ({"config": {"img_size": "x"}}, "."), ({"config": {"img_size": [8, 8, 8]}}, "img_size"),
+    ({"config": {"img_size": "x"}}, "."), ({"config": {"img_size": [8, 8, 8]}}, "img_size"),
     ({"config": {"img_size": 1 << 20}}, "do not fit"), ({"classes": []}, "num_classes 0"), ({"classes": ["a"]}, "do not fit"),
-    ({"architecture": {}}, "layers do not fit")])
-def test_other_entries_that_lie(tmp_path, more, message):
+    ({"architecture": {}}, "do not fit|cannot build")])
+def test_other_false_entries_are_refused(tmp_path, more, message):
     path = own_checkpoint(tmp_path / "x.pt", random_model(FAMILIES["vit"], 3, (8, 4)), **more)
     refused(message, load_model, path)
-    if "config" in more:                       # as a start of another task: the grid is not to be had
+    if "config" in more:                       # as a start of another task: the grid is unknown
         refused("pos_embed has shape", create_model, FAMILIES["vit"], 5, pretrained=path)
 
 

@@ -1,8 +1,8 @@
 """The editor of attention as a web application: addresses, what is refused, and the server.
 
-The page is page/; what it asks for is answered by a `Session` (session.py). Everything stands behind `Guard`,
-because any page that the user has open may send requests to a port of this machine: only requests for this host from
-the editor's own page are met, which also ends DNS rebinding: the Host header then names the foreign page's host.
+The page is page/; a `Session` (session.py) answers its requests. All of them pass `Guard`, because any page that the user
+has open may send requests to a port of this machine: only requests for this host from the editor's own page are met. That
+prevents DNS rebinding too, where the Host header names the foreign page's host.
 
     GET  /, and the files of the page
     GET  /api/state                                         what holds for all images, and progress
@@ -10,7 +10,7 @@ the editor's own page are met, which also ends DNS rebinding: the Host header th
     GET  /api/images/{number}                               image, edit, revision, maps, prediction
     GET  /api/images/{number}/pixels.png                    the image as the model sees it
     PUT  /api/images/{number}/edit                          {"image": name, "revision": "...", "values": rows of 0..1 or null,
-                                                             "checksum": of the picture that was painted on; may be left out}
+                                                             "checksum": of the picture that was painted on; optional}
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import uvicorn
@@ -36,7 +37,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from utils.attention.edits import EditError
+from utils.attention.edits import EditError, parse_values
 from utils.data.splits import ImageError
 
 from .session import FILTERS, RequestError, Session
@@ -56,11 +57,23 @@ class Refusal(Exception):
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status = status
+
+
+class SentEdit(NamedTuple):
+    """An edit as the page sends it."""
+
+    image: str
+    checksum: str           # of the picture that was painted on, or ""
+    revision: str
+    values: np.ndarray      # (h, w) float32
+    edited: np.ndarray      # (h, w) bool
 
 
 class ServerError(ValueError):
-    """A server that cannot be started: one line."""
+    """A server that cannot be started; the message is one line."""
+
+    exit_code = 2
 
 
 # ------------------------------------------------------------------------------------------------- application
@@ -69,34 +82,24 @@ class ServerError(ValueError):
 def application(session: Session, host: str = "127.0.0.1") -> "Guard":
     """The ASGI application. `host` is the address that it is served at, and one that requests may be for."""
     routes = [Route(address, partial(_file, *file)) for address, file in FILES.items()]
-    routes += [Route("/api/state", partial(_state, session)), Route("/api/find", partial(_find, session)),
+    routes += [Route("/api/state", lambda request: JSONResponse(session.state())), Route("/api/find", partial(_find, session)),
                Route("/api/images/{number}", partial(_image, session)),
                Route("/api/images/{number}/pixels.png", partial(_pixels, session)),
                Route("/api/images/{number}/edit", partial(_edit, session), methods=["PUT"])]
-    handlers = {Refusal: _refused, RequestError: _unmet, EditError: _disk, OSError: _disk}
+    handlers = dict.fromkeys((Refusal, RequestError, EditError, OSError), _failed)
     return Guard(Starlette(routes=routes, exception_handlers=handlers), host)
 
 
-def _refused(request: Request, error: Refusal) -> Response:
-    return JSONResponse({"error": error.message}, error.status)
-
-
-def _unmet(request: Request, error: RequestError) -> Response:
-    return JSONResponse({"error": str(error)}, 422)
-
-
-def _disk(request: Request, error: EditError | OSError) -> Response:
-    """The page tries again: a full disk may get room."""
-    word = str(error) if isinstance(error, EditError) else f"{error.filename or 'the disk'}: {error.strerror or error}"
-    return JSONResponse({"error": word}, 507)
+def _failed(request: Request, error: Exception) -> Response:
+    """The page tries again after an error of the disk, which may get room."""
+    if isinstance(error, OSError):
+        return JSONResponse({"error": f"{error.filename or 'the disk'}: {error.strerror or error}"}, 507)
+    status = 422 if isinstance(error, RequestError) else 507 if isinstance(error, EditError) else error.status
+    return JSONResponse({"error": str(error)}, status)
 
 
 def _file(name: str, kind: str, request: Request) -> Response:
     return Response((PAGE / name).read_bytes(), media_type=kind)
-
-
-def _state(session: Session, request: Request) -> Response:
-    return JSONResponse(session.state())
 
 
 def _index(session: Session, request: Request) -> int:
@@ -140,25 +143,25 @@ async def _edit(session: Session, request: Request) -> Response:
         body = await _body(request, 8192 + 64 * h * w)
     except ClientDisconnect:
         return Response(status_code=400)
-    image, checksum, revision, values, edited = read_edit(body, (h, w))
-    if image != session.gallery.name(index):
+    sent = read_edit(body, (h, w))
+    if sent.image != session.gallery.name(index):
         raise Refusal(422, f"image {index} is {session.gallery.name(index)} here: the page is of other images, reload it")
-    return await run_in_threadpool(_saved, session, index, checksum, revision, values, edited)
+    return await run_in_threadpool(_saved, session, index, sent)
 
 
-def _saved(session: Session, index: int, checksum: str, revision: str, values: np.ndarray, edited: np.ndarray) -> Response:
+def _saved(session: Session, index: int, sent: SentEdit) -> Response:
     """On the disk before it is answered."""
     with contextlib.suppress(ImageError):
-        if checksum and checksum != session.gallery.checksum(index):
+        if sent.checksum and sent.checksum != session.gallery.checksum(index):
             raise Refusal(422, "the picture was replaced after it was shown: reload the page; your next stroke saves it all")
-    saved = session.save(index, revision, values, edited)
+    saved = session.save(index, sent.revision, sent.values, sent.edited)
     if saved is None:
         return JSONResponse({"error": "the edit was changed elsewhere"} | session.image(index), 409)
-    return JSONResponse(saved | session.outcome(index, values, edited))
+    return JSONResponse(saved | session.outcome(index, sent.values, sent.edited))
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """Whatever Content-Length says, no more than `limit` bytes are kept."""
+    """Whatever Content-Length claims, no more than `limit` bytes are kept."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -167,27 +170,21 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def read_edit(body: bytes, grid: tuple[int, int]) -> tuple[str, str, str, np.ndarray, np.ndarray]:
-    """-> (name of the image, checksum or "", revision, values (h, w) float32, edited (h, w) bool). Raises Refusal."""
+def read_edit(body: bytes, grid: tuple[int, int]) -> SentEdit:
+    """Raises Refusal."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "the edit is no JSON") from error
-    if isinstance(content, dict):
-        content.setdefault("checksum", "")
-    if not isinstance(content, dict) or content.keys() != {"image", "checksum", "revision", "values"} or not all(
-            isinstance(content[name], str) for name in ("image", "checksum", "revision")):
+    texts = {name: content.pop(name, "" if name == "checksum" else None) for name in ("image", "checksum", "revision")
+             } if isinstance(content, dict) else {}
+    if not texts or content.keys() != {"values"} or not all(isinstance(text, str) for text in texts.values()):
         raise Refusal(400, 'an edit is {"image": text, "revision": text, "values": rows}')
-    rows = content["values"]
-    if not isinstance(rows, list) or len(rows) != grid[0] or not all(
-            isinstance(row, list) and len(row) == grid[1] for row in rows):
-        raise Refusal(400, f"the values must be {grid[0]} rows of {grid[1]}")
-    for value in (value for row in rows for value in row if value is not None):
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise Refusal(400, "a value must be a number from 0 to 1, or null")
-    edited = np.array([[value is not None for value in row] for row in rows])
-    values = np.array([[value or 0 for value in row] for row in rows], np.float32)
-    return content["image"], content["checksum"], content["revision"], values, edited
+    try:
+        values, edited = parse_values(content["values"], *grid)
+    except ValueError as error:
+        raise Refusal(400, str(error)) from error
+    return SentEdit(**texts, values=values, edited=edited)
 
 
 class Guard:
@@ -254,7 +251,7 @@ def announce(listening: socket.socket) -> str:
     hosts = [host]
     if host in EVERYWHERE:
         hosts = ["::1" if ":" in host else "127.0.0.1", socket.gethostname()]
-        # Whence this machine would speak to others: nothing is sent. The addresses are those of RFC 5737 and RFC 3849.
+        # The address from which this machine reaches others; nothing is sent. The addresses are those of RFC 5737 and RFC 3849.
         with contextlib.suppress(OSError), socket.socket(listening.family, socket.SOCK_DGRAM) as probe:
             probe.connect(("2001:db8::1" if ":" in host else "192.0.2.1", 9))
             hosts.append(probe.getsockname()[0])
@@ -279,7 +276,7 @@ def serve(session: Session, listening: socket.socket, host: str) -> None:
 
 @contextlib.contextmanager
 def searching(session: Session) -> Iterator[None]:
-    """Looks for misclassified images in the background."""
+    """Searches for misclassified images in the background."""
     stop = threading.Event()
     thread = threading.Thread(target=session.search, args=(stop,), daemon=True)
     thread.start()

@@ -1,20 +1,19 @@
-"""The images of an editing session: what the model makes of them, their edits on the disk, the search for its mistakes.
+"""The images of an editing session: the model's predictions, the edits on the disk, the search for misclassified images.
 
-Knows neither the model nor the web: annotate.py brings the model as the functions of a `Gallery`, editor.py the web.
-The folder of edits is the truth, and nothing of it is kept here: two pages, two of these sessions, `git pull` and a
-restart all see the same. A revision is a digest of the file, so that whoever saves on top of something else than what
-lies there is told (`save` -> conflict) instead of writing over it.
+It depends neither on the model, which annotate.py passes as the functions of a `Gallery`, nor on the web (server.py). The
+state is in the folder of edits alone, so that two pages, two sessions, `git pull` and a restart all see the same. A
+revision is a digest of the file: saving on top of another content than the current one is a conflict and writes nothing.
 
 Shapes: C classes, (h, w) grid.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -26,17 +25,19 @@ from utils.data.splits import ImageError
 FILTERS = ("all", "misclassified", "edited", "unedited")
 UNKNOWN, UNREADABLE = -1, -2             # in place of a label
 TOP = 5
-QUIET = 0.3                              # seconds without a request before the search goes on
-LARGEST_BATCH, BATCH_SECONDS = 64, (0.05, 0.15)
+QUIET = 0.3                              # seconds without a request before the search continues
+LARGEST_BATCH, BATCH_SECONDS = 64, 0.1
 
 
 class RequestError(ValueError):
-    """A request that cannot be met as it is: one line."""
+    """A request that cannot be met; the message is one line."""
+
+    exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What the model makes of one image."""
+class Prediction:
+    """The model's output for one image."""
 
     probabilities: np.ndarray       # (C,)
     sigmoid: np.ndarray             # (h, w) in 0..1, mean over heads and query rows, before the edit
@@ -57,13 +58,13 @@ class Gallery:
     checksum: Callable[[int], str]
     region: Callable[[int], tuple[float, float, float, float]]
     pixels: Callable[[int], np.ndarray]                     # uint8 (height, width, 3), as the model sees it
-    look: Callable[..., Look]                               # (index), or (index, values (h, w), edited (h, w) bool)
+    predict_with_attention: Callable[..., Prediction]       # (index), or (index, values (h, w), edited (h, w) bool)
     predict: Callable[[list[int]], list[int]]               # labels; UNREADABLE for an image that is not
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What lies in the folder for an image."""
+    """The file of an image in the folder of edits."""
 
     revision: str                   # "" where there is no file
     edit: edits.Edit | None
@@ -84,22 +85,21 @@ class Session:
         self._saving = threading.Lock()
         self._busy, self._last, self._count = 0, 0.0, threading.Lock()
 
-    # ------------------------------------------------------------------------------------------------ questions
+    # ------------------------------------------------------------------------------------------------ requests
 
     def state(self) -> dict:
-        """What holds for all images."""
         gallery = self.gallery
         identity = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
         return {"title": gallery.title, "facts": list(gallery.facts), "grid": list(gallery.grid),
                 "size": list(gallery.img_size), "identity": identity, "counts": self.counts()}
 
     def counts(self) -> dict:
-        """How many images there are, and are edited, looked at, misclassified."""
+        """The numbers of images: all, edited, predicted, unreadable, misclassified."""
         return {"images": len(self.predicted), "edited": int(self.edited.sum()),
                 "looked_at": int((self.predicted != UNKNOWN).sum()), "unreadable": int((self.predicted == UNREADABLE).sum()),
-                "misclassified": int(self._chosen("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
+                "misclassified": int(self._members("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
 
-    def _chosen(self, kind: str) -> np.ndarray:
+    def _members(self, kind: str) -> np.ndarray:
         if kind == "misclassified":
             return (self.predicted >= 0) & (self.gallery.labels >= 0) & (self.predicted != self.gallery.labels)
         return {"all": np.ones_like(self.edited), "edited": self.edited, "unedited": ~self.edited}[kind]
@@ -109,7 +109,7 @@ class Session:
 
         -> {"index": or None, "position": of it among them, from 0, "total": how many}
         """
-        members = np.flatnonzero(self._chosen(kind))
+        members = np.flatnonzero(self._members(kind))
         place = int(np.searchsorted(members, start, "right" if step > 0 else "left")) - (step < 0)
         if step == 0:
             place = min(place, len(members) - 1)
@@ -117,59 +117,51 @@ class Session:
         return {"index": found, "position": place, "total": len(members)}
 
     def image(self, index: int) -> dict:
-        """All that the page shows of an image. What is wrong with it or its edit stands in "unreadable" and "problem"."""
+        """All that the page shows of an image; "unreadable" and "problem": what is wrong with it or with its edit."""
         gallery, stored = self.gallery, self._stored(index)
-        answer = {"index": index, "name": gallery.name(index), "label": self._class(int(gallery.labels[index])),
-                  **self._edit(stored)}
+        answer = {"index": index, "name": gallery.name(index), "label": self._class(gallery.labels[index]), "note": "",
+                  "revision": stored.revision, "problem": stored.problem, "values": None, "who": "", "when": ""}
         if stored.edit is None:
             return answer | self.outcome(index)
+        answer |= {"values": edits.rows_of(stored.edit), "who": stored.edit.who, "when": stored.edit.when}
         try:
             edit = fitted(stored.edit, gallery.grid, gallery.region(index))
         except ImageError as error:
             return answer | {"unreadable": str(error), "counts": self.counts()}
         if edit is not stored.edit:
             shape = " x ".join(map(str, stored.edit.values.shape))
-            answer |= {"values": _rows(edit), "note": f"this edit was made on {shape} patches, or of another crop; "
+            answer |= {"values": edits.rows_of(edit), "note": f"this edit was made on {shape} patches, or of another crop; "
                                                       "it is shown, and will be saved, on the patches of this model"}
         return answer | self.outcome(index, edit.values, edit.edited)
 
     def outcome(self, index: int, values: np.ndarray | None = None, edited: np.ndarray | None = None) -> dict:
-        """What the model makes of an image, by itself ("own") and under an edit ("now")."""
+        """The model's output for an image, without an edit ("own") and under an edit ("now")."""
         try:
             with self._request():
-                own = self.gallery.look(index)
-                now = own if edited is None or not edited.any() else self.gallery.look(index, values, edited)
+                own = self.gallery.predict_with_attention(index)
+                now = own if edited is None or not edited.any() else self.gallery.predict_with_attention(index, values, edited)
         except ImageError as error:
             return {"unreadable": str(error), "counts": self.counts()}
         self.predicted[index] = own.probabilities.argmax()
         return {"unreadable": "", "counts": self.counts(), **self._results(index, own, now)}
 
-    def _edit(self, stored: Stored) -> dict:
-        edit = stored.edit
-        return {"revision": stored.revision, "problem": stored.problem, "values": None if edit is None else _rows(edit),
-                "who": edit.who if edit else "", "when": edit.when if edit else "", "note": ""}
-
     def _class(self, label: int) -> str | None:
         return None if label < 0 else str(self.gallery.classes[label])
 
-    def _results(self, index: int, own: Look, now: Look) -> dict:
-        before, after = own.probabilities, now.probabilities
+    def _results(self, index: int, own: Prediction, now: Prediction) -> dict:
+        before, after, label = own.probabilities, now.probabilities, int(self.gallery.labels[index])
         shown = np.argsort(-after, kind="stable")[:TOP].tolist()
-        for label in (int(self.gallery.labels[index]), int(before.argmax())):
-            if label >= 0 and label not in shown:
-                shown.append(label)
-        label = int(self.gallery.labels[index])
-        verdict = [None if label < 0 else bool(p.argmax() == label) for p in (before, after)]
+        shown += [number for number in dict.fromkeys((label, int(before.argmax()))) if number >= 0 and number not in shown]
         return {"own": {"sigmoid": _numbers(own.sigmoid), "weights": _numbers(own.weights)},
                 "now": {"sigmoid": _numbers(now.sigmoid), "weights": _numbers(now.weights)},
                 "top": [[self._class(i), _number(before[i]), _number(after[i])] for i in shown],
-                "predicted": [self._class(int(before.argmax())), self._class(int(after.argmax()))], "right": verdict}
+                "predicted": [self._class(p.argmax()) for p in (before, after)],
+                "right": [None if label < 0 else bool(p.argmax() == label) for p in (before, after)]}
 
     # --------------------------------------------------------------------------------------------------- saving
 
     def _stored(self, index: int) -> Stored:
-        """Reads the file of an image anew."""
-        path = self._path(index)
+        path = edits.path_of(self.folder, self.gallery.name(index))
         self.edited[index] = os.path.lexists(path)
         if not self.edited[index]:
             return Stored("", None)
@@ -187,19 +179,13 @@ class Session:
             return Stored(revision, None, f"{path}: the edit of another image: the image here has changed, or the file was moved")
         return Stored(revision, edit)
 
-    def _path(self, index: int) -> Path:
-        try:
-            return edits.path_of(self.folder, self.gallery.name(index))
-        except edits.EditError as error:
-            raise RequestError(str(error)) from error
-
     def save(self, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> dict | None:
-        """On the disk when this returns -> {"revision"}; None if the file is not `revision` any more: nothing is written.
+        """Save an edit to the disk -> {"revision"}; None, and nothing is written, if the file is not `revision` any more.
 
-        No edited patch removes the file. What lies there and is no edit of this image is kept as NAME.json.damaged.
-        Raises RequestError, and EditError or OSError where the disk refuses.
+        Without an edited patch the file is removed. A file that is no edit of this image is kept as NAME.json.damaged.
+        Raises RequestError, and EditError or OSError for errors of the disk.
         """
-        path = self._path(index)
+        path = edits.path_of(self.folder, self.gallery.name(index))
         try:
             region, checksum = self.gallery.region(index), self.gallery.checksum(index)
         except ImageError as error:
@@ -220,11 +206,20 @@ class Session:
 
     # --------------------------------------------------------------------------------------------------- search
 
-    def _request(self) -> "_Busy":
-        return _Busy(self)
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[None]:
+        """The search pauses within, and shortly after."""
+        with self._count:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self._busy -= 1
+            self._last = time.monotonic()
 
     def search(self, stop: threading.Event) -> None:
-        """Predicts every image, in batches of about a tenth of a second, and only while nobody asks for anything."""
+        """Predict every image, in batches of about a tenth of a second, and only while there are no requests."""
         size, index = 1, 0
         while index < len(self.predicted):
             while self._busy or time.monotonic() - self._last < QUIET:
@@ -235,15 +230,13 @@ class Session:
             batch = list(range(index, min(index + size, len(self.predicted))))
             started = time.monotonic()
             self.predicted[batch] = self.gallery.predict(batch)
-            seconds, index = time.monotonic() - started, index + len(batch)
-            if seconds < BATCH_SECONDS[0]:
-                size = min(2 * size, LARGEST_BATCH)
-            elif seconds > BATCH_SECONDS[1]:
-                size = max(size // 2, 1)
+            index += size
+            size = int(size * BATCH_SECONDS / max(time.monotonic() - started, 1e-3))
+            size = min(max(size, 1), LARGEST_BATCH)
 
 
 def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, float, float]) -> edits.Edit:
-    """The edit on the patches of `grid` over `region`: each takes what the edit says where its middle lies in the image."""
+    """Resample the edit to the patches of `grid` over `region`: each takes the edit's value at its center."""
     if edit.values.shape == grid and np.allclose(edit.region, region, atol=1e-3):
         return edit
     places, inside = [], []
@@ -259,35 +252,9 @@ def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, 
     return dataclasses.replace(edit, values=values, edited=edited, region=tuple(region))
 
 
-class _Busy:
-    """While it is entered, and shortly after, the search rests."""
-
-    def __init__(self, session: Session):
-        self.session = session
-
-    def __enter__(self) -> None:
-        with self.session._count:
-            self.session._busy += 1
-
-    def __exit__(self, *_) -> None:
-        with self.session._count:
-            self.session._busy -= 1
-        self.session._last = time.monotonic()
-
-
 def _set_aside(path: Path) -> None:
-    """A copy, so that a crash right after leaves everything where it was; links and the like move."""
     names = [f"{path.name}.damaged", *(f"{path.name}.damaged-{number}" for number in range(2, 1000))]
-    target = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
-    if path.is_file() and not path.is_symlink():
-        shutil.copy2(path, target)
-    else:
-        path.rename(target)
-
-
-def _rows(edit: edits.Edit) -> list[list[float | None]]:
-    """As the file has it: str of a float32 is the shortest text that gives it back."""
-    return [[float(str(value)) if edited else None for value, edited in zip(*rows)] for rows in zip(edit.values, edit.edited)]
+    path.rename(next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name))))
 
 
 def _numbers(values: np.ndarray) -> list[list[float]]:

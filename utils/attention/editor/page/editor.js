@@ -48,10 +48,10 @@ async function askUntilAnswered(address, what, wanted = () => true) {
         if (saver) saver.reached();
         return answer;
       }
-      say(`Cannot load ${what}: ${answer.body.error}`);
+      showMessage(`Cannot load ${what}: ${answer.body.error}`);
       if (answer.status < 500) return null;
     } catch {
-      say(`Cannot load ${what}: the server is away. Trying again.`);
+      showMessage(`Cannot load ${what}: the server is away. Trying again.`);
     }
     await wait(delay);
   }
@@ -72,7 +72,7 @@ async function poll() {
     saver.reached();
     const now = answer.body;
     if (["identity", "grid", "facts"].some((key) => JSON.stringify(now[key]) !== JSON.stringify(facts[key]))) {
-      say("The server now serves another model or other images: reload the page.");
+      showMessage("The server now serves another model or other images: reload the page.");
     }
     showCounts(now.counts);
     showSaved();
@@ -81,7 +81,7 @@ async function poll() {
 
 // --------------------------------------------------------------------------------------------------- going to an image
 
-// The address says which image and filter: #18 or #18/edited.
+// The address holds the image and filter: #18 or #18/edited.
 async function follow() {
   const [number, kind = "all"] = location.hash.slice(1).split("/");
   at("filter").value = kind;
@@ -111,7 +111,7 @@ async function show(index) {
   if (!wanted()) return;
   const record = saver.record(index, body.name);
   if (record.name !== body.name) {
-    say(`Image ${index + 1} is ${body.name} now, it was ${record.name}: the server serves other images. Reload the page.`);
+    showMessage(`Image ${index + 1} is ${body.name} now, it was ${record.name}: the server serves other images. Reload the page.`);
     return;
   }
   // What is on its way to the server, or came there meanwhile, is newer than this answer.
@@ -126,7 +126,7 @@ async function show(index) {
   cursor = cursor || [0, 0];
   saver.see(record);
   showConflicts();
-  say([body.unreadable && `This image cannot be shown: ${body.unreadable}`,
+  showMessage([body.unreadable && `This image cannot be shown: ${body.unreadable}`,
     body.problem && `Its edit on the disk cannot be used: ${body.problem}. A new edit takes its place; the file is kept as `
       + "….damaged.", body.note && `Note: ${body.note}.`].filter(Boolean).join(" "));
   at("name").textContent = body.name;
@@ -145,7 +145,7 @@ async function load(source, what, wanted) {
       await picture.decode();
       return picture;
     } catch {
-      say(`Cannot load ${what}. Trying again.`);
+      showMessage(`Cannot load ${what}. Trying again.`);
     }
     await wait(1000);
   }
@@ -163,7 +163,7 @@ async function go(step) {
   const found = await find(step);
   const kind = at("filter").selectedOptions[0].text;
   if (found.index !== null) await show(found.index);
-  else say(`No ${step > 0 ? "further" : "earlier"} image${kind === "all" ? "" : ` is ${kind}`}.`);
+  else showMessage(`No ${step > 0 ? "further" : "earlier"} image${kind === "all" ? "" : ` is ${kind}`}.`);
 }
 
 async function showPlace() {
@@ -181,7 +181,7 @@ async function filterChanged() {
   if (found.index !== null) { await show(found.index); return; }
   const {looked_at: looked, images} = facts.counts;
   const yet = at("filter").value === "misclassified" && looked < images ? ` yet: ${whole(looked)} of ${whole(images)} looked at` : "";
-  say(`No image is ${at("filter").selectedOptions[0].text}${yet}.`);
+  showMessage(`No image is ${at("filter").selectedOptions[0].text}${yet}.`);
   if (shown) history.replaceState(null, "", address(shown.index));
   await showPlace();
 }
@@ -195,7 +195,7 @@ function element(name, text = "", attributes = {}) {
   return made;
 }
 
-function say(text) {
+function showMessage(text) {
   if (at("message").textContent !== text) at("message").textContent = text;
   at("message").hidden = !text;
   if (shown) fit();
@@ -221,7 +221,7 @@ function lateness() {
   return saver.away || shown.error ? "stuck" : "late";
 }
 
-// What lost against an edit made elsewhere is told wherever the person is by now, until the image has been opened.
+// What lost against an edit made elsewhere is shown wherever the person is by now, until the image has been opened.
 function showConflicts() {
   const notices = saver.conflicts().filter((record) => record === shown || !record.seen);
   const state = notices.map((record) => `${record.index}${record === shown ? " here" : ""}`).join();
@@ -262,7 +262,7 @@ function takeAnswer(record, body) {
   if (record.view) Object.assign(record.view, {problem: ""}, body);
   if (record === shown) {
     showView();
-    if (!body.unreadable && at("message").textContent.startsWith("Its edit on the disk")) say("");
+    if (!body.unreadable && at("message").textContent.startsWith("Its edit on the disk")) showMessage("");
   }
   showPlace();
 }
@@ -469,7 +469,7 @@ function listen() {
   window.addEventListener("beforeunload", (event) => {
     if (!saver.keeps && [...saver.unsaved(), ...saver.conflicts()].length) event.preventDefault();
   });
-  window.addEventListener("unhandledrejection", (event) => say(`The page has failed: ${event.reason}. Reload it.`));
+  window.addEventListener("unhandledrejection", (event) => showMessage(`The page has failed: ${event.reason}. Reload it.`));
   document.addEventListener("visibilitychange", () => {            // another tab may have changed it meanwhile
     if (!document.hidden && shown && !shown.dirty && !stroke) show(shown.index);
   });
@@ -478,7 +478,7 @@ function listen() {
   at("jump").addEventListener("change", () => {
     const number = Math.round(Number(at("jump").value));
     if (number >= 1 && number <= facts.counts.images) show(number - 1);
-    else say(`There is no image ${at("jump").value}: 1 to ${whole(facts.counts.images)}.`);
+    else showMessage(`There is no image ${at("jump").value}: 1 to ${whole(facts.counts.images)}.`);
   });
   at("filter").addEventListener("change", filterChanged);
   at("value").addEventListener("input", () => { setValue(at("value").value); choose("tool", "paint"); });
@@ -533,6 +533,6 @@ function pageKey(event) {
 }
 
 begin().catch((error) => {
-  say(`The page has failed: ${error.message}. Reload it; what was not saved is kept.`);
+  showMessage(`The page has failed: ${error.message}. Reload it; what was not saved is kept.`);
   throw error;
 });

@@ -1,6 +1,6 @@
 // Brings edits to the server, one request at a time, the latest state of an image next; nothing is lost on the way.
 //
-// What the server has not confirmed lies in localStorage too, so that a reload, or a browser that was closed, brings it back.
+// What the server has not confirmed is in localStorage too, so that a reload, or a browser that was closed, brings it back.
 // A record is one image: {index, name, checksum, revision, values, dirty, sent, confirmed, lost, seen, undo, redo, error, view}.
 // `checksum` is that of the picture that the person has seen. `values` (one a patch, null where the model's own holds) are never
 // changed in place. `sent` are the states that were sent and not confirmed: if the server turns out to hold one of them, its
@@ -153,7 +153,7 @@ export class Saver {
 
   // ------------------------------------------------------------------------------------------- what is kept in the browser
 
-  // Tabs tell each other apart by a name that a reload keeps; a lock says that a tab is alive.
+  // A name that a reload keeps distinguishes a tab; a lock shows that it is alive.
   async begin() {
     const storage = guarded(() => window.sessionStorage);
     let tab = storage && guarded(() => storage.getItem("tab"));
@@ -182,14 +182,14 @@ export class Saver {
 
   // Takes over what this tab, or one that is gone, has not brought to the server.
   async restore() {
-    const held = navigator.locks ? (await navigator.locks.query()).held.map((lock) => lock.name) : [];
+    const alive = navigator.locks ? (await navigator.locks.query()).held.map((lock) => lock.name) : [];
     const keys = guarded(() => Object.keys(localStorage)) || [];
     const ownerOf = (key) => key.slice(this.prefix.length).split(":", 1)[0];
     const ours = keys.filter((one) => one.startsWith(this.prefix));
     ours.sort((a, b) => (ownerOf(b) === this.tab) - (ownerOf(a) === this.tab));       // its own first: `keep` writes over them
     for (const key of ours) {
       const owner = ownerOf(key);
-      if (owner !== this.tab && held.includes(this.prefix + owner)) continue;
+      if (owner !== this.tab && alive.includes(this.prefix + owner)) continue;
       const kept = guarded(() => JSON.parse(localStorage.getItem(key)));
       if (!kept || !Array.isArray(kept.values) || kept.values.length !== this.rows * this.columns) continue;
       const record = this.record(kept.index, kept.name);

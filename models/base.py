@@ -1,0 +1,230 @@
+"""What all families of models share: sizes, initial values, the order of the layers, and checks of a row of configs.MODELS.
+
+Shapes: B images, N tokens, D width, C classes, H heads, (h, w) grid.
+"""
+
+import math
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from .attention import record_attention
+from .errors import ModelError
+from .layers import RESIZE_RULES, PatchEmbed
+from .resnet import GROUPS, ResNet
+from .sigmoid_attention import edit_attention, record_patch_logits
+
+
+class ImageTransformer(nn.Module):
+    """A transformer that classifies images of one size: `model(images)` gives logits (B, C).
+
+    `config` is a row of configs.MODELS (any object with its attributes); img_size (height, width) in pixels.
+    A family adds:
+      num_prefix_tokens                     how many rows its position table has before those of the patches
+      build()                               makes the layers behind the patch embedding
+      embed(images)                         (B, channels, height, width) -> (B, N, D), the tokens that enter the first block
+      forward_blocks(tokens, first=0)       (B, N, D) -> (B, N, D): block `first` (from 0), all behind it, and the last norm
+      forward_head(features)                (B, N, D), what forward_features returns -> logits (B, C)
+    """
+
+    num_prefix_tokens: int
+    sigmoid_layers: tuple[int, ...] = ()       # layers of sigmoid attention, counted from 1: use_sigmoid_attention sets them
+
+    def __init__(self, config, num_classes: int, img_size: tuple[int, int]):
+        super().__init__()
+        check(config, num_classes, img_size)
+        self.config, self.num_classes, self.img_size = config, num_classes, tuple(img_size)
+        self.grid = tuple(side // stride(config) for side in img_size)                     # (h, w)
+        backbone, channels = None, config.in_channels
+        if config.resnet_layers is not None:
+            backbone = ResNet(tuple(config.resnet_layers), config.resnet_width, config.in_channels)
+            channels = backbone.out_channels
+        self.patch_embed = PatchEmbed(config.patch_size, channels, config.hidden_size, backbone)
+        self.build()
+        if not self.patch_embed.proj.weight.is_meta:         # there are no values to set, and it would take as long as to build
+            self.initialize()
+
+    # --------------------------------------------------------------------------------------------- forward passes
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, N, D), the tokens behind the last block and, where there is one, its norm"""
+        return self.forward_blocks(self.embed(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width), normalized with config.mean and config.std -> logits (B, C)"""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_to(self, images: Tensor, block: int) -> Tensor:
+        """(B, channels, height, width) -> (B, N, D), the tokens that enter `block` (from 0)"""
+        return self.blocks[:block](self.embed(images))
+
+    def forward_from(self, tokens: Tensor, block: int) -> Tensor:
+        """(B, N, D), the tokens that enter `block` (from 0) -> logits (B, C)
+
+        forward_from(forward_to(images, block), block) is the whole model, so that what comes before an edited layer
+        needs to run once.
+        """
+        return self.forward_head(self.forward_blocks(tokens, block))
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, h * w, D). Raises ValueError for images of another shape."""
+        if images.dim() != 4 or tuple(images.shape[-2:]) != self.img_size or images.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: expected (B, {self.config.in_channels}, "
+                f"{self.img_size[0]}, {self.img_size[1]}); build the model with another img_size for other sizes")
+        return self.patch_embed(images)
+
+    # -------------------------------------------------------------------------------------------------- attention
+
+    @property
+    def query_rows(self) -> slice:
+        """The queries of the last attention that the head reads: the first tokens, or all patches for a mean over them."""
+        if self.config.classifier == "token":
+            return slice(0, self.num_prefix_tokens)
+        return slice(self.num_prefix_tokens, None)
+
+    def recording(self, first: int = 0, differentiable: bool = False) -> AbstractContextManager[list[Tensor]]:
+        """record_attention of the layers from `first` (from 0) on: maps[i] is (B, H, N, N) of layer first + i.
+
+        Inside, run the whole model, or forward_from with a block up to `first`.
+        """
+        layers = nn.ModuleList([*self.blocks, *getattr(self, "blocks_token_only", ())][first:])
+        return record_attention(layers, differentiable)
+
+    def recording_patch_logits(self) -> AbstractContextManager[list[Tensor]]:
+        return record_patch_logits(self)
+
+    def editing(self, values: Tensor, edited: Tensor) -> AbstractContextManager[None]:
+        return edit_attention(self, values, edited)
+
+    # -------------------------------------------------------------------------------------- parameters and layers
+
+    @property
+    def depth(self) -> int:
+        """`layer_index` of the norm and the heads behind the last layer: the number of layers and one."""
+        return self.config.num_layers + self.config.class_layers + 1
+
+    def layer_index(self, name: str) -> int:
+        """The layer a parameter belongs to: 0 the embeddings, 1 .. the layers in the order they run, `depth` norm and heads."""
+        part, *rest = name.split(".")
+        if part == "blocks":
+            return int(rest[0]) + 1
+        if part == "blocks_token_only":
+            return self.config.num_layers + int(rest[0]) + 1
+        if part in ("norm", "fc_norm", "pre_logits", "head", "head_dist"):
+            return self.depth
+        assert part in ("patch_embed", "cls_token", "dist_token", "pos_embed"), name
+        return 0
+
+    def head_names(self) -> list[str]:
+        """The parameters that belong to the classes, which a new task initializes again."""
+        return [name for name, _ in self.named_parameters() if name.startswith(("head.", "head_dist."))]
+
+    def initialize(self) -> None:
+        """Sets Google's initial values for Google's rows (GELU in the tanh form), Meta's for the others; zero heads."""
+        initialize = self._initialize_as_google if self.config.gelu == "tanh" else self._initialize_as_meta
+        initialize()
+        for name in self.head_names():
+            nn.init.zeros_(self.get_parameter(name))
+
+    def _initialize_as_google(self) -> None:
+        """Glorot for dense layers, LeCun for convolutions, 0.02 for positions, zero for the cls token."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=math.prod(module.weight.shape[1:]) ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            # q, k and v are three layers in Google's code: Glorot's fan-out is D, not 3D.
+            for part in block.attn.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(part)
+            for layer in (block.mlp.fc1, block.mlp.fc2):
+                nn.init.normal_(layer.bias, std=1e-6)
+        nn.init.normal_(self.pos_embed, std=0.02)
+
+    def _initialize_as_meta(self) -> None:
+        """0.02 for dense layers, tokens and positions, zero biases; PyTorch's own values for convolutions."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            assert name in ("cls_token", "dist_token", "pos_embed"), name
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def stride(config) -> int:
+    """Pixels from one token to the next."""
+    if config.resnet_layers is None:
+        return config.patch_size
+    return config.patch_size * 4 * 2 ** max(len(config.resnet_layers) - 1, 0)
+
+
+def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
+    """Raises ModelError unless the keys of the row are possible and fit each other, the class count and the image size."""
+    _check_values(config)
+    _check_family(config)
+    if num_classes < 1:
+        raise ModelError(f"num_classes {num_classes}: must be 1 or more")
+    if len(img_size) != 2 or not all(isinstance(side, int) for side in img_size):
+        raise ModelError(f"img_size {img_size}: must be a side or (height, width), in whole pixels")
+    step = stride(config)
+    for side in img_size:
+        if side < step or side % step:
+            near = sorted({max(side // step, 1) * step, (side // step + 1) * step})
+            raise ModelError(
+                f"img_size {img_size[0]}x{img_size[1]}: {side} is not a multiple of {step}, the model's patch stride; "
+                f"take {' or '.join(map(str, near))}")
+
+
+def _check_values(config) -> None:
+    for name in ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers", "in_channels"):
+        if config[name] < 1:
+            raise ModelError(f"{name} {config[name]}: must be 1 or more")
+    for name in ("representation_size", "class_layers"):
+        if config[name] < 0:
+            raise ModelError(f"{name} {config[name]}: must be 0 or more")
+    for name in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
+        if not 0 <= config[name] < 1:
+            raise ModelError(f"{name} {config[name]}: must be at least 0 and below 1")
+    for name, values in {"classifier": ("token", "gap", "patch_mean"), "gelu": ("tanh", "erf"),
+                         "position_resize": tuple(RESIZE_RULES)}.items():
+        if config[name] not in values:
+            *most, last = map(repr, values)
+            raise ModelError(f"{name} {config[name]!r}: must be {', '.join(most)} or {last}")
+    if config.hidden_size % config.num_heads:
+        raise ModelError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}")
+    if config.resnet_layers is not None:
+        stages = config.resnet_layers
+        if not isinstance(stages, (tuple, list)) or not all(isinstance(units, int) and units > 0 for units in stages):
+            raise ModelError(f"resnet_layers {stages}: must be None, or the number of units of every stage, such as (3, 4, 9)")
+        if config.resnet_width < 1 or config.resnet_width % GROUPS:
+            raise ModelError(f"resnet_width {config.resnet_width}: must be a multiple of {GROUPS}, the groups of its norms")
+
+
+def _check_family(config) -> None:
+    """Checks that keys of one family do not come with those of another."""
+    if config.class_layers and config.distilled:
+        raise ModelError("distilled and class_layers: the first makes a DeiT, the second a CaiT; set only one of them")
+    for name, family in (("class_layers", "CaiT"), ("distilled", "a distilled DeiT")):
+        if not config[name]:
+            continue
+        if config.classifier != "token":
+            raise ModelError(f"classifier {config.classifier!r}: {family} ({name}) reads its tokens, must be 'token'")
+        if config.representation_size:
+            raise ModelError(f"representation_size {config.representation_size}: {family} ({name}) has no pre_logits, must be 0")
+        if config.resnet_layers is not None:
+            raise ModelError(f"resnet_layers {tuple(config.resnet_layers)}: {family} ({name}) has no ResNet, must be None")
+    if config.classifier == "patch_mean" and config.representation_size:
+        raise ModelError(f"representation_size {config.representation_size}: classifier 'patch_mean' has no pre_logits, "
+                         "must be 0")
+    if config.class_layers and not 0 < config.layer_scale < math.inf:
+        raise ModelError(f"layer_scale {config.layer_scale}: CaiT (class_layers) multiplies its branches by it, "
+                         "must be above 0, such as 1e-5")
+    if config.layer_scale and not config.class_layers:
+        raise ModelError(f"layer_scale {config.layer_scale}: only has an effect in CaiT (class_layers), must be 0")

@@ -1,0 +1,86 @@
+"""Building models: an empty one, one filled from a file, one of our own runs."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from configs import MODELS, architecture
+
+from .base import ImageTransformer
+from .cait import CaiT
+from .checkpoints.load import load_pretrained, load_run
+from .checkpoints.opened import OpenedCheckpoint, open_checkpoint
+from .checkpoints.published import find_checkpoint
+from .deit import DistilledVisionTransformer
+from .errors import ModelError
+from .sigmoid_attention import use_sigmoid_attention
+from .vit import VisionTransformer
+
+
+def create_model(name_or_config: str | ConfigDict, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
+                 pretrained: str | Path | OpenedCheckpoint | None = None, head: str = "zero", initialise: bool = True,
+                 **overrides) -> ImageTransformer:
+    """Builds a model of the class that the row asks for, in training mode. `model(images)` gives logits (B, num_classes).
+
+    name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
+    num_classes:    default 1000; with head="keep" the file's own count.
+    img_size:       side or (height, width) in pixels; default the row's.
+    pretrained:     a checkpoint file, an opened one (checkpoints.open_checkpoint), or a published name, which is looked up in
+                    ./checkpoint and else downloaded.
+    head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
+    initialise:     False leaves the parameters uninitialized, for a caller who loads all of them (load_state_dict).
+    overrides:      other values for keys of the row, such as dropout_rate=0.1.
+    model.load_report lists what was used, resized, fresh and left out (None without `pretrained`).
+    Raises ModelError for anything that does not exist or does not fit.
+    """
+    config = _resolve_row(name_or_config, overrides)
+    if head not in ("zero", "keep"):
+        raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
+    if head == "keep" and pretrained is None:
+        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
+    if pretrained is not None and not isinstance(pretrained, OpenedCheckpoint):
+        with open_checkpoint(find_checkpoint(pretrained)) as opened:
+            return create_model(name_or_config, num_classes, img_size, opened, head, initialise, **overrides)
+    if head == "keep":
+        num_classes = pretrained.head_classes if num_classes is None else num_classes
+        config.representation_size = pretrained.representation_size
+    size = config.img_size if img_size is None else img_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
+    # Initial values that a file replaces are not drawn, which would take longer than to read it.
+    with contextlib.nullcontext() if initialise and pretrained is None else torch.device("meta"):
+        model = family(config, 1000 if num_classes is None else num_classes, size)
+    use_sigmoid_attention(model, config.sigmoid_attention)
+    model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
+    return model if initialise or pretrained is not None else model.to_empty(device="cpu")
+
+
+def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
+    """Loads the model of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
+
+    Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.
+    """
+    return load_run(path, lambda row, classes, img_size: create_model(architecture(**row), classes, img_size))
+
+
+def _resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
+    """A copy of the row with the overrides, and of one channel with the mean of the channels' values."""
+    if isinstance(name_or_config, str):
+        if name_or_config not in MODELS:
+            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")
+        name_or_config = MODELS[name_or_config]
+    config = name_or_config.copy_and_resolve_references()
+    unknown = set(overrides) - set(config)
+    if unknown:
+        raise ModelError(f"unknown keys {', '.join(sorted(unknown))}; a model has {', '.join(sorted(config))}")
+    for key, value in overrides.items():
+        try:
+            config[key] = value
+        except TypeError as error:
+            raise ModelError(f"{key}={value!r}: must be of the type of the row's {config[key]!r}") from error
+    if config.in_channels == 1 and len(config.mean) == 3:
+        config.channel_mean, config.channel_std = config.mean, config.std
+        config.mean, config.std = (sum(config.mean) / 3,), (sum(config.std) / 3,)
+    return config

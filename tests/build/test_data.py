@@ -1,0 +1,29 @@
+"""The loaders and what is evaluated when."""
+
+import pytest
+from building import build_objects
+from runs import FOLDER, make_tree
+
+from utils import build
+from utils.distributed import Ranks
+
+
+@pytest.mark.parametrize(("choice", "has_val", "names"), [
+    ("always", True, ("test", "val", "test")), ("once", True, ("val", "val", "test")), ("never", True, ("val", "val", "val")),
+    ("always", False, ("test", "test", "test")), ("once", False, (None, None, "test"))])
+def test_which_split_is_evaluated_when(tmp_path, monkeypatch, choice, has_val, names):
+    """Before step 1, during training, at the end. A split that is both is one object, so that it is evaluated once."""
+    monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
+    data = build_objects("--test", choice, *([] if has_val else FOLDER)).data
+    parts = data.evaluated_before, data.watched, data.final
+    assert tuple(part and part.name for part in parts) == names
+    assert (data.watched is data.final) == (names[1] == names[2])
+
+
+def test_each_rank_loads_its_own_part():
+    objects = build_objects("--gradient_accumulation_steps", 2)
+    second = Ranks(1, 2, 1, 2, objects.trainer.ranks.device)
+    data = build.build_data(objects.config, objects.found, None, second, objects.built)
+    assert list(data.sampler.own) == [2, 3] and data.sampler.micro_size == 16
+    batch = next(iter(data.eval_loader(data.splits.val)))
+    assert [sample.index for sample in batch.keys][:3] == [1, 3, 5]

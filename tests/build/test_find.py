@@ -1,0 +1,53 @@
+"""What is known before the configuration is final, and the records that hold it."""
+
+from pathlib import Path
+
+import pytest
+from building import ALONE, write_checkpoint
+
+import train
+from utils import build, distributed
+from utils.build.find import open_start
+from utils.config import ConfigError, choose
+from utils.data.splits import DataError
+
+
+def test_train_hands_device_and_timeout_to_the_process_group(monkeypatch, capsys):
+    given = []
+
+    def init(*arguments):
+        given.append(arguments)
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(distributed, "init", init)
+    assert [train.main(argv) for argv in ([], ["--device", "cpu", "--rank_timeout", "77"])] == [2, 2]
+    assert given == [("auto", 600), ("cpu", 77)]
+
+
+def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
+    facts = write_checkpoint(tmp_path / "best.pt").found.facts
+    assert (facts.train_images, facts.num_classes, facts.image_sizes) == (1097, 10, ())
+    assert (facts.test_is_val, facts.start_settings, facts.start_head_classes) == (False, None, None)
+    sources = choose({"pretrained_dir": str(tmp_path), "test_fraction": 0.2})
+    facts = build.find(sources, None, ALONE).facts
+    assert (facts.test_is_val, facts.start_settings["num_heads"], facts.start_head_classes) == (True, 2, 10)
+    monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, seen: [seen, (*seen[:-1], "other names")])
+    with pytest.raises(DataError, match="the nodes have different data"):
+        build.find(sources, None, ALONE)
+
+
+def test_the_default_start_is_the_models_own():
+    assert open_start("none", "ViT-Nano_2") is None
+    with open_start("auto", "ViT-Nano_2") as start:
+        assert start.path.name == "ViT-Nano_2-letters.npz" and start.settings is None and start.head_classes == 26
+
+
+def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert build.saved_run({}, ALONE) is None
+    assert build.saved_run({"resume_path": "auto", "name": "r"}, ALONE) is None
+    assert "no run to resume in output/r yet: starting a new one" in capsys.readouterr().out
+    write_checkpoint(Path("output/r/best.pt"))
+    saved = build.saved_run({"resume_path": "output/r", "eval_only": True}, ALONE)
+    assert (saved.opened.path, saved.facts.step, saved.facts.train_images) == (Path("output/r/best.pt"), 0, 1097)
+    assert build.find(choose({"resume_path": "output/r"}, saved.state.config), saved, ALONE).start is None

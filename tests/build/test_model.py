@@ -1,0 +1,40 @@
+"""The model of a configuration: from nothing, from a file, from a checkpoint."""
+
+import dataclasses
+
+import pytest
+import torch
+from building import ALONE, build_objects, write_checkpoint
+
+from models.checkpoints import OpenedCheckpoint
+from utils import build
+
+
+def test_the_seed_fixes_initial_weights():
+    first, second, other = (build_objects("--seed", seed).model.pos_embed for seed in (7, 7, 8))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_precision_sets_what_float32_products_may_round():
+    for precision, matmul in (("tf32", "high"), ("fp32", "highest")):
+        build_objects("--precision", precision)
+        assert torch.get_float32_matmul_precision() == matmul
+
+
+def test_a_start_is_closed_when_it_has_been_read(tmp_path, monkeypatch):
+    closed = []
+    write_checkpoint(tmp_path / "best.pt")
+    monkeypatch.setattr(OpenedCheckpoint, "close", lambda start: closed.append(start))
+    objects = build_objects("--pretrained_dir", tmp_path, "--head", "keep")
+    assert closed == [objects.found.start] and objects.model.load_report.classes == list("0123456789")
+
+
+@pytest.mark.parametrize(("eval_only", "value"), [(True, 3), (False, 2)])
+def test_a_resumed_model_has_the_checkpoints_weights(tmp_path, eval_only, value):
+    """For --eval_only their average, where there is one."""
+    objects = write_checkpoint(tmp_path / "best.pt")
+    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
+    weights, average = ({name: torch.full_like(each, number) for name, each in saved.state.model.items()} for number in (2, 3))
+    saved = dataclasses.replace(saved, state=dataclasses.replace(saved.state, model=weights, ema=average))
+    built = build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
+    assert {each.unique().item() for each in built.model.state_dict().values()} == {value}

@@ -1,0 +1,94 @@
+"""What fails before PyTorch is loaded, and what the data refuse."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.config import FLAGS, ConfigError, Facts, check, checks, flags, resolve
+
+FACTS = Facts(1797, 10, start_head_classes=10, start_path="w.npz")
+
+
+def message(function, *arguments) -> str:
+    with pytest.raises(ConfigError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    return str(caught.value)
+
+
+REFUSED = {
+    "num_steps and": {"num_steps": 5, "num_epochs": 1.0}, "warmup_steps and": {"warmup_steps": 5, "warmup_epochs": 1.0},
+    "--warmup_steps 6 is more than --num_steps 5": {"num_steps": 5, "warmup_steps": 6},
+    "--decay_type step needs --decay_milestones": {"decay_type": "step"},
+    "--distillation hard needs a --teacher": {"distillation": "hard"},
+    "AugReg has no such size": {"recipe": "augreg"}, "no such model. Choose one of ViT-Ti_16": {"model_type": "ViT-Q_16"},
+    "no setting is called 'learning_rat'": {"learning_rat": 0.1},
+    "--min_learning_rate 1.0 is more than": {"min_learning_rate": 1.0},
+    "float16 is too coarse": {"ema_decay": 0.9, "precision": "fp16", "fp16_opt_level": "O3"},
+    "--train_layers head": {"learning_rate": 0.0, "head_learning_rate": 1.0},
+    "--loss_scale only has an effect": {"loss_scale": 8.0},
+    "--loss_scale only": {"loss_scale": 8.0, "precision": "fp16", "fp16_opt_level": "O0"},
+    "--profile records training steps": {"eval_only": True, "profile": True},
+    "--eval_only needs something": {"eval_only": True, "pretrained_dir": "none"},
+    "--head zero and --eval_only contradict": {"eval_only": True, "head": "zero"},
+    "--head keep needs a --pretrained_dir": {"head": "keep", "pretrained_dir": "none"},
+    "--attention_edits needs a --pretrained_dir": {"attention_edits": ".", "num_layers": 2},
+    "--eval_only trains nothing": {"attention_edits": ".", "eval_only": True},
+    "a compiled model hides": {"attention_edits": ".", "compile": True},
+    "cannot follow RandAugment": {"attention_edits": ".", "mixup_alpha": 1.0},
+    "by 1 processes x 4 micro-steps: take 48 or 52": {"train_batch_size": 50, "gradient_accumulation_steps": 4},
+    "take 4": {"train_batch_size": 3, "gradient_accumulation_steps": 4},
+    "an odd number: MixUp": {"train_batch_size": 15, "mixup_alpha": 1.0},
+    "--num_epochs contradict": {"resume_path": ".", "num_steps": 1, "num_epochs": 1.0}, "needs NAME": {"resume_path": "auto"},
+    "nothing to resume at no/run": {"resume_path": "no/run"},
+    "--data_dir no/data: no such folder": {"dataset": "folder", "data_dir": "no/data"},
+    "--attention_edits no/edits: no such folder": {"attention_edits": "no/edits"}}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_impossible_flags_are_refused_before_anything_is_opened(words):
+    assert words in message(check, REFUSED[words])
+
+
+def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "not divisible by 3 processes" in message(check, {})
+    assert "3 micro-steps a process are no power of two. Take" in message(
+        check, {"exact": True, "train_batch_size": 90, "gradient_accumulation_steps": 3})
+    check({"train_batch_size": 90})
+    check({"eval_only": True})
+    check({"resume_path": ".", "decay_type": "step", "momentum": 0.5})        # is checked with its checkpoint
+
+
+@pytest.mark.parametrize(("typed", "facts", "words"), [
+    ({"test": "never"}, Facts(1797, 10, test_is_val=True), "hold some of train out"),
+    ({"class_weights": "1,2"}, FACTS, "--class_weights has 2 numbers, the data have 10 classes"),
+    ({"head": "keep"}, Facts(1797, 3, start_head_classes=10, start_path="w.npz"),
+     "--head keep: the head of w.npz has 10 classes, the data 3: give a --pretrained_dir"),
+    ({"eval_only": True}, Facts(1797, 3, start_path="w.npz"),
+     "--eval_only: the head of w.npz has 0 classes, the data 3: give --resume_path output/NAME, or"),
+    ({"num_epochs": 1.0, "warmup_epochs": 2.0}, FACTS, "--warmup_steps 56 is more than --num_steps 28"),
+    ({}, Facts(1797, 10, ranks=3), "not divisible by 3 processes"),
+    ({"exact": True, "train_batch_size": 60, "gradient_accumulation_steps": 3}, Facts(1797, 10, ranks=2), "or one process")],
+    ids=str)
+def test_flags_that_do_not_fit_the_facts_are_refused(typed, facts, words):
+    assert words in message(resolve, typed, facts)
+
+
+def test_conditions_ask_for_settings_that_exist():
+    """A name that is missing counts as not yet known, and its check would be skipped."""
+    for module in (checks, flags):
+        names = re.findall(r'\b(?:v|values|config)\["(\w+)"\]', Path(module.__file__).read_text())
+        assert len(names) > 3 and set(names) <= set(flags.SETTINGS)
+    for row in FLAGS.values():
+        row.has_effect(flags.defaults())
+
+
+def test_a_bad_flag_fails_without_pytorch():
+    code = ("import sys; from utils.config import check, parse\n"
+            "try: check(parse(['--resume_path', 'no/run']))\n"
+            "except ValueError: sys.exit(3 if {'torch', 'numpy', 'models'} & set(sys.modules) else 0)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2]).returncode == 0

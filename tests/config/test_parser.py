@@ -1,0 +1,75 @@
+"""The command line, both ways: flags are read, and a configuration is written as flags that give it again."""
+
+import shlex
+
+import pytest
+from flag_values import WITH, other, words
+
+from utils.config import FLAGS, ConfigError, Facts, as_command, parse, resolve
+
+FACTS = Facts(1797, 10, start_head_classes=10)
+
+
+def message(argv: list[str], **more) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(argv, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_flag_is_parsed_and_written_again():
+    for name, row in FLAGS.items():
+        value = other(name)
+        target, meant = row.alias_of or (name, value)
+        assert parse(words(name, value)) == {target: meant}
+        flags = parse([*WITH.get(name, []), *words(name, value)])
+        config = resolve(flags, FACTS)
+        if name not in ("num_epochs", "warmup_epochs", "resume_path", "override"):      # of a new run there are none of these
+            assert getattr(config, target) == meant and config.source(target) == "flag", name
+        assert resolve(parse(shlex.split(as_command(config))), FACTS) == config, name
+
+
+@pytest.mark.parametrize("flags", [
+    {"dataset": "cifar10", "precision": "fp16", "fp16_opt_level": "O3", "img_size": (384, 256), "eval_only": True},
+    {"recipe": "bit-hyperrule", "dataset": "cifar10", "mixup_alpha": 0.0, "weight_decay": 0.30000000000000004}], ids=str)
+def test_a_command_gives_the_same_configuration(flags):
+    facts = Facts(50_000, 10, start_head_classes=10)
+    config = resolve(flags, facts)
+    assert resolve(parse(shlex.split(as_command(config))), facts) == config
+
+
+def test_what_has_no_effect_is_not_written():
+    text = as_command(resolve({}, FACTS))
+    assert not {"--momentum", "--head", "--data_dir", "--mixup_alpha", "--fp16_opt_level"} & set(text.split())
+    assert "--learning_rate 0.001" in text and "--num_steps 100" in text
+
+
+@pytest.mark.parametrize(("argv", "start"), [
+    (["--nonsense"], "unrecognized arguments: --nonsense"), (["stray"], "unrecognized arguments: stray"),
+    (["--seed"], "--seed: expected"), (["--seed=-1"], "--seed: must be 0 or more"), (["--fp16=1"], "--fp16: "),
+    (["--see", "1"], "unrecognized arguments: --see"), (["--device", "tpu"], "--device: invalid choice: 'tpu'"),
+    (["--train-batch-size", "8"], "unrecognized")], ids=str)
+def test_bad_words_are_one_line_that_starts_with_the_flag(argv, start):
+    text = message(argv)
+    assert text.startswith(start) and text.endswith("(python train.py --help lists the flags)")
+
+
+@pytest.mark.parametrize("argv", [["--fp16", "--precision", "bf16"], ["--precision", "auto", "--fp16"]], ids=str)
+def test_an_alias_that_contradicts_its_flag(argv):
+    assert parse([]) == {} and "--fp16 and --precision" in message(argv) and "contradict" in message(argv)
+    assert parse(["--fp16", "--precision", "fp16"]) == {"precision": "fp16"}
+
+
+def test_help_has_titled_groups_and_short_placeholders(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in FLAGS) and all(f"\n{row.group}:\n" in text for row in FLAGS.values())
+    assert "--learning_rate FLOAT" in text and "--seed N" in text and "retired" not in text and "worker_timeout" not in text
+
+
+def test_a_program_takes_some_flags_and_its_own():
+    more = {"prog": "dataset.py prepare", "names": ("dataset",), "add_arguments": lambda parser: parser.add_argument("folder")}
+    assert parse(["small", "--dataset", "csv"], **more) == {"folder": "small", "dataset": "csv"}
+    assert message(["small", "--seed", "1"], **more).endswith("(python dataset.py prepare --help lists the flags)")

@@ -1,0 +1,122 @@
+"""Flags and facts -> configuration: what wins, what is computed, what is adopted."""
+
+import pytest
+
+import configs
+from utils.config import ConfigError, Facts, Sources, choose, describe_length, model_overrides, preview, resolve
+
+FACTS = Facts(1797, 10, start_head_classes=10)
+
+
+def test_digits_are_the_default_and_other_data_start_from_the_paper():
+    config = resolve({}, FACTS)
+    assert resolve({"model_type": "ViT-B_16"}, FACTS).recipe == resolve({"recipe": "digits"}, FACTS).recipe == "digits"
+    assert (config.dataset, config.model_type, config.recipe, config.img_size) == ("digits", "ViT-Nano_2", "digits", 8)
+    assert {name: getattr(config, name) for name in configs.RECIPES["digits"]} == configs.RECIPES["digits"]
+    assert config == resolve({"dataset": "digits", "recipe": "auto"}, FACTS)
+    for dataset in set(configs.DATASETS) - {"digits"}:
+        config = resolve({"dataset": dataset}, FACTS)
+        assert (config.model_type, config.recipe, config.img_size) == ("ViT-B_16", "vit-paper", 224)
+        assert (config.optimizer, config.learning_rate, config.num_steps, config.warmup_steps) == ("sgd", 3e-2, 10_000, 500)
+
+
+def test_sources_of_values():
+    config = resolve({"learning_rate": 0.0, "num_epochs": 2.0, "recipe": "mae", "model_type": "MAE-L_16"}, FACTS)
+    assert {name: config.source(name) for name in (
+        "learning_rate", "num_steps", "model_type", "recipe", "layer_decay", "img_size", "seed", "dataset")} == {
+        "learning_rate": "flag", "num_steps": "flag", "model_type": "flag", "recipe": "flag", "layer_decay": "recipe",
+        "img_size": "model", "seed": "default", "dataset": "recipe"}
+    assert config.learning_rate == 0.0 and config.min_learning_rate == 0.0          # the recipe's floor gives way
+    assert resolve({"recipe": "mae"}, FACTS).source("num_steps") == "recipe"
+
+
+@pytest.mark.parametrize(("flags", "lengths"), [
+    ({}, (100, 10, 20, 20)), ({"num_steps": 50, "eval_every": 7}, (50, 5, 7, 7)),
+    ({"num_steps": 200, "eval_every": 7, "save_every": 3}, (200, 10, 7, 3)),
+    ({"dataset": "cifar10", "num_steps": 300}, (300, 30, 100, 100)), ({"num_steps": 5, "warmup_steps": 5}, (5, 5, 20, 20)),
+    ({"num_epochs": 3.0}, (84, 8, 20, 20)), ({"num_epochs": 0.5, "warmup_steps": 4}, (14, 4, 20, 20)),
+    ({"num_epochs": 3.0, "warmup_epochs": 1.0}, (84, 28, 20, 20)), ({"num_steps": 84, "warmup_epochs": 1.0}, (84, 28, 20, 20)),
+    ({"recipe": "mae", "dataset": "digits"}, (175, 9, 2, 2)), ({"recipe": "deit-384", "dataset": "digits"}, (105, 18, 4, 4)),
+    ({"recipe": "mae", "dataset": "digits", "num_steps": 50}, (50, 5, 5, 5)),
+    ({"recipe": "mae", "dataset": "digits", "num_epochs": 10.0}, (18, 1, 2, 2))], ids=str)
+def test_lengths(flags, lengths):
+    """1,797 images; batches of 64 (28 steps an epoch), with MAE's recipe of 1,024. Evaluated once an epoch, or each tenth."""
+    config = resolve(flags, FACTS)
+    assert (config.num_steps, config.warmup_steps, config.eval_every, config.save_every) == lengths
+    assert config.num_epochs is None and config.warmup_epochs is None
+    assert describe_length(config, FACTS).startswith(f"{lengths[0]} steps of {config.train_batch_size} images = ")
+
+
+def test_a_value_of_the_row_is_no_override():
+    assert resolve({"model_type": "ViT-L_16"}, FACTS).dropout_rate == 0.1
+    assert model_overrides(resolve({"num_heads": 2, "dropout_rate": 0.0}, FACTS)) == {"num_heads": 2, "dropout_rate": 0.0}
+
+
+def test_a_preview_leaves_open_what_depends_on_the_data():
+    known = preview({"num_epochs": 3.0, "seed": 5})
+    assert known["num_steps"] is None and known["seed"] == 5 and known["precision"] == "auto"
+    assert preview({})["num_steps"] == 100 and set(known) == set(resolve({}, FACTS).to_dict())
+
+
+@pytest.mark.parametrize(("flags", "native", "precision"), [
+    ({}, True, "bf16"), ({}, False, "fp32"), ({"precision": "auto"}, True, "bf16"), ({"precision": "tf32"}, True, "tf32"),
+    ({"precision": "fp16", "loss_scale": 8.0}, True, "fp16"), ({"loss_scale": 0.0}, False, "fp32")], ids=str)
+def test_precision(flags, native, precision):
+    config = resolve(flags, Facts(1797, 10, native_bf16=native))
+    assert (config.precision, config.fp16_opt_level) == (precision, "O2")
+
+
+@pytest.mark.parametrize(("flags", "start"), [
+    ({}, "auto"), ({"patch_size": 4}, "none"), ({"patch_size": 2}, "auto"), ({"hidden_size": 32}, "none"),
+    ({"patch_size": 4, "pretrained_dir": "mine.npz"}, "mine.npz"), ({"in_channels": 1}, "auto"),
+    ({"pretrained_dir": "augreg", "model_type": "ViT-S_16"}, "augreg/S_16"),
+    ({"recipe": "augreg", "model_type": "R26-ViT-S_32"}, "augreg/R26_S_32"),
+    ({"recipe": "augreg", "model_type": "R-ViT-Ti_16"}, "augreg/R_Ti_16"),
+    ({"recipe": "augreg", "pretrained_dir": "none"}, "none")], ids=str)
+def test_where_the_weights_come_from(flags, start):
+    assert choose(flags).start == start == resolve(flags, FACTS).pretrained_dir
+
+
+def test_what_has_to_be_opened():
+    flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "vit-paper", "ViT-B_16", "auto")
+
+
+# ------------------------------------------------------------------------------------------ from one of our own runs
+
+OWN = {"model_type": "ViT-S_16", "num_heads": 8, "img_size": [8, 12], "dropout_rate": 0.25, "sigmoid_attention": "all",
+       "eval_crop": 0.875, "interpolation": "bicubic"}
+STARTED = Facts(1797, 10, start_settings=OWN, start_head_classes=10, start_path="output/r/best.pt")
+
+
+def adopted(**flags) -> tuple:
+    config = resolve({"pretrained_dir": "output/r"} | flags, STARTED)
+    return tuple(getattr(config, name) for name in (*OWN, "patch_size"))
+
+
+def test_a_start_from_a_run_brings_its_architecture():
+    assert adopted() == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.0, "bilinear", None)
+    assert adopted(num_heads=4) == ("ViT-Nano_2", 4, 8, 0.0, None, 0.0, "bilinear", None)             # another architecture
+    assert adopted(img_size=16, num_heads=8) == ("ViT-S_16", 8, 16, 0.25, "all", 0.0, "bilinear", None)
+    config = resolve({"pretrained_dir": "output/r"}, STARTED)
+    assert config.source("num_heads") == config.source("img_size") == "start" and config.source("seed") == "default"
+
+
+def test_with_its_head_it_brings_its_view_of_images_too():
+    assert adopted(head="keep") == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.875, "bicubic", None)
+    assert adopted(num_heads=4, head="keep")[2:] == ((8, 12), 0.0, "all", 0.875, "bicubic", None)
+    assert adopted(eval_only=True, eval_crop=0.5)[5:7] == (0.5, "bicubic")
+
+
+def test_edits_make_the_last_layer_editable():
+    flags = {"pretrained_dir": "w.npz", "attention_edits": "."}
+    assert resolve(flags, FACTS).sigmoid_attention == "last"
+    assert resolve(flags | {"sigmoid_attention": "2"}, FACTS).sigmoid_attention == "2"
+    assert resolve(flags, STARTED).sigmoid_attention == "all"
+
+
+def test_auto_that_finds_nothing_is_a_new_run():
+    config = resolve({"resume_path": "auto", "name": "r", "override": True}, FACTS)
+    assert config.resume_path is None and config.override is False
+    with pytest.raises(ConfigError, match="no setting"):
+        resolve({"fp16": True}, FACTS)                     # the parser has replaced it

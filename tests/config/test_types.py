@@ -1,0 +1,43 @@
+"""Types of flags: what is accepted, what is refused and why."""
+
+import argparse
+
+import pytest
+
+from utils.config import FLAGS, types
+from utils.config.types import METAVARS
+
+
+@pytest.mark.parametrize(("kind", "text", "value"), [
+    (types.image_size, "224", 224), (types.image_size, "224x160", (224, 160)), (types.image_size, "224x224", 224),
+    (types.image_size, "9999", 9999), (types.increasing_steps, "200,300", (200, 300)),
+    (types.run_name, "Run_1.2+x-3", "Run_1.2+x-3"),
+    (types.class_weights, "1,2.5,0", "1,2.5,0"), (types.class_weights, "balanced", "balanced"), (types.trained_layers, "2", "2"),
+    (types.sigmoid_layers, "3,7", "3,7"), (types.fraction, "1e-3", 1e-3), (types.unit_interval, "1", 1.0),
+    (types.magnitude, "10", 10),
+    (types.non_negative_int, "0", 0), (types.positive_int, "1", 1), (types.non_negative_float, "0", 0.0)])
+def test_texts_become_values(kind, text, value):
+    assert kind(text) == value
+
+
+REFUSED = {
+    types.image_size: ["0", "-8", "08", "big", "224x", "x224", "224x0", "224x160x3", "224 x 160", "2e2", "", "100000", "22.4",
+                       "٢٢٤"],
+    types.positive_int: ["0", "-1", "1.5", "many", "1e3"], types.non_negative_int: ["-1", str(2 ** 63), "1.5"],
+    types.non_negative_float: ["-0.1", "nan", "inf", "fast"], types.positive_float: ["0", "nan"],
+    types.fraction: ["1", "-0.1", "nan"],
+    types.unit_interval: ["1.1", "-0.1"], types.image_channels: ["2", "0"],
+    types.magnitude: ["11", "-1"], types.increasing_steps: ["3,2", "x", "0", "1,", ""],
+    types.class_weights: ["0,0", "heavy", "1,-1", ""], types.trained_layers: ["tail", "0"], types.sigmoid_layers: ["first", "0"],
+    types.run_name: ["../up", "a/b", ".hidden", "", "a b", "-x", "a\n", "ä"]}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_texts_that_are_refused(kind):
+    for text in REFUSED[kind]:
+        with pytest.raises(argparse.ArgumentTypeError, match="must "):
+            kind(text)
+
+
+def test_every_type_is_shown_in_the_help():
+    assert {row.type for row in FLAGS.values() if callable(row.type)} == set(METAVARS)

@@ -1,0 +1,133 @@
+"""Processes that are killed, stopped, asleep, out of memory or in error: how the others end."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from ranks import Ranks
+from torch import nn
+
+from utils import distributed
+from utils.device import OutOfMemory
+from utils.distributed import PeerLost
+from utils.training.precision import FP32, warm_up
+
+ALONE = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
+TIMEOUT_S = 3           # other collectives wait for hours
+
+
+class BadImage(ValueError):
+    exit_code = 5
+
+
+FAULTS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "sleep": lambda: time.sleep(1000),
+    "error": lambda: BadImage("bad.png: cut off"),
+    "memory": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
+
+
+def training(fault: str, victim: int, place: str, half_gradients: bool = False):
+    """Steps of a small model; in step 4 the victim has the fault before, in or after its backward pass.
+
+    half_gradients: as train_fp16.sh sends them at its default level O2.
+    """
+    def work(ranks: distributed.Ranks) -> None:
+        torch.manual_seed(0)
+        model, done = nn.Linear(8, 8), []
+        wrapped = distributed.wrap(model, ranks, half_gradients)
+        warm_up(wrapped, torch.zeros(1, 8), FP32)
+
+        def fail_in(where: str) -> None:
+            if len(done) == 3 and (ranks.rank, where) == (victim, place) and (error := FAULTS[fault]()):
+                raise error
+
+        model.weight.register_hook(lambda gradient: fail_in("backward"))
+        with distributed.watch(ranks, lambda: f"step {len(done) + 1}"):
+            while len(done) < 6:
+                fail_in("forward")
+                wrapped(torch.ones(2, 8)).sum().backward()
+                distributed.all_reduce_sum(torch.zeros(2, dtype=torch.float64))
+                fail_in("step")
+                done.append(0)
+
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P10", "where a process dies or hangs, the others end with code 8 and one line, within the timeout")
+def test_lost_process_ends_the_others(tmp_path, tries, figure):
+    cases = [("kill", 2, 0, False), ("stop", 3, 1, True), ("sleep", 2, 1, True), ("kill", 3, 2, True), ("stop", 2, 0, False),
+             ("kill", 4, 1, False), ("sleep", 3, 0, False), ("stop", 4, 3, True), ("kill", 2, 1, True)][:tries(2, 9)]
+    for fault, size, victim, half_gradients in cases:
+        with Ranks(size, training(fault, victim, "forward", half_gradients), tmp_path, TIMEOUT_S) as ranks:
+            others = [rank for rank in range(size) if rank != victim]
+            assert ranks.wait(others) == [8] * len(others)
+            lines = [ranks.error(rank) for rank in others]
+            words = "has ended (" if fault == "kill" else f"did not answer within {TIMEOUT_S} s (--rank_timeout)"
+            assert any(words in line for line in lines)         # who ends first is lost to the rest
+            assert all(line.startswith("step 4: another process of the run ") and "\n" not in line for line in lines)
+    figure("processes killed, stopped or asleep among 2 to 4", len(cases))
+
+
+@pytest.mark.slow
+@pytest.mark.contract("P16", "out of memory on one process is one line with its exit code, and ends all")
+def test_error_of_one_process_ends_all(tmp_path, tries, figure):
+    cases = [("memory", 2, 1, "backward"), ("error", 3, 0, "forward"), ("memory", 2, 0, "forward"), ("memory", 3, 1, "step"),
+             ("error", 2, 1, "step")][:tries(2, 5)]
+    for fault, size, victim, place in cases:
+        with Ranks(size, training(fault, victim, place), tmp_path) as ranks:
+            code = 5 if fault == "error" else 6
+            assert ranks.wait() == [code if rank == victim else 8 for rank in range(size)]
+            line = ranks.error(victim)
+            assert line == "bad.png: cut off" if code == 5 else line.startswith("step 4: out of memory; lower --train_batch_size")
+    figure("lack of memory or an error on one of 2 or 3 processes", len(cases))
+
+
+@pytest.mark.slow
+def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
+    def work(ranks: distributed.Ranks) -> None:
+        if ranks.rank == 1:
+            FAULTS["kill"]()
+        if in_setup:
+            distributed.all_gather_objects(ranks, 1)
+
+    for in_setup in (True, False):
+        with Ranks(2, work, tmp_path, TIMEOUT_S) as ranks:
+            assert ranks.wait([0]) == [8]
+            assert ranks.error(0).startswith("setting up: " if in_setup else "at the end of the run: ")
+
+
+@pytest.mark.parametrize("words", [
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 3000ms for recv operation to complete",
+    "Application timeout caused pair closure",      # what a thread of gloo has seen before
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1. This is typically"])
+def test_failed_collective_is_recognized(words):
+    line = r"^step 7: another process of the run (did not answer|has ended \(Connection cl)"
+    with pytest.raises(PeerLost, match=line) as caught, distributed.watch(ALONE, lambda: "step 7"):
+        raise RuntimeError(words)
+    assert caught.value.exit_code == 8
+    with pytest.raises(RuntimeError, match="shape"), distributed.watch(ALONE, lambda: "step 7"):
+        raise RuntimeError("shape '[2]' is invalid")
+
+
+def test_lack_of_memory_of_one_process_alone():
+    with pytest.raises(OutOfMemory, match="step 7: out of memory; lower --train_batch_size, or raise --gradient_acc") as one, \
+            distributed.watch(ALONE, lambda: "step 7"):
+        raise MemoryError
+    assert one.value.exit_code == 6
+    with pytest.raises(OutOfMemory, match="setting up: out of memory"), distributed.init("cpu"):
+        raise MemoryError
+    with pytest.raises(KeyError), distributed.watch(ALONE, lambda: "step 7"):
+        raise KeyError
+
+
+def test_a_process_on_a_cpu_keeps_the_memory_of_its_steps(monkeypatch):
+    kept = []
+    monkeypatch.setattr("utils.distributed.ranks.keep_memory", lambda: kept.append(True))
+    with distributed.init("cpu"):
+        assert kept == [True]

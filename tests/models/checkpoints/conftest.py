@@ -1,0 +1,34 @@
+"""A folder for published checkpoints and a server on this machine in place of the publishers'."""
+
+import file_server
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty checkpoint folder, in an empty working directory, with no server to ask."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
+    monkeypatch.setenv("VIT_CHECKPOINT_URL", file_server.nobody())
+    monkeypatch.setenv("VIT_META_URL", file_server.nobody())
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def server(folder, monkeypatch):
+    with file_server.running() as server:
+        monkeypatch.setenv("VIT_META_URL", f"http://127.0.0.1:{server.server_port}/meta/")
+        monkeypatch.setenv("VIT_CHECKPOINT_URL", f"http://127.0.0.1:{server.server_port}/vit_models")
+        yield server
+
+
+@pytest.fixture
+def put():
+    """put(path, content) writes a file and the folders it needs -> path"""
+    def write(path, content: bytes = b"x"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write

@@ -1,0 +1,141 @@
+"""The door to the models and create_model: names and arguments, published sizes, one line for all that cannot be built."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import models
+from configs import MODELS, architecture
+from models import CaiT, DistilledVisionTransformer, ModelError, VisionTransformer, create_model, list_models, save_npz
+
+FUNCTIONS = {
+    "checkpoint_head": "path",
+    "create_model": "name_or_config, num_classes=None, img_size=None, pretrained=None, head='zero', initialise=True, **overrides",
+    "edit_attention": "model, values, edited",
+    "find_checkpoint": "name_or_path",
+    "list_models": "",
+    "load_model": "path",
+    "load_pretrained": "model, path, head='zero'",
+    "record_attention": "model, differentiable=False",
+    "record_patch_logits": "model",
+    "run_settings": "path",
+    "save_npz": "model, path",
+    "save_timm": "model, path",
+    "use_sigmoid_attention": "model, layers",
+}
+CLASSES = {"CaiT", "DistilledVisionTransformer", "ImageTransformer", "LoadReport", "ModelError", "VisionTransformer"}
+SMALL = architecture(4, 32, 64, 2, 2, img_size=16)
+PARAMETERS = {
+    "ViT-Ti_16": 5_717_416, "ViT-S_16": 22_050_664, "ViT-S_32": 22_878_952, "ViT-B_8": 86_576_872, "ViT-B_16": 86_567_656,
+    "ViT-B_32": 88_224_232, "ViT-L_16": 304_326_632, "ViT-L_32": 306_535_400, "ViT-H_14": 632_045_800,
+    "R-ViT-Ti_16": 6_337_704, "R26-ViT-S_32": 36_431_912, "R26-ViT-B_32": 101_383_976, "R50-ViT-B_16": 98_659_112,
+    "R50-ViT-L_32": 328_994_856, "ViT-Nano_2": 267_048,
+    "DeiT-Ti_16": 5_717_416, "DeiT-S_16": 22_050_664, "DeiT-B_16": 86_567_656, "DeiT-Ti_16-distilled": 5_910_800,
+    "DeiT-S_16-distilled": 22_436_432, "DeiT-B_16-distilled": 87_338_192,
+    "CaiT-XXS24": 11_956_264, "CaiT-XXS36": 17_299_720, "CaiT-XS24": 26_670_088, "CaiT-S24": 46_916_200,
+    "CaiT-S36": 68_366_632, "CaiT-M36": 271_221_352, "CaiT-M48": 356_460_520,
+    "MAE-B_16": 86_567_656, "MAE-L_16": 304_326_632, "MAE-H_14": 632_045_800,
+}
+
+
+def test_public_names_keep_their_arguments():
+    """Users hold on to them."""
+    assert set(models.__all__) == FUNCTIONS.keys() | CLASSES
+    for name, arguments in FUNCTIONS.items():
+        signature = inspect.signature(getattr(models, name))
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+        assert str(inspect.Signature(bare)) == f"({arguments})", name
+    assert all(inspect.isclass(getattr(models, name)) for name in CLASSES)
+
+
+def test_names_of_models_and_errors_need_no_pytorch():
+    check = "import sys, models; models.list_models(), models.ModelError, models.WeightsError; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_every_listed_model_has_a_golden_count():
+    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_class_and_parameter_count_of_a_row(name):
+    """At the row's size and 1000 classes: Google's, DeiT's and CaiT's counts, and timm's (ViT-Nano_2 is ours)."""
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    assert type(model) is (CaiT if name.startswith("CaiT") else DistilledVisionTransformer if name.endswith("-distilled")
+                           else VisionTransformer)
+    assert model.pos_embed.shape[1] == model.num_prefix_tokens + model.grid[0] * model.grid[1]
+    assert {model.layer_index(parameter) for parameter, _ in model.named_parameters()} == set(range(model.depth + 1))
+
+
+@pytest.mark.parametrize("name, img_size, message", [
+    ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
+    ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
+    ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*; take 224 or 256$"),
+])
+def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
+    with pytest.raises(ModelError, match=message):
+        create_model(name, img_size=img_size)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"droput_rate": 0.1}, "unknown keys droput_rate; a model has .*dropout_rate"),
+    ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
+    ({"head": "keep"}, "head='keep' needs pretrained="),
+    ({"num_classes": 0}, "num_classes 0: must be 1 or more"),
+    ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
+    ({"num_layers": "two"}, "num_layers='two': must be of the type of the row's 2"),
+    ({"classifier": "map"}, "classifier 'map': must be 'token', 'gap' or 'patch_mean'$"),
+    ({"position_resize": "nearest"}, "position_resize 'nearest': must be 'bilinear' or 'bicubic'"),
+    ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
+    ({"drop_path_rate": float("nan")}, "drop_path_rate nan: must be at least 0 and below 1"),
+    ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
+    ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
+    ({"classifier": "patch_mean", "representation_size": 8}, "representation_size 8: classifier 'patch_mean' has no pre_logits"),
+    ({"layer_scale": 0.1}, r"layer_scale 0.1: only has an effect in CaiT \(class_layers\), must be 0"),
+    ({"class_layers": 2}, r"layer_scale 0.0: CaiT \(class_layers\) multiplies its branches by it, must be above 0"),
+    ({"class_layers": 2, "distilled": True}, "distilled and class_layers: the first makes a DeiT"),
+    ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),
+    ({"distilled": True, "representation_size": 8}, r"representation_size 8: a distilled DeiT \(distilled\) has no pre_logits"),
+    ({"class_layers": 2, "resnet_layers": ()}, r"resnet_layers \(\): CaiT \(class_layers\) has no ResNet"),
+])
+def test_wrong_arguments_are_one_line(arguments, message):
+    with pytest.raises(ModelError, match=message) as error:
+        create_model(**{"name_or_config": SMALL} | arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_act_on_this_model_alone():
+    before = MODELS["ViT-Nano_2"].to_dict()
+    model = create_model("ViT-Nano_2", num_layers=2, dropout_rate=0.25, representation_size=48)
+    assert len(model.blocks) == 2 and model.pos_drop.p == 0.25 and model.pre_logits.fc.out_features == 48
+    assert MODELS["ViT-Nano_2"].to_dict() == before
+    assert (model.training, model.load_report, model.num_classes) == (True, None, 1000)
+
+
+def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):
+    """Every parameter is in memory, contiguous, trainable and the file's or zero."""
+    source = create_model("ViT-Nano_2", 7)
+    save_npz(source, tmp_path / "x.npz")
+    state = torch.get_rng_state()
+    model = create_model("ViT-Nano_2", 3, pretrained=tmp_path / "x.npz")
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.named_parameters():
+        assert value.device.type == "cpu" and value.is_contiguous() and value.requires_grad and value.is_leaf
+        assert torch.equal(value, torch.zeros_like(value) if name.startswith("head.") else source.get_parameter(name)), name
+    assert len({value.untyped_storage().data_ptr() for value in model.parameters()}) == len(list(model.parameters()))
+
+
+def test_a_model_without_initial_values():
+    """For a caller who loads all of them: nothing is drawn, and what comes of it is the model of the state."""
+    source, state = create_model("ViT-Nano_2", 7), torch.get_rng_state()
+    model = create_model("ViT-Nano_2", 7, initialise=False)
+    assert torch.equal(torch.get_rng_state(), state) and not any(value.is_meta for value in model.parameters())
+    model.load_state_dict(source.state_dict())
+    images = torch.randn(2, 3, *model.img_size)
+    assert torch.equal(model.eval()(images), source.eval()(images)) and all(value.requires_grad for value in model.parameters())

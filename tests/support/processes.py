@@ -1,0 +1,54 @@
+"""Another process that works beside the test, and the line of an expected error."""
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+FORK = multiprocessing.get_context("fork")
+
+
+class AnotherProcess:
+    """with AnotherProcess(function): the function has been called in another process, which is still alive."""
+
+    def __init__(self, function):
+        self.ready = FORK.Event()
+        self.process = FORK.Process(target=self.work, args=(function,))
+
+    def work(self, function):
+        function()
+        self.ready.set()
+        time.sleep(60)
+
+    def __enter__(self):
+        self.process.start()
+        assert self.ready.wait(20)
+        return self.process
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.join()
+
+
+def error_of(error_type: type[Exception], function, *args) -> str:
+    """The message of the error that function(*args) raises, one line."""
+    with pytest.raises(error_type) as caught:
+        function(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def is_gone(pid: int) -> bool:
+    """Also for a zombie, which another process has to wait for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until(condition, seconds: float = 5.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()

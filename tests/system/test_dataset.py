@@ -1,0 +1,106 @@
+"""python dataset.py: check and prepare."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniatures import GOOD_TREE, tree
+from PIL import Image
+
+import dataset
+from utils import config
+from utils.data import datasets
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ["--dataset", "folder", "--data_dir", "tree"]
+
+
+@pytest.fixture(autouse=True)
+def small_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree(Path("tree"), GOOD_TREE)
+
+
+def test_check_lists_images_that_cannot_be_read(capsys):
+    assert dataset.main(["check", *FOLDER]) == 0
+    printed = capsys.readouterr()
+    assert "train: 5 images of 2 classes" in printed.out and "every image can be read" in printed.out and not printed.err
+    Path("tree/train/bee/1.png").write_bytes(b"not an image")
+    Path("tree/train/bee/1.gif").touch()
+    assert dataset.main(["check", *FOLDER, "--num_workers", "0"]) == 2
+    printed = capsys.readouterr()
+    assert "tree/train/bee/1.png" in printed.out and "ignored for their ending: 1 .gif" in printed.out
+    assert printed.err.startswith("dataset.py: error: 1 images cannot be read: output/bad_images.txt lists them. ")
+    assert "tree/train/bee/1.png" in Path("output/bad_images.txt").read_text() and len(os.listdir("output")) == 1
+    assert dataset.main(["check", *FOLDER, "--output_dir", "other", "--val_fraction", "0.5", "--split_seed", "3"]) == 2
+    assert "val: " in capsys.readouterr().out and Path("other/bad_images.txt").exists()
+
+
+def test_prepared_images_take_the_place_of_the_files(capsys):
+    assert dataset.main(["prepare", "whole", *FOLDER]) == 0
+    assert capsys.readouterr().out.endswith("whole: 8 images; train on them with --data_dir " + os.path.abspath("whole") + "\n")
+    assert dataset.main(["prepare", "small", "--size", "5", *FOLDER, "--num_workers", "2"]) == 0
+    sides = [min(datasets.open_splits("folder", name).train[0][0].size) for name in ("tree", "whole", "small")]
+    assert sides[0] == sides[1] > sides[2] == 5
+    shutil.rmtree("tree")
+    assert dataset.main(["check", "--dataset", "folder", "--data_dir", "small"]) == 0
+
+
+def test_prepare_skips_bad_images_if_asked_to(capsys):
+    Path("tree/train/bee/1.png").write_bytes(b"not an image")
+    skip = ["--bad_images", "skip", "--max_bad_images", "0.3"]
+    assert dataset.main(["prepare", "out", *FOLDER]) == 2 and "bad_images.txt lists them" in capsys.readouterr().err
+    assert dataset.main(["prepare", "out", *FOLDER, *skip]) == 0 and "7 images, 1 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    ([], "the first word must be check or prepare"), (["train"], "the first word must be check or prepare"),
+    (["prepare"], "the following arguments are required: FOLDER"),
+    (["prepare", "out", "--size", "0"], "--size: must be 1 or more"),
+    (["prepare", "out", *FOLDER, "--val_fraction", "0.1"], "--val_fraction"),
+    (["check", "--num_steps", "1"], "--num_steps"),
+    (["check", "--data_dir", "tree"], "--data_dir only has an effect with another --dataset than the embedded digits"),
+    (["check", *FOLDER, "--split_seed", "1"], "--split_seed only has an effect with --val_fraction or --test_fraction."),
+    (["prepare", "out", *FOLDER, "--max_bad_images", "1"], "--max_bad_images only has an effect with --bad_images skip."),
+    (["check", "--dataset", "folder", "--data_dir", "gone"], "--data_dir gone: no such folder"),
+    (["prepare", "tree/out", *FOLDER], "is inside the data set")])
+def test_a_bad_command_line_is_one_line(argv, words, capsys):
+    assert dataset.main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("dataset.py: error: ") and words in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out
+    assert sorted(os.listdir()) in (["tree"], ["out.building", "tree"])
+
+
+def test_help_and_the_data_set_of_a_recipe(capsys):
+    assert dataset.main(["--help"]) == 0 and "python dataset.py prepare flowers-256" in capsys.readouterr().out
+    assert dataset.main(["check"]) == 0 and "train: 1,097 images" in capsys.readouterr().out           # the digits
+    flags = config.parse(["--recipe", "bit-hyperrule", "--dataset", "csv"], "dataset.py check", dataset.DATASET_FLAGS["check"])
+    assert config.choose(flags).dataset == "csv"
+
+
+def test_ctrl_c_keeps_what_is_prepared():
+    draw = np.random.default_rng(1)
+    for number in range(300):
+        image = Image.fromarray(draw.integers(0, 256, (200, 300, 3), np.uint8))
+        path = Path("large", "train" if number < 290 else "val", "ab"[number % 2], f"{number}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    command = ["prepare", "out", "--dataset", "folder", "--data_dir", "large", "--size", "64", "--num_workers", "1"]
+    process = subprocess.Popen([sys.executable, ROOT / "dataset.py", *command], stderr=subprocess.PIPE, text=True)
+    digests, deadline = Path("out.building/train.digests"), time.monotonic() + 100
+    while not (digests.exists() and any(digests.read_bytes())) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1].endswith("stopped: what is prepared is kept, the same command continues\n")
+    assert process.returncode == 143 and not Path("out").exists()
+    assert dataset.main(command) == 0 and not Path("out.building").exists()
+    assert dataset.main(["prepare", "again", *command[2:]]) == 0
+    first, again = ({file.name: file.read_bytes() for file in Path(name).iterdir()} for name in ("out", "again"))
+    assert first == again

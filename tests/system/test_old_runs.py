@@ -1,0 +1,120 @@
+"""Runs that were begun before utils/ had rooms resume with today's code as they did then (tests/fixtures/old_runs)."""
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import differences, events_of
+from torch.nn import functional as F
+
+import train
+from utils.report import plots
+from utils.run import checkpoint
+
+RUNS = Path(__file__).resolve().parents[1] / "fixtures" / "old_runs"
+STATE = ("step", "updates", "skips", "model", "ema", "optimizer", "scaler", "best", "first", "architecture", "classes",
+         "train_images", "data")
+KEY_BIAS = "blocks.0.attn.qkv.bias"          # its middle third: the softmax ignores it, so that its gradient is rounding alone
+
+
+def numerics() -> str:
+    """Hash of PyTorch's and Pillow's results in what the runs compute: equal where they compute the same bits."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((16, 17, 8), (24, 8)))
+    for dtype in (torch.float32, torch.float16):
+        q, k, v = F.linear(x.to(dtype), w.to(dtype)).view(16, 17, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = F.gelu(F.layer_norm(y, (8,))).log_softmax(-1)
+        gradients = torch.autograd.grad(y.float().square().mean(), (x, w), retain_graph=True)
+        kernel = torch.randn(8, 3, 4, 4, generator=generator).to(dtype)
+        image = F.conv2d(torch.rand(8, 3, 8, 8, generator=generator).to(dtype), kernel, stride=4)
+        for tensor in (y, *gradients, image):
+            digest.update(tensor.detach().float().numpy().tobytes())
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(jpeg := io.BytesIO(), "JPEG")
+    digest.update(np.asarray(Image.open(jpeg).resize((12, 12), Image.Resampling.BILINEAR)).tobytes())
+    return digest.hexdigest()
+
+
+def values_of(state: checkpoint.RunState) -> dict:
+    return {name: vars(state)[name] for name in STATE}
+
+
+def assert_close(new, old, tolerance: float, path="") -> None:
+    """Nested values; every number within the tolerance."""
+    if isinstance(old, (dict, list, tuple)):
+        assert len(new) == len(old), path
+        for key in old if isinstance(old, dict) else range(len(old)):
+            assert_close(new[key], old[key], tolerance, f"{path}/{key}")
+    elif isinstance(old, torch.Tensor):
+        new, old = new.clone(), old.clone()
+        if path.endswith(KEY_BIAS):
+            new[8:16] = old[8:16] = 0
+        torch.testing.assert_close(new, old, rtol=tolerance, atol=tolerance, msg=lambda text: f"{path}: {text}")
+    elif isinstance(old, float):
+        assert new == pytest.approx(old, rel=tolerance, abs=tolerance), path
+    else:
+        assert new == old, path
+
+
+@pytest.fixture
+def resume(tmp_path, monkeypatch):
+    """resume(name) -> (images that were trained on (steps, B, C, height, width) as uint8, the state at the end), in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+
+    def body(name: str) -> tuple[np.ndarray, checkpoint.RunState]:
+        shutil.copytree(RUNS / name / "run", "output/r")
+        shutil.copy("output/r/step-00000003.pt", "output/r/best.pt")
+        if (RUNS / name / "tree").exists():
+            shutil.copytree(RUNS / name / "tree", "tree")
+        seen = []
+
+        def record(module, inputs):
+            if hasattr(module, "patch_embed") and module.training:
+                seen.append(torch.round((inputs[0].float() + 1) * 127.5).to(torch.uint8).numpy())
+
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(record)
+        try:
+            assert train.main(["--device", "cpu", "--resume_path", "output/r"]) == 0
+        finally:
+            hook.remove()
+        assert checkpoint.load(Path("output/r/best.pt")).best == checkpoint.load(Path("output/r/step-00000006.pt")).best
+        return np.stack(seen), checkpoint.load(Path("output/r/step-00000006.pt"))
+
+    return body
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [
+    ("digits", 1e-5), ("files", 1e-5), ("held_images", 1e-5), ("fp16_overflows", 1e-3)])
+def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
+    """Bit for bit on a machine that computes as the old one did, and where the model sees the same pixels."""
+    images, state = resume(name)
+    bitwise = numerics() == json.loads((RUNS / "machine.json").read_text())["numerics"]
+    if name == "held_images":          # the same boxes and flips: a shift of one pixel would change far more
+        pixels = np.load(RUNS / name / "expected/pixels.npy")
+        difference = np.abs(images.astype(int) - pixels)
+        assert images.shape == pixels.shape and difference.max() <= 2
+        if difference.any():
+            bitwise, tolerance = False, 1e-3
+    expected = checkpoint.load(RUNS / name / "expected/step-00000006.pt")
+    new, old = values_of(state), values_of(expected)
+    events, old_events = events_of("output/r"), events_of(RUNS / name / "expected")
+    assert all(old.keys() <= event.keys() for event, old in zip(events, old_events, strict=True)), "a later metric may be added"
+    events = [{key: event[key] for key in old} for event, old in zip(events, old_events)]
+    if bitwise:
+        assert differences(new, old) == [] and differences(events, old_events) == []
+    else:
+        assert_close(new, old, tolerance)
+        for event, old_event in zip(events, old_events):
+            assert event["step"] == old_event["step"] and event.get("skipped") == old_event.get("skipped")
+            assert_close(event["loss"], old_event["loss"], 10 * tolerance)
+    assert {key: state.config[key] for key in ("num_steps", "learning_rate", "optimizer", "precision")} == {
+        key: expected.config[key] for key in ("num_steps", "learning_rate", "optimizer", "precision")}

@@ -1,0 +1,121 @@
+"""What must be known before the configuration is final: the checkpoint to resume, the data, the start weights, the machine."""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import configs
+from models import ModelError
+from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
+from utils import distributed
+from utils.config import FLAGS, Facts, Saved, Sources
+from utils.data.datasets import open_splits
+from utils.data.splits import DataError, ImageError, Splits, fingerprint
+from utils.distributed import Ranks
+from utils.run import checkpoint, folder
+from utils.run.checkpoint import RunCheckpoint, RunState
+from utils.training.precision import native_support
+from utils.training.task import SINGLE_LABEL
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint of one of our runs, opened once: what is resumed or branched from."""
+
+    opened: RunCheckpoint
+    state: RunState                   # of which build_trainer releases the tensors when it has copied them
+
+    @property
+    def facts(self) -> Saved:
+        return Saved(self.state.config, self.state.step, self.state.train_images, self.state.world_size, str(self.opened.path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Facts are plain values; what was opened to learn them is passed to the builders, so that nothing is read twice."""
+
+    facts: Facts
+    splits: Splits
+    start: OpenedCheckpoint | None    # the file that --pretrained_dir means; None: from scratch, or a resumed run
+    fingerprint: str                  # of the training images: their names and targets
+
+
+def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
+    """The checkpoint that --resume_path means, opened; None without one, or where `auto` finds no run yet.
+
+    Rank 0 decides which file it is. Raises CheckpointError, or FolderError where the run cannot have its folder, on every rank,
+    before time is spent on the data.
+    """
+    output_dir, name = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name")
+    if "resume_path" not in flags:
+        if name and not flags.get("eval_only"):
+            distributed.broadcast_from_main(ranks, lambda: folder.check_free(output_dir, name))
+        return None
+    opened: RunCheckpoint | None = None
+
+    def find_checkpoint_file() -> Path | None:
+        nonlocal opened
+        opened = folder.find_run_checkpoint(flags["resume_path"], output_dir, name)
+        return opened and opened.path
+
+    path = distributed.broadcast_from_main(ranks, find_checkpoint_file)
+    if path is None:
+        if ranks.is_main:
+            print(f"no run to resume in {Path(output_dir, name)} yet: starting a new one")
+        return None
+    opened = distributed.local_main_first(ranks, lambda: opened or checkpoint.open_run_checkpoint(path))
+    state = distributed.local_main_first(ranks, opened.state)
+    if not flags.get("eval_only"):
+        distributed.broadcast_from_main(ranks, lambda: folder.check_resume(path, flags.get("output_dir"), name))
+    return SavedRun(opened, state)
+
+
+def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
+    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank."""
+    splits = distributed.local_main_first(ranks, lambda: open_splits(
+        sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
+        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata))
+    print_of_train = fingerprint(splits.train)
+    seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train)
+    if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
+        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes or numbers of images differ)")
+    start = head_classes = None
+    if saved is None:
+        start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
+    with contextlib.suppress(ModelError):                  # of a file without a head
+        head_classes = start and start.head_classes
+    facts = Facts(
+        train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
+        image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
+        start_settings=start and start.settings, start_head_classes=head_classes,
+        start_path=start and str(start.path),
+        device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
+    return Found(facts, splits, start, print_of_train)
+
+
+def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
+    """(height, width) of some images, evenly spaced, without those that cannot be read."""
+    sizes, count = [], min(SIZE_SAMPLE, len(images))
+    for number in range(count):
+        with contextlib.suppress(ImageError):
+            image, _ = images.source(number * len(images) // count)
+            sizes.append(tuple(image.shape[-2:]) if isinstance(image, Tensor) else image.size[::-1])
+    return tuple(sizes)
+
+
+def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
+    """What --pretrained_dir means: a path, a published name, `auto` (the model's own published file) or `none`."""
+    if start == "none":
+        return None
+    if start != "auto":
+        return open_checkpoint(find_checkpoint(folder.resolve_checkpoint(start)))
+    default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
+    return open_checkpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))

@@ -1,0 +1,118 @@
+"""Config -> the model: its architecture, where its weights come from, its device and number type, compiled or not."""
+
+import dataclasses
+import logging
+
+import torch
+from torch import Tensor
+
+import configs
+from models import create_model
+from models.base import ImageTransformer
+from utils import distributed
+from utils.config import SIZES, Config, ConfigError, describe_length, model_overrides
+from utils.config.records import CHECKPOINT, DEFAULT
+from utils.data.transforms import normalize
+from utils.distributed import Ranks
+from utils.training.precision import Precision, apply_matmul_precision, choose
+
+from .find import Found, SavedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A model on its device, and the number types that it computes with."""
+
+    model: ImageTransformer
+    precision: Precision
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """images (B, C, height, width) of 0..255 on the device -> the model's input"""
+        return normalize(images, self.model.config.mean, self.model.config.std, self.precision.weights)
+
+
+def build_model(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks) -> Built:
+    """Raises ConfigError, WeightsError or ModelError on every rank."""
+    model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
+    if found.start:
+        found.start.close()                                  # all that the model needs of it is in memory
+    if saved is None and config.head == "keep":
+        _check_classes(config, model, found)
+    chosen_here = config.source("precision") == DEFAULT
+    precision, why = choose("auto" if chosen_here else config.precision, config.fp16_opt_level, ranks.device)
+    if config.source("precision") == CHECKPOINT:
+        why = why.replace("requested", "as the run began")
+    apply_matmul_precision(precision)
+    if config.exact:
+        from utils.training.exact import set_deterministic
+
+        set_deterministic(ranks.device)
+    elif saved and saved.state.threads and saved.state.world_size == ranks.size and ranks.device.type == "cpu":
+        torch.set_num_threads(saved.state.threads)           # another number sums in another order
+    model = model.to(ranks.device, precision.weights)
+    if config.compile:
+        compile_model(model, ranks.device)
+    if ranks.is_main:
+        _print_introduction(config, found, saved, ranks, model, f"{precision.name} ({why})")
+    return Built(model, precision)
+
+
+def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransformer:
+    torch.manual_seed(config.seed)
+    classes = found.facts.num_classes
+    if saved is None:
+        return create_model(config.model_type, classes, config.img_size, found.start, config.head, **model_overrides(config))
+    model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size, initialise=False)
+    model.load_state_dict((saved.state.ema if config.eval_only else {}) or saved.state.model)
+    return model
+
+
+def _check_classes(config: Config, model: ImageTransformer, found: Found) -> None:
+    known, own = list(model.load_report.classes), list(found.splits.classes)
+    if known not in ([], own):
+        raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({', '.join(known[:3])}, ...) are not those of "
+                          f"the data ({', '.join(own[:3])}, ...). This is not the same task: give other weights, or --head zero")
+
+
+def compile_model(model: torch.nn.Module, device: torch.device) -> None:
+    """For the sizes it will be called with: the first call of each compiles. Raises ConfigError where PyTorch cannot compile."""
+    on_gpu = device.type == "cuda"
+    if not on_gpu:                          # builds for GPUs would warn that there is none
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        torch.compile(lambda numbers: numbers + 1)(torch.zeros(2, device=device))
+    except Exception as error:              # of many kinds, from Dynamo, Inductor and the compilers they call
+        inner = getattr(error, "inner_exception", error)
+        reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0][:200]}"
+        raise ConfigError(f"--compile: PyTorch cannot compile here ({reason}); it needs a C++ compiler such as g++"
+                          f"{' and Triton' * on_gpu}. Install it, or omit --compile") from error
+    model.compile(dynamic=False)
+
+
+def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, model: ImageTransformer,
+                        precision: str) -> None:
+    """The first words of a run: where it happens, with what."""
+    splits, size = found.splits, "x".join(map(str, model.img_size))
+    place = (torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda"
+             else f"CPU with {torch.get_num_threads()} threads")
+    print(f"device: {ranks.size} x {place}\nprecision: {precision}")
+    prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
+    print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
+          f"{len(splits.val)} {splits.val_name}"
+          + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model: {config.model_type} at {size} px, {count:,} parameters\nweights: {_source_of_weights(config, saved, model)}",
+          flush=True)
+    if not config.eval_only and not saved:
+        print(f"length: {describe_length(config, found.facts)}", flush=True)
+    if 0 < splits.prepared < max(model.img_size):
+        print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
+              f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
+
+
+def _source_of_weights(config: Config, saved: SavedRun | None, model: ImageTransformer) -> str:
+    if saved:
+        return "from the checkpoint"
+    own_size = [f"--{key} {config.to_dict()[key]}" for key in SIZES if config.to_dict()[key] is not None]
+    unpublished = f" (nobody has published them for {' '.join(own_size)})" if own_size else ""
+    return str(model.load_report or f"from scratch{unpublished}")

@@ -1,0 +1,96 @@
+"""Config and checkpoint -> the Run: new, resumed, or branched off another."""
+
+import contextlib
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils import distributed, process
+from utils.config import Config, as_command, changes
+from utils.config.records import FLAG
+from utils.distributed import Ranks
+from utils.process import StopSignal
+from utils.run import folder
+from utils.run.checkpoint import CheckpointError
+from utils.run.folder import RunFolder
+from utils.run.loggers import check_wandb
+from utils.run.run import Run
+from utils.training.trainer import Trainer
+
+from .data import Data
+from .find import Found, SavedRun
+from .model import Built
+
+
+def build_run(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, stop: StopSignal) -> Run:
+    """Prints what a resumed run changes; writes nothing yet.
+
+    Raises CheckpointError or LoggerError on every rank.
+    """
+    if config.wandb:
+        check_wandb()
+    if saved is None:
+        return Run(config, None, None, ranks, stop)
+    print_resume(config, saved, ranks)
+    check_same_data(config, found, saved, ranks)
+    return Run(config, saved.state, saved.opened, ranks, stop)
+
+
+def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
+    if not ranks.is_main:
+        return
+    for reason in saved.opened.skipped.values():
+        print(f"warning: {reason}; going back to the checkpoint before it")
+    print(f"resuming {saved.opened.path} at step {saved.state.step} of {config.num_steps}")
+    for line in changes(config, saved.facts, ranks.size):
+        print(line, flush=True)
+
+
+def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks) -> None:
+    """Raises CheckpointError unless the data are those of the checkpoint's run, as far as that is cheap to know."""
+    state, splits = saved.state, found.splits
+    if list(splits.classes) != state.classes:
+        raise CheckpointError(f"--data_dir {config.data_dir}: the data have {len(splits.classes)} classes "
+                              f"({', '.join(splits.classes[:3])}, ...), the checkpoint {len(state.classes)} "
+                              f"({', '.join(state.classes[:3])}, ...): not the same task")
+    if config.eval_only:
+        return
+    difference = ""
+    if len(splits.train) != state.train_images:
+        difference = f"the run has trained on {state.train_images} images, {config.data_dir} now holds {len(splits.train)}"
+    elif state.data and found.fingerprint != state.data:
+        difference = f"labels or names of the training images in {config.data_dir} are not those that the run began with"
+    if difference and not config.override:
+        raise CheckpointError(f"{difference}: the order of the samples would be another. Restore the data, start a new run, or "
+                              "add --override")
+    if difference and ranks.is_main:
+        print(f"warning: {difference}: the order of the samples is another from here on (--override)")
+
+
+@contextlib.contextmanager
+def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trainer) -> Iterator[None]:
+    """Around the step loop: claims the run's folder, opens what the run writes to, and closes all, and the loader, in the end.
+
+    Raises FolderError or InUseError on every rank.
+    """
+    ranks = run.ranks
+    where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
+    run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
+    if ranks.is_main and (place := process.launch_file("folder")) is not None:
+        place.write_text(str(where))               # where processes continue that torchrun restarts
+    architecture = built.model.config.to_dict()
+    distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
+    constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),
+                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached}
+    settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
+    with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
+                                                     settings):
+        yield
+
+
+def _claim(run: Run) -> RunFolder:
+    config = run.config
+    if run.source is None:
+        return RunFolder(folder.create(config.output_dir, config.name, config.dataset), {})
+    typed = {name: config.to_dict()[name] if config.source(name) == FLAG else None for name in ("output_dir", "name")}
+    return folder.resume(run.source, **typed)

@@ -1,0 +1,180 @@
+"""Config -> optimizer, criterion (class weights, mixing, teacher, edits of attention), loss scale, averages, Trainer."""
+
+import functools
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.base import ImageTransformer
+from utils import distributed
+from utils.config import Config, ConfigError
+from utils.data.mixup import Mixer
+from utils.data.transforms import normalize
+from utils.distributed import Ranks
+from utils.run.checkpoint import RunState
+from utils.training import optimizer as optim
+from utils.training.criterion import AttentionSupervision, Criterion, balanced_weights
+from utils.training.ema import Ema
+from utils.training.precision import LossScaler, warm_up
+from utils.training.step import Progress, Requests, StepSettings
+from utils.training.task import SINGLE_LABEL
+from utils.training.trainer import Trainer
+
+from .data import Data
+from .model import Built
+from .opened import open_run
+
+
+def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: Built, data: Data,
+                  requests: Callable[[], Requests] = Requests) -> Trainer:
+    """With the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of this process, asked
+    at the end of a step. Raises ConfigError on every rank."""
+    model, precision = built.model, built.precision
+    optimizer = build_optimizer(config, model, ranks)
+    scaler = LossScaler(precision, ranks.device, config.loss_scale)
+    ema = Ema(model, config.ema_decay) if config.ema_decay else None
+    if config.compile and ema:
+        ema.model.compile(dynamic=False)
+    progress = Progress()
+    if state is not None:
+        optim.load_state(optimizer, state.optimizer)
+        if state.scaler:
+            scaler.load_state_dict(state.scaler)
+        if ema is not None:
+            ema.load_state_dict(state.ema)
+        progress = Progress(state.step, state.updates, state.skips)
+        state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
+    criterion = build_criterion(config, data, built, ranks)
+    reducer = None
+    if config.exact:
+        from utils.training.exact import ExactReducer
+
+        reducer = ExactReducer(model, ranks)
+    return Trainer(
+        _wrap(config, built, data.sampler.micro_size, ranks), optimizer, criterion, scaler, precision, ranks, built.normalize,
+        build_step_settings(config), ema=ema, reducer=reducer, progress=progress, requests=requests)
+
+
+def build_step_settings(config: Config) -> StepSettings:
+    peak = config.learning_rate
+    schedule = functools.partial(
+        optim.lr_multiplier, warmup=config.warmup_steps, total=config.num_steps, decay=config.decay_type,
+        floor=config.min_learning_rate / peak if peak else 0.0, start=config.warmup_learning_rate / peak if peak else 0.0,
+        milestones=config.decay_milestones or ())
+    return StepSettings(batch_size=config.train_batch_size, micro_steps=config.gradient_accumulation_steps,
+                        max_grad_norm=config.max_grad_norm, seed=config.seed, non_finite=config.non_finite,
+                        schedule=lambda update: peak * schedule(update))
+
+
+def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks) -> torch.optim.Optimizer:
+    """Over the parameters that are trained, in their groups; the others are frozen."""
+    facts = {"layer_index": model.layer_index, "depth": model.depth, "head_names": model.head_names()}
+    frozen = optim.choose_trainable(model.named_parameters(), train_layers=config.train_layers,
+                                    freeze=config.freeze.split(",") if config.freeze else [], **facts)
+    if frozen and ranks.is_main:
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        print(f"training {count:,} parameters; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
+        if config.pretrained_dir == "none":
+            print("warning: what is frozen has random weights. Give a --pretrained_dir")
+    head_scale = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
+    groups = optim.parameter_groups(
+        model.named_parameters(), weight_decay=config.weight_decay, decay_matrices_only=config.decay_on == "matrices",
+        layer_decay=config.layer_decay, head_scale=head_scale, **facts)
+    return optim.build_optimizer(config.optimizer, groups, config.learning_rate, momentum=config.momentum)
+
+
+def build_criterion(config: Config, data: Data, built: Built, ranks: Ranks) -> Criterion:
+    """The loss: targets smoothed, weighed and mixed as the configuration says; the teacher's and the edits' parts."""
+    mixer, teacher = None, None
+    if config.mixup_alpha or config.cutmix_alpha:
+        mixer = Mixer(len(data.splits.classes), config.train_batch_size, config.seed, mixup_alpha=config.mixup_alpha,
+                      cutmix_alpha=config.cutmix_alpha, probability=config.mix_probability,
+                      switch_probability=config.mix_switch_probability, stop_at=config.num_steps - config.mix_off_steps)
+    if config.distillation != "none":
+        teacher = build_teacher(config, data, built, ranks)
+        built.model.distilling = True               # a model with a distillation head answers with both while it trains
+    supervision = build_attention_supervision(config, data, built.model, ranks) if config.attention_edits else None
+    return SINGLE_LABEL.criterion(
+        config.label_smoothing, _class_weights(config, data, ranks.device), mixer, config.distillation, teacher,
+        config.distillation_alpha, config.distillation_temperature, supervision)
+
+
+def _class_weights(config: Config, data: Data, device: torch.device) -> Tensor | None:
+    if config.class_weights == "none":
+        return None
+    if config.class_weights == "balanced":
+        return balanced_weights(torch.as_tensor(data.splits.train.targets), len(data.splits.classes)).to(device)
+    return torch.tensor([float(number) for number in config.class_weights.split(",")], device=device)
+
+
+def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Callable[[Tensor], Tensor]:
+    """-> images (B, C, height, width) of 0..255, as the student gets them -> the teacher's logits (B, classes)"""
+    path, precision, splits = config.teacher, built.precision, data.splits
+    opened = distributed.local_main_first(ranks, lambda: open_run(path, "--teacher"))
+    teacher = opened.model.to(ranks.device, precision.weights).eval()
+    if ranks.is_main:
+        print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
+    if list(opened.classes) != list(splits.classes):
+        raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
+                          f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
+                          "the same task: give another teacher")
+    channels = teacher.config.in_channels
+    if channels not in (built.model.config.in_channels, 3):
+        raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
+
+    @torch.no_grad()
+    def teach(images: Tensor) -> Tensor:
+        images = images.float().expand(-1, channels, -1, -1)
+        if images.shape[-2:] != teacher.img_size:
+            images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
+        with precision.autocast(ranks.device):
+            return teacher(normalize(images, teacher.config.mean, teacher.config.std, precision.weights))
+
+    return teach
+
+
+def build_attention_supervision(config: Config, data: Data, model: ImageTransformer, ranks: Ranks) -> AttentionSupervision:
+    """Raises ConfigError if nothing that the edited attention depends on is trained."""
+    layers, folder = ", ".join(map(str, model.sigmoid_layers)), Path(config.attention_edits)
+    if not any(parameter.requires_grad and decides_attention(model, name) for name, parameter in model.named_parameters()):
+        raise ConfigError(f"--attention_edits: nothing that the attention of layer {layers} depends on is trained. Train more "
+                          "--train_layers, or --freeze less")
+    if ranks.is_main:
+        left = len(list(folder.rglob("*.json"))) - len(data.edits)
+        print(f"attention: edits of {len(data.edits)} of {len(data.splits.train)} training images teach layer {layers} of "
+              f"{len(model.blocks) + model.config.class_layers}, weight {config.attention_loss_weight:g}"
+              + (f"; {left} other files in {folder} do not: of held-out images ({len(data.held_out_edits)}), of no image of "
+                 "these data, or without an edited patch" if left else ""))
+    return AttentionSupervision(config.attention_loss_weight, model.recording_patch_logits,
+                                lambda step: sum(sample.index in data.edits for sample in data.sampler.samples_of(step)))
+
+
+def decides_attention(model: ImageTransformer, name: str) -> bool:
+    """Whether the logits of the last layer with sigmoid attention depend on this parameter."""
+    index, last = model.layer_index(name), max(model.sigmoid_layers)
+    return index < last or (index == last and any(part in name for part in (".norm1.", ".attn.q", ".attn.k.")))
+
+
+def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Module:
+    """The model as it is trained: in DistributedDataParallel on several ranks, and warmed up (compiled)."""
+    model, precision = built.model, built.precision
+    if config.exact:
+        distributed.broadcast_weights(model, ranks)
+    wrapped = model if config.exact else distributed.wrap(model, ranks, precision.half_gradients)
+    if not config.compile and wrapped is model:
+        return wrapped
+    began, images = time.monotonic(), micro_size if config.compile else 2
+    if config.compile and ranks.is_main:
+        print(f"compiling for {images} images a micro-step: a minute or so, less where it was done before", flush=True)
+    warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=ranks.device, dtype=precision.weights),
+            precision)
+    if config.compile:
+        if ranks.is_main:
+            print(f"compiled in {time.monotonic() - began:.0f} s, for {images} images a micro-step", flush=True)
+        gc.collect()                       # some of what compiling leaves behind holds memory, and would stay for good
+    return wrapped

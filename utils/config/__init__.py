@@ -1,0 +1,14 @@
+"""What was typed -> one validated `Config`. Imports neither PyTorch nor models, so that a bad flag fails within a second.
+
+    flags = parse(argv); check(flags); sources = choose(flags); ...; config = resolve(flags, facts, saved)
+"""
+
+from .flags import FLAGS, SIZES, Flag, before
+from .parser import Parser, as_command, parse
+from .records import Config, Facts, Saved, Sources
+from .resolve import check, choose, describe_length, model_overrides, preview, resolve
+from .resume import changes
+from .types import ConfigError
+
+__all__ = ["FLAGS", "SIZES", "Config", "ConfigError", "Facts", "Flag", "Parser", "Saved", "Sources", "as_command", "before",
+           "changes", "check", "choose", "describe_length", "model_overrides", "parse", "preview", "resolve"]

@@ -1,0 +1,74 @@
+"""The command line: `parse` reads flags, `as_command` writes the flags of a configuration."""
+
+import argparse
+import itertools
+import shlex
+from collections.abc import Callable, Iterable
+
+from .flags import FLAGS, SETTINGS, Flag
+from .recipes import decides
+from .records import Config
+from .retired import RETIRED, advise
+from .types import METAVARS, ConfigError, to_text
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError in place of printing the usage."""
+
+    def error(self, message: str):
+        raise ConfigError(f"{message.removeprefix('argument ')} (python {self.prog} --help lists the flags)")
+
+
+def parse(argv: list[str], prog: str = "train.py", names: Iterable[str] | None = None, description: str | None = None,
+          add_arguments: Callable[[argparse.ArgumentParser], None] | None = None) -> dict:
+    """The flags that were typed, by name; nothing is filled in, and aliases are replaced. Raises ConfigError.
+
+    names: the flags that the program takes (default: all). add_arguments(parser) adds a program's own.
+    """
+    parser = Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS, description=description or (
+        "Fine-tune a Vision Transformer. bash train.sh starts it on every GPU."))
+    if add_arguments is not None:
+        add_arguments(parser)
+    _add_flags(parser, [row for row in FLAGS.values() if names is None or row.name in names])
+    if names is None:
+        for name in RETIRED:
+            parser.add_argument(f"--{name}", dest=f"retired {name}", nargs="?", help=argparse.SUPPRESS)
+    typed = vars(parser.parse_args(argv))
+    retired = {name: typed.pop(f"retired {name}") for name in RETIRED if f"retired {name}" in typed}
+    if retired:
+        raise ConfigError(advise(retired, typed))
+    return _replace_aliases(typed)
+
+
+def _add_flags(parser: argparse.ArgumentParser, rows: list[Flag]) -> None:
+    for title, group in itertools.groupby(rows, key=lambda row: row.group):
+        titled = parser.add_argument_group(title)
+        for row in group:
+            kind = ({"action": "store_true"} if row.type is None else {"choices": row.type} if isinstance(row.type, tuple)
+                    else {"type": row.type, "metavar": row.metavar or METAVARS[row.type]})
+            text = row.help if row.default in (None, False) else f"{row.help} (default: {row.default})"
+            titled.add_argument(f"--{row.name}", help=text, **kind)
+
+
+def _replace_aliases(typed: dict) -> dict:
+    for name in [name for name in typed if name in FLAGS and FLAGS[name].alias_of]:
+        (target, value), _ = FLAGS[name].alias_of, typed.pop(name)
+        if typed.setdefault(target, value) != value:
+            raise ConfigError(f"--{name} and --{target} {typed[target]} contradict each other: set one of them")
+    return typed
+
+
+def as_command(config: Config) -> str:
+    """The flags that give this configuration again, without those that have no effect or their default."""
+    values, decided = config.to_dict(), decides(config.recipe)
+    words = []
+    for name in SETTINGS:
+        row, value = FLAGS[name], values[name]
+        if row.type is None:
+            words += [f"--{name}"] * bool(value)
+            continue
+        default = "zero" if name == "head" else row.default            # the head's default is resolved
+        hidden = (row.hidden or name == "head") and name not in decided and value == default
+        if value is not None and not hidden and row.has_effect(values):
+            words.append(f"--{name} {shlex.quote(to_text(row.type, value))}")
+    return " ".join(words)

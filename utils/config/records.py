@@ -1,0 +1,90 @@
+"""What the functions of this room take and return: plain, frozen records."""
+
+import dataclasses
+from typing import Any
+
+FLAG, RECIPE, MODEL, START, CHECKPOINT, DEFAULT = "flag", "recipe", "model", "start", "checkpoint", "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What has to be opened before the configuration can be completed."""
+
+    dataset: str
+    data_dir: str
+    val_fraction: float
+    test_fraction: float
+    split_seed: int
+    recipe: str             # a row of configs.RECIPES
+    model_type: str         # a row of configs.MODELS
+    start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the data, the start weights and the machine are like."""
+
+    train_images: int
+    num_classes: int
+    test_is_val: bool = False                       # no split but test is left to choose on
+    image_sizes: tuple[tuple[int, int], ...] = ()   # (height, width) of some training images, where the recipe is a function
+    start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
+    start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
+    start_path: str | None = None
+    device_type: str = "cpu"                        # or "cuda"
+    native_bf16: bool = False                       # the processor multiplies bfloat16 by itself
+    ranks: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The checkpoint that a run is resumed from, as far as the configuration depends on it."""
+
+    config: dict
+    step: int
+    train_images: int
+    world_size: int
+    path: str
+
+
+def steps_in(epochs: float, images: int, batch_size: int) -> int:
+    """Optimizer steps in so many passes over the training images."""
+    return max(1, round(epochs * images / batch_size)) if epochs else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run, one attribute a flag. Read-only; `source(name)` is where a value came from, such as FLAG."""
+
+    _values: dict
+    _sources: dict = dataclasses.field(compare=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no setting is called {name!r}")
+        return self._values[name]
+
+    def source(self, name: str) -> str:
+        return self._sources[name]
+
+    def to_dict(self) -> dict:
+        """The settings by name, as checkpoints keep them."""
+        return dict(self._values)
+
+    def replace(self, **values: object) -> "Config":
+        """A copy with other values, which keep their source. Raises AttributeError for an unknown name."""
+        for name in values:
+            getattr(self, name)
+        return Config(self._values | values, self._sources)
+
+
+class Values(dict):
+    """Settings by name while they are resolved, and where each came from. Those that depend on unknown data are missing."""
+
+    def __init__(self, values: dict, source: str = DEFAULT):
+        super().__init__(values)
+        self.sources = dict.fromkeys(values, source)
+
+    def put(self, source: str, values: dict) -> None:
+        self.update(values)
+        self.sources.update(dict.fromkeys(values, source))

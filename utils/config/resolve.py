@@ -1,0 +1,196 @@
+"""Flags and facts -> the configuration: where a default, an epoch or an `auto` becomes a value (of a resumed run: resume.py).
+
+    choose(flags)           what has to be opened
+    resolve(flags, facts)   the configuration
+    check(flags)            as much of `resolve` as needs neither data nor PyTorch, so that a bad flag fails within a second
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from configs import AUGREG_SIZES, MODELS
+
+from . import checks, recipes
+from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
+from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
+from .resume import keep_or_refuse, read_saved, resolve_resumed
+from .types import ConfigError, as_tuple
+
+AUTO, NONE = "auto", "none"
+RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto` found nothing to resume
+NOT_DOWNLOADED = ("folder", "csv", "imagenet")
+
+
+def check(flags: dict) -> None:
+    """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included."""
+    checks.check_flags(flags)
+    resume_path, edits = flags.get("resume_path"), flags.get("attention_edits")
+    if resume_path == AUTO and "name" not in flags:
+        raise ConfigError("--resume_path auto needs a --name (RESUME_PATH=auto needs NAME): it resumes OUTPUT_DIR/NAME, if that "
+                          "holds a run")
+    if resume_path not in (None, AUTO) and not (Path(resume_path).is_dir() or Path(resume_path).is_file()):
+        raise ConfigError(f"--resume_path: nothing to resume at {resume_path}: give a run folder (output/NAME) or a "
+                          "checkpoint file")
+    if edits and not Path(edits).is_dir():
+        raise ConfigError(f"--attention_edits {edits}: no such folder")
+    if resume_path is not None:
+        return                                      # the rest depends on the checkpoint
+    values = _resolve(flags, None)
+    if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
+        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder")
+
+
+def choose(flags: dict, saved_config: dict | None = None) -> Sources:
+    """What has to be opened. saved_config: of the checkpoint that is resumed. Raises ConfigError."""
+    if saved_config is None:
+        values = _fill(flags)
+    else:
+        saved = read_saved(saved_config)
+        kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
+        values = saved | kept | {"pretrained_dir": NONE}
+    return Sources(*(values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"),
+                   start=values["pretrained_dir"])
+
+
+def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
+    """The configuration of a run, complete and checked. saved: the checkpoint that it is resumed from. Raises ConfigError."""
+    checks.check_flags(flags)
+    if saved is not None:
+        return resolve_resumed(flags, facts, saved)
+    values = _resolve({name: value for name, value in flags.items() if name not in RESUMED_ONLY}, facts)
+    checks.check_facts(values, facts)
+    checks.check_head(values, facts)
+    return Config({name: values[name] for name in SETTINGS}, values.sources)
+
+
+def preview(flags: dict) -> dict:
+    """The settings of a new run as far as they are known without its data; lengths that depend on them are None.
+
+    Raises ConfigError as `check` does.
+    """
+    check(flags)
+    values = _resolve(flags, None)
+    return {name: values.get(name) for name in SETTINGS}
+
+
+def model_overrides(config: Config) -> dict:
+    """The keys of the model's row that the run sets otherwise."""
+    return {key: getattr(config, key) for key in MODEL_KEYS if getattr(config, key) is not None}
+
+
+def describe_length(config: Config, facts: Facts) -> str:
+    steps, size, images = config.num_steps, config.train_batch_size, facts.train_images
+    return f"{steps} steps of {size} images = {steps * size / images:.3g} epochs of {images}"
+
+
+def _resolve(flags: dict, facts: Facts | None) -> Values:
+    """The settings of a new run, checked as far as they are known. Raises ConfigError."""
+    values = _fill(flags)
+    if facts is not None:
+        _adopt_architecture(values, flags, facts)
+        if values["precision"] == AUTO:
+            values["precision"] = "bf16" if facts.native_bf16 else "fp32"
+    _set_lengths(values, flags, facts)
+    checks.check_effects(flags, values)
+    checks.check_conflicts(values)
+    ranks = facts.ranks if facts else int(os.environ.get("WORLD_SIZE", 1))
+    checks.check_batch(values, ranks, resumed=False)
+    checks.check_exact(values, ranks)
+    return values
+
+
+def _fill(flags: dict) -> Values:
+    """Defaults, the recipe's row, flags, the model's row. Lengths and `auto` stay as they are. Raises ConfigError."""
+    row, chosen = recipes.choose_row(flags)
+    values = Values(defaults())
+    values.put(RECIPE, row)
+    values.put(DEFAULT, chosen)
+    values.sources.update({name: RECIPE for name in ("dataset", "model_type") if name in row and chosen[name] == row[name]})
+    automatic = (("recipe", AUTO), ("precision", AUTO))
+    values.put(FLAG, {name: value for name, value in flags.items() if (name, value) not in automatic})
+    for floor in ("min_learning_rate", "warmup_learning_rate"):      # the recipe's is meant for its own learning rate
+        if floor not in flags and "learning_rate" in flags:
+            values[floor] = min(values[floor], values["learning_rate"])
+    model = MODELS[values["model_type"]]
+    if "pretrained_dir" not in flags and any(values[key] not in (None, model[key]) for key in SIZES):
+        values["pretrained_dir"] = NONE                               # nobody has published weights of this size
+    if values["pretrained_dir"] == "augreg":
+        size = values["model_type"].removeprefix("ViT-").replace("-ViT-", "_")
+        if size not in AUGREG_SIZES:
+            raise ConfigError(f"--model_type {values['model_type']}: AugReg has no such size. It has {', '.join(AUGREG_SIZES)}.")
+        values["pretrained_dir"] = f"augreg/{size}"
+    for key in ("img_size", "dropout_rate"):
+        if values[key] is None:
+            values.put(MODEL, {key: model[key]})
+    _set_head(values, flags)
+    return values
+
+
+def _set_head(values: Values, flags: dict) -> None:
+    from_nothing = values["pretrained_dir"] == NONE
+    if values["eval_only"] and from_nothing:
+        raise ConfigError("--eval_only needs something to evaluate: give --resume_path, or a --pretrained_dir with a head")
+    if values["head"] is None:
+        values["head"] = "keep" if values["eval_only"] or values["attention_edits"] else "zero"
+    if values["head"] == "zero" and values["eval_only"]:
+        raise ConfigError("--head zero and --eval_only contradict each other: a head of zeros predicts nothing")
+    if values["head"] == "keep" and from_nothing:
+        needing = "--head keep" if "head" in flags else "--attention_edits"
+        raise ConfigError(f"{needing} needs a --pretrained_dir with a head: the run folder output/NAME of a run on these data")
+
+
+def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
+    """When fine-tuning from one of our checkpoints, use its architecture unless a flag sets another.
+
+    Where its head is kept the task is the same: then use its image size, its view of images and its sigmoid attention too.
+    """
+    settings = facts.start_settings
+    architecture = ("model_type", *SIZES, "in_channels", "classifier")
+    same = settings and all(flags[key] == settings.get(key) for key in architecture if key in flags)
+    keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
+    if settings and values["head"] == "keep":
+        keys = (*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention")
+    for key in keys:
+        if key not in flags:
+            values.put(START, {key: as_tuple(settings.get(key, FLAGS[key].before))})
+    if values["attention_edits"] and not values["sigmoid_attention"]:
+        values["sigmoid_attention"] = "last"             # the same model: without edits it computes what it did
+
+
+def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
+    """Epochs and recipes that depend on the data -> steps. Without facts, what depends on them is left unknown.
+
+    Raises ConfigError for a warm-up that is longer than the run.
+    """
+    if "num_steps" in flags and values["warmup_epochs"] is not None and "warmup_epochs" not in flags:
+        values.put(RECIPE, {"warmup_steps": flags["num_steps"], "warmup_epochs": None})       # shortened to a tenth below
+    function, computed = recipes.function_of(values["recipe"]), {}
+    by_data = function is not None or values["num_epochs"] is not None or values["warmup_epochs"] is not None
+    if by_data and facts is None:
+        lengths = {"num_steps", "warmup_steps", "eval_every", "save_every"} | (function.sets if function else set())
+        for name in lengths - set(flags):
+            del values[name]
+        return
+    steps = (lambda epochs: steps_in(epochs, facts.train_images, values["train_batch_size"])) if by_data else None
+    if values["num_epochs"] is not None:
+        values.put(values.sources["num_epochs"], {"num_steps": steps(values["num_epochs"])})
+    if function is not None:
+        computed = function(facts, values["num_steps"])
+        values.put(RECIPE, {name: value for name, value in computed.items()
+                            if name not in flags and (name, values[name]) != ("num_steps", value)})
+    if values["decay_type"] != "step" and "decay_milestones" not in flags:
+        values["decay_milestones"] = None
+    if values["warmup_epochs"] is not None:
+        values["warmup_steps"] = steps(values["warmup_epochs"])
+    if {"warmup_steps", "warmup_epochs"} & set(flags):
+        if values["warmup_steps"] > values["num_steps"]:
+            raise ConfigError(f"--warmup_steps {values['warmup_steps']} is more than --num_steps {values['num_steps']}")
+    elif "warmup_steps" not in computed and {"num_steps", "num_epochs"} & set(flags):
+        # The recipe's warm-up is meant for its own length.
+        values["warmup_steps"] = min(values["warmup_steps"], values["num_steps"] // 10)
+    if values["eval_every"] is None:
+        values["eval_every"] = steps(1) if by_data else max(1, values["num_steps"] // 10)
+    if values["save_every"] is None:
+        values["save_every"] = values["eval_every"]
+    values.update(num_epochs=None, warmup_epochs=None)                    # from here on the steps are what counts

@@ -1,0 +1,108 @@
+"""A resumed run: the checkpoint's settings, with the flags that may change on top."""
+
+from configs import MODELS
+
+from . import checks
+from .flags import FIXED, FLAGS, FREE, MODEL_KEYS, SETTINGS, before
+from .records import CHECKPOINT, FLAG, Config, Facts, Saved, Values, steps_in
+from .retired import check_retired
+from .types import ConfigError, as_tuple
+
+THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
+
+
+def read_saved(config: dict) -> dict:
+    """A checkpoint's settings as this version knows them: what it lacks is filled, what is retired is translated.
+
+    Raises ConfigError for a retired setting that cannot be translated.
+    """
+    values = before() | {name: as_tuple(value) for name, value in config.items() if name in SETTINGS}
+    for row in FLAGS.values():
+        if row.alias_of and config.get(row.name):
+            values[row.alias_of[0]] = row.alias_of[1]
+    return check_retired(config, values)
+
+
+def keep_or_refuse(flags: dict, saved: dict) -> dict:
+    """The flags that change something, without those that only repeat it. `saved`: as read_saved returns it.
+
+    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or FIXED where nothing is written there.
+
+    Raises ConfigError where a flag would make it another run.
+    """
+    asked = {name: value for name, value in flags.items() if (name, value) not in (("recipe", "auto"), ("precision", "auto"))}
+    if asked.get("teacher") and saved["distillation"] == "none":
+        raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so. Omit --teacher.")
+    if asked.get("attention_edits") and not saved["attention_edits"]:
+        raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run keeps it so. Start a new run with "
+                          "--pretrained_dir in place of --resume_path.")
+    for name, value in asked.items():
+        old = saved[name]
+        if old is None and name in MODEL_KEYS:
+            old = MODELS[saved["model_type"]][name]               # what nobody had set came from the model's row
+        allowed = FLAGS[name].on_resume
+        if allowed == FREE or as_tuple(value) == as_tuple(old) or (allowed != FIXED and flags.get("override")):
+            continue
+        or_else = "" if allowed == FIXED else ", add --override"
+        raise ConfigError(f"--{name} {as_tuple(value)}: the checkpoint was made with {as_tuple(old)}, and a resumed run keeps "
+                          f"it. Omit --{name}{or_else}, or start a new run without --resume_path.")
+    return asked
+
+
+def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
+    """The checkpoint's settings with the flags on top. Raises ConfigError where a flag would make it another run."""
+    old = read_saved(saved.config)
+    asked = keep_or_refuse(_epochs_to_steps(flags, old, saved.train_images), old)
+    values = Values(old, CHECKPOINT)
+    values.put(FLAG, asked)
+    values.put(FLAG, {name: bool(flags.get(name)) for name in THIS_SESSION})
+    checks.check_conflicts(values, checks.SESSION_CONFLICTS)
+    if values["num_steps"] < values["warmup_steps"]:
+        raise ConfigError(f"--num_steps {values['num_steps']} is less than the run's {values['warmup_steps']} warm-up steps")
+    if values["precision"] == "auto":
+        values["precision"] = "bf16" if facts.native_bf16 else "fp32"
+    if values["override"]:
+        if values["precision"] != "fp16":                         # the mode takes its own settings along
+            values.update({name: asked.get(name, FLAGS[name].default) for name in ("loss_scale", "fp16_opt_level")})
+        moved = {"data_dir"}                                      # the script may name a folder for data that are embedded
+        checks.check_effects({name: value for name, value in asked.items() if name not in moved}, values)
+        checks.check_conflicts(values)
+    micro_batches = old["gradient_accumulation_steps"] * saved.world_size
+    if "gradient_accumulation_steps" not in asked and micro_batches % facts.ranks == 0:
+        values["gradient_accumulation_steps"] = micro_batches // facts.ranks      # the same micro-batches on any number of ranks
+    checks.check_batch(values, facts.ranks, resumed=True)
+    checks.check_exact(values, facts.ranks, micro_batches if old["exact"] else None)
+    if values["num_steps"] < saved.step and not values["eval_only"]:
+        raise ConfigError(f"--num_steps {values['num_steps']}: {saved.path} is at step {saved.step} already")
+    checks.check_facts(values, facts)
+    return Config(values, values.sources)
+
+
+def changes(config: Config, saved: Saved, ranks: int) -> list[str]:
+    """What is not as it was in the session before, a message each."""
+    old, found = read_saved(saved.config), []
+    if saved.world_size != ranks and not config.eval_only:
+        found.append(f"changed: {ranks} processes (were {saved.world_size}), {config.gradient_accumulation_steps} micro-steps "
+                     f"each (were {old['gradient_accumulation_steps']})")
+    schedule = ("the milestones of the learning rate stay" if config.decay_type == "step"
+                else "the learning-rate schedule is recomputed for the new length")
+    silent = {"resume_path", "override", "eval_only"} | ({"name", "output_dir"} if config.resume_path == "auto" else set())
+    for name in sorted(set(SETTINGS) - silent):
+        if config.source(name) != FLAG:
+            continue
+        if name == "pretrained_dir":
+            found.append("--resume_path wins: --pretrained_dir is not used")
+        elif (value := getattr(config, name)) != old[name] and (value or name not in THIS_SESSION):
+            found.append(f"changed: --{name} {value} (was {old[name]})" + (f"; {schedule}" if name == "num_steps" else ""))
+    if saved.step == config.num_steps and not config.eval_only:
+        found.append("nothing is left to train: resume with a larger --num_steps (NUM_STEPS) to train on")
+    return found
+
+
+def _epochs_to_steps(flags: dict, saved: dict, train_images: int) -> dict:
+    asked = dict(flags)
+    for epochs, steps in (("num_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
+        if epochs in asked:
+            number = asked.pop(epochs)
+            asked[steps] = steps_in(number, train_images, saved["train_batch_size"])
+    return asked

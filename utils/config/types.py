@@ -1,0 +1,100 @@
+"""The types of flags: each turns the text that was typed into a value, or raises argparse.ArgumentTypeError.
+
+METAVARS holds what `--help` shows in the place of a value.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+
+
+class ConfigError(ValueError):
+    """A setting that is not possible. The message names the flag, what is wrong and what to do."""
+
+    exit_code = 2
+
+
+def _within(kind: type, accepts: Callable[[float], bool], condition: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"must be a {noun}, not {text!r}") from None
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {condition}, not {text}")
+        return value
+
+    return read
+
+
+positive_int = _within(int, lambda n: n >= 1, "1 or more")
+non_negative_int = _within(int, lambda n: 0 <= n < 2 ** 63, "0 or more (and below 2 ** 63)")
+magnitude = _within(int, lambda n: 0 <= n <= 10, "a whole number from 0 to 10")
+image_channels = _within(int, lambda n: n in (1, 3), "1 (gray) or 3 (color)")
+positive_float = _within(float, lambda x: 0 < x < 1e30, "more than 0, finite and below 1e30")
+non_negative_float = _within(float, lambda x: 0 <= x < 1e30, "0 or more, finite and below 1e30")
+fraction = _within(float, lambda x: 0 <= x < 1, "at least 0 and below 1")
+unit_interval = _within(float, lambda x: 0 <= x <= 1, "from 0 to 1")
+
+
+def _matching(pattern: str, condition: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"must {condition}, not {text!r}")
+        return text
+
+    return read
+
+
+# Neither hidden nor outside the output folder.
+run_name = _matching(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*", "consist of letters, digits and . _ + - only")
+trained_layers = _matching(r"all|head|[1-9][0-9]{0,3}", "be all, head, or a number of blocks")
+sigmoid_layers = _matching(r"all|last|[1-9][0-9]{0,3}(,[1-9][0-9]{0,3})*", "be last, all, or layers counted from 1 such as 3,7")
+_sides = _matching(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?", "be a side in pixels (224) or height x width (224x160)")
+_steps = _matching(r"[1-9][0-9]*(,[1-9][0-9]*)*", "be steps such as 200,300,400")
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """'224' or, for an image that is not square, '224x160' (height x width)."""
+    sides = tuple(map(int, _sides(text).split("x")))
+    return sides[0] if len(set(sides)) == 1 else sides
+
+
+def increasing_steps(text: str) -> tuple[int, ...]:
+    """'200,300,400': steps, each larger than the one before."""
+    steps = tuple(map(int, _steps(text).split(",")))
+    if list(steps) != sorted(set(steps)):
+        raise argparse.ArgumentTypeError(f"must increase, not {text}")
+    return steps
+
+
+def class_weights(text: str) -> str:
+    """'none', 'balanced', or one number a class: '1,2.5,1'."""
+    if text in ("none", "balanced"):
+        return text
+    try:
+        numbers = [non_negative_float(weight) for weight in text.split(",")]
+    except argparse.ArgumentTypeError:
+        numbers = []
+    if not any(numbers):
+        raise argparse.ArgumentTypeError(f"must be none, balanced, or a number for each class such as 1,2.5,1, not {text!r}")
+    return text
+
+
+METAVARS: dict[Callable, str] = {
+    str: "TEXT", positive_int: "N", non_negative_int: "N", magnitude: "0..10", image_channels: "1|3", positive_float: "FLOAT",
+    non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1", image_size: "SIZE", run_name: "NAME",
+    increasing_steps: "N,N,...", trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS"}
+
+
+def as_tuple(value: object) -> object:
+    """Checkpoints and JSON have lists where flags have tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def to_text(kind: Callable | tuple, value: object) -> str:
+    """The value as it is typed."""
+    if isinstance(value, (tuple, list)):
+        return ("," if kind is increasing_steps else "x").join(map(str, value))
+    return str(value)

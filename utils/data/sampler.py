@@ -1,0 +1,83 @@
+"""Which images make step t: a pure function of (seed, t), whatever the number of processes, workers or restarts.
+
+Step t holds the positions t * G to (t + 1) * G - 1 of an endless stream of shuffled epochs (G images a step), cut into
+micro-batches that are dealt to the ranks in contiguous blocks. Steps straddle epochs, so there is no ragged last batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from utils.randomness import derive_seed
+
+
+class SampleIndex(NamedTuple):
+    """One sample: `index` in its split, in pass `epoch` over it; for micro-batch `micro` of step `step` (from 0)."""
+
+    step: int
+    micro: int
+    epoch: int
+    index: int
+
+
+class SampleIndices(Sequence):
+    """The SampleIndex of every sample of a micro-batch, stored as two arrays (B,) int64, which are fast to make and to send."""
+
+    def __init__(self, step: int, micro: int, epochs: np.ndarray, indices: np.ndarray):
+        self.step, self.micro, self.epochs, self.indices = step, micro, epochs, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> SampleIndex:
+        return SampleIndex(self.step, self.micro, int(self.epochs[number]), int(self.indices[number]))
+
+    def __iter__(self) -> Iterator[SampleIndex]:
+        pairs = zip(self.epochs.tolist(), self.indices.tolist())
+        return (SampleIndex(self.step, self.micro, epoch, index) for epoch, index in pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+class StepSampler(Sequence):
+    """This rank's micro-batches of the steps start to stop - 1, in order: the SampleIndices of each."""
+
+    def __init__(self, images: int, batch_size: int, micro_batches: int, rank: int, world_size: int, seed: int,
+                 start: int, stop: int):
+        """micro_batches: of a step, over all ranks; batch_size is a multiple of it, and it is a multiple of world_size."""
+        assert batch_size % micro_batches == 0 and micro_batches % world_size == 0
+        self.images, self.batch_size, self.seed, self.start, self.stop = images, batch_size, seed, start, stop
+        self.micro_batches, self.micro_size = micro_batches, batch_size // micro_batches
+        count = micro_batches // world_size
+        self.own = range(rank * count, (rank + 1) * count)
+        self._permutations: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * len(self.own)
+
+    def __getitem__(self, number: int) -> SampleIndices:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        steps, own = divmod(number, len(self.own))
+        return self._micro_batch(self.start + steps, self.own[own])
+
+    def samples_of(self, step: int) -> list[SampleIndex]:
+        """All samples of a step, of every rank."""
+        return [sample for micro in range(self.micro_batches) for sample in self._micro_batch(step, micro)]
+
+    def _micro_batch(self, step: int, micro: int) -> SampleIndices:
+        first = step * self.batch_size + micro * self.micro_size
+        epochs, offsets = np.divmod(np.arange(first, first + self.micro_size), self.images)
+        indices = [self._permutation(epoch)[offsets[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        return SampleIndices(step, micro, epochs, np.concatenate(indices))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._permutations:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            # Two epochs are kept: a micro-batch may straddle them.
+            self._permutations = {old: kept for old, kept in self._permutations.items() if old == epoch - 1}
+            self._permutations[epoch] = torch.randperm(self.images, generator=generator).numpy()
+        return self._permutations[epoch]

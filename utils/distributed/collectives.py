@@ -1,0 +1,72 @@
+"""What the processes of a run do together. On one process each function does the same without a group."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .ranks import Ranks, current_group, training_group
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums the tensors of all ranks, in place; every rank gets the sum."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, group=current_group())
+    return tensor
+
+
+def all_gather(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
+    """The tensors of all ranks, of one shape and type, on every rank; the list's storage is new where there are several."""
+    if ranks.size == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
+    dist.all_gather(parts, tensor, group=current_group())
+    return parts
+
+
+def all_gather_objects(ranks: Ranks, value: object) -> list:
+    """The values of all ranks, on every rank."""
+    values = [value] * ranks.size
+    if dist.is_initialized():
+        dist.all_gather_object(values, value, group=current_group())
+    return values
+
+
+def broadcast_from_main(ranks: Ranks, function: Callable):
+    """Runs `function` on rank 0 and returns its result on every rank; a ValueError of it is raised on every rank."""
+    outcome = [None, None]
+    if ranks.is_main:
+        try:
+            outcome[0] = function()
+        except ValueError as error:
+            outcome[1] = error
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome, src=0, group=current_group())
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def local_main_first(ranks: Ranks, function: Callable):
+    """Runs `function` on one process of each node, then on the others: what it downloads or writes is there for them.
+
+    A ValueError on any process is raised on all of them, so that none waits for one that has given up.
+    """
+    result, error = None, None
+    for turn in (True, False):
+        if (ranks.local_rank == 0) == turn:
+            try:
+                result = function()
+            except ValueError as caught:
+                error = caught
+        for known in filter(None, all_gather_objects(ranks, error)):
+            raise known
+    return result
+
+
+def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Copies rank 0's weights to every rank, as `wrap` does it: for a model that is not wrapped."""
+    if ranks.size > 1:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor.detach(), src=0, group=training_group())

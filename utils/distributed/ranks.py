@@ -1,0 +1,155 @@
+"""Joins and leaves the processes of a run; turns a broken collective into one line.
+
+While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
+`timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process): it asks neither the others
+nor the store in which torchrun introduced them, which may be gone with its machine. torchrun's report names a process that died.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import gc
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+
+from utils import process
+from utils.device import choose_device, is_out_of_memory, keep_memory, out_of_memory_error
+
+OF_GLOO = ("gloo", "Application timeout caused pair closure", "Operation timed out!")
+SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
+
+
+class PeerLost(ValueError):
+    """Raised when a collective fails: another process of the run died or did not answer in time."""
+
+    exit_code = process.EXIT_PEER_LOST
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Which process of a run this one is, among `size`, and among the `local_size` of its machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclasses.dataclass
+class _Group:
+    training: dist.ProcessGroup     # its collectives wait `timeout_s`; those of the default group SETUP_S
+    timeout_s: int
+    watched: bool = False
+
+
+_group: _Group | None = None
+
+
+@contextlib.contextmanager
+def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
+    """Joins the processes that torchrun started, and leaves with them; alone without torchrun. gloo on CPU, nccl on GPU.
+
+    timeout_s: how long a collective inside `watch` waits for the other processes. Lack of memory becomes OutOfMemory, a
+    collective that fails PeerLost. Raises DeviceError if a GPU is asked for and there is none for this process.
+    """
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, size, *local = (int(os.environ.get(name, default)) for name, default in defaults.items())
+    ranks = Ranks(rank, size, *local, choose_device(device, *local))
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    else:
+        keep_memory()
+    with _one_line(ranks, lambda: "setting up"):
+        if size > 1:
+            _join(ranks, timeout_s)
+        yield ranks
+    # Not in a `finally`: after an error that one process alone has, the others do not come here.
+    if size > 1:
+        with _one_line(ranks, lambda: "at the end of the run"):
+            _leave()
+
+
+@contextlib.contextmanager
+def watch(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
+    """Around all that the processes do together once they are set up; `where()` is what they do just now ("step 13")."""
+    if _group is not None:
+        _group.watched = True
+    try:
+        with _one_line(ranks, where):
+            yield
+    finally:
+        if _group is not None:
+            _group.watched = False
+
+
+@contextlib.contextmanager
+def _one_line(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory_error(ranks.device, where()) from error
+        if _is_of_collective(error):
+            raise PeerLost(f"{where()}: {_loss(error)}; --resume_path continues from the last checkpoint") from error
+        raise
+
+
+def _is_of_collective(error: Exception) -> bool:
+    """gloo raises plain RuntimeErrors: most name their source file, the others are in OF_GLOO; nccl raises DistBackendError."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OF_GLOO))
+
+
+def _loss(error: Exception) -> str:
+    if re.search("timed out|timeout", str(error).lower()):
+        patience = f"{_group.timeout_s} s (--rank_timeout)" if current_group() else f"{SETUP_S} s"
+        return f"another process of the run did not answer within {patience}"
+    reason = re.sub(r"^\[\S*\] ", "", f"{error}".partition("\n")[0]).partition(". ")[0][:200]
+    return (f"another process of the run has ended ({reason}): torchrun's report names it; the out-of-memory killer may have "
+            "ended it (see dmesg)")
+
+
+def _join(ranks: Ranks, timeout_s: int) -> None:
+    global _group
+    patience, on_gpu = datetime.timedelta(seconds=SETUP_S), ranks.device.type == "cuda"
+    # By default NCCL's watchdog writes into the store before it ends the process, and the store's machine may be gone.
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
+    process.end_at_once_on_error()
+    store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun keeps its store when it restarts the processes: they would read where their predecessors could be reached.
+    store = dist.PrefixStore(f"attempt-{process.restarts()}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=patience,
+                            device_id=ranks.device if on_gpu else None)
+    _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s)
+
+
+def _leave() -> None:
+    """Leaves the group when all the others do. Nothing refers to a wrapped model any more."""
+    global _group
+    # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or
+    # while a DistributedDataParallel that waits for the garbage collector still holds the group. What is frozen the collector
+    # leaves out.
+    gc.unfreeze()
+    gc.collect()
+    dist.barrier(_group.training)
+    dist.destroy_process_group()
+    _group = None
+
+
+def training_group() -> dist.ProcessGroup:
+    """The group whose collectives wait `timeout_s`."""
+    return _group.training
+
+
+def current_group() -> dist.ProcessGroup | None:
+    """The training group inside `watch`; None, the default group, elsewhere."""
+    return _group.training if _group is not None and _group.watched else None

@@ -1,0 +1,139 @@
+"""The one way to write a file: it is complete or absent, and errors of the disk are one line. Locks of folders."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+OWNER_SECONDS = 2.0       # how long the owner of a lock may take to write its name into the file
+
+REFUSED = (BlockingIOError, PermissionError)         # of a lock: EAGAIN, EACCES
+_acquired: dict[int, int] = {}          # descriptors of acquired locks -> the process that acquired them
+
+
+class StorageError(ValueError):
+    """A file cannot be written: no space, no permission, a missing folder."""
+
+    exit_code = 3
+
+
+class InUseError(ValueError):
+    """Another process works in the folder."""
+
+    exit_code = 7
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary name beside `path`, flushes the file to the disk and renames it to `path`.
+
+    When this returns, the file is on the disk. Until then, and after an error, the previous file (or none) is there. The
+    temporary name ends in .tmp, so that what a killed process leaves can be recognized; several processes may write the
+    same path. Raises StorageError.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        write(unfinished)
+        fsync_path(unfinished)
+        os.replace(unfinished, path)
+        fsync_path(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path} ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):            # it would hide the first error
+            unfinished.unlink(missing_ok=True)
+
+
+def fsync_path(path: str | Path) -> None:
+    """Flushes a file or a folder to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileLock:
+    """Reserves a folder for this process, by a POSIX record lock on its .lock file.
+
+    It lasts until `release` or the end of the process, however that ends; forked children do not inherit it. The file
+    holds "process PID on HOST", for the message of those who are refused.
+    """
+
+    def __init__(self, folder: str | Path, advice: str = "Wait for it, or stop it."):
+        """`advice` ends the message of InUseError."""
+        self._folder, self._path, self._advice = Path(folder), Path(folder) / LOCK_FILE, advice
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Raises InUseError if another process holds the lock, OSError if the file cannot be written or locked."""
+        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            in_use = self._in_use(descriptor) if isinstance(error, REFUSED) else None
+            os.close(descriptor)
+            raise in_use or error from error
+        _acquired[descriptor], self._descriptor = os.getpid(), descriptor
+        owner = f"process {os.getpid()} on {platform.node()}".encode()
+        with contextlib.suppress(OSError):             # a full disk: the lock counts all the same
+            os.pwrite(descriptor, owner, 0)            # over the previous owner's name, so that the file is never empty
+            os.ftruncate(descriptor, len(owner))
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            del _acquired[self._descriptor]
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "FileLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+    def check(self) -> None:
+        """Raises InUseError if another process holds the lock. Creates and locks nothing."""
+        with contextlib.suppress(OSError):             # no lock, or not readable: `acquire` reports that
+            # Closing any descriptor of a file releases the locks that this process has on it: skip its own.
+            if any(process == os.getpid() and os.path.samestat(os.fstat(own), os.stat(self._path))
+                   for own, process in _acquired.items()):
+                return
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                os.lockf(descriptor, os.F_TEST, 0)
+            except REFUSED as error:
+                raise self._in_use(descriptor) from error
+            finally:
+                os.close(descriptor)
+
+    def _in_use(self, descriptor: int) -> InUseError:
+        return InUseError(f"{self._folder} is in use by {_owner(descriptor)}. {self._advice}")
+
+
+def _owner(descriptor: int) -> str:
+    """The owner as the file names it. A new owner may not have replaced the name of a process that has ended: wait for it."""
+    deadline = time.monotonic() + OWNER_SECONDS
+    while time.monotonic() < deadline:
+        text = os.pread(descriptor, 200, 0).decode(errors="replace")
+        found = re.fullmatch(r"process (\d+) on (.*)", text)
+        if found and (found[2] != platform.node() or _is_alive(int(found[1]))):
+            return text
+        time.sleep(0.02)
+    return "another process"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM              # it belongs to another user
+    return True

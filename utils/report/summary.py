@@ -1,0 +1,150 @@
+"""The last words of a run: what came out, where it is, and what a user may type next."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from utils.attention.edits import digest
+from utils.data.splits import Splits
+from utils.run import checkpoint, profiling
+from utils.run.folder import BAD_IMAGES_FILE
+from utils.run.log import read_log
+from utils.run.run import Run
+from utils.training.evaluation import EvalMetrics, write_confusion
+from utils.training.trainer import Trainer
+
+from . import plots
+from .attention_effect import ATTENTION_FILE, ShownImage, choose_images, draw, predict_with_attention
+
+RECENT_STEPS = 20            # over which a mean is taken, at least
+
+
+def before(run: Run, trainer: Trainer, data: Any) -> list[ShownImage]:
+    """The images whose attention is shown before and after; a new run keeps what it predicts of them in its checkpoints."""
+    if not (data.edits and run.ranks.is_main):
+        return []
+    shown = choose_images(data.splits.train, data.edits, data.final.images, data.final.name, data.held_out_edits)
+    if run.history.began_at == 0:
+        run.history.first |= {"edits": digest(data.edits), "attention": _attention_now(shown, trainer, trainer.module, data)}
+    return shown
+
+
+def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) -> None:
+    """Draws the curves, and the attention that edits taught; prints the summary. On rank 0."""
+    if not run.ranks.is_main:
+        return
+    config, folder, model = run.config, run.outputs.folder, trainer.module
+    if data.edits:
+        title = (f"{config.name}: attention of layer {model.sigmoid_layers[-1]} before and after {config.num_steps} steps "
+                 f"with weight {config.attention_loss_weight:g}")
+        draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"),
+             _attention_now(shown, trainer, trainer.eval_model, data))
+    speed = profiling.summary(read_log(folder), model, (model.config.in_channels, *model.img_size), trainer.precision.compute,
+                              run.ranks.device, run.ranks.size, run.ranks.local_size)
+    print_summary(run, data.splits, data.final.name, speed)
+
+
+def _attention_now(shown: Sequence[ShownImage], trainer: Trainer, model: nn.Module, data: Any) -> dict:
+    return predict_with_attention(shown, model, data.eval_transform, trainer.normalize, trainer.precision, trainer.ranks.device)
+
+
+def metric_lines(metrics: EvalMetrics, num_classes: int) -> list[str]:
+    """What an evaluation reports beside its accuracy."""
+    last = max(1, min(len(metrics.top), num_classes - 1))           # among all classes is every image
+    return [f"top-1 to top-{last} {' '.join(f'{value:.2%}' for value in metrics.top[:last])}",
+            f"probability    {metrics.true_probability:.4f} of the true class on average; "
+            f"calibration error {metrics.calibration_error:.4f}"]
+
+
+def print_evaluation(name: str, metrics: EvalMetrics) -> None:
+    print(f"{name} accuracy {metrics.accuracy:.2%}, top-5 {metrics.top5:.2%}, loss {metrics.loss:.4f} ({metrics.images} images)")
+
+
+def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str]) -> None:
+    for file in write_confusion(folder, metrics.confusion, classes):
+        print(f"  wrote {file}")
+
+
+def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str]) -> None:
+    """`final`: the name of the split that was evaluated last; `speed`: lines of profiling.summary."""
+    config, history, outputs = run.config, run.history, run.outputs
+    folder, result, events = outputs.folder, history.result, read_log(outputs.folder)
+    curves = folder / "curves.png"
+    plots.save(plots.learning_curves(events, f"{config.name}: {config.model_type} on {config.dataset}"), curves)
+    best = outputs.saver.best
+    newest = (checkpoint.step_files(folder) or [folder / checkpoint.BEST_FILE])[0]
+    print(f"\nDone: step {config.num_steps} of {config.num_steps}, {run.seconds - history.seconds:.0f} s.")
+    print("  " + "\n  ".join([*_accuracy_lines(run, splits, final, best), *_training_lines(events, config)]))
+    for number, line in enumerate(speed):
+        print(f"  {'' if number else 'speed':<14} {line}")
+    print(f"  checkpoint     {newest}")
+    bad = folder / BAD_IMAGES_FILE
+    if bad.exists():
+        print(f"  bad images     {len(bad.read_text().splitlines())} of the training images were replaced: {bad}")
+    print(f"  curves         {curves}")
+    if (folder / ATTENTION_FILE).exists():
+        print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
+    python = _python()
+    print(f"  TensorBoard    {outputs.log_folder}  ({python} -m tensorboard.main --logdir {config.log_dir})")
+    if config.confusion_matrix:
+        print_confusion(folder, result, splits.classes)
+    _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest, python)
+
+
+def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
+    first, result, lines = run.history.first, run.history.result, []
+    before = ""
+    if "accuracy" in first and first.get("split", "test") == final:
+        before = f"{first['accuracy']:.2%} before, "
+    elif "accuracy" in first:
+        lines.append(f"{first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before")
+    lines += [f"{final + ' accuracy':<14} {before}{result.accuracy:.2%} after ({result.images} images)",
+              *metric_lines(result, len(splits.classes))]
+    if best:
+        lines.append(f"best           {best['accuracy']:.2%} on {splits.val_name} at step {best['step']}: "
+                     f"{run.outputs.folder / checkpoint.BEST_FILE}")
+    return lines
+
+
+def _training_lines(events: Sequence[dict], config) -> list[str]:
+    lines, steps = [], [event for event in events if event["event"] == "train"]
+    recent = steps[-max(config.eval_every, RECENT_STEPS):]
+    if recent and "accuracy" in recent[0]:
+        mean = sum(event["accuracy"] for event in recent) / len(recent)
+        lines.append(f"train accuracy {mean:.2%} on the images of the last {len(recent)} steps, as they were fed")
+    if config.eval_train:
+        whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
+        lines.append(f"               {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
+    losses = [event["attention_loss"] for event in steps if event.get("attention_loss") is not None]
+    if losses:
+        first, last = (sum(some) / len(some) for some in (losses[:RECENT_STEPS], losses[-RECENT_STEPS:]))
+        lines.append(f"attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit")
+    return lines
+
+
+def _print_next_commands(config, folder: Path, weights: Path, python: str) -> None:
+    quoted = shlex.quote(str(folder))
+    print("Next:")
+    print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(weights))}")
+    print(f"  RESUME_PATH={quoted} NUM_STEPS={2 * config.num_steps} bash train.sh")
+    if config.attention_edits:
+        print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
+    print(f"  {python} visualize.py attention --checkpoint {quoted}     # see what it looks at")
+    if config.sigmoid_attention:
+        print(f"  {python} annotate.py --checkpoint {quoted}     # edit what it looks at")
+    if config.dataset == "digits":
+        print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
+
+
+def _python() -> str:
+    """This Python as a user would type it."""
+    python = sys.executable
+    if Path(python).is_relative_to(Path.cwd()):
+        return os.path.relpath(python)
+    return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else python
