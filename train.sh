@@ -26,7 +26,7 @@ LEARNING_RATE=${LEARNING_RATE:-}
 WEIGHT_DECAY=${WEIGHT_DECAY:-}
 VAL_FRACTION=${VAL_FRACTION:-}          # share of the training images held out to choose on; the test set stays untouched
 SEED=${SEED:-}
-PRECISION=${PRECISION:-}                # auto fp32 bf16 fp16
+PRECISION=${PRECISION:-}                # auto fp32 tf32 bf16 fp16
 FP16_OPT_LEVEL=${FP16_OPT_LEVEL:-}      # O0 O1 O2 O3, with PRECISION=fp16
 
 GPUS=${GPUS:-}                          # such as 0,1; empty: all of them, or the CPU
