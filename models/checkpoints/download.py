@@ -108,12 +108,13 @@ def _receive(response: HTTPResponse, part: Path, have: int, title: str) -> int |
 
 def _find_fault(part: Path, suffix: str, headers: Message, checksum: str) -> str | None:
     """What is wrong with a downloaded file, or None. Google's storage sends an MD5 in `x-goog-hash`."""
-    digests = {}
+    digests = {"md5": hashlib.md5(), "sha256": hashlib.sha256()}
     with open(part, "rb") as stream:
         start = stream.read(4096)
-        for algorithm in ("md5", "sha256"):
-            stream.seek(0)
-            digests[algorithm] = hashlib.file_digest(stream, algorithm)
+        stream.seek(0)
+        while chunk := stream.read(CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
     sent = [word.strip() for line in headers.get_all("x-goog-hash") or [] for word in line.split(",")]
     md5 = next((word.removeprefix("md5=") for word in sent if word.startswith("md5=")), None)
     if md5 not in (None, base64.b64encode(digests["md5"].digest()).decode()):

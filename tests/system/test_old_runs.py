@@ -93,7 +93,7 @@ def resume(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [
-    ("digits", 1e-5), ("files", 1e-5), ("held_images", 1e-5), ("fp16_overflows", 1e-3)])
+    ("digits", 1e-5), ("files", 1e-4), ("held_images", 1e-5), ("fp16_overflows", 1e-3)])
 def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
     """Bit for bit on a machine that computes as the old one did, and where the model sees the same pixels."""
     images, state = resume(name)
