@@ -41,9 +41,9 @@ class Data:
     eval_loader: Callable[[Dataset], Loader]
     eval_transform: Callable
     train: NamedSplit
-    watched: NamedSplit | None                    # is evaluated during training
-    final: NamedSplit                             # is evaluated at the end
-    evaluated_before: NamedSplit | None           # is evaluated before step 1 of a new run
+    watched: NamedSplit | None              # is evaluated during training
+    final: NamedSplit                       # is evaluated at the end
+    evaluated_before: NamedSplit | None     # is evaluated before step 1 of a new run
     edits: dict[int, Edit]                  # of training images, by index; {} without --attention_edits
     held_out_edits: dict[int, Edit]         # of `final`
     on_compiled: Callable[[int, float], None] | None = None      # for evaluate()
@@ -75,8 +75,8 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
         splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
         eval_loader=build_eval_loader(config, model, ranks),
         eval_transform=eval_transform(model, config.to_dict()), train=NamedSplit("train", splits.train), watched=watched,
-        final=final,
-        evaluated_before=test if config.test == "always" else watched, edits=found_edits, held_out_edits=held_out_edits,
+        final=final, evaluated_before=test if config.test == "always" else watched,
+        edits=found_edits, held_out_edits=held_out_edits,
         on_compiled=print_compile_time(ranks) if config.compile else None)
 
 
