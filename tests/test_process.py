@@ -174,6 +174,14 @@ def test_error_of_the_user_is_one_line_and_its_code(capfd, error, code, line):
     assert code_of(error) == code and capfd.readouterr().err == line
 
 
+def test_error_stands_after_what_was_printed_before_it():
+    code = "from utils import process\nclass E(ValueError): exit_code = 2\ndef main(_):\n print('a report')\n"
+    code += " with process.program('x.py') as program:\n  raise E('a fault')\n return program.exit_code\nprocess.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env=os.environ | {"PYTHONUNBUFFERED": ""})
+    assert done.returncode == 2 and done.stdout == "a report\nx.py: error: a fault\n"
+
+
 @pytest.mark.parametrize("error", [KeyError("a"), OSError("no file"), ValueError("not ours"), RuntimeError()])
 def test_bug_keeps_its_traceback(launch, error):
     with pytest.raises(type(error)), process.program("x.py"):

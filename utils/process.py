@@ -110,6 +110,7 @@ def report_error(name: str, message: str, code: int) -> int:
         while posted_exit_code() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     if post_exit_code(code) is not False:
+        sys.stdout.flush()                      # through a pipe, what was printed before stands before the error too
         print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return _exit_status(code)
 

@@ -174,7 +174,7 @@ def batches(device, workers=0, micro=1, cached=None) -> dict:
     train = data.train_loader(split, sampler, transform=TRANSFORMS["crop_flip (12, 20) bilinear"], seed=5, **options)
     evaluation = data.eval_loader(split, transform=eval_transform((12, 20)), batch_size=9, rank=0, world_size=1, **options)
     for loader in (train, evaluation):
-        assert bool(loader.not_cached) == (device is None or cached is False)
+        assert loader.not_cached == ("as the run began" if cached is False else "" if device else "no device is given")
         for batch in loader:
             assert batch.images.dtype == torch.uint8 and batch.targets.dtype == torch.int64 and batch.bad == ()
             assert batch.targets.tolist() == [split.targets[key.index] for key in batch.keys]

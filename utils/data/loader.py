@@ -143,8 +143,10 @@ class Loader:
 def _cache(dataset: _Samples, device: torch.device | None, cached: bool | None) -> CachedImages | str:
     if dataset.edit_transform is not None:
         return "edits of attention accompany the images"
-    if device is None or cached is False:
-        return "not requested"
+    if cached is False:
+        return "as the run began"
+    if device is None:
+        return "no device is given"
     if cached is None and not fits_on_device(dataset.split):
         return "the images are in files or too large to be cached"
     return cache_on_device(dataset.split, dataset.transform, device)
