@@ -145,10 +145,10 @@ def test_the_signals_of_a_stop_leave_workers_alone(expected, monkeypatch):
     """Nor do those that come before a worker ignores them, or while workers are started."""
     worker_init = data_workers._worker_init
 
-    def late(worker: int) -> None:
+    def late(*arguments) -> None:
         signal_all([os.getpid()])
         time.sleep(0.1)
-        worker_init(worker)
+        worker_init(*arguments)
 
     def signal_all(pids) -> None:
         for pid in pids:
@@ -257,3 +257,19 @@ def test_exit_without_close_does_not_hang():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=root,
                             env={**os.environ, "PYTHONPATH": f"{root}:{root}/tests/support:{here}"})
     assert (result.returncode, result.stderr) == (3, "")
+
+
+@pytest.mark.parametrize("hanging", [1, 2])
+def test_worker_that_hangs_before_it_begins_is_started_again(expected, monkeypatch, tmp_path, hanging):
+    """As in a fork of CPython 3.10 that another thread had entered Python under."""
+    def begin():
+        for number in range(hanging):
+            with contextlib.suppress(FileExistsError):
+                (tmp_path / str(number)).touch(exist_ok=False)
+                time.sleep(1000)
+
+    monkeypatch.setattr(data_workers, "START_LIMITS_S", (0.5, 20.0))
+    monkeypatch.setattr(data_workers.process, "die_with_parent", begin)
+    begun = time.monotonic()
+    assert digest(loader()) == expected and len(list(tmp_path.iterdir())) == hanging
+    assert time.monotonic() - begun < 15 and not multiprocessing.active_children()

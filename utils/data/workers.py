@@ -12,6 +12,7 @@ PyTorch's DataLoader moves the batches; what it lacks is added here:
 import atexit
 import contextlib
 import functools
+import mmap
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from utils import process
 
 TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
+START_LIMITS_S = 10.0, 30.0  # for workers to begin, of the first starts; the last has TIMEOUT_S
 POLL_S = 1.0                 # between checks that the workers are alive
 GRACE_S = 2.0                # for workers to end by themselves: one that is killed may leave a file in /dev/shm
 ADVICE = ("is memory or shared memory short (free -h, df -h /dev/shm)? --num_workers with fewer takes less, 0 loads in the "
@@ -55,11 +57,13 @@ class WorkerPool:
 
     def __iter__(self) -> Iterator:
         # A generator of its own, since DataLoader draws from it: a start must not move the global one.
+        begun = mmap.mmap(-1, max(1, self.num_workers))             # a byte a worker, shared with it
         loader = DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.num_workers,
                             collate_fn=functools.partial(_shared_memory_collate, self.collate), pin_memory=self.pin_memory,
-                            timeout=POLL_S if self.num_workers else 0, worker_init_fn=_worker_init, generator=torch.Generator())
+                            timeout=POLL_S if self.num_workers else 0, worker_init_fn=functools.partial(_worker_init, begun),
+                            generator=torch.Generator())
         try:
-            workers = _Workers(loader, self.timeout_s)
+            workers = _start(loader, self.timeout_s, begun)
         except OSError as error:
             raise WorkerError(f"{self.num_workers} data workers cannot be started ({error}): {ADVICE}") from error
         self._running.add(workers)
@@ -93,9 +97,31 @@ def _shared_memory_collate(collate: Callable, samples: list) -> object:
     return batch
 
 
-def _worker_init(worker: int) -> None:
+def _worker_init(begun: mmap.mmap, worker: int) -> None:
     process.die_with_parent()
     process.ignore_signals()
+    begun[worker] = 1
+
+
+def _start(loader: DataLoader, timeout_s: float, begun: mmap.mmap) -> "_Workers":
+    """Starts the workers of one iteration, again where one hangs before its first line.
+
+    CPython 3.10 and 3.11 hang in the child of a fork (_PyThreadState_DeleteExcept) where another thread, of gloo say, entered
+    Python meanwhile.
+    """
+    for limit_s in START_LIMITS_S:
+        workers = _Workers(loader, timeout_s)
+        until = time.monotonic() + limit_s
+        while any(worker.is_alive() and not begun[number] for number, worker in enumerate(workers.processes)):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.001)
+        else:
+            return workers
+        workers.kill()
+        workers.close()
+        begun[:] = bytes(len(begun))
+    return _Workers(loader, timeout_s)
 
 
 class _Workers:
