@@ -261,7 +261,7 @@ def test_exit_without_close_does_not_hang():
 
 @pytest.mark.parametrize("hanging", [1, 2])
 def test_worker_that_hangs_before_it_begins_is_started_again(expected, monkeypatch, tmp_path, hanging):
-    """As in a fork of CPython 3.10 that another thread had entered Python under."""
+    """As a child of a fork does that waits for a lock of its parent's other threads."""
     def begin():
         for number in range(hanging):
             with contextlib.suppress(FileExistsError):
@@ -270,6 +270,5 @@ def test_worker_that_hangs_before_it_begins_is_started_again(expected, monkeypat
 
     monkeypatch.setattr(data_workers, "START_LIMITS_S", (0.5, 20.0))
     monkeypatch.setattr(data_workers.process, "die_with_parent", begin)
-    begun = time.monotonic()
     assert digest(loader()) == expected and len(list(tmp_path.iterdir())) == hanging
-    assert time.monotonic() - begun < 15 and not multiprocessing.active_children()
+    assert not multiprocessing.active_children()

@@ -1,4 +1,5 @@
-"""Processes that load batches. A worker that dies or hangs ends the run with one line: resuming it loses nothing.
+"""Processes that load batches. A worker that dies or hangs ends the run with one line: resuming it loses nothing. (One that hangs
+before it has begun is started again: see _start.)
 
 PyTorch's DataLoader moves the batches; what it lacks is added here:
 
@@ -106,8 +107,8 @@ def _worker_init(begun: mmap.mmap, worker: int) -> None:
 def _start(loader: DataLoader, timeout_s: float, begun: mmap.mmap) -> "_Workers":
     """Starts the workers of one iteration, again where one hangs before its first line.
 
-    CPython 3.10 and 3.11 hang in the child of a fork (_PyThreadState_DeleteExcept) where another thread, of gloo say, entered
-    Python meanwhile.
+    The child of a fork may wait without end for a lock of CPython that another thread of the parent held at that moment
+    (seen in 3.10 and 3.11, in _PyThreadState_DeleteExcept).
     """
     for limit_s in START_LIMITS_S:
         workers = _Workers(loader, timeout_s)
