@@ -130,7 +130,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
 
 def find_images(data: str | None, part: str, settings: dict):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils.data import datasets, image_files, prepared
+    from utils.data import class_folders, datasets, image_files, prepared
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -145,7 +145,7 @@ def find_images(data: str | None, part: str, settings: dict):
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
     if kind == "folder":
-        splits = image_files.folder(str(folder))
+        splits = class_folders.folder(str(folder))
         return splits.train, splits.classes, str(folder)
     files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
     return image_files.FileImages(files, folder), (), str(folder)

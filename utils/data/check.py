@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 
 from utils import process
 
-from .image_files import IMAGE_EXTENSIONS, class_folders, files_below, opened_image, shown
+from .class_folders import class_folders, files_below
+from .image_files import IMAGE_EXTENSIONS, opened_image, shown
 from .splits import Concat, ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from . import prepared
-from .image_files import csv_lists, existing_images, folder, text_lines
+from .class_folders import folder
+from .csv_lists import csv_lists, text_lines
+from .image_files import existing_images
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"

@@ -29,7 +29,7 @@ from models.checkpoints.formats import open_weights
 from models.checkpoints.torch_file import read
 from models.errors import ModelError
 from utils.attention import edits
-from utils.data.image_files import csv_lists
+from utils.data.csv_lists import csv_lists
 from utils.data.splits import DataError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "torch_formats"
