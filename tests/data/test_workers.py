@@ -77,13 +77,13 @@ def workers_of(running: data.Loader) -> list[multiprocessing.Process]:
     return next(iter(running._pool._running)).processes
 
 
-def fails(running) -> str:
+def fails(running, named=("df -h /dev/shm", "--num_workers")) -> str:
     """The line with which it ends"""
     with pytest.raises(WorkerError) as caught:
         list(running)
     line = str(caught.value)
     assert caught.value.exit_code == 5 and "\n" not in line and not multiprocessing.active_children()
-    assert all(words in line for words in ("df -h /dev/shm", "--num_workers"))
+    assert all(words in line for words in named)
     return line
 
 
@@ -257,6 +257,18 @@ def test_exit_without_close_does_not_hang():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=root,
                             env={**os.environ, "PYTHONPATH": f"{root}:{root}/tests/support:{here}"})
     assert (result.returncode, result.stderr) == (3, "")
+
+
+def test_the_longest_path_of_temporary_files_is_none_of_their_sockets(expected, monkeypatch, tmp_path):
+    """A batch goes through a socket, whose path has a limit; in the thread that sends it an error would be lost."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert digest(loader()) == expected and not list(long.iterdir())
+    monkeypatch.setattr(data_workers.temporary, "SHORT", ())
+    for folder in (long, tmp_path / "gone"):
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+        fails(loader(), ["cannot make a socket in a folder for temporary files", "TMPDIR"])
 
 
 @pytest.mark.parametrize("hanging", [1, 2])

@@ -16,17 +16,19 @@ import functools
 import mmap
 import os
 import signal
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils import process
+from utils import process, temporary
 
 TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
 START_LIMITS_S = 10.0, 30.0  # for workers to begin, of the first starts; the last has TIMEOUT_S
@@ -61,6 +63,7 @@ class WorkerPool:
         begun = mmap.mmap(-1, max(1, self.num_workers))             # a byte a worker, shared with it
         loader = DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.num_workers,
                             collate_fn=functools.partial(_shared_memory_collate, self.collate), pin_memory=self.pin_memory,
+                            multiprocessing_context="fork" if self.num_workers else None,
                             timeout=POLL_S if self.num_workers else 0, worker_init_fn=functools.partial(_worker_init, begun),
                             generator=torch.Generator())
         try:
@@ -81,8 +84,8 @@ class WorkerPool:
             workers.close()
 
 
-class _NoMemory(str):
-    """Comes in place of a batch that found no room in shared memory: why."""
+class _NotSent(str):
+    """Comes in place of a batch that cannot be sent: why."""
 
 
 def _shared_memory_collate(collate: Callable, samples: list) -> object:
@@ -90,12 +93,22 @@ def _shared_memory_collate(collate: Callable, samples: list) -> object:
     batch = collate(samples)
     if get_worker_info() is not None and isinstance(batch, tuple):
         try:
+            _open_socket()
             for value in batch:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            return _NoMemory(str(error).splitlines()[0])
+            return _NotSent(f"found no room in shared memory ({str(error).splitlines()[0]}): {ADVICE}")
+        except OSError as error:
+            return _NotSent(f"cannot make a socket in a folder for temporary files ({error}): name another one, with TMPDIR")
     return batch
+
+
+@functools.cache
+def _open_socket() -> None:
+    """Tries, once a worker, what the queue's own thread needs to send a batch: multiprocessing's folder and a socket in it."""
+    tempfile.tempdir = temporary.socket_folder()
+    Listener().close()
 
 
 def _worker_init(begun: mmap.mmap, worker: int) -> None:
@@ -157,8 +170,8 @@ class _Workers:
                         raise WorkerError(f"{reason}: {ADVICE}") from error
                     raise
         self.deadline = float("inf")
-        if isinstance(batch, _NoMemory):
-            raise WorkerError(f"a data worker found no room in shared memory ({batch}): {ADVICE}")
+        if isinstance(batch, _NotSent):
+            raise WorkerError(f"a data worker {batch}")
         return batch
 
     def _lost(self, error: Exception) -> str:
