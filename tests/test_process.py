@@ -58,7 +58,7 @@ def test_a_request_is_remembered_and_the_handlers_are_restored(number):
         assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.requested()
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before and process.requested_at() == float("inf")
 
 
 @pytest.mark.parametrize("number", EVERY)
@@ -132,6 +132,7 @@ def test_the_second_request_ends_it(rank, pause, code, monkeypatch, capfd):
         with process.StopSignal() as stop:
             stop.saves = True
             os.kill(os.getpid(), signal.SIGTERM)
+            assert process.requested_at() <= time.monotonic()
             time.sleep(pause)
             os.kill(os.getpid(), signal.SIGUSR1)
             return 7

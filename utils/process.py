@@ -34,6 +34,7 @@ DEAF_S = 1.0
 PR_SET_PDEATHSIG = 1
 
 _ends_at_once = False
+_asked_at = float("inf")
 
 
 class Program:
@@ -199,6 +200,8 @@ class StopSignal:
         before, writer = self._wakeup
         signal.set_wakeup_fd(before)
         os.close(writer)                           # ends the thread
+        global _asked_at
+        _asked_at = float("inf")
 
     def requested(self) -> bool:
         return self._asked is not None
@@ -210,7 +213,8 @@ class StopSignal:
         if not self.saves:
             self._leave_unsaved(number)
         elif self._asked is None:
-            self._asked = now
+            global _asked_at
+            self._asked = _asked_at = now
         elif now - self._asked > (ONE_REQUEST if launch.below_launcher() else 0.0):
             self._print(number, "left at once")
             launch.post_exit_code(EXIT_PREEMPTED)
@@ -226,7 +230,7 @@ class StopSignal:
             while numbers := os.read(reader, 64):
                 for number in set(numbers) & set(self._before):
                     time.sleep(DEAF_S)
-                    if not self.saves:
+                    if not self.saves and self._asked is None:
                         self._leave_unsaved(number)
             os.close(reader)
 
@@ -250,6 +254,11 @@ def _leave() -> None:
     """Ends this process, with nothing to save. torchrun would restart what ends with a code of its own."""
     known = launch.post_exit_code(EXIT_PREEMPTED) is not None
     os._exit(0 if known and launch.below_launcher() else EXIT_PREEMPTED)
+
+
+def requested_at() -> float:
+    """When this process was asked to stop, by time.monotonic(); infinity if it was not."""
+    return _asked_at
 
 
 def die_with_parent() -> None:

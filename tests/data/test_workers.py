@@ -5,6 +5,7 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -197,6 +198,13 @@ def test_nothing_is_left_behind(tries):
     del batches, running
     assert wait_until(lambda: all(now <= then for now, then in zip(resources(), before)), 20), (before, resources())
     assert not [name for name in os.listdir("/dev/shm") if name.split("_")[:1] == ["torch"] and int(name.split("_")[1]) in pids]
+
+
+def test_workers_that_hang_do_not_hold_up_a_request_to_stop(monkeypatch):
+    monkeypatch.setattr(data_workers, "STOP_TIMEOUT_S", 0.5)
+    asked_at = time.monotonic() + 0.2
+    monkeypatch.setattr(data_workers.process, "requested_at", lambda: asked_at)
+    assert re.search(r"gave no batch for [01]\.?\d* s and were killed", fails(loader(Fateful(FATES["hangs"][0]))))
 
 
 def test_close_ends_workers_that_hang():

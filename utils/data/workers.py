@@ -32,6 +32,7 @@ from utils import process, temporary
 
 TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
 START_LIMITS_S = 10.0, 30.0  # for workers to begin, of the first starts; the last has TIMEOUT_S
+STOP_TIMEOUT_S = 30.0        # the same after a request to stop, which waits for the step
 POLL_S = 1.0                 # between checks that the workers are alive
 GRACE_S = 2.0                # for workers to end by themselves: one that is killed may leave a file in /dev/shm
 ADVICE = ("is memory or shared memory short (free -h, df -h /dev/shm)? --num_workers with fewer takes less, 0 loads in the "
@@ -142,7 +143,8 @@ class _Workers:
     """The workers of one iteration over a DataLoader, and a thread that kills them when a batch does not come in time."""
 
     def __init__(self, loader: DataLoader, timeout_s: float):
-        self.timeout_s, self.owner, self.late, self.deadline = timeout_s, os.getpid(), False, float("inf")
+        self.timeout_s, self.owner, self.late = timeout_s, os.getpid(), False
+        self.begun, self.deadline = 0.0, float("inf")
         handler = signal.getsignal(signal.SIGCHLD)
         with process.signals_blocked():             # until the workers ignore them
             try:
@@ -159,7 +161,8 @@ class _Workers:
 
     def next(self):
         """The next batch. Raises WorkerError where the workers are at fault."""
-        self.deadline = time.monotonic() + self.timeout_s
+        self.begun = time.monotonic()
+        self.deadline = self.begun + self.timeout_s
         batch = None
         while batch is None:
             try:
@@ -169,6 +172,7 @@ class _Workers:
                     if reason := self._lost(error):
                         raise WorkerError(f"{reason}: {ADVICE}") from error
                     raise
+                self.deadline = min(self.deadline, max(self.begun, process.requested_at()) + STOP_TIMEOUT_S)
         self.deadline = float("inf")
         if isinstance(batch, _NotSent):
             raise WorkerError(f"a data worker {batch}")
@@ -182,7 +186,7 @@ class _Workers:
             time.sleep(0.01)
         if self.late:
             return (f"the data workers (pid {', '.join(str(worker.pid) for worker in self.processes)}) gave no batch for "
-                    f"{self.timeout_s:g} s and were killed")
+                    f"{round(self.deadline - self.begun, 1):g} s and were killed")
         if dead := [f"data worker {worker.pid} {ending(worker.exitcode)}" for worker in self.processes if not worker.is_alive()]:
             return "; ".join(dead)
         if isinstance(error, RuntimeError) and str(error).startswith("Too many open files"):

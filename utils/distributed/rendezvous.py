@@ -50,7 +50,7 @@ def _reach(rank: int, size: int, address: str, until: float) -> dist.TCPStore:
         _knock(host, int(port), size, until)
     try:
         return dist.TCPStore(host, int(port), size, hosts, timeout=datetime.timedelta(seconds=CONNECT_S), wait_for_workers=False,
-                             multi_tenant=True)
+                             multi_tenant=True, use_libuv=os.environ.get("USE_LIBUV", "1") == "1")     # as torch's env://
     except dist.DistError as error:
         if not hosts:
             raise
