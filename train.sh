@@ -181,6 +181,7 @@ watch() {
     done
 }
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}     # for those who signal torchrun (from 2.12 on)
+trap stop TERM INT HUP USR1      # from here on: what is asked before there is a process, it finds
 set -m              # a process group of its own: Ctrl-C comes to this script alone
 (trap '' USR1; exec "${command[@]}") </dev/null &
 launcher=$!
@@ -188,7 +189,6 @@ set +m
 watch </dev/null 3>&2 >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"
-trap stop TERM INT HUP USR1
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
 code=0
 wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
