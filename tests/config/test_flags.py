@@ -10,7 +10,7 @@ from utils.config.flags import FIXED, FREE, MODEL_KEYS, OVERRIDE, SIZES, before,
 PINNED = {
     FREE: """
         name None, data_dir data, test always, pretrained_dir auto, resume_path None, override False, output_dir output,
-        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps 1, num_steps None, num_epochs None,
+        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps auto, num_steps None, num_epochs None,
         teacher None, attention_edits None, eval_every None, save_every None, keep_checkpoints 2, compile False, device auto,
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
         eval_only False, eval_train False, confusion_matrix False""",
@@ -45,7 +45,7 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    assert before() == defaults() and "fp16" not in defaults()
+    assert before() == defaults() | {"gradient_accumulation_steps": 1} and "fp16" not in defaults()
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

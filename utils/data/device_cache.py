@@ -239,6 +239,11 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device)
     return CachedImages(stored[name], rows, found)
 
 
+def cached_bytes(split: Dataset) -> int:
+    """What the images of the split take on the device where they are cached there; else 0."""
+    return sum(array.images.nbytes for array in _arrays(split)[0]) if fits_on_device(split) else 0
+
+
 def _arrays(split: Dataset) -> tuple[list[ArrayImages], np.ndarray]:
     """-> (the arrays that hold the images; the split's images as numbers into them, one after the other). No arrays if an
     image is not in memory."""
