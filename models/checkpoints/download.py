@@ -5,13 +5,11 @@ the checksum that the publisher names, and for its kind, since a network may ans
 """
 
 import base64
-import contextlib
 import fcntl
 import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -37,22 +35,15 @@ def download(url: str, path: Path, checksum: str = "") -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(path.name + ".lock")):
+        lock = path.with_name(path.name + ".lock")
+        with open(lock, "w") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
             if not path.is_file():
                 _download(url, path, checksum)
+            lock.unlink(missing_ok=True)             # not after an error: others may wait for this file, a new one would be free
     except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _download(url: str, path: Path, checksum: str) -> None:
