@@ -17,7 +17,6 @@ import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -35,11 +34,6 @@ class FolderError(ValueError):
     """A run folder cannot be used."""
 
     exit_code = 2
-
-
-class RunFolder(NamedTuple):
-    path: Path
-    best: dict            # {"step", "accuracy"} of its best.pt; {} without one
 
 
 def lock(folder: Path) -> FileLock:
@@ -140,8 +134,10 @@ def resolve_checkpoint(path: str | Path) -> str | Path:
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
-def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) -> RunFolder:
+def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) -> tuple[Path, dict]:
     """Locks the folder in which a run continues: its own, or a new one if NAME or OUTPUT_DIR differ (a branch).
+
+    -> (the folder, {"step", "accuracy"} of its best.pt or {})
 
     Events after the checkpoint's step are removed from the log; a branch gets a copy of the log and of best.pt. Raises
     FolderError for a checkpoint outside a run folder without NAME, and for one that is not the newest of its folder:
@@ -161,7 +157,7 @@ def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) 
     for path in newer:        # they are damaged, and would count among the newest when old checkpoints are deleted
         path.rename(path.with_name(f"{path.name}.damaged"))
     write_log(home, events_until(home, checkpoint.step))
-    return RunFolder(home, _best(checkpoint, home))
+    return home, _best(checkpoint, home)
 
 
 def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> None:
@@ -173,13 +169,13 @@ def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> 
         check_free(str(target.parent), target.name)
 
 
-def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> RunFolder:
+def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> tuple[Path, dict]:
     folder, best = create(str(target.parent), target.name, target.name), {}
     if (home / CONFIG_FILE).exists():
         write_log(folder, events_until(home, checkpoint.step))
         if best := _best(checkpoint, home):
             atomic_write(folder / BEST_FILE, lambda unfinished: shutil.copyfile(home / BEST_FILE, unfinished))
-    return RunFolder(folder, best)
+    return folder, best
 
 
 def _best(checkpoint: RunCheckpoint, home: Path) -> dict:
