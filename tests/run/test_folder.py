@@ -346,7 +346,7 @@ def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
 
     def work():
         found = find_run_checkpoint(str(folder))
-        done = found.step
+        done = found.header.step
         run_folder.resume(found, None, None)
         log = Log(folder, print)
         log.write({"event": "resume", "step": done})

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from building import ALONE
-from runs import events_of
+from runs import events_of, load_state
 from torch import nn
 
 from utils.config import Facts, parse, resolve
@@ -89,7 +89,7 @@ def logged() -> list[tuple]:
 
 
 def best_of(file: str) -> dict:
-    return checkpoint.load(Path("r", file)).best
+    return load_state(Path("r", file)).best
 
 
 @pytest.fixture(autouse=True)

@@ -148,15 +148,15 @@ def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) 
         return _branch(checkpoint, home, target)
     _claim(home)
     newer = [path for path in checkpoints.step_files(home)
-             if int(checkpoints.STEP_FILE.fullmatch(path.name)[1]) > checkpoint.step]
+             if int(checkpoints.STEP_FILE.fullmatch(path.name)[1]) > checkpoint.header.step]
     for path in newer:
         if path not in checkpoint.skipped and _header(path):
-            raise FolderError(f"{checkpoint.path} is at step {checkpoint.step}, but {home} continues to {path.name}. Resume "
-                              f"the folder, or choose a new --name to branch off from step {checkpoint.step}.")
+            raise FolderError(f"{checkpoint.path} is at step {checkpoint.header.step}, but {home} continues to {path.name}. "
+                              f"Resume the folder, or choose a new --name to branch off from step {checkpoint.header.step}.")
     _remove_unfinished(home)
     for path in newer:        # they are damaged, and would count among the newest when old checkpoints are deleted
         path.rename(path.with_name(f"{path.name}.damaged"))
-    write_log(home, events_until(home, checkpoint.step))
+    write_log(home, events_until(home, checkpoint.header.step))
     return home, _best(checkpoint, home)
 
 
@@ -172,7 +172,7 @@ def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> 
 def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> tuple[Path, dict]:
     folder, best = create(str(target.parent), target.name, target.name), {}
     if (home / CONFIG_FILE).exists():
-        write_log(folder, events_until(home, checkpoint.step))
+        write_log(folder, events_until(home, checkpoint.header.step))
         if best := _best(checkpoint, home):
             atomic_write(folder / BEST_FILE, lambda unfinished: shutil.copyfile(home / BEST_FILE, unfinished))
     return folder, best
@@ -182,7 +182,7 @@ def _best(checkpoint: RunCheckpoint, home: Path) -> dict:
     """The evaluation of best.pt; {} if that is missing, damaged, or later than the checkpoint: then it is evaluated again."""
     path = home / BEST_FILE
     header = checkpoint.header if checkpoint.path == path else _header(path)
-    return header.best if header and header.step <= checkpoint.step else {}
+    return header.best if header and header.step <= checkpoint.header.step else {}
 
 
 def _folders(checkpoint: Path, output_dir: str | None, name: str | None) -> tuple[Path, Path]:
