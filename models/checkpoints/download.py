@@ -26,13 +26,15 @@ KINDS = {
 }
 
 
-def download(url: str, path: Path, checksum: str = "") -> None:
-    """Downloads `url` to `path`, whose suffix is one of KINDS, unless another process just did: two never write into one file.
+def download(url: str, path: Path, checksum: str = "") -> Path:
+    """Downloads `url` to `path`, whose suffix is one of KINDS, unless it is there, and returns it. Of several processes one does.
 
     What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
     two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
     Raises WeightsError with the URL and the path to put the file at by hand.
     """
+    if path.is_file():
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".lock")
@@ -44,6 +46,7 @@ def download(url: str, path: Path, checksum: str = "") -> None:
     except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
+    return path
 
 
 def _download(url: str, path: Path, checksum: str) -> None:
