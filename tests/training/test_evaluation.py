@@ -16,6 +16,7 @@ from utils.data.transforms import eval_transform
 from utils.training import evaluation
 from utils.training.evaluation import ClassificationMetrics, EvalMetrics, write_confusion
 from utils.training.precision import BF16, FP32, LEVELS
+from utils.training.task import SINGLE_LABEL
 
 CPU = torch.device("cpu")
 
@@ -99,7 +100,7 @@ def evaluate(model, batch_size=32, row=FP32, **options) -> EvalMetrics | None:
     loader = data.eval_loader(digits("").val, transform=eval_transform((8, 8)), batch_size=batch_size, rank=0, world_size=1,
                               num_workers=0, pin_memory=False)
     alone = distributed.Ranks(0, 1, 0, 1, CPU)
-    return evaluation.evaluate(model, loader, to_input, row, alone, 10, **options)
+    return evaluation.evaluate(model, loader, to_input, row, alone, 10, metrics=SINGLE_LABEL.metrics, **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 32, 500])

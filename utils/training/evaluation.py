@@ -97,17 +97,19 @@ class ClassificationMetrics:
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Tensor], precision: Precision, ranks: Ranks,
              num_classes: int, *, confusion: bool = False, stop_requested: Callable[[], bool] = lambda: False,
-             on_compiled: Callable[[int, float], None] | None = None) -> EvalMetrics | None:
+             on_compiled: Callable[[int, float], None] | None = None,
+             metrics: type[ClassificationMetrics] = ClassificationMetrics) -> EvalMetrics | None:
     """Evaluates every image of the split once, whatever the number of ranks.
 
     `model` is the plain module, not the wrapped one: ranks may have different numbers of batches. Returns None, on every rank,
     if stop_requested() became true on one of them before its last batch.
     `on_compiled`, for a compiled model, is called with the images and seconds of the first batch, for which it may have been
     compiled. The last batch is then padded to the size of the others, or the model would be compiled for it alone.
+    `metrics`: those of the task.
     """
     was_training = model.training
     model.eval()
-    counts, stopped, batch_size = ClassificationMetrics(num_classes, ranks.device, confusion), False, 0
+    counts, stopped, batch_size = metrics(num_classes, ranks.device, confusion), False, 0
     for batch in prefetch(loader, ranks.device):
         if stopped := stop_requested():
             break

@@ -4,22 +4,30 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from torch import Tensor
 
 from utils.data.splits import by_class
 
 from .criterion import Criterion
+from .evaluation import ClassificationMetrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The parts of a run that depend on what is learned.
 
-    criterion: built with the run's losses; `loss` and `count_correct` are what the trainer asks. strata: all targets -> the
-    labels of which held-out splits keep the proportions.
+    target_shape: of one image's target. criterion: built with the run's losses; `loss` and `count_correct` are what the trainer
+    asks. metrics: built by `evaluate`. strata: all targets -> the labels of which held-out splits keep the proportions.
+    probabilities: logits (B, C) -> what a prediction writes, (B, C).
     """
 
+    name: str
+    target_shape: tuple[int, ...]
     criterion: type[Criterion]
+    metrics: type[ClassificationMetrics]
     strata: Callable[[np.ndarray], np.ndarray]
+    probabilities: Callable[[Tensor], Tensor]
 
 
-SINGLE_LABEL = Task(Criterion, strata=by_class)                 # one class an image
+SINGLE_LABEL = Task("one class an image", (), Criterion, ClassificationMetrics, strata=by_class,
+                    probabilities=lambda logits: logits.float().softmax(dim=1))
