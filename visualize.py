@@ -3,8 +3,7 @@
     python visualize.py attention --checkpoint output/NAME --image photo.jpg
 
 `python visualize.py --help` lists the pictures. Without --checkpoint it is the embedded model of letters, on the embedded
-digits. The notebook uses the same functions: load, examples, predict_with_attention, the draw_ functions
-here and those of utils/report/views.py.
+digits. The notebook uses the same functions: load and examples, and those of utils/report/views.py.
 Exit codes: 0 done; 2 bad input, reported in one line. A traceback is a bug of this program.
 
 Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from utils.build import Opened
-    from utils.report.views import Example, View
+    from utils.report.views import Example
 
 try:
     from utils import process
@@ -146,15 +145,15 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
         def readable():
             for example in found:
                 with skip_unreadable(skipped):
-                    yield predict_with_attention(subject, example)
+                    yield views.predict_with_attention(subject, example)
 
         return folder, [(verb, lambda: views.draw_distance(readable()))]
     figure = {"attention": lambda view: views.draw_attention(view, options.layer, options.head),
               "rollout": lambda view: views.draw_rollout(view, options.fusion, options.drop),
-              "grad-rollout": lambda view: draw_gradient_rollout(view, options.target, options.drop),
+              "grad-rollout": lambda view: views.draw_gradient_rollout(view, options.target, options.drop),
               "class-attention": views.draw_class_attention}[verb]
     return folder, [(f"{verb}-{Path(example.name).with_suffix('').as_posix().replace('/', '-')}",
-                     lambda example=example: figure(predict_with_attention(subject, example))) for example in found]
+                     lambda example=example: figure(views.predict_with_attention(subject, example))) for example in found]
 
 
 # ------------------------------------------------------------------------------------------ models and images
@@ -215,49 +214,6 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
         found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
     data = FileImages([(path, 0) for path, _ in found])
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
-
-
-def predict_with_attention(subject: "Opened", example: "Example") -> "View":
-    """Shows the image to the model and records its attention -> views.View. Raises ImageError."""
-    import torch
-
-    from utils.data.transforms import normalize
-    from utils.report.views import View
-
-    model = subject.model
-    image, _ = example.split[example.index]
-    pixels = subject.transform(image)[None]
-    inputs = normalize(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
-    with torch.no_grad(), model.recording() as maps:
-        logits = model(inputs)
-    probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
-    return View(subject, example, pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy(), inputs, probabilities,
-                [layer.cpu() for layer in maps])
-
-
-def compute_gradient_rollout(view: "View", target: int, drop: float = 0.0):
-    """Gradient rollout of class number `target` -> (1, N, N)"""
-    import torch
-
-    from utils.attention.maps import gradient_rollout
-    from utils.report.views import protected_columns
-
-    model = view.subject.model
-    with model.recording(differentiable=True) as maps:
-        logits = model(view.inputs)
-    gradients = torch.autograd.grad(logits[0, target], maps)
-    maps = [layer.detach() for layer in maps]
-    return gradient_rollout(maps, gradients, drop, protected_columns(model)).cpu()
-
-
-def draw_gradient_rollout(view: "View", target: str | None = None, drop: float = 0.0):
-    """target: a class by name or number; None: the predicted one -> Figure"""
-    from utils.report import views
-
-    classes = view.subject.classes
-    number = int(view.probabilities.argmax()) if target is None else views.class_index(target, classes)
-    how = views.describe_rollout(f"for {classes[number]}", drop)
-    return views.draw_joint(view, compute_gradient_rollout(view, number, drop), f"gradient rollout {how}")
 
 
 if __name__ == "__main__":

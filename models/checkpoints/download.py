@@ -5,13 +5,11 @@ the checksum that the publisher names, and for its kind, since a network may ans
 """
 
 import base64
-import contextlib
 import fcntl
 import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -28,31 +26,27 @@ KINDS = {
 }
 
 
-def download(url: str, path: Path, checksum: str = "") -> None:
-    """Downloads `url` to `path`, whose suffix is one of KINDS, unless another process just did: two never write into one file.
+def download(url: str, path: Path, checksum: str = "") -> Path:
+    """Downloads `url` to `path`, whose suffix is one of KINDS, unless it is there, and returns it. Of several processes one does.
 
     What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
     two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
     Raises WeightsError with the URL and the path to put the file at by hand.
     """
+    if path.is_file():
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(path.name + ".lock")):
+        lock = path.with_name(path.name + ".lock")
+        with open(lock, "w") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
             if not path.is_file():
                 _download(url, path, checksum)
+            lock.unlink(missing_ok=True)             # not after an error: others may wait for this file, a new one would be free
     except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    return path
 
 
 def _download(url: str, path: Path, checksum: str) -> None:

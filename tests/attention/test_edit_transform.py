@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from pictures import picture, plain
 from PIL import Image
 
-from utils.attention.edit_transform import EditTransform, transform_with_edit
+from utils.attention.edit_transform import transform_with_edit, transform_with_edits
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.sampler import StepSampler
@@ -156,7 +157,7 @@ def pictures(count=11) -> ArrayImages:
 
 def loaded(edits, workers=0, micro=1) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
     """(epoch, index) -> image and edit (None without) of the training loader"""
-    edit_transform = None if edits is None else pickle.loads(pickle.dumps(EditTransform(edits, (2, 3))))
+    edit_transform = None if edits is None else pickle.loads(pickle.dumps(partial(transform_with_edits, edits, (2, 3))))
     loader = data.train_loader(pictures(), StepSampler(11, 4, micro, 0, 1, 0, 0, 6), seed=5,
                                transform=train_transform("crop_flip", (8, 12)), num_workers=workers, pin_memory=False,
                                edit_transform=edit_transform)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from building import ALONE, build_objects, write_checkpoint
 
-from models.checkpoints import OpenedCheckpoint
+from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
 
 

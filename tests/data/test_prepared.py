@@ -253,10 +253,11 @@ def test_refusals(files, whole, tmp_path):
         with pytest.raises(InUseError, match="in use"):
             make(Path(root), tmp_path / "set")
 
-    with FileLock(tmp_path / "set.building"):
-        process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
-        process.start()
-        process.join()
+    (lock := FileLock(tmp_path / "set.building")).acquire()
+    process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
+    process.start()
+    process.join()
+    lock.release()
     assert process.exitcode == 0
 
 

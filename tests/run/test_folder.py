@@ -51,7 +51,7 @@ def make_run(output: Path, name="r", steps=(4, 8)) -> Path:
 
 
 def resume(path: Path, output_dir: str | None = None, name: str | None = None) -> Path:
-    return run_folder.resume(open_run_checkpoint(path), output_dir, name).path
+    return run_folder.resume(open_run_checkpoint(path), output_dir, name)[0]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -302,12 +302,12 @@ def test_a_later_best_belongs_to_another_history(output, step, kept):
     folder = make_run(output, steps=(4,))
     add_checkpoint(output, step, best={"step": step, "accuracy": 0.5}).rename(folder / "best.pt")
     for name in ("branch", None):
-        resumed = run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, name)
-        assert resumed.best == ({"step": step, "accuracy": 0.5} if kept else {})
-        assert not kept or (resumed.path / "best.pt").read_bytes() == (folder / "best.pt").read_bytes()
+        resumed, found = run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, name)
+        assert found == ({"step": step, "accuracy": 0.5} if kept else {})
+        assert not kept or (resumed / "best.pt").read_bytes() == (folder / "best.pt").read_bytes()
     assert (output / "branch/best.pt").exists() is kept
     (folder / "best.pt").write_bytes(b"")
-    assert run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, None).best == {}
+    assert run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, None)[1] == {}
 
 
 def test_an_older_checkpoint_is_not_resumed_in_place(output):
@@ -327,7 +327,7 @@ def test_damaged_newer_checkpoints_are_renamed(output):
     """Otherwise they would count among the newest when old ones are deleted."""
     folder = make_run(output, steps=(4,))
     add_checkpoint(folder, 8, spoilt=True)
-    assert run_folder.resume(find_run_checkpoint(str(folder)), None, None).path == folder
+    assert run_folder.resume(find_run_checkpoint(str(folder)), None, None)[0] == folder
     assert (folder / "step-00000008.pt.damaged").exists()
     add_checkpoint(folder, 6)
     checkpoint.retain(folder, 1)
@@ -346,7 +346,7 @@ def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
 
     def work():
         found = find_run_checkpoint(str(folder))
-        done = found.step
+        done = found.header.step
         run_folder.resume(found, None, None)
         log = Log(folder, print)
         log.write({"event": "resume", "step": done})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from rig import command_of, until
-from runs import VARIABLES
+from runs import VARIABLES, load_state
 
 import train
 from utils.config import parse
@@ -64,7 +64,7 @@ def test_a_journey_on_two_processes(tmp_path, capsys):
     assert next(event for event in events if event["event"] == "start")["world_size"] == 2
 
     code, _, errors = end("--num_steps", "101", RESUME_PATH=str(checkpoint.step_files(folder)[0]))
-    assert code == 0 and checkpoint.load(checkpoint.step_files(folder)[0]).step == 101, errors
+    assert code == 0 and load_state(checkpoint.step_files(folder)[0]).step == 101, errors
     assert train.main(["--device", "cpu", "--eval_only", "--resume_path", str(folder / "best.pt")]) == 0
     assert re.search(r"test accuracy 9\d\.\d\d%", capsys.readouterr().out)
 

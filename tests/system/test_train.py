@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import FOLDER, differences, events_of, make_tree, state_of
+from runs import FOLDER, differences, events_of, load_state, make_tree, state_of
 
 import train
 from models import create_model, save_npz
@@ -57,7 +57,7 @@ def test_where_and_how_often_a_run_writes(run_train):
 
 def test_best_is_the_best_evaluation(run_train):
     assert run_train("--num_steps", 12, "--eval_every", 3, "--learning_rate", 0.01) == 0
-    best = checkpoint.load(Path("output/digits/best.pt"))
+    best = load_state(Path("output/digits/best.pt"))
     accuracies = {event["step"]: event["accuracy"] for event in events_of() if event.get("split") == "val"}
     assert best.best == {"step": best.step, "accuracy": max(accuracies.values())}
     assert accuracies[best.step] == max(accuracies.values())

@@ -12,7 +12,6 @@ from utils.distributed import Ranks
 from utils.process import StopSignal
 from utils.run import folder
 from utils.run.checkpoint import CheckpointError
-from utils.run.folder import RunFolder
 from utils.run.loggers import check_wandb
 from utils.run.run import Run
 from utils.training.trainer import Trainer
@@ -88,9 +87,10 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
         yield
 
 
-def _claim(run: Run) -> RunFolder:
+def _claim(run: Run) -> tuple[Path, dict]:
+    """-> (the run's folder, {"step", "accuracy"} of its best.pt or {})"""
     config = run.config
     if run.source is None:
-        return RunFolder(folder.create(config.output_dir, config.name, config.dataset), {})
+        return folder.create(config.output_dir, config.name, config.dataset), {}
     typed = {name: config.to_dict()[name] if config.source(name) == FLAG else None for name in ("output_dir", "name")}
     return folder.resume(run.source, **typed)

@@ -59,7 +59,11 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
     try:
         building.mkdir(parents=True, exist_ok=True)
         lock = FileLock(building, "Wait for it, or prepare in another folder.")
-        with lock, _processes(parts, size, building, workers) as processes:
+        with contextlib.ExitStack() as stack:
+            lock.acquire()
+            stack.callback(lock.release)
+            processes = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
+            stack.callback(processes.shutdown, cancel_futures=True)
             rows, bad, plan = _read_all_sizes(parts, processes)
             _check_bad(bad, len(splits.train), building, skip)
             _allocate_files(rows, building, target, repr((FORMAT, PIL.__version__, dataset, splits.classes, size, plan)), log)
@@ -177,15 +181,6 @@ def _write_index(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], bu
 # ------------------------------------------------------------------------------------------------- the processes
 
 _work: tuple[dict[str, FileImages], int, Path]           # of a process: the splits, the size, the folder
-
-
-@contextlib.contextmanager
-def _processes(parts: dict[str, FileImages], size: int, building: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _results(pool: ProcessPoolExecutor, what: str, function: Callable, tasks: list[tuple]) -> Iterator:

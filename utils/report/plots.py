@@ -10,7 +10,6 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import matplotlib
 from matplotlib import font_manager, ticker, transforms
@@ -242,12 +241,9 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def save(figure: Figure, path: str | Path | BinaryIO) -> None:
-    """Writes .png, .pdf or .svg, atomically; a stream gets a PNG. Raises StorageError."""
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes .png, .pdf or .svg, atomically. Raises StorageError."""
+    suffix = Path(path).suffix.lstrip(".").lower()
     with warnings.catch_warnings():                    # of letters that no font has: they are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
-        if isinstance(path, (str, os.PathLike)):
-            suffix = Path(path).suffix.lstrip(".").lower()
-            atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))
-        else:
-            figure.savefig(path, dpi=120)
+        atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))
