@@ -326,7 +326,7 @@ BAD = {
     "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
-    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: line 2: a train event without its "lr"'),
+    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: event 2: a train event without its "lr"'),
 }
 
 

@@ -65,11 +65,13 @@ def scan_log(folder: Path) -> tuple[list[dict], int]:
 
 
 def _event(line: str) -> dict | None:
+    """None unless it is a JSON object that names its event, and an evaluation's its split."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):          # also for numbers and nesting beyond what Python reads
         return None
-    return event if isinstance(event, dict) else None
+    names = ("event", "split") if isinstance(event, dict) and event.get("event") == "eval" else ("event",)
+    return event if isinstance(event, dict) and all(isinstance(event.get(name), str) for name in names) else None
 
 
 def events_until(folder: Path, step: int) -> list[dict]:
