@@ -50,6 +50,7 @@ def test_results_and_where_they_are(printed):
 
 def test_means_over_the_last_steps_and_another_split_before(printed):
     steps = [{"event": "train", "step": n, "accuracy": n / 100, "attention_loss": 1 / n} for n in range(1, 41)]
+    steps.insert(3, {"event": "train", "step": 4, "accuracy": 0.5, "attention_loss": "nan"})          # it was skipped
     whole = {"event": "eval", "split": "train", "step": 40, "accuracy": 0.5, "images": 1097}
     lines = printed({"accuracy": 0.1, "split": "val"}, {}, [*steps, whole], "--eval_train", "--eval_every", "4")
     first, last = (sum(1 / number for number in some) / 20 for some in (range(1, 21), range(21, 41)))
@@ -59,3 +60,5 @@ def test_means_over_the_last_steps_and_another_split_before(printed):
                  f"  attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit"):
         assert line in lines, line
     assert not any(" best " in line for line in lines)
+    lines = printed({}, {}, steps, "--eval_train")                  # a full disk lost the evaluation
+    assert any("as they were fed" in line for line in lines) and not any("without augmentation" in line for line in lines)

@@ -1,5 +1,6 @@
 """The last words of a run: what came out, where it is, and what a user may type next."""
 
+import math
 import os
 import shlex
 import shutil
@@ -118,11 +119,12 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
     if recent and "accuracy" in recent[0]:
         mean = sum(event["accuracy"] for event in recent) / len(recent)
         lines.append(f"train accuracy {mean:.2%} on the images of the last {len(recent)} steps, as they were fed")
-    if config.eval_train:
-        whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
-        lines.append(f"               {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
-    losses = [event["attention_loss"] for event in steps if event.get("attention_loss") is not None]
-    if losses:
+    whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1:]
+    if config.eval_train and whole:                # a full disk may have lost the line
+        lines.append(f"               {whole[0]['accuracy']:.2%} on all {whole[0]['images']} training images, without augmentation")
+    # The log has NaN and infinity, of steps that were skipped (--non_finite skip), as text.
+    losses = [float(event["attention_loss"]) for event in steps if event.get("attention_loss") is not None]
+    if losses := [loss for loss in losses if math.isfinite(loss)]:
         first, last = (sum(some) / len(some) for some in (losses[:RECENT_STEPS], losses[-RECENT_STEPS:]))
         lines.append(f"attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit")
     return lines
