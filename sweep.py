@@ -70,7 +70,6 @@ def main(argv: list[str]) -> int:
         best = choose(rows, folder)[tried]
         print(f"\nsweep: {spoken(tried)} {best:g} is the best on the held-out images; now the final run", flush=True)
         rows.append(finish(folder / "final", [*shared, "--val_fraction", "0", "--test", "once"], tried, best))
-        write(folder, rows, tried)
         summarise(folder, rows, tried)
     return program.exit_code
 
@@ -249,15 +248,19 @@ def write(folder: Path, rows: list[dict], tried: str) -> None:
 
 
 def summarise(folder: Path, rows: list[dict], tried: str) -> None:
+    """Prints the table, then writes it and the picture, for which there may be no room. Raises StorageError."""
     from utils.report import plots
 
-    plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
     print(f"\n{'run':<12} {spoken(tried):>21}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")
     for row in rows:
         result = row["status"] if row["status"] != "done" else (
             f"{row['split']:<6} {row['images']:>7} {row['accuracy']:>9.2%} {row['top5']:>8.2%} {float(row['loss']):>8.4f}")
         print(f"{row['run']:<12} {row[tried]:>21g}  {result}")
-    print(f"table    {folder / 'sweep.csv'}\npicture  {folder / 'sweep.png'}\nmodel    {folder / 'final'}")
+    print(f"model    {folder / 'final'}", flush=True)
+    write(folder, rows, tried)
+    print(f"table    {folder / 'sweep.csv'}")
+    plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
+    print(f"picture  {folder / 'sweep.png'}")
 
 
 if __name__ == "__main__":

@@ -203,6 +203,13 @@ def test_lost_line_of_an_evaluation_is_written_again(stub, capsys):
     assert [row["run"] for row in rows_of("output/s")] == ["lr-0.003", "final"]
 
 
+def test_picture_without_room_does_not_cost_the_table(stub, capsys):
+    Path("output/s/sweep.png").mkdir(parents=True)
+    assert sweep.main(["--learning_rates", "0.003", "--name", "s"]) == 3
+    printed = capsys.readouterr()
+    assert "final                        0.003  test " in printed.out and "cannot write output/s/sweep.png" in printed.err
+
+
 def test_a_signal_ends_the_sweep_and_its_run(stub, capsys):
     """It is passed to the run, and the sweep can be resumed."""
     with pytest.raises(SystemExit) as end:
