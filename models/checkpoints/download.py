@@ -47,7 +47,7 @@ def download(url: str, path: Path, checksum: str = "") -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as stream:
+    with open(path, "w", encoding="utf-8") as stream:
         fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
         try:
             yield
@@ -60,7 +60,7 @@ def _download(url: str, path: Path, checksum: str) -> None:
     with _open(url, part, mark) as response:
         have = part.stat().st_size if response.status == 206 else 0
         if response.headers.get("ETag"):
-            mark.write_text(response.headers["ETag"])
+            mark.write_text(response.headers["ETag"], encoding="utf-8")
         total = _receive(response, part, have, path.name)
         if total is not None and part.stat().st_size != total:
             raise OSError(f"the connection was cut off at {part.stat().st_size} of {total} bytes; run again to resume")
@@ -76,7 +76,7 @@ def _open(url: str, part: Path, mark: Path) -> HTTPResponse:
     """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
     have = part.stat().st_size if part.exists() and mark.exists() else 0
     if have:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text()})
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="utf-8")})
         try:
             response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as error:

@@ -57,7 +57,7 @@ def read_log(folder: Path) -> list[dict]:
 def scan_log(folder: Path) -> tuple[list[dict], int]:
     """-> (events, number of unreadable lines). A last line that a crash cut off does not count."""
     try:
-        *lines, last = (folder / LOG_FILE).read_text(errors="replace").split("\n")
+        *lines, last = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return [], 0
     events = [_event(line) for line in lines if line.strip()]
@@ -88,4 +88,4 @@ def events_until(folder: Path, step: int) -> list[dict]:
 def write_log(folder: Path, events: list[dict]) -> None:
     """Replaces the whole log. Raises StorageError."""
     text = "".join(json.dumps(event) + "\n" for event in events)
-    atomic_write(folder / LOG_FILE, lambda unfinished: unfinished.write_text(text))
+    atomic_write(folder / LOG_FILE, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
