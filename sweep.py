@@ -25,12 +25,14 @@ import sys
 from pathlib import Path
 
 from utils import process
-from utils.config import FLAGS, ConfigError, preview
-from utils.config import parse as parse_flags
-from utils.config.flags import FREE
-from utils.config.retired import RETIRED
-from utils.config.types import non_negative_float, positive_float
 from utils.files import StorageError, atomic_write
+
+with process.imports("sweep.py"):
+    from utils.config import FLAGS, ConfigError, preview
+    from utils.config import parse as parse_flags
+    from utils.config.flags import FREE
+    from utils.config.retired import RETIRED
+    from utils.config.types import non_negative_float, positive_float
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
         trial = ["--val_fraction", str(held_out), "--test", "never"]
         trial += ["--split_seed", str(run.split_seed)] if held_out else []
+        process.collect_garbage()
         rows = []
         for value in values:
             rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, tried, value))
@@ -112,10 +115,10 @@ def flags_of_script(flags: list[str]) -> dict:
     """What train.sh makes of its variables and these flags."""
     # In UTF-8 bash prints names as they are; elsewhere in a spelling of its own.
     environment = os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(["bash", "train.sh", *flags], env=environment, text=True, capture_output=True, encoding="utf-8")
+    done = subprocess.run(["bash", "train.sh", *flags], env=environment, capture_output=True)
     if done.returncode:
-        raise ConfigError(done.stderr.strip())
-    words = shlex.split(done.stdout.splitlines()[-1])
+        raise ConfigError(os.fsdecode(done.stderr).strip())
+    words = shlex.split(os.fsdecode(done.stdout).splitlines()[-1])
     return parse_flags(words[words.index("train.py") + 1:])
 
 
@@ -264,4 +267,4 @@ def summarise(folder: Path, rows: list[dict], tried: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)
