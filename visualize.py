@@ -13,22 +13,19 @@ import argparse
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import process
+
+with process.imports("visualize.py"):
+    from utils.config import FLAGS, ConfigError, Parser
+    from utils.config.types import fraction, image_size, positive_int
+
 if TYPE_CHECKING:
     from utils.build import Opened
     from utils.report.views import Example
-
-try:
-    from utils import process
-    from utils.config import FLAGS, ConfigError, Parser
-    from utils.config.types import fraction, image_size, positive_int
-except ModuleNotFoundError as error:
-    sys.exit(f"visualize.py: error: this Python lacks {error.name}: run .venv/bin/python visualize.py (bash train.sh makes it), "
-             "or install requirements.txt")
 
 FEW, SOME = 4, 64                                    # images of the data set: to draw, to average over
 
@@ -90,13 +87,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     skipped = []
-    sys.stdout.reconfigure(errors="backslashreplace")        # names of files can be any bytes
     with process.program("visualize.py", signals=False) as program:
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
         from utils.report import plots
 
         folder, drawings = draw(options, skipped)
+        process.collect_garbage()
         for path, (_, figure) in zip(plots.output_paths(options.output, folder, [name for name, _ in drawings]), drawings):
             with skip_unreadable(skipped):
                 drawn = figure()
@@ -217,4 +214,4 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

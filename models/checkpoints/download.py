@@ -38,7 +38,7 @@ def download(url: str, path: Path, checksum: str = "") -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".lock")
-        with open(lock, "w") as stream:
+        with open(lock, "w", encoding="utf-8") as stream:
             fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
             if not path.is_file():
                 _download(url, path, checksum)
@@ -54,7 +54,7 @@ def _download(url: str, path: Path, checksum: str) -> None:
     with _open(url, part, mark) as response:
         have = part.stat().st_size if response.status == 206 else 0
         if response.headers.get("ETag"):
-            mark.write_text(response.headers["ETag"])
+            mark.write_text(response.headers["ETag"], encoding="utf-8")
         total = _receive(response, part, have, path.name)
         if total is not None and part.stat().st_size != total:
             raise OSError(f"the connection was cut off at {part.stat().st_size} of {total} bytes; run again to resume")
@@ -70,7 +70,7 @@ def _open(url: str, part: Path, mark: Path) -> HTTPResponse:
     """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
     have = part.stat().st_size if part.exists() and mark.exists() else 0
     if have:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text()})
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="utf-8")})
         try:
             response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as error:

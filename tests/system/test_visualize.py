@@ -15,7 +15,7 @@ from PIL import Image
 
 import models
 import visualize
-from utils import config
+from utils import config, process
 from utils.data.datasets import imagenet_names
 from utils.data.transforms import eval_transform
 from utils.report import plots, views
@@ -249,6 +249,7 @@ def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, ca
     Path("pics").mkdir()
     for name in names:
         Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
+    monkeypatch.setattr(sys, "stdout", process.ResilientStream(sys.stdout))          # as process.run does
     assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
     printed = capsys.readouterr()
     assert "File name too long" in printed.err and printed.err.count("\n") == 1
@@ -326,7 +327,7 @@ BAD = {
     "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
-    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: line 2: a train event without its "lr"'),
+    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: event 2: a train event without its "lr"'),
 }
 
 

@@ -1,6 +1,7 @@
 """Config and checkpoint -> the Run: new, resumed, or branched off another."""
 
 import contextlib
+import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
     if ranks.is_main and (place := process.launch_file("folder")) is not None:
-        place.write_text(str(where))               # where processes continue that torchrun restarts
+        place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),

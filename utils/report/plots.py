@@ -77,18 +77,14 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
 
 
 def find_invalid_event(events: Sequence[dict]) -> str | None:
-    """Describes the first event of a log.jsonl that cannot be drawn, with its line; None if there is none."""
-    for line, event in enumerate(events, start=1):
-        kind = event.get("event")
-        if not isinstance(kind, str):
-            return f"line {line} is no event of a run: it has no \"event\""
-        if kind == "eval" and not isinstance(event.get("split"), str):
-            return f"line {line}: an eval event without its \"split\""
+    """Describes the first event of run.log.scan_log that cannot be drawn, with its number; None if there is none."""
+    for number, event in enumerate(events, start=1):
+        kind = event["event"]
         for field in (*DRAWN.get(kind, ()), *({"attention_loss"} & event.keys() if kind == "train" else ())):
             if field not in event:
-                return f"line {line}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
+                return f"event {number}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
             if _number(event, field) is None:
-                return f"line {line}: \"{field}\" is {plain(repr(event[field]), 30)}, not a number"
+                return f"event {number}: \"{field}\" is {plain(repr(event[field]), 30)}, not a number"
     return None
 
 

@@ -214,7 +214,8 @@ def write_config(folder: Path, config: dict, architecture: dict, world_size: int
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")},
         "commit": _commit(),
     }
-    atomic_write(folder / CONFIG_FILE, lambda unfinished: unfinished.write_text(json.dumps(content, indent=2) + "\n"))
+    atomic_write(folder / CONFIG_FILE, lambda unfinished: unfinished.write_text(json.dumps(content, indent=2) + "\n",
+                                                                              encoding="utf-8"))
 
 
 def _commit() -> str | None:
