@@ -274,12 +274,14 @@ def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
 
 BAD_LISTS = {
     "no comma": ({"train": "a.png,x\n\nb.png\n"}, ["train.csv:3: no comma", "path,label"]),
+    "semicolons": ({"train": "path;label\na.png;x\n"}, ["train.csv:1: no comma"]),
     "three columns": ({"train": "a.png,x,y\n"}, ["train.csv:1: 3 columns"]),
     "unquoted comma": ({"val": "a,b.png,x\n"}, ["val.csv:1: 3 columns", '"a,b.png",cat']),
     "open quote": ({"train": 'a.png,x\n"b.png,x\nc.png,x\n'}, ["train.csv:2: "]),
     "empty label": ({"train": "path,label\na.png,x\nb.png,\n"}, ["train.csv:3: empty label"]),
     "empty path": ({"train": "a.png,x\n,x\n"}, ["train.csv:2: empty path"]),
     "unknown label": ({"val": "a.png,x\nb.png,z\n"}, ["val.csv:2: the label 'z' does not occur in train.csv"]),
+    "unknown test label": ({"test": "a.png,X\n"}, ["test.csv:1: the label 'X' does not occur"]),
     "no image": ({"train": "a.png,x\ngone.png,x\nb.png,x\n"}, ["train.csv:2: the image {root}/gone.png does not exist"]),
     "no images": ({"val": "path,label\n1.png,x\n2.png,x\n3.png,x\n"}, ["val.csv:2: ", "{root}/1.png", "exist, nor 2 more"]),
     "nothing": ({"train": ""}, ["train.csv: no rows"]),

@@ -68,11 +68,14 @@ def slow_disk(monkeypatch, seconds: float) -> None:
 # ------------------------------------------------------------------------------------------------------- all is well
 
 
-def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, lines):
+def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, lines, monkeypatch):
+    """Each as it was when it was saved, although the next one follows at once and takes the same memory."""
+    slow_disk(monkeypatch, 0.02)
     for step in (2, 4, 6):
         saver.save([step_path(folder, step), folder / "best.pt"], state(step))
     saver.close()
     assert names(folder) == {"step-00000004.pt", "step-00000006.pt", "best.pt"} and lines == []
+    assert load_state(step_path(folder, 4)).model["weight"].tolist() == [4.0] * 6
     loaded, expected = vars(load_state(folder / "best.pt")), vars(state(6))
     assert torch.equal(loaded.pop("model")["weight"], expected.pop("model")["weight"])
     assert torch.equal(loaded.pop("optimizer")["state"][0]["weight"], expected.pop("optimizer")["state"][0]["weight"])

@@ -31,13 +31,14 @@ OTHER_TASK = {"train/ant": 6, "train/bee": 5, "train/cat": 5, "val/ant": 2, "val
 # That every recipe resolves, and to its row: tests/config/.
 
 
-def test_a_recipe_runs_as_its_row_says(run_train, capsys):
-    """DeiT's, with a smaller model of its family."""
-    row = configs.RECIPES["deit"]
+@pytest.mark.parametrize("recipe", ["deit", "mae", "cait"])
+def test_a_recipe_runs_as_its_row_says(run_train, capsys, recipe):
+    """With a smaller model of its family."""
+    row = configs.RECIPES[recipe]
     small = {"img_size": 32, "hidden_size": 48, "num_heads": 3, "num_layers": 2, "mlp_dim": 96}
     given = {"dataset": "folder", "data_dir": miniatures.tree(Path("tree"), OTHER_TASK), "train_batch_size": 8, "num_steps": 3,
              "num_workers": 0, **small}
-    assert run_train("--recipe", "deit", "--name", "r", *(word for name in given for word in (f"--{name}", given[name]))) == 0
+    assert run_train("--recipe", recipe, "--name", "r", *(word for name in given for word in (f"--{name}", given[name]))) == 0
     losses = [event["loss"] for event in events_of("output/r", ("train",))]
     assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
     block = re.search(r"^settings:\n((?:  .*\n)+)", capsys.readouterr().out, re.MULTILINE)[1]

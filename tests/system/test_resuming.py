@@ -99,10 +99,15 @@ def test_a_run_with_every_learning_flag_resumes_exactly(run_train, monkeypatch):
     assert still == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
 
 
-def test_a_float16_run_with_overflows_resumes_exactly(run_train, monkeypatch):
+@pytest.mark.parametrize("level", ["O2", "O3"])
+def test_a_float16_run_with_overflows_resumes_exactly(run_train, monkeypatch, level):
+    """At O3 the weights are float16 too: there is no loss scale, and nothing overflows."""
     monkeypatch.setattr(precision, "INITIAL_SCALE", 2.0 ** 22)             # far too large
     flags = [*TINY, "--fp16", "--gradient_accumulation_steps", 2, "--dropout_rate", 0.1, "--augmentation", "crop"]
-    whole = whole_and_killed(run_train, monkeypatch, *flags)
+    whole = whole_and_killed(run_train, monkeypatch, *flags, "--fp16_opt_level", level)
+    if level == "O3":
+        assert {weight.dtype for weight in whole.model.values()} == {torch.float16} and whole.updates == 12
+        return
     skipped = [event["skipped"] for event in events_of("whole/r", ("train",))]
     assert 2 <= sum(skipped) < 10 and whole.updates == 12 - sum(skipped) and 1 < whole.scaler["scale"] < 2 ** 22
 

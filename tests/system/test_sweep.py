@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from miniatures import tree
-from runs import mark
+from runs import TINY, mark
 
 import sweep
 from utils.config import ConfigError
@@ -216,3 +216,22 @@ def test_a_signal_ends_the_sweep_and_its_run(stub, capsys):
         sweep.main(["--learning_rates", "12", "--name", "s"])
     assert end.value.code == 128 + signal.SIGTERM and "the same command resumes it" in capsys.readouterr().err
     assert len(stub()) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
+    """train.sh takes the flags that a sweep gives, and the logs hold what its table needs; repeated, it starts nothing."""
+    monkeypatch.chdir(tmp_path)                            # a sweep goes to the folder of the program
+    monkeypatch.setenv("NPROC", "1")
+    argv = ["--learning_rates", "0.001,0.01", "--num_steps", "2", "--name", "s", "--pretrained_dir", "none", "--device", "cpu",
+            "--output_dir", str(tmp_path / "output"), "--log_dir", str(tmp_path / "logs"), *map(str, TINY)]
+    for start in (sweep.start, lambda *_: pytest.fail("a run that has ended was started again")):
+        monkeypatch.setattr(sweep, "start", start)
+        assert sweep.main(argv) == 0
+        rows = rows_of(tmp_path / "output/s")
+        assert [(row["run"], row["split"], row["images"], row["status"]) for row in rows] == [
+            ("lr-0.001", "val", "200", "done"), ("lr-0.01", "val", "200", "done"), ("final", "test", "500", "done")]
+    for row, test in zip(rows, ("never", "never", "once")):
+        config = json.loads((tmp_path / "output/s" / row["run"] / "config.json").read_text())["config"]
+        assert (config["learning_rate"], config["test"], config["num_steps"]) == (float(row["learning_rate"]), test, 2)
+    assert float(rows[2]["learning_rate"]) in (0.001, 0.01) and (tmp_path / "output/s/sweep.png").exists()

@@ -92,7 +92,10 @@ def _number(event: dict, field: str) -> float | None:
     """None: there is none. What JSON has no number for, the log holds as the text nan, inf or -inf."""
     value = event.get(field)
     known = (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
-    return float(value) if known else None
+    try:
+        return float(value) if known else None
+    except OverflowError:                # hundreds of digits
+        return None
 
 
 def _numbers(events: Sequence[dict], field: str) -> list[float]:
