@@ -14,12 +14,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    from utils import process
+from utils import process
+
+with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
-except ModuleNotFoundError as error:
-    sys.exit(f"annotate.py: error: this Python lacks {error.name}: run .venv/bin/python annotate.py (bash train.sh makes it), "
-             "or install requirements.txt")
 
 if TYPE_CHECKING:
     from utils.attention.editor.session import Gallery
@@ -80,6 +78,7 @@ def annotate(args: argparse.Namespace) -> None:
         others = f" (with {session.others:,} file{'s' * (session.others > 1)} of other images)" if session.others else ""
         print(f"{server.announce(listening)}  {len(gallery.labels):,} images, {session.edited.sum():,} edited; "
               f"edits go to {folder}{others}; Ctrl-C stops", flush=True)
+        process.collect_garbage()
         server.serve(session, listening, args.host)
 
 
@@ -266,4 +265,4 @@ class Viewer:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

@@ -12,10 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-from utils import config, process
-from utils.config.retired import DATASET_FLAGS
-from utils.config.types import positive_int
+from utils import process
 from utils.files import atomic_write
+
+with process.imports("dataset.py"):
+    from utils import config
+    from utils.config.retired import DATASET_FLAGS
+    from utils.config.types import positive_int
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +66,8 @@ def check(flags: dict) -> None:
         return
     listed = Path(flags.get("output_dir", config.FLAGS["output_dir"].default)) / "bad_images.txt"
     listed.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad)))
+    atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad), encoding="utf-8",
+                                                     errors="backslashreplace"))
     raise datasets.DataError(f"{len(findings.bad):,} images cannot be read: {listed} lists them. Replace or remove them, or "
                              "train with --bad_images skip (validation and test images must be readable)")
 

@@ -5,17 +5,13 @@ Exit codes: 0 done, 2 bad input; docs/reliability.md lists the others. A traceba
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import process
 
-try:
+with process.imports("train.py"):
     from utils import config as configuration
-except ModuleNotFoundError as error:
-    sys.exit(f"train.py: error: this Python lacks {error.name}. Run .venv/bin/python train.py (bash train.sh makes it), or "
-             "install requirements.txt")
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun

@@ -121,6 +121,17 @@ def test_files_functions_and_classes_stay_readable(path):
             assert len(attributes_set(node)) <= 12, (node.name, attributes_set(node))
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_name_their_encoding(path):
+    """That of the locale may lack letters of a file's name. What is opened with "b" in its mode is no text."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        mode = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
+        is_open = isinstance(node.func, ast.Name) and node.func.id == "open" and "b" not in mode
+        assert not is_open and getattr(node.func, "attr", "") not in ("read_text", "write_text"), f"line {node.lineno}"
+
+
 def attributes_set(node: ast.ClassDef) -> set[str]:
     """The names after `self.` that the class's own methods assign to."""
     return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)

@@ -84,14 +84,14 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
     """The memory limits of the control groups (versions 1 and 2) that this process is in."""
     limits = []
     with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
+        for line in own.read_text(encoding="utf-8", errors="replace").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers in ("", "memory"):
                 top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
                 folder = top / path.lstrip("/")
                 for place in [folder, *folder.parents]:       # in a container the path may be that outside: the top counts then
                     with contextlib.suppress(OSError, ValueError):                        # no limit: "max"
-                        limits.append(int((place / name).read_text()))
+                        limits.append(int((place / name).read_text(encoding="utf-8")))
                     if place == top:
                         break
     return limits

@@ -42,7 +42,7 @@ READ = {
     "trained": lambda o: {name for name, parameter in o.model.named_parameters() if parameter.requires_grad},
     "class weights": lambda o: o.trainer.criterion.class_weights.tolist(),
     "teacher": lambda o: answers(o.trainer.criterion.teacher),
-    "edits": lambda o: (sorted(o.data.edits), o.train.edit_transform.edits is o.data.edits),
+    "edits": lambda o: (sorted(o.data.edits), o.train.edit_transform.args[0] is o.data.edits),
     "edits of an epoch": lambda o: sum(map(o.trainer.criterion.attention.edited_images, range(17))),
     "block": lambda o: is_of_start(o, f"{FC1}.weight"), "head": lambda o: is_of_start(o, "head.weight"),
     "augmentation": lambda o: list(steps(o.train)),

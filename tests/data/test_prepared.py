@@ -43,9 +43,9 @@ def files(tmp_path_factory) -> Path:
     return root
 
 
-def make(source: Path, target: Path, workers: int = 1, skip: float = 0.0, size: int = SIZE) -> list[str]:
+def make(source: Path, target: Path, workers: int = 1, skip: float = 0.0, size: int = SIZE, dataset: str = "folder") -> list[str]:
     logged = []
-    prepare.build(own_splits("folder", str(source)), "folder", target, size, workers, logged.append, skip)
+    prepare.build(own_splits(dataset, str(source)), dataset, target, size, workers, logged.append, skip)
     return logged
 
 
@@ -90,19 +90,28 @@ def test_the_bytes_do_not_depend_on_the_processes(files, whole, tmp_path):
         f"{part}.{kind}" for part in ("train", "val", "test") for kind in ("index", "pixels")}
 
 
-def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path):
+@pytest.mark.parametrize("dataset", ["folder", "csv"])
+def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path, dataset):
     """Drawn shares are the same images; but the run is another, which its fingerprint shows."""
-    target = tmp_path / "set"
-    make(files / "train", target)
+    source, target = files / "train", tmp_path / "set"
+    if dataset == "csv":
+        (source := tmp_path / "lists").mkdir()
+        for part in ("train", "val"):
+            rows = [f"{path},{path.parent.name}\n" for path in sorted((files / part).glob("*/*"))]
+            (source / f"{part}.csv").write_text("".join(rows))
+    make(source, target, dataset=dataset)
     shares = {"test_fraction": 0.3, "val_fraction": 0.2, "split_seed": 3}
-    read, made = (open_splits("folder", str(place), **shares) for place in (files / "train", target))
+    read, made = (open_splits(dataset, str(place), **shares) for place in (source, target))
     for part in ("train", "val", "test"):
         pairs = [[(split.targets[index], split.name(index)) for index in range(len(split))]
                  for split in (getattr(read, part), getattr(made, part))]
         assert pairs[1] == [(label, f"prepared-{SIZE}/{name}") for label, name in pairs[0]]
     assert fingerprint(read.train) != fingerprint(made.train)
-    for dataset, words in (("imagenet", "prepared from folder"), ("folder", "no train/ and val/")):
-        with pytest.raises(DataError, match=words):
+    assert open_splits("folder", str(target), test_fraction=0.3).classes == made.classes
+    with pytest.raises(DataError, match=f"prepared from {dataset}"):
+        open_splits("imagenet", str(target))
+    if dataset == "folder":
+        with pytest.raises(DataError, match="no train/ and val/"):
             open_splits(dataset, str(target))
 
 
@@ -253,10 +262,11 @@ def test_refusals(files, whole, tmp_path):
         with pytest.raises(InUseError, match="in use"):
             make(Path(root), tmp_path / "set")
 
-    with FileLock(tmp_path / "set.building"):
-        process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
-        process.start()
-        process.join()
+    (lock := FileLock(tmp_path / "set.building")).acquire()
+    process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
+    process.start()
+    process.join()
+    lock.release()
     assert process.exitcode == 0
 
 

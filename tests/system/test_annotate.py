@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import GOOD_TREE, csv_files, cub, png, tree
+from runs import load_state
 
 import annotate
 import configs
@@ -70,7 +71,7 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     newer = write_run(run.parent.parent / "other", sigmoid="all")
     assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
     assert "layer 1, 2, 3, 4;" in gallery("--split", "test").facts[2] and not capsys.readouterr().out
-    checkpoint.save(newer.with_name("step-00000001.pt"), checkpoint.load(newer))
+    checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"
 
@@ -140,7 +141,7 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
 
 def test_a_diverged_model_is_reported(run, monkeypatch):
     """Of an older version of the program, which saved such weights."""
-    state = checkpoint.load(run)
+    state = load_state(run)
     state.model["head.bias"][:] = float("nan")
     monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
     checkpoint.save(run, state)

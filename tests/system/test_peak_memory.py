@@ -10,7 +10,7 @@ from miniatures import tree
 from configs import MODELS
 from utils.training.memory import need
 
-FEW = [("ViT-Ti_16", 32, "fp32", "sgd")]
+FEW = [("ViT-Ti_16", 16, "fp32", "sgd")]
 MANY = [*FEW, ("ViT-Ti_16", 32, "bf16", "adamw"), ("ViT-S_16", 32, "fp32", "adamw"), ("ViT-S_16", 16, "bf16", "sgd"),
         ("ViT-B_16", 16, "fp32", "sgd"), ("ViT-B_16", 16, "bf16", "adamw"), ("R26-ViT-S_32", 16, "fp32", "sgd"),
         ("R26-ViT-S_32", 16, "bf16", "sgd")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import rig
 import torch
-from runs import FOLDER, TINY, comparable, differences, events_of, make_tree, mark, state_of, whole_and_killed
+from runs import FOLDER, TINY, comparable, differences, events_of, load_state, make_tree, mark, state_of, whole_and_killed
 
 from utils.run import checkpoint
 from utils.training import precision
@@ -94,15 +94,20 @@ def test_a_run_with_every_learning_flag_resumes_exactly(run_train, monkeypatch):
     assert 1e-4 <= rates[0] < rates[1] < rates[2]
     groups = {(group["lr_scale"], group["weight_decay"]) for group in whole.optimizer["param_groups"]}
     assert {(2.0, 0.05), (2.0, 0.0), (0.5, 0.05), (0.25, 0.05), (0.25, 0.0)} <= groups
-    half = checkpoint.load(Path("whole/r/step-00000006.pt")).model
+    half = load_state(Path("whole/r/step-00000006.pt")).model
     still = {name for name in half if torch.equal(half[name], whole.model[name])}
     assert still == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
 
 
-def test_a_float16_run_with_overflows_resumes_exactly(run_train, monkeypatch):
+@pytest.mark.parametrize("level", ["O2", "O3"])
+def test_a_float16_run_with_overflows_resumes_exactly(run_train, monkeypatch, level):
+    """At O3 the weights are float16 too: there is no loss scale, and nothing overflows."""
     monkeypatch.setattr(precision, "INITIAL_SCALE", 2.0 ** 22)             # far too large
     flags = [*TINY, "--fp16", "--gradient_accumulation_steps", 2, "--dropout_rate", 0.1, "--augmentation", "crop"]
-    whole = whole_and_killed(run_train, monkeypatch, *flags)
+    whole = whole_and_killed(run_train, monkeypatch, *flags, "--fp16_opt_level", level)
+    if level == "O3":
+        assert {weight.dtype for weight in whole.model.values()} == {torch.float16} and whole.updates == 12
+        return
     skipped = [event["skipped"] for event in events_of("whole/r", ("train",))]
     assert 2 <= sum(skipped) < 10 and whole.updates == 12 - sum(skipped) and 1 < whole.scaler["scale"] < 2 ** 22
 
@@ -383,7 +388,7 @@ def test_a_branch_leaves_the_run_as_it_is(run_train, begun, capsys, figure):
     for folder, flags in branches.items():
         assert run_train(*file, *flags) == 0 and not differences(end(folder), end("output/r"))
         assert (Path(folder) / "step-00000004.pt").exists()
-        assert checkpoint.load(Path(folder, "best.pt")).best == state_of(folder).best
+        assert load_state(Path(folder, "best.pt")).best == state_of(folder).best
         assert run_train(*file, *flags) == 2 and "already holds a run" in capsys.readouterr().err
         assert {name: bytes_ for name, bytes_ in content("output/r").items() if ".lock" not in name} == before
     for path in checkpoint.step_files(Path("output/b")):             # best.pt alone is resumed too

@@ -1,6 +1,5 @@
 """visualize.py: every picture of every family through the command line, every option, bad input as one line."""
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from PIL import Image
 
 import models
 import visualize
-from utils import config
+from utils import config, process
 from utils.data.datasets import imagenet_names
 from utils.data.transforms import eval_transform
 from utils.report import plots, views
@@ -249,6 +248,7 @@ def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, ca
     Path("pics").mkdir()
     for name in names:
         Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
+    monkeypatch.setattr(sys, "stdout", process.ResilientStream(sys.stdout))          # as process.run does
     assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
     printed = capsys.readouterr()
     assert "File name too long" in printed.err and printed.err.count("\n") == 1
@@ -326,7 +326,6 @@ BAD = {
     "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
-    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: line 2: a train event without its "lr"'),
 }
 
 
@@ -335,9 +334,6 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     words, expected = BAD[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "foreign").mkdir()
-    lines = ({"event": "train", "step": 1, "loss": 2, "lr": 0.1}, {"event": "train", "step": 1, "loss": 1})
-    (tmp_path / "foreign/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
@@ -345,6 +341,25 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     lines = 3 if case == "distances of nothing" else 1
     assert printed.err.startswith("visualize.py: error: ") and expected in printed.err, printed.err
     assert printed.err.count("\n") == lines and sorted(tmp_path.rglob("*")) == before and not printed.out
+
+
+STEP = '{"event": "train", "step": 1, "loss": 2, "lr": 0.1}'
+FOREIGN = {
+    '{"event": "eval", "step": 1, "split": "val", "loss": 1, "accuracy": 0.5}': 'event 2: an eval event without its "top5"',
+    '{"event": "train", "step": 1, "loss": 1}': 'event 2: a train event without its "lr"',
+    STEP.replace("2", '"abc"'): "\"loss\" is 'abc', not a number", STEP.replace("2", "null"): '"loss" is None, not a number',
+    STEP.replace("0.1", "[1]"): '"lr" is [1], not a number', STEP.replace("2", "9" * 400): "999, not a number",
+    STEP.replace("}", ', "attention_loss": null}'): '"attention_loss" is None'}
+
+
+def test_a_log_of_something_else_is_one_line(figures, capsys):
+    Path("foreign").mkdir()
+    for line, words in FOREIGN.items():
+        Path("foreign/log.jsonl").write_text(f"{STEP}\n{line}\n")
+        assert visualize.main(["curves", "--checkpoint", "foreign"]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("visualize.py: error: foreign/log.jsonl: ") and words in printed, printed
+        assert printed.count("\n") == 1 and not figures
 
 
 @pytest.mark.slow

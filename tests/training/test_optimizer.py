@@ -289,6 +289,7 @@ def test_every_update_has_the_rate_of_the_reference(decay, warmup, total, peak):
             progress = (number - warmup) / max(1, total - warmup)
             expected = max(0.0, 0.5 * (1 + math.cos(math.pi * progress)) if decay == "cosine" else 1 - progress)
         assert lr_multiplier(number, warmup, total, decay) == expected
+    assert lr_multiplier(5, 5, 5, decay) == 1                  # warm-up all the way
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])

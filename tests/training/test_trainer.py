@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from tests.reference_door import to_input
 from utils import distributed
-from utils.attention.edit_transform import EditTransform
+from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
@@ -396,7 +397,8 @@ class Supervised:
         self.trainer = make_trainer(self.model, ranks=distributed.Ranks(rank, size, 0, 1, CPU), micro_steps=micro_steps,
                                     criterion=Criterion(attention=self.attention if weight else None))
         self.batches = iter(data.train_loader(DIGITS.train, order, transform=train_transform("none", (8, 8)), seed=5,
-                                              num_workers=0, pin_memory=False, edit_transform=EditTransform(edits, (4, 4))))
+                                              num_workers=0, pin_memory=False,
+                                              edit_transform=partial(transform_with_edits, edits, (4, 4))))
 
     def step(self) -> tuple[StepMetrics, torch.Tensor]:
         """Returns the metrics and by how much the weights fall."""

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 
 import configs
 from models import ModelError
-from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import find_checkpoint
 from utils import distributed
 from utils.config import FLAGS, Facts, Saved, Sources
 from utils.data.datasets import open_splits
@@ -120,6 +121,6 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
     if start == "none":
         return None
     if start != "auto":
-        return open_checkpoint(find_checkpoint(folder.resolve_checkpoint(start)))
+        return OpenedCheckpoint(find_checkpoint(folder.resolve_checkpoint(start)))
     default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-    return open_checkpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
+    return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from models import create_model, load_model
 from models.base import ImageTransformer
-from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import find_checkpoint
 from utils.config import ConfigError, before
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
@@ -56,7 +57,7 @@ def open_run(what: str | Path, flag: str = "--checkpoint") -> Opened:
     path = Path(resolve_checkpoint(what))
     if not path.is_file():
         raise ConfigError(f"{flag} {what}: no such file. Give a run folder or a checkpoint of this project")
-    with open_checkpoint(path) as file:
+    with OpenedCheckpoint(path) as file:
         if file.settings is None:
             raise ConfigError(f"{flag} {what}: not a checkpoint of a run of train.py. Fine-tune it first, and give the run's "
                               "folder")
@@ -73,7 +74,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
-            file = stack.enter_context(open_checkpoint(find_checkpoint(resolve_checkpoint(what))))
+            file = stack.enter_context(OpenedCheckpoint(find_checkpoint(resolve_checkpoint(what))))
         if (model_type or img_size or typed) and (file is None or file.settings is not None):
             raise ConfigError("--model_type, --img_size, --interpolation and --eval_crop only have an effect with a --checkpoint "
                               "that is no run: a run has its own. Omit them")

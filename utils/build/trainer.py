@@ -46,7 +46,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         if state.scaler:
             scaler.load_state_dict(state.scaler)
         if ema is not None:
-            ema.load_state_dict(state.ema)
+            ema.model.load_state_dict(state.ema)
         progress = Progress(state.step, state.updates, state.skips)
         state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
     criterion = build_criterion(config, data, built, ranks)

@@ -9,7 +9,3 @@ from .records import Config, Facts, Saved, Sources
 from .resolve import check, choose, describe_length, describe_micro_steps, length_warnings, model_overrides, preview, resolve
 from .resume import changes
 from .types import ConfigError
-
-__all__ = ["FLAGS", "SIZES", "Config", "ConfigError", "Facts", "Flag", "Parser", "Saved", "Sources", "as_command", "before",
-           "changes", "check", "choose", "describe_length", "describe_micro_steps", "length_warnings", "model_overrides", "parse",
-           "preview", "resolve"]

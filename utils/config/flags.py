@@ -12,6 +12,7 @@ from configs import DATASETS, RECIPES
 
 from .types import (
     auto_or_positive_int,
+    center_fraction,
     class_weights,
     fraction,
     image_channels,
@@ -20,6 +21,7 @@ from .types import (
     magnitude,
     non_negative_float,
     non_negative_int,
+    padding,
     positive_float,
     positive_int,
     run_name,
@@ -162,7 +164,7 @@ FLAGS: dict[str, Flag] = _group(
          "digits); crop alone; padding and a random crop, with or without a flip; or a plain resize", OVERRIDE),
     Flag("crop_scale", unit_interval, 0.05, "smallest part of the image's area that a random resized crop keeps", OVERRIDE,
          requires=_is("augmentation", "crop", "crop_flip")),
-    Flag("crop_padding", positive_int, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
+    Flag("crop_padding", padding, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
          requires=_is("augmentation", "pad", "pad_flip")),
     Flag("rotation", non_negative_float, 0.0, "random rotation by up to so many degrees", OVERRIDE, hidden=True),
     Flag("color_jitter", fraction, 0.0, "random brightness, contrast and saturation, by up to this fraction", OVERRIDE,
@@ -179,8 +181,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("mix_off_steps", non_negative_int, 0, "steps without mixing at the end", OVERRIDE,
          requires=_has("mixup_alpha", "cutmix_alpha")),
     Flag("interpolation", ("bilinear", "bicubic"), "bilinear", "how images are resized", OVERRIDE, hidden=True),
-    Flag("eval_crop", unit_interval, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole image",
-         OVERRIDE, hidden=True),
+    Flag("eval_crop", center_fraction, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole "
+         "image", OVERRIDE, hidden=True),
 ) | _group(
     "distillation",
     Flag("distillation", ("none", "hard", "soft"), "none", "learn from a teacher: its prediction, or its probabilities",

@@ -156,6 +156,9 @@ def cub200(data_dir: str) -> Splits:
     for name, values in zip(lists[1:3], (labels, in_train)):
         if paths.keys() != values.keys():
             raise DataError(f"{root / name} lists other images than {lists[0]}: the files are damaged")
+    for number, value in in_train.items():
+        if value not in ("0", "1"):
+            raise DataError(f"{root / lists[2]}: image {number} has {value}, not 0 or 1: the file is damaged")
     if sorted(names) != list(range(1, 201)):
         raise DataError(f"{root / 'classes.txt'} does not hold the classes 1 to 200: the file is damaged")
     images = []
@@ -172,10 +175,14 @@ def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
     found = {}
     for number, line in text_lines(file):
         key, _, value = line.partition(" ")
-        if not key.isdecimal() or int(key) in found or not (value.strip().isdecimal() if of_numbers else value.strip()):
+        if not _is_number(key) or int(key) in found or not (_is_number(value.strip()) if of_numbers else value.strip()):
             raise DataError(f"{file}:{number}: not a new number and a {'number' if of_numbers else 'value'}: the file is damaged")
         found[int(key)] = value.strip()
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10           # int() refuses thousands of digits, and labels are 64 bits
 
 
 def flowers102(data_dir: str) -> Splits:
@@ -224,7 +231,7 @@ def oxford_pets(data_dir: str) -> Splits:
         for number, line in text_lines(file):
             image, _, rest = line.partition(" ")
             label = rest.partition(" ")[0]
-            if not label.isdecimal() or not 1 <= int(label) <= 37:
+            if not _is_number(label) or not 1 <= int(label) <= 37:
                 raise DataError(f"{file}:{number}: not an image's name and its class (1 to 37): the file is damaged")
             breed = image.rpartition("_")[0].replace("_", " ")
             if names.setdefault(int(label), breed) != breed:

@@ -74,26 +74,15 @@ class PreparedImages(Dataset):
             if self._descriptor is None:
                 self._descriptor = os.open(self.file, os.O_RDONLY)
                 weakref.finalize(self, os.close, self._descriptor)
-            whole = _read(self._descriptor, pixels, int(row["place"]))
+            count = os.preadv(self._descriptor, [pixels], int(row["place"]))
         except OSError as error:
             raise self._error(index, f"cannot be read ({error.strerror})") from error
-        if not whole:
+        if count != pixels.nbytes:
             raise self._error(index, "are cut off")
         return pixels
 
     def _error(self, index: int, what: str) -> ImageError:
         return ImageError(f"{self.file}: the pixels of {shown(self.name(index))} {what}", AGAIN)
-
-
-def _read(descriptor: int, pixels: np.ndarray, place: int) -> bool:
-    """Fill the array -> False if the file ends before."""
-    view = memoryview(pixels).cast("B")
-    while view:
-        count = os.preadv(descriptor, [view], place)
-        if not count:
-            return False
-        view, place = view[count:], place + count
-    return True
 
 
 def is_prepared(folder: str | Path) -> bool:

@@ -77,14 +77,10 @@ class RunCheckpoint:
     header: RunState                # without what is in WEIGHTS
     skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)      # newer files of the folder: why they are not used
 
-    @property
-    def step(self) -> int:
-        return self.header.step
-
     def state(self) -> RunState:
         """Everything, tensors on the CPU. Raises CheckpointError."""
         state = _read(self.path, mapped=False)
-        if state.step != self.step:
+        if state.step != self.header.step:
             raise CheckpointError(f"{self.path} was replaced while it was being read. Start again.")
         return state
 
@@ -110,11 +106,6 @@ def open_run_checkpoint(path: Path) -> RunCheckpoint:
 def read_header(path: Path) -> RunState:
     """The state without what is in WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
     return dataclasses.replace(_read(path, mapped=True), **WEIGHTS)
-
-
-def load(path: Path) -> RunState:
-    """The verified state, tensors on the CPU. Raises CheckpointError."""
-    return open_run_checkpoint(path).state()
 
 
 def _read(path: Path, mapped: bool) -> RunState:

@@ -233,14 +233,14 @@ class Run:
             self.outputs.saver.save(files, self._snapshot(trainer))
         else:
             checkpoint.check_finite(trainer.model.state_dict())
-            checkpoint.check_finite(trainer.ema.state_dict() if trainer.ema else {})
+            checkpoint.check_finite(trainer.ema.model.state_dict() if trainer.ema else {})
 
     def _snapshot(self, trainer: Trainer) -> RunState:
         return RunState(
             **trainer.progress._asdict(), model=trainer.module.state_dict(), optimizer=trainer.optimizer.state_dict(),
             scaler=trainer.scaler.state_dict(), best=self.history.best, first=self.history.first, seconds=self.seconds,
-            ema=trainer.ema.state_dict() if trainer.ema else {}, world_size=self.ranks.size, threads=torch.get_num_threads(),
-            **self.constant)
+            ema=trainer.ema.model.state_dict() if trainer.ema else {}, world_size=self.ranks.size,
+            threads=torch.get_num_threads(), **self.constant)
 
     @property
     def seconds(self) -> float:

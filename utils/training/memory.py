@@ -1,6 +1,7 @@
 """What training needs of memory: bytes as a function of plain values, so that a batch can be divided before the model exists.
 
-Calibrated on a CPU against the peak of whole processes (docs/memory.md); a GPU's figures are estimates from the same terms.
+The terms were fitted to the peaks of whole processes on a CPU (tests/system/test_peak_memory.py compares them); on a GPU, where
+nothing was measured yet, the same terms give an estimate.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ def activations(row: Mapping, img_size: tuple[int, int], half: bool, device_type
     block = tokens * size * (maps * width + 2 * hidden)
     if row["dropout_rate"]:
         block += tokens * (2 * width + hidden)                             # its masks, a byte each
-    written_out = 4 if row["class_layers"] else 3 if row["attention_dropout_rate"] or row["sigmoid_attention"] else 0
+    written_out = 4 if row["class_layers"] else 3 if row["attention_dropout_rate"] else 0
     if half and device_type == "cpu":                                      # models/cpu_bfloat16.py
         written_out = max(written_out, 1)
     block += written_out * heads * tokens * tokens * size
