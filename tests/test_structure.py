@@ -23,7 +23,7 @@ ALLOWED = {
     "utils.training": {"utils.data", "utils.distributed"},
     "utils.data": set(),
     "utils.distributed": set(),
-    "utils.config": {"configs"},
+    "utils.config": {"configs", "utils.training.memory"},
     "configs": set(),
     "models": {"configs", "models.errors"},                           # models/__init__.py
     "models.create": {"configs", "models"},

@@ -10,7 +10,7 @@ from utils.config.flags import FIXED, FREE, MODEL_KEYS, OVERRIDE, SIZES, before,
 PINNED = {
     FREE: """
         name None, data_dir data, test always, pretrained_dir auto, resume_path None, override False, output_dir output,
-        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps 1, num_steps None, num_epochs None,
+        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps auto, num_steps None, num_epochs None,
         teacher None, attention_edits None, eval_every None, save_every None, keep_checkpoints 2, compile False, device auto,
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
         eval_only False, eval_train False, confusion_matrix False""",
@@ -35,7 +35,7 @@ TYPES = {
     "choice": """dataset test recipe classifier head optimizer decay_type decay_on augmentation interpolation distillation
         precision fp16_opt_level device non_finite bad_images""",
     "positive_int": """patch_size hidden_size mlp_dim num_heads num_layers train_batch_size eval_batch_size num_steps
-        gradient_accumulation_steps eval_every save_every keep_checkpoints rank_timeout""",
+        eval_every save_every keep_checkpoints rank_timeout""",
     "non_negative_int": "split_seed warmup_steps randaugment_ops mix_off_steps num_workers seed",
     "positive_float": "num_epochs layer_decay distillation_temperature",
     "non_negative_float": """warmup_epochs learning_rate min_learning_rate warmup_learning_rate head_learning_rate weight_decay
@@ -43,7 +43,7 @@ TYPES = {
     "fraction": """val_fraction test_fraction momentum ema_decay dropout_rate attention_dropout_rate drop_path_rate
         label_smoothing color_jitter""",
     "unit_interval": """crop_scale random_erasing mix_probability mix_switch_probability distillation_alpha max_bad_images""",
-    "padding": "crop_padding", "center_fraction": "eval_crop",
+    "auto_or_positive_int": "gradient_accumulation_steps", "padding": "crop_padding", "center_fraction": "eval_crop",
     "run_name": "name", "image_size": "img_size", "image_channels": "in_channels", "sigmoid_layers": "sigmoid_attention",
     "increasing_steps": "decay_milestones", "trained_layers": "train_layers", "class_weights": "class_weights",
     "magnitude": "randaugment_magnitude"}
@@ -67,7 +67,7 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    assert before() == defaults() and "fp16" not in defaults()
+    assert before() == defaults() | {"gradient_accumulation_steps": 1} and "fp16" not in defaults()
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

@@ -128,6 +128,8 @@ def test_another_number_of_processes_keeps_the_micro_batches():
     four = RUN | {"gradient_accumulation_steps": 2}
     assert resume({}, four, Facts(1000, 10, ranks=1), ranks=2).gradient_accumulation_steps == 4
     assert resume({}, four, Facts(1000, 10, ranks=4), ranks=2).gradient_accumulation_steps == 1
+    told = {"gradient_accumulation_steps": "auto"}, four, Facts(1000, 10, ranks=1, memory=1)
+    assert resume(*told, ranks=2).gradient_accumulation_steps == 4
     assert resume({"gradient_accumulation_steps": 1}, four, Facts(1000, 10, ranks=2), ranks=2).gradient_accumulation_steps == 1
     assert "change --gradient_accumulation_steps (GRAD_STEPS) or the number of processes" in message(
         {}, four, Facts(1000, 10, ranks=3), ranks=2)

@@ -16,7 +16,9 @@ from models.checkpoints.published import find_checkpoint
 from utils import distributed
 from utils.config import FLAGS, Facts, Saved, Sources
 from utils.data.datasets import open_splits
+from utils.data.device_cache import cached_bytes
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
+from utils.device import total_memory
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
 from utils.run.checkpoint import RunCheckpoint, RunState
@@ -93,12 +95,14 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
+    memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_head_classes=head_classes,
         start_path=start and str(start.path),
-        device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
+        device_type=ranks.device.type, memory=memory, cached_images=cached_bytes(splits.train),
+        native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     return Found(facts, splits, start, print_of_train)
 
 

@@ -12,7 +12,7 @@ from utils.config.records import FLAG
 from utils.distributed import Ranks
 from utils.process import StopSignal
 from utils.run import folder
-from utils.run.checkpoint import CheckpointError
+from utils.run.checkpoint import RULES, CheckpointError
 from utils.run.loggers import check_wandb
 from utils.run.run import Run
 from utils.training.trainer import Trainer
@@ -81,7 +81,8 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),
-                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached}
+                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached,
+                "rules": run.state.rules if run.state else RULES}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
                                                      settings):

@@ -11,6 +11,7 @@ from typing import Any
 from configs import DATASETS, RECIPES
 
 from .types import (
+    auto_or_positive_int,
     center_fraction,
     class_weights,
     fraction,
@@ -121,7 +122,8 @@ FLAGS: dict[str, Flag] = _group(
     "length and batch",
     Flag("train_batch_size", positive_int, None, "images of an optimizer step, over all processes and micro-steps", OVERRIDE),
     Flag("eval_batch_size", positive_int, 64, "images of an evaluation batch, per process", FREE),
-    Flag("gradient_accumulation_steps", positive_int, 1, "micro-steps that a process's part of the batch is divided into", FREE),
+    Flag("gradient_accumulation_steps", auto_or_positive_int, "auto", "micro-steps that a process's part of the batch is divided "
+         "into; auto: as few as the memory of the GPU, or of the machine, allows", FREE, before=1),
     Flag("num_steps", positive_int, None, "optimizer steps in all", FREE),
     Flag("num_epochs", positive_float, None, "instead of --num_steps: passes over the training images", FREE),
     Flag("warmup_steps", non_negative_int, None, "steps of warm-up", OVERRIDE),

@@ -32,6 +32,9 @@ class Facts:
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None
     device_type: str = "cpu"                        # or "cuda"
+    memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
+    cached_images: int = 0                          # bytes of training images that the device keeps
+    teacher_parameters: int = 0
     native_bf16: bool = False                       # the processor multiplies bfloat16 by itself
     ranks: int = 1
 

@@ -30,7 +30,8 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
 
     Raises ConfigError where a flag would make it another run.
     """
-    asked = {name: value for name, value in flags.items() if (name, value) not in (("recipe", "auto"), ("precision", "auto"))}
+    asked = {name: value for name, value in flags.items() if (name, value) not in (
+        ("recipe", "auto"), ("precision", "auto"), ("gradient_accumulation_steps", "auto"))}
     if asked.get("teacher") and saved["distillation"] == "none":
         raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so. Omit --teacher.")
     if asked.get("attention_edits") and not saved["attention_edits"]:

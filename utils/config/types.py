@@ -72,6 +72,10 @@ def increasing_steps(text: str) -> tuple[int, ...]:
     return steps
 
 
+def auto_or_positive_int(text: str) -> str | int:
+    return text if text == "auto" else positive_int(text)
+
+
 def class_weights(text: str) -> str:
     """'none', 'balanced', or one number a class: '1,2.5,1'."""
     if text in ("none", "balanced"):
@@ -86,10 +90,10 @@ def class_weights(text: str) -> str:
 
 
 METAVARS: dict[Callable, str] = {
-    str: "TEXT", positive_int: "N", non_negative_int: "N", magnitude: "0..10", image_channels: "1|3", positive_float: "FLOAT",
-    non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1",
-    center_fraction: "0|0.1..1", padding: "1..1000", image_size: "SIZE", run_name: "NAME",
-    increasing_steps: "N,N,...", trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS"}
+    str: "TEXT", positive_int: "N", auto_or_positive_int: "auto|N", non_negative_int: "N", magnitude: "0..10",
+    image_channels: "1|3", positive_float: "FLOAT", non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1",
+    center_fraction: "0|0.1..1", padding: "1..1000", image_size: "SIZE", run_name: "NAME", increasing_steps: "N,N,...",
+    trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS"}
 
 
 def as_tuple(value: object) -> object:
