@@ -15,6 +15,7 @@ PINNED = {
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
         eval_only False, eval_train False, confusion_matrix False""",
     OVERRIDE: """
+        exif auto, intensity_range auto, alpha auto,
         train_batch_size None, warmup_steps None, warmup_epochs None, learning_rate None, min_learning_rate 0.0,
         warmup_learning_rate 0.0, decay_type None, decay_milestones None, max_grad_norm None, label_smoothing 0.0,
         class_weights none, augmentation None, crop_scale 0.05, crop_padding 4, rotation 0.0, color_jitter 0.0, randaugment_ops 0,
@@ -45,7 +46,8 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    assert before() == defaults() and "fp16" not in defaults()
+    changed = {"exif": "off", "intensity_range": (0, 65535), "alpha": "white"}
+    assert before() == defaults() | changed and "fp16" not in defaults()
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

@@ -89,6 +89,7 @@ def _resolve(flags: dict, facts: Facts | None) -> Values:
     values = _fill(flags)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
+        values.update(facts.reading or {})
         if values["precision"] == AUTO:
             values["precision"] = "bf16" if facts.native_bf16 else "fp32"
     _set_lengths(values, flags, facts)
