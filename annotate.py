@@ -131,7 +131,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
 
 def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils.data import datasets, image_files, prepared
+    from utils.data import datasets, image_files, prepared, survey
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -149,7 +149,7 @@ def find_images(data: str | None, part: str, settings: dict, reading: "Reading")
         splits = datasets.own_splits(kind, str(folder), reading)
         return splits.train, splits.classes, str(folder)
     files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
-    return image_files.FileImages(files, folder, reading), (), str(folder)
+    return survey.loose_files(files, folder, reading), (), str(folder)
 
 
 def warn_of_names(split, where: str, part: str, settings: dict, reading: "Reading") -> None:

@@ -214,7 +214,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
         found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
-    data = loose_files([path for path, _ in found], subject.reading)
+    data = loose_files([(path, 0) for path, _ in found], ".", subject.reading)
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 
 

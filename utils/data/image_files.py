@@ -38,6 +38,7 @@ class FileImages(Dataset):
     """
 
     def __init__(self, samples: list[tuple[str, int]], root: str | Path = ".", reading: Reading = AS_STORED):
+        assert not reading.unknown, reading
         self.samples, self.root, self.reading = samples, Path(root), reading
         self.targets = np.array([label for _, label in samples], dtype=np.int64)
 

@@ -8,7 +8,6 @@ hide something, 16 bits or transparent parts, and of those no more than about MA
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +57,11 @@ def read_as(splits: Splits, wish: Reading, follow_exif: bool) -> Splits:
     return dataclasses.replace(splits, **parts, reading=reading, notes=(*splits.notes, *notes))
 
 
-def loose_files(paths: Sequence[str], wish: Reading) -> FileImages:
-    """Images without labels, read as `wish` says; what is "auto" there is found from them (EXIF: followed)."""
+def loose_files(samples: list[tuple[str, int]], root: str | Path, wish: Reading) -> FileImages:
+    """Images that are no data set, read as `wish` says; what is "auto" there is found from them (EXIF: followed)."""
     wish = wish.replace(exif="follow") if wish.exif == AUTO else wish
-    samples = [(path, 0) for path in paths]
     reading = _find([FileImages(samples)], wish)[0] if wish.unknown else wish
-    return FileImages(samples, reading=reading)
+    return FileImages(samples, root, reading)
 
 
 def _without_heif(splits: Splits) -> Splits:
