@@ -12,9 +12,9 @@ from runs import state_of
 from utils.data.reading import Reading
 
 FLAGS = ["--dataset", "folder", "--data_dir", "tree", "--recipe", "digits", "--model_type", "ViT-Nano_2",
-         "--pretrained_dir", "none", "--img_size", 16, "--patch_size", 4, "--hidden_size", 32, "--num_heads", 2, "--num_layers", 1, "--mlp_dim", 64,
-         "--augmentation", "none", "--num_steps", 60, "--train_batch_size", 16, "--learning_rate", "3e-3", "--eval_every", 60,
-         "--num_workers", 0, "--name", "r"]
+         "--pretrained_dir", "none", "--img_size", 16, "--patch_size", 4, "--hidden_size", 32, "--num_heads", 2,
+         "--num_layers", 1, "--mlp_dim", 64, "--augmentation", "none", "--num_steps", 60, "--train_batch_size", 16,
+         "--learning_rate", "3e-3", "--eval_every", 60, "--num_workers", 0, "--name", "r"]
 
 
 def striped(label: int, random, low: int, high: int) -> np.ndarray:
