@@ -19,8 +19,8 @@ from .reading import AUTO, FULL_RANGE, UPRIGHT, Reading, flatten, is_color16, is
 from .splits import DataError, ImageError, Splits, abbreviate
 
 SAMPLE = 256                      # images whose headers are read
-MAX_DECODED = 8_000_000           # pixels of them that are decoded
-MAX_LOOKED_AT = 1_000_000         # pixels of one image that are looked at, evenly spaced
+MAX_DECODED = 4_000_000           # pixels of them that are decoded
+MAX_LOOKED_AT = 250_000           # pixels of one image that are looked at, evenly spaced
 FAINT = 16                        # of 256 levels: an image with fewer between its darkest and its lightest shows nothing
 HIGHEST = (255, 1023, 4095, 16383, 32767, 65535)       # of 8, 10, 12, 14, 15 (signed) and 16 bits
 OUTSIDE = 0.1                     # per cent of an image's pixels, such as dead ones, that do not decide about its range
