@@ -183,7 +183,7 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
     splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"])
+                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], reading=subject.reading)
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
@@ -195,7 +195,8 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
 
     Raises ConfigError or DataError.
     """
-    from utils.data.image_files import IMAGE_EXTENSIONS, FileImages
+    from utils.data.image_files import IMAGE_EXTENSIONS
+    from utils.data.survey import loose_files
     from utils.report.views import Example
 
     if images is None:
@@ -209,7 +210,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
         found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
-    data = FileImages([(path, 0) for path, _ in found])
+    data = loose_files([(path, 0) for path, _ in found], ".", subject.reading)
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 
 

@@ -15,6 +15,7 @@ PINNED = {
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
         eval_only False, eval_train False, confusion_matrix False""",
     OVERRIDE: """
+        exif auto, intensity_range auto, alpha auto,
         train_batch_size None, warmup_steps None, warmup_epochs None, learning_rate None, min_learning_rate 0.0,
         warmup_learning_rate 0.0, decay_type None, decay_milestones None, max_grad_norm None, label_smoothing 0.0,
         class_weights none, augmentation None, crop_scale 0.05, crop_padding 4, rotation 0.0, color_jitter 0.0, randaugment_ops 0,
@@ -33,7 +34,7 @@ TYPES = {
     "str": "data_dir model_type pretrained_dir resume_path output_dir log_dir wandb freeze teacher attention_edits",
     "switch": "override fp16 compile exact profile eval_only eval_train confusion_matrix",
     "choice": """dataset test recipe classifier head optimizer decay_type decay_on augmentation interpolation distillation
-        precision fp16_opt_level device non_finite bad_images""",
+        exif alpha precision fp16_opt_level device non_finite bad_images""",
     "positive_int": """patch_size hidden_size mlp_dim num_heads num_layers train_batch_size eval_batch_size num_steps
         eval_every save_every keep_checkpoints rank_timeout""",
     "non_negative_int": "split_seed warmup_steps randaugment_ops mix_off_steps num_workers seed",
@@ -43,7 +44,8 @@ TYPES = {
     "fraction": """val_fraction test_fraction momentum ema_decay dropout_rate attention_dropout_rate drop_path_rate
         label_smoothing color_jitter""",
     "unit_interval": """crop_scale random_erasing mix_probability mix_switch_probability distillation_alpha max_bad_images""",
-    "auto_or_positive_int": "gradient_accumulation_steps", "padding": "crop_padding", "center_fraction": "eval_crop",
+    "intensity_range": "intensity_range", "auto_or_positive_int": "gradient_accumulation_steps",
+    "padding": "crop_padding", "center_fraction": "eval_crop",
     "run_name": "name", "image_size": "img_size", "image_channels": "in_channels", "sigmoid_layers": "sigmoid_attention",
     "increasing_steps": "decay_milestones", "trained_layers": "train_layers", "class_weights": "class_weights",
     "magnitude": "randaugment_magnitude"}
@@ -67,7 +69,8 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    assert before() == defaults() | {"gradient_accumulation_steps": 1} and "fp16" not in defaults()
+    changed = {"gradient_accumulation_steps": 1, "exif": "off", "intensity_range": (0, 65535), "alpha": "white"}
+    assert before() == defaults() | changed and "fp16" not in defaults()
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

@@ -9,6 +9,7 @@ from utils.config import (
     ConfigError,
     Facts,
     Sources,
+    as_command,
     choose,
     describe_length,
     describe_micro_steps,
@@ -131,7 +132,17 @@ def test_where_the_weights_come_from(flags, start):
 
 def test_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
-    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "vit-paper", "ViT-B_16", "auto")
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "auto", "auto", "auto", "vit-paper", "ViT-B_16",
+                                     "zero", "auto")
+
+
+def test_what_was_found_about_the_images_is_kept():
+    found = {"exif": "follow", "intensity_range": (0, 1023), "alpha": "black"}
+    flags = {"dataset": "folder", "alpha": "black"}
+    config = resolve(flags, Facts(1797, 10, reading=found))
+    assert {name: getattr(config, name) for name in found} == found
+    assert config.source("alpha") == "flag" and config.source("exif") == "default"
+    assert "--exif follow --intensity_range 0,1023 --alpha black" in as_command(config)
 
 
 # ------------------------------------------------------------------------------------------ from one of our own runs

@@ -49,7 +49,7 @@ def test_what_is_fixed():
 def test_what_override_lets_change():
     lit = RUN | {"distillation": "soft", "teacher": "t", "attention_edits": None, "bad_images": "skip", "optimizer": "sgd",
                  "weight_decay": 0.1, "randaugment_ops": 1, "mixup_alpha": 0.5, "cutmix_alpha": 0.5, "decay_type": "step",
-                 "decay_milestones": (7,), "augmentation": "crop"}
+                 "decay_milestones": (7,), "augmentation": "crop", "dataset": "folder"}
     beside = {"crop_padding": {"augmentation": "pad"}, "min_learning_rate": {"learning_rate": 1.0},
               "train_batch_size": {"gradient_accumulation_steps": 1}}
     for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights"}:

@@ -19,6 +19,7 @@ from utils.data import check, prepare, transforms
 from utils.data.datasets import open_splits, own_splits
 from utils.data.loader import train_loader
 from utils.data.prepared import FILE, describe
+from utils.data.reading import AS_STORED, FIND, ORIENTATION, Reading
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError, ImageError, Subset, fingerprint
 from utils.data.workers import WorkerError
@@ -196,6 +197,35 @@ def test_a_changed_source_starts_from_the_beginning(files, whole, tmp_path, monk
     other.save(source / "train/ant/1.jpg")
     assert "already" not in make(source, target)[0]
     assert contents(target).keys() == contents(whole).keys() and contents(target) != contents(whole)
+
+
+def test_files_are_read_by_their_rule_which_the_folder_keeps(tmp_path):
+    """Turned photographs and 16-bit images, upright and light in the prepared set; a run on it keeps the rule."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    draw = np.random.default_rng(0)
+    for place in GOOD_TREE:
+        (tmp_path / "files" / place).mkdir(parents=True)
+        photo = Image.fromarray(draw.integers(0, 256, (6, 5, 3), np.uint8)).resize((90, 70), Image.BICUBIC)
+        photo.save(tmp_path / "files" / place / "turned.jpg", exif=exif)
+        Image.fromarray(draw.integers(0, 1024, (40, 50), np.uint16)).save(tmp_path / "files" / place / "deep.png")
+    make(tmp_path / "files", tmp_path / "set")
+    read, made = open_splits("folder", str(tmp_path / "files")), open_splits("folder", str(tmp_path / "set"))
+    assert made.reading == read.reading == Reading("follow", (0, 1023), "white") and made.notes == ()
+    for index, size in ((0, (40, SIZE)), (1, (SIZE, 41))):
+        image = read.train[index][0].resize(size, Image.BILINEAR)
+        assert made.train[index][0].size == size and np.array_equal(made.train[index][0], image)
+    with pytest.raises(DataError, match=r"set was prepared with --exif=follow, not off: omit --exif, or prepare .* --exif=off"):
+        open_splits("folder", str(tmp_path / "set"), reading=FIND.replace(exif="off"))
+    with pytest.raises(DataError, match=r"prepared with --intensity_range=0,1023, not 0,65535"):
+        open_splits("folder", str(tmp_path / "set"), reading=read.reading.replace(intensity_range=(0, 65535)))
+
+
+def test_a_folder_of_an_earlier_version_was_read_without_a_rule(copy):
+    facts = json.loads((copy / FILE).read_text())
+    assert facts.pop("reading") == {"exif": "follow", "intensity_range": [0, 65535], "alpha": "white"}
+    (copy / FILE).write_text(describe({name: value for name, value in facts.items() if name != "sha256"}))
+    assert open_splits("folder", str(copy)).reading == AS_STORED
 
 
 def test_a_disk_without_room_is_reported_before_anything_is_written(files, tmp_path, monkeypatch):

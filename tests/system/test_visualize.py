@@ -219,6 +219,22 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     np.testing.assert_array_equal(resized.axes[0].images[0].get_array(), expected)
 
 
+def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tmp_path):
+    """Upright; as it is stored where the run was begun before orientations were followed."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((40, 30, 3), np.uint8)
+    pixels[:10] = 255                                          # its top, which turns to the right
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    for number, exif_of_run in enumerate(("follow", "off")):
+        folder = save_run(Path(f"output/{number}"), dataset="folder", exif=exif_of_run, intensity_range=(0, 65535), alpha="white")
+        shown = np.asarray(draw(figures, "rollout", "--checkpoint", folder, "--image", "phone.jpg").axes[0].images[0].get_array())
+        bright = shown[..., 0] > 128
+        assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off")
+    shown = np.asarray(draw(figures, "rollout", "--image", "phone.jpg").axes[0].images[0].get_array())
+    assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
+
+
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
     for name in ("a.png", "a.jpg", "sub/b.png"):
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)

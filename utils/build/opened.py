@@ -14,6 +14,7 @@ from models.checkpoints.published import find_checkpoint
 from utils.config import ConfigError, before
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
+from utils.data.reading import FIND, Reading
 from utils.run.checkpoint import read_header
 from utils.run.folder import resolve_checkpoint
 
@@ -37,6 +38,11 @@ class Opened:
     def transform(self) -> Callable:
         """PIL image -> uint8 (C, height, width), as the model was evaluated"""
         return eval_transform(self.model, self.settings)
+
+    @property
+    def reading(self) -> Reading:
+        """How an image file is read for the model; fields are "auto" where it is no run's"""
+        return Reading.of(self.settings)
 
     @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:
@@ -71,6 +77,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     Raises ConfigError, WeightsError or CheckpointError.
     """
     typed = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
+    settings = before() | vars(FIND)
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
@@ -81,7 +88,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
-            return Opened(model, tuple(string.ascii_uppercase), before() | {"dataset": "digits"}, title, True)
+            return Opened(model, tuple(string.ascii_uppercase), settings | {"dataset": "digits"}, title, True)
         if file.settings is not None:
             return _of_run(file)
         if model_type is None:
@@ -89,7 +96,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                               "such as ViT-B_16")
         model = create_model(model_type, img_size=img_size, pretrained=file, head="keep").eval()
         names = imagenet_names() if model.num_classes == 1000 else map("class {}".format, range(model.num_classes))
-        return Opened(model, tuple(names), before() | typed, f"{model_type}, {what}", False, file.path)
+        return Opened(model, tuple(names), settings | typed, f"{model_type}, {what}", False, file.path)
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:

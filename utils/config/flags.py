@@ -18,6 +18,7 @@ from .types import (
     image_channels,
     image_size,
     increasing_steps,
+    intensity_range,
     magnitude,
     non_negative_float,
     non_negative_int,
@@ -74,6 +75,9 @@ def _has(*names: str) -> tuple[Callable[[Mapping], Any], str]:
     return lambda config: any(config[name] for name in names), " or ".join(f"--{name}" for name in names)
 
 
+_IN_FILES = (_is("dataset", "imagenet", "cub200", "flowers102", "oxford_pets", "folder", "csv")[0],
+             "a --dataset of image files, such as folder or csv")
+
 FLAGS: dict[str, Flag] = _group(
     "data",
     Flag("name", run_name, None, "name of the run; its folder is OUTPUT_DIR/NAME (default: the data set's name, numbered)", FREE),
@@ -88,6 +92,13 @@ FLAGS: dict[str, Flag] = _group(
          "split)", hidden=True),
     Flag("split_seed", non_negative_int, 0, "fixes what --val_fraction and --test_fraction draw",
          requires=_has("val_fraction", "test_fraction")),
+    Flag("exif", ("auto", "follow", "off"), "auto", "turn photographs upright as their EXIF orientation says; auto: but for "
+         "published data sets", OVERRIDE, requires=_IN_FILES, before="off"),
+    Flag("intensity_range", intensity_range, "auto", "values of 16-bit images that become black and white, such as 0,1023; auto: "
+         "0 to the end of as many bits as the images use", OVERRIDE, requires=_IN_FILES, before=(0, 65535)),
+    Flag("alpha", ("auto", "white", "black", "mask", "ignore"), "auto", "transparent parts are put on white or black, the alpha "
+         "channel is the picture (mask), or it is ignored; auto: white, unless shapes would be lost", OVERRIDE,
+         requires=_IN_FILES, before="white"),
     Flag("test", ("always", "once", "never"), "always", "evaluate on test before, after (and, where no other split is there to "
          "choose on, during) training; at the end alone; or not at all", FREE, hidden=True),
     Flag("recipe", ("auto", *RECIPES), "auto", "row of configs.py that fills what no flag sets"),

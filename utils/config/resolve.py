@@ -15,7 +15,7 @@ from utils.training import memory
 from . import checks, recipes
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
-from .resume import keep_or_refuse, read_saved, resolve_resumed
+from .resume import AUTOMATIC, keep_or_refuse, read_saved, resolve_resumed
 from .types import ConfigError, as_tuple
 
 AUTO, NONE = "auto", "none"
@@ -115,6 +115,7 @@ def _resolve(flags: dict, facts: Facts | None) -> Values:
     values = _fill(flags)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
+        values.update(facts.reading or {})
         if values["precision"] == AUTO:
             values["precision"] = "bf16" if facts.native_bf16 else "fp32"
     _set_lengths(values, flags, facts)
@@ -154,8 +155,7 @@ def _fill(flags: dict) -> Values:
     values.put(RECIPE, row)
     values.put(DEFAULT, chosen)
     values.sources.update({name: RECIPE for name in ("dataset", "model_type") if name in row and chosen[name] == row[name]})
-    automatic = (("recipe", AUTO), ("precision", AUTO), ("gradient_accumulation_steps", AUTO))
-    values.put(FLAG, {name: value for name, value in flags.items() if (name, value) not in automatic})
+    values.put(FLAG, {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == AUTO)})
     for floor in ("min_learning_rate", "warmup_learning_rate"):      # the recipe's is meant for its own learning rate
         if floor not in flags and "learning_rate" in flags:
             values[floor] = min(values[floor], values["learning_rate"])

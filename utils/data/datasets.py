@@ -21,7 +21,9 @@ from . import prepared
 from .class_folders import folder
 from .csv_lists import csv_lists, text_lines
 from .image_files import existing_images
+from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
+from .survey import read_as
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
 MAX_IDX_BYTES = 1 << 30          # unpacked; the largest of the MNIST family is half of it
@@ -259,23 +261,30 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
     "folder": folder,
     "csv": csv_lists,
 }
+PUBLISHED_FILES = ("imagenet", "cub200", "flowers102", "oxford_pets")
 
 
-def own_splits(dataset: str, data_dir: str) -> Splits:
-    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
+def own_splits(dataset: str, data_dir: str, reading: Reading = FIND) -> Splits:
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError.
+
+    reading: how its files are read. Where EXIF is "auto", it is followed but in published sets, whose published results come from
+    readers (torchvision, timm) that do not follow it.
+    """
     if dataset != "digits" and prepared.is_prepared(data_dir):
-        return prepared.load(data_dir, dataset)
-    return DATASETS[dataset](data_dir)
+        return prepared.load(data_dir, dataset, reading)
+    return read_as(DATASETS[dataset](data_dir), reading, follow_exif=dataset not in PUBLISHED_FILES)
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0, strata: Strata = by_class) -> Splits:
+                split_seed: int = 0, strata: Strata = by_class, reading: Reading = FIND) -> Splits:
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
+
+    `reading` as in own_splits; what was found is the result's `reading`, and its `notes` tell about it.
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
     becomes the validation set. Raises DataError if the data are missing or do not fit together.
     """
-    splits = own_splits(dataset, data_dir)
+    splits = own_splits(dataset, data_dir, reading)
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed, strata)
     elif not len(splits.test):
