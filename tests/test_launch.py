@@ -89,9 +89,9 @@ def test_flags_after_a_restart(folder, monkeypatch, tmp_path):
     assert launch.flags_after_restart(flags) is flags
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert launch.flags_after_restart(flags) is flags                     # lost before there was a folder
-    run = tmp_path / "runs" / "b"
+    run = tmp_path / "runs\udcf6" / "b"                                    # a name of any bytes
     run.mkdir(parents=True)
-    (folder / "folder").write_text(str(run))
+    (folder / "folder").write_bytes(os.fsencode(run))
     here = flags | {"output_dir": str(run.parent), "name": "b"}
     assert launch.flags_after_restart(flags) == here
     (run / "step-000003.pt").touch()

@@ -109,7 +109,7 @@ def post_exit_code(code: int) -> bool | None:
     if file is None:
         return None
     try:
-        with open(file, "x") as stream:
+        with open(file, "x", encoding="utf-8") as stream:
             stream.write(str(code))
     except FileExistsError:
         return False
@@ -122,7 +122,7 @@ def posted_exit_code() -> int | None:
     """The exit code that the first process has posted, if one has."""
     file = launch_file(f"code-{restarts():03d}")
     try:
-        return int(file.read_text()) if file else None
+        return int(file.read_text(encoding="utf-8")) if file else None
     except (OSError, ValueError):                  # not there, or not written yet
         return None
 
@@ -137,7 +137,7 @@ def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:
     if (file := launch_file("folder")) is not None:
         if not file.exists():
             return flags                           # a process was lost before the run had a folder
-        folder = Path(file.read_text())
+        folder = Path(os.fsdecode(file.read_bytes()))
     elif "name" in flags:
         folder = Path(flags.get("output_dir", output_dir), flags["name"])
     else:

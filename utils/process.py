@@ -32,6 +32,7 @@ SILENCE_S = 2.0
 # in C code, for another process or a disk.
 DEAF_S = 1.0
 PR_SET_PDEATHSIG = 1
+OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
 
 _ends_at_once = False
 _asked_at = float("inf")
@@ -86,6 +87,18 @@ def program(name: str, signals: bool = True, alone: bool = True) -> Iterator[Pro
             current.exit_code = _exit_status(current.exit_code)
 
 
+@contextlib.contextmanager
+def imports(name: str) -> Iterator[None]:
+    """Around the imports at the top of a program, before `program`: a package that this Python lacks is one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message, code = classify_error(error)
+        if message is None:
+            raise
+        sys.exit(report_error(name, message, code))
+
+
 def end_at_once_on_error() -> None:
     """From now on an error ends this process without Python's teardown, which would wait for lost processes, or abort."""
     global _ends_at_once
@@ -99,6 +112,9 @@ def classify_error(error: Exception) -> tuple[str | None, int]:
         return str(error), code
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("", *OWN_MODULES):
+        return (f"this Python lacks {error.name}. Run .venv/bin/python instead (bash train.sh makes it), or install it "
+                "(requirements.txt)"), EXIT_BAD_INPUT
     return None, EXIT_BUG
 
 
@@ -148,10 +164,15 @@ def collect_garbage() -> None:
 
 
 class ResilientStream:
-    """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped."""
+    """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped.
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    Letters that its encoding lacks (PYTHONIOENCODING=ascii, another locale than UTF-8) are written as escapes such as \\xfc.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        """None: it was closed before Python started."""
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -189,7 +210,7 @@ class StopSignal:
                 self._before[number] = signal.signal(number, self._handle)
         self._listen()
         if (file := launch.launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
-            file.write_text(f"{os.getpid()}\n")
+            file.write_text(f"{os.getpid()}\n", encoding="utf-8")
             if launch.launch_file("asked").exists():      # while torchrun started the processes: there was none to be signalled
                 _leave()
         return self

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from building import ALONE, write_checkpoint
+from runs import make_tree
 
 import train
 from utils import build, distributed
 from utils.build.find import open_start
 from utils.config import ConfigError, choose
+from utils.data.reading import Reading
 from utils.data.splits import DataError
 
 
@@ -34,6 +36,20 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, seen: [seen, (*seen[:-1], "other names")])
     with pytest.raises(DataError, match="the nodes have different data"):
         build.find(sources, None, ALONE)
+
+
+def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
+    """Another task finds its own rule; what is typed wins."""
+    make_tree(tmp_path / "tree")
+    data = ["--dataset", "folder", "--data_dir", tmp_path / "tree"]
+    write_checkpoint(tmp_path / "r/best.pt", *data, "--exif", "off", "--alpha", "mask")
+    start = {"dataset": "folder", "data_dir": str(tmp_path / "tree"), "pretrained_dir": str(tmp_path / "r"), "recipe": "digits"}
+    for more, expected in (({}, Reading("follow")), ({"head": "keep"}, Reading("off", alpha="mask")),
+                           ({"eval_only": True}, Reading("off", alpha="mask")),
+                           ({"head": "keep", "exif": "follow"}, Reading("follow", alpha="mask"))):
+        found = build.find(choose(start | more), None, ALONE)
+        assert found.splits.reading == expected and found.facts.reading == vars(expected)
+        assert found.start.path == tmp_path / "r/best.pt"
 
 
 def test_the_default_start_is_the_models_own():
