@@ -109,7 +109,7 @@ fi
 settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NPROC - 1) / NPROC))}")
 [ "$VISIBLE" = "$KEEP" ] || settings+=("CUDA_VISIBLE_DEVICES=$VISIBLE")
 [ "$MAX_RESTARTS" = 0 ] || launcher+=(--max_restarts "$MAX_RESTARTS")
-command=(env "${settings[@]}" "$PYTHON" -m torch.distributed.run "${launcher[@]}" --nproc_per_node "$NPROC"
+command=(env "${settings[@]}" "$PYTHON" -m utils.distributed.torchrun "${launcher[@]}" --nproc_per_node "$NPROC"
     train.py ${flags[@]+"${flags[@]}"} "$@")
 
 printf '%q ' "${command[@]}"
@@ -195,7 +195,7 @@ wait "$launcher" 2>/dev/null || code=$?                                         
 posted=
 for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || posted=$(cat "$file"); done
 if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
-    echo "train.sh: error: a process of the run was lost, and none could report it (the report of torchrun names it)" >&2
+    echo "train.sh: error: a process of the run was lost, and none could report it (what is above names it)" >&2
     posted=8
 fi
 [ -z "$asked" ] || posted=${posted:-143}

@@ -224,7 +224,7 @@ def processes_of_run(launched: subprocess.Popen, processes: int) -> dict[str, li
     found = {"agent": [], "ranks": [], "workers": []}
     for process in descendants:
         words = command_of(process)
-        if "torch.distributed.run" in words:
+        if "utils.distributed.torchrun" in words:
             found["agent"].append(process)
         elif "train.py" in words:
             found["ranks" if len(found["ranks"]) < processes else "workers"].append(process)

@@ -398,7 +398,7 @@ def test_first_use_makes_the_environment_once(run_script, bare_machine):
     done = run_script("train.sh", cwd=project, PYTHON=str(python))
     assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr
     assert "-m pip install --disable-pip-version-check -r requirements.txt" in log.read_text()
-    assert ".venv/bin/python -m torch.distributed.run" in done.stdout
+    assert ".venv/bin/python -m utils.distributed.torchrun" in done.stdout
     for interrupted in (False, True):
         log.unlink()
         if interrupted:
@@ -414,7 +414,7 @@ def test_locked_installs_the_lock_with_hashes_into_a_folder_of_its_own(run_scrip
     assert command_words(run_script("train.sh", cwd=project, PYTHON=sys.executable, LOCKED="1", DRY_RUN="1"))[2] == (
         ".venv-locked/bin/python") and not (project / ".venv-locked").exists()
     done = run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1")
-    assert done.returncode == 0 and ".venv-locked/bin/python -m torch.distributed.run" in done.stdout, done.stderr
+    assert done.returncode == 0 and ".venv-locked/bin/python -m utils.distributed.torchrun" in done.stdout, done.stderr
     install = "-m pip install --disable-pip-version-check --require-hashes --only-binary :all: -r requirements"
     assert f"{install}.lock" in log.read_text() and not (project / ".venv").exists()
     assert run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
@@ -436,7 +436,7 @@ def test_an_environment_without_pip_is_recreated(run_script, bare_machine):
     broken.write_text("#!/usr/bin/env bash\nexit 1\n")
     broken.chmod(0o755)
     done = run_script("train.sh", cwd=project, PYTHON=str(python))
-    assert done.returncode == 0 and ".venv/bin/python -m torch.distributed.run" in done.stdout, done.stderr
+    assert done.returncode == 0 and ".venv/bin/python -m utils.distributed.torchrun" in done.stdout, done.stderr
     assert "-m venv --clear .venv" in log.read_text()
 
 

@@ -2,7 +2,7 @@
 
 While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
 `timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process): it asks neither the others
-nor the store in which torchrun introduced them, which may be gone with its machine. torchrun's report names a process that died.
+nor the store in which torchrun introduced them, which may be gone with its machine. Its report names a process that died.
 """
 
 import contextlib
@@ -116,7 +116,7 @@ def _loss(error: Exception) -> str:
         patience = f"{_group.timeout_s} s (--rank_timeout)" if current_group() else f"{SETUP_S} s"
         return f"another process of the run did not answer within {patience}"
     reason = re.sub(r"^\[\S*\] ", "", f"{error}".partition("\n")[0]).partition(". ")[0][:200]
-    return (f"another process of the run has ended ({reason}): torchrun's report names it; the out-of-memory killer may have "
+    return (f"another process of the run has ended ({reason}): what is printed below names it; the out-of-memory killer may have "
             "ended it (see dmesg)")
 
 
