@@ -21,7 +21,7 @@ from utils import process
 
 with process.imports("visualize.py"):
     from utils.config import FLAGS, ConfigError, Parser
-    from utils.config.types import fraction, image_size, positive_int
+    from utils.config.types import fraction, image_size, positive_int, user_path
 
 if TYPE_CHECKING:
     from utils.build import Opened
@@ -41,8 +41,8 @@ VERBS = {
     "curves": ("loss, accuracy and learning rate of one run or several", "runs"),
     "confusion": ("a run evaluated: confusion matrix and worst mistakes", "data"),
 }
-MODEL = {"checkpoint": {"help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or any other file or "
-                                "published name with --model_type (default: the embedded model)"},
+MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
+                        "any other file or published name with --model_type (default: the embedded model)"},
          "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16"},
          "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
 RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
@@ -55,9 +55,9 @@ DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's dat
 OPTIONS = {
     "model": MODEL,
     "data": MODEL | DATA,
-    "image": MODEL | RESIZE | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: "
-                                         "images of the data set)"}} | DATA,
-    "runs": {"checkpoint": {"nargs": "+", "metavar": "RUN", "help": "run folders"}},
+    "image": MODEL | RESIZE | {"image": {"type": user_path, "nargs": "+", "metavar": "FILE", "help": "pictures, or folders of "
+                                         "them (default: images of the data set)"}} | DATA,
+    "runs": {"checkpoint": {"type": user_path, "nargs": "+", "metavar": "RUN", "help": "run folders"}},
     "layer": {"layer": {"type": positive_int, "help": "whose heads are shown, from 1 (default: the last)"}},
     "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
@@ -76,7 +76,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         for group in groups:
             for name, settings in OPTIONS[group].items():
                 own.add_argument(f"--{name}", **settings)
-        own.add_argument("--output", help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
+        own.add_argument("--output", type=user_path,
+                         help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
     options = parser.parse_args(argv)
     if getattr(options, "image", None) and (options.split or options.images):
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
