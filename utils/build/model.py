@@ -105,6 +105,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
           flush=True)
     if not config.eval_only and not saved:
         print(f"length: {describe_length(config, found.facts)}", flush=True)
+    if found.seen:
+        print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
