@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("train.py"):
+    from models.checkpoints.published import published_name, published_names
     from utils import config as configuration
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     with process.program("train.py") as program:                 # signals, one-line errors, exit codes
         flags = process.flags_after_restart(configuration.parse(argv))
         configuration.check(flags)                               # what needs neither data nor PyTorch
+        configuration.check_weights(flags, published_name, published_names())
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -80,6 +82,8 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if saved:
         build.print_resume(config, saved, ranks)
         build.check_same_data(config, found, saved, ranks)
+    elif ranks.is_main:
+        print(f"evaluating {found.start.path}")
     built = build.build_model(config, found, saved, ranks)
     loader, splits = build.build_eval_loader(config, built.model, ranks), found.splits
     on_compiled = build.print_compile_time(ranks) if config.compile else None
@@ -95,7 +99,10 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
-            summary.print_confusion(saved.opened.path.parent if saved else Path("."), metrics, splits.classes)
+            # Beside the checkpoint of a run, whose own tables are of its last step; a published file may be anywhere.
+            path = saved.opened.path if saved else found.start.path
+            folder = path.parent if saved or found.start.settings else Path(config.output_dir)
+            summary.print_confusion(folder, metrics, splits.classes, path.stem)
 
 
 if __name__ == "__main__":
