@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
     with process.program("dataset.py") as program:
         command = argv[0] if argv else ""
         if command not in DATASET_FLAGS:
-            raise config.ConfigError("the first word must be check or prepare (python dataset.py --help)")
+            raise config.ConfigError("the first word must be check or prepare (python dataset.py --help)."
+                                     + config.did_you_mean(command, DATASET_FLAGS))
         flags = config.parse(argv[1:], f"dataset.py {command}", DATASET_FLAGS[command], __doc__.partition("\n")[0],
                              _add_target if command == "prepare" else None)
         config.check({name: value for name, value in flags.items() if name in config.FLAGS})

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
+    from models.checkpoints.published import published_name, published_names
     from utils import config as configuration
-    from utils.files import where_looked
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
         flags = launch.flags_after_restart(configuration.parse(argv))
         configuration.check(flags)                               # what needs neither data nor PyTorch
-        check_weights(flags)
+        for flag in ("pretrained_dir", "teacher"):
+            configuration.check_weights(flags, published_name, published_names(), flag)
         if launch.only_checks():                                 # train.sh asks before it starts torchrun
             return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
@@ -43,20 +44,6 @@ def main(argv: list[str]) -> int:
             else:
                 program.exit_code = train(config, found, saved, ranks, program.stop)
     return program.exit_code
-
-
-def check_weights(flags: dict) -> None:
-    """Raises ConfigError where weights that a flag names are neither there nor a published file. A resumed run has its own."""
-    from models import ModelError
-    from models.checkpoints.published import require_published
-
-    start = "none" if "resume_path" in flags else configuration.choose(flags).start
-    for flag, weights in (("pretrained_dir", start), ("teacher", flags.get("teacher", "none"))):
-        if weights not in ("auto", "none") and not Path(weights).exists():
-            try:
-                require_published(weights)
-            except ModelError as error:
-                raise configuration.ConfigError(f"--{flag}: {error}{where_looked(weights)}") from error
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
@@ -98,6 +85,8 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if saved:
         build.print_resume(config, saved, ranks)
         build.check_same_data(config, found, saved, ranks)
+    elif ranks.is_main:
+        print(f"evaluating {found.start.path}")
     built = build.build_model(config, found, saved, ranks)
     loader, splits = build.build_eval_loader(config, built.model, ranks), found.splits
     on_compiled = build.print_compile_time(ranks) if config.compile else None
@@ -113,7 +102,10 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
-            summary.print_confusion(saved.opened.path.parent if saved else Path("."), metrics, splits.classes)
+            # Beside the checkpoint of a run, whose own tables are of its last step; a published file may be anywhere.
+            path = saved.opened.path if saved else found.start.path
+            folder = path.parent if saved or found.start.settings else Path(config.output_dir)
+            summary.print_confusion(folder, metrics, splits.classes, path.stem)
 
 
 if __name__ == "__main__":

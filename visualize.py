@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("visualize.py"):
-    from utils.config import FLAGS, ConfigError, Parser
+    from configs import MODELS
+    from models.checkpoints.published import published_name, published_names
+    from utils.config import FLAGS, ConfigError, Parser, check_weights, unknown_model
     from utils.config.types import fraction, image_size, positive_int, user_path
 
 if TYPE_CHECKING:
@@ -83,6 +85,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
     if options.verb == "curves" and not options.checkpoint:
         raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
+    if getattr(options, "model_type", None) not in (None, *MODELS):
+        raise ConfigError(unknown_model(options.model_type))
+    if options.verb != "curves":
+        check_weights(vars(options), published_name, published_names(), "checkpoint")
     return options
 
 

@@ -102,7 +102,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     heads = file.run["architecture"].get("num_heads") if file.run else None
     if heads not in (None, model.config.num_heads):
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
-                           f"use --num_heads {heads}")
+                           f"{OF_A_RUN}")
     report = LoadReport(str(file.path), fresh=_fresh_parameters(layout, model, head), notes=list(file.notes),
                         classes=list(file.run["classes"]) if file.run else [])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
@@ -160,6 +160,8 @@ def _check_names(layout: Layout, rows: list[Row], model: ImageTransformer, repor
                            "head='keep' needs the same number, head='zero' starts a new head")
 
 
+OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
+            "describe the model")
 # parameter: what to do if the file has it and the model has not, and the reverse
 ADVICE = {
     "blocks_token_only.0.gamma_1": ("it is a CaiT: use the --model_type CaiT-... of its size",
@@ -174,7 +176,9 @@ ADVICE = {
 
 
 def _advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
-    """The first difference in kind, or else the sizes."""
+    """The first difference in kind, or else the sizes. Of a run's checkpoint neither has to be known."""
+    if layout.file.run:
+        return OF_A_RUN
     if not layout.has("pos_embed"):
         return "it stores no positions (big_vision's sincos2d computes them), as no model here"
     if layout.has("fc_norm.weight") and not layout.has("cls_token"):

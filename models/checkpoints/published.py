@@ -60,6 +60,12 @@ META_FILES = {
 }
 
 
+def published_names() -> list[str]:
+    """The canonical names; of AugReg's over 50,000 files those that a size alone stands for."""
+    sizes = AUGREG_SIZE.pattern.split("|")
+    return [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
+
+
 def published_name(name: str) -> str | None:
     """'ViT-B_16' -> 'imagenet21k/ViT-B_16'; None for what is no published name.
 

@@ -78,6 +78,15 @@ def test_settings_of_one_session_are_not_kept():
     assert "--compile" in message({"compile": True}, RUN | {"attention_edits": "e", "sigmoid_attention": "last"})
 
 
+def test_an_evaluation_does_not_inherit_what_the_run_did_at_its_end():
+    asked = RUN | {"eval_train": True, "confusion_matrix": True}
+    for flags in ({}, {"eval_train": True}, {"confusion_matrix": True}):
+        config = resume({"eval_only": True} | flags, asked)
+        assert [config.eval_train, config.confusion_matrix] == [name in flags for name in ("eval_train", "confusion_matrix")]
+        assert changes(config, Saved(asked, 20, 1000, 1, "p"), 1) == []
+    assert resume({}, asked).eval_train and resume({}, asked).confusion_matrix
+
+
 def test_precision_takes_its_own_settings_along():
     config = resume({"override": True, "precision": "fp32"}, RUN | {"loss_scale": 1024.0, "fp16_opt_level": "O1"})
     assert (config.precision, config.loss_scale, config.fp16_opt_level) == ("fp32", 0.0, "O2")

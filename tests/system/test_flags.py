@@ -46,6 +46,8 @@ def spellings(name: str) -> list[tuple[list[str], object]]:
 def test_the_launcher_takes_no_flag_for_its_own(figure):
     """Each flag by itself, in every spelling: argparse searches all words for options before it passes the rest on."""
     tried, nodes = 0, ["--nnodes", "2", "--node_rank", "1", "--master_addr", "a", "--master_port", "29500", "--max_restarts", "3"]
+    aliases = [["-" * min(2, len(alias)) + alias, "1"] for row in FLAGS.values() for alias in row.aliases]
+    assert all(parse_args(["--standalone", "train.py", *words]).training_script_args == words for words in aliases)
     for name in FLAGS:
         for words, value in spellings(name):
             for launcher in (["--standalone"], nodes):
@@ -75,8 +77,8 @@ exec "$REAL_PYTHON" -I "$NOTES/note.py" "$@"
 def project(tmp_path):
     """A copy of the scripts in a folder whose name needs care, with a train.py that notes what it is given."""
     place = tmp_path / "my $pro 'ject ü"
-    (place / "utils").mkdir(parents=True)
-    for name in ("train.sh", "train_fp16.sh", "utils/python.sh", "utils/machine.sh", "requirements.txt"):
+    shutil.copytree(ROOT / "utils", place / "utils", ignore=shutil.ignore_patterns("__pycache__", "page"))
+    for name in ("train.sh", "train_fp16.sh", "requirements.txt"):
         shutil.copy(ROOT / name, place / name)
     (place / "train.py").write_text(NOTE)
     (tmp_path / "note.py").write_text(NOTE)

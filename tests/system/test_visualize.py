@@ -323,7 +323,7 @@ BAD = {
     "no picture": ("", "PICTURE"),
     "another picture": ("portrait", "invalid choice"),
     "an option of another picture": ("position --layer 1", "--layer"),
-    "no such checkpoint": ("attention --checkpoint nowhere", "no checkpoint at nowhere"),
+    "no such checkpoint": ("attention --checkpoint nowhere", "--checkpoint nowhere: no such file or folder"),
     "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
     "no image": ("attention --image nothing.png", "no such file or folder"),
     "a folder without images": ("attention --image empty", "no images"),

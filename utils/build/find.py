@@ -26,6 +26,8 @@ from utils.run.checkpoint import RunCheckpoint, RunState
 from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
+from .leakage import start_run, warning_of_seen
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -50,6 +52,7 @@ class Found:
     splits: Splits
     start: OpenedCheckpoint | None    # the file that --pretrained_dir means; None: from scratch, or a resumed run
     fingerprint: str                  # of the training images: their names and targets
+    seen: str = ""                    # the warning that the start weights were trained on held-out images
 
 
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
@@ -109,7 +112,9 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start_path=start and str(start.path),
         device_type=ranks.device.type, memory=memory, cached_images=cached_bytes(splits.train),
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
-    return Found(facts, splits, start, print_of_train)
+    run = start_run(start.path) if ranks.is_main and start and start.settings is not None else None
+    seen = warning_of_seen(run[1], start.path, sources, splits) if run else ""
+    return Found(facts, splits, start, print_of_train, seen)
 
 
 def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:

@@ -116,6 +116,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     if not config.eval_only and not saved:
         print("\n".join([f"length: {describe_length(config, found.facts)}", *filter(None, [describe_micro_steps(
             config, found.facts)]), *length_warnings(config, found.facts)]), flush=True)
+    if found.seen:
+        print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)

@@ -41,7 +41,8 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
         return
     for reason in saved.opened.skipped.values():
         print(f"warning: {reason}; going back to the checkpoint before it")
-    print(f"resuming {saved.opened.path} at step {saved.state.step} of {config.num_steps}")
+    path, step = saved.opened.path, saved.state.step
+    print(f"evaluating {path} (step {step})" if config.eval_only else f"resuming {path} at step {step} of {config.num_steps}")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 

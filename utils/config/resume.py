@@ -11,6 +11,7 @@ from .types import ConfigError, as_tuple
 # Flags whose `auto` is as good as nothing typed.
 AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
 THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
+EVALUATION = ("eval_train", "confusion_matrix")        # what --eval_only does where it is typed alone, not as the run did
 
 
 def read_saved(config: dict) -> dict:
@@ -58,6 +59,8 @@ def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
     values = Values(old, CHECKPOINT)
     values.put(FLAG, asked)
     values.put(FLAG, {name: bool(flags.get(name)) for name in THIS_SESSION})
+    if values["eval_only"]:
+        values.put(FLAG, {name: bool(flags.get(name)) for name in EVALUATION})
     checks.check_conflicts(values, checks.SESSION_CONFLICTS)
     if values["num_steps"] < values["warmup_steps"]:
         raise ConfigError(f"--num_steps {values['num_steps']} is less than the run's {values['warmup_steps']} warm-up steps")
@@ -89,6 +92,7 @@ def changes(config: Config, saved: Saved, ranks: int) -> list[str]:
     schedule = ("the milestones of the learning rate stay" if config.decay_type == "step"
                 else "the learning-rate schedule is recomputed for the new length")
     silent = {"resume_path", "override", "eval_only"} | ({"name", "output_dir"} if config.resume_path == "auto" else set())
+    silent |= set(EVALUATION) if config.eval_only else set()
     for name in sorted(set(SETTINGS) - silent):
         if config.source(name) != FLAG:
             continue
