@@ -140,7 +140,7 @@ def find_images(data: str | None, part: str, settings: dict):
         fractions |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
     divided = fractions["test_fraction"] or any((folder / name).exists() for name in ("train", "val", prepared.FILE))
     if kind != "images" and (kind != "folder" or divided):
-        splits = datasets.open_splits(kind, str(folder), **fractions)
+        splits = datasets.open_splits(kind, str(folder), **fractions, **datasets.reading(settings))
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")

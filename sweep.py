@@ -124,7 +124,7 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
     from utils.data import datasets
 
     splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed)
+                                  split_seed=run.split_seed, **datasets.reading(vars(run)))
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1

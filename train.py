@@ -88,7 +88,7 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     loader, splits = build.build_eval_loader(config, built.model, ranks), found.splits
     on_compiled = build.print_compile_time(ranks) if config.compile else None
     process.collect_garbage()
-    last = {splits.val_name: splits.val} if config.test == "never" else {"test": splits.test}
+    last = {splits.val_name: splits.val} if config.test == "never" or splits.test is splits.val else {"test": splits.test}
     parts = {"train": splits.train} | last if config.eval_train else last
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}"):

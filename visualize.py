@@ -187,7 +187,7 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
     splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"])
+                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], **datasets.reading(run))
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))

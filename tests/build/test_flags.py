@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from building import build_objects, write_checkpoint
+from miniatures import csv_files
 from runs import FOLDER, make_tree, mark
 from torchvision.transforms.v2 import InterpolationMode
 
@@ -48,6 +49,7 @@ READ = {
     "augmentation": lambda o: list(steps(o.train)),
     "gray": lambda o: ["Grayscale" in steps(loader) for loader in (o.train, o.eval)],
     "batches": lambda o: [len(batch.targets) for batch in o.data.eval_loader(o.data.splits.val)],
+    "first image": lambda o: o.data.splits.train.name(0),
     "images": lambda o: tuple(len(getattr(o.data.splits, name)) for name in ("train", "val", "test")),
     "fingerprint": lambda o: fingerprint(o.data.splits.train),
     "dropout": lambda o: {part.p for part in o.model.modules() if isinstance(part, torch.nn.Dropout)},
@@ -130,6 +132,8 @@ ROWS = [
     ("--num_workers 3 --bad_images skip", {"train.num_workers": 3, "eval.num_workers": 3, "train.bad_images": "skip"}, ""),
     ("--dataset folder", {"data.splits.classes": ("ant", "bee")}, "--recipe digits"),
     ("--data_dir wood", {"data.splits.classes": ("cat", "dog")}, TREE),
+    ("--path_column other --label_column kind --image_dir small", {
+        "first image": "small/b.png", "data.splits.classes": ("p", "q")}, "--dataset csv --data_dir lists --recipe digits"),
     ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
     ("--test_fraction 0.25", {"images": (1347, 450, 450)}, ""),
     ("--split_seed 5", {"fingerprint": fingerprint(open_splits("digits", "", test_fraction=0.25, split_seed=5).train)},
@@ -173,6 +177,11 @@ def home(tmp_path_factory):
         make_tree(Path("tree"), images=10)
         make_tree(Path("data"))
         make_tree(Path("wood"), ("cat", "dog"))
+        rows = "".join(f"{name}.png,xy{number % 2},{'pq'[number % 2]},{other}.png\n" for number, (name, other) in enumerate(
+            zip("abcd", "bcda")))
+        text = f"image,label,kind,other\n{rows}"
+        csv_files(Path("lists"), train=text, val=text)
+        csv_files(Path("lists/small"))
         write_checkpoint(Path("start/best.pt"), "--seed", 5)
         write_checkpoint(Path("other/best.pt"), "--seed", 3)
         mark(Path("edits"), [3, 9])

@@ -14,7 +14,7 @@ from models import ModelError
 from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
 from utils import distributed
 from utils.config import FLAGS, Facts, Saved, Sources
-from utils.data.datasets import open_splits
+from utils.data.datasets import open_splits, reading
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
@@ -82,7 +82,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank."""
     splits = distributed.local_main_first(ranks, lambda: open_splits(
         sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
-        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata))
+        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata, **reading(vars(sources))))
     print_of_train = fingerprint(splits.train)
     seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train)
     if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
@@ -93,7 +93,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
     facts = Facts(
-        train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
+        train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.val_name == "test",
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_head_classes=head_classes,
         start_path=start and str(start.path),

@@ -79,6 +79,12 @@ FLAGS: dict[str, Flag] = _group(
          metavar="DIR",
          requires=(lambda config: config["dataset"] != "digits", "another --dataset than the embedded digits "
                    "(--dataset folder, DATASET=folder, for images of your own)")),
+    Flag("path_column", str, None, "csv: the column of the images' paths, by its name or its number from 1 (default: guessed "
+         "and told)", OVERRIDE, metavar="COLUMN", requires=_is("dataset", "csv")),
+    Flag("label_column", str, None, "csv: the column of the labels (default: guessed and told)", OVERRIDE, metavar="COLUMN",
+         requires=_is("dataset", "csv")),
+    Flag("image_dir", str, None, "csv: the folder that paths count from, seen from --data_dir (default: that, or the one that "
+         "has the images)", FREE, metavar="DIR", requires=_is("dataset", "csv")),
     Flag("val_fraction", fraction, 0.0, "fraction of each class of train that is held out to choose on, so that test stays "
          "untouched", hidden=True),
     Flag("test_fraction", fraction, 0.0, "draw a new test set: this fraction of each class of all images (0: the published "

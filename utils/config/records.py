@@ -18,6 +18,9 @@ class Sources:
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
     start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
+    path_column: str | None = None
+    label_column: str | None = None
+    image_dir: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,8 @@ def choose(flags: dict, saved_config: dict | None = None) -> Sources:
         saved = read_saved(saved_config)
         kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
         values = saved | kept | {"pretrained_dir": NONE}
-    return Sources(*(values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"),
-                   start=values["pretrained_dir"])
+    named = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"}
+    return Sources(**named, start=values["pretrained_dir"])
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:

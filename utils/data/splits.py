@@ -151,12 +151,15 @@ def by_class(targets: np.ndarray) -> np.ndarray:
 
 
 def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
-    """Make a share of the training images `val`; `test` stays. Raises DataError if there is a validation split already."""
+    """Make a share of the training images `val`; `test` stays or, where there is none, is that share too.
+
+    Raises DataError if there is a validation split already.
+    """
     if splits.val is not splits.test:
         raise DataError(f"--val_fraction: the data set has a validation split of its own ({len(splits.val)} images). Omit "
                         "--val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
-    return dataclasses.replace(splits, train=train, val=val, val_name="val")
+    return dataclasses.replace(splits, train=train, val=val, test=splits.test if len(splits.test) else val, val_name="val")
 
 
 def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
