@@ -166,13 +166,14 @@ def warn_of_names(split, where: str, part: str, settings: dict) -> None:
 
 def layout_of(folder: Path, own: str) -> str:
     """How to read a folder: as the data set of the run (`own`), "csv", "images" (without labels) or "folder"."""
-    from utils.data import image_files
+    from utils.data import csv_lists, image_files
 
     if not folder.is_dir():
         raise ConfigError(f"no such folder: --data {folder}")
     if own in PUBLISHED and (folder / PUBLISHED[own]).is_dir():
         return own
-    if (folder / "train.csv").is_file():
+    listed = any(file.suffix.lower() in csv_lists.ENDINGS for file in folder.iterdir())
+    if (folder / "train.csv").is_file() or (own == "csv" and listed):
         return "csv"
     return "images" if any(file.suffix.lower() in image_files.IMAGE_EXTENSIONS for file in folder.iterdir()) else "folder"
 

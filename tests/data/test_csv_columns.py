@@ -26,6 +26,7 @@ LISTS = {
     "# ours\npath,label\na.png,x\nb.png,y\n# a doubt\nc.png,x": "",
     ".\\a.png,x\n.\\b.png,y\n.\\c.png,x": "",
     "C:\\data\\a.png,x\nC:\\data\\b.png,y\nC:\\data\\c.png,x": "absolute paths of another machine, taken by their ends: C:",
+    "class id,filepaths,age\nx,a.png,1\ny,b.png,2\nx,c.png,9": "paths from column filepaths, labels from column class id",
     "image,mask,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x": "paths from column image, labels from column label",
     "a.png,x\nb.png,y\nc.png,x": "",
 }
@@ -62,6 +63,7 @@ MOODS = "image,age,mood\na.png,3,x\nb.png,4,y\nc.png,3,x\n"
     ("one,two,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x\n", {"path_column": "one"}, None),
     ("one,two,three\n1,2,x\n3,4,y\n", {}, r"which column holds the paths .*one, two, three|It has 1, 2, 3"),
     ("image,label\na.png,x\n", {"path_column": "label", "label_column": "label"}, "name the same column"),
+    ("image,MEL,NV\na.png,1.0,0.0\nb.png,0.0,1.0\n", {}, r"columns MEL, NV hold one 1 a row, .*one column instead, called label"),
     ("emotion,pixels,Usage\n0,70 80,Training\n", {}, "holds pixels")])
 def test_flags_decide_and_the_choice_is_told(tmp_path, text, columns, words):
     root = csv_files(tmp_path, train=text)

@@ -110,7 +110,7 @@ def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
 @pytest.mark.parametrize("name", ["train", "legend", "val"])
 def test_one_list_alone_takes_a_fraction(tmp_path, name):
     root = csv_files(tmp_path, **{name: "a.png,x\nb.png,y\nc.png,x\nd.png,y\ne.png,x\nf.png,y"})
-    with pytest.raises(DataError, match=rf"holds {name}\.csv \(6 labeled images\) and no .*--val_fraction 0\.1.*--test_fr"):
+    with pytest.raises(DataError, match=rf"holds {name}\.csv \(6 labeled images\) and none .*--val_fraction 0\.1.*--test_fr"):
         open_splits("csv", root)
     held = open_splits("csv", root, val_fraction=0.34)
     assert (len(held.train), len(held.val), held.val_name) == (4, 2, "val") and held.test is held.val
@@ -134,7 +134,7 @@ def test_a_list_to_test_on_without_labels_is_not_used(tmp_path):
         splits = csv_lists(root)
         assert len(splits.train) == 2 and not len(splits.test)
         assert f"{root}/test.csv has no labels: it is not used" in splits.notes
-    with pytest.raises(DataError, match=r"no list to validate or test on: .*test\.csv has no labels: it is not used"):
+    with pytest.raises(DataError, match=r"none to validate or test on: .*test\.csv has no labels: it is not used"):
         open_splits("csv", root)
 
 
@@ -149,7 +149,7 @@ def test_a_column_divides_one_list(tmp_path, column, values):
     splits = open_splits("csv", csv_files(tmp_path, legend="\n".join([f"image,emotion,{column}", *rows])))
     assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [0], [1]]
     assert splits.val_name == "val"
-    assert f"legend.csv: column {column} divides it: 2 rows for train, 1 rows for val, 1 rows for test" in splits.notes
+    assert f"legend.csv: column {column} divides it: 2 rows for train, 1 row for val, 1 row for test" in splits.notes
 
 
 def test_a_split_column_that_divides_nothing_or_too_much(tmp_path):

@@ -12,7 +12,7 @@ from .splits import DataError
 PLAIN_HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"label", "class"})
 # Words of headers, without spaces, dots, hyphens and underscores; the first that occurs wins.
 PATH_WORDS = ("path", "imagepath", "filepath", "imgpath", "filename", "file", "imagefile", "imagefilename", "imagename",
-              "imgname", "image", "images", "img", "picture", "photo", "imageid", "imgid", "idcode", "isicid", "id", "name")
+              "imgname", "image", "img", "picture", "photo", "imageid", "imgid", "idcode", "isicid", "id", "name")
 LABEL_WORDS = {"label", "labels", "class", "classes", "classname", "classid", "classlabel", "labelname", "labelid"}
 MORE_LABEL_WORDS = {"category", "categories", "categoryname", "categoryid", "target", "targets", "emotion", "emotions",
                     "expression", "species", "breed", "variety", "diagnosis", "dx", "finding", "disease", "level", "y", "tag",
@@ -115,7 +115,9 @@ def _find_path(table: Table, label: int | None, finder: FileFinder, part: str) -
 
 
 def _rank(words: list[str], position: int) -> int:
-    return PATH_WORDS.index(words[position]) if words and words[position] in PATH_WORDS else len(PATH_WORDS)
+    word = words[position] if words else ""
+    word = word if word in PATH_WORDS else word.removesuffix("s")
+    return PATH_WORDS.index(word) if word in PATH_WORDS else len(PATH_WORDS)
 
 
 def _columns_of_files(table: Table, words: list[str], finder: FileFinder, part: str) -> list[int]:
@@ -170,8 +172,16 @@ def _find_label(table: Table, others: list[int]) -> int:
         left = [position for position in left if not _counts(table.column(position))]
     if len(left) == 1:
         return left[0]
+    if table.header and len(left) > 1 and _one_hot(table, left):
+        raise DataError(f"{table.file}: the columns {table.titles(left)} hold one 1 a row, for the class of the image. Write its "
+                        "name into one column instead, called label")
     raise DataError(f"{table.file}: which column holds the labels? It has {table.titles()}: add --label_column with "
                     f"{'its name' if table.header else 'its number, from 1'}")
+
+
+def _one_hot(table: Table, positions: list[int]) -> bool:
+    values = [[row[position] for position in positions] for row in table.rows]
+    return all(set(row) <= {"0", "1", "0.0", "1.0"} and sum(map(float, row)) == 1 for row in values)
 
 
 def _counts(values: list[str]) -> bool:

@@ -137,8 +137,9 @@ def _read_lists(files: dict[str, Path], path_column: str | None, label_column: s
     if columns.split is not None:
         lists = _divide(lists)
         if len(files) == 1:
+            counts = {part: len(own.rows) for part, own in lists.items()}
             notes.append(f"{table.file.name}: column {table.title(columns.split)} divides it: "
-                         + ", ".join(f"{len(own.rows):,} rows for {part}" for part, own in lists.items()))
+                         + ", ".join(f"{count:,} row{'s' * (count != 1)} for {part}" for part, count in counts.items()))
     return lists, notes
 
 

@@ -212,10 +212,11 @@ def _nothing_held_out(splits: Splits, dataset: str, data_dir: str) -> str:
     if dataset == "folder":
         return (f"{data_dir} holds {len(splits.classes)} folders but no train/ and val/: if the folders are classes, "
                 "--test_fraction 0.2 draws a test set from them; else give the folder that holds train/ and val/")
-    file, seen = lists_in(data_dir)["train"].name, "".join(f"; {note}" for note in splits.notes)
-    return (f"{data_dir} holds {file} ({len(splits.train):,} labeled images) and no list to validate or test on: add "
-            "--val_fraction 0.1, which holds out a tenth of it to choose on, or --test_fraction 0.2, which draws a test set; or "
-            f"put val.csv beside it{seen}")
+    what = lists_in(data_dir)["train"].name if dataset == "csv" and not prepared.is_prepared(data_dir) else dataset
+    seen = "".join(f"; {note}" for note in splits.notes)
+    return (f"{data_dir} holds {what} ({len(splits.train):,} labeled images) and none to validate or test on: add "
+            "--val_fraction 0.1, which holds out a tenth to choose on, or --test_fraction 0.2, which draws a test set"
+            f"{'; or put val.csv beside it' * (what != dataset)}{seen}")
 
 
 def imagenet_names() -> tuple[str, ...]:
