@@ -54,6 +54,7 @@ def check(flags: dict) -> None:
     sources = config.choose(flags)
     splits = datasets.open_splits(sources.dataset, sources.data_dir, val_fraction=sources.val_fraction,
                                   test_fraction=sources.test_fraction, split_seed=sources.split_seed)
+    print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     findings = checking.check(splits, flags["num_workers"], log=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
     if sources.dataset == "folder" and (line := checking.ignored_line(sources.data_dir)):
@@ -75,8 +76,9 @@ def prepare(flags: dict) -> None:
 
     sources = config.choose({name: value for name, value in flags.items() if name in config.FLAGS})
     skip = flags.get("max_bad_images", config.FLAGS["max_bad_images"].default) if flags.get("bad_images") == "skip" else 0.0
-    preparing.build(datasets.own_splits(sources.dataset, sources.data_dir), sources.dataset, flags["folder"], flags["size"],
-                    flags["num_workers"], print, skip=skip)
+    splits = datasets.own_splits(sources.dataset, sources.data_dir)
+    print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
+    preparing.build(splits, sources.dataset, flags["folder"], flags["size"], flags["num_workers"], print, skip=skip)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
           f"{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+    print("".join(f"{note}\n" for note in splits.notes), end="")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {config.model_type} at {size} px, {count:,} parameters\nweights: {_source_of_weights(config, saved, model)}",
           flush=True)

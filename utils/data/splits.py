@@ -54,6 +54,7 @@ class Splits:
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
     prepared: int = 0               # shorter side in pixels to which larger images were reduced (prepared.py); 0: not prepared
+    notes: tuple[str, ...] = ()     # to print when a run starts: what was taken as what; a fault begins with "warning: "
 
 
 class ArrayImages(Dataset):
