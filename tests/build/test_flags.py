@@ -130,6 +130,7 @@ ROWS = [
     ("--num_workers 3 --bad_images skip", {"train.num_workers": 3, "eval.num_workers": 3, "train.bad_images": "skip"}, ""),
     ("--dataset folder", {"data.splits.classes": ("ant", "bee")}, "--recipe digits"),
     ("--data_dir wood", {"data.splits.classes": ("cat", "dog")}, TREE),
+    ("--class_order text", {"data.splits.classes": ("10", "2")}, "--dataset folder --data_dir numbers --recipe digits"),
     ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
     ("--test_fraction 0.25", {"images": (1347, 450, 450)}, ""),
     ("--split_seed 5", {"fingerprint": fingerprint(open_splits("digits", "", test_fraction=0.25, split_seed=5).train)},
@@ -173,6 +174,7 @@ def home(tmp_path_factory):
         make_tree(Path("tree"), images=10)
         make_tree(Path("data"))
         make_tree(Path("wood"), ("cat", "dog"))
+        make_tree(Path("numbers"), ("10", "2"))
         write_checkpoint(Path("start/best.pt"), "--seed", 5)
         write_checkpoint(Path("other/best.pt"), "--seed", 3)
         mark(Path("edits"), [3, 9])

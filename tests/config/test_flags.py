@@ -23,7 +23,8 @@ PINNED = {
         distillation_temperature 1.0, attention_loss_weight 1.0, precision auto, fp16 False, fp16_opt_level O2, loss_scale 0.0,
         seed 42, exact False""",
     FIXED: """
-        dataset None, val_fraction 0.0, test_fraction 0.0, split_seed 0, recipe auto, model_type None, img_size None,
+        dataset None, class_order number, val_fraction 0.0, test_fraction 0.0,
+        split_seed 0, recipe auto, model_type None, img_size None,
         patch_size None, hidden_size None, mlp_dim None, num_heads None, num_layers None, in_channels None, classifier None,
         sigmoid_attention None, head None, optimizer None, momentum 0.9, head_learning_rate None, layer_decay 1.0,
         weight_decay None, decay_on all, train_layers all, freeze None, ema_decay 0.0, dropout_rate None,
@@ -45,7 +46,7 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    assert before() == defaults() and "fp16" not in defaults()
+    assert before() == defaults() | {"class_order": None} and "fp16" not in defaults()
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

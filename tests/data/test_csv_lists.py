@@ -48,7 +48,7 @@ def test_csv_header_is_not_a_class_elsewhere(tmp_path):
     ("7 100 9", ["7", "9", "100"], [0, 2, 1]),                       # gaps: names, still in numerical order
     ("0 1 x 10 2", ["0", "1", "10", "2", "x"], [0, 1, 4, 2, 3]),      # not all are integers: names
     ("01 1 0", ["0", "01", "1"], [1, 2, 0]),                         # 01 and 1 would be one class
-    ("9" * 5000, ["9" * 5000], [0]),
+    ("9" * 5000 + " 8", ["8", "9" * 5000], [1, 0]),
 ])
 def test_csv_labels(tmp_path, labels, classes, expected):
     labels = labels.split(" ")
@@ -62,7 +62,7 @@ def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("one, two.png", 'a "b".png', "ü.png"):
         (tmp_path / "sub" / name).write_bytes(png())
-    train = f'"sub/one, two.png",x\n"sub/a ""b"".png",x\nsub/ü.png,x\n{tmp_path}/data/a.png,x\n../sub/ü.png,x\n'
+    train = f'"sub/one, two.png",x\n"sub/a ""b"".png",y\nsub/ü.png,x\n{tmp_path}/data/a.png,x\n../sub/ü.png,x\n'
     splits = open_splits("csv", csv_files(tmp_path / "data", train=train.replace("sub/", "../sub/").replace("../../", "../"),
                                           val="a.png,x"))
     assert [splits.train[index][0].size for index in range(5)] == [(20, 20)] * 3 + [(4, 3), (20, 20)]

@@ -10,7 +10,9 @@ SPECIAL = {"model_type": "ViT-S_16", "in_channels": 1, "pretrained_dir": "none",
 # What a flag needs beside it.
 WITH = {
     "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "cifar10"],
-    "split_seed": ["--val_fraction", "0.1"], "decay_milestones": ["--decay_type", "step"], "momentum": ["--optimizer", "sgd"],
+    "split_seed": ["--val_fraction", "0.1"],
+    "class_order": ["--dataset", "folder", "--data_dir", "."],
+    "decay_milestones": ["--decay_type", "step"], "momentum": ["--optimizer", "sgd"],
     "decay_on": ["--weight_decay", "0.1"], "crop_scale": ["--augmentation", "crop"], "crop_padding": ["--augmentation", "pad"],
     "randaugment_magnitude": ["--randaugment_ops", "1"], "mix_probability": ["--mixup_alpha", "1"],
     "mix_off_steps": ["--cutmix_alpha", "1"], "mix_switch_probability": ["--mixup_alpha", "1", "--cutmix_alpha", "1"],

@@ -6,8 +6,9 @@ from .types import ConfigError
 
 # The flags of train.py that the commands of dataset.py take.
 DATASET_FLAGS = {
-    "check": ("dataset", "data_dir", "recipe", "val_fraction", "test_fraction", "split_seed", "num_workers", "output_dir"),
-    "prepare": ("dataset", "data_dir", "recipe", "num_workers", "bad_images", "max_bad_images"),
+    "check": ("dataset", "data_dir", "recipe", "class_order", "val_fraction", "test_fraction", "split_seed", "num_workers",
+              "output_dir"),
+    "prepare": ("dataset", "data_dir", "recipe", "class_order", "num_workers", "bad_images", "max_bad_images"),
 }
 _BY_TORCHRUN = "torchrun sets the rank in the environment. Omit it."
 # What to do instead.

@@ -2,22 +2,23 @@
 
 import csv
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import overlap
+from .classes import Classes, check_wanted
 from .image_files import existing_images
+from .layouts import BY_DEFAULT, Reading
 from .splits import DataError, Splits
 
 MAX_LINE_BYTES = 1 << 16          # of a list of images
 HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}, {"label", "class"})
 
 
-def csv_lists(data_dir: str) -> Splits:
+def csv_lists(data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
     """DATA_DIR/train.csv, val.csv and, if it is there, test.csv: rows of path,label; paths count from DATA_DIR.
 
-    The labels of train.csv are the classes: in numerical order if all are integers, so that 0 .. C-1 stay what they
-    are, else by name. Raises DataError with file and line.
+    The labels of train.csv are the classes, in the order of classes.py. Raises DataError with file and line.
     """
     files = {split: Path(data_dir) / f"{split}.csv" for split in ("train", "val", "test")}
     if not (files["train"].is_file() and files["val"].is_file()):
@@ -26,19 +27,22 @@ def csv_lists(data_dir: str) -> Splits:
     if not files["test"].exists():
         del files["test"]
     rows = {split: _csv_rows(file) for split, file in files.items()}
-    names = {label for _, _, label in rows["train"]}
-    integers = all(re.fullmatch("0|[1-9][0-9]{0,8}", name) for name in names)
-    names = sorted(names, key=int if integers else None)
-    index = {name: label for label, name in enumerate(names)}
+    found = {label for _, _, label in rows["train"]}
+    classes = Classes(reading.classes, found)
+    check_wanted(reading.classes, classes, found, data_dir)
     images = {}
     for split, file in files.items():
         for number, _, label in rows[split]:
-            if label not in index:
-                raise DataError(f"{file}:{number}: the label {label!r} does not occur in {files['train'].name}")
-        samples = [(os.path.join(data_dir, path), index[label]) for _, path, label in rows[split]]
+            if classes.label(label) is None:
+                raise DataError(f"{file}:{number}: the label {label!r}{classes.hint(label)} does not occur in "
+                                f"{files['train'].name}")
+        samples = [(os.path.join(data_dir, path), classes.label(label)) for _, path, label in rows[split]]
         images[split] = existing_images(samples, data_dir, lambda row, split=split, file=file: f"{file}:{rows[split][row][0]}")
     val = images["val"]
-    return Splits(images["train"], val, images.get("test", val), "val" if "test" in images else "test", tuple(names))
+    paths = {split: [os.path.normpath(path) for path, _ in own.samples] for split, own in images.items()}
+    notes = (*classes.notes, *overlap.shared_files(images, paths, classes.names))
+    return Splits(images["train"], val, images.get("test", val), "val" if "test" in images else "test", classes.names,
+                  notes=notes)
 
 
 def _csv_rows(file: Path) -> list[tuple[int, str, str]]:

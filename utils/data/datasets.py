@@ -6,21 +6,24 @@ Caltech CNS-TR-2011-001), Oxford 102 Flowers (Nilsback and Zisserman 2008), Oxfo
 torchvision downloads; the files are read here, and no size or count in them is trusted.
 """
 
+import dataclasses
 import gzip
 import http.client
 import math
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from . import prepared
+from . import classes, prepared
 from .class_folders import folder
+from .classes import ClassRule
 from .csv_lists import csv_lists, text_lines
 from .image_files import existing_images
+from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
@@ -87,8 +90,8 @@ def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
         if len(images) != len(labels):
             raise DataError(f"{images_file} has {len(images)} images, {labels_file} {len(labels)} labels: not of one data set")
         arrays.append(ArrayImages(images, labels, part))
-    classes = tuple(name.partition(" - ")[0] for name in kind.classes)                # "7 - seven" of MNIST
-    return Splits(arrays[0], arrays[1], arrays[1], "test", classes, can_flip)
+    names = tuple(name.partition(" - ")[0] for name in kind.classes)                  # "7 - seven" of MNIST
+    return Splits(arrays[0], arrays[1], arrays[1], "test", names, can_flip)
 
 
 def _idx_files(place: Path) -> list[Path]:
@@ -163,8 +166,8 @@ def cub200(data_dir: str) -> Splits:
         chosen = [number for number in paths if int(in_train[number]) == wanted]
         samples = [(str(root / "images" / paths[number]), int(labels[number]) - 1) for number in chosen]
         images.append(existing_images(samples, root, lambda position: str(root / lists[0])))
-    classes = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))    # 001.Black_footed_...
-    return Splits(images[0], images[1], images[1], "test", classes)
+    birds = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))      # 001.Black_footed_...
+    return Splits(images[0], images[1], images[1], "test", birds)
 
 
 def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
@@ -238,14 +241,15 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.DATASETS has the same names.
-DATASETS: dict[str, Callable[[str], Splits]] = {
+# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes a user names, take a Reading too.
+OWN_CLASSES = ("imagenet", "folder", "csv")
+DATASETS: dict[str, Callable[..., Splits]] = {
     "digits": digits,
     "cifar10": lambda data_dir: cifar("CIFAR10", data_dir),
     "cifar100": lambda data_dir: cifar("CIFAR100", data_dir),
     "mnist": lambda data_dir: mnist("MNIST", data_dir, can_flip=False),
     "fashion_mnist": lambda data_dir: mnist("FashionMNIST", data_dir, can_flip=True),
-    "imagenet": lambda data_dir: folder(data_dir, classes_wanted=1000),
+    "imagenet": lambda data_dir, reading: folder(data_dir, reading, synsets=1000),
     "cub200": cub200,
     "flowers102": flowers102,
     "oxford_pets": oxford_pets,
@@ -254,30 +258,55 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
 }
 
 
-def own_splits(dataset: str, data_dir: str) -> Splits:
+def own_splits(dataset: str, data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
     """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
     if dataset != "digits" and prepared.is_prepared(data_dir):
-        return prepared.load(data_dir, dataset)
-    return DATASETS[dataset](data_dir)
+        splits = prepared.load(data_dir, dataset)
+    elif dataset in OWN_CLASSES:
+        return DATASETS[dataset](data_dir, reading)
+    else:
+        splits = DATASETS[dataset](data_dir)
+    return classes.apply(reading.classes, splits, data_dir, sort=dataset in OWN_CLASSES)
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0, strata: Strata = by_class) -> Splits:
+                split_seed: int = 0, strata: Strata = by_class, rule: ClassRule = classes.BY_DEFAULT,
+                need: str = TRAIN) -> Splits:
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
-    becomes the validation set. Raises DataError if the data are missing or do not fit together.
+    becomes the validation set. Neither has an effect on what has no training images (need=layouts.HELD_OUT: to evaluate on).
+    Raises DataError if the data are missing or do not fit together.
     """
-    splits = own_splits(dataset, data_dir)
+    splits = own_splits(dataset, data_dir, Reading(rule, val_fraction, test_fraction, need))
+    location = f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
+    if not len(splits.train) and need == HELD_OUT:
+        check(splits, location, trains=False)
+        drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]
+        return dataclasses.replace(splits, notes=(*splits.notes, *drawn * bool(val_fraction or test_fraction),
+                                                  *without_images(splits, need)))
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed, strata)
-    elif not len(splits.test):
-        raise DataError(f"{data_dir} holds {len(splits.classes)} folders but no train/ and val/: if the folders are classes, "
-                        "--test_fraction 0.2 draws a test set from them; else give the folder that holds train/ and val/")
     if val_fraction:
         splits = hold_out(splits, val_fraction, split_seed, strata)
-    check(splits, f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset)
-    return splits
+        if not len(splits.test):                                # of train alone: there is no test set
+            splits = dataclasses.replace(splits, test=splits.val)
+    if not len(splits.test) and need != ANYTHING:
+        raise DataError(f"{location}: nothing is held out. --val_fraction 0.1 holds out a share of train to choose on, "
+                        "--test_fraction 0.2 draws a test set")
+    check(splits, location, trains=need == TRAIN, kept=bool(rule.wanted))
+    return dataclasses.replace(splits, notes=(*splits.notes, *without_images(splits, need)))
+
+
+def without_images(splits: Splits, need: str) -> Iterator[str]:
+    """A line for each held-out split that lacks images of some classes."""
+    named = {splits.val_name: splits.val} | ({"test": splits.test} if splits.test is not splits.val else {})
+    for name, split in named.items():
+        missing = np.flatnonzero(np.bincount(split.targets, minlength=len(splits.classes)) == 0)
+        if len(missing) and (need == TRAIN or split is splits.test):
+            begin = "warning: " if need == TRAIN else ""
+            yield (f"{begin}{name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
+                   f"{abbreviate(splits.classes[label] for label in missing)}")
 
 
 def imagenet_names() -> tuple[str, ...]:
