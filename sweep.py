@@ -122,9 +122,12 @@ def flags_of_script(flags: list[str]) -> dict:
 def fraction_to_hold_out(run: argparse.Namespace) -> float:
     """The run's fraction, or a tenth; none where the data set has a validation split of its own."""
     from utils.data import datasets
+    from utils.data.classes import ClassRule
 
     splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed, **datasets.reading(vars(run)))
+                                  split_seed=run.split_seed, rule=ClassRule(run.class_order), **datasets.columns_of(vars(run)))
+    if splits.test is splits.val and splits.val_name != "test":
+        raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1

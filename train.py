@@ -79,6 +79,7 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     """Evaluates the checkpoint, or the start weights with their own head, and prints what comes out."""
     from utils import build, distributed
     from utils.report import summary
+    from utils.run.folder import evaluation_folder
     from utils.training.evaluation import evaluate
 
     if saved:
@@ -88,8 +89,9 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     loader, splits = build.build_eval_loader(config, built.model, ranks), found.splits
     on_compiled = build.print_compile_time(ranks) if config.compile else None
     process.collect_garbage()
-    last = {splits.val_name: splits.val} if config.test == "never" or splits.test is splits.val else {"test": splits.test}
-    parts = {"train": splits.train} | last if config.eval_train else last
+    alone = config.test == "never" or splits.test is splits.val
+    last = {splits.val_name: splits.val} if alone else {"test": splits.test}
+    parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}"):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
@@ -99,7 +101,8 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
-            summary.print_confusion(saved.opened.path.parent if saved else Path("."), metrics, splits.classes)
+            where = evaluation_folder(saved.opened.path.parent if saved else Path(config.output_dir))
+            summary.print_confusion(where, metrics, splits.classes)
 
 
 if __name__ == "__main__":

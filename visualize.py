@@ -27,6 +27,7 @@ try:
     from utils import process
     from utils.config import FLAGS, ConfigError, Parser
     from utils.config.types import fraction, image_size, positive_int
+    from utils.files import looked_for
 except ModuleNotFoundError as error:
     sys.exit(f"visualize.py: error: this Python lacks {error.name}: run .venv/bin/python visualize.py (bash train.sh makes it), "
              "or install requirements.txt")
@@ -181,13 +182,17 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
     name None: what the run was tested on. Raises ConfigError or DataError.
     """
     from utils.data import datasets
+    from utils.data.classes import ClassRule
+    from utils.data.layouts import HELD_OUT
     from utils.data.splits import Subset
 
     if not subject.has_data:
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
+    rule = ClassRule(run["class_order"], tuple(subject.classes) if subject.path else (), partly=True)
     splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], **datasets.reading(run))
+                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], rule=rule, need=HELD_OUT,
+                                  **datasets.columns_of(run))
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
@@ -199,6 +204,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
 
     Raises ConfigError or DataError.
     """
+    from utils.data.class_folders import picture_files
     from utils.data.image_files import IMAGE_EXTENSIONS, FileImages
     from utils.report.views import Example
 
@@ -208,11 +214,11 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
     found = []
     for path in map(Path, images):
         if not path.exists():
-            raise ConfigError(f"--image {path}: no such file or folder")
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
+            raise ConfigError(f"--image {path}: no such file or folder{looked_for(path)}")
+        below = picture_files(path) if path.is_dir() else []
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
-        found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
+        found += [(file, os.path.relpath(file, path)) for file in below] or [(str(path), path.name)]
     data = FileImages([(path, 0) for path, _ in found])
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 

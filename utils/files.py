@@ -51,6 +51,22 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+def located(path: str | Path) -> str:
+    """A path for a message: where a relative one was looked for, and where a link leads that leads nowhere."""
+    return f"{path}{looked_for(path)}"
+
+
+def looked_for(path: str | Path) -> str:
+    """What `located` adds to the path."""
+    path = Path(path)
+    if path.exists():
+        return ""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            return f" ({place} is a link to {os.readlink(place)}, which does not exist)"
+    return "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
+
+
 def fsync_path(path: str | Path) -> None:
     """Flushes a file or a folder to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

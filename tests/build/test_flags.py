@@ -132,6 +132,7 @@ ROWS = [
     ("--num_workers 3 --bad_images skip", {"train.num_workers": 3, "eval.num_workers": 3, "train.bad_images": "skip"}, ""),
     ("--dataset folder", {"data.splits.classes": ("ant", "bee")}, "--recipe digits"),
     ("--data_dir wood", {"data.splits.classes": ("cat", "dog")}, TREE),
+    ("--class_order text", {"data.splits.classes": ("10", "2")}, "--dataset folder --data_dir numbers --recipe digits"),
     ("--path_column other --label_column kind --image_dir small", {
         "first image": "small/b.png", "data.splits.classes": ("p", "q")}, "--dataset csv --data_dir lists --recipe digits"),
     ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
@@ -177,6 +178,7 @@ def home(tmp_path_factory):
         make_tree(Path("tree"), images=10)
         make_tree(Path("data"))
         make_tree(Path("wood"), ("cat", "dog"))
+        make_tree(Path("numbers"), ("10", "2"))
         rows = "".join(f"{name}.png,xy{number % 2},{'pq'[number % 2]},{other}.png\n" for number, (name, other) in enumerate(
             zip("abcd", "bcda")))
         text = f"image,label,kind,other\n{rows}"

@@ -79,7 +79,7 @@ def test_where_the_weights_come_from(flags, start):
 
 def test_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
-    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "vit-paper", "ViT-B_16", "auto")
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "zero", False, "vit-paper", "ViT-B_16", "auto")
 
 
 # ------------------------------------------------------------------------------------------ from one of our own runs

@@ -10,7 +10,7 @@ from miniatures import GOOD_TREE, png, tree
 from PIL import Image
 
 from utils.data import check as check_data
-from utils.data.check import check, ignored_line, oddities
+from utils.data.check import check, oddities
 from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, Splits
 from utils.data.workers import WorkerError
@@ -96,21 +96,6 @@ def test_oddities_are_counted(tmp_path):
         assert in_lines(findings, words, f"such as train: train/ant/{example}")
     assert len(findings.lines) == 3 + 7 + 1             # few.png is in two splits
     assert oddities(b"\0" * 64) == () and oddities(b"") == ()           # no image file
-
-
-def test_ignored_files_are_counted(tmp_path):
-    root = tree(tmp_path, LAYOUT | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0})
-    assert ignored_line(root) == ""
-    for name in ("a.heic", "b.HEIC", "more/c.heic", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG"):
-        (tmp_path / "train" / "ant" / name).touch()
-    for name in ("val/bee/g.gif", "test/ant/h.gif", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.gif"):
-        (tmp_path / name).touch()
-    line = ignored_line(root)
-    assert line.startswith("ignored for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
-    assert line.endswith("; ignored as hidden: 2")
-    for number in range(12):
-        (tmp_path / "train" / "ant" / f"x.{number:02}\n").touch()
-    assert ".04\\n, 8 of other endings" in ignored_line(root) and ignored_line(root).isprintable()
 
 
 class Deadly(ArrayImages):

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from miniatures import csv_files, png
 
+from utils.data.classes import ClassRule
 from utils.data.csv_lists import csv_lists, lists_in
 from utils.data.datasets import open_splits
+from utils.data.layouts import HELD_OUT
 from utils.data.splits import DataError
 
 
 def test_csv(tmp_path):
     splits = open_splits("csv", csv_files(tmp_path, train="b.png,cat\na.png, a dog \nc.png,cat\n", val="d.png,cat"))
-    assert splits.classes == ("a dog", "cat") and splits.can_flip and not splits.notes
+    assert splits.classes == ("a dog", "cat") and splits.can_flip and not csv_lists(str(tmp_path)).notes
     assert splits.train.targets.tolist() == [1, 0, 1] and splits.val.targets.tolist() == [1]
     assert splits.test is splits.val and splits.val_name == "test"
     assert [splits.train[index][0].getpixel((0, 0))[0] for index in range(3)] == [10, 0, 20]
@@ -36,7 +38,7 @@ def test_csv_with_three_lists(tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv_header_is_detected(tmp_path, header, end):
     text = end.join([header, "a.png,x", "", "b.png,y", ""])
-    splits = open_splits("csv", csv_files(tmp_path, train=end + text if header[0] == "F" else text, val="c.png,x"))
+    splits = csv_lists(csv_files(tmp_path, train=end + text if header[0] == "F" else text, val="c.png,x"))
     assert splits.classes == ("x", "y") and len(splits.train) == 2 and not splits.notes
 
 
@@ -52,7 +54,7 @@ def test_csv_header_is_not_a_class_elsewhere(tmp_path):
     ("0 1 2", ["0", "1", "2"], [0, 1, 2]),                           # one image a class: no index
     ("0 1 x 10 2", ["0", "1", "10", "2", "x"], [0, 1, 4, 2, 3]),      # not all are integers: names
     ("01 1 0", ["0", "01", "1"], [1, 2, 0]),                         # 01 and 1 would be one class
-    ("9" * 5000, ["9" * 5000], [0]),
+    ("9" * 5000 + " 8", ["8", "9" * 5000], [1, 0]),
 ])
 def test_csv_labels(tmp_path, labels, classes, expected):
     labels = labels.split(" ")
@@ -66,7 +68,7 @@ def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("one, two.png", 'a "b".png', "ü.png"):
         (tmp_path / "sub" / name).write_bytes(png())
-    train = f'"sub/one, two.png",x\n"sub/a ""b"".png",x\nsub/ü.png,x\n{tmp_path}/data/a.png,x\n../sub/ü.png,x\n'
+    train = f'"sub/one, two.png",x\n"sub/a ""b"".png",y\nsub/ü.png,x\n{tmp_path}/data/a.png,x\n../sub/ü.png,x\n'
     splits = open_splits("csv", csv_files(tmp_path / "data", train=train.replace("sub/", "../sub/").replace("../../", "../"),
                                           val="a.png,x"))
     assert [splits.train[index][0].size for index in range(5)] == [(20, 20)] * 3 + [(4, 3), (20, 20)]
@@ -124,7 +126,8 @@ def test_one_list_alone_takes_a_fraction(tmp_path, name):
 def test_a_list_to_test_on_alone_is_told(tmp_path):
     splits = open_splits("csv", csv_files(tmp_path, train="a.png,x\nb.png,y\n", Test="c.png,y\n"))
     assert splits.val is splits.test and splits.val_name == "test"
-    assert splits.notes[0].startswith("lists: train from ") and "best.pt is chosen on it" in splits.notes[1]
+    assert splits.notes[0].startswith("lists: train from ")
+    assert any(note.startswith(f"best.pt is chosen on {tmp_path}/Test.csv") for note in splits.notes)
 
 
 def test_a_list_to_test_on_without_labels_is_not_used(tmp_path):
@@ -183,7 +186,7 @@ BAD_LISTS = {
     "empty labels": ({"train": "path,label\na.png,x\nb.png,\nc.png,\nd.png,\n"},
                      ["train.csv:3: empty label (and in lines 4, 5)"]),
     "empty path": ({"train": "a.png,x\n,x\n"}, ["train.csv:2: empty path"]),
-    "unknown label": ({"val": "a.png,x\nb.png,z\n"}, ["val.csv:2: the label 'z' does not occur in train.csv"]),
+    "unknown label": ({"val": "a.png,x\nb.png,z\n"}, ["val.csv:2: the label z does not occur in train.csv"]),
     "no image": ({"train": "a.png,x\ngone.png,x\nb.png,x\n"}, ["train.csv:2: the image {root}/gone.png does not exist"]),
     "no images": ({"val": "path,label\n1.png,x\n2.png,x\n3.png,x\n"}, [
         "val.csv:2: ", "{root}/1.png", "exist, nor 2 more; no other path of the list does. Add --image_dir"]),
@@ -225,11 +228,32 @@ def test_held_out_files_that_are_trained_on_are_told(tmp_path):
         f"warning: 1 of 1 {begin.format('test')} b.png ({tmp_path}/test.csv:1 and {tmp_path}/train.csv:2)"]
 
 
-@pytest.mark.parametrize("label", ["nan", "NaN", "NA", "null", "<NA>", "None"])
+@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>"])
 def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
-    assert warnings_of(tmp_path, train=f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n", val="e.png,x") == [
-        f"warning: {tmp_path}/train.csv:3: the label {label!r}, which programs write for a missing one, becomes a class of "
-        "2 images (and in line 5)"]
+    text = f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n"
+    notes = csv_lists(csv_files(tmp_path, train=text, val="e.png,x")).notes
+    assert any(note.startswith(f"warning: the class {label} is what") for note in notes)
+    assert f"{tmp_path}/train.csv:3: the label is {label} (and in line 5)" in notes
+
+
+def test_labels_that_differ_in_case_alone_are_told(tmp_path):
+    """A public list has HAPPINESS and happiness."""
+    assert any("HAPPINESS and happiness are 2 classes" in note for note in warnings_of(
+        tmp_path, train="a.png,HAPPINESS\nb.png,happiness\n", val="c.png,happiness"))
+    csv_files(tmp_path, train="a.png,happiness\nb.png,sad\n", val="c.png,HAPPINESS")
+    with pytest.raises(DataError, match=r"val\.csv:1: the label HAPPINESS \(similar: happiness\) does not occur in train\.csv"):
+        csv_lists(str(tmp_path))
+
+
+def test_an_evaluation_needs_no_list_to_train_on(tmp_path):
+    kept = {"rule": ClassRule(wanted=("x", "y"), partly=True), "need": HELD_OUT}
+    for name in ("val", "test", "legend"):
+        root = csv_files(tmp_path / name, **{name: "a.png,y\nb.png,y\n"})
+        splits = open_splits("csv", root, **kept)
+        assert not len(splits.train) and splits.test.targets.tolist() == [1, 1] and splits.classes == ("x", "y")
+    root = csv_files(tmp_path / "both", val="age,path,label\n3,a.png,x\n", test="label,path\ny,b.png\n")
+    both = open_splits("csv", root, **kept)
+    assert (both.val.targets.tolist(), both.test.targets.tolist(), both.val_name) == ([0], [1], "val")
 
 
 def test_a_list_reads_listings_and_not_a_status_for_each_row(tmp_path, monkeypatch):

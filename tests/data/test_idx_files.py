@@ -158,7 +158,7 @@ def test_a_csv_of_pixels_without_labels_is_not_used(tmp_path):
     images, labels = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8), np.arange(30) % 10
     miniatures.pixel_table(tmp_path / "train.csv", images[:20], labels[:20])
     miniatures.pixel_table(tmp_path / "test.csv", images[20:], None)
-    with pytest.raises(DataError, match=r"holds mnist \(20 lab.*--val_fraction 0\.1.*test\.csv has no labels: it is not"):
+    with pytest.raises(DataError, match=r"held out of its 20 images .*test\.csv has no labels: it is not used.*--val_fraction 0"):
         open_splits("mnist", str(tmp_path))
     splits = open_splits("mnist", str(tmp_path), val_fraction=0.5)
     assert (len(splits.train), len(splits.val), splits.val_name) == (10, 10, "val") and splits.test is splits.val

@@ -101,7 +101,7 @@ def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path):
                  for split in (getattr(read, part), getattr(made, part))]
         assert pairs[1] == [(label, f"prepared-{SIZE}/{name}") for label, name in pairs[0]]
     assert fingerprint(read.train) != fingerprint(made.train)
-    for dataset, words in (("imagenet", "prepared from folder"), ("folder", "no train/ and val/")):
+    for dataset, words in (("imagenet", "prepared from folder"), ("folder", "nothing is held out")):
         with pytest.raises(DataError, match=words):
             open_splits(dataset, str(target))
 

@@ -14,7 +14,9 @@ from models import ModelError
 from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
 from utils import distributed
 from utils.config import FLAGS, Facts, Saved, Sources
-from utils.data.datasets import open_splits, reading
+from utils.data.classes import ClassRule, two_orders
+from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
+from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
@@ -79,24 +81,35 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank."""
+    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank.
+
+    A checkpoint's names decide the order of the classes; so do those of a start whose head is kept, which is opened first.
+    """
+    start = None
+    if saved is None and sources.head == "keep":
+        start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
+    names = saved.state.classes if saved else (start and start.class_names) or ()
+    rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     splits = distributed.local_main_first(ranks, lambda: open_splits(
         sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
-        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata, **reading(vars(sources))))
+        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata, rule=rule,
+        need=HELD_OUT if sources.eval_only else TRAIN, **columns_of(vars(sources))))
     print_of_train = fingerprint(splits.train)
     seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train)
     if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
         raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes or numbers of images differ)")
-    start = head_classes = None
-    if saved is None:
+    head_classes = None
+    if saved is None and start is None:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
     facts = Facts(
-        train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.val_name == "test",
+        train_images=len(splits.train), num_classes=len(splits.classes),
+        test_is_val=splits.test is splits.val and splits.val_name == "test",
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_head_classes=head_classes,
-        start_path=start and str(start.path),
+        start_path=start and str(start.path), start_names_classes=bool(start and start.class_names),
+        class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
         device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     return Found(facts, splits, start, print_of_train)
 

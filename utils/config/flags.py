@@ -91,6 +91,9 @@ FLAGS: dict[str, Flag] = _group(
          "split)", hidden=True),
     Flag("split_seed", non_negative_int, 0, "fixes what --val_fraction and --test_fraction draw",
          requires=_has("val_fraction", "test_fraction")),
+    Flag("class_order", ("number", "text"), "number", "order of classes that folders or lists name; number: integers by value, "
+         "others as text; text: all as text, as torchvision's ImageFolder. A checkpoint's names keep theirs", before=None,
+         hidden=True, requires=_is("dataset", "folder", "csv")),
     Flag("test", ("always", "once", "never"), "always", "evaluate on test before, after (and, where no other split is there to "
          "choose on, during) training; at the end alone; or not at all", FREE, hidden=True),
     Flag("recipe", ("auto", *RECIPES), "auto", "row of configs.py that fills what no flag sets"),

@@ -15,6 +15,9 @@ class Sources:
     val_fraction: float
     test_fraction: float
     split_seed: int
+    class_order: str | None # None: as a run from before the flag names its classes
+    head: str | None        # "keep": the start's classes are those of the data
+    eval_only: bool
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
     start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
@@ -34,6 +37,8 @@ class Facts:
     start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None
+    start_names_classes: bool = False               # a head without names depends on the order of the classes
+    class_orders: tuple[str, ...] = ()              # where they differ: what the first classes are by number, and as text
     device_type: str = "cpu"                        # or "cuda"
     native_bf16: bool = False                       # the processor multiplies bfloat16 by itself
     ranks: int = 1

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from configs import AUGREG_SIZES, MODELS
+from utils.files import located, looked_for
 
 from . import checks, recipes
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
@@ -30,15 +31,15 @@ def check(flags: dict) -> None:
         raise ConfigError("--resume_path auto needs a --name (RESUME_PATH=auto needs NAME): it resumes OUTPUT_DIR/NAME, if that "
                           "holds a run")
     if resume_path not in (None, AUTO) and not (Path(resume_path).is_dir() or Path(resume_path).is_file()):
-        raise ConfigError(f"--resume_path: nothing to resume at {resume_path}: give a run folder (output/NAME) or a "
+        raise ConfigError(f"--resume_path: nothing to resume at {located(resume_path)}: give a run folder (output/NAME) or a "
                           "checkpoint file")
     if edits and not Path(edits).is_dir():
-        raise ConfigError(f"--attention_edits {edits}: no such folder")
+        raise ConfigError(f"--attention_edits {edits}: no such folder{looked_for(edits)}")
     if resume_path is not None:
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
-        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder")
+        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{looked_for(values['data_dir'])}")
 
 
 def choose(flags: dict, saved_config: dict | None = None) -> Sources:

@@ -4,7 +4,7 @@ import shlex
 
 from .types import ConfigError
 
-_DATA = ("dataset", "data_dir", "recipe", "path_column", "label_column", "image_dir")
+_DATA = ("dataset", "data_dir", "recipe", "class_order", "path_column", "label_column", "image_dir")
 # The flags of train.py that the commands of dataset.py take.
 DATASET_FLAGS = {
     "check": (*_DATA, "val_fraction", "test_fraction", "split_seed", "num_workers", "output_dir"),

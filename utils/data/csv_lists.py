@@ -3,17 +3,17 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
+from .classes import MISSING, Classes, check_wanted
 from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, shown
+from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Reading
 from .listed_files import FileFinder, is_absolute
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
-NO_LABEL = {"nan", "na", "n/a", "<na>", "#n/a", "null"}         # what other programs write where a value is missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,48 +34,59 @@ class _List:
         return self.table.place(self.rows[number])
 
 
-def csv_lists(data_dir: str, *, path_column: str | None = None, label_column: str | None = None,
-              image_dir: str | None = None) -> Splits:
+def csv_lists(data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
     """DATA_DIR/train.csv, and val.csv or test.csv or both if they are there; or one list with a column that divides it.
 
     A list has rows of path,label; paths count from DATA_DIR. What differs from that is found out, and told in `notes`:
     other columns (csv_columns.py), separators and encodings (csv_tables.py), folders and names without an ending
-    (listed_files.py). The labels of the list to train on are the classes: in numerical order if all are integers, so that
-    0 .. C-1 stay what they are, else by name. Without a list to validate or test on these splits are empty.
+    (listed_files.py). The labels of the list to train on are the classes, in the order of classes.py.
 
+    One list alone is all `train`, with empty `val` and `test`; or, for an evaluation without shares to draw, all held out.
     Raises DataError with file and line.
     """
-    files, finder = lists_in(data_dir), FileFinder(data_dir, image_dir)
-    lists, notes = _read_lists(files, path_column, label_column, finder)
-    names = class_order(set(lists["train"].labels()))
-    index = {name: label for label, name in enumerate(names)}
-    images = {part: _images(own, index, files["train"].name, finder) for part, own in lists.items()}
-    notes += [*_missing_labels(lists["train"]), *_told_twice(lists, images)]
-    val = images.get("val", images.get("test", FileImages([])))
-    if "test" in images and "val" not in images:
-        notes.append(f"{lists['test'].table.file} is the test set, and there is no list to validate on: without --val_fraction, "
-                     "which holds out a share of train, best.pt is chosen on it")
-    return Splits(images["train"], val, images.get("test", val), "val" if {"val", "test"} <= images.keys() else "test",
-                  tuple(names), notes=tuple(notes))
+    files, finder = lists_in(data_dir, reading.need), FileFinder(data_dir, reading.image_dir)
+    lists, notes = _read_lists(files, reading.path_column, reading.label_column, finder)
+    if lists.keys() == {"train"} and not reading.draws:
+        if reading.need == TRAIN:
+            raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
+        if reading.need == HELD_OUT:
+            lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
+    trained = [lists["train"]] if "train" in lists else list(lists.values())
+    found = {label for own in trained for label in own.labels()}
+    _check_filled(lists)
+    classes = Classes(reading.classes, found)
+    check_wanted(reading.classes, classes, found, data_dir)
+    images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
+    notes += [*classes.notes, *_missing_labels(trained), *_told_twice(lists, images)]
+    if images.keys() == {"train", "test"} and reading.need == TRAIN and not reading.draws:
+        notes.append(f"best.pt is chosen on {lists['test'].table.file}, since nothing else is held out: --val_fraction 0.1 "
+                     "(VAL_FRACTION=0.1) would choose on a share of train instead")
+    none = FileImages([], data_dir)
+    val = images.get("val", images.get("test", none))
+    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
 
 
-def class_order(names: Iterable[str]) -> list[str]:
-    integers = all(re.fullmatch("0|[1-9][0-9]{0,8}", name) for name in names)
-    return sorted(names, key=int if integers else None)
+def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
+    seen = "".join(f"; {note}" for note in notes)
+    return (f"{data_dir} holds {train.table.file.name} ({len(train.rows):,} labeled images) and none to validate or test on: add "
+            "--val_fraction 0.1 (VAL_FRACTION=0.1), which holds out a tenth to choose on, or --test_fraction 0.2, which draws a "
+            f"test set; or put val.csv beside it{seen}")
 
 
 # ------------------------------------------------------------------------------------------------- which files
 
 
-def lists_in(data_dir: str) -> dict[str, Path]:
-    """The list of each part, "train" always: by the words in the files' names, or the only one. Raises DataError."""
+def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
+    """The list of each part, by the words in the files' names, or the only one as "train", which is always there except to
+    evaluate (need=HELD_OUT). Raises DataError."""
     root = Path(data_dir)
     found = sorted(path for path in _entries(root) if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
     files = {part: path for part in ("train", "val", "test") if (path := _only(part, found, data_dir))}
-    if "train" not in files and len(found) == 1:
-        return {"train": found[0]}
-    if "train" in files:
+    if "train" in files or (files and need == HELD_OUT):
         return files
+    if len(found) == 1:
+        return {"train": found[0]}
     if found:
         raise DataError(f"{data_dir} holds {abbreviate(path.name for path in found)}, and none is called train.csv: call the "
                         "list to train on that, and move lists of other things elsewhere")
@@ -116,14 +127,13 @@ def _words(name: str) -> list[str]:
 def _read_lists(files: dict[str, Path], path_column: str | None, label_column: str | None,
                 finder: FileFinder) -> tuple[dict[str, _List], list[str]]:
     """-> (the list of each part, what is worth telling about how they were read)"""
-    table = with_header(read_table(files["train"]), path_column, label_column, finder, "train")
-    columns = find_columns(table, path_column, label_column, finder, "train")
-    lists = {"train": _List(table, columns, list(range(len(table.rows))))}
+    first, *others = files
+    table = with_header(read_table(files[first]), path_column, label_column, finder, first)
+    columns = find_columns(table, path_column, label_column, finder, first)
+    lists = {first: _List(table, columns, list(range(len(table.rows))))}
     notes = [columns.unclear] if columns.unclear else []
-    for part in ("val", "test"):
-        if part not in files:
-            continue
-        own = _read_like(files[part], part, lists["train"], finder)
+    for part in others:
+        own = _read_like(files[part], part, lists[first], finder)
         if own is None:
             notes.append(f"{files[part]} has no labels: it is not used")
         else:
@@ -134,7 +144,7 @@ def _read_lists(files: dict[str, Path], path_column: str | None, label_column: s
     notes[:0] = [f"{', '.join(names)}: {text}" for text, names in told.items() if text]
     if any(path.stem != part for part, path in files.items()):
         notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
-    if columns.split is not None:
+    if columns.split is not None and first == "train":
         lists = _divide(lists)
         if len(files) == 1:
             counts = {part: len(own.rows) for part, own in lists.items()}
@@ -199,15 +209,21 @@ def _how_it_was_read(own: _List, finder: FileFinder) -> str:
 # ---------------------------------------------------------------------------------------------- rows to images
 
 
-def _images(own: _List, index: dict[str, int], train_name: str, finder: FileFinder) -> FileImages:
+def _check_filled(lists: dict[str, _List]) -> None:
+    for own in lists.values():
+        for what, values in (("path", own.names()), ("label", own.labels())):
+            if empty := [number for number, value in enumerate(values) if not value]:
+                raise DataError(f"{own.place(empty[0])}: empty {what}{_and_more(own, empty)}: fill it in or remove the row; "
+                                f"{SHAPE}")
+
+
+def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -> FileImages:
     names, labels = own.names(), own.labels()
-    for what, values in (("path", names), ("label", labels)):
-        if empty := [number for number, value in enumerate(values) if not value]:
-            raise DataError(f"{own.place(empty[0])}: empty {what}{_and_more(own, empty)}: fill it in or remove the row; {SHAPE}")
-    unknown = [number for number, label in enumerate(labels) if label not in index]
+    index = {label: classes.label(label) for label in set(labels)}
+    unknown = [number for number, label in enumerate(labels) if index[label] is None]
     if unknown:
-        raise DataError(f"{own.place(unknown[0])}: the label {labels[unknown[0]]!r} does not occur in {train_name}"
-                        f"{_and_more(own, unknown)}")
+        raise DataError(f"{own.place(unknown[0])}: the label {classes.describe([labels[unknown[0]]])} does not occur in "
+                        f"{train_name}{_and_more(own, unknown)}")
     folders, samples, absent = own.columns.folders or [finder.given or finder.data_dir], [], []
     for number, (name, label) in enumerate(zip(names, labels)):
         try:
@@ -233,14 +249,14 @@ def _and_more(own: _List, numbers: list[int]) -> str:
     return f" (and in line{'s' * (len(numbers) > 2)} {', '.join(lines)}{more})" if lines else ""
 
 
-def _missing_labels(train: _List) -> list[str]:
-    """A warning for each class whose name is what programs write for a missing value."""
-    rows: dict[str, list[int]] = {}
-    for number, label in enumerate(train.labels()):
-        if label.lower() in NO_LABEL or label == "None":
-            rows.setdefault(label, []).append(number)
-    return [f"warning: {train.place(numbers[0])}: the label {label!r}, which programs write for a missing one, becomes a class "
-            f"of {len(numbers):,} images" + _and_more(train, numbers) for label, numbers in rows.items()]
+def _missing_labels(lists: list[_List]) -> list[str]:
+    """The lines of labels that are what programs write for a missing value; classes.py warns of the class."""
+    notes = []
+    for own in lists:
+        numbers = [number for number, label in enumerate(own.labels()) if label.casefold() in MISSING]
+        if numbers:
+            notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels()[numbers[0]])}{_and_more(own, numbers)}")
+    return notes
 
 
 def _told_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[str]:

@@ -6,21 +6,24 @@ Sources: CUB-200-2011 (Wah et al., Caltech CNS-TR-2011-001), Oxford 102 Flowers 
 or count in them is trusted.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from . import prepared
+from . import classes, prepared
 from .cifar_files import cifar
 from .class_folders import folder
-from .csv_lists import csv_lists, lists_in
+from .classes import ClassRule
+from .csv_lists import csv_lists
 from .csv_tables import text_lines
 from .downloads import download, torchvision_dataset
 from .idx_files import mnist
 from .image_files import existing_images
-from .splits import ArrayImages, DataError, Splits, Strata, by_class, check, draw_test, hold_out
+from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Reading
+from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
 MAX_MAT_BYTES = 1 << 20          # the flowers' are 15 kB and less
@@ -80,8 +83,8 @@ def cub200(data_dir: str) -> Splits:
         chosen = [number for number in paths if int(in_train[number]) == wanted]
         samples = [(str(root / "images" / paths[number]), int(labels[number]) - 1) for number in chosen]
         images.append(existing_images(samples, root, lambda position: str(root / lists[0])))
-    classes = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))    # 001.Black_footed_...
-    return Splits(images[0], images[1], images[1], "test", classes)
+    birds = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))      # 001.Black_footed_...
+    return Splits(images[0], images[1], images[1], "test", birds)
 
 
 def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
@@ -155,14 +158,15 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.DATASETS has the same names.
-DATASETS: dict[str, Callable[[str], Splits]] = {
+# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes a user names, take a Reading too.
+OWN_CLASSES = ("imagenet", "folder", "csv")
+DATASETS: dict[str, Callable[..., Splits]] = {
     "digits": digits,
     "cifar10": lambda data_dir: cifar("CIFAR10", data_dir),
     "cifar100": lambda data_dir: cifar("CIFAR100", data_dir),
     "mnist": lambda data_dir: mnist("MNIST", data_dir, can_flip=False),
     "fashion_mnist": lambda data_dir: mnist("FashionMNIST", data_dir, can_flip=True),
-    "imagenet": lambda data_dir: folder(data_dir, classes_wanted=1000),
+    "imagenet": lambda data_dir, reading: folder(data_dir, reading, synsets=1000),
     "cub200": cub200,
     "flowers102": flowers102,
     "oxford_pets": oxford_pets,
@@ -171,52 +175,59 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
 }
 
 
-# Settings of a run that say how its data set is read; csv alone has some today.
-READING = ("path_column", "label_column", "image_dir")
+def columns_of(settings: Mapping) -> dict:
+    """Those of a run's settings that say how a list is read, as open_splits and layouts.Reading take them."""
+    return {name: settings.get(name) for name in ("path_column", "label_column", "image_dir")}
 
 
-def reading(settings: Mapping) -> dict:
-    """Those of a run's settings that own_splits and open_splits take."""
-    return {name: settings.get(name) for name in READING}
-
-
-def own_splits(dataset: str, data_dir: str, **how_to_read: str | None) -> Splits:
-    """Open the data set's own splits: as published, or prepared from those (prepared.py). how_to_read: see `reading`.
-
-    Raises DataError.
-    """
+def own_splits(dataset: str, data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
     if dataset != "digits" and prepared.is_prepared(data_dir):
-        return prepared.load(data_dir, dataset)
-    return csv_lists(data_dir, **how_to_read) if dataset == "csv" else DATASETS[dataset](data_dir)
+        splits = prepared.load(data_dir, dataset)
+    elif dataset in OWN_CLASSES:
+        return DATASETS[dataset](data_dir, reading)
+    else:
+        splits = DATASETS[dataset](data_dir)
+    return classes.apply(reading.classes, splits, data_dir, sort=dataset in OWN_CLASSES)
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0, strata: Strata = by_class, **how_to_read: str | None) -> Splits:
+                split_seed: int = 0, strata: Strata = by_class, rule: ClassRule = classes.BY_DEFAULT,
+                need: str = TRAIN, **columns: str | None) -> Splits:
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
-    becomes the validation set. Raises DataError if the data are missing or do not fit together.
+    becomes the validation set. Neither has an effect on what has no training images (need=layouts.HELD_OUT: to evaluate on).
+    columns: see columns_of. Raises DataError if the data are missing or do not fit together.
     """
-    splits = own_splits(dataset, data_dir, **how_to_read)
+    splits = own_splits(dataset, data_dir, Reading(rule, val_fraction, test_fraction, need, **columns))
+    location = f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
+    if not len(splits.train) and need == HELD_OUT:
+        check(splits, location, trains=False)
+        drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]
+        return dataclasses.replace(splits, notes=(*splits.notes, *drawn * bool(val_fraction or test_fraction),
+                                                  *without_images(splits, need)))
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed, strata)
-    elif not len(splits.test) and not val_fraction:
-        raise DataError(_nothing_held_out(splits, dataset, data_dir))
     if val_fraction:
         splits = hold_out(splits, val_fraction, split_seed, strata)
-    check(splits, f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset)
-    return splits
+    if not len(splits.test) and need != ANYTHING:
+        seen = f" of its {len(splits.train):,} images ({'; '.join(splits.notes)})" if splits.notes else ""
+        raise DataError(f"{location}: nothing is held out{seen}. --val_fraction 0.1 holds out a share of train to choose on, "
+                        "--test_fraction 0.2 draws a test set")
+    check(splits, location, trains=need == TRAIN, kept=bool(rule.wanted))
+    return dataclasses.replace(splits, notes=(*splits.notes, *without_images(splits, need)))
 
 
-def _nothing_held_out(splits: Splits, dataset: str, data_dir: str) -> str:
-    if dataset == "folder":
-        return (f"{data_dir} holds {len(splits.classes)} folders but no train/ and val/: if the folders are classes, "
-                "--test_fraction 0.2 draws a test set from them; else give the folder that holds train/ and val/")
-    what = lists_in(data_dir)["train"].name if dataset == "csv" and not prepared.is_prepared(data_dir) else dataset
-    seen = "".join(f"; {note}" for note in splits.notes)
-    return (f"{data_dir} holds {what} ({len(splits.train):,} labeled images) and none to validate or test on: add "
-            "--val_fraction 0.1, which holds out a tenth to choose on, or --test_fraction 0.2, which draws a test set"
-            f"{'; or put val.csv beside it' * (what != dataset)}{seen}")
+def without_images(splits: Splits, need: str) -> Iterator[str]:
+    """A line for each held-out split that lacks images of some classes."""
+    named = {splits.val_name: splits.val} | ({"test": splits.test} if splits.test is not splits.val else {})
+    for name, split in named.items():
+        missing = np.flatnonzero(np.bincount(split.targets, minlength=len(splits.classes)) == 0)
+        if len(missing) and (need == TRAIN or split is splits.test):
+            begin = "warning: " if need == TRAIN else ""
+            yield (f"{begin}{name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
+                   f"{abbreviate(splits.classes[label] for label in missing)}")
 
 
 def imagenet_names() -> tuple[str, ...]:

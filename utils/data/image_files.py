@@ -21,7 +21,9 @@ from torch.utils.data import Dataset
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, to_rgb, undecoded
 from .splits import DataError, ImageError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+FIRST_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")     # of runs from before others
+# As Pillow knows the formats of decode.py, and browsers save JPEG.
+IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, ".jfif", ".jpe", ".jif", ".pjpeg", ".pjp", ".gif", ".apng", ".pbm", ".pnm")
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
 MAX_REASON = 200                  # characters of Pillow's complaint
 

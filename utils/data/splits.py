@@ -79,7 +79,7 @@ class ArrayImages(Dataset):
         return self.images[index].tobytes()
 
 
-class _View(Dataset):
+class View(Dataset):
     """Images of other splits; `_locate(index)` -> (the split that holds an image, its index there)."""
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class _View(Dataset):
         return split.content(own)
 
 
-class Subset(_View):
+class Subset(View):
     """The images of `split` at `indices`, in that order."""
 
     def __init__(self, split: Dataset, indices: Iterable[int]):
@@ -113,7 +113,7 @@ class Subset(_View):
         return self.split, int(self.indices[index])
 
 
-class Concat(_View):
+class Concat(View):
     """The images of several splits, one after the other."""
 
     def __init__(self, splits: list[Dataset]):
@@ -180,20 +180,26 @@ def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: St
 # ----------------------------------------------------------------------------------------------------------- checks
 
 
-def check(splits: Splits, location: str) -> None:
-    """Raise DataError unless every label has a class and every class has training images."""
+def check(splits: Splits, location: str, trains: bool = True, kept: bool = False) -> None:
+    """Raise DataError unless every label has a class and every class has training images.
+
+    trains: something is learned of them, of more than one class. kept: the classes are those of a checkpoint.
+    """
     count = len(splits.classes)
     if len(set(splits.classes)) != count:
         twice = sorted(name for name in set(splits.classes) if splits.classes.count(name) > 1)
         raise DataError(f"{location}: two classes are called {abbreviate(twice)}")
+    if trains and count == 1 and not kept:
+        raise DataError(f"{location}: there is one class alone, {splits.classes[0]}, so that there is nothing to learn. Give "
+                        "images of a second class, or the folder that holds the class folders")
     for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        if not len(split):
+        if not len(split) and (trains or name != "train"):
             raise DataError(f"{location}: no images in {name}")
         wrong = split.targets[(split.targets < 0) | (split.targets >= count)]
         if len(wrong):
             raise DataError(f"{location}: {name} has the label {wrong[0]}, but there are {count} classes: the files are damaged")
     without = np.flatnonzero(np.bincount(splits.train.targets, minlength=count) == 0)
-    if len(without):
+    if trains and len(without):
         raise DataError(f"{location}: no training images of class {abbreviate(splits.classes[label] for label in without)}: "
                         "the files are damaged")
 

@@ -11,6 +11,7 @@ Its TensorBoard files are in LOG_DIR/NAME, which runs of that name in two output
 """
 
 import contextlib
+import itertools
 import json
 import platform
 import shutil
@@ -74,6 +75,19 @@ def create(output_dir: str, name: str | None, stem: str) -> Path:
         if name:
             check_free(output_dir, name)
     raise FolderError(f"{output_dir} holds {len(candidates)} runs called {stem}. Choose a --name.")
+
+
+def evaluation_folder(parent: Path) -> Path:
+    """Creates PARENT/evaluation, or the first free one of evaluation-2, -3, ..., so that no earlier tables are replaced."""
+    for number in itertools.count(1):
+        folder = parent / ("evaluation" if number == 1 else f"evaluation-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FolderError(f"cannot write {folder} ({error.strerror}). Choose another --output_dir.") from error
 
 
 def _claim(folder: Path) -> FileLock:
