@@ -9,20 +9,19 @@ from utils.config.flags import FIXED, FREE, MODEL_KEYS, OVERRIDE, SIZES, before,
 # name default, by what a resumed run may do with it. None: the recipe, the model, the data or nothing fills it.
 PINNED = {
     FREE: """
-        name None, data_dir data, image_dir None, test always, pretrained_dir auto, resume_path None, override False,
-        output_dir output, log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps 1, num_steps None, num_epochs None,
+        name None, data_dir data, test always, pretrained_dir auto, resume_path None, override False, output_dir output,
+        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps 1, num_steps None, num_epochs None,
         teacher None, attention_edits None, eval_every None, save_every None, keep_checkpoints 2, compile False, device auto,
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
-        eval_only False, eval_train False, confusion_matrix False""",
+        eval_only False, eval_train False, confusion_matrix False, image_dir None""",
     OVERRIDE: """
-        path_column None, label_column None, train_batch_size None, warmup_steps None, warmup_epochs None, learning_rate None,
-        min_learning_rate 0.0,
+        train_batch_size None, warmup_steps None, warmup_epochs None, learning_rate None, min_learning_rate 0.0,
         warmup_learning_rate 0.0, decay_type None, decay_milestones None, max_grad_norm None, label_smoothing 0.0,
         class_weights none, augmentation None, crop_scale 0.05, crop_padding 4, rotation 0.0, color_jitter 0.0, randaugment_ops 0,
         randaugment_magnitude 9, random_erasing 0.0, mixup_alpha 0.0, cutmix_alpha 0.0, mix_probability 1.0,
         mix_switch_probability 0.5, mix_off_steps 0, interpolation bilinear, eval_crop 0.0, distillation_alpha 0.5,
         distillation_temperature 1.0, attention_loss_weight 1.0, precision auto, fp16 False, fp16_opt_level O2, loss_scale 0.0,
-        seed 42, exact False""",
+        seed 42, exact False, path_column None, label_column None""",
     FIXED: """
         dataset None, class_order number, val_fraction 0.0, test_fraction 0.0,
         split_seed 0, recipe auto, model_type None, img_size None,

@@ -39,8 +39,7 @@ def unpacked(request, tmp_path, monkeypatch):
     """(name, torchvision's class, a folder with the archive and what it holds)"""
     kind = getattr(published, request.param.upper())
     archive = miniatures.cifar(kind, tmp_path / "data" / kind.filename, monkeypatch)
-    with tarfile.open(archive) as tar:
-        tar.extractall(archive.parent)
+    kind(archive.parent, download=True)                                   # unpacks it
     return request.param, kind, archive.parent
 
 

@@ -46,7 +46,7 @@ def imagenet(root: Path) -> str:
 
 def csv_files(root: Path, **texts: str | bytes) -> str:
     """train="...", val="...": the lists; and the images a.png to f.png, each of another grey"""
-    root.mkdir(exist_ok=True)
+    root.mkdir(exist_ok=True, parents=True)
     for number, name in enumerate("abcdef"):
         Image.new("L", (4, 3), 10 * number).save(root / f"{name}.png")
     for split, text in texts.items():
