@@ -159,8 +159,8 @@ def claim(folder: Path, settings: dict) -> None:
         except ValueError:
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
-        if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
-            before = {name: before.get(name, settings[name] if name not in FLAGS else FLAGS[name].before)
+        if isinstance(before, dict) and before:
+            before = {name: before.get(name, value_before(name, settings))
                       for name in (*settings, *before) if name not in (*RETIRED, "fp16")}       # an alias of precision
         if before == settings:
             print(f"sweep: resuming {folder}")
@@ -170,6 +170,17 @@ def claim(folder: Path, settings: dict) -> None:
             raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: give another NAME")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n"))
+
+
+def value_before(name: str, settings: dict) -> object:
+    """What a sweep had that is older than the flag: its default of then, or any value where the flag has no effect."""
+    if name not in FLAGS:
+        return settings[name]
+    try:
+        acts = FLAGS[name].has_effect(settings)
+    except KeyError:                                              # it depends on what may change
+        acts = True
+    return FLAGS[name].before if acts else settings[name]
 
 
 def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:

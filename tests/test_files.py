@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from processes import FORK, AnotherProcess, error_of
@@ -134,3 +135,12 @@ def test_an_owner_that_never_writes_its_name(tmp_path, monkeypatch):
             assert "in use by another process." in error_of(InUseError, FileLock(tmp_path).acquire)
         (tmp_path / ".lock").write_text("process 7 on another-machine")
         assert "in use by process 7 on another-machine." in error_of(InUseError, FileLock(tmp_path).acquire)
+
+
+def test_a_message_says_where_a_path_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.located("here/x") == f"here/x (looked for in {tmp_path})" and files.located("/no/such") == "/no/such"
+    (tmp_path / "here").symlink_to("gone")
+    assert files.located("here/x") == "here/x (here is a link to gone, which does not exist)"
+    (tmp_path / "gone").mkdir()
+    assert files.located(Path("here")) == "here" and files.looked_for("gone") == ""

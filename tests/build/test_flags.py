@@ -1,7 +1,9 @@
 """Where each flag that changes what is learnt lands: in the objects that are built of it."""
 
 import contextlib
+import dataclasses
 import re
+import shutil
 from operator import attrgetter
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from models import load_model
 from utils.config import FLAGS
 from utils.data.datasets import digits, open_splits
 from utils.data.splits import fingerprint
+from utils.run import checkpoint
 from utils.training.precision import LEVELS
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -110,6 +113,8 @@ ROWS = [
     ("--distillation soft", {"trainer.criterion.distillation": "soft"}, "--teacher start --distillation hard"),
     ("--distillation_temperature 3", {"trainer.criterion.temperature": 3}, TAUGHT),
     ("--teacher other", {"teacher": lambda: answers(lambda images: load_model("other/best.pt")(images / 127.5 - 1))}, TAUGHT),
+    ("--teacher turned", {"teacher": lambda: answers(lambda images: load_model("turned/best.pt")(images / 127.5 - 1).flip(1))},
+     TAUGHT),                                                                              # its classes in another order
     ("--attention_edits edits --attention_loss_weight 20 --sigmoid_attention 1", {
         "edits": ([3, 9], True), "edits of an epoch": 2, "trainer.criterion.attention.weight": 20,
         "model.sigmoid_layers": (1,)}, START),
@@ -186,6 +191,9 @@ def home(tmp_path_factory):
         csv_files(Path("lists/small"))
         write_checkpoint(Path("start/best.pt"), "--seed", 5)
         write_checkpoint(Path("other/best.pt"), "--seed", 3)
+        shutil.copytree("other", "turned")
+        turned = checkpoint.load(Path("turned/best.pt"))
+        checkpoint.save(Path("turned/best.pt"), dataclasses.replace(turned, classes=turned.classes[::-1]))
         mark(Path("edits"), [3, 9])
         return Path.cwd()
 

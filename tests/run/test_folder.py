@@ -19,7 +19,14 @@ from utils.files import LOCK_FILE, InUseError, StorageError
 from utils.run import checkpoint
 from utils.run import folder as run_folder
 from utils.run.checkpoint import CheckpointError, open_run_checkpoint, step_path
-from utils.run.folder import FolderError, create, find_run_checkpoint, resolve_checkpoint, write_config
+from utils.run.folder import (
+    FolderError,
+    create,
+    evaluation_folder,
+    find_run_checkpoint,
+    resolve_checkpoint,
+    write_config,
+)
 from utils.run.log import Log, read_log, scan_log, write_log
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
@@ -390,3 +397,10 @@ def test_config_json(tmp_path):
     assert versions["python"] == platform.python_version() and versions["torch"] == torch.__version__ and versions["torchvision"]
     assert content == {"config": {"name": "r", "img_size": [8, 10]}, "architecture": {"hidden_size": 64}, "world_size": 2}
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_tables_of_evaluations_replace_none(tmp_path):
+    assert [evaluation_folder(tmp_path / "new").name for _ in range(3)] == ["evaluation", "evaluation-2", "evaluation-3"]
+    (tmp_path / "file").touch()
+    with pytest.raises(FolderError, match="cannot write"):
+        evaluation_folder(tmp_path / "file")

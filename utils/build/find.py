@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -88,12 +90,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     start = None
     if saved is None and sources.head == "keep":
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
-    names = saved.state.classes if saved else (start and start.class_names) or ()
-    rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
-    splits = distributed.local_main_first(ranks, lambda: open_splits(
-        sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
-        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata, rule=rule,
-        need=HELD_OUT if sources.eval_only else TRAIN, **columns_of(vars(sources))))
+    splits = distributed.local_main_first(ranks, lambda: open_data(sources, saved, (start and start.class_names) or ()))
     print_of_train = fingerprint(splits.train)
     seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train)
     if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
@@ -112,6 +109,30 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
         device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     return Found(facts, splits, start, print_of_train)
+
+
+def open_data(sources: Sources, saved: SavedRun | None, start_names: Sequence[str] = ()) -> Splits:
+    """The splits, under the names of the checkpoint or of the start whose head is kept. Raises DataError.
+
+    What a run held out of its own images is no part of an evaluation on others.
+    """
+    rule = ClassRule(sources.class_order, tuple(saved.state.classes if saved else start_names), partly=sources.eval_only)
+    shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
+    opened = functools.partial(open_splits, sources.dataset, sources.data_dir, split_seed=sources.split_seed,
+                               strata=SINGLE_LABEL.strata, rule=rule, need=HELD_OUT if sources.eval_only else TRAIN,
+                               **columns_of(vars(sources)))
+    splits = opened(**shares)
+    if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
+        return splits
+    own = {name: saved.state.config.get(name, 0.0) for name in ("data_dir", *shares)}
+    if own == {"data_dir": sources.data_dir} | shares or shares != {name: own[name] for name in shares} or (
+            saved.state.data in ("", fingerprint(splits.train))):
+        return splits
+    with contextlib.suppress(DataError):                 # where nothing else is held out
+        splits = opened()
+        splits = dataclasses.replace(splits, notes=(*splits.notes, "these are not the images of the run, so that no fraction of "
+                                                    "them is drawn (--val_fraction, --test_fraction)"))
+    return splits
 
 
 def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:

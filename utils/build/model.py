@@ -103,7 +103,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
     print("".join(f"{note}\n" for note in splits.notes), end="")
     if config.eval_only and not (saved or found.facts.start_names_classes):
-        print(f"classes: the head does not name them; 0, 1, 2, ... are taken to be {first_names(splits.classes)}")
+        numbers = first_names([str(label) for label in range(len(splits.classes))])
+        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {config.model_type} at {size} px, {count:,} parameters\nweights: {_source_of_weights(config, saved, model)}",
           flush=True)
