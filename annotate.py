@@ -14,17 +14,16 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    from utils import process
+from utils import process
+
+with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
     from utils.files import located
-except ModuleNotFoundError as error:
-    sys.exit(f"annotate.py: error: this Python lacks {error.name}: run .venv/bin/python annotate.py (bash train.sh makes it), "
-             "or install requirements.txt")
 
 if TYPE_CHECKING:
     from utils.attention.editor.session import Gallery
     from utils.build import Opened
+    from utils.data.reading import Reading
 
 RUNS = Path("output")
 # What a published data set is called below --data.
@@ -81,6 +80,7 @@ def annotate(args: argparse.Namespace) -> None:
         others = f" (with {session.others:,} file{'s' * (session.others > 1)} of other images)" if session.others else ""
         print(f"{server.announce(listening)}  {len(gallery.labels):,} images, {session.edited.sum():,} edited; "
               f"edits go to {folder}{others}; Ctrl-C stops", flush=True)
+        process.collect_garbage()
         server.serve(session, listening, args.host)
 
 
@@ -109,11 +109,11 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         print(f"the model has softmax attention: layer {model.sigmoid_layers[-1]}, the last, shows sigmoid attention here, "
               "which without edits is the same; train.py --attention_edits does so too (a run with --sigmoid_attention all takes "
               "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
-    split, classes, where = find_images(args.data, args.split, settings)
+    split, classes, where = find_images(args.data, args.split, settings, opened.reading)
     if not len(split):
         raise ConfigError(f"--split {args.split}: {where} has no such images")
     if args.data is not None:
-        warn_of_names(split, where, args.split, settings)
+        warn_of_names(split, where, args.split, settings, opened.reading)
     index = {name: label for label, name in enumerate(model.classes)}
     table = np.array([index.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
     labels = table[split.targets]
@@ -129,11 +129,11 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         region=viewer.region, pixels=viewer.pixels, predict_with_attention=viewer.predict_with_attention, predict=viewer.predict)
 
 
-def find_images(data: str | None, part: str, settings: dict):
+def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils.data import datasets, image_files
+    from utils.data import datasets, survey
     from utils.data.classes import BY_DEFAULT, ClassRule
-    from utils.data.layouts import ANYTHING, Reading
+    from utils.data.layouts import ANYTHING, Request
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -143,18 +143,19 @@ def find_images(data: str | None, part: str, settings: dict):
         fractions |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
     rule = ClassRule(settings["class_order"] if kind == settings["dataset"] else BY_DEFAULT.order)
     if kind == "folder" and not (fractions["val_fraction"] or fractions["test_fraction"]):
-        splits = datasets.own_splits(kind, str(folder), Reading(rule, need=ANYTHING))       # any part of it can be shown
+        splits = datasets.own_splits(kind, str(folder), Request(rule, need=ANYTHING), reading)      # any part of it can be shown
         split, where = getattr(splits, part), f"{kind} in {folder}" if len(splits.val) else str(folder)
         if not len(split) and part != "train" and not len(splits.val):
             raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
         return split, splits.classes, where
     if kind != "images":
-        splits = datasets.open_splits(kind, str(folder), **fractions, rule=rule, **datasets.columns_of(settings))
+        splits = datasets.open_splits(kind, str(folder), **fractions, rule=rule, reading=reading,
+                                      **datasets.columns_of(settings))
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
     files = [(str(file), -1) for file in pictures_in(folder)]
-    return image_files.FileImages(files, folder), (), str(folder)
+    return survey.loose_files(files, folder, reading), (), str(folder)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -165,13 +166,13 @@ def pictures_in(folder: Path) -> list[Path]:
     return [folder / name for name in Scan(IMAGE_EXTENSIONS).listing(folder).images]
 
 
-def warn_of_names(split, where: str, part: str, settings: dict) -> None:
+def warn_of_names(split, where: str, part: str, settings: dict, reading: "Reading") -> None:
     """Warns if no image has the name of one of the run's own data set, where that is at hand."""
     kind, folder = settings["dataset"], settings["data_dir"]
     if kind in PUBLISHED and not Path(folder, PUBLISHED[kind]).is_dir():
         return                                          # or it would be downloaded
     with contextlib.suppress(ValueError, OSError):
-        own, _, where_own = find_images(None, part, settings)
+        own, _, where_own = find_images(None, part, settings, reading)
         names = {own.name(index) for index in range(len(own))}
         if names and not any(split.name(index) in names for index in range(len(split))):
             print(f"warning: train.py finds edits by the image's name in the data set it trains on, and no image here "
@@ -282,4 +283,4 @@ class Viewer:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

@@ -12,10 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-from utils import config, process
-from utils.config.retired import DATASET_FLAGS
-from utils.config.types import positive_int
+from utils import process
 from utils.files import atomic_write
+
+with process.imports("dataset.py"):
+    from utils import config
+    from utils.config.retired import DATASET_FLAGS
+    from utils.config.types import positive_int
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +54,13 @@ def check(flags: dict) -> None:
     from utils.data import check as checking
     from utils.data import datasets
     from utils.data.classes import ClassRule
+    from utils.data.reading import Reading
 
     sources = config.choose(flags)
     splits = datasets.open_splits(sources.dataset, sources.data_dir, val_fraction=sources.val_fraction,
                                   test_fraction=sources.test_fraction, split_seed=sources.split_seed,
-                                  rule=ClassRule(sources.class_order), **datasets.columns_of(vars(sources)))
+                                  rule=ClassRule(sources.class_order), reading=Reading.of(vars(sources)),
+                                  **datasets.columns_of(vars(sources)))
     print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     findings = checking.check(splits, flags["num_workers"], log=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
@@ -64,7 +69,8 @@ def check(flags: dict) -> None:
         return
     listed = Path(flags.get("output_dir", config.FLAGS["output_dir"].default)) / "bad_images.txt"
     listed.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad)))
+    atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad), encoding="utf-8",
+                                                     errors="backslashreplace"))
     raise datasets.DataError(f"{len(findings.bad):,} images cannot be read: {listed} lists them. Replace or remove them, or "
                              "train with --bad_images skip (validation and test images must be readable)")
 
@@ -74,12 +80,13 @@ def prepare(flags: dict) -> None:
     from utils.data import datasets
     from utils.data import prepare as preparing
     from utils.data.classes import ClassRule
-    from utils.data.layouts import Reading
+    from utils.data.layouts import Request
+    from utils.data.reading import Reading
 
     sources = config.choose({name: value for name, value in flags.items() if name in config.FLAGS})
     skip = flags.get("max_bad_images", config.FLAGS["max_bad_images"].default) if flags.get("bad_images") == "skip" else 0.0
-    splits = datasets.own_splits(sources.dataset, sources.data_dir,
-                                 Reading(ClassRule(sources.class_order), **datasets.columns_of(vars(sources))))
+    request = Request(ClassRule(sources.class_order), **datasets.columns_of(vars(sources)))
+    splits = datasets.own_splits(sources.dataset, sources.data_dir, request, Reading.of(vars(sources)))
     print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     preparing.build(splits, sources.dataset, flags["folder"], flags["size"], flags["num_workers"], print, skip=skip)
 

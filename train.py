@@ -5,17 +5,13 @@ Exit codes: 0 done, 2 bad input; docs/reliability.md lists the others. A traceba
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import process
 
-try:
+with process.imports("train.py"):
     from utils import config as configuration
-except ModuleNotFoundError as error:
-    sys.exit(f"train.py: error: this Python lacks {error.name}. Run .venv/bin/python train.py (bash train.sh makes it), or "
-             "install requirements.txt")
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -53,7 +49,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
     data = build.build_data(config, found, saved, ranks, built)        # loaders over the splits that were found
-    trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests)      # optimizer, criterion, averages
+    trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()
         shown = summary.before(run, trainer, data)                     # attention that edits will change, kept in checkpoints

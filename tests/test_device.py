@@ -1,5 +1,6 @@
 """Which device, copies to it, and its memory."""
 
+import os
 import subprocess
 import sys
 
@@ -114,3 +115,22 @@ def test_lack_of_memory_names_the_peak_of_a_gpu(monkeypatch):
     error = out_of_memory_error(torch.device("cuda", 0), "step 2")
     assert isinstance(error, OutOfMemory) and error.exit_code == 6
     assert "step 2: out of memory of the GPU (70.0 GiB in use at the peak, 0.5 of 80.0 GiB free now); lower" in str(error)
+
+
+def test_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < devices.total_memory(CPU) <= machine
+    assert devices.total_memory(CPU, 4) == devices.total_memory(CPU) // 4
+    own, second, first = tmp_path / "cgroup", tmp_path / "jobs/one", tmp_path / "memory/job"
+    for folder in (second, first):
+        folder.mkdir(parents=True)
+    own.write_text("4:memory:/job\n3:cpu:/other\n0::/jobs/one/inside\n")
+    assert devices._container_limits(tmp_path, own) == []
+    (second / "memory.max").write_text("max\n")
+    (tmp_path / "jobs/memory.max").write_text("3000\n")
+    (first / "memory.limit_in_bytes").write_text("2000\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert sorted(devices._container_limits(tmp_path, own)) == [2000, 3000, 5000]
+    assert devices._container_limits(tmp_path, tmp_path / "absent") == []
+    monkeypatch.setattr(devices, "_container_limits", lambda: [1 << 30])
+    assert devices.total_memory(CPU, 2) == 1 << 29

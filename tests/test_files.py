@@ -64,9 +64,14 @@ def test_lock_excludes_other_processes_until_its_owner_ends(tmp_path):
         for refused in (lock.acquire, lock.check):
             assert error_of(InUseError, refused) == f"{tmp_path} is in use by process {other.pid} on {platform.node()}. Stop it."
     assert InUseError.exit_code == 7
-    with lock:
-        pass
-    with AnotherProcess(lambda: FileLock(tmp_path).__enter__().release()):
+    lock.acquire()
+    lock.release()
+
+    def acquire_and_release():
+        (other := FileLock(tmp_path)).acquire()
+        other.release()
+
+    with AnotherProcess(acquire_and_release):
         lock.acquire()
     lock.release()
 

@@ -1,16 +1,19 @@
 """Requests to stop, and what a launch leaves for train.sh; whole runs are in system/test_kills.py and system/test_launches.py."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from processes import is_gone, wait_until
 
 from utils import process
 
+ROOT = Path(__file__).resolve().parents[1]
 EVERY = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
 
 
@@ -182,7 +185,9 @@ def test_error_stands_after_what_was_printed_before_it():
     assert done.returncode == 2 and done.stdout == "a report\nx.py: error: a fault\n"
 
 
-@pytest.mark.parametrize("error", [KeyError("a"), OSError("no file"), ValueError("not ours"), RuntimeError()])
+@pytest.mark.parametrize("error", [
+    KeyError("a"), OSError("no file"), ValueError("not ours"), RuntimeError(),
+    ModuleNotFoundError("No module named 'utils.x'", name="utils.x")])
 def test_bug_keeps_its_traceback(launch, error):
     with pytest.raises(type(error)), process.program("x.py"):
         raise error
@@ -234,9 +239,9 @@ def test_flags_after_a_restart(launch, monkeypatch, tmp_path):
     assert process.flags_after_restart(flags) is flags
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert process.flags_after_restart(flags) is flags                     # lost before there was a folder
-    run = tmp_path / "runs" / "b"
+    run = tmp_path / "runs\udcf6" / "b"                                    # a name of any bytes
     run.mkdir(parents=True)
-    (launch / "folder").write_text(str(run))
+    (launch / "folder").write_bytes(os.fsencode(run))
     here = flags | {"output_dir": str(run.parent), "name": "b"}
     assert process.flags_after_restart(flags) == here
     (run / "step-000003.pt").touch()
@@ -257,6 +262,36 @@ def test_closed_output_ends_no_run():
         assert stream.write("a line\n") == 7
         stream.flush()
     assert not stream.isatty()
+    assert process.ResilientStream(None).write("of none") == 7
+
+
+def test_output_escapes_letters_that_its_encoding_lacks():
+    kept = io.BytesIO()
+    stream = process.ResilientStream(io.TextIOWrapper(kept, encoding="ascii"))
+    stream.write("b\xe4ume/\u72ac \udcff\n")
+    stream.flush()
+    assert kept.getvalue() == rb"b\xe4ume/\u72ac \udcff" + b"\n"
+
+
+VERBS = ("train", "dataset", "sweep", "visualize", "annotate")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_program_survives_a_closed_output(verb):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, f"{verb}.py", "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_missing_package_is_one_line(verb):
+    code = (f"import runpy, sys; sys.modules['ml_collections'] = None; sys.argv = ['{verb}.py']; "
+            f"runpy.run_path('{verb}.py', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{verb}.py: error: this Python lacks ml_collections. Run ")
 
 
 def test_garbage_collector_starts_late_and_leaves_out_what_exists():

@@ -1,8 +1,10 @@
 """Which device a process works on, copies to it, and its memory."""
 
+import contextlib
 import ctypes
 import os
 import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,6 +64,37 @@ def keep_memory() -> bool:
         return False
     mapped = mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE)
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST) and mapped)
+
+
+def total_memory(device: torch.device, local_size: int = 1) -> int:
+    """Bytes that a process may plan with: the GPU's, or its part of what the machine, or its container, has; 0: not known.
+
+    What others use at the moment does not count: a run's results must not depend on its neighbours.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):     # Windows
+        return 0
+    return min([machine, *_container_limits()]) // local_size
+
+
+def _container_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """The memory limits of the control groups (versions 1 and 2) that this process is in."""
+    limits = []
+    with contextlib.suppress(OSError):
+        for line in own.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+                folder = top / path.lstrip("/")
+                for place in [folder, *folder.parents]:       # in a container the path may be that outside: the top counts then
+                    with contextlib.suppress(OSError, ValueError):                        # no limit: "max"
+                        limits.append(int((place / name).read_text(encoding="utf-8")))
+                    if place == top:
+                        break
+    return limits
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -109,13 +109,6 @@ class FileLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> "FileLock":
-        self.acquire()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.release()
-
     def check(self) -> None:
         """Raises InUseError if another process holds the lock. Creates and locks nothing."""
         with contextlib.suppress(OSError):             # no lock, or not readable: `acquire` reports that

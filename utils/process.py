@@ -33,6 +33,7 @@ ONE_REQUEST = 2.0
 # seconds of silence, because it may be the only one that has it.
 SILENCE_S = 2.0
 PR_SET_PDEATHSIG = 1
+OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
 
 _ends_at_once = False
 
@@ -83,6 +84,18 @@ def program(name: str, signals: bool = True) -> Iterator[Program]:
             current.exit_code = _exit_status(current.exit_code)
 
 
+@contextlib.contextmanager
+def imports(name: str) -> Iterator[None]:
+    """Around the imports at the top of a program, before `program`: a package that this Python lacks is one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message, code = classify_error(error)
+        if message is None:
+            raise
+        sys.exit(report_error(name, message, code))
+
+
 def _is_first_of_node() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
@@ -100,6 +113,9 @@ def classify_error(error: Exception) -> tuple[str | None, int]:
         return str(error), code
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("", *OWN_MODULES):
+        return (f"this Python lacks {error.name}. Run .venv/bin/python instead (bash train.sh makes it), or install it "
+                "(requirements.txt)"), EXIT_BAD_INPUT
     return None, EXIT_BUG
 
 
@@ -149,10 +165,15 @@ def collect_garbage() -> None:
 
 
 class ResilientStream:
-    """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped."""
+    """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped.
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    Letters that its encoding lacks (PYTHONIOENCODING=ascii, another locale than UTF-8) are written as escapes such as \\xfc.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        """None: it was closed before Python started."""
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -188,7 +209,7 @@ class StopSignal:
             if signal.getsignal(number) is not signal.SIG_IGN or number in (signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._handle)
         if (file := launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
-            file.write_text(f"{os.getpid()}\n")
+            file.write_text(f"{os.getpid()}\n", encoding="utf-8")
             if launch_file("asked").exists():      # while torchrun started the processes: there was none to be signalled
                 _leave()
         return self
@@ -275,7 +296,7 @@ def post_exit_code(code: int) -> bool | None:
     if file is None:
         return None
     try:
-        with open(file, "x") as stream:
+        with open(file, "x", encoding="utf-8") as stream:
             stream.write(str(code))
     except FileExistsError:
         return False
@@ -288,7 +309,7 @@ def posted_exit_code() -> int | None:
     """The exit code that the first process has posted, if one has."""
     file = launch_file(f"code-{restarts():03d}")
     try:
-        return int(file.read_text()) if file else None
+        return int(file.read_text(encoding="utf-8")) if file else None
     except (OSError, ValueError):                  # not there, or not written yet
         return None
 
@@ -303,7 +324,7 @@ def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:
     if (file := launch_file("folder")) is not None:
         if not file.exists():
             return flags                           # a process was lost before the run had a folder
-        folder = Path(file.read_text())
+        folder = Path(os.fsdecode(file.read_bytes()))
     elif "name" in flags:
         folder = Path(flags.get("output_dir", output_dir), flags["name"])
     else:

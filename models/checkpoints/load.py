@@ -18,7 +18,7 @@ from models.base import ImageTransformer, stride
 from models.errors import ModelError, WeightsError
 from models.layers import resize_positions
 
-from .conversions import FROM_FILE, TO_FILE, Row, fold_channels
+from .conversions import CONVERSIONS, Row, fold_channels
 from .layouts import Layout, abbreviate
 from .opened import OpenedCheckpoint, Source, opened
 
@@ -75,7 +75,7 @@ def load_run(path: Source, build: Callable[[dict, int, int | tuple[int, int]], I
         if shapes != {name: checkpoint.file.shape(name) for name in checkpoint.file.names}:
             raise WeightsError(f"{checkpoint.path}: the weights do not fit the architecture that it names; the file is damaged")
         model.load_report = _fill(model, checkpoint, "keep")
-        model.classes = checkpoint.class_names
+        model.classes = list(checkpoint.file.run["classes"])
     return model.eval()
 
 
@@ -104,7 +104,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
                            f"use --num_heads {heads}")
     report = LoadReport(str(file.path), fresh=_fresh_parameters(layout, model, head), notes=list(file.notes),
-                        classes=checkpoint.class_names or [])
+                        classes=list(file.run["classes"]) if file.run else [])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
     _check_names(layout, rows, model, report, head)
     reads = {row.parameter: _plan_read(layout, row, model, report) for row in rows}
@@ -212,7 +212,7 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
     def read() -> Tensor:
         value = torch.empty(size)
         for part, source in zip(value.chunk(len(sources)), sources):
-            part.copy_(FROM_FILE[conversion](layout.read_view(source)))
+            part.copy_(CONVERSIONS[conversion].from_file(layout.read_view(source)))
         return value
 
     return read
@@ -220,7 +220,7 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
 
 def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer) -> list[tuple[int, ...]]:
     blank, parts = torch.empty_like(parameter, device="meta"), 3 if conversion in ("qkv", "qkv_bias", "join") else 1
-    return [tuple(TO_FILE[conversion](blank, model, part).shape) for part in range(parts)]
+    return [tuple(CONVERSIONS[conversion].to_file(blank, model, part).shape) for part in range(parts)]
 
 
 def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report: LoadReport) -> str:

@@ -111,22 +111,16 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         _, checksum = META_FILES[folder][file]
-        return _fetch(published_url(name), checkpoints / f"{name}.pth", checksum)
+        return download(published_url(name), checkpoints / f"{name}.pth", checksum)
     if folder == "augreg" and AUGREG_SIZE.fullmatch(file):
-        table = _fetch(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
+        table = download(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
         name = f"augreg/{recommended_file(table, file)}"
     # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
     by_hand = checkpoints / f"{file}.npz"
     own_place = checkpoints / f"{name}.npz"
     if folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file():
         return by_hand
-    return _fetch(published_url(name), own_place)
-
-
-def _fetch(url: str, path: Path, checksum: str = "") -> Path:
-    if not path.is_file():
-        download(url, path, checksum)
-    return path
+    return download(published_url(name), own_place)
 
 
 def recommended_file(table: Path, size: str) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from building import ALONE, write_checkpoint
-from runs import make_tree
+from runs import load_state, make_tree
 
 import models
 import train
 from utils import build, distributed
 from utils.build.find import open_start
 from utils.config import ConfigError, choose, resolve
+from utils.data.reading import Reading
 from utils.data.splits import DataError
 from utils.run import checkpoint
 
@@ -39,6 +40,20 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, seen: [seen, (*seen[:-1], "other names")])
     with pytest.raises(DataError, match="the nodes have different data"):
         build.find(sources, None, ALONE)
+
+
+def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
+    """Another task finds its own rule; what is typed wins."""
+    make_tree(tmp_path / "tree")
+    data = ["--dataset", "folder", "--data_dir", tmp_path / "tree"]
+    write_checkpoint(tmp_path / "r/best.pt", *data, "--exif", "off", "--alpha", "mask")
+    start = {"dataset": "folder", "data_dir": str(tmp_path / "tree"), "pretrained_dir": str(tmp_path / "r"), "recipe": "digits"}
+    for more, expected in (({}, Reading("follow")), ({"head": "keep"}, Reading("off", alpha="mask")),
+                           ({"eval_only": True}, Reading("off", alpha="mask")),
+                           ({"head": "keep", "exif": "follow"}, Reading("follow", alpha="mask"))):
+        found = build.find(choose(start | more), None, ALONE)
+        assert found.splits.reading == expected and found.facts.reading == vars(expected)
+        assert found.start.path == tmp_path / "r/best.pt"
 
 
 def test_the_default_start_is_the_models_own():
@@ -114,7 +129,7 @@ def test_a_share_that_a_run_held_out_is_none_of_other_images(numbers):
     write_checkpoint(Path("run/best.pt"), *TREE, "--val_fraction", 0.5)
     shutil.copytree("tree", "moved")
     make_tree(Path("other"), NUMBERS, images=4)
-    state = checkpoint.load(Path("run/best.pt"))
+    state = load_state("run/best.pt")
     checkpoint.save(Path("run/best.pt"), dataclasses.replace(state, data=saved_for({})[0].fingerprint))
     assert [len(saved_for({"data_dir": place})[0].splits.train) for place in ("tree", "moved", "other")] == [9, 9, 12]
     assert "these are not the images of the run" in saved_for({"data_dir": "other"})[0].splits.notes[-1]

@@ -12,13 +12,14 @@ import pytest
 import torch
 from building import build_objects, write_checkpoint
 from miniatures import csv_files
-from runs import FOLDER, make_tree, mark
+from runs import FOLDER, load_state, make_tree, mark
 from torchvision.transforms.v2 import InterpolationMode
 
 from configs import RECIPES
 from models import load_model
 from utils.config import FLAGS
 from utils.data.datasets import digits, open_splits
+from utils.data.reading import Reading
 from utils.data.splits import fingerprint
 from utils.run import checkpoint
 from utils.training.precision import LEVELS
@@ -46,7 +47,7 @@ READ = {
     "trained": lambda o: {name for name, parameter in o.model.named_parameters() if parameter.requires_grad},
     "class weights": lambda o: o.trainer.criterion.class_weights.tolist(),
     "teacher": lambda o: answers(o.trainer.criterion.teacher),
-    "edits": lambda o: (sorted(o.data.edits), o.train.edit_transform.edits is o.data.edits),
+    "edits": lambda o: (sorted(o.data.edits), o.train.edit_transform.args[0] is o.data.edits),
     "edits of an epoch": lambda o: sum(map(o.trainer.criterion.attention.edited_images, range(17))),
     "block": lambda o: is_of_start(o, f"{FC1}.weight"), "head": lambda o: is_of_start(o, "head.weight"),
     "augmentation": lambda o: list(steps(o.train)),
@@ -54,6 +55,7 @@ READ = {
     "batches": lambda o: [len(batch.targets) for batch in o.data.eval_loader(o.data.splits.val)],
     "first image": lambda o: o.data.splits.train.name(0),
     "images": lambda o: tuple(len(getattr(o.data.splits, name)) for name in ("train", "val", "test")),
+    "reading": lambda o: o.data.splits.train.reading,
     "fingerprint": lambda o: fingerprint(o.data.splits.train),
     "dropout": lambda o: {part.p for part in o.model.modules() if isinstance(part, torch.nn.Dropout)},
     "due": lambda o: [number for number in range(1, 101) if o.run.is_due(number)],
@@ -140,6 +142,7 @@ ROWS = [
     ("--class_order text", {"data.splits.classes": ("10", "2")}, "--dataset folder --data_dir numbers --recipe digits"),
     ("--path_column other --label_column kind --image_dir small", {
         "first image": "small/b.png", "data.splits.classes": ("p", "q")}, "--dataset csv --data_dir lists --recipe digits"),
+    ("--exif off --intensity_range 0,1023 --alpha mask", {"reading": Reading("off", (0, 1023), "mask")}, TREE),
     ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
     ("--test_fraction 0.25", {"images": (1347, 450, 450)}, ""),
     ("--split_seed 5", {"fingerprint": fingerprint(open_splits("digits", "", test_fraction=0.25, split_seed=5).train)},
@@ -192,7 +195,7 @@ def home(tmp_path_factory):
         write_checkpoint(Path("start/best.pt"), "--seed", 5)
         write_checkpoint(Path("other/best.pt"), "--seed", 3)
         shutil.copytree("other", "turned")
-        turned = checkpoint.load(Path("turned/best.pt"))
+        turned = load_state("turned/best.pt")
         checkpoint.save(Path("turned/best.pt"), dataclasses.replace(turned, classes=turned.classes[::-1]))
         mark(Path("edits"), [3, 9])
         return Path.cwd()

@@ -5,7 +5,7 @@ from miniatures import csv_files
 from PIL import Image
 
 from utils.data.csv_lists import csv_lists
-from utils.data.layouts import Reading
+from utils.data.layouts import Request
 from utils.data.splits import DataError
 
 # Lists whose images are a.png, b.png, c.png with the labels x, y, x; and what is told of them.
@@ -69,11 +69,11 @@ MOODS = "image,age,mood\na.png,3,x\nb.png,4,y\nc.png,3,x\n"
 def test_flags_decide_and_the_choice_is_told(tmp_path, text, columns, words):
     root = csv_files(tmp_path, train=text)
     if words is None:
-        splits = csv_lists(root, Reading(**columns))
+        splits = csv_lists(root, Request(**columns))
         assert splits.train.targets.tolist() == [0, 1, 0] and splits.classes == ("x", "y")
         return
     with pytest.raises(DataError, match=words) as raised:
-        csv_lists(root, Reading(**columns))
+        csv_lists(root, Request(**columns))
     assert "\n" not in str(raised.value) and "train.csv" in str(raised.value)
 
 
@@ -81,12 +81,12 @@ def test_the_other_lists_take_the_columns_of_the_first(tmp_path):
     """By name where both have a header, in any order; else by position."""
     train = "age,image,mood\n3,a.png,x\n4,b.png,y\n"
     for val in ("mood,other,image\ny,1,c.png\n", "7,c.png,y\n", "age,image,mood\n9,c.png,y\n"):
-        splits = csv_lists(csv_files(tmp_path, train=train, val=val), Reading(label_column="mood"))
+        splits = csv_lists(csv_files(tmp_path, train=train, val=val), Request(label_column="mood"))
         assert splits.val.targets.tolist() == [1] and splits.val[0][0].getpixel((0, 0))[0] == 20
 
 
 def test_a_number_names_a_column_of_that_name_first(tmp_path):
-    splits = csv_lists(csv_files(tmp_path, train="2,1,image\nq,x,a.png\nq,y,b.png\n"), Reading(label_column="1"))
+    splits = csv_lists(csv_files(tmp_path, train="2,1,image\nq,x,a.png\nq,y,b.png\n"), Request(label_column="1"))
     assert splits.classes == ("x", "y")
 
 

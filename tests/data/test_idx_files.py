@@ -115,6 +115,10 @@ def test_damaged_gzip_files_are_reported(tmp_path):
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"images\.gz"):
             read_idx(file, 3)
+    for length in range(0, len(whole), 20):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"images\.gz"):
+            read_idx(file, 3)
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):

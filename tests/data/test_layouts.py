@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.data.classes import ClassRule
-from utils.data.layouts import ANYTHING, HELD_OUT, TRAIN, Listing, Reading, find, is_hidden, split_names
+from utils.data.layouts import ANYTHING, HELD_OUT, TRAIN, Listing, Request, find, is_hidden, split_names
 from utils.data.splits import DataError
 
 ROOT = Path("/data")
@@ -42,7 +42,7 @@ def below(*places: str, images: int = 1) -> str:
 
 
 def found(tree: str, **asked):
-    layout = find(str(ROOT), listing_of(tree), Reading(**{"need": TRAIN} | asked))
+    layout = find(str(ROOT), listing_of(tree), Request(**{"need": TRAIN} | asked))
     return {role: str(folder.relative_to(ROOT)) for role, folder in layout.folders.items()}, layout
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.data.csv_lists import csv_lists
-from utils.data.layouts import Reading
+from utils.data.layouts import Request
 from utils.data.listed_files import FileFinder
 from utils.data.splits import DataError
 
@@ -86,7 +86,7 @@ def test_a_legend_with_the_images_in_another_folder(tmp_path, image_dir):
     place = tmp_path / ("pictures/images" if image_dir == "pictures/images" else "images")
     touch(place, "Angry.jpg", "s_1.jpg")
     (tmp_path / "legend.csv").write_text("user.id,image,emotion\n628,s_1.jpg,anger\ndwdii,Angry.jpg,surprise\n")
-    splits = csv_lists(str(tmp_path), Reading(image_dir=image_dir))
+    splits = csv_lists(str(tmp_path), Request(image_dir=image_dir))
     assert [path for path, _ in splits.train.samples] == [f"{place}/s_1.jpg", f"{place}/Angry.jpg"]
     assert splits.classes == ("anger", "surprise") and [splits.train.name(0)] == [f"{place.relative_to(tmp_path)}/s_1.jpg"]
     assert f"legend.csv: paths from column image, labels from column emotion; images in {place}" in splits.notes

@@ -74,7 +74,7 @@ def expected() -> str:
 
 
 def workers_of(running: data.Loader) -> list[multiprocessing.Process]:
-    return next(iter(running._pool._running)).processes
+    return next(iter(running._running)).processes
 
 
 def fails(running) -> str:
@@ -191,7 +191,7 @@ def test_nothing_is_left_behind(tries):
         batches = iter(running)
         with contextlib.suppress(WorkerError):
             for _ in range(5):
-                pids |= {worker.pid for worker in workers_of(running)} if running._pool._running else set()
+                pids |= {worker.pid for worker in workers_of(running)} if running._running else set()
                 next(batches)
         batches.close() if number % 3 else running.close()
     del batches, running

@@ -153,7 +153,7 @@ def run(folder: Path, *flags: str, ranks: int = 1, before=None) -> dict[str, str
 
 def end_of(folder: Path) -> dict[str, str]:
     """SHA-256 of each part of the newest checkpoint: weights, averages, optimizer, scaler, counters, best."""
-    state = checkpoint.load(checkpoint.step_files(folder / "output" / "run")[0])
+    state = checkpoint.open_run_checkpoint(checkpoint.step_files(folder / "output" / "run")[0]).state()
 
     def words(value, name=""):
         if isinstance(value, torch.Tensor):

@@ -32,10 +32,10 @@ def test_check_lists_images_that_cannot_be_read(capsys):
     printed = capsys.readouterr()
     assert "train: 5 images of 2 classes" in printed.out and "every image can be read" in printed.out and not printed.err
     Path("tree/train/bee/1.png").write_bytes(b"not an image")
-    Path("tree/train/bee/1.heic").touch()
+    Path("tree/train/bee/1.avif").touch()
     assert dataset.main(["check", *FOLDER, "--num_workers", "0"]) == 2
     printed = capsys.readouterr()
-    assert "tree/train/bee/1.png" in printed.out and "warning: left out for their ending: 1 .heic" in printed.out
+    assert "tree/train/bee/1.png" in printed.out and "warning: left out for their ending: 1 .avif" in printed.out
     assert printed.err.startswith("dataset.py: error: 1 images cannot be read: output/bad_images.txt lists them. ")
     assert "tree/train/bee/1.png" in Path("output/bad_images.txt").read_text() and len(os.listdir("output")) == 1
     assert dataset.main(["check", *FOLDER, "--output_dir", "other", "--val_fraction", "0.5", "--split_seed", "3"]) == 2

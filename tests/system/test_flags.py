@@ -25,8 +25,9 @@ TYPED = {
     types.run_name: ["Run_1.2+x-3", "0"], types.image_size: ["224", "224x160"], types.increasing_steps: ["200,300,400"],
     types.trained_layers: ["head", "2"], types.sigmoid_layers: ["last", "3,7"], types.class_weights: ["1,2.5,1"],
     types.fraction: ["0.25", "1e-3"], types.unit_interval: ["1"], types.magnitude: ["10"], types.positive_int: ["7"],
-    types.non_negative_int: ["0"], types.image_channels: ["1"], types.positive_float: ["2.5e-1"],
-    types.non_negative_float: ["3e-2"]}
+    types.non_negative_int: ["0"], types.image_channels: ["1"], types.intensity_range: ["0,1023"],
+    types.positive_float: ["2.5e-1"], types.non_negative_float: ["3e-2"], types.center_fraction: ["0", "0.875"],
+    types.padding: ["4"], types.auto_or_positive_int: ["auto", "4"]}
 
 
 def spellings(name: str) -> list[tuple[list[str], object]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from rig import command_of, until
-from runs import VARIABLES
+from runs import VARIABLES, load_state, make_tree
 
 import train
 from utils.config import parse
@@ -32,6 +32,19 @@ def flags_after(words: list[str]) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------- the runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "variables"), [
+    ("train.sh", {"PYTHONIOENCODING": "ascii"}),
+    ("sweep.sh", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LEARNING_RATES": "0.01"})])
+def test_names_that_the_output_cannot_show(run_script, tmp_path, script, variables):
+    data, output = make_tree(tmp_path / "b\xe4ume", ("\xfcnf", "\u72ac")), tmp_path / "\xf6"
+    done = run_script(script, "--dataset", "folder", "--data_dir", str(data), "--recipe", "digits", "--model_type", "ViT-Nano_2",
+                      "--pretrained_dir", "none", "--num_steps", "1", "--train_batch_size", "4", "--output_dir", str(output),
+                      "--name", "r", "--confusion_matrix", "--device", "cpu", **variables)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"run folder: \S+\\(xf6|udcc3\\udcb6)/r", done.stdout) and (output / "r").is_dir()
 
 
 @pytest.mark.slow
@@ -64,7 +77,7 @@ def test_a_journey_on_two_processes(tmp_path, capsys):
     assert next(event for event in events if event["event"] == "start")["world_size"] == 2
 
     code, _, errors = end("--num_steps", "101", RESUME_PATH=str(checkpoint.step_files(folder)[0]))
-    assert code == 0 and checkpoint.load(checkpoint.step_files(folder)[0]).step == 101, errors
+    assert code == 0 and load_state(checkpoint.step_files(folder)[0]).step == 101, errors
     assert train.main(["--device", "cpu", "--eval_only", "--resume_path", str(folder / "best.pt")]) == 0
     assert re.search(r"test accuracy 9\d\.\d\d%", capsys.readouterr().out)
 

@@ -10,7 +10,15 @@ import configs
 from models import create_model
 from models.base import ImageTransformer
 from utils import distributed
-from utils.config import SIZES, Config, ConfigError, describe_length, model_overrides
+from utils.config import (
+    SIZES,
+    Config,
+    ConfigError,
+    describe_length,
+    describe_micro_steps,
+    length_warnings,
+    model_overrides,
+)
 from utils.config.records import CHECKPOINT, DEFAULT
 from utils.data.classes import first_names
 from utils.data.transforms import normalize
@@ -101,7 +109,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     trained = f"{len(splits.train)} images to train on, " if len(splits.train) else ""
     print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {trained}{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
-    print("".join(f"{note}\n" for note in splits.notes), end="")
+    for note in splits.notes:
+        print(note)
     if config.eval_only and not (saved or found.facts.start_names_classes):
         numbers = first_names([str(label) for label in range(len(splits.classes))])
         print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
@@ -109,7 +118,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     print(f"model: {config.model_type} at {size} px, {count:,} parameters\nweights: {_source_of_weights(config, saved, model)}",
           flush=True)
     if not config.eval_only and not saved:
-        print(f"length: {describe_length(config, found.facts)}", flush=True)
+        print("\n".join([f"length: {describe_length(config, found.facts)}", *filter(None, [describe_micro_steps(
+            config, found.facts)]), *length_warnings(config, found.facts)]), flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)

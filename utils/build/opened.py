@@ -9,10 +9,12 @@ from pathlib import Path
 
 from models import create_model, load_model
 from models.base import ImageTransformer
-from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import find_checkpoint
 from utils.config import ConfigError, before
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
+from utils.data.reading import FIND, Reading
 from utils.run.checkpoint import read_header
 from utils.run.folder import resolve_checkpoint
 
@@ -38,6 +40,11 @@ class Opened:
         return eval_transform(self.model, self.settings)
 
     @property
+    def reading(self) -> Reading:
+        """How an image file is read for the model; fields are "auto" where it is no run's"""
+        return Reading.of(self.settings)
+
+    @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:
         """(height, width) of an image -> the part of it that the transform shows to the model"""
         return functools.partial(transforms.eval_region, img_size=self.model.img_size, crop=self.settings["eval_crop"])
@@ -56,7 +63,7 @@ def open_run(what: str | Path, flag: str = "--checkpoint") -> Opened:
     path = Path(resolve_checkpoint(what))
     if not path.is_file():
         raise ConfigError(f"{flag} {what}: no such file. Give a run folder or a checkpoint of this project")
-    with open_checkpoint(path) as file:
+    with OpenedCheckpoint(path) as file:
         if file.settings is None:
             raise ConfigError(f"{flag} {what}: not a checkpoint of a run of train.py. Fine-tune it first, and give the run's "
                               "folder")
@@ -70,17 +77,18 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     Raises ConfigError, WeightsError or CheckpointError.
     """
     typed = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
+    settings = before() | vars(FIND)
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
-            file = stack.enter_context(open_checkpoint(find_checkpoint(resolve_checkpoint(what))))
+            file = stack.enter_context(OpenedCheckpoint(find_checkpoint(resolve_checkpoint(what))))
         if (model_type or img_size or typed) and (file is None or file.settings is not None):
             raise ConfigError("--model_type, --img_size, --interpolation and --eval_crop only have an effect with a --checkpoint "
                               "that is no run: a run has its own. Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
-            return Opened(model, tuple(string.ascii_uppercase), before() | {"dataset": "digits"}, title, True)
+            return Opened(model, tuple(string.ascii_uppercase), settings | {"dataset": "digits"}, title, True)
         if file.settings is not None:
             return _of_run(file)
         if model_type is None:
@@ -88,7 +96,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                               "such as ViT-B_16")
         model = create_model(model_type, img_size=img_size, pretrained=file, head="keep").eval()
         names = imagenet_names() if model.num_classes == 1000 else map("class {}".format, range(model.num_classes))
-        return Opened(model, tuple(names), before() | typed, f"{model_type}, {what}", False, file.path)
+        return Opened(model, tuple(names), settings | typed, f"{model_type}, {what}", False, file.path)
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:

@@ -11,14 +11,18 @@ from typing import Any
 from configs import DATASETS, RECIPES
 
 from .types import (
+    auto_or_positive_int,
+    center_fraction,
     class_weights,
     fraction,
     image_channels,
     image_size,
     increasing_steps,
+    intensity_range,
     magnitude,
     non_negative_float,
     non_negative_int,
+    padding,
     positive_float,
     positive_int,
     run_name,
@@ -71,6 +75,9 @@ def _has(*names: str) -> tuple[Callable[[Mapping], Any], str]:
     return lambda config: any(config[name] for name in names), " or ".join(f"--{name}" for name in names)
 
 
+_IN_FILES = (_is("dataset", "imagenet", "cub200", "flowers102", "oxford_pets", "folder", "csv")[0],
+             "a --dataset of image files, such as folder or csv")
+
 FLAGS: dict[str, Flag] = _group(
     "data",
     Flag("name", run_name, None, "name of the run; its folder is OUTPUT_DIR/NAME (default: the data set's name, numbered)", FREE),
@@ -94,6 +101,13 @@ FLAGS: dict[str, Flag] = _group(
     Flag("class_order", ("number", "text"), "number", "order of classes that folders or lists name; number: integers by value, "
          "others as text; text: all as text, as torchvision's ImageFolder. A checkpoint's names keep theirs", before=None,
          hidden=True, requires=_is("dataset", "folder", "csv")),
+    Flag("exif", ("auto", "follow", "off"), "auto", "turn photographs upright as their EXIF orientation says; auto: but for "
+         "published data sets", OVERRIDE, requires=_IN_FILES, before="off"),
+    Flag("intensity_range", intensity_range, "auto", "values of 16-bit images that become black and white, such as 0,1023; auto: "
+         "0 to the end of as many bits as the images use", OVERRIDE, requires=_IN_FILES, before=(0, 65535)),
+    Flag("alpha", ("auto", "white", "black", "mask", "ignore"), "auto", "transparent parts are put on white or black, the alpha "
+         "channel is the picture (mask), or it is ignored; auto: white, unless shapes would be lost", OVERRIDE,
+         requires=_IN_FILES, before="white"),
     Flag("test", ("always", "once", "never"), "always", "evaluate on test before, after (and, where no other split is there to "
          "choose on, during) training; at the end alone; or not at all", FREE, hidden=True),
     Flag("recipe", ("auto", *RECIPES), "auto", "row of configs.py that fills what no flag sets"),
@@ -128,7 +142,8 @@ FLAGS: dict[str, Flag] = _group(
     "length and batch",
     Flag("train_batch_size", positive_int, None, "images of an optimizer step, over all processes and micro-steps", OVERRIDE),
     Flag("eval_batch_size", positive_int, 64, "images of an evaluation batch, per process", FREE),
-    Flag("gradient_accumulation_steps", positive_int, 1, "micro-steps that a process's part of the batch is divided into", FREE),
+    Flag("gradient_accumulation_steps", auto_or_positive_int, "auto", "micro-steps that a process's part of the batch is divided "
+         "into; auto: as few as the memory of the GPU, or of the machine, allows", FREE, before=1),
     Flag("num_steps", positive_int, None, "optimizer steps in all", FREE),
     Flag("num_epochs", positive_float, None, "instead of --num_steps: passes over the training images", FREE),
     Flag("warmup_steps", non_negative_int, None, "steps of warm-up", OVERRIDE),
@@ -169,7 +184,7 @@ FLAGS: dict[str, Flag] = _group(
          "digits); crop alone; padding and a random crop, with or without a flip; or a plain resize", OVERRIDE),
     Flag("crop_scale", unit_interval, 0.05, "smallest part of the image's area that a random resized crop keeps", OVERRIDE,
          requires=_is("augmentation", "crop", "crop_flip")),
-    Flag("crop_padding", positive_int, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
+    Flag("crop_padding", padding, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
          requires=_is("augmentation", "pad", "pad_flip")),
     Flag("rotation", non_negative_float, 0.0, "random rotation by up to so many degrees", OVERRIDE, hidden=True),
     Flag("color_jitter", fraction, 0.0, "random brightness, contrast and saturation, by up to this fraction", OVERRIDE,
@@ -186,8 +201,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("mix_off_steps", non_negative_int, 0, "steps without mixing at the end", OVERRIDE,
          requires=_has("mixup_alpha", "cutmix_alpha")),
     Flag("interpolation", ("bilinear", "bicubic"), "bilinear", "how images are resized", OVERRIDE, hidden=True),
-    Flag("eval_crop", unit_interval, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole image",
-         OVERRIDE, hidden=True),
+    Flag("eval_crop", center_fraction, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole "
+         "image", OVERRIDE, hidden=True),
 ) | _group(
     "distillation",
     Flag("distillation", ("none", "hard", "soft"), "none", "learn from a teacher: its prediction, or its probabilities",

@@ -9,6 +9,8 @@ from .retired import check_retired
 from .types import ConfigError, as_tuple
 
 EVALUATED_ON = ("dataset", "val_fraction", "test_fraction", "split_seed")      # an evaluation may be on other data
+# Flags whose `auto` is as good as nothing typed.
+AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
 THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
 
 
@@ -32,7 +34,7 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
 
     Raises ConfigError where a flag would make it another run.
     """
-    asked = {name: value for name, value in flags.items() if (name, value) not in (("recipe", "auto"), ("precision", "auto"))}
+    asked = {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == "auto")}
     if asked.get("teacher") and saved["distillation"] == "none":
         raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so. Omit --teacher.")
     if asked.get("attention_edits") and not saved["attention_edits"]:

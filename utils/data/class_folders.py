@@ -15,11 +15,11 @@ from utils.files import located
 from . import layouts, overlap
 from .classes import Classes, check_wanted
 from .image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FileImages, existing_images, shown
-from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Reading, is_hidden
+from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Request, is_hidden
 from .splits import DataError, Splits, abbreviate
 
 # Endings of pictures that are not read: to leave them out is a fault of the data, to leave out lists is none.
-OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".tga", ".psd", ".svg", ".ico", ".raw", ".cr2", ".cr3",
+OTHER_PICTURES = (".avif", ".jxl", ".jp2", ".j2k", ".tga", ".psd", ".svg", ".ico", ".raw", ".cr2", ".cr3",
                   ".nef", ".arw", ".dng", ".exr", ".hdr", ".pfm", ".dcm", ".npy", ".mat", *IMAGE_EXTENSIONS)
 SHOWN_ENDINGS = 8
 SYNSET_DIGITS = 8
@@ -27,7 +27,7 @@ SYNSET_DIGITS = 8
 
 @dataclasses.dataclass
 class Scan:
-    """What the folders of one reading hold besides images, found on the way."""
+    """What the folders of one request hold besides images, found on the way."""
 
     endings: tuple[str, ...]
     others: Counter = dataclasses.field(default_factory=Counter)       # files by ending, in small letters
@@ -73,7 +73,7 @@ class Scan:
         return f"{self.real_path(os.path.join(folder, place))}/{target}"
 
 
-def folder(data_dir: str, reading: Reading = BY_DEFAULT, synsets: int | None = None) -> Splits:
+def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = None) -> Splits:
     """The folders of train are the classes, none of them empty. In val a class may be missing or empty; another one there is
     refused, since one of the two is named wrongly.
 
@@ -81,11 +81,11 @@ def folder(data_dir: str, reading: Reading = BY_DEFAULT, synsets: int | None = N
     with an empty `test`; or, for an evaluation without shares to draw, all held out. synsets: there must be so many classes,
     named as ImageNet's.
     """
-    first = reading.classes.order is None                # a run from before: its images, and no new faults of them
+    first = request.classes.order is None                # a run from before: its images, and no new faults of them
     scan = Scan(FIRST_EXTENSIONS if first else IMAGE_EXTENSIONS)
     listing = functools.cache(scan.listing)
-    layout = layouts.find(data_dir, listing, reading)
-    if layout.whole and reading.need == HELD_OUT and not reading.draws:
+    layout = layouts.find(data_dir, listing, request)
+    if layout.whole and request.need == HELD_OUT and not request.draws:
         layout = layout._replace(folders={"val": layout.folders["train"]})
     elif layout.whole and synsets:
         raise DataError(f"no such folder: {Path(data_dir, 'train')} (--data_dir {data_dir} must hold train/ and val/, with one "
@@ -95,7 +95,7 @@ def folder(data_dir: str, reading: Reading = BY_DEFAULT, synsets: int | None = N
                       if "." not in name and not os.path.exists(root / name)]
         _check_gone(scan)
     found = {split: _class_names(split, layout, listing) for split in layout.folders}
-    classes = _classes_of(found, layout, data_dir, reading, synsets)
+    classes = _classes_of(found, layout, data_dir, request, synsets)
     images, files = {}, {}
     for split, root in layout.folders.items():
         if split == "val" and layout.val_list:
@@ -116,12 +116,12 @@ def folder(data_dir: str, reading: Reading = BY_DEFAULT, synsets: int | None = N
     return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
 
 
-def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str, reading: Reading,
+def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str, request: Request,
                 synsets: int | None) -> Classes:
     """Of the names of class folders, by split. Raises DataError for those that do not fit."""
     names = found.get("train") or set().union(*found.values())
-    classes = Classes(reading.classes, names)
-    check_wanted(reading.classes, classes, names, data_dir)
+    classes = Classes(request.classes, names)
+    check_wanted(request.classes, classes, names, data_dir)
     if synsets:
         _check_synsets(classes.names, synsets, data_dir)
     for split, own in found.items():

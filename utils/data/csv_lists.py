@@ -9,7 +9,7 @@ from .classes import MISSING, Classes, check_wanted
 from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, shown
-from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Reading
+from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
 from .listed_files import FileFinder, is_absolute
 from .splits import DataError, Splits, abbreviate
 
@@ -34,7 +34,7 @@ class _List:
         return self.table.place(self.rows[number])
 
 
-def csv_lists(data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
+def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     """DATA_DIR/train.csv, and val.csv or test.csv or both if they are there; or one list with a column that divides it.
 
     A list has rows of path,label; paths count from DATA_DIR. What differs from that is found out, and told in `notes`:
@@ -44,21 +44,21 @@ def csv_lists(data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
     One list alone is all `train`, with empty `val` and `test`; or, for an evaluation without shares to draw, all held out.
     Raises DataError with file and line.
     """
-    files, finder = lists_in(data_dir, reading.need), FileFinder(data_dir, reading.image_dir)
-    lists, notes = _read_lists(files, reading.path_column, reading.label_column, finder)
-    if lists.keys() == {"train"} and not reading.draws:
-        if reading.need == TRAIN:
+    files, finder = lists_in(data_dir, request.need), FileFinder(data_dir, request.image_dir)
+    lists, notes = _read_lists(files, request.path_column, request.label_column, finder)
+    if lists.keys() == {"train"} and not request.draws:
+        if request.need == TRAIN:
             raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
-        if reading.need == HELD_OUT:
+        if request.need == HELD_OUT:
             lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
     trained = [lists["train"]] if "train" in lists else list(lists.values())
     found = {label for own in trained for label in own.labels()}
     _check_filled(lists)
-    classes = Classes(reading.classes, found)
-    check_wanted(reading.classes, classes, found, data_dir)
+    classes = Classes(request.classes, found)
+    check_wanted(request.classes, classes, found, data_dir)
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
     notes += [*classes.notes, *_missing_labels(trained), *_told_twice(lists, images)]
-    if images.keys() == {"train", "test"} and reading.need == TRAIN and not reading.draws:
+    if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         notes.append(f"best.pt is chosen on {lists['test'].table.file}, since nothing else is held out: --val_fraction 0.1 "
                      "(VAL_FRACTION=0.1) would choose on a share of train instead")
     none = FileImages([], data_dir)

@@ -22,8 +22,10 @@ from .csv_tables import text_lines
 from .downloads import download, torchvision_dataset
 from .idx_files import mnist
 from .image_files import existing_images
-from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Reading
+from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Request
+from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
+from .survey import read_as
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
 MAX_MAT_BYTES = 1 << 20          # the flowers' are 15 kB and less
@@ -76,6 +78,9 @@ def cub200(data_dir: str) -> Splits:
     for name, values in zip(lists[1:3], (labels, in_train)):
         if paths.keys() != values.keys():
             raise DataError(f"{root / name} lists other images than {lists[0]}: the files are damaged")
+    for number, value in in_train.items():
+        if value not in ("0", "1"):
+            raise DataError(f"{root / lists[2]}: image {number} has {value}, not 0 or 1: the file is damaged")
     if sorted(names) != list(range(1, 201)):
         raise DataError(f"{root / 'classes.txt'} does not hold the classes 1 to 200: the file is damaged")
     images = []
@@ -92,10 +97,14 @@ def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
     found = {}
     for number, line in text_lines(file):
         key, _, value = line.partition(" ")
-        if not key.isdecimal() or int(key) in found or not (value.strip().isdecimal() if of_numbers else value.strip()):
+        if not _is_number(key) or int(key) in found or not (_is_number(value.strip()) if of_numbers else value.strip()):
             raise DataError(f"{file}:{number}: not a new number and a {'number' if of_numbers else 'value'}: the file is damaged")
         found[int(key)] = value.strip()
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10           # int() refuses thousands of digits, and labels are 64 bits
 
 
 def flowers102(data_dir: str) -> Splits:
@@ -144,7 +153,7 @@ def oxford_pets(data_dir: str) -> Splits:
         for number, line in text_lines(file):
             image, _, rest = line.partition(" ")
             label = rest.partition(" ")[0]
-            if not label.isdecimal() or not 1 <= int(label) <= 37:
+            if not _is_number(label) or not 1 <= int(label) <= 37:
                 raise DataError(f"{file}:{number}: not an image's name and its class (1 to 37): the file is damaged")
             breed = image.rpartition("_")[0].replace("_", " ")
             if names.setdefault(int(label), breed) != breed:
@@ -158,7 +167,7 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes a user names, take a Reading too.
+# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes a user names, take a Request too.
 OWN_CLASSES = ("imagenet", "folder", "csv")
 DATASETS: dict[str, Callable[..., Splits]] = {
     "digits": digits,
@@ -166,41 +175,49 @@ DATASETS: dict[str, Callable[..., Splits]] = {
     "cifar100": lambda data_dir: cifar("CIFAR100", data_dir),
     "mnist": lambda data_dir: mnist("MNIST", data_dir, can_flip=False),
     "fashion_mnist": lambda data_dir: mnist("FashionMNIST", data_dir, can_flip=True),
-    "imagenet": lambda data_dir, reading: folder(data_dir, reading, synsets=1000),
+    "imagenet": lambda data_dir, request: folder(data_dir, request, synsets=1000),
     "cub200": cub200,
     "flowers102": flowers102,
     "oxford_pets": oxford_pets,
     "folder": folder,
     "csv": csv_lists,
 }
+PUBLISHED_FILES = ("imagenet", "cub200", "flowers102", "oxford_pets")
 
 
 def columns_of(settings: Mapping) -> dict:
-    """Those of a run's settings that say how a list is read, as open_splits and layouts.Reading take them."""
+    """Those of a run's settings that say how a list is read, as open_splits and layouts.Request take them."""
     return {name: settings.get(name) for name in ("path_column", "label_column", "image_dir")}
 
 
-def own_splits(dataset: str, data_dir: str, reading: Reading = BY_DEFAULT) -> Splits:
-    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
+def own_splits(dataset: str, data_dir: str, request: Request = BY_DEFAULT, reading: Reading = FIND) -> Splits:
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError.
+
+    reading: how its files are read. Where EXIF is "auto", it is followed but in published sets, whose published results come from
+    readers (torchvision, timm) that do not follow it.
+    """
+    own_classes = dataset in OWN_CLASSES
     if dataset != "digits" and prepared.is_prepared(data_dir):
-        splits = prepared.load(data_dir, dataset)
-    elif dataset in OWN_CLASSES:
-        return DATASETS[dataset](data_dir, reading)
+        splits = prepared.load(data_dir, dataset, reading)
     else:
-        splits = DATASETS[dataset](data_dir)
-    return classes.apply(reading.classes, splits, data_dir, sort=dataset in OWN_CLASSES)
+        splits = DATASETS[dataset](data_dir, request) if own_classes else DATASETS[dataset](data_dir)
+        splits = read_as(splits, reading, follow_exif=dataset not in PUBLISHED_FILES)
+        if own_classes:
+            return splits
+    return classes.apply(request.classes, splits, data_dir, sort=own_classes)
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
                 split_seed: int = 0, strata: Strata = by_class, rule: ClassRule = classes.BY_DEFAULT,
-                need: str = TRAIN, **columns: str | None) -> Splits:
+                need: str = TRAIN, reading: Reading = FIND, **columns: str | None) -> Splits:
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
     becomes the validation set. Neither has an effect on what has no training images (need=layouts.HELD_OUT: to evaluate on).
-    columns: see columns_of. Raises DataError if the data are missing or do not fit together.
+    columns: see columns_of. `reading` as in own_splits; what was found is the result's `reading`, and its `notes` tell about
+    it. Raises DataError if the data are missing or do not fit together.
     """
-    splits = own_splits(dataset, data_dir, Reading(rule, val_fraction, test_fraction, need, **columns))
+    splits = own_splits(dataset, data_dir, Request(rule, val_fraction, test_fraction, need, **columns), reading)
     location = f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
     if not len(splits.train) and need == HELD_OUT:
         check(splits, location, trains=False)

@@ -27,7 +27,7 @@ TRAIN, HELD_OUT, ANYTHING = "train", "held out", "anything"
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Request:
     """How class folders and lists are read. need: TRAIN (and something held out), HELD_OUT (an evaluation), or ANYTHING."""
 
     classes: ClassRule = DEFAULT_RULE
@@ -44,7 +44,7 @@ class Reading:
         return bool(self.val_fraction or self.test_fraction)
 
 
-BY_DEFAULT = Reading()
+BY_DEFAULT = Request()
 
 
 class Listing(NamedTuple):
@@ -71,19 +71,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in LEFT_BY_SYSTEMS
 
 
-def find(data_dir: str, listing: List, reading: Reading) -> Layout:
+def find(data_dir: str, listing: List, request: Request) -> Layout:
     """Raises DataError if nothing, too little or more than one thing is there."""
     root = Path(data_dir)
     here = listing(root)
-    if reading.classes.wanted and here.folders and set(here.folders) <= set(reading.classes.wanted):
-        return _undivided(root, root, listing, reading)            # the classes of a run that took them so
+    if request.classes.wanted and here.folders and set(here.folders) <= set(request.classes.wanted):
+        return _undivided(root, root, listing, request)            # the classes of a run that took them so
     found = _divisions(root, listing, 0)
     if len(found) > 1:
         raise DataError(f"{located(root)} holds more than one data set: {', '.join(str(place) for place, _ in found[:5])}. Give "
                         "one of them as --data_dir")
     if found:
-        return _divided(root, *found[0], listing, reading)
-    return _undivided(root, _outer(root, listing), listing, reading)
+        return _divided(root, *found[0], listing, request)
+    return _undivided(root, _outer(root, listing), listing, request)
 
 
 def _outer(root: Path, listing: List) -> Path:
@@ -137,14 +137,14 @@ def _is_class(place: Path, here: Listing, roles: dict[str, list[str]], listing: 
     return all(one.images and not one.folders for one in own) and any(other.images for other in others)
 
 
-def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List, reading: Reading) -> Layout:
+def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List, request: Request) -> Layout:
     names, notes = {}, []
     for role, same in roles.items():
         names[role] = role if role in same else same[0]
         if len(same) > 1 and role not in same:
             raise DataError(f"{located(place)} holds {' and '.join(same)}: remove or rename all but one of them")
         notes += [f"warning: {place / name} is left out, since {role}/ is there" for name in same if name != names[role]]
-    if reading.classes.order is None and names.get("train") == "train" and names.get("val") == "val" and (
+    if request.classes.order is None and names.get("train") == "train" and names.get("val") == "val" and (
             names.get("test") not in (None, "test")):
         del names["test"]                       # a run from before other spellings were taken
     folders = {role: _class_root(place / names[role], listing) for role in SPELLINGS if role in names}
@@ -157,11 +157,11 @@ def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List
     if "val" in folders and TINY_IMAGENET_LIST in listing(folders["val"]).files:
         val_list = folders["val"] / TINY_IMAGENET_LIST
         notes.append(f"taken: the classes of the images in {folders['val']} from {TINY_IMAGENET_LIST}")
-    _check_parts(place, folders, listing, reading)
+    _check_parts(place, folders, listing, request)
     others = set(listing(place).folders).difference(*roles.values())
     if others:
         notes.append(f"left out: {abbreviate(f'{place / name}/' for name in others)}")
-    return Layout(folders, False, val_list, (*_taken(root, folders, reading), *notes))
+    return Layout(folders, False, val_list, (*_taken(root, folders, request), *notes))
 
 
 def _class_root(folder: Path, listing: List) -> Path:
@@ -174,9 +174,9 @@ def _class_root(folder: Path, listing: List) -> Path:
     return inner if not below.images and (here.folders[0].casefold() == folder.name.casefold() and below.folders) else folder
 
 
-def _check_parts(place: Path, folders: dict[str, Path], listing: List, reading: Reading) -> None:
+def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: Request) -> None:
     """Raise DataError if a part that is needed is missing."""
-    if reading.need == ANYTHING or (reading.need == HELD_OUT and len(folders) > ("train" in folders)):
+    if request.need == ANYTHING or (request.need == HELD_OUT and len(folders) > ("train" in folders)):
         return
     here = listing(place)
     shown = " and ".join(f"{folder.relative_to(place)}/ ({_count(listing(folder).folders, 'folder')})"
@@ -187,25 +187,25 @@ def _check_parts(place: Path, folders: dict[str, Path], listing: List, reading: 
     if "train" not in folders:
         raise DataError(f"{located(place)} holds {shown} but no train/ to train on{beside}. Evaluate a model on it with "
                         "--eval_only, or give the folder that holds train/ and val/")
-    if len(folders) == 1 and not reading.draws:
+    if len(folders) == 1 and not request.draws:
         raise DataError(f"{located(place)} holds {shown} but no val/ or test/ with class folders{beside}: --val_fraction 0.1 "
                         "(VAL_FRACTION=0.1) holds out a share of train to choose on, --test_fraction 0.2 draws a test set")
 
 
-def _taken(root: Path, folders: dict[str, Path], reading: Reading) -> list[str]:
+def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
     """What is taken as what, unless it is train/ and val/ (and test/)."""
     lone_test = "train" in folders and "test" in folders and "val" not in folders
     plain = all(folder == root / role for role, folder in folders.items()) and {"train", "val"} <= folders.keys()
     if plain:
         return []
     means = {"train": "to train on", "val": "to choose on" if "test" in folders else "held out", "test": "to test on"}
-    if reading.need == HELD_OUT:
+    if request.need == HELD_OUT:
         means = dict.fromkeys(("val", "test"), "to evaluate")
     parts = [f"{folder.relative_to(root)}/ {means[role]}" for role, folder in folders.items() if role in means]
-    if reading.test_fraction:
+    if request.test_fraction:
         parts = [" and ".join(f"{folder.relative_to(root)}/" for folder in folders.values()) + ", to draw a test set from"]
     notes = [f"taken: {', '.join(parts)} (in {root})"]
-    if lone_test and not reading.draws and reading.need == TRAIN:
+    if lone_test and not request.draws and request.need == TRAIN:
         notes.append("best.pt is chosen on the test set, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) "
                      "would choose on a share of train instead")
     return notes
@@ -214,19 +214,19 @@ def _taken(root: Path, folders: dict[str, Path], reading: Reading) -> list[str]:
 # --------------------------------------------------------------------------------------------------- one undivided tree
 
 
-def _undivided(root: Path, place: Path, listing: List, reading: Reading) -> Layout:
+def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layout:
     here = listing(place)
     if not here.folders:
         raise DataError(f"{located(place)} holds no train/ and val/, and no class folders, but {contents(here)}: give the folder "
                         "that holds them, with one folder a class" + _advice(here))
-    if not (reading.classes.wanted and set(here.folders) <= set(reading.classes.wanted)):
+    if not (request.classes.wanted and set(here.folders) <= set(request.classes.wanted)):
         _check_levels(place, here, listing)
-    if reading.need == TRAIN and not reading.draws:
+    if request.need == TRAIN and not request.draws:
         raise DataError(f"{located(place)} holds {_count(here.folders, 'folder')} but no train/ and val/ "
                         f"({abbreviate(here.folders)}): if the folders are classes, --test_fraction 0.2 draws a test set from "
                         "them, and --val_fraction 0.1 images to choose on; else give the folder that holds train/ and val/")
     notes = [f"taken: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
-    if reading.need == HELD_OUT and not reading.draws:
+    if request.need == HELD_OUT and not request.draws:
         notes.append(f"taken: all images of {place}/, which has no train/ and val/")
     return Layout({"train": place}, True, notes=tuple(notes))
 

@@ -94,6 +94,12 @@ def test_what_is_here_is_not_downloaded(folder, tmp_path, put, name, present, fo
     assert find_checkpoint(name).resolve() == paths[found]
 
 
+def test_what_was_put_there_by_hand_is_of_no_other_folder(server, folder, put):
+    put(folder / "ViT-B_16.npz")
+    server.content = archive()
+    assert find_checkpoint("sam/ViT-B_16") == folder / "sam" / "ViT-B_16.npz" and len(server.requests) == 1
+
+
 def test_the_usual_folder_is_checkpoint(folder, tmp_path, put, monkeypatch):
     monkeypatch.delenv("VIT_CHECKPOINT_DIR")
     path = put(tmp_path / "checkpoint" / "imagenet21k" / "ViT-B_16.npz")
