@@ -18,6 +18,7 @@ from utils import process
 
 with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
+    from utils.config.types import user_path
     from utils.files import located
 
 if TYPE_CHECKING:
@@ -40,13 +41,15 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Raises ConfigError."""
     parser = Parser(prog="annotate.py", allow_abbrev=False, description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkpoint", help="a run folder (its best.pt, or else its newest checkpoint) or a checkpoint file "
+    parser.add_argument("--checkpoint", type=user_path,
+                        help="a run folder (its best.pt, or else its newest checkpoint) or a checkpoint file "
                                              f"of a run (default: the newest run below {RUNS})")
-    parser.add_argument("--data", help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
+    parser.add_argument("--data", type=user_path,
+                        help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
                                        "or where the data set of the run is now (default: the data set of the run)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train",
                         help="which images: edits of those of train teach (default: %(default)s)")
-    parser.add_argument("--edits", help="the folder of the edits (default: the one that the run learned from "
+    parser.add_argument("--edits", type=user_path, help="the folder of the edits (default: the one that the run learned from "
                                         "(--attention_edits), or else edits in the run folder)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")

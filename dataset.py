@@ -18,7 +18,7 @@ from utils.files import atomic_write
 with process.imports("dataset.py"):
     from utils import config
     from utils.config.retired import DATASET_FLAGS
-    from utils.config.types import positive_int
+    from utils.config.types import positive_int, user_path
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="where the prepared images go, a new folder")
+    parser.add_argument("folder", type=user_path, metavar="FOLDER", help="where the prepared images go, a new folder")
     parser.add_argument("--size", type=positive_int, default=256, metavar="N",
                         help="shorter side of a stored image, in pixels; smaller images stay as they are (default: 256)")
 

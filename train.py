@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import process
+from utils import launch, process
 
 with process.imports("train.py"):
     from utils import config as configuration
+    from utils.files import where_looked
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    with process.program("train.py") as program:                 # signals, one-line errors, exit codes
-        flags = process.flags_after_restart(configuration.parse(argv))
+    with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
+        flags = launch.flags_after_restart(configuration.parse(argv))
         configuration.check(flags)                               # what needs neither data nor PyTorch
+        check_weights(flags)
+        if launch.only_checks():                                 # train.sh asks before it starts torchrun
+            return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -39,6 +43,20 @@ def main(argv: list[str]) -> int:
             else:
                 program.exit_code = train(config, found, saved, ranks, program.stop)
     return program.exit_code
+
+
+def check_weights(flags: dict) -> None:
+    """Raises ConfigError where weights that a flag names are neither there nor a published file. A resumed run has its own."""
+    from models import ModelError
+    from models.checkpoints.published import require_published
+
+    start = "none" if "resume_path" in flags else configuration.choose(flags).start
+    for flag, weights in (("pretrained_dir", start), ("teacher", flags.get("teacher", "none"))):
+        if weights not in ("auto", "none") and not Path(weights).exists():
+            try:
+                require_published(weights)
+            except ModelError as error:
+                raise configuration.ConfigError(f"--{flag}: {error}{where_looked(weights)}") from error
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:

@@ -21,8 +21,8 @@ from utils import process
 
 with process.imports("visualize.py"):
     from utils.config import FLAGS, ConfigError, Parser
-    from utils.config.types import fraction, image_size, positive_int
-    from utils.files import looked_for
+    from utils.config.types import fraction, image_size, positive_int, user_path
+    from utils.files import where_looked
 
 if TYPE_CHECKING:
     from utils.build import Opened
@@ -42,8 +42,8 @@ VERBS = {
     "curves": ("loss, accuracy and learning rate of one run or several", "runs"),
     "confusion": ("a run evaluated: confusion matrix and worst mistakes", "data"),
 }
-MODEL = {"checkpoint": {"help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or any other file or "
-                                "published name with --model_type (default: the embedded model)"},
+MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
+                        "any other file or published name with --model_type (default: the embedded model)"},
          "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16"},
          "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
 RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
@@ -56,9 +56,9 @@ DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's dat
 OPTIONS = {
     "model": MODEL,
     "data": MODEL | DATA,
-    "image": MODEL | RESIZE | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: "
-                                         "images of the data set)"}} | DATA,
-    "runs": {"checkpoint": {"nargs": "+", "metavar": "RUN", "help": "run folders"}},
+    "image": MODEL | RESIZE | {"image": {"type": user_path, "nargs": "+", "metavar": "FILE", "help": "pictures, or folders of "
+                                         "them (default: images of the data set)"}} | DATA,
+    "runs": {"checkpoint": {"type": user_path, "nargs": "+", "metavar": "RUN", "help": "run folders"}},
     "layer": {"layer": {"type": positive_int, "help": "whose heads are shown, from 1 (default: the last)"}},
     "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
@@ -77,7 +77,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         for group in groups:
             for name, settings in OPTIONS[group].items():
                 own.add_argument(f"--{name}", **settings)
-        own.add_argument("--output", help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
+        own.add_argument("--output", type=user_path,
+                         help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
     options = parser.parse_args(argv)
     if getattr(options, "image", None) and (options.split or options.images):
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
@@ -211,7 +212,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
     found = []
     for path in map(Path, images):
         if not path.exists():
-            raise ConfigError(f"--image {path}: no such file or folder{looked_for(path)}")
+            raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
         below = picture_files(path) if path.is_dir() else []
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")

@@ -36,7 +36,8 @@ def no_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "visible", "words"), [
-    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 asks")])
+    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 .CUDA_VISIBLE_DEVICES. asks"),
+    ("auto", "GPU-8932f937", "GPUS=GPU-8932f937 "), ("auto", "MIG-GPU-8932f937/1/0", "GPUS=MIG-GPU-8932f937/1/0 ")])
 def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -47,7 +48,7 @@ def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
 
 def test_cpu_where_no_gpu_was_asked_for(monkeypatch, no_gpu):
     assert choose_device("auto") == CPU
-    for name, visible in (("auto", ""), ("auto", "-1"), ("cpu", "0")):
+    for name, visible in (("auto", ""), ("auto", "-1"), ("auto", "NoDevFiles"), ("cpu", "0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert choose_device(name) == CPU
 
@@ -57,8 +58,20 @@ def test_each_process_gets_its_gpu(monkeypatch, no_gpu):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", 1, 2) == torch.device("cuda", 1) and choose_device("cuda") == torch.device("cuda", 0)
     assert choose_device("cpu") == CPU
-    with pytest.raises(DeviceError, match="3 processes on this node but 2 GPUs"):
+    with pytest.raises(DeviceError, match="3 processes on this node, but PyTorch sees 2 GPUs"):
         choose_device("auto", 0, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,7")
+    with pytest.raises(DeviceError, match="of CUDA_VISIBLE_DEVICES=0,1,7 PyTorch sees 2"):
+        choose_device("auto", 0, 3)
+
+
+def test_a_build_for_cpus_alone_is_named(monkeypatch, no_gpu):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for name in ("auto", "cuda"):
+        with pytest.raises(DeviceError, match="is built for CPUs alone"):
+            choose_device(name)
 
 
 def test_a_tensor_is_copied():

@@ -16,6 +16,22 @@ from utils.files import FileLock, InUseError, StorageError, atomic_write
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
 
 
+def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
+    here, called = tmp_path / "here", tmp_path / "called"
+    (called / "run").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("VIT_CALLED_FROM", str(called))
+    assert files.where_looked("/no/such") == ""
+    assert files.where_looked("gone") == f" (looked for in {here})"
+    assert files.where_looked("run").endswith(f"relative paths are meant from the script's folder: {called / 'run'} is there)")
+    (here / "link").symlink_to("/no/such")
+    for path in ("link", "link/best.pt"):
+        assert files.where_looked(path).startswith(" (link is a link to /no/such, which is not there; looked for in")
+    (here / "there").mkdir()
+    assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (looked for in {here})"
+
+
 # ------------------------------------------------------------------------------------------------------ atomic_write
 
 
@@ -140,12 +156,3 @@ def test_an_owner_that_never_writes_its_name(tmp_path, monkeypatch):
             assert "in use by another process." in error_of(InUseError, FileLock(tmp_path).acquire)
         (tmp_path / ".lock").write_text("process 7 on another-machine")
         assert "in use by process 7 on another-machine." in error_of(InUseError, FileLock(tmp_path).acquire)
-
-
-def test_a_message_says_where_a_path_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert files.located("here/x") == f"here/x (looked for in {tmp_path})" and files.located("/no/such") == "/no/such"
-    (tmp_path / "here").symlink_to("gone")
-    assert files.located("here/x") == "here/x (here is a link to gone, which does not exist)"
-    (tmp_path / "gone").mkdir()
-    assert files.located(Path("here")) == "here" and files.looked_for("gone") == ""

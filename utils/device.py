@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
+# What CUDA_VISIBLE_DEVICES names: a number, or (the beginning of) an identifier. Slurm writes NoDevFiles where there is none.
+NAMES_GPUS = re.compile(r"\d|GPU-|MIG-")
 LARGEST = 2 ** 31 - 1                            # mallopt takes an int
 LARGEST_BEFORE = 32 << 20                        # of M_MMAP_THRESHOLD, before glibc 2.35
 
@@ -33,15 +35,19 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    why = "" if torch.version.cuda or torch.version.hip else (f" (this PyTorch, {torch.__version__}, is built for CPUs alone: "
+                                                              "where train.sh has made .venv, remove that and start it again)")
     if name == "cuda" and not gpus:
-        raise DeviceError("--device cuda: PyTorch sees no GPU here. Check nvidia-smi and torch.cuda.is_available()")
-    if name == "auto" and not gpus and visible[:1].isdigit():
-        raise DeviceError(f"GPUS={visible} asks for GPUs, but PyTorch sees none. Omit GPUS (CUDA_VISIBLE_DEVICES) to train on "
+        raise DeviceError(f"--device cuda: PyTorch sees no GPU here{why}. Check nvidia-smi and torch.cuda.is_available()")
+    if name == "auto" and not gpus and NAMES_GPUS.match(visible):
+        raise DeviceError(f"GPUS={visible} (CUDA_VISIBLE_DEVICES) asks for GPUs, but PyTorch sees none{why}. GPUS=cpu trains on "
                           "the CPU")
     if not gpus or name == "cpu":
         return torch.device("cpu")
     if local_size > gpus:
-        raise DeviceError(f"NPROC: {local_size} processes on this node but {gpus} GPUs. Set NPROC={gpus}")
+        of_them = f"of CUDA_VISIBLE_DEVICES={visible} PyTorch sees {gpus}" if visible else f"PyTorch sees {gpus} GPUs"
+        raise DeviceError(f"NPROC: {local_size} processes on this node, but {of_them}. Set NPROC={gpus}, or GPUS to devices "
+                          "that nvidia-smi -L lists")
     return torch.device("cuda", local_rank)
 
 

@@ -91,6 +91,20 @@ def _google_url(file: str) -> str:
     return f"{server}/{urllib.parse.quote(file)}"              # quotes the plus, which is a space in some servers
 
 
+def require_published(text: str | Path) -> str:
+    """The canonical form of a published name. Raises WeightsError for any other text."""
+    name, tables = published_name(str(text)), PUBLISHED | META_FILES
+    folder = str(text).partition("/")[0]
+    if name is None and folder in tables and str(text).count("/") == 1:
+        raise WeightsError(f"no checkpoint at {text}, and {folder} has no published file of that name: it has "
+                           f"{', '.join(tables[folder])}")
+    if name is None:
+        raise WeightsError(
+            f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
+            f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
+    return name
+
+
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
 
@@ -98,15 +112,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    name, tables = published_name(str(name_or_path)), PUBLISHED | META_FILES
-    folder = str(name_or_path).partition("/")[0]
-    if name is None and folder in tables and str(name_or_path).count("/") == 1:
-        raise WeightsError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
-                           f"{', '.join(tables[folder])}")
-    if name is None:
-        raise WeightsError(
-            f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
-            f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
+    name = require_published(name_or_path)
     checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
     folder, _, file = name.partition("/")
     if folder in META_FILES:

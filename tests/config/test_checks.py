@@ -55,7 +55,7 @@ def test_impossible_flags_are_refused_before_anything_is_opened(words):
 
 
 def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("VIT_CHECK", "3")
     assert "not divisible by 3 processes" in message(check, {})
     assert "3 micro-steps a process are no power of two. Take" in message(
         check, {"exact": True, "train_batch_size": 90, "gradient_accumulation_steps": 3})

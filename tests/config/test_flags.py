@@ -32,8 +32,8 @@ PINNED = {
         attention_dropout_rate None, drop_path_rate None, distillation none"""}
 # The flags of each type of utils/config/types.py, of text, of switches and of choices (which --help lists).
 TYPES = {
-    "str": """data_dir path_column label_column image_dir model_type pretrained_dir resume_path output_dir log_dir wandb freeze
-        teacher attention_edits""",
+    "str": "path_column label_column model_type wandb freeze",
+    "user_path": "data_dir image_dir pretrained_dir resume_path output_dir log_dir teacher attention_edits",
     "switch": "override fp16 compile exact profile eval_only eval_train confusion_matrix",
     "choice": """dataset class_order test recipe classifier head optimizer decay_type decay_on augmentation interpolation
         distillation exif alpha precision fp16_opt_level device non_finite bad_images""",

@@ -15,6 +15,7 @@ from utils.config import ConfigError, before
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
 from utils.data.reading import FIND, Reading
+from utils.files import where_looked
 from utils.run.checkpoint import read_header
 from utils.run.folder import resolve_checkpoint
 
@@ -62,7 +63,7 @@ def open_run(what: str | Path, flag: str = "--checkpoint") -> Opened:
     """
     path = Path(resolve_checkpoint(what))
     if not path.is_file():
-        raise ConfigError(f"{flag} {what}: no such file. Give a run folder or a checkpoint of this project")
+        raise ConfigError(f"{flag} {what}: no such file{where_looked(what)}. Give a run folder or a checkpoint of this project")
     with OpenedCheckpoint(path) as file:
         if file.settings is None:
             raise ConfigError(f"{flag} {what}: not a checkpoint of a run of train.py. Fine-tune it first, and give the run's "

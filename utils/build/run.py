@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import distributed, process
+from utils import distributed, launch
 from utils.config import Config, as_command, changes
 from utils.config.records import FLAG
 from utils.distributed import Ranks
@@ -76,7 +76,7 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     ranks = run.ranks
     where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
-    if ranks.is_main and (place := process.launch_file("folder")) is not None:
+    if ranks.is_main and (place := launch.launch_file("folder")) is not None:
         place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))

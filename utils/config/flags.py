@@ -29,6 +29,7 @@ from .types import (
     sigmoid_layers,
     trained_layers,
     unit_interval,
+    user_path,
 )
 
 # What a resumed run may do with a flag: set it, set it with --override alone, or repeat the checkpoint's value.
@@ -82,7 +83,7 @@ FLAGS: dict[str, Flag] = _group(
     "data",
     Flag("name", run_name, None, "name of the run; its folder is OUTPUT_DIR/NAME (default: the data set's name, numbered)", FREE),
     Flag("dataset", DATASETS, None, "what to train on (default: the recipe's, else the embedded digits)"),
-    Flag("data_dir", str, "data", "folder that holds the data set, or that it is downloaded to", FREE, hidden=False,
+    Flag("data_dir", user_path, "data", "folder that holds the data set, or that it is downloaded to", FREE, hidden=False,
          metavar="DIR",
          requires=(lambda config: config["dataset"] != "digits", "another --dataset than the embedded digits "
                    "(--dataset folder, DATASET=folder, for images of your own)")),
@@ -90,8 +91,8 @@ FLAGS: dict[str, Flag] = _group(
          "and told)", OVERRIDE, metavar="COLUMN", requires=_is("dataset", "csv")),
     Flag("label_column", str, None, "csv: the column of the labels (default: guessed and told)", OVERRIDE, metavar="COLUMN",
          requires=_is("dataset", "csv")),
-    Flag("image_dir", str, None, "csv: the folder that paths count from, seen from --data_dir (default: that, or the one that "
-         "has the images)", FREE, metavar="DIR", requires=_is("dataset", "csv")),
+    Flag("image_dir", user_path, None, "csv: the folder that paths count from, seen from --data_dir (default: that, or the one "
+         "that has the images)", FREE, metavar="DIR", requires=_is("dataset", "csv")),
     Flag("val_fraction", fraction, 0.0, "fraction of each class of train that is held out to choose on, so that test stays "
          "untouched", hidden=True),
     Flag("test_fraction", fraction, 0.0, "draw a new test set: this fraction of each class of all images (0: the published "
@@ -126,16 +127,17 @@ FLAGS: dict[str, Flag] = _group(
          "token), or the mean over the patches, as MAE (default: the model's)", model=KEY),
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
-    Flag("pretrained_dir", str, "auto", "checkpoint file of any format, run folder, or published name (imagenet21k/ViT-B_16, "
-         "augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the model's own", FREE, metavar="WEIGHTS"),
+    Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, or published name "
+         "(imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the model's own", FREE,
+         metavar="WEIGHTS"),
     Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
          "keep for --attention_edits and --eval_only)"),
-    Flag("resume_path", str, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: OUTPUT_DIR/NAME "
-         "if it holds a run, else a new run there", FREE, metavar="PATH"),
+    Flag("resume_path", user_path, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: "
+         "OUTPUT_DIR/NAME if it holds a run, else a new run there", FREE, metavar="PATH"),
     Flag("override", None, False, "let a resumed run change what decides its course: learning rate, batch, seed, ..., or its "
          "data", FREE, requires=_has("resume_path")),
-    Flag("output_dir", str, "output", "parent of the run folders", FREE, metavar="DIR"),
-    Flag("log_dir", str, "logs", "parent of the TensorBoard folders", FREE, metavar="DIR"),
+    Flag("output_dir", user_path, "output", "parent of the run folders", FREE, metavar="DIR"),
+    Flag("log_dir", user_path, "logs", "parent of the TensorBoard folders", FREE, metavar="DIR"),
     Flag("wandb", str, None, "log to this project of Weights & Biases too; the key comes from WANDB_API_KEY", FREE,
          metavar="PROJECT"),
 ) | _group(
@@ -207,7 +209,7 @@ FLAGS: dict[str, Flag] = _group(
     "distillation",
     Flag("distillation", ("none", "hard", "soft"), "none", "learn from a teacher: its prediction, or its probabilities",
          hidden=True),
-    Flag("teacher", str, None, "run folder or checkpoint of this project", FREE, metavar="PATH",
+    Flag("teacher", user_path, None, "run folder or checkpoint of this project", FREE, metavar="PATH",
          requires=_is("distillation", "hard", "soft")),
     Flag("distillation_alpha", unit_interval, 0.5, "weight of the teacher in the loss", OVERRIDE,
          requires=_is("distillation", "hard", "soft")),
@@ -215,8 +217,8 @@ FLAGS: dict[str, Flag] = _group(
          requires=_is("distillation", "soft")),
 ) | _group(
     "edited attention",
-    Flag("attention_edits", str, None, "folder of edits made with annotate.py, which the attention of the sigmoid layers learns",
-         FREE, metavar="DIR"),
+    Flag("attention_edits", user_path, None, "folder of edits made with annotate.py, which the attention of the sigmoid layers "
+         "learns", FREE, metavar="DIR"),
     Flag("attention_loss_weight", non_negative_float, 1.0, "times the mean square of sigmoid attention - edit, added to the loss",
          OVERRIDE, requires=_has("attention_edits")),
 ) | _group(

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from configs import AUGREG_SIZES, MODELS
-from utils.files import located, looked_for
+from utils import launch
+from utils.files import where_looked
 from utils.training import memory
 
 from . import checks, recipes
@@ -33,15 +34,27 @@ def check(flags: dict) -> None:
         raise ConfigError("--resume_path auto needs a --name (RESUME_PATH=auto needs NAME): it resumes OUTPUT_DIR/NAME, if that "
                           "holds a run")
     if resume_path not in (None, AUTO) and not (Path(resume_path).is_dir() or Path(resume_path).is_file()):
-        raise ConfigError(f"--resume_path: nothing to resume at {located(resume_path)}: give a run folder (output/NAME) or a "
-                          "checkpoint file")
+        raise ConfigError(f"--resume_path: nothing to resume at {resume_path}{where_looked(resume_path)}: give a run folder "
+                          "(output/NAME) or a checkpoint file")
     if edits and not Path(edits).is_dir():
-        raise ConfigError(f"--attention_edits {edits}: no such folder{looked_for(edits)}")
+        raise ConfigError(f"--attention_edits {edits}: no such folder{where_looked(edits)}")
     if resume_path is not None:
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
-        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{looked_for(values['data_dir'])}")
+        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
+    if not values["eval_only"]:
+        for name in ("output_dir", "log_dir"):
+            _check_writable(f"--{name}", Path(values[name]))
+
+
+def _check_writable(flag: str, folder: Path) -> None:
+    """Raises ConfigError where the folder cannot be made, or not be written."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{flag} {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {folder}: {there} cannot be written. Give another folder.")
 
 
 def choose(flags: dict, saved_config: dict | None = None) -> Sources:
@@ -122,7 +135,7 @@ def _resolve(flags: dict, facts: Facts | None) -> Values:
     _set_lengths(values, flags, facts)
     checks.check_effects(flags, values)
     checks.check_conflicts(values)
-    ranks = facts.ranks if facts else int(os.environ.get("WORLD_SIZE", 1))
+    ranks = facts.ranks if facts else launch.place().size
     if values["gradient_accumulation_steps"] == AUTO:
         values["gradient_accumulation_steps"] = _micro_steps(values, facts, ranks) if facts else 1
     checks.check_batch(values, ranks, resumed=False)

@@ -4,6 +4,7 @@ METAVARS holds what `--help` shows in the place of a value.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 
@@ -58,6 +59,11 @@ _sides = _matching(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?", "be a side in pixels (
 _steps = _matching(r"[1-9][0-9]*(,[1-9][0-9]*)*", "be steps such as 200,300,400")
 
 
+def user_path(text: str) -> str:
+    """A path, or a name in its place; `~` at its beginning is the home folder, which a shell does not replace in --flag=~/x."""
+    return os.path.expanduser(text)
+
+
 def image_size(text: str) -> int | tuple[int, int]:
     """'224' or, for an image that is not square, '224x160' (height x width)."""
     sides = tuple(map(int, _sides(text).split("x")))
@@ -104,7 +110,7 @@ def class_weights(text: str) -> str:
 
 
 METAVARS: dict[Callable, str] = {
-    str: "TEXT", positive_int: "N", auto_or_positive_int: "auto|N", non_negative_int: "N", magnitude: "0..10",
+    str: "TEXT", user_path: "PATH", positive_int: "N", auto_or_positive_int: "auto|N", non_negative_int: "N", magnitude: "0..10",
     image_channels: "1|3", positive_float: "FLOAT", non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1",
     center_fraction: "0|0.1..1", padding: "1..1000", image_size: "SIZE", run_name: "NAME", increasing_steps: "N,N,...",
     trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS",
