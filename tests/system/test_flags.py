@@ -75,8 +75,8 @@ exec "$REAL_PYTHON" -I "$NOTES/note.py" "$@"
 def project(tmp_path):
     """A copy of the scripts in a folder whose name needs care, with a train.py that notes what it is given."""
     place = tmp_path / "my $pro 'ject ü"
-    (place / "utils").mkdir(parents=True)
-    for name in ("train.sh", "train_fp16.sh", "utils/python.sh", "utils/machine.sh", "requirements.txt"):
+    shutil.copytree(ROOT / "utils", place / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.sh", "train_fp16.sh", "requirements.txt"):
         shutil.copy(ROOT / name, place / name)
     (place / "train.py").write_text(NOTE)
     (tmp_path / "note.py").write_text(NOTE)
