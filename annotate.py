@@ -19,6 +19,7 @@ from utils import process
 with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
     from utils.config.types import user_path
+    from utils.files import located
 
 if TYPE_CHECKING:
     from utils.attention.editor.session import Gallery
@@ -133,7 +134,9 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
 
 def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils.data import datasets, image_files, prepared, survey
+    from utils.data import datasets, survey
+    from utils.data.classes import BY_DEFAULT, ClassRule
+    from utils.data.layouts import ANYTHING, Request
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -141,17 +144,29 @@ def find_images(data: str | None, part: str, settings: dict, reading: "Reading")
     fractions = {name: settings[name] for name in ("val_fraction", "test_fraction", "split_seed")}
     if kind != settings["dataset"]:
         fractions |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
-    divided = fractions["test_fraction"] or any((folder / name).exists() for name in ("train", "val", prepared.FILE))
-    if kind != "images" and (kind != "folder" or divided):
-        splits = datasets.open_splits(kind, str(folder), **fractions, reading=reading)
+    rule = ClassRule(settings["class_order"] if kind == settings["dataset"] else BY_DEFAULT.order)
+    if kind == "folder" and not (fractions["val_fraction"] or fractions["test_fraction"]):
+        splits = datasets.own_splits(kind, str(folder), Request(rule, need=ANYTHING), reading)      # any part of it can be shown
+        split, where = getattr(splits, part), f"{kind} in {folder}" if len(splits.val) else str(folder)
+        if not len(split) and part != "train" and not len(splits.val):
+            raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
+        return split, splits.classes, where
+    if kind != "images":
+        splits = datasets.open_splits(kind, str(folder), **fractions, rule=rule, reading=reading,
+                                      **datasets.columns_of(settings))
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
-    if kind == "folder":
-        splits = datasets.own_splits(kind, str(folder), reading)
-        return splits.train, splits.classes, str(folder)
-    files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
+    files = [(str(file), -1) for file in pictures_in(folder)]
     return survey.loose_files(files, folder, reading), (), str(folder)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files of a folder, without hidden ones such as the ._NAME.jpg of macOS."""
+    from utils.data.class_folders import Scan
+    from utils.data.image_files import IMAGE_EXTENSIONS
+
+    return [folder / name for name in Scan(IMAGE_EXTENSIONS).listing(folder).images]
 
 
 def warn_of_names(split, where: str, part: str, settings: dict, reading: "Reading") -> None:
@@ -169,15 +184,17 @@ def warn_of_names(split, where: str, part: str, settings: dict, reading: "Readin
 
 def layout_of(folder: Path, own: str) -> str:
     """How to read a folder: as the data set of the run (`own`), "csv", "images" (without labels) or "folder"."""
-    from utils.data import image_files
+    from utils.data.csv_lists import ENDINGS
+    from utils.data.layouts import split_names
 
     if not folder.is_dir():
-        raise ConfigError(f"no such folder: --data {folder}")
+        raise ConfigError(f"no such folder: --data {located(folder)}")
     if own in PUBLISHED and (folder / PUBLISHED[own]).is_dir():
         return own
-    if (folder / "train.csv").is_file():
+    listed = any(file.suffix.lower() in ENDINGS for file in folder.iterdir())
+    if (folder / "train.csv").is_file() or (own == "csv" and listed):
         return "csv"
-    return "images" if any(file.suffix.lower() in image_files.IMAGE_EXTENSIONS for file in folder.iterdir()) else "folder"
+    return "images" if pictures_in(folder) and not split_names([place.name for place in folder.iterdir()]) else "folder"
 
 
 class Viewer:

@@ -54,16 +54,17 @@ def check(flags: dict) -> None:
     """Reads every image of every split and prints what was found. Raises DataError if one cannot be read."""
     from utils.data import check as checking
     from utils.data import datasets
+    from utils.data.classes import ClassRule
     from utils.data.reading import Reading
 
     sources = config.choose(flags)
     splits = datasets.open_splits(sources.dataset, sources.data_dir, val_fraction=sources.val_fraction,
                                   test_fraction=sources.test_fraction, split_seed=sources.split_seed,
-                                  reading=Reading.of(vars(sources)))
+                                  rule=ClassRule(sources.class_order), reading=Reading.of(vars(sources)),
+                                  **datasets.columns_of(vars(sources)))
+    print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     findings = checking.check(splits, flags["num_workers"], log=lambda line: print(line, file=sys.stderr))
-    print("\n".join([*splits.notes, *findings.lines]))
-    if sources.dataset == "folder" and (line := checking.ignored_line(sources.data_dir)):
-        print(line)
+    print("\n".join(findings.lines))
     if not findings.bad:
         print("every image can be read")
         return
@@ -79,13 +80,15 @@ def prepare(flags: dict) -> None:
     """Decodes the images of every split and makes them smaller, into a new folder. Raises what prepare.build raises."""
     from utils.data import datasets
     from utils.data import prepare as preparing
+    from utils.data.classes import ClassRule
+    from utils.data.layouts import Request
     from utils.data.reading import Reading
 
     sources = config.choose({name: value for name, value in flags.items() if name in config.FLAGS})
     skip = flags.get("max_bad_images", config.FLAGS["max_bad_images"].default) if flags.get("bad_images") == "skip" else 0.0
-    splits = datasets.own_splits(sources.dataset, sources.data_dir, Reading.of(vars(sources)))
-    for note in splits.notes:
-        print(note)
+    request = Request(ClassRule(sources.class_order), **datasets.columns_of(vars(sources)))
+    splits = datasets.own_splits(sources.dataset, sources.data_dir, request, Reading.of(vars(sources)))
+    print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     preparing.build(splits, sources.dataset, flags["folder"], flags["size"], flags["num_workers"], print, skip=skip)
 
 

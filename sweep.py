@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import process
 from utils.files import StorageError, atomic_write
@@ -34,6 +35,9 @@ with process.imports("sweep.py"):
     from utils.config.flags import FREE
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
+
+if TYPE_CHECKING:
+    from utils.data.splits import Splits
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -132,14 +136,22 @@ def flags_of_script(flags: list[str]) -> dict:
 
 def fraction_to_hold_out(run: argparse.Namespace) -> float:
     """The run's fraction, or a tenth; none where the data set has a validation split of its own."""
-    from utils.data import datasets
-    from utils.data.reading import Reading
-
-    splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed, reading=Reading.of(vars(run)))
+    splits = open_data(run, run.val_fraction)
+    if splits.test is splits.val and splits.val_name != "test":
+        raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
+
+
+def open_data(run: argparse.Namespace, val_fraction: float) -> "Splits":
+    from utils.data import datasets
+    from utils.data.classes import ClassRule
+    from utils.data.reading import Reading
+
+    return datasets.open_splits(run.dataset, run.data_dir, val_fraction=val_fraction, test_fraction=run.test_fraction,
+                                split_seed=run.split_seed, rule=ClassRule(run.class_order), reading=Reading.of(vars(run)),
+                                **datasets.columns_of(vars(run)))
 
 
 def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
@@ -148,13 +160,11 @@ def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
     A sweep that has begun (with an older version) resumes, with a warning.
     """
     from utils.build import leakage
-    from utils.data import datasets
 
     if (found := leakage.start_run(run.pretrained_dir)) is None:
         return
     path, start = found
-    splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=held_out, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed)
+    splits = open_data(run, held_out)
     seen = leakage.seen_images(start, run.dataset, run.data_dir, splits)
     if seen is None:
         print(leakage.warning_of_seen(start, path, run, splits))
@@ -193,8 +203,8 @@ def claim(folder: Path, settings: dict) -> None:
         except (ValueError, RecursionError):
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
-        if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
-            younger = {name: FLAGS[name].before if name in FLAGS else value for name, value in settings.items()}
+        if isinstance(before, dict) and before:
+            younger = {name: value_before(name, settings) for name in settings}
             before = {name: value for name, value in (younger | before).items()
                       if name not in (*RETIRED, "fp16")}          # an alias of precision
         else:
@@ -208,6 +218,17 @@ def claim(folder: Path, settings: dict) -> None:
             raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings.get(name)}: give another NAME")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+
+
+def value_before(name: str, settings: dict) -> object:
+    """What a sweep had that is older than the flag: its default of then, or any value where the flag has no effect."""
+    if name not in FLAGS:
+        return settings[name]
+    try:
+        acts = FLAGS[name].has_effect(settings)
+    except KeyError:                                              # it depends on what may change
+        acts = True
+    return FLAGS[name].before if acts else settings[name]
 
 
 def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:

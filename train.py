@@ -91,8 +91,9 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     loader, splits = build.build_eval_loader(config, built.model, ranks), found.splits
     on_compiled = build.print_compile_time(ranks) if config.compile else None
     process.collect_garbage()
-    last = {splits.val_name: splits.val} if config.test == "never" else {"test": splits.test}
-    parts = {"train": splits.train} | last if config.eval_train else last
+    alone = config.test == "never" or splits.test is splits.val
+    last = {splits.val_name: splits.val} if alone else {"test": splits.test}
+    parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}"):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),

@@ -24,6 +24,7 @@ with process.imports("visualize.py"):
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, ConfigError, Parser, check_weights, unknown_model
     from utils.config.types import fraction, image_size, positive_int, user_path
+    from utils.files import where_looked
 
 if TYPE_CHECKING:
     from utils.build import Opened
@@ -184,13 +185,17 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
     name None: what the run was tested on. Raises ConfigError or DataError.
     """
     from utils.data import datasets
+    from utils.data.classes import ClassRule
+    from utils.data.layouts import HELD_OUT
     from utils.data.splits import Subset
 
     if not subject.has_data:
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
+    rule = ClassRule(run["class_order"], tuple(subject.classes) if subject.path else (), partly=True)
     splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], reading=subject.reading)
+                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], rule=rule, need=HELD_OUT,
+                                  reading=subject.reading, **datasets.columns_of(run))
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
@@ -202,6 +207,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
 
     Raises ConfigError or DataError.
     """
+    from utils.data.class_folders import picture_files
     from utils.data.image_files import IMAGE_EXTENSIONS
     from utils.data.survey import loose_files
     from utils.report.views import Example
@@ -212,11 +218,11 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
     found = []
     for path in map(Path, images):
         if not path.exists():
-            raise ConfigError(f"--image {path}: no such file or folder")
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
+            raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
+        below = picture_files(path) if path.is_dir() else []
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
-        found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
+        found += [(file, os.path.relpath(file, path)) for file in below] or [(str(path), path.name)]
     data = loose_files([(path, 0) for path, _ in found], ".", subject.reading)
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 

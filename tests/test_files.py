@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from processes import FORK, AnotherProcess, error_of
@@ -27,6 +28,8 @@ def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
     (here / "link").symlink_to("/no/such")
     for path in ("link", "link/best.pt"):
         assert files.where_looked(path).startswith(" (link is a link to /no/such, which is not there; looked for in")
+    (here / "there").mkdir()
+    assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (looked for in {here})"
 
 
 # ------------------------------------------------------------------------------------------------------ atomic_write

@@ -26,6 +26,11 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         """The configuration of the run that wrote the file; None for a file of another program."""
         return self.file.run["config"] if self.file.run else None
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Of a run of ours; other files do not name their classes."""
+        return list(self.file.run["classes"]) if self.file.run else None
+
     @functools.cached_property
     def layout(self) -> Layout:
         return detect_layout(self.file)

@@ -13,7 +13,7 @@ PINNED = {
         log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps auto, num_steps None, num_epochs None,
         teacher None, attention_edits None, eval_every None, save_every None, keep_checkpoints 2, compile False, device auto,
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
-        eval_only False, eval_train False, confusion_matrix False""",
+        eval_only False, eval_train False, confusion_matrix False, image_dir None""",
     OVERRIDE: """
         exif auto, intensity_range auto, alpha auto,
         train_batch_size None, warmup_steps None, warmup_epochs None, learning_rate None, min_learning_rate 0.0,
@@ -22,20 +22,21 @@ PINNED = {
         randaugment_magnitude 9, random_erasing 0.0, mixup_alpha 0.0, cutmix_alpha 0.0, mix_probability 1.0,
         mix_switch_probability 0.5, mix_off_steps 0, interpolation bilinear, eval_crop 0.0, distillation_alpha 0.5,
         distillation_temperature 1.0, attention_loss_weight 1.0, precision auto, fp16 False, fp16_opt_level O2, loss_scale 0.0,
-        seed 42, exact False""",
+        seed 42, exact False, path_column None, label_column None""",
     FIXED: """
-        dataset None, val_fraction 0.0, test_fraction 0.0, split_seed 0, recipe auto, model_type None, img_size None,
+        dataset None, class_order number, val_fraction 0.0, test_fraction 0.0,
+        split_seed 0, recipe auto, model_type None, img_size None,
         patch_size None, hidden_size None, mlp_dim None, num_heads None, num_layers None, in_channels None, classifier None,
         sigmoid_attention None, head None, optimizer None, momentum 0.9, head_learning_rate None, layer_decay 1.0,
         weight_decay None, decay_on all, train_layers all, freeze None, ema_decay 0.0, dropout_rate None,
         attention_dropout_rate None, drop_path_rate None, distillation none"""}
 # The flags of each type of utils/config/types.py, of text, of switches and of choices (which --help lists).
 TYPES = {
-    "str": "model_type wandb freeze",
-    "user_path": "data_dir pretrained_dir resume_path output_dir log_dir teacher attention_edits",
+    "str": "path_column label_column model_type wandb freeze",
+    "user_path": "data_dir image_dir pretrained_dir resume_path output_dir log_dir teacher attention_edits",
     "switch": "override fp16 compile exact profile eval_only eval_train confusion_matrix",
-    "choice": """dataset test recipe classifier head optimizer decay_type decay_on augmentation interpolation distillation
-        exif alpha precision fp16_opt_level device non_finite bad_images""",
+    "choice": """dataset class_order test recipe classifier head optimizer decay_type decay_on augmentation interpolation
+        distillation exif alpha precision fp16_opt_level device non_finite bad_images""",
     "positive_int": """patch_size hidden_size mlp_dim num_heads num_layers train_batch_size eval_batch_size num_steps
         eval_every save_every keep_checkpoints rank_timeout""",
     "non_negative_int": "split_seed warmup_steps randaugment_ops mix_off_steps num_workers seed",
@@ -70,7 +71,8 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    changed = {"gradient_accumulation_steps": 1, "exif": "off", "intensity_range": (0, 65535), "alpha": "white"}
+    changed = {"gradient_accumulation_steps": 1, "class_order": None, "exif": "off", "intensity_range": (0, 65535),
+               "alpha": "white"}
     assert before() == defaults() | changed and "fp16" not in defaults()
 
 

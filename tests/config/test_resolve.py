@@ -132,8 +132,8 @@ def test_where_the_weights_come_from(flags, start):
 
 def test_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
-    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "auto", "auto", "auto", "vit-paper", "ViT-B_16",
-                                     "zero", "auto")
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "zero", False, "vit-paper",
+                                    "ViT-B_16", "auto")
 
 
 def test_what_was_found_about_the_images_is_kept():

@@ -52,7 +52,8 @@ def test_what_override_lets_change():
                  "decay_milestones": (7,), "augmentation": "crop", "dataset": "folder"}
     beside = {"crop_padding": {"augmentation": "pad"}, "min_learning_rate": {"learning_rate": 1.0},
               "train_batch_size": {"gradient_accumulation_steps": 1}}
-    for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights"}:
+    for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights",
+                                      "path_column", "label_column"}:
         value = 32 if name == "train_batch_size" else "bf16" if name == "precision" else other(name, lit[name])
         text = message({name: value}, lit)
         assert f"--{name} " in text and "Omit" in text and "add --override" in text, text

@@ -10,7 +10,7 @@ from miniatures import GOOD_TREE, png, tree
 from PIL import Image
 
 from utils.data import check as check_data
-from utils.data.check import check, ignored_line, oddities
+from utils.data.check import check, oddities
 from utils.data.datasets import open_splits
 from utils.data.reading import AS_STORED
 from utils.data.splits import ArrayImages, Splits
@@ -100,21 +100,6 @@ def test_oddities_are_counted(tmp_path):
     assert oddities(b"\0" * 64, AS_STORED) == () and oddities(b"", AS_STORED) == ()           # no image file
     content = (tmp_path / "train/ant/turned.jpg").read_bytes()
     assert oddities(content, AS_STORED) == ("an EXIF orientation, which is not followed",)
-
-
-def test_ignored_files_are_counted(tmp_path):
-    root = tree(tmp_path, LAYOUT | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0})
-    assert ignored_line(root) == ""
-    for name in ("a.psd", "b.PSD", "more/c.psd", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG"):
-        (tmp_path / "train" / "ant" / name).touch()
-    for name in ("val/bee/g.gif", "test/ant/h.gif", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.gif"):
-        (tmp_path / name).touch()
-    line = ignored_line(root)
-    assert line.startswith("ignored for their ending: 3 .gif, 3 .psd, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
-    assert line.endswith("; ignored as hidden: 2")
-    for number in range(12):
-        (tmp_path / "train" / "ant" / f"x.{number:02}\n").touch()
-    assert ".04\\n, 8 of other endings" in ignored_line(root) and ignored_line(root).isprintable()
 
 
 class Deadly(ArrayImages):

@@ -4,11 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from miniatures import GOOD_TREE, png, tree
+from miniatures import GOOD_TREE, imagenet, png, tree
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from utils.data.class_folders import picture_files
+from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits
+from utils.data.image_files import IMAGE_EXTENSIONS
 from utils.data.splits import DataError
 
 
@@ -62,18 +65,21 @@ def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
 
 
 BAD_TREES = {
-    "no such folder": ({}, ["no such folder: {root}/train", "--data_dir {root}", "train/ and val/"]),
-    "no val": ({"train/ant": 1}, ["no such folder: {root}/val"]),
+    "no such folder": ({}, ["no such folder: {root}"]),
+    "no val": ({"train/ant": 1}, ["{root} holds train/ (1 folder) but no val/", "--val_fraction 0.1"]),
     "no classes": ({"train": 0, "val": 0}, ["{root}/train", "no class folders"]),
+    "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
     "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val holds images but no class folders", "one folder a class",
                                                  "ImageNet"]),
     "empty class": (GOOD_TREE | {"train/cat": 0, "val/cat": 1}, ["{root}/train", "of class cat"]),
-    "nothing in val": ({"train/ant": 1, "val/ant": 0}, ["{root}/val: no images", "of class ant"]),
+    "nothing in val": ({"train/ant": 1, "train/bee": 1, "val/ant": 0}, ["{root}/val: no images", "of class ant"]),
     "class in val alone": (GOOD_TREE | {"val/cat": 1, "val/dog": 1}, ["only in val: cat, dog"]),
-    "renamed class": ({"train/ant": 1, "val/aunt": 1}, ["only in train: ant", "only in val: aunt"]),
-    "many classes": ({f"train/c{n}": 1 for n in range(8)} | {"val/ant": 1}, ["c0, c1, c2, c3, c4 and 3 more"]),
+    "renamed class": ({"train/ant": 1, "train/bee": 1, "val/aunt": 1}, ["different classes (only in val: aunt)"]),
+    "other case": ({"train/ant": 1, "train/bee": 1, "val/Ant": 1}, ["different classes (only in val: Ant (similar: ant))"]),
+    "many classes": ({f"val/c{n}": 1 for n in range(8)} | {"train/ant": 1}, ["c0, c1, c2, c3, c4 and 3 more"]),
     "one tree": ({"ant": 2, "bee": 2}, ["2 folders but no train/ and val/", "--test_fraction 0.2"]),
-    "other things": ({"ant": 2, "notes": 0}, ["of class notes", "neither train/ nor val/"]),
+    "one folder alone": ({"ant": 2}, ["{root} holds 1 folder but no train/ and val/ (ant)"]),
+    "files alone": ({".hidden": 1}, ["{root} holds no train/ and val/, and no class folders, but nothing"]),
 }
 
 
@@ -116,11 +122,13 @@ def test_a_third_split_is_the_test_set(tmp_path):
 
 
 def test_one_tree_is_divided_by_a_test_fraction(tmp_path):
-    splits = open_splits("folder", tree(tmp_path, {"ant": 10, "bee/small": 3, "bee/large": 2, ".hidden": 1}), test_fraction=0.2)
-    assert splits.classes == ("ant", "bee") and splits.val is splits.test and splits.val_name == "test"
-    assert Counter(splits.test.targets.tolist()) == {0: 2, 1: 1} and Counter(splits.train.targets.tolist()) == {0: 8, 1: 4}
+    tree(tmp_path, {"ant": 10, "bee/small": 3, "bee/large": 2, "cat": 5, ".hidden": 1})
+    splits = open_splits("folder", str(tmp_path), test_fraction=0.2)
+    assert splits.classes == ("ant", "bee", "cat") and splits.val is splits.test and splits.val_name == "test"
+    assert Counter(splits.test.targets.tolist()) == {0: 2, 1: 1, 2: 1}
+    assert Counter(splits.train.targets.tolist()) == {0: 8, 1: 4, 2: 4}
     both = open_splits("folder", str(tmp_path), test_fraction=0.2, val_fraction=0.25)
-    assert [len(split) for split in (both.train, both.val, both.test)] == [9, 3, 3] and both.val_name == "val"
+    assert [len(split) for split in (both.train, both.val, both.test)] == [12, 4, 4] and both.val_name == "val"
 
 
 def test_imagenet_wants_its_thousand_classes_and_its_own_splits(tmp_path):
@@ -128,3 +136,81 @@ def test_imagenet_wants_its_thousand_classes_and_its_own_splits(tmp_path):
         open_splits("imagenet", tree(tmp_path / "two", GOOD_TREE))
     with pytest.raises(DataError, match=r"no such folder: .*/train"):
         open_splits("imagenet", tree(tmp_path / "one", {"ant": 2, "bee": 2}), test_fraction=0.5)
+    with pytest.raises(DataError, match=r"called as n01440764.*and not cat: .*--dataset folder"):
+        (Path(imagenet(tmp_path / "names")) / "train" / "n00000007").rename(tmp_path / "names" / "train" / "cat")
+        open_splits("imagenet", str(tmp_path / "names"))
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    root = tree(tmp_path, GOOD_TREE | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0, "train/__MACOSX/ant": 1})
+    for name in ("a.avif", "b.AVIF", "more/c.avif", "e", "d.txt", "._0.png", ".DS_Store", "x.JPG_1"):
+        (tmp_path / "train" / "ant" / name).touch()
+    for name in ("train/stray.png", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.avif"):
+        (tmp_path / name).touch()
+    splits = open_splits("folder", root)
+    assert splits.classes == ("ant", "bee") and len(splits.train) == 6
+    assert [note for note in splits.notes if "images must end in" in note] == [
+        "warning: left out for their ending: 3 .avif, 1 without one (images must end in " + ", ".join(IMAGE_EXTENSIONS) + ")"]
+    assert "left out, no pictures by their ending: 1 .jpg_1, 1 .txt" in splits.notes
+    assert any("train/ holds 1 image beside its class folders" in note and "stray.png" in note for note in splits.notes)
+    assert "left out: __MACOSX/, which operating systems leave" in splits.notes
+    for number in range(12):
+        (tmp_path / "val" / "ant" / f"x.{number:02}\n").touch()
+    assert any(".07\\n, 6 of other endings" in note and note.isprintable() for note in open_splits("folder", root).notes)
+
+
+def test_endings_that_pillow_reads_are_images_but_not_to_a_run_from_before(tmp_path):
+    root = tree(tmp_path, GOOD_TREE)
+    for ending, kind in ((".jfif", "JPEG"), (".JPE", "JPEG"), (".gif", "GIF"), (".pnm", "PPM")):
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / "ant" / f"x{ending}", kind)
+    splits = open_splits("folder", root)
+    assert len(splits.train) == 9 and {splits.train[index][0].mode for index in range(9)} == {"RGB"}
+    (tmp_path / "train" / "ant" / "x.heic").touch()
+    before = open_splits("folder", root, rule=ClassRule(None, ("ant", "bee")))
+    assert len(before.train) == 5 and any("1 .gif, 1 .heic, 1 .jfif, 1 .jpe, 1 .pnm" in note for note in before.notes)
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree(Path("tree"), GOOD_TREE)
+    for place, words in (("train/bee/x.jpg", "tree/train/bee/x.jpg is a link to /gone, which is not there"),
+                         ("val/cat", "tree/val/cat is a link to /gone"), ("train/ant/deep", "tree/train/ant/deep is a link")):
+        Path("tree", place).symlink_to("/gone")
+        with pytest.raises(DataError, match=words):
+            open_splits("folder", "tree")
+        Path("tree", place).unlink()
+    Path("tree", "train", "ant", "notes.txt").symlink_to("/gone")                # no image
+    open_splits("folder", "tree")
+    Path("linked").symlink_to("gone/tree")
+    with pytest.raises(DataError, match=r"no such folder: linked \(linked is a link to gone/tree, which is not there; "):
+        open_splits("folder", "linked")
+    with pytest.raises(DataError, match=rf"no such folder: tre \(looked for in {tmp_path}\)"):
+        open_splits("folder", "tre")
+
+
+def test_tiny_imagenets_list_has_the_classes_of_val(tmp_path):
+    root = tree(tmp_path, {"train/n01/images": 2, "train/n02/images": 1, "val/images": 3, "test/images": 2})
+    rows = [("2.png", "n01"), ("0.png", "n02"), ("1.png", "n01")]
+    names = sorted(path.name for path in (tmp_path / "val" / "images").iterdir())
+    for old, (new, _) in zip(names, rows):
+        (tmp_path / "val" / "images" / old).rename(tmp_path / "val" / "images" / f"x{new}")
+    file = tmp_path / "val" / "val_annotations.txt"
+    file.write_text("".join(f"x{name}\t{label}\t0\t0\t9\t9\n" for name, label in rows))
+    splits = open_splits("folder", root)
+    assert splits.val.targets.tolist() == [0, 1, 0] and splits.val is splits.test and splits.val.name(1) == "val/images/x0.png"
+    for text, words in (("x2.png n01\n", ":1: not an image and its class"), ("x2.png\tn03\n", "only in val: n03"),
+                        ("x2.png\tn01\ngone.png\tn01\n", "val_annotations.txt:2: the image .* does not exist")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=words):
+            open_splits("folder", root)
+
+
+def test_a_held_out_split_without_images_of_a_class_is_warned_of(tmp_path):
+    notes = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 1, "val/cat": 0})).notes
+    assert "warning: test has no images of 1 of the 3 classes: cat" in notes
+
+
+def test_a_folder_of_pictures_is_read_without_hidden_ones(tmp_path):
+    tree(tmp_path, {"b": 1, "a/deep": 1, ".ipynb_checkpoints": 1})
+    (tmp_path / "._x.png").touch()
+    assert [Path(path).relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)] == ["a/deep/0.png", "b/0.png"]

@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from utils.data import check, prepare, transforms
+from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits, own_splits
 from utils.data.loader import train_loader
 from utils.data.prepared import FILE, describe
@@ -112,7 +113,7 @@ def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path, dataset):
     with pytest.raises(DataError, match=f"prepared from {dataset}"):
         open_splits("imagenet", str(target))
     if dataset == "folder":
-        with pytest.raises(DataError, match="no train/ and val/"):
+        with pytest.raises(DataError, match="nothing is held out"):
             open_splits(dataset, str(target))
 
 
@@ -347,3 +348,15 @@ def test_damaged_pixels_are_found_by_check(copy):
         with pytest.raises(ImageError, match="cut off; delete the folder and prepare"):
             read(7)
     splits.train.source(6)
+
+
+def test_prepared_images_follow_the_order_and_names_that_are_asked_for(tmp_path):
+    root = tree(tmp_path / "files", {f"{split}/{name}": count for split in ("train", "val") for name, count in
+                                     (("10", 3), ("2", 1), ("9", 2))})
+    make(Path(root), tmp_path / "set")
+    for rule in (ClassRule(), ClassRule("text"), ClassRule(None, ("9", "10", "2"))):
+        files, prepared = (open_splits("folder", str(place), rule=rule) for place in (root, tmp_path / "set"))
+        assert files.classes == prepared.classes and prepared.prepared == SIZE
+        names = [{split.name(index).removeprefix(f"prepared-{SIZE}/"): (int(split.targets[index]), split[index][1])
+                  for index in range(len(split))} for split in (files.train, prepared.train)]
+        assert names[0] == names[1]

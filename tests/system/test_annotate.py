@@ -164,13 +164,16 @@ def test_folders_of_images(run, tmp_path):
     classes = gallery(*flags, tree(tmp_path / "classes", {"dog": 1, "bee": 2}))
     assert classes.labels.tolist() == [0, 0, -1] and classes.name(2) == "dog/0.png"
     (tmp_path / "plain").mkdir()
-    for name in ("b.png", "a.PNG", "cut.png"):
+    for name in ("b.png", "a.PNG", "cut.png", "._a.png"):
         (tmp_path / "plain" / name).write_bytes(png(cut=40 if name == "cut.png" else None))
     plain = gallery(*flags, tmp_path / "plain")
     assert [plain.name(index) for index in range(3)] == ["a.PNG", "b.png", "cut.png"] and plain.labels.tolist() == [-1] * 3
     assert plain.predict([0, 1, 2])[2] == editing.UNREADABLE
     with pytest.raises(splits.ImageError):
         plain.predict_with_attention(2)
+    layout = {"in/Train/ant": 2, "in/Train/bee": 1, "in/Val/bee": 1}
+    capital = gallery(*flags, tree(tmp_path / "capital", layout), "--split", "val")
+    assert capital.labels.tolist() == [0] and capital.name(0) == "in/Val/bee/0.png"
     lists = csv_files(tmp_path / "csv", train="a.png,ant\nb.png,bee\n", val="c.png,ant\n")
     assert gallery(*flags, lists).labels.tolist() == [2, 0]
 

@@ -297,7 +297,7 @@ exec "{sys.executable}" -X importtime "$@"
     done = run_script("train.sh", *flags, PYTHON=str(python), **variables)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2 and len(errors) == 1 and words in errors[0], done.stderr[-3000:]
-    assert "torchrun" not in done.stdout and not re.search(r"\| +(torch|numpy)$", done.stderr, re.MULTILINE)
+    assert "torchrun" not in done.stdout.splitlines() and not re.search(r"\| +(torch|numpy)$", done.stderr, re.MULTILINE)
 
 
 def test_a_relative_path_that_is_where_the_script_was_called(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from miniatures import tree
-from runs import TINY, mark
+from runs import TINY, make_tree, mark
 
 import sweep
 from utils.config import ConfigError
@@ -55,8 +55,11 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
     (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
     (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight is what a sweep sets itself"),
     (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"), (["--test", "once"], "--test is"),
-    (["--dataset", "folder", "--data_dir", "no/such"], "no/such")])
-def test_bad_input_is_one_line(capsys, tmp_path, argv, words):
+    (["--dataset", "folder", "--data_dir", "no/such"], "no/such"),
+    (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set: --test_fraction 0.2")])
+def test_bad_input_is_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
+    tree = make_tree(tmp_path_factory.mktemp("data"), splits=("train",))
+    argv = [word.format(tree=tree) for word in argv]
     assert words in error_line(capsys, "--output_dir", str(tmp_path), *argv)
     assert list(tmp_path.iterdir()) == []
 

@@ -386,3 +386,20 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     assert "a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2
     assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+
+
+def test_what_the_data_are_taken_as_is_printed_and_they_are_trained_and_evaluated(run_train, capsys):
+    make_tree(Path("tree/pets"), splits=("Train", "Testing"))
+    Path("tree/pets/Train/ant/x.avif").touch()
+    flags = [*FOLDER, "--num_steps", 2]
+    assert run_train(*flags) == 0
+    printed = capsys.readouterr().out
+    assert "taken: pets/Train/ to train on, pets/Testing/ to test on (in tree)\nbest.pt is chosen on the test set" in printed
+    assert "warning: left out for their ending: 1 .avif" in printed
+    Path("tree/pets/Train").rename("train_of_tree")
+    assert run_train(*flags) == 2 and "holds Testing/ (2 folders) but no train/" in capsys.readouterr().err
+    assert run_train("--eval_only", "--resume_path", "output/folder") == 0
+    assert "data: folder, 2 classes, 12 test\ntaken: pets/Testing/ to evaluate" in capsys.readouterr().out
+    assert run_train(*flags, "--data_dir", "train_of_tree", "--val_fraction", 0.25, "--test", "never", "--name", "share") == 0
+    assert "12 images to train on" not in (printed := capsys.readouterr().out) and "val accuracy" in printed
+    assert [event["split"] for event in events_of("output/share", ("eval",))] == ["val", "val"]

@@ -236,7 +236,7 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
 
 
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
-    for name in ("a.png", "a.jpg", "sub/b.png"):
+    for name in ("a.png", "a.jpg", "sub/b.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png"):
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (10, 200, 30)).save(tmp_path / "pics" / name)
     assert visualize.main(["rollout", "--image", "pics", "pics/a.png", "--output", "there"]) == 0

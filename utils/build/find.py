@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
 from utils import distributed
 from utils.config import FLAGS, Facts, Saved, Sources, before
-from utils.data.datasets import open_splits
+from utils.data.classes import ClassRule, two_orders
+from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
 from utils.data.device_cache import cached_bytes
+from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.reading import Reading
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
 from utils.device import total_memory
@@ -86,14 +89,15 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank."""
+    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank.
+
+    A checkpoint's names decide the order of the classes, and its run how images are read; so do those of a start whose head is
+    kept, which is opened first.
+    """
     start = head_classes = None
-    if saved is None and sources.head == "keep":           # whose run says how images are read
+    if saved is None and sources.head == "keep":
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
-    reading = reading_of(sources, start)
-    splits = distributed.local_main_first(ranks, lambda: open_splits(
-        sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
-        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata, reading=reading))
+    splits = distributed.local_main_first(ranks, lambda: open_data(sources, saved, start))
     print_of_train = fingerprint(splits.train)
     seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train, splits.reading)
     if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
@@ -105,16 +109,43 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         head_classes = start and start.head_classes
     memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
-        train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
+        train_images=len(splits.train), num_classes=len(splits.classes),
+        test_is_val=splits.test is splits.val and splits.val_name == "test",
         reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_head_classes=head_classes,
-        start_path=start and str(start.path),
+        start_path=start and str(start.path), start_names_classes=bool(start and start.class_names),
+        class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
         device_type=ranks.device.type, memory=memory, cached_images=cached_bytes(splits.train),
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     run = start_run(start.path) if ranks.is_main and start and start.settings is not None else None
     seen = warning_of_seen(run[1], start.path, sources, splits) if run else ""
     return Found(facts, splits, start, print_of_train, seen)
+
+
+def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None = None) -> Splits:
+    """The splits, under the names of the checkpoint or of the start whose head is kept. Raises DataError.
+
+    What a run held out of its own images is no part of an evaluation on others.
+    """
+    names = saved.state.classes if saved else (start and start.class_names) or ()
+    rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
+    shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
+    opened = functools.partial(open_splits, sources.dataset, sources.data_dir, split_seed=sources.split_seed,
+                               strata=SINGLE_LABEL.strata, rule=rule, need=HELD_OUT if sources.eval_only else TRAIN,
+                               reading=reading_of(sources, start), **columns_of(vars(sources)))
+    splits = opened(**shares)
+    if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
+        return splits
+    own = {name: saved.state.config.get(name, 0.0) for name in ("data_dir", *shares)}
+    if own == {"data_dir": sources.data_dir} | shares or shares != {name: own[name] for name in shares} or (
+            saved.state.data in ("", fingerprint(splits.train))):
+        return splits
+    with contextlib.suppress(DataError):                 # where nothing else is held out
+        splits = opened()
+        splits = dataclasses.replace(splits, notes=(*splits.notes, "these are not the images of the run, so that no fraction of "
+                                                    "them is drawn (--val_fraction, --test_fraction)"))
+    return splits
 
 
 def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:

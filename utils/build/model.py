@@ -20,6 +20,7 @@ from utils.config import (
     model_overrides,
 )
 from utils.config.records import CHECKPOINT, DEFAULT
+from utils.data.classes import first_names
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
@@ -105,11 +106,14 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
              else f"CPU with {torch.get_num_threads()} threads")
     print(f"device: {ranks.size} x {place}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
-    print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
-          f"{len(splits.val)} {splits.val_name}"
+    trained = f"{len(splits.train)} images to train on, " if len(splits.train) else ""
+    print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {trained}{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
     for note in splits.notes:
         print(note)
+    if config.eval_only and not (saved or found.facts.start_names_classes):
+        numbers = first_names([str(label) for label in range(len(splits.classes))])
+        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {config.model_type} at {size} px, {count:,} parameters\nweights: {_source_of_weights(config, saved, model)}",
           flush=True)

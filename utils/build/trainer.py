@@ -120,10 +120,11 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
     teacher = opened.model.to(ranks.device, precision.weights).eval()
     if ranks.is_main:
         print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
-    if list(opened.classes) != list(splits.classes):
+    if sorted(opened.classes) != sorted(splits.classes):
         raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
                           f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
                           "the same task: give another teacher")
+    order = [list(opened.classes).index(name) for name in splits.classes]           # its own may be another
     channels = teacher.config.in_channels
     if channels not in (built.model.config.in_channels, 3):
         raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
@@ -134,7 +135,8 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
         if images.shape[-2:] != teacher.img_size:
             images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
         with precision.autocast(ranks.device):
-            return teacher(normalize(images, teacher.config.mean, teacher.config.std, precision.weights))
+            logits = teacher(normalize(images, teacher.config.mean, teacher.config.std, precision.weights))
+        return logits if order == sorted(order) else logits[:, order]
 
     return teach
 

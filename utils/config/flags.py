@@ -92,12 +92,21 @@ FLAGS: dict[str, Flag] = _group(
          metavar="DIR",
          requires=(lambda config: config["dataset"] != "digits", "another --dataset than the embedded digits "
                    "(--dataset folder, DATASET=folder, for images of your own)"), aliases=("data_path",)),
+    Flag("path_column", str, None, "csv: the column of the images' paths, by its name or its number from 1 (default: guessed "
+         "and told)", OVERRIDE, metavar="COLUMN", requires=_is("dataset", "csv")),
+    Flag("label_column", str, None, "csv: the column of the labels (default: guessed and told)", OVERRIDE, metavar="COLUMN",
+         requires=_is("dataset", "csv")),
+    Flag("image_dir", user_path, None, "csv: the folder that paths count from, seen from --data_dir (default: that, or the one "
+         "that has the images)", FREE, metavar="DIR", requires=_is("dataset", "csv")),
     Flag("val_fraction", fraction, 0.0, "fraction of each class of train that is held out to choose on, so that test stays "
          "untouched", hidden=True),
     Flag("test_fraction", fraction, 0.0, "draw a new test set: this fraction of each class of all images (0: the published "
          "split)", hidden=True),
     Flag("split_seed", non_negative_int, 0, "fixes what --val_fraction and --test_fraction draw",
          requires=_has("val_fraction", "test_fraction")),
+    Flag("class_order", ("number", "text"), "number", "order of classes that folders or lists name; number: integers by value, "
+         "others as text; text: all as text, as torchvision's ImageFolder. A checkpoint's names keep theirs", before=None,
+         hidden=True, requires=_is("dataset", "folder", "csv")),
     Flag("exif", ("auto", "follow", "off"), "auto", "turn photographs upright as their EXIF orientation says; auto: but for "
          "published data sets", OVERRIDE, requires=_IN_FILES, before="off"),
     Flag("intensity_range", intensity_range, "auto", "values of 16-bit images that become black and white, such as 0,1023; auto: "

@@ -15,13 +15,18 @@ class Sources:
     val_fraction: float
     test_fraction: float
     split_seed: int
+    class_order: str | None # None: as a run from before the flag names its classes
     exif: str               # how image files are read, as the next two: the flags, or the checkpoint's settings
     intensity_range: str | tuple[int, int]
     alpha: str
+    head: str | None        # "keep": the start weights are for the same task, so that their classes are those of the data
+    eval_only: bool
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
-    head: str | None        # "keep": the start weights are for the same task
     start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
+    path_column: str | None = None
+    label_column: str | None = None
+    image_dir: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Facts:
     start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None
+    start_names_classes: bool = False               # a head without names depends on the order of the classes
+    class_orders: tuple[str, ...] = ()              # where they differ: what the first classes are by number, and as text
     device_type: str = "cpu"                        # or "cuda"
     memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
     cached_images: int = 0                          # bytes of training images that the device keeps

@@ -42,7 +42,7 @@ def check(flags: dict) -> None:
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
-        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder")
+        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
     if not values["eval_only"]:
         for name in ("output_dir", "log_dir"):
             _check_writable(f"--{name}", Path(values[name]))
@@ -65,8 +65,8 @@ def choose(flags: dict, saved_config: dict | None = None) -> Sources:
         saved = read_saved(saved_config)
         kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
         values = saved | kept | {"pretrained_dir": NONE}
-    return Sources(*(values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"),
-                   start=values["pretrained_dir"])
+    named = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"}
+    return Sources(**named, start=values["pretrained_dir"])
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:

@@ -8,6 +8,7 @@ from .records import CHECKPOINT, FLAG, Config, Facts, Saved, Values, steps_in
 from .retired import check_retired
 from .types import ConfigError, as_tuple
 
+EVALUATED_ON = ("dataset", "val_fraction", "test_fraction", "split_seed")      # an evaluation may be on other data
 # Flags whose `auto` is as good as nothing typed.
 AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
 THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
@@ -29,7 +30,8 @@ def read_saved(config: dict) -> dict:
 def keep_or_refuse(flags: dict, saved: dict) -> dict:
     """The flags that change something, without those that only repeat it. `saved`: as read_saved returns it.
 
-    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or FIXED where nothing is written there.
+    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or FIXED where nothing is written there. An
+    evaluation may be on another data set; what the run held out of its own is then no part of it.
 
     Raises ConfigError where a flag would make it another run.
     """
@@ -39,8 +41,12 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
     if asked.get("attention_edits") and not saved["attention_edits"]:
         raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run keeps it so. Start a new run with "
                           "--pretrained_dir in place of --resume_path.")
+    if flags.get("eval_only") and asked.get("dataset", saved["dataset"]) != saved["dataset"]:
+        asked = {name: FLAGS[name].default for name in ("val_fraction", "test_fraction", "test")} | asked
     for name, value in asked.items():
         old = saved[name]
+        if flags.get("eval_only") and name in EVALUATED_ON:
+            continue
         if old is None and name in MODEL_KEYS:
             old = MODELS[saved["model_type"]][name]               # what nobody had set came from the model's row
         allowed = FLAGS[name].on_resume

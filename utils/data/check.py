@@ -2,29 +2,26 @@
 
 Processes decode the images as training would. A process that a file kills or holds up is replaced, and the file is reported.
 Reported as well: images that are decoded in a way one may not expect, and images of which an exact copy is in the training
-and in a held-out split.
+and in a held-out split, or in two classes.
 """
 
 import contextlib
 import hashlib
 import io
 import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from utils import process
 
-from .class_folders import class_folders, files_below
+from . import overlap
 from .decode import opened_image
-from .image_files import IMAGE_EXTENSIONS, shown
 from .reading import UPRIGHT, Reading, is_color16, is_gray16, orientation
 from .splits import Concat, ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
@@ -34,7 +31,6 @@ LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
 ONE_COLOR = "one colour all over, which show nothing"
 LARGE_PIXELS = 16_000_000
-SHOWN_ENDINGS = 8
 SHOWN = 20                   # unreadable images in `lines`; `bad` has all
 
 
@@ -63,7 +59,9 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     """
     from tqdm import tqdm
 
-    named = {"train": splits.train, splits.val_name: splits.val, "test": splits.test}
+    named = {"train": splits.train, splits.val_name: splits.val}
+    if splits.test is not splits.val:
+        named["test"] = splits.test
     images, starts = Concat(list(named.values())), np.cumsum([0, *map(len, named.values())])
 
     def split_of(place: int) -> int:
@@ -95,11 +93,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     if len(bad) > SHOWN:
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
     findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
-    trained = {digests[place]: place for place in sorted(digests, reverse=True) if place < len(splits.train)}
-    twice = [place for place in sorted(digests) if place >= len(splits.train) and digests[place] in trained]
-    if twice:
-        findings.lines.append(f"{len(twice):,} held-out images are in train too, byte by byte, so that results on them mean "
-                              f"little: such as {name_of(twice[0])}, which is {name_of(trained[digests[twice[0]]])}")
+    findings.lines += overlap.same_bytes(digests, images.targets, len(splits.train), name_of)
     return findings
 
 
@@ -112,25 +106,6 @@ def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> I
         yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, {range_of} a class; "
                f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
                + (f"; none of {abbreviate(without)}" if without else ""))
-
-
-def ignored_line(data_dir: str) -> str:
-    """Count the files in class folders that image_files.folder() ignores, by their ending in small letters, the most frequent
-    first; "" if there are none. Opens no file."""
-    found, hidden = Counter(), 0
-    parts = ("train", "val", "test") if any(Path(data_dir, part).is_dir() for part in ("train", "val")) else ("",)
-    for top in (Path(data_dir, part, name) for part in parts for name in class_folders(Path(data_dir, part))):
-        for name in (name for _, names in files_below(top) for name in names):
-            hidden += name.startswith(".")
-            if not name.startswith(".") and not name.lower().endswith(IMAGE_EXTENSIONS):
-                found[os.path.splitext(name)[1].lower()] += 1
-    endings = sorted(found, key=lambda ending: (-found[ending], ending))
-    counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
-    if len(endings) > SHOWN_ENDINGS:
-        counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
-    allowed = ", ".join(IMAGE_EXTENSIONS)
-    lines = [f"ignored for their ending: {', '.join(counts)} (images must end in {allowed})"] if counts else []
-    return "; ".join(lines + ([f"ignored as hidden: {hidden:,}"] if hidden else []))
 
 
 # ------------------------------------------------------------------------------------------------------- processes

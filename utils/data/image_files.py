@@ -22,8 +22,11 @@ from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, undecoded
 from .reading import AS_STORED, UPRIGHT, Reading, orientation, to_rgb, turned_size
 from .splits import DataError, ImageError
 
+FIRST_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")     # of runs from before others
 HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", *HEIF_EXTENSIONS)
+# As Pillow knows the formats of decode.py, and browsers save JPEG.
+IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, ".jfif", ".jpe", ".jif", ".pjpeg", ".pjp", ".gif", ".apng", ".pbm", ".pnm",
+                    *HEIF_EXTENSIONS)
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
 MAX_REASON = 200                  # characters of Pillow's complaint
 
