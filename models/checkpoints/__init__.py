@@ -5,7 +5,8 @@ As in models/__init__.py a name is imported from its module when it is first use
 
 import importlib
 
-_MODULE_OF = {"find_checkpoint": "published", "open_checkpoint": "opened", "OpenedCheckpoint": "opened"}
+_MODULE_OF = {"checked_finite": "load", "find_checkpoint": "published", "is_weights_folder": "described",
+              "open_checkpoint": "opened", "OpenedCheckpoint": "opened", "published_name": "published"}
 __all__ = list(_MODULE_OF)
 
 

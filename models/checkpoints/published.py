@@ -14,6 +14,7 @@ from pathlib import Path
 
 from models.errors import WeightsError
 
+from .described import is_weights_folder, weights_in
 from .download import download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
@@ -94,10 +95,13 @@ def _google_url(file: str) -> str:
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
 
-    An existing path always wins. Without a folder the name means imagenet21k.
+    An existing path always wins; of a folder of timm or transformers it is the file of weights. Without a folder the name means
+    imagenet21k.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
+    if Path(name_or_path).is_dir() and is_weights_folder(name_or_path):
+        return weights_in(Path(name_or_path))
     name, tables = published_name(str(name_or_path)), PUBLISHED | META_FILES
     folder = str(name_or_path).partition("/")[0]
     if name is None and folder in tables and str(name_or_path).count("/") == 1:

@@ -6,6 +6,8 @@ import pytest
 from building import ALONE, write_checkpoint
 
 import train
+from configs import architecture
+from models import create_model, save_timm
 from utils import build, distributed
 from utils.build.find import open_start
 from utils.config import ConfigError, choose
@@ -51,3 +53,25 @@ def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
     saved = build.saved_run({"resume_path": "output/r", "eval_only": True}, ALONE)
     assert (saved.opened.path, saved.facts.step, saved.facts.train_images) == (Path("output/r/best.pt"), 0, 1097)
     assert build.find(choose({"resume_path": "output/r"}, saved.state.config), saved, ALONE).start is None
+
+
+def test_a_teacher_is_opened_before_the_data(tmp_path):
+    """Any file can teach; where it cannot be, that is said before the data are read."""
+    nowhere = {"dataset": "folder", "data_dir": str(tmp_path / "absent"), "distillation": "soft", "pretrained_dir": "none"}
+    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
+    for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
+                                 (tmp_path / "x.pth", {}, "Add --num_heads .of the student, and of such a teacher.")):
+        with pytest.raises(ConfigError, match=words):
+            build.find(choose(nowhere | {"teacher": str(teacher)} | more), None, ALONE)
+    sources = choose({"dataset": "digits", "pretrained_dir": "none", "distillation": "soft", "teacher": str(tmp_path / "x.pth"),
+                      "num_heads": 4})
+    assert build.find(sources, None, ALONE).teacher.model.config.num_heads == 4
+    assert choose({"distillation": "soft", "teacher": "x", "eval_only": True}).teacher is choose({}).teacher is None
+
+
+def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
+    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
+    facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ALONE).facts
+    assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
+                               "num_layers": 1, "img_size": 12, "names_img_size": False}
+    assert (facts.start_settings, facts.start_head_classes) == (None, 10)

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 import configs
 from models import ModelError
 from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
+from models.create import match_row
 from utils import distributed
-from utils.config import FLAGS, Facts, Saved, Sources
+from utils.config import FLAGS, ConfigError, Facts, Saved, Sources
 from utils.data.datasets import open_splits
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
 from utils.distributed import Ranks
@@ -22,7 +23,8 @@ from utils.run.checkpoint import RunCheckpoint, RunState
 from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
-ROOT = Path(__file__).resolve().parents[2]
+from .opened import ROOT, HeadsUnknown, Opened, find_weights, open_model, preferred_row
+
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
 
@@ -46,6 +48,7 @@ class Found:
     splits: Splits
     start: OpenedCheckpoint | None    # the file that --pretrained_dir means; None: from scratch, or a resumed run
     fingerprint: str                  # of the training images: their names and targets
+    teacher: Opened | None = None     # what --teacher means
 
 
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
@@ -79,7 +82,11 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank."""
+    """Opens the teacher, the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every
+    rank."""
+    teacher = None
+    if sources.teacher:
+        teacher = distributed.local_main_first(ranks, lambda: open_teacher(sources))
     splits = distributed.local_main_first(ranks, lambda: open_splits(
         sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
         split_seed=sources.split_seed, strata=SINGLE_LABEL.strata))
@@ -92,13 +99,14 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
+    start_row = start and start.settings is None and read_row(start, sources)
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
-        start_settings=start and start.settings, start_head_classes=head_classes,
+        start_settings=start and start.settings, start_row=start_row or None, start_head_classes=head_classes,
         start_path=start and str(start.path),
         device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
-    return Found(facts, splits, start, print_of_train)
+    return Found(facts, splits, start, print_of_train, teacher)
 
 
 def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
@@ -116,6 +124,27 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
     if start == "none":
         return None
     if start != "auto":
-        return open_checkpoint(find_checkpoint(folder.resolve_checkpoint(start)))
+        return open_checkpoint(find_weights(start))
     default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
     return open_checkpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
+
+
+def open_teacher(sources: Sources) -> Opened:
+    """Raises ConfigError, ModelError or CheckpointError."""
+    try:
+        return open_model(sources.teacher, flag="--teacher")
+    except HeadsUnknown as error:
+        if sources.num_heads is None:
+            raise ConfigError(f"{error} (of the student, and of such a teacher), or fine-tune it first, and give the run's "
+                              "folder") from error
+        return open_model(sources.teacher, num_heads=sources.num_heads, flag="--teacher")
+
+
+def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
+    """What a file of another program tells of its model: settings by name, and whether it says its image size in words.
+
+    Raises ModelError.
+    """
+    name, keys = match_row(start, preferred_row(sources.start) or sources.model_type)
+    told = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
+    return {"model_type": name, **keys, **told, **start.view, "names_img_size": "img_size" in start.file.described.row}

@@ -27,7 +27,6 @@ from utils.training.trainer import Trainer
 
 from .data import Data
 from .model import Built
-from .opened import open_run
 
 
 def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: Built, data: Data,
@@ -114,12 +113,15 @@ def _class_weights(config: Config, data: Data, device: torch.device) -> Tensor |
 
 def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Callable[[Tensor], Tensor]:
     """-> images (B, C, height, width) of 0..255, as the student gets them -> the teacher's logits (B, classes)"""
-    path, precision, splits = config.teacher, built.precision, data.splits
-    opened = distributed.local_main_first(ranks, lambda: open_run(path, "--teacher"))
+    path, precision, splits, opened = config.teacher, built.precision, data.splits, built.teacher
     teacher = opened.model.to(ranks.device, precision.weights).eval()
     if ranks.is_main:
-        print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
-    if list(opened.classes) != list(splits.classes):
+        taken = ", ".join(splits.classes[:3])
+        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}, ..."
+        print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters, "
+              f"{teacher.config.num_heads} attention heads{unnamed}")
+    known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
+    if len(opened.classes) != len(splits.classes) or (known and list(opened.classes) != list(splits.classes)):
         raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
                           f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
                           "the same task: give another teacher")

@@ -18,6 +18,8 @@ class Sources:
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
     start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
+    teacher: str | None = None      # of a run that learns from one
+    num_heads: int | None = None    # for a teacher of which nothing tells them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Facts:
     test_is_val: bool = False                       # no split but test is left to choose on
     image_sizes: tuple[tuple[int, int], ...] = ()   # (height, width) of some training images, where the recipe is a function
     start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
+    start_row: dict | None = None                   # what they tell of their model, if another program's (utils/config/adopt.py)
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None
     device_type: str = "cpu"                        # or "cuda"

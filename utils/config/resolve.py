@@ -12,6 +12,7 @@ from pathlib import Path
 from configs import AUGREG_SIZES, MODELS
 
 from . import checks, recipes
+from .adopt import adopt_file
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
 from .resume import keep_or_refuse, read_saved, resolve_resumed
@@ -49,8 +50,9 @@ def choose(flags: dict, saved_config: dict | None = None) -> Sources:
         saved = read_saved(saved_config)
         kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
         values = saved | kept | {"pretrained_dir": NONE}
-    return Sources(*(values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"),
-                   start=values["pretrained_dir"])
+    learns = values["distillation"] != "none" and not values["eval_only"]
+    settings = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name in values}
+    return Sources(**settings | {"start": values["pretrained_dir"], "teacher": values["teacher"] if learns else None})
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
@@ -89,6 +91,8 @@ def _resolve(flags: dict, facts: Facts | None) -> Values:
     values = _fill(flags)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
+        if facts.start_row:
+            adopt_file(values, flags, facts)
         if values["precision"] == AUTO:
             values["precision"] = "bf16" if facts.native_bf16 else "fp32"
     _set_lengths(values, flags, facts)
