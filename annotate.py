@@ -14,16 +14,16 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    from utils import process
+from utils import process
+
+with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
-except ModuleNotFoundError as error:
-    sys.exit(f"annotate.py: error: this Python lacks {error.name}: run .venv/bin/python annotate.py (bash train.sh makes it), "
-             "or install requirements.txt")
+    from utils.config.types import positive_int, user_path
 
 if TYPE_CHECKING:
     from utils.attention.editor.session import Gallery
     from utils.build import Opened
+    from utils.data.reading import Reading
 
 RUNS = Path("output")
 # What a published data set is called below --data.
@@ -40,16 +40,17 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Raises ConfigError."""
     parser = Parser(prog="annotate.py", allow_abbrev=False, description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkpoint", help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, "
-                                             "or any other file, folder or published name with --data (default: the newest run "
-                                             f"below {RUNS})")
+    parser.add_argument("--checkpoint", type=user_path,
+                        help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, or any other file, "
+                             f"folder or published name with --data (default: the newest run below {RUNS})")
     parser.add_argument("--model_type", help="the architecture of a --checkpoint that is no run (default: what it tells)")
-    parser.add_argument("--num_heads", type=int, help="for such a file: its attention heads, where nothing tells them")
-    parser.add_argument("--data", help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
+    parser.add_argument("--num_heads", type=positive_int, help="for such a file: its attention heads, where nothing tells them")
+    parser.add_argument("--data", type=user_path,
+                        help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
                                        "or where the data set of the run is now (default: the data set of the run)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train",
                         help="which images: edits of those of train teach (default: %(default)s)")
-    parser.add_argument("--edits", help="the folder of the edits (default: the one that the run learned from "
+    parser.add_argument("--edits", type=user_path, help="the folder of the edits (default: the one that the run learned from "
                                         "(--attention_edits), or else edits in the run folder)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
@@ -85,6 +86,7 @@ def annotate(args: argparse.Namespace) -> None:
         others = f" (with {session.others:,} file{'s' * (session.others > 1)} of other images)" if session.others else ""
         print(f"{server.announce(listening)}  {len(gallery.labels):,} images, {session.edited.sum():,} edited; "
               f"edits go to {folder}{others}; Ctrl-C stops", flush=True)
+        process.collect_garbage()
         server.serve(session, listening, args.host)
 
 
@@ -113,11 +115,11 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         print(f"the model has softmax attention: layer {model.sigmoid_layers[-1]}, the last, shows sigmoid attention here, "
               "which without edits is the same; train.py --attention_edits does so too (a run with --sigmoid_attention all takes "
               "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
-    split, classes, where = find_images(args.data, args.split, settings)
+    split, classes, where = find_images(args.data, args.split, settings, opened.reading)
     if not len(split):
         raise ConfigError(f"--split {args.split}: {where} has no such images")
     if args.data is not None and opened.has_data:
-        warn_of_names(split, where, args.split, settings)
+        warn_of_names(split, where, args.split, settings, opened.reading)
     index = {name: label for label, name in enumerate(model.classes)}
     table = np.array([index.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
     labels = table[split.targets]
@@ -133,9 +135,9 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         region=viewer.region, pixels=viewer.pixels, predict_with_attention=viewer.predict_with_attention, predict=viewer.predict)
 
 
-def find_images(data: str | None, part: str, settings: dict):
+def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils.data import class_folders, datasets, image_files, prepared
+    from utils.data import datasets, image_files, prepared, survey
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -145,24 +147,24 @@ def find_images(data: str | None, part: str, settings: dict):
         fractions |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
     divided = fractions["test_fraction"] or any((folder / name).exists() for name in ("train", "val", prepared.FILE))
     if kind != "images" and (kind != "folder" or divided):
-        splits = datasets.open_splits(kind, str(folder), **fractions)
+        splits = datasets.open_splits(kind, str(folder), **fractions, reading=reading)
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
     if kind == "folder":
-        splits = class_folders.folder(str(folder))
+        splits = datasets.own_splits(kind, str(folder), reading)
         return splits.train, splits.classes, str(folder)
     files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
-    return image_files.FileImages(files, folder), (), str(folder)
+    return survey.loose_files(files, folder, reading), (), str(folder)
 
 
-def warn_of_names(split, where: str, part: str, settings: dict) -> None:
+def warn_of_names(split, where: str, part: str, settings: dict, reading: "Reading") -> None:
     """Warns if no image has the name of one of the run's own data set, where that is at hand."""
     kind, folder = settings["dataset"], settings["data_dir"]
     if kind in PUBLISHED and not Path(folder, PUBLISHED[kind]).is_dir():
         return                                          # or it would be downloaded
     with contextlib.suppress(ValueError, OSError):
-        own, _, where_own = find_images(None, part, settings)
+        own, _, where_own = find_images(None, part, settings, reading)
         names = {own.name(index) for index in range(len(own))}
         if names and not any(split.name(index) in names for index in range(len(split))):
             print(f"warning: train.py finds edits by the image's name in the data set it trains on, and no image here "
@@ -271,4 +273,4 @@ class Viewer:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

@@ -12,10 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-from utils import config, process
-from utils.config.retired import DATASET_FLAGS
-from utils.config.types import positive_int
+from utils import process
 from utils.files import atomic_write
+
+with process.imports("dataset.py"):
+    from utils import config
+    from utils.config.retired import DATASET_FLAGS
+    from utils.config.types import positive_int, user_path
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="where the prepared images go, a new folder")
+    parser.add_argument("folder", type=user_path, metavar="FOLDER", help="where the prepared images go, a new folder")
     parser.add_argument("--size", type=positive_int, default=256, metavar="N",
                         help="shorter side of a stored image, in pixels; smaller images stay as they are (default: 256)")
 
@@ -50,12 +53,14 @@ def check(flags: dict) -> None:
     """Reads every image of every split and prints what was found. Raises DataError if one cannot be read."""
     from utils.data import check as checking
     from utils.data import datasets
+    from utils.data.reading import Reading
 
     sources = config.choose(flags)
     splits = datasets.open_splits(sources.dataset, sources.data_dir, val_fraction=sources.val_fraction,
-                                  test_fraction=sources.test_fraction, split_seed=sources.split_seed)
+                                  test_fraction=sources.test_fraction, split_seed=sources.split_seed,
+                                  reading=Reading.of(vars(sources)))
     findings = checking.check(splits, flags["num_workers"], log=lambda line: print(line, file=sys.stderr))
-    print("\n".join(findings.lines))
+    print("\n".join([*splits.notes, *findings.lines]))
     if sources.dataset == "folder" and (line := checking.ignored_line(sources.data_dir)):
         print(line)
     if not findings.bad:
@@ -63,7 +68,8 @@ def check(flags: dict) -> None:
         return
     listed = Path(flags.get("output_dir", config.FLAGS["output_dir"].default)) / "bad_images.txt"
     listed.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad)))
+    atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad), encoding="utf-8",
+                                                     errors="backslashreplace"))
     raise datasets.DataError(f"{len(findings.bad):,} images cannot be read: {listed} lists them. Replace or remove them, or "
                              "train with --bad_images skip (validation and test images must be readable)")
 
@@ -72,11 +78,14 @@ def prepare(flags: dict) -> None:
     """Decodes the images of every split and makes them smaller, into a new folder. Raises what prepare.build raises."""
     from utils.data import datasets
     from utils.data import prepare as preparing
+    from utils.data.reading import Reading
 
     sources = config.choose({name: value for name, value in flags.items() if name in config.FLAGS})
     skip = flags.get("max_bad_images", config.FLAGS["max_bad_images"].default) if flags.get("bad_images") == "skip" else 0.0
-    preparing.build(datasets.own_splits(sources.dataset, sources.data_dir), sources.dataset, flags["folder"], flags["size"],
-                    flags["num_workers"], print, skip=skip)
+    splits = datasets.own_splits(sources.dataset, sources.data_dir, Reading.of(vars(sources)))
+    for note in splits.notes:
+        print(note)
+    preparing.build(splits, sources.dataset, flags["folder"], flags["size"], flags["num_workers"], print, skip=skip)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -24,12 +25,14 @@ import sys
 from pathlib import Path
 
 from utils import process
-from utils.config import FLAGS, ConfigError, preview
-from utils.config import parse as parse_flags
-from utils.config.flags import FREE
-from utils.config.retired import RETIRED
-from utils.config.types import non_negative_float, positive_float
-from utils.files import atomic_write
+from utils.files import StorageError, atomic_write
+
+with process.imports("sweep.py"):
+    from utils.config import FLAGS, ConfigError, preview
+    from utils.config import parse as parse_flags
+    from utils.config.flags import FREE
+    from utils.config.retired import RETIRED
+    from utils.config.types import non_negative_float, positive_float
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -62,6 +65,7 @@ def main(argv: list[str]) -> int:
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
         trial = ["--val_fraction", str(held_out), "--test", "never"]
         trial += ["--split_seed", str(run.split_seed)] if held_out else []
+        process.collect_garbage()
         rows = []
         for value in values:
             rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, tried, value))
@@ -69,7 +73,6 @@ def main(argv: list[str]) -> int:
         best = choose(rows, folder)[tried]
         print(f"\nsweep: {spoken(tried)} {best:g} is the best on the held-out images; now the final run", flush=True)
         rows.append(finish(folder / "final", [*shared, "--val_fraction", "0", "--test", "once"], tried, best))
-        write(folder, rows, tried)
         summarise(folder, rows, tried)
     return program.exit_code
 
@@ -112,19 +115,20 @@ def flags_of_script(flags: list[str]) -> dict:
     """What train.sh makes of its variables and these flags."""
     # In UTF-8 bash prints names as they are; elsewhere in a spelling of its own.
     environment = os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(["bash", "train.sh", *flags], env=environment, text=True, capture_output=True, encoding="utf-8")
+    done = subprocess.run(["bash", "train.sh", *flags], env=environment, capture_output=True)
     if done.returncode:
-        raise ConfigError(done.stderr.strip())
-    words = shlex.split(done.stdout.splitlines()[-1])
+        raise ConfigError(os.fsdecode(done.stderr).strip())
+    words = shlex.split(os.fsdecode(done.stdout).splitlines()[-1])
     return parse_flags(words[words.index("train.py") + 1:])
 
 
 def fraction_to_hold_out(run: argparse.Namespace) -> float:
     """The run's fraction, or a tenth; none where the data set has a validation split of its own."""
     from utils.data import datasets
+    from utils.data.reading import Reading
 
     splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed)
+                                  split_seed=run.split_seed, reading=Reading.of(vars(run)))
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
@@ -152,21 +156,25 @@ def claim(folder: Path, settings: dict) -> None:
     file = folder / "sweep.json"
     if file.exists():
         try:
-            before = json.loads(file.read_text())
-        except ValueError:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
         if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
-            before = {name: before.get(name, settings[name] if name not in FLAGS else FLAGS[name].before)
-                      for name in (*settings, *before) if name not in (*RETIRED, "fp16")}       # an alias of precision
-        if before == settings:
+            younger = {name: FLAGS[name].before if name in FLAGS else value for name, value in settings.items()}
+            before = {name: value for name, value in (younger | before).items()
+                      if name not in (*RETIRED, "fp16")}          # an alias of precision
+        else:
+            before = {}
+        changed = [name for name in settings | before if before.get(name) != settings.get(name)]
+        if not changed:
             print(f"sweep: resuming {folder}")
             return
         if any(folder.glob("*/log.jsonl")):
-            name = next(name for name in settings if before.get(name) != settings[name])
-            raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings[name]}: give another NAME")
+            name = changed[0]
+            raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings.get(name)}: give another NAME")
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n"))
+    atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
 
 
 def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
@@ -178,8 +186,13 @@ def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
         return next((event for event in reversed(run_folder.read_log(folder))
                      if event["event"] in kinds and event.get("split") != "train"), None)
 
+    def result() -> dict | None:
+        """Its last evaluation; None where a full disk lost that line: a finished run that is resumed evaluates again."""
+        end, evaluated = last("end"), last("eval")
+        return evaluated if end is None or (evaluated or {}).get("step") == end.get("step") else None
+
     ended = last("start", "resume", "end", "diverged")
-    if ended is None or ended["event"] not in ("end", "diverged"):
+    if ended is None or ended["event"] not in ("end", "diverged") or (ended["event"] == "end" and result() is None):
         started = folder.is_dir() and (checkpoint.step_files(folder) or (folder / checkpoint.BEST_FILE).exists())
         print(f"\nsweep: {'resuming' if started else 'running'} {folder.name}", flush=True)
         code = start(folder) if started else start(None, *flags, f"--{tried}", str(value), "--name", folder.name)
@@ -187,16 +200,19 @@ def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
         if code and (ended is None or ended["event"] != "diverged"):
             raise RunError(code)
     row = {"run": folder.name, tried: value, "status": "done"}
-    if ended["event"] == "diverged":
+    if ended is not None and ended["event"] == "diverged":
         return row | {"status": f"diverged at step {ended['step']}"}
-    return row | {key: value for key, value in last("eval").items() if key in RESULTS}
+    if (evaluated := result()) is None:
+        raise StorageError(f"{folder / run_folder.LOG_FILE} has no evaluation of the finished run. Make room on the disk and "
+                           "start the sweep again: it continues from here")
+    return row | {key: value for key, value in evaluated.items() if key in RESULTS}
 
 
 def start(resume: Path | None, *flags: str) -> int:
     """Runs train.sh -> its exit code. A resumed run has its settings, so that the script's variables are left out."""
     environment = os.environ | {"PYTHON": sys.executable}
     if resume is not None:
-        settings = re.findall(r'^add \w+ "\$(\w+)"', Path("train.sh").read_text(), re.MULTILINE)
+        settings = re.findall(r'^add \w+ "\$(\w+)"', Path("train.sh").read_text(encoding="utf-8"), re.MULTILINE)
         environment = {name: value for name, value in environment.items() if name not in settings}
         environment["RESUME_PATH"] = str(resume)
     child = subprocess.Popen(["bash", "train.sh", *flags], env=environment)
@@ -221,12 +237,13 @@ def choose(rows: list[dict], folder: Path) -> dict:
     ended = [row for row in rows if row["status"] == "done"]
     if not ended:
         raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
-    return max(ended, key=lambda row: (row["accuracy"], -float(row["loss"])))
+    losses = {row["run"]: float(row["loss"]) for row in ended}
+    return max(ended, key=lambda row: (row["accuracy"], not math.isnan(losses[row["run"]]), -losses[row["run"]]))
 
 
 def write(folder: Path, rows: list[dict], tried: str) -> None:
     def write_table(unfinished: Path) -> None:
-        with open(unfinished, "w", newline="") as stream:
+        with open(unfinished, "w", newline="", encoding="utf-8") as stream:
             table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
             table.writeheader()
             table.writerows(rows)
@@ -235,16 +252,20 @@ def write(folder: Path, rows: list[dict], tried: str) -> None:
 
 
 def summarise(folder: Path, rows: list[dict], tried: str) -> None:
+    """Prints the table, then writes it and the picture, for which there may be no room. Raises StorageError."""
     from utils.report import plots
 
-    plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
     print(f"\n{'run':<12} {spoken(tried):>21}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")
     for row in rows:
         result = row["status"] if row["status"] != "done" else (
-            f"{row['split']:<6} {row['images']:>7} {row['accuracy']:>9.2%} {row['top5']:>8.2%} {row['loss']:>8.4f}")
+            f"{row['split']:<6} {row['images']:>7} {row['accuracy']:>9.2%} {row['top5']:>8.2%} {float(row['loss']):>8.4f}")
         print(f"{row['run']:<12} {row[tried]:>21g}  {result}")
-    print(f"table    {folder / 'sweep.csv'}\npicture  {folder / 'sweep.png'}\nmodel    {folder / 'final'}")
+    print(f"model    {folder / 'final'}", flush=True)
+    write(folder, rows, tried)
+    print(f"table    {folder / 'sweep.csv'}")
+    plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
+    print(f"picture  {folder / 'sweep.png'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

@@ -5,17 +5,14 @@ Exit codes: 0 done, 2 bad input; docs/reliability.md lists the others. A traceba
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import process
+from utils import launch, process
 
-try:
+with process.imports("train.py"):
     from utils import config as configuration
-except ModuleNotFoundError as error:
-    sys.exit(f"train.py: error: this Python lacks {error.name}. Run .venv/bin/python train.py (bash train.sh makes it), or "
-             "install requirements.txt")
+    from utils.files import where_looked
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -24,9 +21,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    with process.program("train.py") as program:                 # signals, one-line errors, exit codes
-        flags = process.flags_after_restart(configuration.parse(argv))
+    with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
+        flags = launch.flags_after_restart(configuration.parse(argv))
         configuration.check(flags)                               # what needs neither data nor PyTorch
+        check_weights(flags)
+        if launch.only_checks():                                 # train.sh asks before it starts torchrun
+            return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -45,6 +45,21 @@ def main(argv: list[str]) -> int:
     return program.exit_code
 
 
+def check_weights(flags: dict) -> None:
+    """Raises ConfigError where weights that a flag names are neither there nor published. A resumed run has its own."""
+    from models import ModelError
+    from models.checkpoints.published import require_weights
+
+    start = "none" if "resume_path" in flags else configuration.choose(flags).start
+    for flag, weights in (("pretrained_dir", start), ("teacher", flags.get("teacher", "none"))):
+        if weights not in ("auto", "none"):
+            try:
+                require_weights(weights)
+            except ModelError as error:
+                where = "" if Path(weights).exists() else where_looked(weights)
+                raise configuration.ConfigError(f"--{flag}: {error}{where}") from error
+
+
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
     """-> exit code: 0, or that of a run that was asked to stop"""
     from utils import build
@@ -53,7 +68,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
     data = build.build_data(config, found, saved, ranks, built)        # loaders over the splits that were found
-    trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests)      # optimizer, criterion, averages
+    trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()
         shown = summary.before(run, trainer, data)                     # attention that edits will change, kept in checkpoints

@@ -3,8 +3,7 @@
     python visualize.py attention --checkpoint output/NAME --image photo.jpg
 
 `python visualize.py --help` lists the pictures. Without --checkpoint it is the embedded model of letters, on the embedded
-digits. The notebook uses the same functions: load, examples, predict_with_attention, the draw_ functions
-here and those of utils/report/views.py.
+digits. The notebook uses the same functions: load and examples, and those of utils/report/views.py.
 Exit codes: 0 done; 2 bad input, reported in one line. A traceback is a bug of this program.
 
 Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
@@ -14,22 +13,19 @@ import argparse
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import process
+
+with process.imports("visualize.py"):
+    from utils.config import FLAGS, ConfigError, Parser
+    from utils.config.types import fraction, image_size, positive_int, user_path
+
 if TYPE_CHECKING:
     from utils.build import Opened
-    from utils.report.views import Example, View
-
-try:
-    from utils import process
-    from utils.config import FLAGS, ConfigError, Parser
-    from utils.config.types import fraction, image_size, positive_int
-except ModuleNotFoundError as error:
-    sys.exit(f"visualize.py: error: this Python lacks {error.name}: run .venv/bin/python visualize.py (bash train.sh makes it), "
-             "or install requirements.txt")
+    from utils.report.views import Example
 
 FEW, SOME = 4, 64                                    # images of the data set: to draw, to average over
 
@@ -45,8 +41,8 @@ VERBS = {
     "curves": ("loss, accuracy and learning rate of one run or several", "runs"),
     "confusion": ("a run evaluated: confusion matrix and worst mistakes", "data"),
 }
-MODEL = {"checkpoint": {"help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or any other file or "
-                                "folder or published name (default: the embedded model)"},
+MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
+                        "any other file or folder or published name (default: the embedded model)"},
          "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16 (default: what it tells)"},
          "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
          "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"}}
@@ -60,9 +56,9 @@ DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's dat
 OPTIONS = {
     "model": MODEL,
     "data": MODEL | DATA,
-    "image": MODEL | RESIZE | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: "
-                                         "images of the data set)"}} | DATA,
-    "runs": {"checkpoint": {"nargs": "+", "metavar": "RUN", "help": "run folders"}},
+    "image": MODEL | RESIZE | {"image": {"type": user_path, "nargs": "+", "metavar": "FILE", "help": "pictures, or folders of "
+                                         "them (default: images of the data set)"}} | DATA,
+    "runs": {"checkpoint": {"type": user_path, "nargs": "+", "metavar": "RUN", "help": "run folders"}},
     "layer": {"layer": {"type": positive_int, "help": "whose heads are shown, from 1 (default: the last)"}},
     "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
@@ -81,7 +77,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         for group in groups:
             for name, settings in OPTIONS[group].items():
                 own.add_argument(f"--{name}", **settings)
-        own.add_argument("--output", help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
+        own.add_argument("--output", type=user_path,
+                         help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
     options = parser.parse_args(argv)
     if getattr(options, "image", None) and (options.split or options.images):
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
@@ -92,13 +89,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     skipped = []
-    sys.stdout.reconfigure(errors="backslashreplace")        # names of files can be any bytes
     with process.program("visualize.py", signals=False) as program:
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
         from utils.report import plots
 
         folder, drawings = draw(options, skipped)
+        process.collect_garbage()
         for path, (_, figure) in zip(plots.output_paths(options.output, folder, [name for name, _ in drawings]), drawings):
             with skip_unreadable(skipped):
                 drawn = figure()
@@ -147,15 +144,15 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
         def readable():
             for example in found:
                 with skip_unreadable(skipped):
-                    yield predict_with_attention(subject, example)
+                    yield views.predict_with_attention(subject, example)
 
         return folder, [(verb, lambda: views.draw_distance(readable()))]
     figure = {"attention": lambda view: views.draw_attention(view, options.layer, options.head),
               "rollout": lambda view: views.draw_rollout(view, options.fusion, options.drop),
-              "grad-rollout": lambda view: draw_gradient_rollout(view, options.target, options.drop),
+              "grad-rollout": lambda view: views.draw_gradient_rollout(view, options.target, options.drop),
               "class-attention": views.draw_class_attention}[verb]
     return folder, [(f"{verb}-{Path(example.name).with_suffix('').as_posix().replace('/', '-')}",
-                     lambda example=example: figure(predict_with_attention(subject, example))) for example in found]
+                     lambda example=example: figure(views.predict_with_attention(subject, example))) for example in found]
 
 
 # ------------------------------------------------------------------------------------------ models and images
@@ -189,7 +186,7 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
     splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"])
+                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], reading=subject.reading)
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
@@ -201,7 +198,8 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
 
     Raises ConfigError or DataError.
     """
-    from utils.data.image_files import IMAGE_EXTENSIONS, FileImages
+    from utils.data.image_files import IMAGE_EXTENSIONS
+    from utils.data.survey import loose_files
     from utils.report.views import Example
 
     if images is None:
@@ -215,52 +213,9 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
         found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
-    data = FileImages([(path, 0) for path, _ in found])
+    data = loose_files([(path, 0) for path, _ in found], ".", subject.reading)
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 
 
-def predict_with_attention(subject: "Opened", example: "Example") -> "View":
-    """Shows the image to the model and records its attention -> views.View. Raises ImageError."""
-    import torch
-
-    from utils.data.transforms import normalize
-    from utils.report.views import View
-
-    model = subject.model
-    image, _ = example.split[example.index]
-    pixels = subject.transform(image)[None]
-    inputs = normalize(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
-    with torch.no_grad(), model.recording() as maps:
-        logits = model(inputs)
-    probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
-    return View(subject, example, pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy(), inputs, probabilities,
-                [layer.cpu() for layer in maps])
-
-
-def compute_gradient_rollout(view: "View", target: int, drop: float = 0.0):
-    """Gradient rollout of class number `target` -> (1, N, N)"""
-    import torch
-
-    from utils.attention.maps import gradient_rollout
-    from utils.report.views import protected_columns
-
-    model = view.subject.model
-    with model.recording(differentiable=True) as maps:
-        logits = model(view.inputs)
-    gradients = torch.autograd.grad(logits[0, target], maps)
-    maps = [layer.detach() for layer in maps]
-    return gradient_rollout(maps, gradients, drop, protected_columns(model)).cpu()
-
-
-def draw_gradient_rollout(view: "View", target: str | None = None, drop: float = 0.0):
-    """target: a class by name or number; None: the predicted one -> Figure"""
-    from utils.report import views
-
-    classes = view.subject.classes
-    number = int(view.probabilities.argmax()) if target is None else views.class_index(target, classes)
-    how = views.describe_rollout(f"for {classes[number]}", drop)
-    return views.draw_joint(view, compute_gradient_rollout(view, number, drop), f"gradient rollout {how}")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

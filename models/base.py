@@ -183,17 +183,14 @@ def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
 
 
 def _check_values(config) -> None:
-    for name in ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers", "in_channels"):
-        if config[name] < 1:
-            raise ModelError(f"{name} {config[name]}: must be 1 or more")
-    for name in ("representation_size", "class_layers"):
-        if config[name] < 0:
-            raise ModelError(f"{name} {config[name]}: must be 0 or more")
-    for name in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
-        if not 0 <= config[name] < 1:
-            raise ModelError(f"{name} {config[name]}: must be at least 0 and below 1")
-    if not 0 < config.norm_eps < 1:
-        raise ModelError(f"norm_eps {config.norm_eps}: must be above 0 and below 1, such as 1e-6")
+    for names, lowest, end, allowed in (
+            (("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers", "in_channels"), 1, math.inf, "1 or more"),
+            (("representation_size", "class_layers"), 0, math.inf, "0 or more"),
+            (("dropout_rate", "attention_dropout_rate", "drop_path_rate"), 0, 1, "at least 0 and below 1"),
+            (("norm_eps",), math.ulp(0.0), 1, "above 0 and below 1, such as 1e-6")):
+        for name in names:
+            if not lowest <= config[name] < end:
+                raise ModelError(f"{name} {config[name]}: must be {allowed}")
     for name, values in {"classifier": ("token", "gap", "patch_mean"), "gelu": ("tanh", "erf"),
                          "position_resize": tuple(RESIZE_RULES), "resnet_style": tuple(STYLES)}.items():
         if config[name] not in values:
@@ -214,14 +211,10 @@ def _check_family(config) -> None:
     if config.class_layers and config.distilled:
         raise ModelError("distilled and class_layers: the first makes a DeiT, the second a CaiT; set only one of them")
     for name, family in (("class_layers", "CaiT"), ("distilled", "a distilled DeiT")):
-        if not config[name]:
-            continue
-        if config.classifier != "token":
-            raise ModelError(f"classifier {config.classifier!r}: {family} ({name}) reads its tokens, must be 'token'")
-        if config.representation_size:
-            raise ModelError(f"representation_size {config.representation_size}: {family} ({name}) has no pre_logits, must be 0")
-        if config.resnet_layers is not None:
-            raise ModelError(f"resnet_layers {tuple(config.resnet_layers)}: {family} ({name}) has no ResNet, must be None")
+        for key, needed, why in (("classifier", "token", "reads its tokens"), ("representation_size", 0, "has no pre_logits"),
+                                 ("resnet_layers", None, "has no ResNet")):
+            if config[name] and config[key] != needed:
+                raise ModelError(f"{key} {config[key]!r}: {family} ({name}) {why}, must be {needed!r}")
     if config.classifier == "patch_mean" and config.representation_size:
         raise ModelError(f"representation_size {config.representation_size}: classifier 'patch_mean' has no pre_logits, "
                          "must be 0")

@@ -12,7 +12,7 @@ from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.described import COMPUTED
 from .checkpoints.load import load_pretrained, load_run
-from .checkpoints.opened import OpenedCheckpoint, open_checkpoint
+from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
@@ -28,8 +28,8 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
     num_classes:    default 1000; with head="keep" the file's own count.
     img_size:       side or (height, width) in pixels; default the row's.
-    pretrained:     a checkpoint file, an opened one (checkpoints.open_checkpoint), or a published name, which is looked up in
-                    ./checkpoint and else downloaded.
+    pretrained:     a checkpoint file, an OpenedCheckpoint, or a published name, which is looked up in ./checkpoint and else
+                    downloaded.
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
     initialise:     False leaves the parameters uninitialized, for a caller who loads all of them (load_state_dict).
     overrides:      other values for keys of the row, such as dropout_rate=0.1. Those of GELU, eps, mean and std win over what
@@ -46,7 +46,7 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     if head == "keep" and pretrained is None:
         raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
     if pretrained is not None and not isinstance(pretrained, OpenedCheckpoint):
-        with open_checkpoint(find_checkpoint(pretrained)) as opened:
+        with OpenedCheckpoint(find_checkpoint(pretrained)) as opened:
             return create_model(name_or_config, num_classes, img_size, opened, head, initialise, **overrides)
     if head == "keep":
         num_classes = pretrained.head_classes if num_classes is None else num_classes

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from utils.report import plots
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
+# Ignored where the tests run in the background of a script, and then by every program that they start and send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES: dict[str, list[dict]] = {}      # by test: what it tried for the contract
@@ -41,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="docs/reliability.md at full counts (45 minutes on 2 cores)")
+    parser.addoption("--full", action="store_true", help="docs/reliability.md at full counts (21 minutes on 2 cores)")
     parser.addoption("--figures", metavar="FILE", help="put what the contract's tests tried into this JSON file")
 
 

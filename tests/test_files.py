@@ -15,6 +15,20 @@ from utils.files import FileLock, InUseError, StorageError, atomic_write
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
 
 
+def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
+    here, called = tmp_path / "here", tmp_path / "called"
+    (called / "run").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("VIT_CALLED_FROM", str(called))
+    assert files.where_looked("/no/such") == ""
+    assert files.where_looked("gone") == f" (looked for in {here})"
+    assert files.where_looked("run").endswith(f"relative paths are meant from the script's folder: {called / 'run'} is there)")
+    (here / "link").symlink_to("/no/such")
+    for path in ("link", "link/best.pt"):
+        assert files.where_looked(path).startswith(" (link is a link to /no/such, which is not there; looked for in")
+
+
 # ------------------------------------------------------------------------------------------------------ atomic_write
 
 
@@ -63,9 +77,14 @@ def test_lock_excludes_other_processes_until_its_owner_ends(tmp_path):
         for refused in (lock.acquire, lock.check):
             assert error_of(InUseError, refused) == f"{tmp_path} is in use by process {other.pid} on {platform.node()}. Stop it."
     assert InUseError.exit_code == 7
-    with lock:
-        pass
-    with AnotherProcess(lambda: FileLock(tmp_path).__enter__().release()):
+    lock.acquire()
+    lock.release()
+
+    def acquire_and_release():
+        (other := FileLock(tmp_path)).acquire()
+        other.release()
+
+    with AnotherProcess(acquire_and_release):
         lock.acquire()
     lock.release()
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("train", "dataset", "sweep", "visualize", "annotate")
-LEAVES = {"utils.device", "utils.files", "utils.process", "utils.randomness"}
+LEAVES = {"utils.device", "utils.files", "utils.launch", "utils.process", "utils.randomness", "utils.temporary"}
 ROOMS = ("utils.build", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention", "utils.report",
          "utils.distributed", "models.checkpoints")
 
@@ -23,7 +23,7 @@ ALLOWED = {
     "utils.training": {"utils.data", "utils.distributed"},
     "utils.data": set(),
     "utils.distributed": set(),
-    "utils.config": {"configs"},
+    "utils.config": {"configs", "utils.training.memory"},
     "configs": set(),
     "models": {"configs", "models.errors"},                           # models/__init__.py
     "models.create": {"configs", "models"},
@@ -119,6 +119,17 @@ def test_files_functions_and_classes_stay_readable(path):
             assert node.end_lineno - node.lineno < 60, node.name
         elif isinstance(node, ast.ClassDef):
             assert len(attributes_set(node)) <= 12, (node.name, attributes_set(node))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_name_their_encoding(path):
+    """That of the locale may lack letters of a file's name. What is opened with "b" in its mode is no text."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        mode = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
+        is_open = isinstance(node.func, ast.Name) and node.func.id == "open" and "b" not in mode
+        assert not is_open and getattr(node.func, "attr", "") not in ("read_text", "write_text"), f"line {node.lineno}"
 
 
 def attributes_set(node: ast.ClassDef) -> set[str]:

@@ -3,6 +3,7 @@
 Shapes: D width, H heads, d = D / H, P patch side, C classes. `key_maps.py` names the conversion of each parameter.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,41 +20,33 @@ class Row(NamedTuple):
 
     parameter: str
     sources: tuple[str, ...]         # names in the file
-    conversion: str                  # a key of FROM_FILE and TO_FILE, or "position"
+    conversion: str                  # a key of CONVERSIONS
 
-# ----------------------------------------------------------------------------------------------- file -> model
 
-# array of the file -> the parameter, or where a row has several arrays their part of its rows
-FROM_FILE = {
-    "copy": lambda array: array,
-    "vector": lambda array: array.flatten(),
-    "dense": lambda array: array.t(),
-    "conv": lambda array: array.permute(3, 2, 0, 1),
-    "qkv": lambda array: array.flatten(1).t(),                 # (D, H, d) -> (H * d, D)
-    "qkv_bias": lambda array: array.flatten(),
-    "out": lambda array: array.flatten(0, 1).t(),              # (H, d, D) -> (D, H * d)
-    "join": lambda array: array,
-}
+class Conversion(NamedTuple):
+    """Between one parameter and its array of a file, or where a row has several arrays one of them and its part of the rows."""
 
-# ----------------------------------------------------------------------------------------------- model -> file
+    from_file: Callable[[Tensor], Tensor]
+    to_file: Callable[[Tensor, ImageTransformer, int], Tensor]        # (parameter, model, which of the row's arrays)
 
 
 def _heads(model: ImageTransformer) -> tuple[int, int]:
     return model.config.num_heads, model.config.hidden_size // model.config.num_heads
 
 
-# (parameter, model, which of the row's arrays) -> that array
-TO_FILE = {
-    "copy": lambda value, model, part: value,
-    "position": lambda value, model, part: value,
-    "vector": lambda value, model, part: value.view(1, 1, 1, -1),
-    "dense": lambda value, model, part: value.t(),
-    "conv": lambda value, model, part: value.permute(2, 3, 1, 0),
-    "qkv": lambda value, model, part: value.chunk(3)[part].t().reshape(-1, *_heads(model)),
-    "qkv_bias": lambda value, model, part: value.chunk(3)[part].reshape(_heads(model)),
-    "out": lambda value, model, part: value.t().reshape(*_heads(model), -1),
-    "join": lambda value, model, part: value.chunk(3)[part],
-}
+CONVERSIONS = {name: Conversion(*both) for name, both in {
+    "copy": (lambda array: array, lambda value, model, part: value),
+    "position": (lambda array: array, lambda value, model, part: value),                  # load.py resizes them
+    "vector": (lambda array: array.flatten(), lambda value, model, part: value.view(1, 1, 1, -1)),
+    "dense": (lambda array: array.t(), lambda value, model, part: value.t()),
+    "conv": (lambda array: array.permute(3, 2, 0, 1), lambda value, model, part: value.permute(2, 3, 1, 0)),
+    # (D, H, d) <-> (H * d, D)
+    "qkv": (lambda array: array.flatten(1).t(), lambda value, model, part: value.chunk(3)[part].t().reshape(-1, *_heads(model))),
+    "qkv_bias": (lambda array: array.flatten(), lambda value, model, part: value.chunk(3)[part].reshape(_heads(model))),
+    # (H, d, D) <-> (D, H * d)
+    "out": (lambda array: array.flatten(0, 1).t(), lambda value, model, part: value.t().reshape(*_heads(model), -1)),
+    "join": (lambda array: array, lambda value, model, part: value.chunk(3)[part]),
+}.items()}
 
 # ------------------------------------------------------------------------------------------- rows of one model
 

@@ -5,13 +5,11 @@ the checksum that the publisher names, and for its kind, since a network may ans
 """
 
 import base64
-import contextlib
 import fcntl
 import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -28,31 +26,27 @@ KINDS = {
 }
 
 
-def download(url: str, path: Path, checksum: str = "") -> None:
-    """Downloads `url` to `path`, whose suffix is one of KINDS, unless another process just did: two never write into one file.
+def download(url: str, path: Path, checksum: str = "") -> Path:
+    """Downloads `url` to `path`, whose suffix is one of KINDS, unless it is there, and returns it. Of several processes one does.
 
     What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
     two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
     Raises WeightsError with the URL and the path to put the file at by hand.
     """
+    if path.is_file():
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(path.name + ".lock")):
+        lock = path.with_name(path.name + ".lock")
+        with open(lock, "w", encoding="utf-8") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
             if not path.is_file():
                 _download(url, path, checksum)
+            lock.unlink(missing_ok=True)             # not after an error: others may wait for this file, a new one would be free
     except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    return path
 
 
 def _download(url: str, path: Path, checksum: str) -> None:
@@ -60,7 +54,7 @@ def _download(url: str, path: Path, checksum: str) -> None:
     with _open(url, part, mark) as response:
         have = part.stat().st_size if response.status == 206 else 0
         if response.headers.get("ETag"):
-            mark.write_text(response.headers["ETag"])
+            mark.write_text(response.headers["ETag"], encoding="utf-8")
         total = _receive(response, part, have, path.name)
         if total is not None and part.stat().st_size != total:
             raise OSError(f"the connection was cut off at {part.stat().st_size} of {total} bytes; run again to resume")
@@ -76,7 +70,7 @@ def _open(url: str, part: Path, mark: Path) -> HTTPResponse:
     """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
     have = part.stat().st_size if part.exists() and mark.exists() else 0
     if have:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text()})
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="utf-8")})
         try:
             response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as error:

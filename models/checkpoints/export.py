@@ -13,7 +13,7 @@ import torch
 from models.base import ImageTransformer
 from models.errors import ModelError
 
-from .conversions import TO_FILE, google_rows
+from .conversions import CONVERSIONS, google_rows
 from .described import COMPUTED, ROW_ENTRY
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
 from .layouts import abbreviate, spelled
@@ -34,7 +34,7 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
     for ours, sources, conversion in rows:
         value = model.get_parameter(ours).detach().float().cpu()
         for part, source in enumerate(sources):
-            arrays[source] = np.ascontiguousarray(TO_FILE[conversion](value, model, part).numpy())
+            arrays[source] = np.ascontiguousarray(CONVERSIONS[conversion].to_file(value, model, part).numpy())
     _write(Path(path), lambda stream: np.savez(stream, **arrays))
 
 

@@ -18,7 +18,7 @@ from models.base import ImageTransformer, stride
 from models.errors import ModelError, WeightsError
 from models.layers import resize_positions
 
-from .conversions import FROM_FILE, TO_FILE, Row, fold_channels
+from .conversions import CONVERSIONS, Row, fold_channels
 from .layouts import Layout, abbreviate
 from .opened import OpenedCheckpoint, Source, opened
 
@@ -75,7 +75,7 @@ def load_run(path: Source, build: Callable[[dict, int, int | tuple[int, int]], I
         if shapes != {name: checkpoint.file.shape(name) for name in checkpoint.file.names}:
             raise WeightsError(f"{checkpoint.path}: the weights do not fit the architecture that it names; the file is damaged")
         model.load_report = _fill(model, checkpoint, "keep")
-        model.classes = checkpoint.class_names
+        model.classes = list(checkpoint.file.run["classes"])
     return model.eval()
 
 
@@ -213,7 +213,7 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
     def read() -> Tensor:
         value = torch.empty(size)
         for part, source in zip(value.chunk(len(sources)), sources):
-            part.copy_(FROM_FILE[conversion](layout.read_view(source)))
+            part.copy_(CONVERSIONS[conversion].from_file(layout.read_view(source)))
         return checked_finite(value, ", ".join(sources), layout.file.path)
 
     return read
@@ -229,7 +229,7 @@ def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
 
 def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer) -> list[tuple[int, ...]]:
     blank, parts = torch.empty_like(parameter, device="meta"), 3 if conversion in ("qkv", "qkv_bias", "join") else 1
-    return [tuple(TO_FILE[conversion](blank, model, part).shape) for part in range(parts)]
+    return [tuple(CONVERSIONS[conversion].to_file(blank, model, part).shape) for part in range(parts)]
 
 
 def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report: LoadReport) -> str:

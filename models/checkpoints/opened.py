@@ -14,7 +14,8 @@ from .layouts import Layout, detect_layout
 
 
 class OpenedCheckpoint(contextlib.AbstractContextManager):
-    """A file of weights that was read, verified and parsed, to be handed to whoever needs it: nobody opens it again.
+    """A published checkpoint, a file of timm or transformers, or a checkpoint of one of our runs, to be handed to whoever needs
+    it: nobody opens it again.
 
     Arrays are read when a model is filled. Close it, or use it as a context manager. Raises WeightsError.
     """
@@ -95,14 +96,9 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 Source = str | Path | OpenedCheckpoint
 
 
-def open_checkpoint(path: str | Path) -> OpenedCheckpoint:
-    """Reads a published checkpoint, a file of timm or transformers, or a checkpoint of one of our runs. Raises WeightsError."""
-    return OpenedCheckpoint(path)
-
-
 def opened(path: Source) -> contextlib.AbstractContextManager[OpenedCheckpoint]:
     """One that was opened before stays open."""
-    return contextlib.nullcontext(path) if isinstance(path, OpenedCheckpoint) else open_checkpoint(path)
+    return contextlib.nullcontext(path) if isinstance(path, OpenedCheckpoint) else OpenedCheckpoint(path)
 
 
 def run_settings(path: Source) -> dict | None:

@@ -92,6 +92,33 @@ def _google_url(file: str) -> str:
     return f"{server}/{urllib.parse.quote(file)}"              # quotes the plus, which is a space in some servers
 
 
+def require_published(text: str | Path) -> str:
+    """The canonical form of a published name. Raises WeightsError for any other text."""
+    name, tables = published_name(str(text)), PUBLISHED | META_FILES
+    folder = str(text).partition("/")[0]
+    if name is None and folder in tables and str(text).count("/") == 1:
+        raise WeightsError(f"no checkpoint at {text}, and {folder} has no published file of that name: it has "
+                           f"{', '.join(tables[folder])}")
+    if name is None:
+        raise WeightsError(
+            f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
+            f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
+    return name
+
+
+def require_weights(name_or_path: str | Path) -> None:
+    """Looks for what is meant and opens nothing. Raises WeightsError where it is no file, no folder of weights or of a run, and
+    no published name."""
+    path = Path(name_or_path)
+    if not path.exists():
+        require_published(name_or_path)
+    elif path.is_dir() and is_weights_folder(path):
+        weights_in(path)
+    elif path.is_dir() and not any(path.glob("*.pt")):
+        raise WeightsError(f"{path} holds no intact checkpoint: it is no run folder, and has no model.safetensors of timm or "
+                           "transformers. Other files of weights are given themselves, not their folder")
+
+
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
 
@@ -102,35 +129,21 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         return Path(name_or_path)
     if Path(name_or_path).is_dir() and is_weights_folder(name_or_path):
         return weights_in(Path(name_or_path))
-    name, tables = published_name(str(name_or_path)), PUBLISHED | META_FILES
-    folder = str(name_or_path).partition("/")[0]
-    if name is None and folder in tables and str(name_or_path).count("/") == 1:
-        raise WeightsError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
-                           f"{', '.join(tables[folder])}")
-    if name is None:
-        raise WeightsError(
-            f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
-            f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
+    name = require_published(name_or_path)
     checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         _, checksum = META_FILES[folder][file]
-        return _fetch(published_url(name), checkpoints / f"{name}.pth", checksum)
+        return download(published_url(name), checkpoints / f"{name}.pth", checksum)
     if folder == "augreg" and AUGREG_SIZE.fullmatch(file):
-        table = _fetch(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
+        table = download(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
         name = f"augreg/{recommended_file(table, file)}"
     # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
     by_hand = checkpoints / f"{file}.npz"
     own_place = checkpoints / f"{name}.npz"
     if folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file():
         return by_hand
-    return _fetch(published_url(name), own_place)
-
-
-def _fetch(url: str, path: Path, checksum: str = "") -> Path:
-    if not path.is_file():
-        download(url, path, checksum)
-    return path
+    return download(published_url(name), own_place)
 
 
 def recommended_file(table: Path, size: str) -> str:

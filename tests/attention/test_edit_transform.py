@@ -2,14 +2,16 @@
 
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from pictures import picture, plain
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from utils.attention.edit_transform import EditTransform, transform_with_edit
+from utils.attention.edit_transform import transform_with_edit, transform_with_edits
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.sampler import StepSampler
@@ -110,10 +112,13 @@ def test_a_plain_resize_keeps_the_map(size):
 def test_an_edit_of_a_region_stays_in_its_region():
     """Its grid of 3 x 2 covers the lower three quarters of the left half."""
     edit = an_edit((3, 2), (0.25, 0, 1, 0.5), share=1.1)
-    values, edited = values_and_edited(transform_with_edit(train_transform("none", (32, 32)), picture(), edit, (4, 4))[1])
     expected = np.zeros((4, 4), np.float32)
     expected[1:, :2] = edit.values
-    assert np.array_equal(values, expected) and np.array_equal(edited, [[False] * 4, *[[True, True, False, False]] * 3])
+    for image in (picture(), pil_to_tensor(picture())):                   # prepared images are tensors
+        values, edited = values_and_edited(transform_with_edit(train_transform("none", (32, 32)), image, edit, (4, 4))[1])
+        assert np.array_equal(values, expected) and np.array_equal(edited, [[False] * 4, *[[True, True, False, False]] * 3])
+    with pytest.raises(AssertionError, match="RandAugment would part"):
+        transform_with_edit(train_transform("none", (32, 32), randaugment_ops=1), picture(), edit, (4, 4))
 
 
 @pytest.mark.parametrize("covered", [0.01, 0.49, 0.5, 1.0])
@@ -156,7 +161,7 @@ def pictures(count=11) -> ArrayImages:
 
 def loaded(edits, workers=0, micro=1) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
     """(epoch, index) -> image and edit (None without) of the training loader"""
-    edit_transform = None if edits is None else pickle.loads(pickle.dumps(EditTransform(edits, (2, 3))))
+    edit_transform = None if edits is None else pickle.loads(pickle.dumps(partial(transform_with_edits, edits, (2, 3))))
     loader = data.train_loader(pictures(), StepSampler(11, 4, micro, 0, 1, 0, 0, 6), seed=5,
                                transform=train_transform("crop_flip", (8, 12)), num_workers=workers, pin_memory=False,
                                edit_transform=edit_transform)

@@ -1,5 +1,6 @@
 """Edit files: what is written comes back, what strangers write is refused in one line, and names never meet."""
 
+import hashlib
 import json
 import os
 
@@ -264,6 +265,13 @@ def test_find_gives_the_edits_of_the_split_alone(tmp_path):
     nothing = Edit("val/0", edits.checksum(pictures(5, "val"), 0), np.zeros((2, 2), np.float32), np.zeros((2, 2), bool))
     write(path_of(tmp_path, "val/0"), nothing)
     assert find(tmp_path, pictures(5, "val")) == {}                  # no patch is edited
+
+
+def test_a_checksum_is_the_sha_256_of_what_is_stored(tmp_path):
+    """Of the file, or of the pixels of an image in memory: whoever has the images can check it."""
+    split, arrays = files(str(tmp_path), "a.png"), pictures()
+    assert edits.checksum(split, 0) == f"sha256:{hashlib.sha256((tmp_path / 'a.png').read_bytes()).hexdigest()}"
+    assert edits.checksum(arrays, 3) == f"sha256:{hashlib.sha256(arrays.images[3].tobytes()).hexdigest()}"
 
 
 def test_an_edit_of_other_pixels_is_refused(tmp_path):

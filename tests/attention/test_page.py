@@ -260,7 +260,7 @@ def test_an_answer_that_is_lost_is_no_conflict(page, folder):
 
 
 def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(context, folder):
-    """Painted, and on to the next image at once: the notice stays, the values survive a reload, and can be taken."""
+    """Painted, and on to the next image at once: the notice stays, the values survive a reload, and can be taken or given up."""
     file = folder / "train/2.png.json"
     with serving(Session(gallery(), folder)) as port:
         first, second = opened(context, port, "#3"), opened(context, port, "#3")
@@ -287,6 +287,24 @@ def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(conte
         second.get_by_role("button", name="Undo").click()
         saved(second)
         assert values_of(file)[0] == [0.9] + [None] * 3
+        paint(second, (2, 2))
+        saved(second)
+        first.bring_to_front()
+        notice = first.get_by_role("alert")
+        first.route("**/edit", lambda route: route.abort())           # its answer comes when it shows the next image
+        paint(first, (1, 1))
+        first.keyboard.press("n")
+        expect(first.locator("#name")).to_have_text("train/3.png")
+        first.unroute("**/edit")
+        first.get_by_role("button", name="Dismiss").click()
+        expect(notice).to_be_hidden()
+        first.keyboard.press("p")
+        expect(first.locator("#name")).to_have_text("train/2.png")
+        first.get_by_role("button", name="Keep that edit").click()
+        expect(notice).to_be_hidden()
+        saved(first)
+        assert first.evaluate("localStorage.length") == 0
+        assert values_of(file)[1:3] == [[None] * 4, [None, None, 0.9, None]]
 
 
 def test_damaged_edits_and_unreadable_images_are_reported(context, folder):

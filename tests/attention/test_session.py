@@ -10,7 +10,8 @@ import pytest
 from galleries import CLASSES, gallery, values_of
 
 from utils.attention import edits
-from utils.attention.editor.session import RequestError, Session
+from utils.attention.editor.session import Session
+from utils.data.splits import ImageError
 
 NOTHING = np.zeros((4, 4), bool)
 
@@ -111,7 +112,7 @@ def test_an_edit_on_other_patches_is_shown_where_it_lies_in_the_image(tmp_path):
 def test_an_unreadable_image_is_reported(tmp_path):
     session = Session(gallery(unreadable=(1,)), tmp_path)
     assert "cut off" in session.image(1)["unreadable"] and not session.image(0)["unreadable"]
-    with pytest.raises(RequestError, match="cut off"):
+    with pytest.raises(ImageError, match="cut off"):
         session.save(1, "", *one(0.5))
     session.search(threading.Event())
     assert session.counts()["unreadable"] == 1 and session.counts()["looked_at"] == 12

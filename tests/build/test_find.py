@@ -1,9 +1,12 @@
 """What is known before the configuration is final, and the records that hold it."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from building import ALONE, write_checkpoint
+from runs import make_tree
 
 import train
 from configs import architecture
@@ -11,6 +14,7 @@ from models import create_model, save_timm
 from utils import build, distributed
 from utils.build.find import open_start
 from utils.config import ConfigError, choose
+from utils.data.reading import Reading
 from utils.data.splits import DataError
 
 
@@ -36,6 +40,20 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, seen: [seen, (*seen[:-1], "other names")])
     with pytest.raises(DataError, match="the nodes have different data"):
         build.find(sources, None, ALONE)
+
+
+def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
+    """Another task finds its own rule; what is typed wins."""
+    make_tree(tmp_path / "tree")
+    data = ["--dataset", "folder", "--data_dir", tmp_path / "tree"]
+    write_checkpoint(tmp_path / "r/best.pt", *data, "--exif", "off", "--alpha", "mask")
+    start = {"dataset": "folder", "data_dir": str(tmp_path / "tree"), "pretrained_dir": str(tmp_path / "r"), "recipe": "digits"}
+    for more, expected in (({}, Reading("follow")), ({"head": "keep"}, Reading("off", alpha="mask")),
+                           ({"eval_only": True}, Reading("off", alpha="mask")),
+                           ({"head": "keep", "exif": "follow"}, Reading("follow", alpha="mask"))):
+        found = build.find(choose(start | more), None, ALONE)
+        assert found.splits.reading == expected and found.facts.reading == vars(expected)
+        assert found.start.path == tmp_path / "r/best.pt"
 
 
 def test_the_default_start_is_the_models_own():
@@ -65,7 +83,11 @@ def test_a_teacher_is_opened_before_the_data(tmp_path):
             build.find(choose(nowhere | {"teacher": str(teacher)} | more), None, ALONE)
     sources = choose({"dataset": "digits", "pretrained_dir": "none", "distillation": "soft", "teacher": str(tmp_path / "x.pth"),
                       "num_heads": 4})
-    assert build.find(sources, None, ALONE).teacher.model.config.num_heads == 4
+    found = build.find(sources, None, ALONE)
+    assert found.teacher.model.config.num_heads == 4
+    count = sum(value.numel() for value in torch.load(tmp_path / "x.pth", weights_only=True).values())
+    assert found.facts.teacher_parameters == count, "it is in memory too"
+    assert build.find(dataclasses.replace(sources, teacher=None), None, ALONE).facts.teacher_parameters == 0
     assert choose({"distillation": "soft", "teacher": "x", "eval_only": True}).teacher is choose({}).teacher is None
 
 

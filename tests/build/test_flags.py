@@ -16,6 +16,7 @@ from configs import RECIPES
 from models import load_model
 from utils.config import FLAGS
 from utils.data.datasets import digits, open_splits
+from utils.data.reading import Reading
 from utils.data.splits import fingerprint
 from utils.training.precision import LEVELS
 
@@ -42,13 +43,14 @@ READ = {
     "trained": lambda o: {name for name, parameter in o.model.named_parameters() if parameter.requires_grad},
     "class weights": lambda o: o.trainer.criterion.class_weights.tolist(),
     "teacher": lambda o: answers(o.trainer.criterion.teacher),
-    "edits": lambda o: (sorted(o.data.edits), o.train.edit_transform.edits is o.data.edits),
+    "edits": lambda o: (sorted(o.data.edits), o.train.edit_transform.args[0] is o.data.edits),
     "edits of an epoch": lambda o: sum(map(o.trainer.criterion.attention.edited_images, range(17))),
     "block": lambda o: is_of_start(o, f"{FC1}.weight"), "head": lambda o: is_of_start(o, "head.weight"),
     "augmentation": lambda o: list(steps(o.train)),
     "gray": lambda o: ["Grayscale" in steps(loader) for loader in (o.train, o.eval)],
     "batches": lambda o: [len(batch.targets) for batch in o.data.eval_loader(o.data.splits.val)],
     "images": lambda o: tuple(len(getattr(o.data.splits, name)) for name in ("train", "val", "test")),
+    "reading": lambda o: o.data.splits.train.reading,
     "fingerprint": lambda o: fingerprint(o.data.splits.train),
     "dropout": lambda o: {part.p for part in o.model.modules() if isinstance(part, torch.nn.Dropout)},
     "due": lambda o: [number for number in range(1, 101) if o.run.is_due(number)],
@@ -130,6 +132,7 @@ ROWS = [
     ("--num_workers 3 --bad_images skip", {"train.num_workers": 3, "eval.num_workers": 3, "train.bad_images": "skip"}, ""),
     ("--dataset folder", {"data.splits.classes": ("ant", "bee")}, "--recipe digits"),
     ("--data_dir wood", {"data.splits.classes": ("cat", "dog")}, TREE),
+    ("--exif off --intensity_range 0,1023 --alpha mask", {"reading": Reading("off", (0, 1023), "mask")}, TREE),
     ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
     ("--test_fraction 0.25", {"images": (1347, 450, 450)}, ""),
     ("--split_seed 5", {"fingerprint": fingerprint(open_splits("digits", "", test_fraction=0.25, split_seed=5).train)},

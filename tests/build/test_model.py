@@ -8,7 +8,7 @@ from building import ALONE, build_objects, write_checkpoint
 from other_programs import renamed
 
 from models import WeightsError, create_model, load_model
-from models.checkpoints import OpenedCheckpoint
+from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
 
 
@@ -29,6 +29,17 @@ def test_a_start_is_closed_when_it_has_been_read(tmp_path, monkeypatch):
     monkeypatch.setattr(OpenedCheckpoint, "close", lambda start: closed.append(start))
     objects = build_objects("--pretrained_dir", tmp_path, "--head", "keep")
     assert closed == [objects.found.start] and objects.model.load_report.classes == list("0123456789")
+
+
+def test_images_that_were_prepared_too_small_are_a_warning(capsys):
+    """The model's are of 8 px."""
+    objects = build_objects()
+    for prepared in (7, 8):
+        splits = dataclasses.replace(objects.found.splits, prepared=prepared)
+        build.build_model(objects.config, dataclasses.replace(objects.found, splits=splits), None, ALONE)
+    printed = capsys.readouterr().out
+    assert printed.count("they are enlarged; prepare them with python dataset.py prepare --size 9\n") == 1
+    assert "less than the model's 8x8 px" in printed and "prepared, the shorter side 8 px at most" in printed
 
 
 @pytest.mark.parametrize(("eval_only", "value"), [(True, 3), (False, 2)])

@@ -12,7 +12,8 @@ from configs import architecture
 from models import create_model, save_npz, save_timm
 from utils.build import open_model
 from utils.build.opened import preferred_row
-from utils.config import ConfigError
+from utils.config import ConfigError, before
+from utils.data.reading import AS_STORED, FIND, Reading
 
 
 def test_what_can_be_opened(tmp_path):
@@ -29,6 +30,15 @@ def test_what_can_be_opened(tmp_path):
     assert other.settings["eval_crop"] == 1.0 and other.settings["interpolation"] == "bilinear"
     embedded = open_model(None)
     assert embedded.classes == tuple(string.ascii_uppercase) and embedded.settings["dataset"] == "digits"
+
+
+def test_how_images_are_read_for_a_model(tmp_path):
+    """As its run read them; for a model of no run, as the images themselves say."""
+    made = write_checkpoint(tmp_path / "r/best.pt")
+    assert open_model(tmp_path / "r").reading == made.found.splits.reading == Reading("follow")
+    state = torch.load(tmp_path / "r/best.pt", weights_only=True)["config"]
+    assert Reading.of(state) == Reading("follow"), "a checkpoint keeps it"
+    assert open_model(None).reading == FIND and Reading.of(before()) == AS_STORED
 
 
 def test_what_cannot_be_opened_names_what_to_type(tmp_path):

@@ -23,7 +23,7 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(tmp_path):
     state = dataclasses.replace(state, optimizer=optimizer, ema=average, scaler=scaler, step=7, updates=6, skips=1)
     trainer = build.build_trainer(objects.config, state, ALONE, objects.built, objects.data)
     assert trainer.progress == (7, 6, 1) and trainer.scaler.state_dict() == scaler
-    assert {each.unique().item() for each in trainer.ema.state_dict().values()} == {3}
+    assert {each.unique().item() for each in trainer.ema.model.state_dict().values()} == {3}
     assert {each["momentum_buffer"].unique().item() for each in trainer.optimizer.state.values()} == {4}
     assert (state.model, state.optimizer, state.ema) == ({}, {}, {})
 

@@ -1,5 +1,7 @@
 """Start weights of another program: what their file tells becomes settings, where no flag sets them."""
 
+import dataclasses
+
 import pytest
 
 from utils.config import ConfigError, Facts, resolve
@@ -20,6 +22,18 @@ def test_sizes_of_its_own_are_taken_with_the_image_size():
         "ViT-B_16", 4, 32, 64, 2, 2)
     assert found.img_size == 16 and found.source("hidden_size") == "start"
     assert config(TINY | {"num_heads": 8}).num_heads == 8 and config(TINY, {"num_heads": 2, "img_size": 32}).img_size == 32
+
+
+def test_the_batch_is_divided_for_the_sizes_of_the_file():
+    """Not for those of the row that they are put into."""
+    facts = Facts(1000, 10, start_row=TINY, start_path="w.pth", memory=24 << 30)
+    flags = {"dataset": "folder", "pretrained_dir": "w.pth", "num_heads": 2}
+    large = TINY | {"patch_size": 16, "hidden_size": 1536, "mlp_dim": 6144, "num_layers": 24}
+    plain = {"dataset": "folder", "pretrained_dir": "none"}
+    tiny, row, huge = (resolve(*each).gradient_accumulation_steps for each in (
+        (flags, facts), (plain, dataclasses.replace(facts, start_row=None)),
+        (flags | {"img_size": 224}, dataclasses.replace(facts, start_row=large))))
+    assert tiny == 1 < row < huge
 
 
 def test_heads_that_nothing_tells_are_asked_for():

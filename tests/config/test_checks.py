@@ -37,6 +37,7 @@ REFUSED = {
     "--head keep needs a --pretrained_dir": {"head": "keep", "pretrained_dir": "none"},
     "--attention_edits needs a --pretrained_dir": {"attention_edits": ".", "num_layers": 2},
     "--eval_only trains nothing": {"attention_edits": ".", "eval_only": True},
+    "--log_dir l\udcf6gs: TensorBoard takes names in UTF-8": {"log_dir": "l\udcf6gs"},
     "a compiled model hides": {"attention_edits": ".", "compile": True},
     "cannot follow RandAugment": {"attention_edits": ".", "mixup_alpha": 1.0},
     "by 1 processes x 4 micro-steps: take 48 or 52": {"train_batch_size": 50, "gradient_accumulation_steps": 4},
@@ -54,7 +55,7 @@ def test_impossible_flags_are_refused_before_anything_is_opened(words):
 
 
 def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("VIT_CHECK", "3")
     assert "not divisible by 3 processes" in message(check, {})
     assert "3 micro-steps a process are no power of two. Take" in message(
         check, {"exact": True, "train_batch_size": 90, "gradient_accumulation_steps": 3})

@@ -30,6 +30,7 @@ def test_every_flag_is_parsed_and_written_again():
 
 
 @pytest.mark.parametrize("flags", [
+    {"dataset": "folder", "data_dir": "-my data", "intensity_range": (-1024, 3071)},
     {"dataset": "cifar10", "precision": "fp16", "fp16_opt_level": "O3", "img_size": (384, 256), "eval_only": True},
     {"recipe": "bit-hyperrule", "dataset": "cifar10", "mixup_alpha": 0.0, "weight_decay": 0.30000000000000004}], ids=str)
 def test_a_command_gives_the_same_configuration(flags):

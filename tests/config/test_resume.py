@@ -49,7 +49,7 @@ def test_what_is_fixed():
 def test_what_override_lets_change():
     lit = RUN | {"distillation": "soft", "teacher": "t", "attention_edits": None, "bad_images": "skip", "optimizer": "sgd",
                  "weight_decay": 0.1, "randaugment_ops": 1, "mixup_alpha": 0.5, "cutmix_alpha": 0.5, "decay_type": "step",
-                 "decay_milestones": (7,), "augmentation": "crop"}
+                 "decay_milestones": (7,), "augmentation": "crop", "dataset": "folder"}
     beside = {"crop_padding": {"augmentation": "pad"}, "min_learning_rate": {"learning_rate": 1.0},
               "train_batch_size": {"gradient_accumulation_steps": 1}}
     for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights"}:
@@ -128,6 +128,8 @@ def test_another_number_of_processes_keeps_the_micro_batches():
     four = RUN | {"gradient_accumulation_steps": 2}
     assert resume({}, four, Facts(1000, 10, ranks=1), ranks=2).gradient_accumulation_steps == 4
     assert resume({}, four, Facts(1000, 10, ranks=4), ranks=2).gradient_accumulation_steps == 1
+    told = {"gradient_accumulation_steps": "auto"}, four, Facts(1000, 10, ranks=1, memory=1)
+    assert resume(*told, ranks=2).gradient_accumulation_steps == 4
     assert resume({"gradient_accumulation_steps": 1}, four, Facts(1000, 10, ranks=2), ranks=2).gradient_accumulation_steps == 1
     assert "change --gradient_accumulation_steps (GRAD_STEPS) or the number of processes" in message(
         {}, four, Facts(1000, 10, ranks=3), ranks=2)

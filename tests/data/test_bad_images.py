@@ -75,6 +75,12 @@ HOSTILE = {
     "cut_short.png": file(stored("PNG")[:-60]),
     "header.png": file(png(cut=20)),
     "wrong_checksum.png": file(stored("PNG")[:29] + b"\0\0\0\0" + stored("PNG")[33:]),
+    "script.jpg": file(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
+    "icon.png": file(stored("ICO", (16, 16))),
+    "header.jpg": file(stored("JPEG")[:40]),
+    "document.jpg": file(stored("PDF")),
+    "archive.png": file(b"PK\x03\x04" + bytes(200)),
+    "zeros.png": file(bytes(5000)),
     "vector.png": file(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
     "noise.bmp": file(np.random.default_rng(3).bytes(5000)),
     "pipe.png": lambda path: os.mkfifo(path),
@@ -174,6 +180,7 @@ def test_harmless_images_are_read(tmp_path):
 def test_reasons_and_what_to_do(tmp_path):
     reasons = {"gone.png": "no such file", "pipe.png": "no regular file", "warned_of.png": "10,000 x 10,000 px, more than",
                "large_header.png": "more than 64,000,000 px", "float.tif": "32 bits", "page.jpg": "none of the formats",
+               "script.jpg": "none of the formats",
                "empty.jpg": "(it is empty); remove or replace it", "folder.png": "(is a directory)",
                "link_to_itself.png": "(too many levels",
                "hole_of_a_terabyte.png": f"more than {MAX_IMAGE_BYTES:,}"}

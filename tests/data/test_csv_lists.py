@@ -75,6 +75,7 @@ BAD_LISTS = {
     "open quote": ({"train": 'a.png,x\n"b.png,x\nc.png,x\n'}, ["train.csv:2: "]),
     "empty label": ({"train": "path,label\na.png,x\nb.png,\n"}, ["train.csv:3: empty label"]),
     "empty path": ({"train": "a.png,x\n,x\n"}, ["train.csv:2: empty path"]),
+    "unknown test label": ({"test": "a.png,X\n"}, ["test.csv:1: the label 'X' does not occur"]),
     "unknown label": ({"val": "a.png,x\nb.png,z\n"}, ["val.csv:2: the label 'z' does not occur in train.csv"]),
     "no image": ({"train": "a.png,x\ngone.png,x\nb.png,x\n"}, ["train.csv:2: the image {root}/gone.png does not exist"]),
     "no images": ({"val": "path,label\n1.png,x\n2.png,x\n3.png,x\n"}, ["val.csv:2: ", "{root}/1.png", "exist, nor 2 more"]),

@@ -240,6 +240,10 @@ def test_damaged_gzip_files_are_reported(tmp_path):
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"images\.gz"):
             datasets.read_idx(file, 3)
+    for length in range(0, len(whole), 20):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"images\.gz"):
+            datasets.read_idx(file, 3)
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
@@ -283,6 +287,9 @@ BAD_CUB = {
     "a line twice": (line("images.txt", 9, "8 x.jpg"), ["images.txt:9: "]),
     "no value": (line("train_test_split.txt", 5, "5"), ["train_test_split.txt:5: "]),
     "no number": (line("image_class_labels.txt", 5, "5 Bird"), ["image_class_labels.txt:5: "]),
+    "neither train nor test": (line("train_test_split.txt", 5, "5 2"), ["train_test_split.txt: image 5 has 2, not 0 or 1"]),
+    "a label of many digits": (line("image_class_labels.txt", 5, "5 " + "9" * 5000), ["image_class_labels.txt:5: "]),
+    "a number of many digits": (line("images.txt", 5, "9" * 5000 + " x.jpg"), ["images.txt:5: "]),
     "class 201": (line("image_class_labels.txt", 5, "5 201"), ["the label 200, but there are 200 classes"]),
     "a class gone": (line("classes.txt", 200, None), ["classes.txt does not hold the classes 1 to 200"]),
 }
@@ -342,6 +349,7 @@ def test_pets(tmp_path, name):
 BAD_PETS = {
     "an image gone": (lambda place: (place / "images/dog-9_2.jpg").unlink(), ["test.txt: the image", "dog-9_2.jpg does not"]),
     "no class": (line("annotations/test.txt", 4, "dog_7"), ["test.txt:4: "]),
+    "a class of many digits": (line("annotations/trainval.txt", 4, f"dog_7 {'9' * 5000} 1 1"), ["trainval.txt:4: ", "1 to 37"]),
     "class 38": (line("annotations/trainval.txt", 4, "dog_7 38 1 1"), ["trainval.txt:4: ", "1 to 37"]),
     "another breed": (line("annotations/trainval.txt", 4, "cat_7 1 1 1"), ["trainval.txt:4: class 1 is Long haired cat-1"]),
     "few lines": (lambda place: [(place / f"annotations/{part}.txt").write_text("dog-3_1 3 1 1\n")

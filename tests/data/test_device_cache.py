@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from utils.data import device_cache
 from utils.data import loader as data
-from utils.data.device_cache import CachedImages, Geometry, cache_on_device, fits_on_device
+from utils.data.device_cache import CachedImages, Geometry, cache_on_device
 from utils.data.image_files import FileImages
 from utils.data.sampler import StepSampler
 from utils.data.splits import ArrayImages, Concat, Subset
@@ -139,10 +139,13 @@ def test_only_small_images_in_memory_of_one_kind_fit(monkeypatch):
               "several kinds": [Concat([pictures(), pictures(height=31)]), Concat([pictures(), pictures(colors=())])]}
     for why, splits in others.items():
         for split in splits:
-            assert not fits_on_device(split) and why in cache_on_device(split, transform, CPU)
-    assert fits_on_device(pictures()) and fits_on_device(Subset(Concat([pictures(), pictures()]), [3]))
+            assert why in cache_on_device(split, transform, CPU)
+            assert "too large" in cache_on_device(split, transform, CPU, any_size=False)
+    for split in (pictures(), Subset(Concat([pictures(), pictures()]), [3])):
+        assert isinstance(cache_on_device(split, transform, CPU, any_size=False), CachedImages)
     monkeypatch.setattr(device_cache, "MAX_BYTES", 100_000)         # `pictures` takes 122,880
-    assert not fits_on_device(pictures())
+    assert "too large" in cache_on_device(pictures(), transform, CPU, any_size=False)
+    assert isinstance(cache_on_device(pictures(), transform, CPU), CachedImages)
 
 
 def test_subsets_of_a_data_set_share_its_memory():

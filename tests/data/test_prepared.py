@@ -19,6 +19,7 @@ from utils.data import check, prepare, transforms
 from utils.data.datasets import open_splits, own_splits
 from utils.data.loader import train_loader
 from utils.data.prepared import FILE, describe
+from utils.data.reading import AS_STORED, FIND, ORIENTATION, Reading
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError, ImageError, Subset, fingerprint
 from utils.data.workers import WorkerError
@@ -43,9 +44,9 @@ def files(tmp_path_factory) -> Path:
     return root
 
 
-def make(source: Path, target: Path, workers: int = 1, skip: float = 0.0, size: int = SIZE) -> list[str]:
+def make(source: Path, target: Path, workers: int = 1, skip: float = 0.0, size: int = SIZE, dataset: str = "folder") -> list[str]:
     logged = []
-    prepare.build(own_splits("folder", str(source)), "folder", target, size, workers, logged.append, skip)
+    prepare.build(own_splits(dataset, str(source)), dataset, target, size, workers, logged.append, skip)
     return logged
 
 
@@ -90,19 +91,28 @@ def test_the_bytes_do_not_depend_on_the_processes(files, whole, tmp_path):
         f"{part}.{kind}" for part in ("train", "val", "test") for kind in ("index", "pixels")}
 
 
-def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path):
+@pytest.mark.parametrize("dataset", ["folder", "csv"])
+def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path, dataset):
     """Drawn shares are the same images; but the run is another, which its fingerprint shows."""
-    target = tmp_path / "set"
-    make(files / "train", target)
+    source, target = files / "train", tmp_path / "set"
+    if dataset == "csv":
+        (source := tmp_path / "lists").mkdir()
+        for part in ("train", "val"):
+            rows = [f"{path},{path.parent.name}\n" for path in sorted((files / part).glob("*/*"))]
+            (source / f"{part}.csv").write_text("".join(rows))
+    make(source, target, dataset=dataset)
     shares = {"test_fraction": 0.3, "val_fraction": 0.2, "split_seed": 3}
-    read, made = (open_splits("folder", str(place), **shares) for place in (files / "train", target))
+    read, made = (open_splits(dataset, str(place), **shares) for place in (source, target))
     for part in ("train", "val", "test"):
         pairs = [[(split.targets[index], split.name(index)) for index in range(len(split))]
                  for split in (getattr(read, part), getattr(made, part))]
         assert pairs[1] == [(label, f"prepared-{SIZE}/{name}") for label, name in pairs[0]]
     assert fingerprint(read.train) != fingerprint(made.train)
-    for dataset, words in (("imagenet", "prepared from folder"), ("folder", "no train/ and val/")):
-        with pytest.raises(DataError, match=words):
+    assert open_splits("folder", str(target), test_fraction=0.3).classes == made.classes
+    with pytest.raises(DataError, match=f"prepared from {dataset}"):
+        open_splits("imagenet", str(target))
+    if dataset == "folder":
+        with pytest.raises(DataError, match="no train/ and val/"):
             open_splits(dataset, str(target))
 
 
@@ -189,6 +199,35 @@ def test_a_changed_source_starts_from_the_beginning(files, whole, tmp_path, monk
     assert contents(target).keys() == contents(whole).keys() and contents(target) != contents(whole)
 
 
+def test_files_are_read_by_their_rule_which_the_folder_keeps(tmp_path):
+    """Turned photographs and 16-bit images, upright and light in the prepared set; a run on it keeps the rule."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    draw = np.random.default_rng(0)
+    for place in GOOD_TREE:
+        (tmp_path / "files" / place).mkdir(parents=True)
+        photo = Image.fromarray(draw.integers(0, 256, (6, 5, 3), np.uint8)).resize((90, 70), Image.BICUBIC)
+        photo.save(tmp_path / "files" / place / "turned.jpg", exif=exif)
+        Image.fromarray(draw.integers(0, 1024, (40, 50), np.uint16)).save(tmp_path / "files" / place / "deep.png")
+    make(tmp_path / "files", tmp_path / "set")
+    read, made = open_splits("folder", str(tmp_path / "files")), open_splits("folder", str(tmp_path / "set"))
+    assert made.reading == read.reading == Reading("follow", (0, 1023), "white") and made.notes == ()
+    for index, size in ((0, (40, SIZE)), (1, (SIZE, 41))):
+        image = read.train[index][0].resize(size, Image.BILINEAR)
+        assert made.train[index][0].size == size and np.array_equal(made.train[index][0], image)
+    with pytest.raises(DataError, match=r"set was prepared with --exif=follow, not off: omit --exif, or prepare .* --exif=off"):
+        open_splits("folder", str(tmp_path / "set"), reading=FIND.replace(exif="off"))
+    with pytest.raises(DataError, match=r"prepared with --intensity_range=0,1023, not 0,65535"):
+        open_splits("folder", str(tmp_path / "set"), reading=read.reading.replace(intensity_range=(0, 65535)))
+
+
+def test_a_folder_of_an_earlier_version_was_read_without_a_rule(copy):
+    facts = json.loads((copy / FILE).read_text())
+    assert facts.pop("reading") == {"exif": "follow", "intensity_range": [0, 65535], "alpha": "white"}
+    (copy / FILE).write_text(describe({name: value for name, value in facts.items() if name != "sha256"}))
+    assert open_splits("folder", str(copy)).reading == AS_STORED
+
+
 def test_a_disk_without_room_is_reported_before_anything_is_written(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="GB are free there") as raised:
@@ -253,10 +292,11 @@ def test_refusals(files, whole, tmp_path):
         with pytest.raises(InUseError, match="in use"):
             make(Path(root), tmp_path / "set")
 
-    with FileLock(tmp_path / "set.building"):
-        process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
-        process.start()
-        process.join()
+    (lock := FileLock(tmp_path / "set.building")).acquire()
+    process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
+    process.start()
+    process.join()
+    lock.release()
     assert process.exitcode == 0
 
 

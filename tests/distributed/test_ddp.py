@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from configs import architecture
 from models import create_model, record_patch_logits
 from utils import distributed
-from utils.attention.edit_transform import EditTransform
+from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
@@ -114,7 +115,7 @@ def trained_on_edits(ranks, micro_steps=1) -> dict:
     attention = AttentionSupervision(20.0, lambda: record_patch_logits(model),
                                      lambda step: sum(key.index in edits for key in order.samples_of(step)))
     own = batches(ranks, micro_steps, train_transform("crop_flip", (8, 8), crop_scale=0.5),
-                  edit_transform=EditTransform(edits, (4, 4)))
+                  edit_transform=partial(transform_with_edits, edits, (4, 4)))
     trainer = make_trainer(model, distributed.wrap(model, ranks), ranks, FP32, micro_steps,
                            criterion=Criterion(attention=attention))
     reports = [trainer.train_step(own)[0] for _ in range(STEPS)]

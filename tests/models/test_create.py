@@ -93,6 +93,8 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"classifier": "map"}, "classifier 'map': must be 'token', 'gap' or 'patch_mean'$"),
     ({"position_resize": "nearest"}, "position_resize 'nearest': must be 'bilinear' or 'bicubic'"),
     ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
+    ({"attention_dropout_rate": 1.5}, "attention_dropout_rate 1.5: must be at least 0 and below 1"),
+    ({"num_layers": 0}, "num_layers 0: must be 1 or more"),
     ({"drop_path_rate": float("nan")}, "drop_path_rate nan: must be at least 0 and below 1"),
     ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
     ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
@@ -103,6 +105,8 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),
     ({"distilled": True, "representation_size": 8}, r"representation_size 8: a distilled DeiT \(distilled\) has no pre_logits"),
     ({"class_layers": 2, "resnet_layers": ()}, r"resnet_layers \(\): CaiT \(class_layers\) has no ResNet"),
+    ({"distilled": True, "resnet_layers": (1,)}, r"resnet_layers \(1,\): a distilled DeiT \(distilled\) has no ResNet"),
+    ({"class_layers": 2, "classifier": "patch_mean"}, r"classifier 'patch_mean': CaiT \(class_layers\) reads its tokens"),
 ])
 def test_wrong_arguments_are_one_line(arguments, message):
     with pytest.raises(ModelError, match=message) as error:

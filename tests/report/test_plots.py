@@ -144,5 +144,4 @@ def test_the_suffix_decides_the_format(tmp_path):
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
         plots.save(Figure((1, 1)), tmp_path / f"a{suffix}")
         assert (tmp_path / f"a{suffix}").read_bytes().startswith(start)
-    plots.save(Figure((1, 1)), stream := io.BytesIO())
-    assert stream.getvalue().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 3

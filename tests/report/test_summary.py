@@ -1,14 +1,18 @@
 """The last words of a run."""
 
+import dataclasses
 import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.config import Facts, parse, resolve
+from utils.files import StorageError
 from utils.report import plots, summary
 from utils.run.log import write_log
 from utils.run.run import History
+from utils.training import evaluation
 from utils.training.evaluation import EvalMetrics
 
 RESULT = EvalMetrics(200, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.7, 0.0312)
@@ -16,19 +20,20 @@ RESULT = EvalMetrics(200, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.7, 0.0312)
 
 @pytest.fixture
 def printed(tmp_path, monkeypatch, capsys):
-    """printed(first, best, events, *flags) -> the lines that are printed of a run in the folder `r s`"""
+    """printed(first, best, events, *flags, failed) -> the lines that are printed of a run in the folder `r s`"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     Path("r s").mkdir()
 
-    def run(first: dict, best: dict, events=(), *flags) -> list[str]:
+    def run(first: dict, best: dict, events=(), *flags, failed=None) -> list[str]:
         write_log(Path("r s"), list(events))
         run = types.SimpleNamespace(
             config=resolve(parse(["--pretrained_dir", "none", "--name", "r", *flags]), Facts(1097, 10)), seconds=7.0,
-            history=History(first=first, result=RESULT), outputs=types.SimpleNamespace(
+            history=History(first=first, result=dataclasses.replace(RESULT, confusion=torch.eye(10))),
+            outputs=types.SimpleNamespace(
                 folder=Path("r s"), log_folder=Path("logs/r"), saver=types.SimpleNamespace(best=best)))
         splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val")
-        summary.print_summary(run, splits, "test", ["10/s", "of 20"])
+        summary.print_summary(run, splits, "test", ["10/s", "of 20"], [] if failed is None else failed)
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -50,6 +55,7 @@ def test_results_and_where_they_are(printed):
 
 def test_means_over_the_last_steps_and_another_split_before(printed):
     steps = [{"event": "train", "step": n, "accuracy": n / 100, "attention_loss": 1 / n} for n in range(1, 41)]
+    steps.insert(3, {"event": "train", "step": 4, "accuracy": 0.5, "attention_loss": "nan"})          # it was skipped
     whole = {"event": "eval", "split": "train", "step": 40, "accuracy": 0.5, "images": 1097}
     lines = printed({"accuracy": 0.1, "split": "val"}, {}, [*steps, whole], "--eval_train", "--eval_every", "4")
     first, last = (sum(1 / number for number in some) / 20 for some in (range(1, 21), range(21, 41)))
@@ -59,3 +65,17 @@ def test_means_over_the_last_steps_and_another_split_before(printed):
                  f"  attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit"):
         assert line in lines, line
     assert not any(" best " in line for line in lines)
+    lines = printed({}, {}, steps, "--eval_train")                  # a full disk lost the evaluation
+    assert any("as they were fed" in line for line in lines) and not any("without augmentation" in line for line in lines)
+
+
+def test_disk_without_room_does_not_cost_the_last_words(printed, monkeypatch):
+    def refuse(path, *_):
+        raise StorageError(f"cannot write {path} (no room)")
+
+    failed = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: refuse(path))
+    monkeypatch.setattr(evaluation, "atomic_write", refuse)
+    lines = printed({}, {}, [], "--confusion_matrix", failed=failed)
+    assert lines[1] == "Done: step 100 of 100, 7 s." and "Next:" in lines and not any("curves.png" in line for line in lines)
+    assert failed == ["cannot write r s/curves.png (no room)", "cannot write r s/confusion.csv (no room)"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import load_state
 from torch import nn
 
 from models.checkpoints import torch_file
@@ -22,7 +23,6 @@ from utils.run.checkpoint import (
     NonFiniteError,
     RunState,
     check_finite,
-    load,
     open_newest,
     open_run_checkpoint,
     read_header,
@@ -56,7 +56,7 @@ def sealed(path, content):
 def error_of(path) -> str:
     """Both readers refuse the file, in the same line, which names it."""
     lines = set()
-    for reader in (open_run_checkpoint, load):
+    for reader in (open_run_checkpoint, load_state):
         with pytest.raises(CheckpointError) as caught:
             reader(path)
         lines.add(str(caught.value))
@@ -69,14 +69,14 @@ def error_of(path) -> str:
 
 
 def test_what_is_saved_is_loaded(saved):
-    loaded, expected = vars(load(saved)), vars(state())
+    loaded, expected = vars(load_state(saved)), vars(state())
     for weights in ("model", "ema"):
         assert torch.equal(loaded.pop(weights)["weight"], expected.pop(weights)["weight"])
     assert loaded == expected and type(loaded["config"]["img_size"]) is tuple
     assert os.listdir(saved.parent) == [saved.name]
     opened, expected = open_run_checkpoint(saved), dict(vars(state())) | checkpoint.WEIGHTS
     assert vars(opened.header) == vars(read_header(saved)) == expected
-    assert (opened.path, opened.step, opened.skipped) == (saved, 3, {})
+    assert (opened.path, opened.header.step, opened.skipped) == (saved, 3, {})
 
 
 def test_the_file_is_an_ordinary_archive(saved):
@@ -99,7 +99,7 @@ def test_every_kind_of_number_that_a_run_holds(tmp_path, monkeypatch):
     parameter.sum().backward()
     optimizer.step()
     save(tmp_path / "x.pt", state(model=kinds, optimizer=optimizer.state_dict(), best={"a": None, "b": (1, True), "c": -2 ** 60}))
-    loaded = load(tmp_path / "x.pt")
+    loaded = load_state(tmp_path / "x.pt")
     assert all(torch.equal(loaded.model[name], kinds[name]) and loaded.model[name].dtype == kinds[name].dtype for name in kinds)
     slots = optimizer.state_dict()["state"][0]
     assert all(torch.equal(loaded.optimizer["state"][0][name], slots[name]) for name in slots)
@@ -108,7 +108,7 @@ def test_every_kind_of_number_that_a_run_holds(tmp_path, monkeypatch):
 
 def test_a_file_without_optional_fields_is_read(tmp_path):
     content = {name: value for name, value in vars(state()).items() if name not in checkpoint.OPTIONAL_FIELDS}
-    loaded = load(sealed(tmp_path / "old.pt", content))
+    loaded = load_state(sealed(tmp_path / "old.pt", content))
     assert loaded.ema == {} and loaded.step == 3 and loaded.format == checkpoint.FORMAT
     assert (loaded.world_size, loaded.threads, loaded.data, loaded.cached) == (1, 0, "", None)
 
@@ -173,7 +173,7 @@ def test_any_damage_is_refused_and_the_one_before_serves(tmp_path, tries, figure
             assert found.path == older and list(found.skipped) == [newer]
             assert str(newer) in found.skipped[newer] and "\n" not in found.skipped[newer]
             with pytest.raises(CheckpointError):
-                load(newer)
+                load_state(newer)
             tried += 1
         figure(what, tried)
 
@@ -223,7 +223,7 @@ def test_a_file_in_the_place_of_another_is_refused(tmp_path, figure):
     step_path(tmp_path, 2).rename(step_path(tmp_path, 3))
     with pytest.raises(CheckpointError, match=r"6.pt: contains step 3.*3.pt: contains step 2"):
         open_newest(tmp_path)
-    assert load(tmp_path / "x.pt").step == 3         # a name without a step
+    assert load_state(tmp_path / "x.pt").step == 3         # a name without a step
     figure("files renamed or swapped", 3)
 
 
@@ -273,7 +273,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(saved, monkeypatch
         with monkeypatch.context() as patch, pytest.raises(StorageError, match=rf"{path.name} \(No space left on device\)$"):
             patch.setattr(checkpoint, "open", lambda path, mode: Full(path, int), raising=False)
             save(path, state(step=4))
-    assert os.listdir(saved.parent) == [saved.name] and load(saved).step == 3
+    assert os.listdir(saved.parent) == [saved.name] and load_state(saved).step == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -333,7 +333,7 @@ def test_every_crash_point_inside_a_save(tmp_path, name, tries, figure):
             left.unlink(missing_ok=True)
         save(tmp_path / "best.pt", old)
         save_in_a_child(tmp_path / name, new, crash_at=number)
-        best, newest = load(tmp_path / "best.pt"), load(open_newest(tmp_path).path)
+        best, newest = load_state(tmp_path / "best.pt"), load_state(open_newest(tmp_path).path)
         assert open_newest(tmp_path).skipped == {} and best.best["step"] == best.step
         found = best if name == "best.pt" else newest
         assert found.model["weight"].numel() == {3: 6, 6: 600}[found.step]
@@ -365,7 +365,7 @@ def test_the_newest_intact_checkpoint_is_opened(folder):
     skipped = []
     for step in (6, 4, 2):
         found = open_newest(folder)
-        assert (found.path, found.step, list(found.skipped)) == (step_path(folder, step), step, skipped)
+        assert (found.path, found.header.step, list(found.skipped)) == (step_path(folder, step), step, skipped)
         found.path.write_bytes(found.path.read_bytes()[:-1])
         skipped.append(found.path)
     with pytest.raises(CheckpointError, match="holds no intact checkpoint") as caught:

@@ -51,7 +51,7 @@ def make_run(output: Path, name="r", steps=(4, 8)) -> Path:
 
 
 def resume(path: Path, output_dir: str | None = None, name: str | None = None) -> Path:
-    return run_folder.resume(open_run_checkpoint(path), output_dir, name).path
+    return run_folder.resume(open_run_checkpoint(path), output_dir, name)[0]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -302,12 +302,21 @@ def test_a_later_best_belongs_to_another_history(output, step, kept):
     folder = make_run(output, steps=(4,))
     add_checkpoint(output, step, best={"step": step, "accuracy": 0.5}).rename(folder / "best.pt")
     for name in ("branch", None):
-        resumed = run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, name)
-        assert resumed.best == ({"step": step, "accuracy": 0.5} if kept else {})
-        assert not kept or (resumed.path / "best.pt").read_bytes() == (folder / "best.pt").read_bytes()
+        resumed, found = run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, name)
+        assert found == ({"step": step, "accuracy": 0.5} if kept else {})
+        assert not kept or (resumed / "best.pt").read_bytes() == (folder / "best.pt").read_bytes()
     assert (output / "branch/best.pt").exists() is kept
     (folder / "best.pt").write_bytes(b"")
-    assert run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, None).best == {}
+    assert run_folder.resume(open_run_checkpoint(folder / "step-00000004.pt"), None, None)[1] == {}
+
+
+def test_a_checkpoint_that_was_moved_needs_a_name(tmp_path, output, monkeypatch):
+    """Beside it there is no config.json: its folder is none of a run."""
+    moved = add_checkpoint(make_run(output), 9).rename(tmp_path / "best.pt")
+    for refuse in (resume, lambda file: run_folder.check_resume(file, str(output), None)):
+        assert "outside its run folder. Add a NAME (--name)" in error_of(FolderError, refuse, moved)
+    monkeypatch.chdir(tmp_path)
+    assert resume(moved, name="again") == Path("output/again") and steps_of(output / "again") == []
 
 
 def test_an_older_checkpoint_is_not_resumed_in_place(output):
@@ -327,7 +336,7 @@ def test_damaged_newer_checkpoints_are_renamed(output):
     """Otherwise they would count among the newest when old ones are deleted."""
     folder = make_run(output, steps=(4,))
     add_checkpoint(folder, 8, spoilt=True)
-    assert run_folder.resume(find_run_checkpoint(str(folder)), None, None).path == folder
+    assert run_folder.resume(find_run_checkpoint(str(folder)), None, None)[0] == folder
     assert (folder / "step-00000008.pt.damaged").exists()
     add_checkpoint(folder, 6)
     checkpoint.retain(folder, 1)
@@ -346,7 +355,7 @@ def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
 
     def work():
         found = find_run_checkpoint(str(folder))
-        done = found.step
+        done = found.header.step
         run_folder.resume(found, None, None)
         log = Log(folder, print)
         log.write({"event": "resume", "step": done})
@@ -382,7 +391,7 @@ def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
 # ------------------------------------------------------------------------------------------------------- config
 
 
-def test_config_json(tmp_path):
+def test_config_json(tmp_path, monkeypatch):
     write_config(tmp_path, {"name": "r", "img_size": (8, 10)}, {"hidden_size": 64}, 2)
     content = json.loads((tmp_path / "config.json").read_text())
     assert content.pop("commit") is None or re.fullmatch(r"[0-9a-f]{7,40}\+?", run_folder._commit())
@@ -390,3 +399,5 @@ def test_config_json(tmp_path):
     assert versions["python"] == platform.python_version() and versions["torch"] == torch.__version__ and versions["torchvision"]
     assert content == {"config": {"name": "r", "img_size": [8, 10]}, "architecture": {"hidden_size": 64}, "world_size": 2}
     assert os.listdir(tmp_path) == ["config.json"]
+    monkeypatch.setenv("PATH", str(tmp_path))                              # without git
+    assert run_folder._commit() is None

@@ -71,7 +71,8 @@ TWO = [{"event": "train", "step": 1}, {"event": "train", "step": 2}]
 
 
 @pytest.mark.parametrize(("tail", "unreadable"), [
-    ('{"event": "train", "st', 0), ('{"event": "train", "step": 3', 0), ("\0\0\0\0", 0), ('{"a"\n', 1), ("7\n\n[1]\n", 2)])
+    ('{"event": "train", "st', 0), ('{"event": "train", "step": 3', 0), ("\0\0\0\0", 0), ('{"a"\n', 1), ("7\n\n[1]\n", 2),
+    ('{"event": "eval", "step": 2}\n{"event": 3}\n', 2)])
 def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, tail, unreadable):
     write_log(tmp_path, TWO)
     with open(tmp_path / "log.jsonl", "a") as stream:
@@ -97,9 +98,9 @@ def test_curves_report_unreadable_lines(tmp_path):
 
 def test_a_missing_log_is_empty_and_writing_leaves_no_scraps(tmp_path):
     assert read_log(tmp_path) == []
-    write_log(tmp_path, [{"step": 1}])
-    write_log(tmp_path, [{"step": 2, "loss": "nan"}])
-    assert read_log(tmp_path) == [{"step": 2, "loss": "nan"}] and os.listdir(tmp_path) == ["log.jsonl"]
+    write_log(tmp_path, [event(1)])
+    write_log(tmp_path, [event(2) | {"loss": "nan"}])
+    assert read_log(tmp_path) == [event(2) | {"loss": "nan"}] and os.listdir(tmp_path) == ["log.jsonl"]
 
 
 def test_the_events_that_a_resumed_run_keeps(tmp_path):

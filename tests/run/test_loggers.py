@@ -11,6 +11,7 @@ import pytest
 from rig import files_no_larger_than
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
+from torch.utils.tensorboard import SummaryWriter
 
 from utils.run.loggers import PLAIN_LINES, BadImages, LoggerError, RunLogger, check_wandb
 from utils.training.evaluation import EvalMetrics
@@ -217,6 +218,16 @@ def test_a_full_disk_costs_lines_and_curves(tmp_path, capsys):
     assert len(warnings) == 2 and errors == "", (printed, errors)
     assert "log.jsonl (File too large)" in warnings[0]
     assert warnings[1].startswith("warning: TensorBoard fails (") and "off from now on; training continues" in warnings[1]
+
+
+def test_a_disk_that_is_full_at_the_end_stops_nothing(tmp_path, capsys, monkeypatch):
+    def close(writer, real=SummaryWriter.close):
+        real(writer)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "close", close)
+    log_steps(tmp_path, step_metrics(1), tensorboard=tmp_path / "tensorboard")
+    assert "warning: TensorBoard fails (No space left on device)" in capsys.readouterr().out
 
 
 def test_a_closed_terminal_stops_nothing(tmp_path, monkeypatch):

@@ -59,6 +59,17 @@ def test_the_work_of_a_step_is_that_of_the_formula(trained):
     assert next(model.parameters()).device == CPU and all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["DeiT-Ti_16-distilled", "CaiT-XXS24", "R-ViT-Ti_16"])
+def test_the_work_of_other_families(name):
+    """More than that of as many plain blocks. A distilled student answers with two heads in training, and both count."""
+    model = create_model(name, 10, 64, num_layers=2)
+    found, least = flops_per_image(model, (3, 64, 64)), of_vit(5, 192, 2, 10, 16)
+    assert found > least
+    if name.startswith("DeiT"):
+        model.distilling = True
+        assert flops_per_image(model, (3, 64, 64)) == found
+
+
 def test_the_model_stays_as_it_was():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 36, 3)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

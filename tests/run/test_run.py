@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from building import ALONE
-from runs import events_of
+from runs import events_of, load_state
 from torch import nn
 
 from utils.config import Facts, parse, resolve
@@ -46,7 +46,7 @@ class Session:
         self.evaluated, self.saved, self.accuracies, self.stop_in = [], [], accuracies or {}, stop_in
         config = resolve(parse(["--num_steps", "4", "--eval_every", "2", "--pretrained_dir", "none", *flags]), Facts(8, 2))
         source = checkpoint.open_newest(Path("r")) if resume else None
-        state, best = source and source.state(), folder.resume(source, None, None).best if resume else {}
+        state, best = source and source.state(), folder.resume(source, None, None)[1] if resume else {}
         if not resume:
             folder.create(".", "r", "r")
             folder.write_config(Path("r"), config.to_dict(), {}, 1)
@@ -89,7 +89,7 @@ def logged() -> list[tuple]:
 
 
 def best_of(file: str) -> dict:
-    return checkpoint.load(Path("r", file)).best
+    return load_state(Path("r", file)).best
 
 
 @pytest.fixture(autouse=True)

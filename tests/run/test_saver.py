@@ -12,12 +12,13 @@ import pytest
 import torch
 from processes import AnotherProcess
 from rig import files_no_larger_than
+from runs import load_state
 
 from utils import files
 from utils.files import StorageError
 from utils.run import checkpoint
 from utils.run import folder as run_folder
-from utils.run.checkpoint import NonFiniteError, load, open_newest, step_files, step_path
+from utils.run.checkpoint import NonFiniteError, open_newest, step_files, step_path
 from utils.run.saver import Memory, Saver, copied, size_of
 
 FULL_DISK = ("P8", "a full disk costs warnings and not the run, its checkpoints or its log")
@@ -67,12 +68,15 @@ def slow_disk(monkeypatch, seconds: float) -> None:
 # ------------------------------------------------------------------------------------------------------- all is well
 
 
-def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, lines):
+def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, lines, monkeypatch):
+    """Each as it was when it was saved, although the next one follows at once and takes the same memory."""
+    slow_disk(monkeypatch, 0.02)
     for step in (2, 4, 6):
         saver.save([step_path(folder, step), folder / "best.pt"], state(step))
     saver.close()
     assert names(folder) == {"step-00000004.pt", "step-00000006.pt", "best.pt"} and lines == []
-    loaded, expected = vars(load(folder / "best.pt")), vars(state(6))
+    assert load_state(step_path(folder, 4)).model["weight"].tolist() == [4.0] * 6
+    loaded, expected = vars(load_state(folder / "best.pt")), vars(state(6))
     assert torch.equal(loaded.pop("model")["weight"], expected.pop("model")["weight"])
     assert torch.equal(loaded.pop("optimizer")["state"][0]["weight"], expected.pop("optimizer")["state"][0]["weight"])
     assert loaded == expected and type(loaded["config"]["img_size"]) is tuple
@@ -91,7 +95,7 @@ def test_training_does_not_wait_for_a_slow_disk(saver, folder, monkeypatch):
     started = time.monotonic()
     saver.wait()
     assert time.monotonic() - started > 0.5
-    saved = load(step_path(folder, 2))
+    saved = load_state(step_path(folder, 2))
     assert (saved.step, saved.config["img_size"]) == (2, (8, 10))
     assert saved.model["weight"].tolist() == saved.optimizer["state"][0]["weight"].tolist() == [2.0] * 6
 
@@ -165,9 +169,9 @@ def test_memory_is_taken_beforehand(saver, folder):
     memory = saver._memory
     for step in (2, 4):
         save(saver, step, step_path(folder, step), numbers=100_000)
-        assert saver._memory is memory and load(step_path(folder, step)).model["weight"][-1] == step
+        assert saver._memory is memory and load_state(step_path(folder, step)).model["weight"][-1] == step
     save(saver, 6, step_path(folder, 6), numbers=200_000)          # more than expected
-    assert load(step_path(folder, 6)).model["weight"].shape == (200_000,)
+    assert load_state(step_path(folder, 6)).model["weight"].shape == (200_000,)
 
 
 def test_what_is_on_the_disk_is_not_written_again(saver, folder):
@@ -178,7 +182,7 @@ def test_what_is_on_the_disk_is_not_written_again(saver, folder):
     assert step_path(folder, 2).stat().st_ino == before
     step_path(folder, 2).unlink()
     save(saver, 2, step_path(folder, 2))
-    assert load(step_path(folder, 2)).step == 2
+    assert load_state(step_path(folder, 2)).step == 2
 
 
 @pytest.mark.parametrize("field", ["model", "ema"])
@@ -188,7 +192,7 @@ def test_non_finite_weights_stop_training_and_keep_the_last_checkpoint(saver, fo
         saver.save([step_path(folder, 4)], state(4, **{field: {"weight": torch.tensor([1.0, float("nan")])}}))
     assert caught.value.exit_code == 4
     saver.close()
-    assert names(folder) == {"step-00000002.pt"} and load(step_path(folder, 2)).step == 2
+    assert names(folder) == {"step-00000002.pt"} and load_state(step_path(folder, 2)).step == 2
 
 
 def test_an_error_of_the_program_is_not_swallowed(saver, folder, monkeypatch):
@@ -234,7 +238,7 @@ def test_a_small_disk_that_is_full(tmp_path, lines, tries, figure):
             (place / "others").write_bytes(bytes(1_300_000))                   # no room for a second one
             save(saver, step + 1, step_path(folder, step + 1), numbers=50_000)
             assert "No space left on device" in lines[0] and names(folder) == {step_path(folder, step).name}
-            assert load(step_path(folder, step)).step == step
+            assert load_state(step_path(folder, step)).step == step
             (place / "others").unlink()
             save(saver, step + 1, step_path(folder, step + 1), numbers=50_000)
             assert names(folder) == {step_path(folder, step + 1).name} and len(lines) == 2
@@ -300,7 +304,7 @@ def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(saver, folder, li
         save(saver, step, step_path(folder, step))
     assert len(lines) == 1 and lines[0].startswith("warning: cannot delete old checkpoints in") and not saver.failed
     saver.close()
-    assert load(step_path(folder, 4)).step == 4
+    assert load_state(step_path(folder, 4)).step == 4
 
 
 # ------------------------------------------------------------------------------------------------------------- best
@@ -310,11 +314,11 @@ def test_the_best_is_the_one_on_the_disk(saver, folder):
     """After a failed save a later evaluation may be the best again, and no checkpoint names one that is not there."""
     assert saver.best == {}
     save(saver, 2, step_path(folder, 2), folder / "best.pt")
-    assert saver.best == load(folder / "best.pt").best == load(step_path(folder, 2)).best == {"step": 2}
+    assert saver.best == load_state(folder / "best.pt").best == load_state(step_path(folder, 2)).best == {"step": 2}
     save(saver, 4, step_path(folder, 4), folder / "best.pt", room=100)
-    assert saver.best == {"step": 2} and load(folder / "best.pt").step == 2
+    assert saver.best == {"step": 2} and load_state(folder / "best.pt").step == 2
     save(saver, 6, step_path(folder, 6))
-    assert load(step_path(folder, 6)).best == {"step": 2}
+    assert load_state(step_path(folder, 6)).best == {"step": 2}
     (folder / "best.pt").unlink()
     assert saver.best == {}
 
@@ -324,13 +328,13 @@ def test_the_best_of_an_earlier_session_is_kept(folder):
     saver = Saver(folder, keep=2, best={"step": 4})
     save(saver, 6, step_path(folder, 6))
     saver.close()
-    assert load(step_path(folder, 6)).best == {"step": 4}
+    assert load_state(step_path(folder, 6)).best == {"step": 4}
 
 
 def test_a_best_that_cannot_be_written_keeps_no_checkpoint_from_the_disk(saver, folder):
     (folder / "best.pt").mkdir()
     save(saver, 2, folder / "best.pt", step_path(folder, 2))
-    assert load(step_path(folder, 2)).step == 2
+    assert load_state(step_path(folder, 2)).step == 2
     with pytest.raises(StorageError, match=r"cannot write .*best.pt .*step-00000002.pt: make room"):
         saver.close()
 

@@ -20,8 +20,13 @@ FOLDER = ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano
 TINY = ["--hidden_size", 16, "--mlp_dim", 32, "--num_heads", 2, "--num_layers", 1]
 
 
-def state_of(folder="output/digits"):
-    return checkpoint.load(checkpoint.step_files(Path(folder))[0])
+def load_state(path) -> checkpoint.RunState:
+    """A checkpoint, verified; tensors on the CPU."""
+    return checkpoint.open_run_checkpoint(Path(path)).state()
+
+
+def state_of(folder="output/digits") -> checkpoint.RunState:
+    return load_state(checkpoint.step_files(Path(folder))[0])
 
 
 def events_of(folder="output/digits", kinds=("train", "eval")):
@@ -66,7 +71,7 @@ def whole_and_killed(run_train, monkeypatch, *flags) -> checkpoint.RunState:
 
 def comparable(file: Path) -> dict:
     """What a checkpoint holds, but for its time and place."""
-    state = vars(checkpoint.load(file)) | {"seconds": 0}
+    state = vars(load_state(file)) | {"seconds": 0}
     return state | {"config": {key: value for key, value in state["config"].items() if key not in ("output_dir", "resume_path")}}
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from miniatures import GOOD_TREE, csv_files, cub, png, tree
 from PIL import Image
+from runs import load_state
 
 import annotate
 import configs
@@ -71,7 +72,7 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     newer = write_run(run.parent.parent / "other", sigmoid="all")
     assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
     assert "layer 1, 2, 3, 4;" in gallery("--split", "test").facts[2] and not capsys.readouterr().out
-    checkpoint.save(newer.with_name("step-00000001.pt"), checkpoint.load(newer))
+    checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"
 
@@ -152,7 +153,7 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
 
 def test_a_diverged_model_is_reported(run, monkeypatch):
     """Weights that are not finite, of an older version of the program, when it is opened; finite ones when they overflow."""
-    state = checkpoint.load(run)
+    state = load_state(run)
     state.model["head.weight"][:] = 3e38
     checkpoint.save(run, state)
     with pytest.raises(splits.ImageError, match="diverged"):
@@ -204,6 +205,24 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
     write_run(tmp_path / "output/birds", [f"c{i}" for i in range(200)], dataset="cub200", model_type="ViT-Nano_2",
               recipe="vit-paper")
     assert gallery("--checkpoint", "output/birds", "--data", cub(tmp_path / "cub")).name(0).startswith("images/001.")
+
+
+def test_a_turned_photograph_is_edited_upright(tmp_path, monkeypatch):
+    """In whatever folder it is; by a run that does not follow orientations it is shown as it is stored."""
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for place in ("tree/train/a", "tree/train/b", "tree/val/a", "loose"):
+        Path(place).mkdir(parents=True)
+        pixels = np.zeros((40, 30, 3), np.uint8)
+        pixels[:10] = 255                                      # its top, which turns to the right
+        Image.fromarray(pixels).save(f"{place}/0.jpg", exif=exif, quality=95)
+    for exif_of_run in ("follow", "off"):
+        path = write_run(Path("output") / exif_of_run, ("a", "b"), dataset="folder", data_dir="tree", exif=exif_of_run,
+                         intensity_range=(0, 65535), alpha="white")
+        for flags in ((), ("--data", "loose"), ("--data", "tree/train")):
+            bright = gallery("--checkpoint", path, *flags).pixels(0)[..., 0] > 128
+            assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off"), flags
 
 
 def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):

@@ -85,6 +85,25 @@ def test_help_and_the_data_set_of_a_recipe(capsys):
     assert config.choose(flags).dataset == "csv"
 
 
+@pytest.mark.parametrize("variables", ["RANK=1", "WORLD_SIZE=3", "LOCAL_RANK=1", "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1"])
+def test_it_is_one_process_whatever_the_environment_says(variables, monkeypatch, capsys):
+    """Job systems set these for programs of their own. What is wrong ends it with a line and a code, as without them."""
+    for word in variables.split():
+        monkeypatch.setenv(*word.split("="))
+    assert dataset.main(["check"]) == 0 and "train: 1,097 images" in capsys.readouterr().out
+    for word in variables.split():
+        monkeypatch.setenv(*word.split("="))
+    Path("tree/train/bee/1.png").write_bytes(b"not an image")
+    assert dataset.main(["check", *FOLDER]) == 2 and "1 images cannot be read" in capsys.readouterr().err
+
+
+def test_the_home_folder_in_a_flag(monkeypatch, capsys, tmp_path):
+    """No shell replaces it in --data_dir=~/tree."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset.main(["check", "--dataset=folder", "--data_dir=~/tree"]) == 0
+    assert dataset.main(["prepare", "~/out", "--dataset=folder", "--data_dir=~/tree"]) == 0 and (tmp_path / "out").is_dir()
+
+
 def test_ctrl_c_keeps_what_is_prepared():
     draw = np.random.default_rng(1)
     for number in range(300):

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from utils.run import checkpoint
+from runs import load_state
 
 pytestmark = pytest.mark.gpu
 FLAGS = ("--device", "cuda", "--num_steps", 6, "--eval_every", 3, "--eval_batch_size", 100)
@@ -39,7 +38,7 @@ def test_mixing_averaging_and_distilling_are_those_of_the_cpu(run_train):
     assert run_train("--name", "cpu", "--num_steps", 6, "--eval_every", 3, *EVERYTHING) == 0
     assert run_train("--name", "gpu", *FLAGS, *EVERYTHING) == 0
     assert losses("output/gpu") == pytest.approx(losses("output/cpu"), rel=1e-4)
-    cpu, gpu = (checkpoint.load(Path(f"output/{name}/step-00000006.pt")) for name in ("cpu", "gpu"))
+    cpu, gpu = (load_state(Path(f"output/{name}/step-00000006.pt")) for name in ("cpu", "gpu"))
     for name, weight in cpu.ema.items():
         assert gpu.ema[name].device.type == "cpu"
         torch.testing.assert_close(gpu.ema[name], weight, rtol=0, atol=1e-3)
@@ -54,7 +53,7 @@ def test_resume_on_the_gpu(run_train, more):
     Path("output/parts/step-00000006.pt").unlink()
     assert run_train("--resume_path", "output/parts", "--device", "cuda") == 0
     assert losses("output/parts") == pytest.approx(losses("output/whole"), rel=1e-3)
-    assert checkpoint.load(Path("output/parts/step-00000006.pt")).step == 6
+    assert load_state(Path("output/parts/step-00000006.pt")).step == 6
 
 
 @pytest.mark.slow

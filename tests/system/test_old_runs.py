@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import differences, events_of
+from runs import differences, events_of, load_state
 from torch.nn import functional as F
 
 import configs
@@ -87,8 +87,8 @@ def resume(tmp_path, monkeypatch):
             assert train.main(["--device", "cpu", "--resume_path", "output/r"]) == 0
         finally:
             hook.remove()
-        assert checkpoint.load(Path("output/r/best.pt")).best == checkpoint.load(Path("output/r/step-00000006.pt")).best
-        return np.stack(seen), checkpoint.load(Path("output/r/step-00000006.pt"))
+        assert load_state(Path("output/r/best.pt")).best == load_state(Path("output/r/step-00000006.pt")).best
+        return np.stack(seen), load_state(Path("output/r/step-00000006.pt"))
 
     return body
 
@@ -105,7 +105,7 @@ def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
         assert images.shape == pixels.shape and difference.max() <= 2
         if difference.any():
             bitwise, tolerance = False, 1e-3
-    expected = checkpoint.load(RUNS / name / "expected/step-00000006.pt")
+    expected = load_state(RUNS / name / "expected/step-00000006.pt")
     new, old = values_of(state), values_of(expected)
     assert dict(configs.architecture(**old["architecture"])) == state.architecture, "later keys have their defaults"
     new["architecture"] = {key: state.architecture[key] for key in old["architecture"]}

@@ -11,7 +11,7 @@ import miniatures
 import numpy as np
 import pytest
 import torch
-from runs import TINY, differences, events_of, state_of
+from runs import TINY, differences, events_of, load_state, state_of
 from torch.nn import functional as F
 
 import configs
@@ -19,7 +19,6 @@ from models import create_model, load_model, save_npz
 from utils.config import parse
 from utils.data.datasets import digits
 from utils.data.transforms import normalize
-from utils.run import checkpoint
 
 LETTERS = str(Path(__file__).parents[2] / "assets" / "ViT-Nano_2-letters.npz")
 LENGTHS = {"num_steps", "num_epochs", "warmup_steps", "warmup_epochs", "decay_milestones", "train_batch_size"}
@@ -32,13 +31,14 @@ OTHER_TASK = {"train/ant": 6, "train/bee": 5, "train/cat": 5, "val/ant": 2, "val
 # That every recipe resolves, and to its row: tests/config/.
 
 
-def test_a_recipe_runs_as_its_row_says(run_train, capsys):
-    """DeiT's, with a smaller model of its family."""
-    row = configs.RECIPES["deit"]
+@pytest.mark.parametrize("recipe", ["deit", "mae", "cait"])
+def test_a_recipe_runs_as_its_row_says(run_train, capsys, recipe):
+    """With a smaller model of its family."""
+    row = configs.RECIPES[recipe]
     small = {"img_size": 32, "hidden_size": 48, "num_heads": 3, "num_layers": 2, "mlp_dim": 96}
     given = {"dataset": "folder", "data_dir": miniatures.tree(Path("tree"), OTHER_TASK), "train_batch_size": 8, "num_steps": 3,
              "num_workers": 0, **small}
-    assert run_train("--recipe", "deit", "--name", "r", *(word for name in given for word in (f"--{name}", given[name]))) == 0
+    assert run_train("--recipe", recipe, "--name", "r", *(word for name in given for word in (f"--{name}", given[name]))) == 0
     losses = [event["loss"] for event in events_of("output/r", ("train",))]
     assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
     block = re.search(r"^settings:\n((?:  .*\n)+)", capsys.readouterr().out, re.MULTILINE)[1]
@@ -106,7 +106,7 @@ def test_the_average_of_a_run_is_the_start_of_another_task(run_train, capsys):
     """Other classes, another image size; the best checkpoint, and of it the average."""
     assert run_train("--num_steps", 6, "--eval_every", 3, "--learning_rate", 0.01, "--name", "r", "--ema_decay", 0.5) == 0
     shutil.copy("output/r/step-00000003.pt", "output/r/best.pt")           # not the newest
-    best = checkpoint.load(Path("output/r/best.pt"))
+    best = load_state(Path("output/r/best.pt"))
     assert changed(best.model, state_of("output/r").model) and changed(best.model, best.ema)
     miniatures.tree(Path("tree"), OTHER_TASK)
     # At learning rate 0 the weights after a step are those before it.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from miniatures import tree
-from runs import mark
+from runs import TINY, mark
 
 import sweep
 from utils.config import ConfigError
@@ -64,9 +64,20 @@ def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
         sweep.claim(tmp_path / "s", settings)
 
 
+@pytest.mark.parametrize(("before", "words"), [
+    ({"attention_loss_weights": [0.1], "seed": 1}, r"attention_loss_weights \[0.1\], not None"),
+    ({"learning_rates": [0.1], "seed": 1, "gone": 3}, "gone 3, not None"), ([], r"learning_rates None, not \[0.1\]")])
+def test_sweep_with_other_names_of_settings_is_refused(tmp_path, before, words):
+    (tmp_path / "lr-0.1").mkdir()
+    (tmp_path / "lr-0.1/log.jsonl").touch()
+    (tmp_path / "sweep.json").write_text(json.dumps(before))
+    with pytest.raises(ConfigError, match=f"with {words}: give another NAME"):
+        sweep.claim(tmp_path, {"learning_rates": [0.1], "seed": 1})
+
+
 def test_the_best_is_chosen(tmp_path):
     rows = [{"run": f"lr-{rate:g}", "learning_rate": rate, "accuracy": accuracy, "loss": loss, "status": "done"}
-            for rate, accuracy, loss in ((0.001, 0.5, 1.0), (0.01, 0.7, 0.9), (0.1, 0.7, 0.8))]
+            for rate, accuracy, loss in ((0.001, 0.7, "nan"), (0.01, 0.7, 0.9), (0.1, 0.7, 0.8))]
     rows.append({"run": "lr-1", "learning_rate": 1.0, "status": "diverged at step 3"})
     assert sweep.choose(rows, tmp_path) is rows[2]
     with pytest.raises(ConfigError, match="all runs"):
@@ -80,7 +91,7 @@ add LEARNING_RATE "$LEARNING_RATE"
 if [ "${DRY_RUN:-}" = 1 ]; then printf '%q ' train.py "$@"; echo; exit; fi
 exec "$PYTHON" stub.py "$@"
 """
-# Takes the place of train.py: accuracy falls with the rate, 1e25 diverges, and 12 ends by a signal.
+# Takes the place of train.py: accuracy falls with the rate, 10 has no loss, 1e25 diverges, and 12 ends by a signal.
 STUB = """
 import json, os, pathlib, signal, sys
 
@@ -97,6 +108,7 @@ def log(event, **more):
         stream.write(json.dumps({"event": event, "step": 6, **more}) + "\\n")
 
 log("resume" if resumed else "start")
+log("eval", step=3, split="val", images=6, loss=9.0, accuracy=0.0, top5=0.0)
 (folder / "step-00000006.pt").touch()
 rate = float(given.get("--learning_rate") or given.get("--attention_loss_weight") or 1)
 if rate == 12:
@@ -108,7 +120,8 @@ if rate == 1e25:
 if os.path.exists("kill-" + folder.name):
     sys.exit(9)
 split = "val" if float(given.get("--val_fraction", 0)) else "test"
-log("eval", split=split, images=6, loss=rate, accuracy=1 / (1 + rate), top5=1.0)
+if not os.path.exists("lose-" + folder.name):
+    log("eval", split=split, images=6, loss="nan" if rate == 10 else rate, accuracy=1 / (1 + rate), top5=1.0)
 log("eval", split="train", images=20, loss=rate, accuracy=0.0, top5=0.0)
 log("end")
 """
@@ -181,9 +194,44 @@ def test_a_sweep_over_attention_weights(stub, capsys):
     assert "attention loss weight" in printed and "is the best" in printed and Path("output/w/sweep.png").exists()
 
 
+def test_lost_line_of_an_evaluation_is_written_again(stub, capsys):
+    argv = ["--learning_rates", "0.003", "--name", "s"]
+    Path("lose-lr-0.003").touch()
+    assert sweep.main(argv) == 3 and "output/s/lr-0.003/log.jsonl has no evaluation" in capsys.readouterr().err
+    Path("lose-lr-0.003").unlink()
+    assert sweep.main(argv) == 0 and "resuming lr-0.003" in capsys.readouterr().out
+    assert [row["run"] for row in rows_of("output/s")] == ["lr-0.003", "final"]
+
+
+def test_picture_without_room_does_not_cost_the_table(stub, capsys):
+    Path("output/s/sweep.png").mkdir(parents=True)
+    assert sweep.main(["--learning_rates", "0.003", "--name", "s"]) == 3
+    printed = capsys.readouterr()
+    assert "final                        0.003  test " in printed.out and "cannot write output/s/sweep.png" in printed.err
+
+
 def test_a_signal_ends_the_sweep_and_its_run(stub, capsys):
     """It is passed to the run, and the sweep can be resumed."""
     with pytest.raises(SystemExit) as end:
         sweep.main(["--learning_rates", "12", "--name", "s"])
     assert end.value.code == 128 + signal.SIGTERM and "the same command resumes it" in capsys.readouterr().err
     assert len(stub()) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
+    """train.sh takes the flags that a sweep gives, and the logs hold what its table needs; repeated, it starts nothing."""
+    monkeypatch.chdir(tmp_path)                            # a sweep goes to the folder of the program
+    monkeypatch.setenv("NPROC", "1")
+    argv = ["--learning_rates", "0.001,0.01", "--num_steps", "2", "--name", "s", "--pretrained_dir", "none", "--device", "cpu",
+            "--output_dir", str(tmp_path / "output"), "--log_dir", str(tmp_path / "logs"), *map(str, TINY)]
+    for start in (sweep.start, lambda *_: pytest.fail("a run that has ended was started again")):
+        monkeypatch.setattr(sweep, "start", start)
+        assert sweep.main(argv) == 0
+        rows = rows_of(tmp_path / "output/s")
+        assert [(row["run"], row["split"], row["images"], row["status"]) for row in rows] == [
+            ("lr-0.001", "val", "200", "done"), ("lr-0.01", "val", "200", "done"), ("final", "test", "500", "done")]
+    for row, test in zip(rows, ("never", "never", "once")):
+        config = json.loads((tmp_path / "output/s" / row["run"] / "config.json").read_text())["config"]
+        assert (config["learning_rate"], config["test"], config["num_steps"]) == (float(row["learning_rate"]), test, 2)
+    assert float(rows[2]["learning_rate"]) in (0.001, 0.01) and (tmp_path / "output/s/sweep.png").exists()

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import FOLDER, differences, events_of, make_tree, state_of
+from runs import FOLDER, differences, events_of, load_state, make_tree, state_of
 
 import train
 from models import create_model, save_npz
 from utils.data import loader
 from utils.data.splits import ImageError
+from utils.files import StorageError
+from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
 
@@ -57,7 +59,7 @@ def test_where_and_how_often_a_run_writes(run_train):
 
 def test_best_is_the_best_evaluation(run_train):
     assert run_train("--num_steps", 12, "--eval_every", 3, "--learning_rate", 0.01) == 0
-    best = checkpoint.load(Path("output/digits/best.pt"))
+    best = load_state(Path("output/digits/best.pt"))
     accuracies = {event["step"]: event["accuracy"] for event in events_of() if event.get("split") == "val"}
     assert best.best == {"step": best.step, "accuracy": max(accuracies.values())}
     assert accuracies[best.step] == max(accuracies.values())
@@ -91,6 +93,20 @@ def test_every_image_by_its_class(run_train, capsys):
     capsys.readouterr()
     assert run_train("--eval_only", "--eval_train", "--resume_path", "output/digits") == 0
     assert f"train accuracy {event['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_picture_without_room_does_not_cost_the_last_words(run_train, monkeypatch, capsys):
+    def no_room(figure, path):
+        raise StorageError(f"cannot write {path} (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "save", no_room)
+        assert run_train() == 3
+    printed = capsys.readouterr()
+    assert "Done: step 4 of 4" in printed.out and "Next:" in printed.out
+    line, = (line for line in printed.err.splitlines() if "error" in line)
+    assert "cannot write output/digits/curves.png" in line and "RESUME_PATH=output/digits bash train.sh" in line
+    assert run_train("--resume_path", "output/digits") == 0 and Path("output/digits/curves.png").exists()
 
 
 def test_when_the_test_split_is_evaluated(run_train, capsys):

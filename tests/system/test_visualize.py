@@ -1,6 +1,5 @@
 """visualize.py: every picture of every family through the command line, every option, bad input as one line."""
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from PIL import Image
 
 import models
 import visualize
-from utils import config
+from utils import config, process
 from utils.data.datasets import imagenet_names
 from utils.data.transforms import eval_transform
 from utils.report import plots, views
@@ -223,6 +222,22 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     np.testing.assert_array_equal(resized.axes[0].images[0].get_array(), expected)
 
 
+def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tmp_path):
+    """Upright; as it is stored where the run was begun before orientations were followed."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((40, 30, 3), np.uint8)
+    pixels[:10] = 255                                          # its top, which turns to the right
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    for number, exif_of_run in enumerate(("follow", "off")):
+        folder = save_run(Path(f"output/{number}"), dataset="folder", exif=exif_of_run, intensity_range=(0, 65535), alpha="white")
+        shown = np.asarray(draw(figures, "rollout", "--checkpoint", folder, "--image", "phone.jpg").axes[0].images[0].get_array())
+        bright = shown[..., 0] > 128
+        assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off")
+    shown = np.asarray(draw(figures, "rollout", "--image", "phone.jpg").axes[0].images[0].get_array())
+    assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
+
+
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
     for name in ("a.png", "a.jpg", "sub/b.png"):
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -252,6 +267,7 @@ def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, ca
     Path("pics").mkdir()
     for name in names:
         Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
+    monkeypatch.setattr(sys, "stdout", process.ResilientStream(sys.stdout))          # as process.run does
     assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
     printed = capsys.readouterr()
     assert "File name too long" in printed.err and printed.err.count("\n") == 1
@@ -329,7 +345,6 @@ BAD = {
     "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
-    "a log of something else": ("curves --checkpoint foreign", 'foreign/log.jsonl: line 2: a train event without its "lr"'),
 }
 
 
@@ -338,9 +353,6 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     words, expected = BAD[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "foreign").mkdir()
-    lines = ({"event": "train", "step": 1, "loss": 2, "lr": 0.1}, {"event": "train", "step": 1, "loss": 1})
-    (tmp_path / "foreign/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
     models.save_timm(models.create_model("ViT-Nano_2", 3, hidden_size=40), tmp_path / "some.pth")
     before = sorted(tmp_path.rglob("*"))
@@ -349,6 +361,25 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     lines = 3 if case == "distances of nothing" else 1
     assert printed.err.startswith("visualize.py: error: ") and expected in printed.err, printed.err
     assert printed.err.count("\n") == lines and sorted(tmp_path.rglob("*")) == before and not printed.out
+
+
+STEP = '{"event": "train", "step": 1, "loss": 2, "lr": 0.1}'
+FOREIGN = {
+    '{"event": "eval", "step": 1, "split": "val", "loss": 1, "accuracy": 0.5}': 'event 2: an eval event without its "top5"',
+    '{"event": "train", "step": 1, "loss": 1}': 'event 2: a train event without its "lr"',
+    STEP.replace("2", '"abc"'): "\"loss\" is 'abc', not a number", STEP.replace("2", "null"): '"loss" is None, not a number',
+    STEP.replace("0.1", "[1]"): '"lr" is [1], not a number', STEP.replace("2", "9" * 400): "999, not a number",
+    STEP.replace("}", ', "attention_loss": null}'): '"attention_loss" is None'}
+
+
+def test_a_log_of_something_else_is_one_line(figures, capsys):
+    Path("foreign").mkdir()
+    for line, words in FOREIGN.items():
+        Path("foreign/log.jsonl").write_text(f"{STEP}\n{line}\n")
+        assert visualize.main(["curves", "--checkpoint", "foreign"]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("visualize.py: error: foreign/log.jsonl: ") and words in printed, printed
+        assert printed.count("\n") == 1 and not figures
 
 
 @pytest.mark.slow

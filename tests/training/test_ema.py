@@ -43,8 +43,8 @@ def test_against_numpy(decay, updates, dtype, tolerance):
     assert (np.abs(arrays(ema.model)[0] - arrays(model)[0]).max() > 0.1) == (decay > 0)
     assert torch.equal(ema.model[0].bias, frozen)
     resumed = Ema(model, decay)
-    resumed.load_state_dict(ema.state_dict())
-    assert list(ema.state_dict()) == list(model.state_dict())
+    resumed.model.load_state_dict(ema.model.state_dict())
+    assert list(ema.model.state_dict()) == list(model.state_dict())
     assert all(map(np.array_equal, arrays(resumed.model), arrays(ema.model)))
 
 

@@ -120,7 +120,7 @@ def train(ranks: distributed.Ranks, micro_batches: int, row, state: dict | None,
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        ema.load_state_dict(state["ema"])
+        ema.model.load_state_dict(state["ema"])
         done, updates, losses = state["step"], state["updates"], state["losses"]
     criterion = Criterion(0.1, None, Mixer(10, 24, 7, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, stop_at=100),
                           "soft", lambda images: images.float().flatten(1)[:, :10] / 99, 0.3, 2.0)
@@ -135,7 +135,7 @@ def train(ranks: distributed.Ranks, micro_batches: int, row, state: dict | None,
         losses.append(metrics.loss)
         assert metrics.requests.stop == ranks.size
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "ema": ema.state_dict(), "step": trainer.step, "updates": trainer.progress.updates, "losses": losses}
+            "ema": ema.model.state_dict(), "step": trainer.step, "updates": trainer.progress.updates, "losses": losses}
 
 
 def plain(state):

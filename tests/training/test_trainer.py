@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from tests.reference_door import to_input
 from utils import distributed
-from utils.attention.edit_transform import EditTransform
+from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.data import loader as data
 from utils.data.datasets import digits
@@ -117,6 +118,18 @@ def test_requests_and_replaced_images_are_reported(exact):
     assert [*first.replaced, *second.replaced] == expected
     ordinary, = Setup().run()
     assert ordinary.requests == Requests(0, 0, 0) and ordinary.replaced == ()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_step_that_is_given_up_changes_nothing(exact, late):
+    asked = iter([False] * 3 + [False, True])           # in the second step, after two of its four micro-batches
+    setup, whole = (Setup(exact=exact, late=late, micro_steps=4, ema_decay=0.5, **more)
+                    for more in ({"stop": lambda: next(asked)}, {}))
+    steps = setup.run(2, flush=False)
+    assert [step.step for step in steps] == [1] and setup.trainer.step == setup.trainer.progress.updates == 1
+    whole.run(1)
+    assert setup.state() == whole.state() and steps[0].loss == Setup(exact=exact, micro_steps=4).losses(1)[0]
 
 
 @pytest.mark.parametrize("fixed", [0.0, 8.0])
@@ -384,7 +397,8 @@ class Supervised:
         self.trainer = make_trainer(self.model, ranks=distributed.Ranks(rank, size, 0, 1, CPU), micro_steps=micro_steps,
                                     criterion=Criterion(attention=self.attention if weight else None))
         self.batches = iter(data.train_loader(DIGITS.train, order, transform=train_transform("none", (8, 8)), seed=5,
-                                              num_workers=0, pin_memory=False, edit_transform=EditTransform(edits, (4, 4))))
+                                              num_workers=0, pin_memory=False,
+                                              edit_transform=partial(transform_with_edits, edits, (4, 4))))
 
     def step(self) -> tuple[StepMetrics, torch.Tensor]:
         """Returns the metrics and by how much the weights fall."""

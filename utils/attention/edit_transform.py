@@ -13,18 +13,16 @@ from torchvision.transforms import v2
 from .edits import Edit
 
 
-class EditTransform:
-    """Transform an image of a split together with its edit; what train_loader takes as `edit_transform`."""
+def transform_with_edits(edits: dict[int, Edit], grid: tuple[int, int], transform: Callable, image: Image.Image | Tensor,
+                         index: int) -> tuple[Tensor, Tensor]:
+    """Transform an image of a split together with its edit; with the first two given, the `edit_transform` of train_loader.
 
-    def __init__(self, edits: dict[int, Edit], grid: tuple[int, int]):
-        """edits: by index of the image in the split. grid: (h, w) of the model."""
-        self.edits, self.grid = edits, grid
-
-    def __call__(self, transform: Callable, image: Image.Image | Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """-> transform(image), as it is without an edit, and the edit (2, h, w) float32, zeros for an image without one."""
-        if index not in self.edits:
-            return transform(image), torch.zeros(2, *self.grid)
-        return transform_with_edit(transform, image, self.edits[index], self.grid)
+    edits: by index of the image in the split. grid: (h, w) of the model.
+    -> transform(image), as it is without an edit, and the edit (2, h, w) float32, zeros for an image without one.
+    """
+    if index not in edits:
+        return transform(image), torch.zeros(2, *grid)
+    return transform_with_edit(transform, image, edits[index], grid)
 
 
 def transform_with_edit(transform: v2.Compose, image: Image.Image | Tensor, edit: Edit,

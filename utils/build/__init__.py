@@ -9,7 +9,3 @@ from .model import Built, build_model
 from .opened import Opened, open_model
 from .run import build_run, check_same_data, open_outputs, print_resume
 from .trainer import build_trainer
-
-__all__ = ["Built", "Data", "Found", "NamedSplit", "Opened", "SavedRun", "build_data", "build_eval_loader", "build_model",
-           "build_run", "build_trainer", "check_same_data", "find", "open_model", "open_outputs", "print_compile_time",
-           "print_resume", "saved_run"]

@@ -1,6 +1,7 @@
 """Config -> the splits that are evaluated, the transforms and the loaders."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 from models.base import ImageTransformer
 from utils import distributed
 from utils.attention import edits
-from utils.attention.edit_transform import EditTransform
+from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.config import Config, ConfigError
 from utils.data import transforms
@@ -65,8 +66,8 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
                           ranks.size, config.seed, began_at, config.num_steps)
     loader = train_loader(splits.train, sampler, transform=build_train_transform(config, model, splits), seed=config.seed,
                           bad_images=config.bad_images,
-                          edit_transform=EditTransform(found_edits, model.grid) if config.attention_edits else None,
-                          cached=cached, **shared)
+                          edit_transform=functools.partial(transform_with_edits, found_edits, model.grid)
+                          if config.attention_edits else None, cached=cached, **shared)
     if ranks.is_main:
         workers, why = loader.num_workers, loader.not_cached
         print("input: " + (f"{workers} worker process{'es' * (workers > 1)} a rank; " if workers else "")

@@ -11,12 +11,16 @@ from torch.utils.data import Dataset
 
 import configs
 from models import ModelError
-from models.checkpoints import OpenedCheckpoint, find_checkpoint, open_checkpoint
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import find_checkpoint
 from models.create import match_row
 from utils import distributed
-from utils.config import FLAGS, ConfigError, Facts, Saved, Sources
+from utils.config import FLAGS, ConfigError, Facts, Saved, Sources, before
 from utils.data.datasets import open_splits
+from utils.data.device_cache import cached_bytes
+from utils.data.reading import Reading
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
+from utils.device import total_memory
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
 from utils.run.checkpoint import RunCheckpoint, RunState
@@ -84,29 +88,45 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     """Opens the teacher, the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every
     rank."""
-    teacher = None
+    teacher = start = head_classes = None
     if sources.teacher:
         teacher = distributed.local_main_first(ranks, lambda: open_teacher(sources))
+    if saved is None and sources.head == "keep":           # whose run says how images are read
+        start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
+    reading = reading_of(sources, start)
     splits = distributed.local_main_first(ranks, lambda: open_splits(
         sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
-        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata))
+        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata, reading=reading))
     print_of_train = fingerprint(splits.train)
-    seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train)
+    seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train, splits.reading)
     if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
-        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes or numbers of images differ)")
-    start = head_classes = None
-    if saved is None:
+        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes, numbers of images, or what of "
+                        "them decides how they are read)")
+    if saved is None and start is None:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
     start_row = start and start.settings is None and read_row(start, sources)
+    memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
+        reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_row=start_row or None, start_head_classes=head_classes,
         start_path=start and str(start.path),
-        device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
+        device_type=ranks.device.type, memory=memory, cached_images=cached_bytes(splits.train),
+        teacher_parameters=teacher.parameters if teacher else 0,
+        native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     return Found(facts, splits, start, print_of_train, teacher)
+
+
+def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
+    """How the images are to be read, as far as that is known: as a run of ours read them whose head is kept, for its task."""
+    reading = Reading.of(vars(sources))
+    if start is not None and start.settings is not None and sources.head == "keep":
+        of_run = Reading.of(before() | start.settings)
+        reading = reading.replace(**{name: getattr(of_run, name) for name in reading.unknown})
+    return reading
 
 
 def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
@@ -124,9 +144,9 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
     if start == "none":
         return None
     if start != "auto":
-        return open_checkpoint(find_weights(start))
+        return OpenedCheckpoint(find_weights(start))
     default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-    return open_checkpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
+    return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
 
 
 def open_teacher(sources: Sources) -> Opened:

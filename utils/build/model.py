@@ -9,9 +9,17 @@ from torch import Tensor
 import configs
 from models import create_model
 from models.base import ImageTransformer
-from models.checkpoints import checked_finite
+from models.checkpoints.load import checked_finite
 from utils import distributed
-from utils.config import SIZES, Config, ConfigError, describe_length, model_overrides
+from utils.config import (
+    SIZES,
+    Config,
+    ConfigError,
+    describe_length,
+    describe_micro_steps,
+    length_warnings,
+    model_overrides,
+)
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
@@ -108,13 +116,16 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
           f"{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+    for note in splits.notes:
+        print(note)
     count = sum(parameter.numel() for parameter in model.parameters())
     sizes = [f"{key} {getattr(config, key)}" for key in SIZES if config.source(key) == START and getattr(config, key) is not None]
     other = f" with {', '.join(sizes)}" if sizes and found.facts.start_row else ""
     print(f"model: {config.model_type}{other} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
-        print(f"length: {describe_length(config, found.facts)}", flush=True)
+        print("\n".join([f"length: {describe_length(config, found.facts)}", *filter(None, [describe_micro_steps(
+            config, found.facts)]), *length_warnings(config, found.facts)]), flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)

@@ -9,16 +9,21 @@ from pathlib import Path
 
 from models import WeightsError, create_model, load_model
 from models.base import ImageTransformer
-from models.checkpoints import OpenedCheckpoint, find_checkpoint, is_weights_folder, open_checkpoint, published_name
+from models.checkpoints.described import is_weights_folder
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import find_checkpoint, published_name, require_published
 from models.create import match_row
 from utils.config import ConfigError, before
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
+from utils.data.reading import FIND, Reading
+from utils.files import where_looked
 from utils.run.checkpoint import read_header
 from utils.run.folder import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = "assets/ViT-Nano_2-letters.npz"
+NO_RUN = before() | vars(FIND)         # settings of a model that no run has trained
 
 
 class HeadsUnknown(ConfigError):
@@ -37,10 +42,19 @@ class Opened:
     path: Path | None = None          # None: the embedded model
     named: bool = True                # the classes have the names of the file, not numbers or ImageNet's
 
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     @functools.cached_property
     def transform(self) -> Callable:
         """PIL image -> uint8 (C, height, width), as the model was evaluated"""
         return eval_transform(self.model, self.settings)
+
+    @property
+    def reading(self) -> Reading:
+        """How an image file is read for the model; fields are "auto" where it is no run's"""
+        return Reading.of(self.settings)
 
     @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:
@@ -56,6 +70,11 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
 def find_weights(what: str | Path) -> Path:
     """The file that a path means: of a run folder its best checkpoint, of a folder of timm or transformers its weights, or of a
     published name. Raises WeightsError or CheckpointError."""
+    if not Path(what).exists():
+        try:
+            require_published(what)
+        except WeightsError as error:
+            raise WeightsError(f"{error}{where_looked(what)}") from error
     return find_checkpoint(what if is_weights_folder(what) else resolve_checkpoint(what))
 
 
@@ -80,7 +99,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
         file = None
         if what is not None:
             try:
-                file = stack.enter_context(open_checkpoint(find_weights(what)))
+                file = stack.enter_context(OpenedCheckpoint(find_weights(what)))
             except WeightsError as error:
                 raise ConfigError(f"{flag}: {error}") from error
         if (typed or view) and (file is None or file.settings is not None):
@@ -89,7 +108,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
-            return Opened(model, tuple(string.ascii_uppercase), before() | {"dataset": "digits"}, title, True)
+            return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
         if file.settings is not None:
             return _of_run(file)
         return _of_other(file, f"{flag} {what}", typed, view)
@@ -117,5 +136,5 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict) -> Ope
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
     title = f"{name}, {what.partition(' ')[2]}"
-    settings = before() | {"model_type": name} | file.view | view
+    settings = NO_RUN | {"model_type": name} | file.view | view
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

@@ -1,18 +1,18 @@
 """Config and checkpoint -> the Run: new, resumed, or branched off another."""
 
 import contextlib
+import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import distributed, process
+from utils import distributed, launch
 from utils.config import Config, as_command, changes
 from utils.config.records import FLAG
 from utils.distributed import Ranks
 from utils.process import StopSignal
 from utils.run import folder
-from utils.run.checkpoint import CheckpointError
-from utils.run.folder import RunFolder
+from utils.run.checkpoint import RULES, CheckpointError
 from utils.run.loggers import check_wandb
 from utils.run.run import Run
 from utils.training.trainer import Trainer
@@ -76,21 +76,23 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     ranks = run.ranks
     where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
-    if ranks.is_main and (place := process.launch_file("folder")) is not None:
-        place.write_text(str(where))               # where processes continue that torchrun restarts
+    if ranks.is_main and (place := launch.launch_file("folder")) is not None:
+        place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),
-                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached}
+                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached,
+                "rules": run.state.rules if run.state else RULES}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
                                                      settings):
         yield
 
 
-def _claim(run: Run) -> RunFolder:
+def _claim(run: Run) -> tuple[Path, dict]:
+    """-> (the run's folder, {"step", "accuracy"} of its best.pt or {})"""
     config = run.config
     if run.source is None:
-        return RunFolder(folder.create(config.output_dir, config.name, config.dataset), {})
+        return folder.create(config.output_dir, config.name, config.dataset), {}
     typed = {name: config.to_dict()[name] if config.source(name) == FLAG else None for name in ("output_dir", "name")}
     return folder.resume(run.source, **typed)

@@ -6,9 +6,6 @@
 from .flags import FLAGS, SIZES, Flag, before
 from .parser import Parser, as_command, parse
 from .records import Config, Facts, Saved, Sources
-from .resolve import check, choose, describe_length, model_overrides, preview, resolve
+from .resolve import check, choose, describe_length, describe_micro_steps, length_warnings, model_overrides, preview, resolve
 from .resume import changes
 from .types import ConfigError
-
-__all__ = ["FLAGS", "SIZES", "Config", "ConfigError", "Facts", "Flag", "Parser", "Saved", "Sources", "as_command", "before",
-           "changes", "check", "choose", "describe_length", "model_overrides", "parse", "preview", "resolve"]

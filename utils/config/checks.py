@@ -24,6 +24,8 @@ SESSION_CONFLICTS: tuple[tuple[Callable[[dict], object], str], ...] = (
     (lambda v: v["attention_edits"] and v["compile"] and not v["eval_only"],
      "--attention_edits and --compile contradict each other: edits read the model's attention, which a compiled model hides. "
      "Omit --compile."),
+    (lambda v: not v["eval_only"] and any("\ud800" <= letter <= "\udfff" for letter in v["log_dir"]),
+     "--log_dir {log_dir}: TensorBoard takes names in UTF-8 only. Choose another, or a locale of UTF-8 (LC_ALL=C.UTF-8)."),
 )
 CONFLICTS: tuple[tuple[Callable[[dict], object], str], ...] = (
     (lambda v: v["decay_type"] == "step" and not v["decay_milestones"],

@@ -11,20 +11,25 @@ from typing import Any
 from configs import DATASETS, RECIPES
 
 from .types import (
+    auto_or_positive_int,
+    center_fraction,
     class_weights,
     fraction,
     image_channels,
     image_size,
     increasing_steps,
+    intensity_range,
     magnitude,
     non_negative_float,
     non_negative_int,
+    padding,
     positive_float,
     positive_int,
     run_name,
     sigmoid_layers,
     trained_layers,
     unit_interval,
+    user_path,
 )
 
 # What a resumed run may do with a flag: set it, set it with --override alone, or repeat the checkpoint's value.
@@ -71,11 +76,14 @@ def _has(*names: str) -> tuple[Callable[[Mapping], Any], str]:
     return lambda config: any(config[name] for name in names), " or ".join(f"--{name}" for name in names)
 
 
+_IN_FILES = (_is("dataset", "imagenet", "cub200", "flowers102", "oxford_pets", "folder", "csv")[0],
+             "a --dataset of image files, such as folder or csv")
+
 FLAGS: dict[str, Flag] = _group(
     "data",
     Flag("name", run_name, None, "name of the run; its folder is OUTPUT_DIR/NAME (default: the data set's name, numbered)", FREE),
     Flag("dataset", DATASETS, None, "what to train on (default: the recipe's, else the embedded digits)"),
-    Flag("data_dir", str, "data", "folder that holds the data set, or that it is downloaded to", FREE, hidden=False,
+    Flag("data_dir", user_path, "data", "folder that holds the data set, or that it is downloaded to", FREE, hidden=False,
          metavar="DIR",
          requires=(lambda config: config["dataset"] != "digits", "another --dataset than the embedded digits "
                    "(--dataset folder, DATASET=folder, for images of your own)")),
@@ -85,6 +93,13 @@ FLAGS: dict[str, Flag] = _group(
          "split)", hidden=True),
     Flag("split_seed", non_negative_int, 0, "fixes what --val_fraction and --test_fraction draw",
          requires=_has("val_fraction", "test_fraction")),
+    Flag("exif", ("auto", "follow", "off"), "auto", "turn photographs upright as their EXIF orientation says; auto: but for "
+         "published data sets", OVERRIDE, requires=_IN_FILES, before="off"),
+    Flag("intensity_range", intensity_range, "auto", "values of 16-bit images that become black and white, such as 0,1023; auto: "
+         "0 to the end of as many bits as the images use", OVERRIDE, requires=_IN_FILES, before=(0, 65535)),
+    Flag("alpha", ("auto", "white", "black", "mask", "ignore"), "auto", "transparent parts are put on white or black, the alpha "
+         "channel is the picture (mask), or it is ignored; auto: white, unless shapes would be lost", OVERRIDE,
+         requires=_IN_FILES, before="white"),
     Flag("test", ("always", "once", "never"), "always", "evaluate on test before, after (and, where no other split is there to "
          "choose on, during) training; at the end alone; or not at all", FREE, hidden=True),
     Flag("recipe", ("auto", *RECIPES), "auto", "row of configs.py that fills what no flag sets"),
@@ -103,24 +118,25 @@ FLAGS: dict[str, Flag] = _group(
          "token), or the mean over the patches, as MAE (default: the model's)", model=KEY),
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
-    Flag("pretrained_dir", str, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or published "
-         "name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the model's own",
-         FREE, metavar="WEIGHTS"),
+    Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
+         "published name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the "
+         "model's own", FREE, metavar="WEIGHTS"),
     Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
          "keep for --attention_edits and --eval_only)"),
-    Flag("resume_path", str, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: OUTPUT_DIR/NAME "
-         "if it holds a run, else a new run there", FREE, metavar="PATH"),
+    Flag("resume_path", user_path, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: "
+         "OUTPUT_DIR/NAME if it holds a run, else a new run there", FREE, metavar="PATH"),
     Flag("override", None, False, "let a resumed run change what decides its course: learning rate, batch, seed, ..., or its "
          "data", FREE, requires=_has("resume_path")),
-    Flag("output_dir", str, "output", "parent of the run folders", FREE, metavar="DIR"),
-    Flag("log_dir", str, "logs", "parent of the TensorBoard folders", FREE, metavar="DIR"),
+    Flag("output_dir", user_path, "output", "parent of the run folders", FREE, metavar="DIR"),
+    Flag("log_dir", user_path, "logs", "parent of the TensorBoard folders", FREE, metavar="DIR"),
     Flag("wandb", str, None, "log to this project of Weights & Biases too; the key comes from WANDB_API_KEY", FREE,
          metavar="PROJECT"),
 ) | _group(
     "length and batch",
     Flag("train_batch_size", positive_int, None, "images of an optimizer step, over all processes and micro-steps", OVERRIDE),
     Flag("eval_batch_size", positive_int, 64, "images of an evaluation batch, per process", FREE),
-    Flag("gradient_accumulation_steps", positive_int, 1, "micro-steps that a process's part of the batch is divided into", FREE),
+    Flag("gradient_accumulation_steps", auto_or_positive_int, "auto", "micro-steps that a process's part of the batch is divided "
+         "into; auto: as few as the memory of the GPU, or of the machine, allows", FREE, before=1),
     Flag("num_steps", positive_int, None, "optimizer steps in all", FREE),
     Flag("num_epochs", positive_float, None, "instead of --num_steps: passes over the training images", FREE),
     Flag("warmup_steps", non_negative_int, None, "steps of warm-up", OVERRIDE),
@@ -161,7 +177,7 @@ FLAGS: dict[str, Flag] = _group(
          "digits); crop alone; padding and a random crop, with or without a flip; or a plain resize", OVERRIDE),
     Flag("crop_scale", unit_interval, 0.05, "smallest part of the image's area that a random resized crop keeps", OVERRIDE,
          requires=_is("augmentation", "crop", "crop_flip")),
-    Flag("crop_padding", positive_int, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
+    Flag("crop_padding", padding, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
          requires=_is("augmentation", "pad", "pad_flip")),
     Flag("rotation", non_negative_float, 0.0, "random rotation by up to so many degrees", OVERRIDE, hidden=True),
     Flag("color_jitter", fraction, 0.0, "random brightness, contrast and saturation, by up to this fraction", OVERRIDE,
@@ -178,22 +194,22 @@ FLAGS: dict[str, Flag] = _group(
     Flag("mix_off_steps", non_negative_int, 0, "steps without mixing at the end", OVERRIDE,
          requires=_has("mixup_alpha", "cutmix_alpha")),
     Flag("interpolation", ("bilinear", "bicubic"), "bilinear", "how images are resized", OVERRIDE, hidden=True),
-    Flag("eval_crop", unit_interval, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole image",
-         OVERRIDE, hidden=True),
+    Flag("eval_crop", center_fraction, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole "
+         "image", OVERRIDE, hidden=True),
 ) | _group(
     "distillation",
     Flag("distillation", ("none", "hard", "soft"), "none", "learn from a teacher: its prediction, or its probabilities",
          hidden=True),
-    Flag("teacher", str, None, "run folder, checkpoint file of any format, folder of timm or transformers, or published name",
-         FREE, metavar="PATH", requires=_is("distillation", "hard", "soft")),
+    Flag("teacher", user_path, None, "run folder, checkpoint file of any format, folder of timm or transformers, or published "
+         "name", FREE, metavar="PATH", requires=_is("distillation", "hard", "soft")),
     Flag("distillation_alpha", unit_interval, 0.5, "weight of the teacher in the loss", OVERRIDE,
          requires=_is("distillation", "hard", "soft")),
     Flag("distillation_temperature", positive_float, 1.0, "softens both sides of --distillation soft", OVERRIDE,
          requires=_is("distillation", "soft")),
 ) | _group(
     "edited attention",
-    Flag("attention_edits", str, None, "folder of edits made with annotate.py, which the attention of the sigmoid layers learns",
-         FREE, metavar="DIR"),
+    Flag("attention_edits", user_path, None, "folder of edits made with annotate.py, which the attention of the sigmoid layers "
+         "learns", FREE, metavar="DIR"),
     Flag("attention_loss_weight", non_negative_float, 1.0, "times the mean square of sigmoid attention - edit, added to the loss",
          OVERRIDE, requires=_has("attention_edits")),
 ) | _group(

@@ -70,5 +70,7 @@ def as_command(config: Config) -> str:
         default = "zero" if name == "head" else row.default            # the head's default is resolved
         hidden = (row.hidden or name == "head") and name not in decided and value == default
         if value is not None and not hidden and row.has_effect(values):
-            words.append(f"--{name} {shlex.quote(to_text(row.type, value))}")
+            text = to_text(row.type, value)
+            separator = "=" if text.startswith("-") else " "           # or argparse would take it for a flag
+            words.append(f"--{name}{separator}{shlex.quote(text)}")
     return " ".join(words)

@@ -8,6 +8,8 @@ from .records import CHECKPOINT, FLAG, Config, Facts, Saved, Values, steps_in
 from .retired import check_retired
 from .types import ConfigError, as_tuple
 
+# Flags whose `auto` is as good as nothing typed.
+AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
 THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
 
 
@@ -30,7 +32,7 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
 
     Raises ConfigError where a flag would make it another run.
     """
-    asked = {name: value for name, value in flags.items() if (name, value) not in (("recipe", "auto"), ("precision", "auto"))}
+    asked = {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == "auto")}
     if asked.get("teacher") and saved["distillation"] == "none":
         raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so. Omit --teacher.")
     if asked.get("attention_edits") and not saved["attention_edits"]:

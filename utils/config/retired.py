@@ -5,10 +5,9 @@ import shlex
 from .types import ConfigError
 
 # The flags of train.py that the commands of dataset.py take.
-DATASET_FLAGS = {
-    "check": ("dataset", "data_dir", "recipe", "val_fraction", "test_fraction", "split_seed", "num_workers", "output_dir"),
-    "prepare": ("dataset", "data_dir", "recipe", "num_workers", "bad_images", "max_bad_images"),
-}
+_IMAGES = ("dataset", "data_dir", "recipe", "exif", "intensity_range", "alpha", "num_workers")
+DATASET_FLAGS = {"check": (*_IMAGES, "val_fraction", "test_fraction", "split_seed", "output_dir"),
+                 "prepare": (*_IMAGES, "bad_images", "max_bad_images")}
 _BY_TORCHRUN = "torchrun sets the rank in the environment. Omit it."
 # What to do instead.
 RETIRED = {

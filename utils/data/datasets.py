@@ -21,7 +21,9 @@ from . import prepared
 from .class_folders import folder
 from .csv_lists import csv_lists, text_lines
 from .image_files import existing_images
+from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
+from .survey import read_as
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
 MAX_IDX_BYTES = 1 << 30          # unpacked; the largest of the MNIST family is half of it
@@ -156,6 +158,9 @@ def cub200(data_dir: str) -> Splits:
     for name, values in zip(lists[1:3], (labels, in_train)):
         if paths.keys() != values.keys():
             raise DataError(f"{root / name} lists other images than {lists[0]}: the files are damaged")
+    for number, value in in_train.items():
+        if value not in ("0", "1"):
+            raise DataError(f"{root / lists[2]}: image {number} has {value}, not 0 or 1: the file is damaged")
     if sorted(names) != list(range(1, 201)):
         raise DataError(f"{root / 'classes.txt'} does not hold the classes 1 to 200: the file is damaged")
     images = []
@@ -172,10 +177,14 @@ def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
     found = {}
     for number, line in text_lines(file):
         key, _, value = line.partition(" ")
-        if not key.isdecimal() or int(key) in found or not (value.strip().isdecimal() if of_numbers else value.strip()):
+        if not _is_number(key) or int(key) in found or not (_is_number(value.strip()) if of_numbers else value.strip()):
             raise DataError(f"{file}:{number}: not a new number and a {'number' if of_numbers else 'value'}: the file is damaged")
         found[int(key)] = value.strip()
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10           # int() refuses thousands of digits, and labels are 64 bits
 
 
 def flowers102(data_dir: str) -> Splits:
@@ -224,7 +233,7 @@ def oxford_pets(data_dir: str) -> Splits:
         for number, line in text_lines(file):
             image, _, rest = line.partition(" ")
             label = rest.partition(" ")[0]
-            if not label.isdecimal() or not 1 <= int(label) <= 37:
+            if not _is_number(label) or not 1 <= int(label) <= 37:
                 raise DataError(f"{file}:{number}: not an image's name and its class (1 to 37): the file is damaged")
             breed = image.rpartition("_")[0].replace("_", " ")
             if names.setdefault(int(label), breed) != breed:
@@ -252,23 +261,30 @@ DATASETS: dict[str, Callable[[str], Splits]] = {
     "folder": folder,
     "csv": csv_lists,
 }
+PUBLISHED_FILES = ("imagenet", "cub200", "flowers102", "oxford_pets")
 
 
-def own_splits(dataset: str, data_dir: str) -> Splits:
-    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
+def own_splits(dataset: str, data_dir: str, reading: Reading = FIND) -> Splits:
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError.
+
+    reading: how its files are read. Where EXIF is "auto", it is followed but in published sets, whose published results come from
+    readers (torchvision, timm) that do not follow it.
+    """
     if dataset != "digits" and prepared.is_prepared(data_dir):
-        return prepared.load(data_dir, dataset)
-    return DATASETS[dataset](data_dir)
+        return prepared.load(data_dir, dataset, reading)
+    return read_as(DATASETS[dataset](data_dir), reading, follow_exif=dataset not in PUBLISHED_FILES)
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0, strata: Strata = by_class) -> Splits:
+                split_seed: int = 0, strata: Strata = by_class, reading: Reading = FIND) -> Splits:
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
+
+    `reading` as in own_splits; what was found is the result's `reading`, and its `notes` tell about it.
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
     becomes the validation set. Raises DataError if the data are missing or do not fit together.
     """
-    splits = own_splits(dataset, data_dir)
+    splits = own_splits(dataset, data_dir, reading)
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed, strata)
     elif not len(splits.test):

@@ -18,10 +18,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, to_rgb, undecoded
+from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, undecoded
+from .reading import AS_STORED, UPRIGHT, Reading, orientation, to_rgb, turned_size
 from .splits import DataError, ImageError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", *HEIF_EXTENSIONS)
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS  # what 16 bits and four channels take unpacked
 MAX_REASON = 200                  # characters of Pillow's complaint
 
@@ -30,31 +32,40 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class FileImages(Dataset):
-    """Images in files, decoded when they are asked for. Their names are paths from `root`, the folder of the data set."""
+    """Images in files, decoded when they are asked for. Their names are paths from `root`, the folder of the data set.
 
-    def __init__(self, samples: list[tuple[str, int]], root: str | Path = "."):
-        self.samples, self.root = samples, Path(root)
+    reading: how a file becomes RGB; nothing in it is "auto".
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], root: str | Path = ".", reading: Reading = AS_STORED):
+        assert not reading.unknown, reading
+        self.samples, self.root, self.reading = samples, Path(root), reading
         self.targets = np.array([label for _, label in samples], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
-        with _reading(path) as stream:
-            return to_rgb(opened_image(stream)), label
+        with self.opened(index) as image:
+            return to_rgb(image, self.reading), self.samples[index][1]
+
+    @contextlib.contextmanager
+    def opened(self, index: int) -> Iterator[Image.Image]:
+        """The image as Pillow has it, its header read. Every error while the file is open becomes an ImageError."""
+        with _reading(self.samples[index][0]) as stream:
+            yield opened_image(stream)
 
     def source(self, index: int) -> tuple[Image.Image, int]:
         """As [index], but a JPEG is opened and not decoded (decode.py): transforms.py decodes what a crop needs. A failure
         there raises the same ImageError."""
         path, label = self.samples[index]
         with _reading(path) as stream:
-            return undecoded(stream, functools.partial(_image_error, path)), label
+            return undecoded(stream, functools.partial(_image_error, path), self.reading), label
 
     def dimensions(self, index: int) -> tuple[int, int]:
-        """Width and height, from the header. Raises ImageError."""
-        with _reading(self.samples[index][0]) as stream:
-            return opened_image(stream).size
+        """Width and height of the image as it is read, from the header. Raises ImageError."""
+        with self.opened(index) as image:
+            return turned_size(image.size, orientation(image) if self.reading.exif == "follow" else UPRIGHT)
 
     def name(self, index: int) -> str:
         path = Path(self.samples[index][0])

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from utils.randomness import derive_seed, seeded
 
-from .device_cache import CachedImages, Geometry, cache_on_device, fits_on_device
+from .device_cache import CachedImages, Geometry, cache_on_device
 from .sampler import SampleIndex, SampleIndices, StepSampler
 from .splits import ImageError
 from .workers import TIMEOUT_S, WorkerError, WorkerPool
@@ -71,8 +71,13 @@ class _Samples(Dataset):
         return first
 
 
-def _collate(samples: list) -> Batch | ImageError:
-    """-> Batch without keys: the main process knows them, and a killed worker's small message is either whole or missing."""
+def _collate(samples: list | Batch) -> Batch | ImageError:
+    """-> Batch without keys: the main process knows them, and a killed worker's small message is either whole or missing.
+
+    The Batch of a cached data set is one already.
+    """
+    if isinstance(samples, Batch):
+        return samples
     for sample in samples:
         if isinstance(sample, ImageError):
             return sample
@@ -97,47 +102,38 @@ class _Draws(Dataset):
         return Batch(draws, torch.from_numpy(self.targets[samples.indices]), ())
 
 
-def _unchanged(batch: Batch) -> Batch:
-    return batch
-
-
 # --------------------------------------------------------------------------------------------------- loaders
 
 
-class Loader:
+class Loader(WorkerPool):
     """Iterates over Batches. Raises ImageError for an image that cannot be read; WorkerError where a worker dies, or gives no
     batch for `timeout_s`.
 
     device: where the images may be cached, with `cached_workers` in place of `num_workers` unless it is None. cached: whether
-    they are, if the transform allows it; None: if they are small enough (fits_on_device).
+    they are, if the transform allows it; None: if they are small enough.
     """
 
     def __init__(self, dataset: _Samples, batches: Sequence[SampleIndices], *, num_workers: int, pin_memory: bool,
                  timeout_s: float = TIMEOUT_S, device: torch.device | None = None, cached: bool | None = None,
                  cached_workers: int | None = None):
-        cache, collate = _cache(dataset, device, cached), _collate
+        cache = _cache(dataset, device, cached)
         self.not_cached = cache if isinstance(cache, str) else ""        # the reason; "" if the images are cached
         self._cache = None if self.not_cached else cache
         if self._cache:
             num_workers = num_workers if cached_workers is None else cached_workers
-            dataset, collate = _Draws(dataset.split.targets, cache.rows, cache.geometry, dataset.seed), _unchanged
-        self._pool = WorkerPool(dataset, batches, num_workers, collate, pin_memory, timeout_s)
-        self.num_workers = num_workers
+            dataset = _Draws(dataset.split.targets, cache.rows, cache.geometry, dataset.seed)
+        super().__init__(dataset, batches, num_workers, _collate, pin_memory, timeout_s)
 
     def __len__(self) -> int:
-        return len(self._pool.batches)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        with contextlib.closing(iter(self._pool)) as batches:
+        with contextlib.closing(super().__iter__()) as batches:
             for number, batch in enumerate(batches):
                 if isinstance(batch, ImageError):
                     raise batch
                 images = self._cache.make(batch.images) if self._cache else batch.images
-                yield batch._replace(images=images, keys=self._pool.batches[number])
-
-    def close(self) -> None:
-        """End the workers of an iteration under way; the exit of the process would wait for them."""
-        self._pool.close()
+                yield batch._replace(images=images, keys=self.batches[number])
 
 
 def _cache(dataset: _Samples, device: torch.device | None, cached: bool | None) -> CachedImages | str:
@@ -147,9 +143,7 @@ def _cache(dataset: _Samples, device: torch.device | None, cached: bool | None) 
         return "as the run began"
     if device is None:
         return "no device is given"
-    if cached is None and not fits_on_device(dataset.split):
-        return "the images are in files or too large to be cached"
-    return cache_on_device(dataset.split, dataset.transform, device)
+    return cache_on_device(dataset.split, dataset.transform, device, any_size=cached is True)
 
 
 def train_loader(split: Dataset, sampler: StepSampler, *, transform: Transform, seed: int,

@@ -59,17 +59,22 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
     try:
         building.mkdir(parents=True, exist_ok=True)
         lock = FileLock(building, "Wait for it, or prepare in another folder.")
-        with lock, _processes(parts, size, building, workers) as processes:
+        with contextlib.ExitStack() as stack:
+            lock.acquire()
+            stack.callback(lock.release)
+            processes = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
+            stack.callback(processes.shutdown, cancel_futures=True)
             rows, bad, plan = _read_all_sizes(parts, processes)
             _check_bad(bad, len(splits.train), building, skip)
-            _allocate_files(rows, building, target, repr((FORMAT, PIL.__version__, dataset, splits.classes, size, plan)), log)
+            _allocate_files(rows, building, target, repr(
+                (FORMAT, PIL.__version__, dataset, splits.classes, size, splits.reading, plan)), log)
             tasks = [(name, start, own[start:start + CHUNK]) for name, own in rows.items() for start in range(0, len(own), CHUNK)]
             bad += [one for wrong in _results(processes, "preparing", _write_pixels, tasks) for one in wrong]
             _check_bad(bad, len(splits.train), building, skip)
             facts = {"format": FORMAT, "dataset": dataset, "size": size, "classes": list(splits.classes),
-                     "can_flip": splits.can_flip, "val_name": splits.val_name, "splits": {
+                     "can_flip": splits.can_flip, "val_name": splits.val_name, "reading": vars(splits.reading), "splits": {
                          name: _write_index(name, split, rows[name], bad, building) for name, split in parts.items()}}
-            atomic_write(building / FILE, lambda file: file.write_text(describe(facts)))
+            atomic_write(building / FILE, lambda file: file.write_text(describe(facts), encoding="utf-8"))
             os.rename(building, target)
             for name in (PLAN_FILE, *(f"{name}.digests" for name in parts), LOCK_FILE):
                 (target / name).unlink()
@@ -105,7 +110,7 @@ def _check_bad(bad: list[Bad], train_images: int, building: Path, skip: float) -
     file.unlink(missing_ok=True)
     if not bad:
         return
-    file.write_text("".join(f"{one.why}\n" for one in bad))
+    file.write_text("".join(f"{one.why}\n" for one in bad), encoding="utf-8", errors="backslashreplace")
     if len(bad) > skip * train_images or any(one.part != "train" for one in bad):
         first = bad[0].why + ", ..." * (len(bad) > 1)
         raise DataError(f"{len(bad):,} images cannot be read: {first}; {file} lists them; replace or remove them, or omit them "
@@ -142,7 +147,7 @@ def _allocate_files(rows: dict[str, np.ndarray], building: Path, target: Path, p
     files = {name: (building / f"{name}.pixels", building / f"{name}.digests") for name in rows}
     plan, known = hashlib.sha256(plan.encode("utf-8", "surrogateescape")).hexdigest(), building / PLAN_FILE
     total, count = sum(map(_bytes, rows.values())), sum(map(len, rows.values()))
-    if not known.exists() or known.read_text() != plan:
+    if not known.exists() or known.read_text(encoding="utf-8") != plan:
         for file in (known, *(file for pair in files.values() for file in pair)):
             file.unlink(missing_ok=True)
     taken = sum(pixels.stat().st_blocks * 512 for pixels, _ in files.values() if pixels.exists())
@@ -155,7 +160,7 @@ def _allocate_files(rows: dict[str, np.ndarray], building: Path, target: Path, p
             with open(file, "ab") as stream:
                 stream.truncate(length)
     done = sum(int(np.fromfile(digests, np.uint8).reshape(-1, 32).any(axis=1).sum()) for _, digests in files.values())
-    known.write_text(plan)
+    known.write_text(plan, encoding="utf-8")
     size = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
     log(f"{target}: {count:,} images, {size}" + (f"; {done:,} are done already" if done else ""))
 
@@ -177,15 +182,6 @@ def _write_index(name: str, split: Dataset, rows: np.ndarray, bad: list[Bad], bu
 # ------------------------------------------------------------------------------------------------- the processes
 
 _work: tuple[dict[str, FileImages], int, Path]           # of a process: the splits, the size, the folder
-
-
-@contextlib.contextmanager
-def _processes(parts: dict[str, FileImages], size: int, building: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _results(pool: ProcessPoolExecutor, what: str, function: Callable, tasks: list[tuple]) -> Iterator:

@@ -4,6 +4,7 @@ Step t holds the positions t * G to (t + 1) * G - 1 of an endless stream of shuf
 micro-batches that are dealt to the ranks in contiguous blocks. Steps straddle epochs, so there is no ragged last batch.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,7 +54,6 @@ class StepSampler(Sequence):
         self.micro_batches, self.micro_size = micro_batches, batch_size // micro_batches
         count = micro_batches // world_size
         self.own = range(rank * count, (rank + 1) * count)
-        self._permutations: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return (self.stop - self.start) * len(self.own)
@@ -71,13 +71,12 @@ class StepSampler(Sequence):
     def _micro_batch(self, step: int, micro: int) -> SampleIndices:
         first = step * self.batch_size + micro * self.micro_size
         epochs, offsets = np.divmod(np.arange(first, first + self.micro_size), self.images)
-        indices = [self._permutation(epoch)[offsets[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        indices = [_permutation(self.images, self.seed, epoch)[offsets[epochs == epoch]]
+                   for epoch in range(epochs[0], epochs[-1] + 1)]
         return SampleIndices(step, micro, epochs, np.concatenate(indices))
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._permutations:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            # Two epochs are kept: a micro-batch may straddle them.
-            self._permutations = {old: kept for old, kept in self._permutations.items() if old == epoch - 1}
-            self._permutations[epoch] = torch.randperm(self.images, generator=generator).numpy()
-        return self._permutations[epoch]
+
+@functools.lru_cache(2)                   # a micro-batch may straddle two epochs
+def _permutation(images: int, seed: int, epoch: int) -> np.ndarray:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(images, generator=generator).numpy()

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from utils.randomness import derive_seed
 
+from .reading import AS_STORED, Reading
+
 Strata = Callable[[np.ndarray], np.ndarray]         # targets of all images -> what a share of them keeps the proportions of
 
 FINGERPRINT_NAMES = 1000
@@ -54,6 +56,8 @@ class Splits:
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
     prepared: int = 0               # shorter side in pixels to which larger images were reduced (prepared.py); 0: not prepared
+    reading: Reading = AS_STORED    # how its image files are read
+    notes: tuple[str, ...] = ()     # lines to print when a run starts; those that begin with "warning:" name faults
 
 
 class ArrayImages(Dataset):

@@ -1,17 +1,5 @@
 """Several processes of one run: the only user of torch.distributed. One process is a group of size 1."""
 
-from .collectives import (
-    all_gather,
-    all_gather_objects,
-    all_reduce_sum,
-    broadcast_from_main,
-    broadcast_weights,
-    local_main_first,
-)
+from .collectives import all_gather, all_gather_objects, all_reduce_sum, broadcast_from_main, broadcast_weights, local_main_first
 from .ddp import no_sync, unwrap, wrap
 from .ranks import PeerLost, Ranks, init, watch
-
-__all__ = [
-    "PeerLost", "Ranks", "all_gather", "all_gather_objects", "all_reduce_sum", "broadcast_from_main", "broadcast_weights",
-    "init", "local_main_first", "no_sync", "unwrap", "watch", "wrap",
-]

@@ -10,7 +10,6 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import matplotlib
 from matplotlib import font_manager, ticker, transforms
@@ -78,18 +77,14 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
 
 
 def find_invalid_event(events: Sequence[dict]) -> str | None:
-    """Describes the first event of a log.jsonl that cannot be drawn, with its line; None if there is none."""
-    for line, event in enumerate(events, start=1):
-        kind = event.get("event")
-        if not isinstance(kind, str):
-            return f"line {line} is no event of a run: it has no \"event\""
-        if kind == "eval" and not isinstance(event.get("split"), str):
-            return f"line {line}: an eval event without its \"split\""
+    """Describes the first event of run.log.scan_log that cannot be drawn, with its number; None if there is none."""
+    for number, event in enumerate(events, start=1):
+        kind = event["event"]
         for field in (*DRAWN.get(kind, ()), *({"attention_loss"} & event.keys() if kind == "train" else ())):
             if field not in event:
-                return f"line {line}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
+                return f"event {number}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
             if _number(event, field) is None:
-                return f"line {line}: \"{field}\" is {plain(repr(event[field]), 30)}, not a number"
+                return f"event {number}: \"{field}\" is {plain(repr(event[field]), 30)}, not a number"
     return None
 
 
@@ -97,7 +92,10 @@ def _number(event: dict, field: str) -> float | None:
     """None: there is none. What JSON has no number for, the log holds as the text nan, inf or -inf."""
     value = event.get(field)
     known = (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
-    return float(value) if known else None
+    try:
+        return float(value) if known else None
+    except OverflowError:                # hundreds of digits
+        return None
 
 
 def _numbers(events: Sequence[dict], field: str) -> list[float]:
@@ -242,12 +240,9 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def save(figure: Figure, path: str | Path | BinaryIO) -> None:
-    """Writes .png, .pdf or .svg, atomically; a stream gets a PNG. Raises StorageError."""
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes .png, .pdf or .svg, atomically. Raises StorageError."""
+    suffix = Path(path).suffix.lstrip(".").lower()
     with warnings.catch_warnings():                    # of letters that no font has: they are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
-        if isinstance(path, (str, os.PathLike)):
-            suffix = Path(path).suffix.lstrip(".").lower()
-            atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))
-        else:
-            figure.savefig(path, dpi=120)
+        atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))

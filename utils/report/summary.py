@@ -1,17 +1,21 @@
 """The last words of a run: what came out, where it is, and what a user may type next."""
 
+import contextlib
+import math
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from utils import process
 from utils.attention.edits import digest
 from utils.data.splits import Splits
+from utils.files import StorageError
 from utils.run import checkpoint, profiling
 from utils.run.folder import BAD_IMAGES_FILE
 from utils.run.log import read_log
@@ -36,18 +40,37 @@ def before(run: Run, trainer: Trainer, data: Any) -> list[ShownImage]:
 
 
 def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) -> None:
-    """Draws the curves, and the attention that edits taught; prints the summary. On rank 0."""
+    """Draws the curves, and the attention that edits taught; prints the summary. On rank 0.
+
+    Raises StorageError at the end if a picture or table cannot be written.
+    """
     if not run.ranks.is_main:
         return
-    config, folder, model = run.config, run.outputs.folder, trainer.module
+    config, folder, model, failed = run.config, run.outputs.folder, trainer.module, []
     if data.edits:
         title = (f"{config.name}: attention of layer {model.sigmoid_layers[-1]} before and after {config.num_steps} steps "
                  f"with weight {config.attention_loss_weight:g}")
-        draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"),
-             _attention_now(shown, trainer, trainer.eval_model, data))
+        taught = _attention_now(shown, trainer, trainer.eval_model, data)
+        with _collect_failures(failed):
+            draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"), taught)
     speed = profiling.summary(read_log(folder), model, (model.config.in_channels, *model.img_size), trainer.precision.compute,
                               run.ranks.device, run.ranks.size, run.ranks.local_size)
-    print_summary(run, data.splits, data.final.name, speed)
+    print_summary(run, data.splits, data.final.name, speed, failed)
+    if failed:
+        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; RESUME_PATH={shlex.quote(str(folder))} "
+                           "bash train.sh then trains nothing and writes what is missing")
+
+
+@contextlib.contextmanager
+def _collect_failures(failed: list[str]) -> Iterator[None]:
+    """A file that cannot be written does not cost the last words: its error goes to `failed`."""
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        message, _ = process.classify_error(error)
+        if message is None:
+            raise
+        failed.append(message)
 
 
 def _attention_now(shown: Sequence[ShownImage], trainer: Trainer, model: nn.Module, data: Any) -> dict:
@@ -71,12 +94,16 @@ def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str]) 
         print(f"  wrote {file}")
 
 
-def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str]) -> None:
-    """`final`: the name of the split that was evaluated last; `speed`: lines of profiling.summary."""
+def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], failed: list[str]) -> None:
+    """`final`: the name of the split that was evaluated last; `speed`: lines of profiling.summary.
+
+    Writes the curves and the confusion matrix; errors of the disk go to `failed`.
+    """
     config, history, outputs = run.config, run.history, run.outputs
     folder, result, events = outputs.folder, history.result, read_log(outputs.folder)
     curves = folder / "curves.png"
-    plots.save(plots.learning_curves(events, f"{config.name}: {config.model_type} on {config.dataset}"), curves)
+    with _collect_failures(failed):
+        plots.save(plots.learning_curves(events, f"{config.name}: {config.model_type} on {config.dataset}"), curves)
     best = outputs.saver.best
     newest = (checkpoint.step_files(folder) or [folder / checkpoint.BEST_FILE])[0]
     print(f"\nDone: step {config.num_steps} of {config.num_steps}, {run.seconds - history.seconds:.0f} s.")
@@ -86,14 +113,17 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str]) ->
     print(f"  checkpoint     {newest}")
     bad = folder / BAD_IMAGES_FILE
     if bad.exists():
-        print(f"  bad images     {len(bad.read_text().splitlines())} of the training images were replaced: {bad}")
-    print(f"  curves         {curves}")
+        count = len(bad.read_text(encoding="utf-8", errors="replace").splitlines())
+        print(f"  bad images     {count} of the training images were replaced: {bad}")
+    if curves.exists():
+        print(f"  curves         {curves}")
     if (folder / ATTENTION_FILE).exists():
         print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
     python = _python()
     print(f"  TensorBoard    {outputs.log_folder}  ({python} -m tensorboard.main --logdir {config.log_dir})")
     if config.confusion_matrix:
-        print_confusion(folder, result, splits.classes)
+        with _collect_failures(failed):
+            print_confusion(folder, result, splits.classes)
     _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest, python)
 
 
@@ -118,11 +148,13 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
     if recent and "accuracy" in recent[0]:
         mean = sum(event["accuracy"] for event in recent) / len(recent)
         lines.append(f"train accuracy {mean:.2%} on the images of the last {len(recent)} steps, as they were fed")
-    if config.eval_train:
-        whole = [event for event in events if event["event"] == "eval" and event["split"] == "train"][-1]
+    evaluated = [event for event in events if event["event"] == "eval" and event["split"] == "train"]
+    if config.eval_train and evaluated:            # a full disk may have lost the line
+        whole = evaluated[-1]
         lines.append(f"               {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
-    losses = [event["attention_loss"] for event in steps if event.get("attention_loss") is not None]
-    if losses:
+    # The log has NaN and infinity, of steps that were skipped (--non_finite skip), as text.
+    losses = [float(event["attention_loss"]) for event in steps if event.get("attention_loss") is not None]
+    if losses := [loss for loss in losses if math.isfinite(loss)]:
         first, last = (sum(some) / len(some) for some in (losses[:RECENT_STEPS], losses[-RECENT_STEPS:]))
         lines.append(f"attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit")
     return lines

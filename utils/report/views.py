@@ -74,6 +74,19 @@ class View:
         return f"{what}: {self.example.name}\n{self.subject.title}"
 
 
+def predict_with_attention(subject: Subject, example: Example) -> View:
+    """Shows the image to the model and records its attention. Raises ImageError."""
+    model = subject.model
+    image, _ = example.split[example.index]
+    pixels = subject.transform(image)[None]
+    inputs = normalize(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
+    with torch.no_grad(), model.recording() as maps:
+        logits = model(inputs)
+    probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
+    return View(subject, example, pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy(), inputs, probabilities,
+                [layer.cpu() for layer in maps])
+
+
 def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
     """A map (1, H, Q, K) -> {query: (H, height, width)}, see `enlarge`.
 
@@ -153,6 +166,24 @@ def protected_columns(model: nn.Module) -> int:
 def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Figure:
     what = describe_rollout(f"joint attention, heads by {fusion}", drop)
     return draw_joint(view, compute_rollout(view, fusion, drop), what)
+
+
+def compute_gradient_rollout(view: View, target: int, drop: float = 0.0) -> Tensor:
+    """Gradient rollout of class number `target` -> (1, N, N)"""
+    model = view.subject.model
+    with model.recording(differentiable=True) as maps:
+        logits = model(view.inputs)
+    gradients = torch.autograd.grad(logits[0, target], maps)
+    maps = [layer.detach() for layer in maps]
+    return attention_maps.gradient_rollout(maps, gradients, drop, protected_columns(model)).cpu()
+
+
+def draw_gradient_rollout(view: View, target: str | None = None, drop: float = 0.0) -> Figure:
+    """target: a class by name or number; None: the predicted one"""
+    classes = view.subject.classes
+    number = int(view.probabilities.argmax()) if target is None else class_index(target, classes)
+    what = describe_rollout(f"gradient rollout for {classes[number]}", drop)
+    return draw_joint(view, compute_gradient_rollout(view, number, drop), what)
 
 
 def describe_rollout(how: str, drop: float) -> str:

@@ -22,10 +22,11 @@ from models.checkpoints import torch_file
 from utils.files import atomic_write
 
 FORMAT = "vit-run-1"
+RULES = 2                        # of this code, for runs that it begins; see RunState.rules
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
 BEST_FILE = "best.pt"
 CHUNK = 1 << 20
-OPTIONAL_FIELDS = {"ema", "world_size", "threads", "data", "cached"}      # that older files of this format lack
+OPTIONAL_FIELDS = {"ema", "world_size", "threads", "data", "cached", "rules"}      # that older files of this format lack
 WEIGHTS = {"model": {}, "optimizer": {}, "scaler": {}, "ema": {}, "first": {}}        # what a header is without
 
 
@@ -65,6 +66,7 @@ class RunState:
     threads: int = 0                # PyTorch's within an operation, which change the last bits; 0: not known
     data: str = ""                  # splits.fingerprint of the training data; "": not known
     cached: bool | None = None      # whether the training images are cached on the device; None: not known
+    rules: int = 1                  # of the code that began the run; 2: fewer than 10 steps learn at every one (lr_multiplier)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +77,10 @@ class RunCheckpoint:
     header: RunState                # without what is in WEIGHTS
     skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)      # newer files of the folder: why they are not used
 
-    @property
-    def step(self) -> int:
-        return self.header.step
-
     def state(self) -> RunState:
         """Everything, tensors on the CPU. Raises CheckpointError."""
         state = _read(self.path, mapped=False)
-        if state.step != self.step:
+        if state.step != self.header.step:
             raise CheckpointError(f"{self.path} was replaced while it was being read. Start again.")
         return state
 
@@ -108,11 +106,6 @@ def open_run_checkpoint(path: Path) -> RunCheckpoint:
 def read_header(path: Path) -> RunState:
     """The state without what is in WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
     return dataclasses.replace(_read(path, mapped=True), **WEIGHTS)
-
-
-def load(path: Path) -> RunState:
-    """The verified state, tensors on the CPU. Raises CheckpointError."""
-    return open_run_checkpoint(path).state()
 
 
 def _read(path: Path, mapped: bool) -> RunState:

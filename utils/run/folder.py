@@ -17,7 +17,6 @@ import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -35,11 +34,6 @@ class FolderError(ValueError):
     """A run folder cannot be used."""
 
     exit_code = 2
-
-
-class RunFolder(NamedTuple):
-    path: Path
-    best: dict            # {"step", "accuracy"} of its best.pt; {} without one
 
 
 def lock(folder: Path) -> FileLock:
@@ -140,8 +134,10 @@ def resolve_checkpoint(path: str | Path) -> str | Path:
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
-def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) -> RunFolder:
+def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) -> tuple[Path, dict]:
     """Locks the folder in which a run continues: its own, or a new one if NAME or OUTPUT_DIR differ (a branch).
+
+    -> (the folder, {"step", "accuracy"} of its best.pt or {})
 
     Events after the checkpoint's step are removed from the log; a branch gets a copy of the log and of best.pt. Raises
     FolderError for a checkpoint outside a run folder without NAME, and for one that is not the newest of its folder:
@@ -152,16 +148,16 @@ def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) 
         return _branch(checkpoint, home, target)
     _claim(home)
     newer = [path for path in checkpoints.step_files(home)
-             if int(checkpoints.STEP_FILE.fullmatch(path.name)[1]) > checkpoint.step]
+             if int(checkpoints.STEP_FILE.fullmatch(path.name)[1]) > checkpoint.header.step]
     for path in newer:
         if path not in checkpoint.skipped and _header(path):
-            raise FolderError(f"{checkpoint.path} is at step {checkpoint.step}, but {home} continues to {path.name}. Resume "
-                              f"the folder, or choose a new --name to branch off from step {checkpoint.step}.")
+            raise FolderError(f"{checkpoint.path} is at step {checkpoint.header.step}, but {home} continues to {path.name}. "
+                              f"Resume the folder, or choose a new --name to branch off from step {checkpoint.header.step}.")
     _remove_unfinished(home)
     for path in newer:        # they are damaged, and would count among the newest when old checkpoints are deleted
         path.rename(path.with_name(f"{path.name}.damaged"))
-    write_log(home, events_until(home, checkpoint.step))
-    return RunFolder(home, _best(checkpoint, home))
+    write_log(home, events_until(home, checkpoint.header.step))
+    return home, _best(checkpoint, home)
 
 
 def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> None:
@@ -173,20 +169,20 @@ def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> 
         check_free(str(target.parent), target.name)
 
 
-def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> RunFolder:
+def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> tuple[Path, dict]:
     folder, best = create(str(target.parent), target.name, target.name), {}
     if (home / CONFIG_FILE).exists():
-        write_log(folder, events_until(home, checkpoint.step))
+        write_log(folder, events_until(home, checkpoint.header.step))
         if best := _best(checkpoint, home):
             atomic_write(folder / BEST_FILE, lambda unfinished: shutil.copyfile(home / BEST_FILE, unfinished))
-    return RunFolder(folder, best)
+    return folder, best
 
 
 def _best(checkpoint: RunCheckpoint, home: Path) -> dict:
     """The evaluation of best.pt; {} if that is missing, damaged, or later than the checkpoint: then it is evaluated again."""
     path = home / BEST_FILE
     header = checkpoint.header if checkpoint.path == path else _header(path)
-    return header.best if header and header.step <= checkpoint.step else {}
+    return header.best if header and header.step <= checkpoint.header.step else {}
 
 
 def _folders(checkpoint: Path, output_dir: str | None, name: str | None) -> tuple[Path, Path]:
@@ -218,7 +214,8 @@ def write_config(folder: Path, config: dict, architecture: dict, world_size: int
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")},
         "commit": _commit(),
     }
-    atomic_write(folder / CONFIG_FILE, lambda unfinished: unfinished.write_text(json.dumps(content, indent=2) + "\n"))
+    atomic_write(folder / CONFIG_FILE, lambda unfinished: unfinished.write_text(json.dumps(content, indent=2) + "\n",
+                                                                              encoding="utf-8"))
 
 
 def _commit() -> str | None:

@@ -57,7 +57,7 @@ def read_log(folder: Path) -> list[dict]:
 def scan_log(folder: Path) -> tuple[list[dict], int]:
     """-> (events, number of unreadable lines). A last line that a crash cut off does not count."""
     try:
-        *lines, last = (folder / LOG_FILE).read_text(errors="replace").split("\n")
+        *lines, last = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return [], 0
     events = [_event(line) for line in lines if line.strip()]
@@ -65,11 +65,13 @@ def scan_log(folder: Path) -> tuple[list[dict], int]:
 
 
 def _event(line: str) -> dict | None:
+    """None unless it is a JSON object that names its event, and an evaluation's its split."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):          # also for numbers and nesting beyond what Python reads
         return None
-    return event if isinstance(event, dict) else None
+    names = ("event", "split") if isinstance(event, dict) and event.get("event") == "eval" else ("event",)
+    return event if isinstance(event, dict) and all(isinstance(event.get(name), str) for name in names) else None
 
 
 def events_until(folder: Path, step: int) -> list[dict]:
@@ -86,4 +88,4 @@ def events_until(folder: Path, step: int) -> list[dict]:
 def write_log(folder: Path, events: list[dict]) -> None:
     """Replaces the whole log. Raises StorageError."""
     text = "".join(json.dumps(event) + "\n" for event in events)
-    atomic_write(folder / LOG_FILE, lambda unfinished: unfinished.write_text(text))
+    atomic_write(folder / LOG_FILE, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -119,7 +119,7 @@ class BadImages:
         """Reads the file of an earlier session. Raises OSError."""
         self._path, self._warn, self._lines = folder / BAD_IMAGES_FILE, warn, set()
         with contextlib.suppress(FileNotFoundError):
-            self._lines |= set(self._path.read_text(errors="replace").splitlines())
+            self._lines |= set(self._path.read_text(encoding="utf-8", errors="replace").splitlines())
 
     def add(self, lines: set[str]) -> tuple[list[str], int]:
         """-> (those that are new, in alphabetical order; how many there are now)"""
@@ -128,7 +128,8 @@ class BadImages:
         if new:
             text = "".join(f"{line}\n" for line in sorted(self._lines))
             try:
-                atomic_write(self._path, lambda unfinished: unfinished.write_text(text, errors="backslashreplace"))
+                atomic_write(self._path, lambda unfinished: unfinished.write_text(text, encoding="utf-8",
+                                                                               errors="backslashreplace"))
             except StorageError as error:
                 self._warn(f"warning: {error}; the list of bad images is incomplete, training continues")
         return new, len(self._lines)
@@ -246,9 +247,9 @@ class _WandB:
 
         file = folder / "wandb-id.txt"
         if first_step == 0 or not file.exists():
-            file.write_text(secrets.token_hex(8))
-        self._run = wandb.init(project=project, name=folder.name, id=file.read_text(), resume="allow", dir=str(folder),
-                               config=config)
+            file.write_text(secrets.token_hex(8), encoding="utf-8")
+        self._run = wandb.init(project=project, name=folder.name, id=file.read_text(encoding="utf-8"), resume="allow",
+                               dir=str(folder), config=config)
 
     def write(self, event: dict) -> None:
         if figures := scalars(event):

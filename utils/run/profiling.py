@@ -194,7 +194,7 @@ class Profile:
             order = "self_device_time_total" if self._on_gpu else "self_cpu_time_total"
             rows = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
             table.write_text(f"Steps {self._first} to {last} of the session: operators by the time they take themselves; "
-                             f"ProfilerStep is a whole step.\n{rows}")
+                             f"ProfilerStep is a whole step.\n{rows}", encoding="utf-8")
             profiler.export_chrome_trace(str(trace))
             if not trace.stat().st_size:
                 raise OSError(f"{trace} was not written")

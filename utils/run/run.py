@@ -171,6 +171,14 @@ class Run:
         saver = self.outputs.saver
         return Requests(stop=self.stop.requested(), save_failed=saver is not None and saver.failed)
 
+    def stop_within_step(self) -> bool:
+        """Whether any rank was asked to stop, between the micro-batches of a step, which may take minutes. The step is begun anew
+        when the run is resumed. Several GPUs end their step: to agree before would make them wait for each other."""
+        if self.ranks.size == 1 or self.ranks.device.type == "cpu":
+            asked = torch.tensor(float(self.stop.requested()))
+            self.stop_requested |= bool(distributed.all_reduce_sum(asked))
+        return self.stop_requested
+
     def log_steps(self, steps: Sequence[StepMetrics]) -> None:
         for step in steps:
             self.outputs.logger.log_step(step)
@@ -225,14 +233,14 @@ class Run:
             self.outputs.saver.save(files, self._snapshot(trainer))
         else:
             checkpoint.check_finite(trainer.model.state_dict())
-            checkpoint.check_finite(trainer.ema.state_dict() if trainer.ema else {})
+            checkpoint.check_finite(trainer.ema.model.state_dict() if trainer.ema else {})
 
     def _snapshot(self, trainer: Trainer) -> RunState:
         return RunState(
             **trainer.progress._asdict(), model=trainer.module.state_dict(), optimizer=trainer.optimizer.state_dict(),
             scaler=trainer.scaler.state_dict(), best=self.history.best, first=self.history.first, seconds=self.seconds,
-            ema=trainer.ema.state_dict() if trainer.ema else {}, world_size=self.ranks.size, threads=torch.get_num_threads(),
-            **self.constant)
+            ema=trainer.ema.model.state_dict() if trainer.ema else {}, world_size=self.ranks.size,
+            threads=torch.get_num_threads(), **self.constant)
 
     @property
     def seconds(self) -> float:

@@ -26,10 +26,3 @@ class Ema:
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
         for averaged, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             averaged.copy_(buffer)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averaged weights, under the plain model's names."""
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.model.load_state_dict(state)

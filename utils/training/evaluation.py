@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from utils.data.loader import Loader, prefetch
 from utils.distributed import Ranks, all_reduce_sum
+from utils.files import atomic_write
 
 from .precision import Precision
 
@@ -128,13 +130,19 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
 
 
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str]) -> list[Path]:
-    """Writes and returns confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy)."""
+    """Writes and returns confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy).
+
+    Raises StorageError.
+    """
     counts = list(zip(classes, confusion.tolist()))
     tables = {"confusion.csv": [["true \\ predicted", *classes], *([name, *row] for name, row in counts)],
               "per_class.csv": [["class", "images", "accuracy"],
                                 *([name, sum(row), f"{row[label] / sum(row):.4f}" if sum(row) else ""]
                                   for label, (name, row) in enumerate(counts))]}
-    for name, rows in tables.items():
-        with open(folder / name, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+    def write(unfinished: Path, rows: list[list]) -> None:
+        with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             csv.writer(stream).writerows(rows)
+
+    for name, rows in tables.items():
+        atomic_write(folder / name, functools.partial(write, rows=rows))
     return [folder / name for name in tables]

@@ -74,7 +74,7 @@ def native_support(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]
         name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
         return capability >= needed, name if capability >= needed else f"{name} (below {needed[0]}.{needed[1]})"
     cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     wanted = ["amx_bf16", "avx512_bf16"] if dtype == torch.bfloat16 else ["amx_fp16", "avx512_fp16"]
     found = [flag for flag in wanted if flag in flags]
     return bool(found), f"CPU with {found[0]}" if found else f"CPU without {' or '.join(wanted)}"

@@ -5,20 +5,20 @@ import torch
 
 from configs import architecture
 from models import ModelError, create_model
-from models.checkpoints.conversions import FROM_FILE, TO_FILE, fold_channels
+from models.checkpoints.conversions import CONVERSIONS, fold_channels
 
 
-@pytest.mark.parametrize("conversion", FROM_FILE)
+@pytest.mark.parametrize("conversion", CONVERSIONS)
 def test_conversions_are_inverse(conversion):
     """model -> file -> model gives the same numbers, and file -> model has the parameter's shape."""
     model = create_model(architecture(2, 12, 20, 3, 1, img_size=4), 5)
     shape, parts = {
-        "copy": ((7,), 1), "vector": ((7,), 1), "dense": ((5, 7), 1), "conv": ((6, 3, 2, 4), 1),
+        "copy": ((7,), 1), "position": ((1, 5, 12), 1), "vector": ((7,), 1), "dense": ((5, 7), 1), "conv": ((6, 3, 2, 4), 1),
         "qkv": ((36, 12), 3), "qkv_bias": ((36,), 3), "out": ((12, 12), 1),
         "join": ((36, 12), 3)}[conversion]
     value = torch.randn(shape)
-    arrays = [TO_FILE[conversion](value, model, part) for part in range(parts)]
-    assert torch.equal(torch.cat([FROM_FILE[conversion](array) for array in arrays]), value)
+    arrays = [CONVERSIONS[conversion].to_file(value, model, part) for part in range(parts)]
+    assert torch.equal(torch.cat([CONVERSIONS[conversion].from_file(array) for array in arrays]), value)
 
 
 def test_without_statistics_of_the_channels_they_are_the_grey_ones():

@@ -10,8 +10,8 @@ from other_programs import transformers_names
 from safetensors.torch import save_file
 
 from configs import architecture
-from models.checkpoints import open_checkpoint
 from models.checkpoints.described import describe, is_weights_folder
+from models.checkpoints.opened import OpenedCheckpoint
 
 ROW = architecture(4, 24, 40, 2, 1, img_size=8)
 STATE = random_model(ROW, 2).state_dict()
@@ -39,7 +39,7 @@ def test_a_folder_of_transformers(tmp_path, file, by_file):
     folder = folder_of(tmp_path / "x", VIT | {"hidden_act": "gelu_new"}, lambda state: transformers_names(state, "vit."), file,
                        preprocessor_config={"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3})
     assert is_weights_folder(folder)
-    with open_checkpoint(folder / file if by_file else folder) as opened:
+    with OpenedCheckpoint(folder / file if by_file else folder) as opened:
         assert opened.path == folder / file and opened.class_names == ["ant", "bee"] and opened.settings is None
         assert opened.computed == {"gelu": "tanh", "norm_eps": 1e-12, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
         assert (opened.row["num_heads"], opened.row["img_size"], opened.view) == (2, 8, {"interpolation": "bicubic"})
@@ -56,9 +56,9 @@ def test_a_folder_of_transformers(tmp_path, file, by_file):
     ({"model_args": {"act_layer": "gelu_tanh"}}, "tanh")])
 def test_a_folder_of_timm(tmp_path, more, gelu):
     """What a user trained computes the exact GELU; Google's weights that timm publishes were trained with the tanh form."""
-    with open_checkpoint(folder_of(tmp_path / "x", TIMM | more)) as opened:
+    with OpenedCheckpoint(folder_of(tmp_path / "x", TIMM | more)) as opened:
         assert opened.computed["gelu"] == gelu and opened.class_names == ["ant", "bee"]
-    with open_checkpoint(folder_of(tmp_path / "y", TIMM)) as opened:
+    with OpenedCheckpoint(folder_of(tmp_path / "y", TIMM)) as opened:
         assert opened.computed == {"gelu": "erf", "norm_eps": 1e-6, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
         assert opened.view == {"interpolation": "bicubic", "eval_crop": 0.9} and opened.row["img_size"] == 8
 
@@ -67,7 +67,7 @@ def test_a_folder_of_timm(tmp_path, more, gelu):
 def test_names_that_are_none(tmp_path, labels):
     """Numbers in place of names, as many as another head has, a gap."""
     folder = folder_of(tmp_path / "x", VIT | {"id2label": labels}, lambda state: transformers_names(state, "vit."))
-    with open_checkpoint(folder) as opened:
+    with OpenedCheckpoint(folder) as opened:
         assert opened.class_names is None
 
 

@@ -80,6 +80,18 @@ def test_a_download_that_was_cut_off_is_resumed(server, folder):
     assert server.answers == [200, 206, 206]
 
 
+def test_processes_wait_for_one_lock_after_a_failure_too(server, folder, put):
+    """Another process waits with the lock file open: one that starts later must find the same file, or both would write."""
+    lock = folder / f"{FILE}.lock"
+    put(lock, b"")
+    waiting = lock.stat()
+    server.cut_after = 100_000
+    fails(folder, "cut off")
+    assert os.path.samestat(lock.stat(), waiting)
+    server.cut_after = None
+    arrives(folder)
+
+
 @pytest.mark.parametrize("changes, range_asked, answer", [
     ({"etag": '"two"'}, "bytes=100000-", 200),                              # another version
     ({"ranges": False}, "bytes=100000-", 200),                              # a server without ranges

@@ -9,9 +9,9 @@ from filling import random_model
 
 from configs import MODELS, architecture
 from models import create_model, save_npz, save_timm
-from models.checkpoints import open_checkpoint
 from models.checkpoints.infer import infer_row
 from models.checkpoints.layouts import detect_layout
+from models.checkpoints.opened import OpenedCheckpoint
 from models.create import match_row
 
 TOLD = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "distilled", "class_layers", "resnet_layers",
@@ -19,7 +19,7 @@ TOLD = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "di
 
 
 def row_of(path) -> dict:
-    with open_checkpoint(path) as file:
+    with OpenedCheckpoint(path) as file:
         return file.row
 
 
@@ -64,6 +64,6 @@ def test_a_published_size_is_recognised(name):
 def test_a_size_of_its_own_needs_its_heads(tmp_path):
     save_timm(random_model(architecture(4, 24, 40, 2, 1, img_size=8, in_channels=1), 3), tmp_path / "x.pth")
     sizes = {"patch_size": 4, "hidden_size": 24, "mlp_dim": 40, "num_layers": 1, "in_channels": 1}
-    with open_checkpoint(tmp_path / "x.pth") as file:
+    with OpenedCheckpoint(tmp_path / "x.pth") as file:
         assert match_row(file, "MAE-B_16") == ("MAE-B_16", sizes)
         assert match_row(file, "CaiT-S24", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})

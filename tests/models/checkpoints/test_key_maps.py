@@ -7,7 +7,7 @@ import torch
 from configs import MODELS
 from models import create_model
 from models.checkpoints import key_maps
-from models.checkpoints.conversions import FROM_FILE, TO_FILE, google_rows, transformers_rows
+from models.checkpoints.conversions import CONVERSIONS, google_rows, transformers_rows
 from models.checkpoints.key_maps import GOOGLE_BLOCKS, TRANSFORMERS_BLOCKS
 
 PRE_LINEN = GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"]
@@ -33,7 +33,7 @@ def test_names_and_shapes_of_every_published_model(published):
     for name, sources, conversion in google_rows(model, PRE_LINEN):
         for part, source in enumerate(sources):
             assert source not in ours
-            ours[source] = tuple(TO_FILE[conversion](model.get_parameter(name), model, part).shape)
+            ours[source] = tuple(CONVERSIONS[conversion].to_file(model.get_parameter(name), model, part).shape)
     assert ours == LAYOUTS[published]
 
 
@@ -71,4 +71,4 @@ def test_a_variant_s_mark_is_in_its_own_names_alone(blocks, joined):
 def test_every_conversion_is_known_and_used():
     blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
     used = {conversion for table in (*TABLES, *blocks) for _, _, conversion in table}
-    assert used == set(TO_FILE) == set(FROM_FILE) | {"position"}
+    assert used == set(CONVERSIONS)

@@ -395,16 +395,17 @@ def test_an_older_architecture_lacks_newer_keys(tmp_path):
     assert same_state(model, load_model(own_checkpoint(tmp_path / "best.pt", model, architecture=row)))
 
 
-def test_a_checkpoint_starts_another_task(tmp_path):
-    """Head fresh, positions from its own grid, which is not square, to another."""
+@pytest.mark.parametrize("grid", [(2, 6), (2, 4)], ids=str)
+def test_a_checkpoint_starts_another_task(tmp_path, grid):
+    """Head fresh, positions from its own grid, which is not square, to another, also of as many patches."""
     model = random_model(FAMILIES["vit"], 3, (8, 4))
     path = own_checkpoint(tmp_path / "x.pt", model)
-    other = create_model(FAMILIES["vit"], 5, (4, 12), pretrained=path)
+    other = create_model(FAMILIES["vit"], 5, (2 * grid[0], 2 * grid[1]), pretrained=path)
     report = other.load_report
-    assert report.resized == {"pos_embed": "4x2 -> 2x6"} and report.fresh == ["head.bias", "head.weight"]
+    assert report.resized == {"pos_embed": f"4x2 -> {grid[0]}x{grid[1]}"} and report.fresh == ["head.bias", "head.weight"]
     assert report.left_out[:2] == ["head.bias", "head.weight"] and {"optimizer", "step", "config"} <= set(report.left_out)
     assert not other.head.weight.any() and torch.equal(other.blocks[1].mlp.fc2.weight, model.blocks[1].mlp.fc2.weight)
-    assert torch.equal(other.pos_embed, resize_positions(model.pos_embed, (4, 2), (2, 6), "bilinear"))
+    assert torch.equal(other.pos_embed, resize_positions(model.pos_embed, (4, 2), grid, "bilinear"))
     same = create_model(FAMILIES["vit"], pretrained=path, head="keep", img_size=(8, 4))
     assert same_state(same, model) and checkpoint_head(path) == (3, 0)
 

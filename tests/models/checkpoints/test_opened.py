@@ -9,7 +9,8 @@ import reference
 import torch
 
 from models import ModelError, checkpoint_head, create_model, load_model, load_pretrained, run_settings, save_npz, save_timm
-from models.checkpoints import open_checkpoint, torch_file
+from models.checkpoints import torch_file
+from models.checkpoints.opened import OpenedCheckpoint
 from utils.run import checkpoint
 
 CLASSES = ["ant", "bee", "cat"]
@@ -27,16 +28,15 @@ def run_file(tmp_path) -> Path:
     return tmp_path / "step-00000003.pt"
 
 
-def test_checkpoint_of_a_run_names_settings_and_classes(run_file):
-    with open_checkpoint(run_file) as opened:
+def test_checkpoint_of_a_run_names_its_settings(run_file):
+    with OpenedCheckpoint(run_file) as opened:
         assert opened.path == run_file and opened.settings == {"img_size": 32, "lr": 0.1} == run_settings(run_file)
-        assert opened.class_names == CLASSES
         assert (opened.head_classes, opened.representation_size) == (3, 0) == checkpoint_head(opened)
 
 
 def test_published_file_has_a_head_and_no_settings():
-    with open_checkpoint(reference.weights("g_p16_pre")) as opened:
-        assert opened.settings is None is opened.class_names
+    with OpenedCheckpoint(reference.weights("g_p16_pre")) as opened:
+        assert opened.settings is None
         assert (opened.head_classes, opened.representation_size) == (21, 48)
 
 
@@ -50,7 +50,7 @@ def test_file_of_a_run_is_hashed_and_read_once(run_file, monkeypatch):
     monkeypatch.setattr(torch_file.hashlib, "sha256", lambda: hashes.append(1) or real())
     create_model("ViT-Nano_2", initialise=False)                   # PyTorch reads modules of its own on first use
     row, before = {"hidden_size": 192, "mlp_dim": 768}, bytes_read()
-    with open_checkpoint(run_file) as opened:
+    with OpenedCheckpoint(run_file) as opened:
         settings, head = run_settings(opened), checkpoint_head(opened)
         model = create_model("ViT-Nano_2", img_size=settings["img_size"], pretrained=opened, head="keep", **row)
         other = load_model(opened)
@@ -65,7 +65,7 @@ def test_published_file_is_read_once(tmp_path, save, name):
     model = create_model("ViT-Nano_2", 3, **row)
     save(model, tmp_path / name)
     before = bytes_read()
-    with open_checkpoint(tmp_path / name) as opened:
+    with OpenedCheckpoint(tmp_path / name) as opened:
         assert opened.settings is None and opened.head_classes == 3
         filled = create_model("ViT-Nano_2", pretrained=opened, head="keep", **row)
     assert bytes_read() - before < 1.2 * (tmp_path / name).stat().st_size
@@ -76,7 +76,7 @@ def test_opened_file_fills_several_models(tmp_path):
     """And stays open: whoever opened it closes it. Arrays that are left out are reported once for each model."""
     arrays = {f"params/{name}": array for name, array in reference.arrays(reference.weights("g_p16_gap")).items()}
     np.savez(tmp_path / "x.npz", **arrays, **{"opt/count": np.int32(3)})
-    with open_checkpoint(tmp_path / "x.npz") as opened:
+    with OpenedCheckpoint(tmp_path / "x.npz") as opened:
         first, second = (create_model(reference.ROWS["g_p16_gap"], pretrained=opened, head="keep") for _ in range(2))
         report = load_pretrained(first, opened, "keep")
     assert str(report) == str(first.load_report) == str(second.load_report) and report.left_out == ["opt/count"]

@@ -17,7 +17,7 @@ from weight_files import saved
 
 from configs import MODELS, architecture
 from models import create_model, save_timm
-from models.checkpoints import open_checkpoint
+from models.checkpoints.opened import OpenedCheckpoint
 from models.create import match_row
 from utils.build import open_model
 
@@ -62,7 +62,7 @@ def test_vit_pytorch_s_hybrids(tmp_path, case):
     state = {name: value for name, value in load(reference.weights(case), case).state_dict().items() if "pre_logits" not in name}
     path = saved(tmp_path / "x.bin", renamed(state, "vit_pytorch"))
     assert difference(path, case, f"vit_pytorch/{case}") < 3e-5
-    with open_checkpoint(path) as file:
+    with OpenedCheckpoint(path) as file:
         assert (file.row["resnet_layers"], file.row["resnet_width"]) == (reference.ROWS[case].resnet_layers, 32)
         assert file.row["img_size"] == reference.ROWS[case].img_size
 
@@ -121,7 +121,7 @@ def test_a_torchvision_training_file(tmp_path):
 @pytest.mark.parametrize("program", ["vit_pytorch", "torchvision", "pretrained_vit"])
 def test_an_architecture_is_read_off_every_layout(tmp_path, program):
     model = random_model(architecture(4, 24, 40, 2, 3, img_size=16), 3)
-    with open_checkpoint(saved(tmp_path / "x", renamed(model.state_dict(), program))) as file:
+    with OpenedCheckpoint(saved(tmp_path / "x", renamed(model.state_dict(), program))) as file:
         sizes = {"patch_size": 4, "hidden_size": 24, "mlp_dim": 40, "num_layers": 3, "img_size": 16, "num_heads": None}
         assert {key: file.row.get(key) for key in sizes} == sizes
         assert file.head_classes == 3 and file.class_names is None and file.settings is None
@@ -268,7 +268,7 @@ def test_timm_s_hybrids(tmp_path, name):
     timm = pytest.importorskip("timm")
     model = filled(timm.create_model(name, img_size=64, num_classes=3, depth=2), 0.02)
     torch.save(model.state_dict(), tmp_path / "x.pth")
-    with open_checkpoint(tmp_path / "x.pth") as file:
+    with OpenedCheckpoint(tmp_path / "x.pth") as file:
         row, keys = match_row(file)
         ours, images = create_model(row, None, 64, file, "keep", **keys).eval(), torch.randn(2, 3, 64, 64)
     assert ours.config.resnet_style == "timm" and (ours(images) - model(images)).abs().max() < 1e-5

@@ -40,7 +40,7 @@ from starlette.routing import Route
 from utils.attention.edits import EditError, parse_values
 from utils.data.splits import ImageError
 
-from .session import FILTERS, RequestError, Session
+from .session import FILTERS, Session
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"/": ("index.html", "text/html"), "/editor.css": ("editor.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml"),
@@ -86,7 +86,7 @@ def application(session: Session, host: str = "127.0.0.1") -> "Guard":
                Route("/api/images/{number}", partial(_image, session)),
                Route("/api/images/{number}/pixels.png", partial(_pixels, session)),
                Route("/api/images/{number}/edit", partial(_edit, session), methods=["PUT"])]
-    handlers = dict.fromkeys((Refusal, RequestError, EditError, OSError), _failed)
+    handlers = dict.fromkeys((Refusal, ImageError, EditError, OSError), _failed)
     return Guard(Starlette(routes=routes, exception_handlers=handlers), host)
 
 
@@ -94,7 +94,7 @@ def _failed(request: Request, error: Exception) -> Response:
     """The page tries again after an error of the disk, which may get room."""
     if isinstance(error, OSError):
         return JSONResponse({"error": f"{error.filename or 'the disk'}: {error.strerror or error}"}, 507)
-    status = 422 if isinstance(error, RequestError) else 507 if isinstance(error, EditError) else error.status
+    status = 422 if isinstance(error, ImageError) else 507 if isinstance(error, EditError) else error.status
     return JSONResponse({"error": str(error)}, status)
 
 
@@ -125,12 +125,8 @@ def _image(session: Session, request: Request) -> Response:
 
 
 def _pixels(session: Session, request: Request) -> Response:
-    try:
-        pixels = session.gallery.pixels(_index(session, request))
-    except ImageError as error:
-        raise Refusal(422, str(error)) from error
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    Image.fromarray(session.gallery.pixels(_index(session, request))).save(stream, "PNG", compress_level=1)
     return Response(stream.getvalue(), media_type="image/png")
 
 

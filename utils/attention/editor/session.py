@@ -29,12 +29,6 @@ QUIET = 0.3                              # seconds without a request before the 
 LARGEST_BATCH, BATCH_SECONDS = 64, 0.1
 
 
-class RequestError(ValueError):
-    """A request that cannot be met; the message is one line."""
-
-    exit_code = 2
-
-
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """The model's output for one image."""
@@ -183,13 +177,10 @@ class Session:
         """Save an edit to the disk -> {"revision"}; None, and nothing is written, if the file is not `revision` any more.
 
         Without an edited patch the file is removed. A file that is no edit of this image is kept as NAME.json.damaged.
-        Raises RequestError, and EditError or OSError for errors of the disk.
+        Raises ImageError, and EditError or OSError for errors of the disk.
         """
         path = edits.path_of(self.folder, self.gallery.name(index))
-        try:
-            region, checksum = self.gallery.region(index), self.gallery.checksum(index)
-        except ImageError as error:
-            raise RequestError(str(error)) from error
+        region, checksum = self.gallery.region(index), self.gallery.checksum(index)
         with self._request(), self._saving:
             stored = self._stored(index)
             if stored.revision != revision:
