@@ -18,7 +18,7 @@ from utils import process
 
 with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
-    from utils.config.types import user_path
+    from utils.config.types import positive_int, user_path
     from utils.files import located
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Raises ConfigError."""
     parser = Parser(prog="annotate.py", allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", type=user_path,
-                        help="a run folder (its best.pt, or else its newest checkpoint) or a checkpoint file "
-                                             f"of a run (default: the newest run below {RUNS})")
+                        help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, or any other file, "
+                             f"folder or published name with --data (default: the newest run below {RUNS})")
+    parser.add_argument("--model_type", help="the architecture of a --checkpoint that is no run (default: what it tells)")
+    parser.add_argument("--num_heads", type=positive_int, help="for such a file: its attention heads, where nothing tells them")
     parser.add_argument("--data", type=user_path,
                         help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
                                        "or where the data set of the run is now (default: the data set of the run)")
@@ -71,9 +73,11 @@ def annotate(args: argparse.Namespace) -> None:
         if error.name.partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
-    from utils.build import open_run
+    from utils.build import open_model
 
-    opened = open_run(args.checkpoint or newest_run())
+    opened = open_model(args.checkpoint or newest_run(), model_type=args.model_type, num_heads=args.num_heads)
+    if not opened.has_data and args.data is None:
+        raise ConfigError("the checkpoint is of no run, which would name its data: add --data, a folder of images")
     learned = opened.settings["attention_edits"]
     folder = Path(args.edits or (learned if learned and Path(learned).is_dir() else opened.path.parent / "edits"))
     with server.listen(args.host, args.port) as listening:
@@ -115,7 +119,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
     split, classes, where = find_images(args.data, args.split, settings, opened.reading)
     if not len(split):
         raise ConfigError(f"--split {args.split}: {where} has no such images")
-    if args.data is not None:
+    if args.data is not None and opened.has_data:
         warn_of_names(split, where, args.split, settings, opened.reading)
     index = {name: label for label, name in enumerate(model.classes)}
     table = np.array([index.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
-    from models.checkpoints.published import published_name, published_names
+    from models.checkpoints.published import published_name, published_names, require_weights
+    from models.errors import ModelError
     from utils import config as configuration
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
         flags = launch.flags_after_restart(configuration.parse(argv))
         configuration.check(flags)                               # what needs neither data nor PyTorch
-        for flag in ("pretrained_dir", "teacher"):
-            configuration.check_weights(flags, published_name, published_names(), flag)
+        check_weights(flags)
         if launch.only_checks():                                 # train.sh asks before it starts torchrun
             return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
@@ -44,6 +44,18 @@ def main(argv: list[str]) -> int:
             else:
                 program.exit_code = train(config, found, saved, ranks, program.stop)
     return program.exit_code
+
+
+def check_weights(flags: dict) -> None:
+    """Raises ConfigError where weights that a flag names are neither there nor published. A resumed run has its own."""
+    for flag in ("pretrained_dir", "teacher"):
+        configuration.check_weights(flags, published_name, published_names(), flag)
+        weights = flags.get(flag)
+        if weights and "resume_path" not in flags and Path(weights).exists():
+            try:
+                require_weights(weights)
+            except ModelError as error:
+                raise configuration.ConfigError(f"--{flag}: {error}") from error
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:

@@ -45,9 +45,10 @@ VERBS = {
     "confusion": ("a run evaluated: confusion matrix and worst mistakes", "data"),
 }
 MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
-                        "any other file or published name with --model_type (default: the embedded model)"},
-         "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16"},
-         "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
+                        "any other file or folder or published name (default: the embedded model)"},
+         "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16 (default: what it tells)"},
+         "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
+         "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"}}
 RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
                             "(default: bilinear; DeiT, CaiT and MAE take bicubic)"},
           "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
@@ -137,7 +138,7 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
         folder = views.picture_folder(options.checkpoint[0])
         return folder.parent if len(options.checkpoint) > 1 else folder, [(verb, lambda: views.draw_curves(options.checkpoint))]
     resize = {name: getattr(options, name, None) for name in RESIZE}
-    subject = load(options.checkpoint, options.model_type, options.img_size, **resize)
+    subject = load(options.checkpoint, options.model_type, options.img_size, num_heads=options.num_heads, **resize)
     folder = views.picture_folder(options.checkpoint)
     if verb in ("position", "filters"):
         figure = views.draw_positions if verb == "position" else views.draw_filters
@@ -165,8 +166,8 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
 
 
 def load(checkpoint: str | None = None, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
-         interpolation: str | None = None, eval_crop: float | None = None) -> "Opened":
-    """A run folder, a checkpoint file of a run, any other file or published name with its model_type; None: the embedded one.
+         interpolation: str | None = None, eval_crop: float | None = None, num_heads: int | None = None) -> "Opened":
+    """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
     Raises ConfigError, ModelError or CheckpointError.
     """
@@ -174,7 +175,8 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size:
 
     from utils.build import open_model
 
-    subject = open_model(checkpoint, model_type=model_type, img_size=img_size, interpolation=interpolation, eval_crop=eval_crop)
+    subject = open_model(checkpoint, model_type=model_type, img_size=img_size, num_heads=num_heads, interpolation=interpolation,
+                         eval_crop=eval_crop)
     subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return subject
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from models.errors import WeightsError
 
+from .described import is_weights_folder, weights_in
 from .download import download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
@@ -111,13 +112,29 @@ def require_published(text: str | Path) -> str:
     return name
 
 
+def require_weights(name_or_path: str | Path) -> None:
+    """Looks for what is meant and opens nothing. Raises WeightsError where it is no file, no folder of weights or of a run, and
+    no published name."""
+    path = Path(name_or_path)
+    if not path.exists():
+        require_published(name_or_path)
+    elif path.is_dir() and is_weights_folder(path):
+        weights_in(path)
+    elif path.is_dir() and not any(path.glob("*.pt")):
+        raise WeightsError(f"{path} holds no intact checkpoint: it is no run folder, and has no model.safetensors of timm or "
+                           "transformers. Other files of weights are given themselves, not their folder")
+
+
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
 
-    An existing path always wins. Without a folder the name means imagenet21k.
+    An existing path always wins; of a folder of timm or transformers it is the file of weights. Without a folder the name means
+    imagenet21k.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
+    if Path(name_or_path).is_dir() and is_weights_folder(name_or_path):
+        return weights_in(Path(name_or_path))
     name = require_published(name_or_path)
     checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
     folder, _, file = name.partition("/")

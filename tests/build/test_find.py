@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from building import ALONE, write_checkpoint
 from runs import load_state, make_tree
 
 import models
 import train
+from configs import architecture
+from models import create_model, save_timm
 from utils import build, distributed
 from utils.build.find import open_start
 from utils.config import ConfigError, choose, resolve
@@ -150,3 +153,29 @@ def test_a_head_that_names_no_classes_needs_their_order(numbers):
     make_tree(Path("words"), ("a", "b", "c"))
     found = build.find(choose(flags | {"data_dir": "words"}), None, ALONE)
     assert resolve(flags | size | {"data_dir": "words"}, found.facts).head == "keep"
+
+
+def test_a_teacher_is_opened_before_the_data(tmp_path):
+    """Any file can teach; where it cannot be, that is said before the data are read."""
+    nowhere = {"dataset": "folder", "data_dir": str(tmp_path / "absent"), "distillation": "soft", "pretrained_dir": "none"}
+    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
+    for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
+                                 (tmp_path / "x.pth", {}, "Add --num_heads .of the student, and of such a teacher.")):
+        with pytest.raises(ConfigError, match=words):
+            build.find(choose(nowhere | {"teacher": str(teacher)} | more), None, ALONE)
+    sources = choose({"dataset": "digits", "pretrained_dir": "none", "distillation": "soft", "teacher": str(tmp_path / "x.pth"),
+                      "num_heads": 4})
+    found = build.find(sources, None, ALONE)
+    assert found.teacher.model.config.num_heads == 4
+    count = sum(value.numel() for value in torch.load(tmp_path / "x.pth", weights_only=True).values())
+    assert found.facts.teacher_parameters == count, "it is in memory too"
+    assert build.find(dataclasses.replace(sources, teacher=None), None, ALONE).facts.teacher_parameters == 0
+    assert choose({"distillation": "soft", "teacher": "x", "eval_only": True}).teacher is choose({}).teacher is None
+
+
+def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
+    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
+    facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ALONE).facts
+    assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
+                               "num_layers": 1, "img_size": 12, "names_img_size": False}
+    assert (facts.start_settings, facts.start_head_classes) == (None, 10)

@@ -21,7 +21,7 @@ import models
 from utils import config
 from utils.attention import edits
 from utils.attention.editor import session as editing
-from utils.build import open_run
+from utils.build import open_model
 from utils.data import datasets, splits, transforms
 from utils.run import checkpoint
 
@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def gallery(*flags) -> editing.Gallery:
     args = annotate.parse([str(flag) for flag in flags])
-    return annotate.open_gallery(args, open_run(args.checkpoint or annotate.newest_run()))
+    return annotate.open_gallery(args, open_model(args.checkpoint or annotate.newest_run()))
 
 
 # -------------------------------------------------------------------------------------------------- what it shows
@@ -75,6 +75,17 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"
+
+
+def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys):
+    """It has no data of its own: --data names them."""
+    models.save_timm(models.load_model(run), tmp_path / "x.pth")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    shown = gallery("--checkpoint", tmp_path / "x.pth", "--data", tmp_path)
+    assert len(shown.labels) == 1 and list(shown.classes) == [f"class {number}" for number in range(10)]
+    assert "ViT-Nano_2 of" in shown.facts[0] and shown.predict([0])[0] in range(10)
+    assert annotate.main(["--checkpoint", str(tmp_path / "x.pth")]) == 2
+    assert "add --data, a folder of images" in capsys.readouterr().err
 
 
 def test_what_is_shown_is_the_models(run):
@@ -141,13 +152,17 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
 
 
 def test_a_diverged_model_is_reported(run, monkeypatch):
-    """Of an older version of the program, which saved such weights."""
+    """Weights that are not finite, of an older version of the program, when it is opened; finite ones when they overflow."""
     state = load_state(run)
-    state.model["head.bias"][:] = float("nan")
-    monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
+    state.model["head.weight"][:] = 3e38
     checkpoint.save(run, state)
     with pytest.raises(splits.ImageError, match="diverged"):
         gallery().predict_with_attention(0)
+    state.model["head.bias"][:] = float("nan")
+    monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
+    checkpoint.save(run, state)
+    with pytest.raises(models.ModelError, match=r"numbers of head\.bias are not finite"):
+        gallery()
 
 
 # ---------------------------------------------------------------------------------------------------------- images
@@ -256,7 +271,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("flags, word", [
     ("--checkpoint nowhere", "nowhere"), ("--checkpoint empty", "no intact checkpoint"),
-    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "not a checkpoint of a run"),
+    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "add --data, a folder of images"),
     ("--data nowhere", "no such folder"), ("--data classes --split val", "Omit --split"), ("--edits file", "file"),
     ("--port 70000", "0 to 65535"), ("--port {busy}", "port {busy}"), ("--host no.such.host.invalid", "no.such.host.invalid")])
 def test_wrong_input_is_one_line(run, capsys, flags, word):

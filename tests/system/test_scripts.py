@@ -284,13 +284,15 @@ def test_bad_variables_are_reported_at_once(run_script, variables, words):
     ({"PRETRAINED_DIR": "w.npz"}, [], "no checkpoint at w.npz, and it is no published name: "),
     ({"RESUME_PATH": "run"}, [], "nothing to resume at run (looked for in "),
     ({}, ["--distillation", "hard", "--teacher", "gone"], "--teacher: no checkpoint at gone"),
+    ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is no run folder"),
+    ({"PRETRAINED_DIR": "deit/deit_huge"}, [], "deit has no published file of that name"),
     ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
     ({}, ["--output_dir", "train.sh/x"], "train.sh is a file, not a folder")])
 def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
     """Within a second, where the machine has nothing else to do."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
-[ "$1" != -m ] || {{ echo torchrun; exit 9; }}
+[ "$1" != -m ] || {{ echo launched; exit 9; }}
 exec "{sys.executable}" -X importtime "$@"
 """)
     python.chmod(0o755)

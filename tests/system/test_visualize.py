@@ -208,7 +208,10 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     model = models.create_model("ViT-Nano_2", 1000)
     torch.nn.init.normal_(model.head.weight)
     models.save_timm(model, tmp_path / "some.safetensors")
-    subject = ["rollout", "--checkpoint", "some.safetensors", "--model_type", "ViT-Nano_2", "--image", photo]
+    subject = ["rollout", "--checkpoint", "some.safetensors", "--image", photo]
+    assert len(draw(figures, *subject).axes) > 0                       # the file tells what it is
+    figures.clear()
+    subject += ["--model_type", "ViT-Nano_2"]
     figure = draw(figures, *subject, "--img_size", "8x12")
     assert list(figures) == ["output/pictures/rollout-photo.png"]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (8, 12, 3)
@@ -334,8 +337,8 @@ BAD = {
     "no CaiT": ("class-attention --images 1", "CaiT"),
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),
-    "a file without its model": ("attention --checkpoint some.npz", "--model_type"),
-    "no data of its own": ("attention --checkpoint some.npz --model_type ViT-Nano_2", "add --image"),
+    "a file without its heads": ("attention --checkpoint some.pth --image text.png", "Add --num_heads"),
+    "no data of its own": ("attention --checkpoint some.npz", "add --image"),
     "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run has its own"),
     "no log": ("curves --checkpoint empty", "no run with steps"),
     "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
@@ -351,6 +354,7 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
+    models.save_timm(models.create_model("ViT-Nano_2", 3, hidden_size=40), tmp_path / "some.pth")
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
     printed = capsys.readouterr()

@@ -27,7 +27,6 @@ from utils.training.trainer import Trainer
 
 from .data import Data
 from .model import Built
-from .opened import open_run
 
 
 def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: Built, data: Data,
@@ -115,19 +114,21 @@ def _class_weights(config: Config, data: Data, device: torch.device) -> Tensor |
 
 def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Callable[[Tensor], Tensor]:
     """-> images (B, C, height, width) of 0..255, as the student gets them -> the teacher's logits (B, classes)"""
-    path, precision, splits = config.teacher, built.precision, data.splits
-    opened = distributed.local_main_first(ranks, lambda: open_run(path, "--teacher"))
+    path, precision, splits, opened = config.teacher, built.precision, data.splits, built.teacher
     teacher = opened.model.to(ranks.device, precision.weights).eval()
-    if ranks.is_main:
-        print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
-    if sorted(opened.classes) != sorted(splits.classes):
+    known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
+    if len(opened.classes) != len(splits.classes) or (known and sorted(opened.classes) != sorted(splits.classes)):
         raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
                           f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
                           "the same task: give another teacher")
-    order = [list(opened.classes).index(name) for name in splits.classes]           # its own may be another
+    order = [list(opened.classes).index(name) for name in splits.classes] if known else range(len(splits.classes))
     channels = teacher.config.in_channels
     if channels not in (built.model.config.in_channels, 3):
         raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
+    if ranks.is_main:
+        taken = ", ".join(splits.classes[:3])
+        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}, ..."
+        print(f"teacher: {path}, {opened.parameters:,} parameters, {teacher.config.num_heads} attention heads{unnamed}")
 
     @torch.no_grad()
     def teach(images: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
             images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
         with precision.autocast(ranks.device):
             logits = teacher(normalize(images, teacher.config.mean, teacher.config.std, precision.weights))
-        return logits if order == sorted(order) else logits[:, order]
+        return logits if list(order) == sorted(order) else logits[:, order]
 
     return teach
 

@@ -31,7 +31,7 @@ CONFLICTS: tuple[tuple[Callable[[dict], object], str], ...] = (
     (lambda v: v["decay_type"] == "step" and not v["decay_milestones"],
      "--decay_type step needs --decay_milestones, such as 200,300,400"),
     (lambda v: v["distillation"] != "none" and v["teacher"] is None,
-     "--distillation {distillation} needs a --teacher: a run folder or a checkpoint of this project"),
+     "--distillation {distillation} needs a --teacher: a run folder or a checkpoint file"),
     (lambda v: v["attention_edits"] and v["eval_only"],
      "--attention_edits trains attention, and --eval_only trains nothing. Omit one."),
     (lambda v: v["attention_edits"] and (v["randaugment_ops"] or v["mixup_alpha"] or v["cutmix_alpha"]),

@@ -133,9 +133,9 @@ FLAGS: dict[str, Flag] = _group(
          "token), or the mean over the patches, as MAE (default: the model's)", model=KEY),
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
-    Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, or published name "
-         "(imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the model's own", FREE,
-         metavar="WEIGHTS", aliases=("finetune", "initial_checkpoint", "pretrained_path")),
+    Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
+         "published name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the "
+         "model's own", FREE, metavar="WEIGHTS", aliases=("finetune", "initial_checkpoint", "pretrained_path")),
     Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
          "keep for --attention_edits and --eval_only)"),
     Flag("resume_path", user_path, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: "
@@ -228,8 +228,8 @@ FLAGS: dict[str, Flag] = _group(
     "distillation",
     Flag("distillation", ("none", "hard", "soft"), "none", "learn from a teacher: its prediction, or its probabilities",
          hidden=True, aliases=("distillation_type",)),
-    Flag("teacher", user_path, None, "run folder or checkpoint of this project", FREE, metavar="PATH",
-         requires=_is("distillation", "hard", "soft"), aliases=("teacher_path",)),
+    Flag("teacher", user_path, None, "run folder, checkpoint file of any format, folder of timm or transformers, or published "
+         "name", FREE, metavar="PATH", requires=_is("distillation", "hard", "soft"), aliases=("teacher_path",)),
     Flag("distillation_alpha", unit_interval, 0.5, "weight of the teacher in the loss", OVERRIDE,
          requires=_is("distillation", "hard", "soft")),
     Flag("distillation_temperature", positive_float, 1.0, "softens both sides of --distillation soft", OVERRIDE,

@@ -27,6 +27,8 @@ class Sources:
     path_column: str | None = None
     label_column: str | None = None
     image_dir: str | None = None
+    teacher: str | None = None      # of a run that learns from one
+    num_heads: int | None = None    # for a teacher of which nothing tells them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Facts:
     image_sizes: tuple[tuple[int, int], ...] = ()   # (height, width) of some training images, where the recipe is a function
     reading: dict | None = None                     # settings of how image files are read, as they were found: exif, alpha, ...
     start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
+    start_row: dict | None = None                   # what they tell of their model, if another program's (utils/config/adopt.py)
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None
     start_names_classes: bool = False               # a head without names depends on the order of the classes

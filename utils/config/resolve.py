@@ -15,6 +15,7 @@ from utils.files import where_looked
 from utils.training import memory
 
 from . import checks, recipes
+from .adopt import adopt_file
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
 from .resume import AUTOMATIC, keep_or_refuse, read_saved, resolve_resumed
@@ -65,8 +66,9 @@ def choose(flags: dict, saved_config: dict | None = None) -> Sources:
         saved = read_saved(saved_config)
         kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
         values = saved | kept | {"pretrained_dir": NONE}
-    named = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"}
-    return Sources(**named, start=values["pretrained_dir"])
+    learns = values["distillation"] != "none" and not values["eval_only"]
+    settings = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name in values}
+    return Sources(**settings | {"start": values["pretrained_dir"], "teacher": values["teacher"] if learns else None})
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
@@ -129,6 +131,8 @@ def _resolve(flags: dict, facts: Facts | None) -> Values:
     values = _fill(flags)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
+        if facts.start_row:
+            adopt_file(values, flags, facts)
         values.update(facts.reading or {})
         if values["precision"] == AUTO:
             values["precision"] = "bf16" if facts.native_bf16 else "fp32"
