@@ -39,6 +39,7 @@ class NpzFile:
         self.path = Path(path)
         self._buffers = threading.local()
         self._headers: dict[str, Header] = {}
+        self._parsing = threading.Lock()             # Python 3.11 may raise SystemError where several threads parse at once
         with contextlib.ExitStack() as opened, report_damage(f"{path}: not a readable .npz archive"):
             self._archive = Archive(opened.enter_context(open(self.path, "rb")))
             if not self._archive.members:                # or the end of another archive was written over this one's
@@ -57,7 +58,7 @@ class NpzFile:
 
     def _header(self, name: str) -> Header:
         if name not in self._headers:
-            with (report_damage(f"{self.path}: member {name!r} has no readable array header", HEADER_DAMAGE),
+            with (report_damage(f"{self.path}: member {name!r} has no readable array header", HEADER_DAMAGE), self._parsing,
                   self._archive.open(self._members[name]) as stream):
                 header = self._parse_header(stream, name)
             if header.offset + math.prod(header.shape) * header.dtype.itemsize != self._members[name].file_size:
