@@ -281,11 +281,11 @@ def test_bad_variables_are_reported_at_once(run_script, variables, words):
 @pytest.mark.parametrize(("variables", "flags", "words"), [
     ({"RECIPE": "nosuch"}, [], "--recipe: invalid choice"), ({}, ["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
     ({"DATASET": "folder", "DATA_DIR": "no/such"}, [], "--data_dir no/such: no such folder"),
-    ({"PRETRAINED_DIR": "w.npz"}, [], "no checkpoint at w.npz, and it is no published name: "),
+    ({"PRETRAINED_DIR": "w.npz"}, [], "--pretrained_dir w.npz: no such file or folder (looked for in "),
     ({"RESUME_PATH": "run"}, [], "nothing to resume at run (looked for in "),
-    ({}, ["--distillation", "hard", "--teacher", "gone"], "--teacher: no checkpoint at gone"),
+    ({}, ["--distillation", "hard", "--teacher", "gone"], "--teacher gone: no such file or folder (looked for in "),
     ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is no run folder"),
-    ({"PRETRAINED_DIR": "deit/deit_huge"}, [], "deit has no published file of that name"),
+    ({"PRETRAINED_DIR": "deit/deit_huge"}, [], "--pretrained_dir deit/deit_huge: no such file or folder"),
     ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
     ({}, ["--output_dir", "train.sh/x"], "train.sh is a file, not a folder")])
 def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
