@@ -18,10 +18,13 @@ from utils import process
 
 with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
+    from utils.config.types import positive_int, user_path
+    from utils.files import located
 
 if TYPE_CHECKING:
     from utils.attention.editor.session import Gallery
     from utils.build import Opened
+    from utils.data.reading import Reading
 
 RUNS = Path("output")
 # What a published data set is called below --data.
@@ -38,13 +41,17 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Raises ConfigError."""
     parser = Parser(prog="annotate.py", allow_abbrev=False, description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkpoint", help="a run folder (its best.pt, or else its newest checkpoint) or a checkpoint file "
-                                             f"of a run (default: the newest run below {RUNS})")
-    parser.add_argument("--data", help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
+    parser.add_argument("--checkpoint", type=user_path,
+                        help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, or any other file, "
+                             f"folder or published name with --data (default: the newest run below {RUNS})")
+    parser.add_argument("--model_type", help="the architecture of a --checkpoint that is no run (default: what it tells)")
+    parser.add_argument("--num_heads", type=positive_int, help="for such a file: its attention heads, where nothing tells them")
+    parser.add_argument("--data", type=user_path,
+                        help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
                                        "or where the data set of the run is now (default: the data set of the run)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train",
                         help="which images: edits of those of train teach (default: %(default)s)")
-    parser.add_argument("--edits", help="the folder of the edits (default: the one that the run learned from "
+    parser.add_argument("--edits", type=user_path, help="the folder of the edits (default: the one that the run learned from "
                                         "(--attention_edits), or else edits in the run folder)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
@@ -66,9 +73,11 @@ def annotate(args: argparse.Namespace) -> None:
         if error.name.partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
-    from utils.build import open_run
+    from utils.build import open_model
 
-    opened = open_run(args.checkpoint or newest_run())
+    opened = open_model(args.checkpoint or newest_run(), model_type=args.model_type, num_heads=args.num_heads)
+    if not opened.has_data and args.data is None:
+        raise ConfigError("the checkpoint is of no run, which would name its data: add --data, a folder of images")
     learned = opened.settings["attention_edits"]
     folder = Path(args.edits or (learned if learned and Path(learned).is_dir() else opened.path.parent / "edits"))
     with server.listen(args.host, args.port) as listening:
@@ -107,11 +116,11 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         print(f"the model has softmax attention: layer {model.sigmoid_layers[-1]}, the last, shows sigmoid attention here, "
               "which without edits is the same; train.py --attention_edits does so too (a run with --sigmoid_attention all takes "
               "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
-    split, classes, where = find_images(args.data, args.split, settings)
+    split, classes, where = find_images(args.data, args.split, settings, opened.reading)
     if not len(split):
         raise ConfigError(f"--split {args.split}: {where} has no such images")
-    if args.data is not None:
-        warn_of_names(split, where, args.split, settings)
+    if args.data is not None and opened.has_data:
+        warn_of_names(split, where, args.split, settings, opened.reading)
     index = {name: label for label, name in enumerate(model.classes)}
     table = np.array([index.get(name, editing.UNKNOWN) for name in classes] + [editing.UNKNOWN])      # -1: of no class
     labels = table[split.targets]
@@ -127,9 +136,11 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         region=viewer.region, pixels=viewer.pixels, predict_with_attention=viewer.predict_with_attention, predict=viewer.predict)
 
 
-def find_images(data: str | None, part: str, settings: dict):
+def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
     """-> (the split, names of its classes by label (none: without labels), what to call the data). Raises DataError."""
-    from utils.data import datasets, image_files, prepared
+    from utils.data import datasets, survey
+    from utils.data.classes import BY_DEFAULT, ClassRule
+    from utils.data.layouts import ANYTHING, Request
 
     kind, folder = settings["dataset"], Path(settings["data_dir"])
     if data is not None:
@@ -137,26 +148,38 @@ def find_images(data: str | None, part: str, settings: dict):
     fractions = {name: settings[name] for name in ("val_fraction", "test_fraction", "split_seed")}
     if kind != settings["dataset"]:
         fractions |= {"val_fraction": 0.0, "test_fraction": 0.0}         # drawn from the run's own images, not from others
-    divided = fractions["test_fraction"] or any((folder / name).exists() for name in ("train", "val", prepared.FILE))
-    if kind != "images" and (kind != "folder" or divided):
-        splits = datasets.open_splits(kind, str(folder), **fractions)
+    rule = ClassRule(settings["class_order"] if kind == settings["dataset"] else BY_DEFAULT.order)
+    if kind == "folder" and not (fractions["val_fraction"] or fractions["test_fraction"]):
+        splits = datasets.own_splits(kind, str(folder), Request(rule, need=ANYTHING), reading)      # any part of it can be shown
+        split, where = getattr(splits, part), f"{kind} in {folder}" if len(splits.val) else str(folder)
+        if not len(split) and part != "train" and not len(splits.val):
+            raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
+        return split, splits.classes, where
+    if kind != "images":
+        splits = datasets.open_splits(kind, str(folder), **fractions, rule=rule, reading=reading,
+                                      **datasets.columns_of(settings))
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
-    if kind == "folder":
-        splits = image_files.folder(str(folder))
-        return splits.train, splits.classes, str(folder)
-    files = [(str(file), -1) for file in sorted(folder.iterdir()) if file.suffix.lower() in image_files.IMAGE_EXTENSIONS]
-    return image_files.FileImages(files, folder), (), str(folder)
+    files = [(str(file), -1) for file in pictures_in(folder)]
+    return survey.loose_files(files, folder, reading), (), str(folder)
 
 
-def warn_of_names(split, where: str, part: str, settings: dict) -> None:
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files of a folder, without hidden ones such as the ._NAME.jpg of macOS."""
+    from utils.data.class_folders import Scan
+    from utils.data.image_files import IMAGE_EXTENSIONS
+
+    return [folder / name for name in Scan(IMAGE_EXTENSIONS).listing(folder).images]
+
+
+def warn_of_names(split, where: str, part: str, settings: dict, reading: "Reading") -> None:
     """Warns if no image has the name of one of the run's own data set, where that is at hand."""
     kind, folder = settings["dataset"], settings["data_dir"]
     if kind in PUBLISHED and not Path(folder, PUBLISHED[kind]).is_dir():
         return                                          # or it would be downloaded
     with contextlib.suppress(ValueError, OSError):
-        own, _, where_own = find_images(None, part, settings)
+        own, _, where_own = find_images(None, part, settings, reading)
         names = {own.name(index) for index in range(len(own))}
         if names and not any(split.name(index) in names for index in range(len(split))):
             print(f"warning: train.py finds edits by the image's name in the data set it trains on, and no image here "
@@ -165,15 +188,17 @@ def warn_of_names(split, where: str, part: str, settings: dict) -> None:
 
 def layout_of(folder: Path, own: str) -> str:
     """How to read a folder: as the data set of the run (`own`), "csv", "images" (without labels) or "folder"."""
-    from utils.data import image_files
+    from utils.data.csv_lists import ENDINGS
+    from utils.data.layouts import split_names
 
     if not folder.is_dir():
-        raise ConfigError(f"no such folder: --data {folder}")
+        raise ConfigError(f"no such folder: --data {located(folder)}")
     if own in PUBLISHED and (folder / PUBLISHED[own]).is_dir():
         return own
-    if (folder / "train.csv").is_file():
+    listed = any(file.suffix.lower() in ENDINGS for file in folder.iterdir())
+    if (folder / "train.csv").is_file() or (own == "csv" and listed):
         return "csv"
-    return "images" if any(file.suffix.lower() in image_files.IMAGE_EXTENSIONS for file in folder.iterdir()) else "folder"
+    return "images" if pictures_in(folder) and not split_names([place.name for place in folder.iterdir()]) else "folder"
 
 
 class Viewer:

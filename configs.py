@@ -32,8 +32,10 @@ def architecture(patch_size: int, hidden_size: int, mlp_dim: int, num_heads: int
         "layer_scale": 0.0,                # CaiT: initial factor of every branch
         "resnet_layers": None,             # units of each ResNet stage, () for the stem alone; None: no ResNet
         "resnet_width": 64,                # channels of the ResNet's stem
+        "resnet_style": "google",          # paddings and eps; "timm" and "vit-pytorch" for the hybrids of those programs
         "sigmoid_attention": "",           # layers whose attention a person may edit: "last", "all", or such as "3,7", from 1
         "gelu": "tanh",                    # Google's form; "erf" is the exact one
+        "norm_eps": 1e-6,                  # of every LayerNorm; a file of another program may bring its own
         "position_resize": "bilinear",     # Google's rule (corners aligned); "bicubic": DeiT's, CaiT's and MAE's (not aligned)
         "in_channels": 3,
         "img_size": 224,

@@ -18,7 +18,7 @@ from utils.files import atomic_write
 with process.imports("dataset.py"):
     from utils import config
     from utils.config.retired import DATASET_FLAGS
-    from utils.config.types import positive_int
+    from utils.config.types import positive_int, user_path
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
     with process.program("dataset.py") as program:
         command = argv[0] if argv else ""
         if command not in DATASET_FLAGS:
-            raise config.ConfigError("the first word must be check or prepare (python dataset.py --help)")
+            raise config.ConfigError("the first word must be check or prepare (python dataset.py --help)."
+                                     + config.did_you_mean(command, DATASET_FLAGS))
         flags = config.parse(argv[1:], f"dataset.py {command}", DATASET_FLAGS[command], __doc__.partition("\n")[0],
                              _add_target if command == "prepare" else None)
         config.check({name: value for name, value in flags.items() if name in config.FLAGS})
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="where the prepared images go, a new folder")
+    parser.add_argument("folder", type=user_path, metavar="FOLDER", help="where the prepared images go, a new folder")
     parser.add_argument("--size", type=positive_int, default=256, metavar="N",
                         help="shorter side of a stored image, in pixels; smaller images stay as they are (default: 256)")
 
@@ -53,14 +54,17 @@ def check(flags: dict) -> None:
     """Reads every image of every split and prints what was found. Raises DataError if one cannot be read."""
     from utils.data import check as checking
     from utils.data import datasets
+    from utils.data.classes import ClassRule
+    from utils.data.reading import Reading
 
     sources = config.choose(flags)
     splits = datasets.open_splits(sources.dataset, sources.data_dir, val_fraction=sources.val_fraction,
-                                  test_fraction=sources.test_fraction, split_seed=sources.split_seed)
+                                  test_fraction=sources.test_fraction, split_seed=sources.split_seed,
+                                  rule=ClassRule(sources.class_order), reading=Reading.of(vars(sources)),
+                                  **datasets.columns_of(vars(sources)))
+    print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     findings = checking.check(splits, flags["num_workers"], log=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))
-    if sources.dataset == "folder" and (line := checking.ignored_line(sources.data_dir)):
-        print(line)
     if not findings.bad:
         print("every image can be read")
         return
@@ -76,11 +80,16 @@ def prepare(flags: dict) -> None:
     """Decodes the images of every split and makes them smaller, into a new folder. Raises what prepare.build raises."""
     from utils.data import datasets
     from utils.data import prepare as preparing
+    from utils.data.classes import ClassRule
+    from utils.data.layouts import Request
+    from utils.data.reading import Reading
 
     sources = config.choose({name: value for name, value in flags.items() if name in config.FLAGS})
     skip = flags.get("max_bad_images", config.FLAGS["max_bad_images"].default) if flags.get("bad_images") == "skip" else 0.0
-    preparing.build(datasets.own_splits(sources.dataset, sources.data_dir), sources.dataset, flags["folder"], flags["size"],
-                    flags["num_workers"], print, skip=skip)
+    request = Request(ClassRule(sources.class_order), **datasets.columns_of(vars(sources)))
+    splits = datasets.own_splits(sources.dataset, sources.data_dir, request, Reading.of(vars(sources)))
+    print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
+    preparing.build(splits, sources.dataset, flags["folder"], flags["size"], flags["num_workers"], print, skip=skip)
 
 
 if __name__ == "__main__":

@@ -23,16 +23,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import process
 from utils.files import StorageError, atomic_write
 
 with process.imports("sweep.py"):
-    from utils.config import FLAGS, ConfigError, preview
+    from models.checkpoints.published import published_name, published_names
+    from utils.config import FLAGS, ConfigError, Parser, check_weights, preview
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
+
+if TYPE_CHECKING:
+    from utils.data.splits import Splits
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -52,8 +57,10 @@ def main(argv: list[str]) -> int:
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")
         run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
+        check_weights(flags_of_run, published_name, published_names())
         folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = fraction_to_hold_out(run)
+        check_start(run, held_out, begun=any(folder.glob("*/log.jsonl")))
         # What may change on resume, since a checkpoint has it or nothing uses it, a new trial reads again.
         may_change = {row.name for row in FLAGS.values() if row.on_resume == FREE} | {tried}
         may_change -= {"pretrained_dir", "teacher", "attention_edits"}
@@ -88,7 +95,7 @@ class RunError(ValueError):
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     """-> (what is tried, its values, rising; flags for train.py)"""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sweep.py", allow_abbrev=False,
         description="Tries learning rates, or weights of the attention loss, on a held-out split, trains with the best on all of "
                     "train, tests once. All other flags go to train.py (python train.py --help).")
@@ -102,9 +109,14 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
         raise ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
     (tried, text), = asked.items()
     try:
-        return tried, sorted({TRIED[tried][0](value) for value in text.split(",")}), flags
+        values = [TRIED[tried][0](value) for value in re.split(r"[\s,;]+", text) if value]
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
+    if not values:
+        raise ConfigError(f"--{tried}s {text!r}: holds no number. Expected some such as 0.001,0.003")
+    for value in sorted({value for value in values if values.count(value) > 1}):
+        print(f"sweep: --{tried}s has {value:g} more than once; it is tried once")
+    return tried, sorted(set(values)), flags
 
 
 def spoken(tried: str) -> str:
@@ -124,13 +136,45 @@ def flags_of_script(flags: list[str]) -> dict:
 
 def fraction_to_hold_out(run: argparse.Namespace) -> float:
     """The run's fraction, or a tenth; none where the data set has a validation split of its own."""
-    from utils.data import datasets
-
-    splits = datasets.open_splits(run.dataset, run.data_dir, val_fraction=run.val_fraction, test_fraction=run.test_fraction,
-                                  split_seed=run.split_seed)
+    splits = open_data(run, run.val_fraction)
+    if splits.test is splits.val and splits.val_name != "test":
+        raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
+
+
+def open_data(run: argparse.Namespace, val_fraction: float) -> "Splits":
+    from utils.data import datasets
+    from utils.data.classes import ClassRule
+    from utils.data.reading import Reading
+
+    return datasets.open_splits(run.dataset, run.data_dir, val_fraction=val_fraction, test_fraction=run.test_fraction,
+                                split_seed=run.split_seed, rule=ClassRule(run.class_order), reading=Reading.of(vars(run)),
+                                **datasets.columns_of(vars(run)))
+
+
+def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
+    """Raises ConfigError if the run that the sweep starts from was trained on images that the sweep chooses on.
+
+    A sweep that has begun (with an older version) resumes, with a warning.
+    """
+    from utils.build import leakage
+
+    if (found := leakage.start_run(run.pretrained_dir)) is None:
+        return
+    path, start = found
+    splits = open_data(run, held_out)
+    seen = leakage.seen_images(start, run.dataset, run.data_dir, splits)
+    if seen is None:
+        print(leakage.warning_of_seen(start, path, run, splits))
+    elif count := seen.get(splits.val_name):
+        drawn = {name: getattr(run, name) for name in leakage.DRAWN} | {"val_fraction": held_out}
+        message = (f"--pretrained_dir {run.pretrained_dir}: that run was trained on {count} of the {len(splits.val)} images that "
+                   f"the sweep chooses on: their accuracy says little. {leakage.advise(start, drawn)}")
+        if not begun:
+            raise ConfigError(message)
+        print(f"warning: {message}")
 
 
 def digest_of_edits(folder: str | None) -> str | None:
@@ -145,7 +189,7 @@ def digest_of_edits(folder: str | None) -> str | None:
 
 def without(flags: list[str], flag: str) -> list[str]:
     """The flags, but for this one and its value."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag)
     return parser.parse_known_args(flags)[1]
 
@@ -159,8 +203,8 @@ def claim(folder: Path, settings: dict) -> None:
         except (ValueError, RecursionError):
             before = {}
         settings = json.loads(json.dumps(settings))               # as they are read
-        if isinstance(before, dict) and before:                   # a flag younger than the sweep had its default
-            younger = {name: FLAGS[name].before if name in FLAGS else value for name, value in settings.items()}
+        if isinstance(before, dict) and before:
+            younger = {name: value_before(name, settings) for name in settings}
             before = {name: value for name, value in (younger | before).items()
                       if name not in (*RETIRED, "fp16")}          # an alias of precision
         else:
@@ -174,6 +218,17 @@ def claim(folder: Path, settings: dict) -> None:
             raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings.get(name)}: give another NAME")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+
+
+def value_before(name: str, settings: dict) -> object:
+    """What a sweep had that is older than the flag: its default of then, or any value where the flag has no effect."""
+    if name not in FLAGS:
+        return settings[name]
+    try:
+        acts = FLAGS[name].has_effect(settings)
+    except KeyError:                                              # it depends on what may change
+        acts = True
+    return FLAGS[name].before if acts else settings[name]
 
 
 def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:

@@ -7,7 +7,12 @@
 ATTENTION_LOSS_WEIGHTS=${ATTENTION_LOSS_WEIGHTS:-}
 LEARNING_RATES=${LEARNING_RATES:-}                                 # 0.001,0.003,0.01,0.03
 
+# sh, dash or zsh: this is a script for bash, not for what POSIX calls a shell.
+[ -n "${BASH_VERSION:-}" ] || { command -v bash >/dev/null || { echo "$0: error: bash is needed" >&2; exit 2; }; exec bash "$0" "$@"; }
+set +o posix
 set -euo pipefail
+
+export VIT_CALLED_FROM=$PWD
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
 CDPATH='' cd -- "$(dirname -- "$script")"

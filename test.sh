@@ -5,6 +5,9 @@
 #   bash test.sh -n 0 -x            in one process, until the first that fails
 #   bash test.sh --full             every count and size
 #   bash test.sh --reference        only the comparisons with other implementations, which it installs into .venv-reference
+# sh, dash or zsh: this is a script for bash, not for what POSIX calls a shell.
+[ -n "${BASH_VERSION:-}" ] || { command -v bash >/dev/null || { echo "$0: error: bash is needed" >&2; exit 2; }; exec bash "$0" "$@"; }
+set +o posix
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source utils/python.sh
@@ -19,6 +22,6 @@ if [ "${1:-}" = --reference ]; then
 else
     use_python requirements-test.txt "${modules[@]}"
 fi
-unset LOCKED                # the scripts that the tests start are given the Python found here
+unset LOCKED VENV           # the scripts that the tests start are given the Python found here
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import process
+from utils import launch, process
 
 with process.imports("train.py"):
+    from models.checkpoints.published import published_name, published_names, require_weights
+    from models.errors import ModelError
     from utils import config as configuration
 
 if TYPE_CHECKING:
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    with process.program("train.py") as program:                 # signals, one-line errors, exit codes
-        flags = process.flags_after_restart(configuration.parse(argv))
+    with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
+        flags = launch.flags_after_restart(configuration.parse(argv))
         configuration.check(flags)                               # what needs neither data nor PyTorch
+        check_weights(flags)
+        if launch.only_checks():                                 # train.sh asks before it starts torchrun
+            return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -41,6 +46,18 @@ def main(argv: list[str]) -> int:
     return program.exit_code
 
 
+def check_weights(flags: dict) -> None:
+    """Raises ConfigError where weights that a flag names are neither there nor published. A resumed run has its own."""
+    for flag in ("pretrained_dir", "teacher"):
+        configuration.check_weights(flags, published_name, published_names(), flag)
+        weights = flags.get(flag)
+        if weights and "resume_path" not in flags and Path(weights).exists():
+            try:
+                require_weights(weights)
+            except ModelError as error:
+                raise configuration.ConfigError(f"--{flag}: {error}") from error
+
+
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
     """-> exit code: 0, or that of a run that was asked to stop"""
     from utils import build
@@ -49,7 +66,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
     data = build.build_data(config, found, saved, ranks, built)        # loaders over the splits that were found
-    trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests)      # optimizer, criterion, averages
+    trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()
         shown = summary.before(run, trainer, data)                     # attention that edits will change, kept in checkpoints
@@ -80,12 +97,15 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if saved:
         build.print_resume(config, saved, ranks)
         build.check_same_data(config, found, saved, ranks)
+    elif ranks.is_main:
+        print(f"evaluating {found.start.path}")
     built = build.build_model(config, found, saved, ranks)
     loader, splits = build.build_eval_loader(config, built.model, ranks), found.splits
     on_compiled = build.print_compile_time(ranks) if config.compile else None
     process.collect_garbage()
-    last = {splits.val_name: splits.val} if config.test == "never" else {"test": splits.test}
-    parts = {"train": splits.train} | last if config.eval_train else last
+    alone = config.test == "never" or splits.test is splits.val
+    last = {splits.val_name: splits.val} if alone else {"test": splits.test}
+    parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}"):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
@@ -95,7 +115,10 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
-            summary.print_confusion(saved.opened.path.parent if saved else Path("."), metrics, splits.classes)
+            # Beside the checkpoint of a run, whose own tables are of its last step; a published file may be anywhere.
+            path = saved.opened.path if saved else found.start.path
+            folder = path.parent if saved or found.start.settings else Path(config.output_dir)
+            summary.print_confusion(folder, metrics, splits.classes, path.stem)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ NAME=${NAME:-}                          # name of the run; results go to output/
 IMG_SIZE=${IMG_SIZE:-}                  # 224, or height x width: 224x160
 TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-}  # images an optimizer step, over all GPUs and micro-steps
 EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-}    # images an evaluation batch, per GPU
-GRAD_STEPS=${GRAD_STEPS:-}              # micro-steps that each GPU's share of the batch is cut into
+GRAD_STEPS=${GRAD_STEPS:-}              # micro-steps that each GPU's share of the batch is divided into: auto
 NUM_STEPS=${NUM_STEPS:-}                # optimizer steps
 NUM_EPOCHS=${NUM_EPOCHS:-}              # instead: passes over the training images
 WARMUP_STEPS=${WARMUP_STEPS:-}
@@ -29,7 +29,7 @@ SEED=${SEED:-}
 PRECISION=${PRECISION:-}                # auto fp32 tf32 bf16 fp16
 FP16_OPT_LEVEL=${FP16_OPT_LEVEL:-}      # O0 O1 O2 O3, with PRECISION=fp16
 
-GPUS=${GPUS:-}                          # such as 0,1; empty: all of them, or the CPU
+GPUS=${GPUS:-}                          # such as 0,1; all; cpu; identifiers of nvidia-smi -L. Empty: all of them, or the CPU
 NPROC=${NPROC:-}                        # processes on this node; empty: the number of GPUs, else 1
 NNODES=${NNODES:-1}                     # more than one node: the same command on each, with its NODE_RANK
 NODE_RANK=${NODE_RANK:-0}
@@ -39,32 +39,35 @@ MAX_RESTARTS=${MAX_RESTARTS:-0}         # how often all processes are started an
                                         # last checkpoint
 
 # ---------------------------------------------------------------------------------------------------------------
+# sh, dash or zsh: this is a script for bash, not for what POSIX calls a shell.
+[ -n "${BASH_VERSION:-}" ] || { command -v bash >/dev/null || { echo "$0: error: bash is needed" >&2; exit 2; }; exec bash "$0" "$@"; }
+set +o posix
 set -euo pipefail
 
+export VIT_CALLED_FROM=${VIT_CALLED_FROM:-$PWD}      # for hints: train.py is started in the script's folder
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
 CDPATH='' cd -- "$(dirname -- "$script")"     # all relative paths are meant from here
 source utils/python.sh
+source utils/machine.sh
 
-for number in NPROC NNODES MASTER_PORT; do
+for number in NPROC NNODES; do
     [[ "${!number}" =~ ^([1-9][0-9]{0,4})?$ ]] || fail "$number=${!number} is not a positive number"
 done
+# With one node the port is not used: Kubernetes sets MASTER_PORT=tcp://... for a service called master.
+[ "$NNODES" = 1 ] || [[ "$MASTER_PORT" =~ ^[1-9][0-9]{0,4}$ ]] || fail "MASTER_PORT=$MASTER_PORT is not a positive number"
 [[ "$MAX_RESTARTS" =~ ^[0-9]{1,3}$ ]] || fail "MAX_RESTARTS=$MAX_RESTARTS is not a number from 0 to 999"
-[[ "$NODE_RANK" =~ ^[0-9]{1,5}$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK=$NODE_RANK is not one of 0..$((NNODES - 1))"
+[[ "$NODE_RANK" =~ ^[0-9]{1,5}$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] ||
+    fail "NODE_RANK=$NODE_RANK is not one of 0..$((NNODES - 1)): set NNODES to the number of nodes, or unset NODE_RANK for one"
 if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
     fail "NNODES=$NNODES needs MASTER_ADDR, the host name or address of node 0 (and NODE_RANK=0..$((NNODES - 1)) on each)"
 fi
 use_python requirements.txt torch torchvision numpy scipy tensorboard tqdm ml_collections matplotlib safetensors
-
-devices=${GPUS:-${CUDA_VISIBLE_DEVICES:-}}
-if [ -z "$NPROC" ]; then
-    if [ -n "$devices" ] && [ "$devices" != -1 ]; then
-        NPROC=$(tr ',' '\n' <<<"$devices" | grep -c '[^ ]') || fail "GPUS=$devices names no device: such as GPUS=0,1"
-    elif [ "${CUDA_VISIBLE_DEVICES-unset}" = unset ] && command -v nvidia-smi >/dev/null; then
-        NPROC=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || NPROC=1
-    else
-        NPROC=1
-    fi
+trap 'exit 143' TERM INT HUP USR1           # a request to stop; from the launch on `stop` below answers it
+choose_devices
+if is_name_of_wsl "$NAME"; then
+    echo "train.sh: NAME=$NAME is the name that Windows gives this computer, not the run's: --name sets that" >&2
+    NAME=''
 fi
 
 flags=()
@@ -98,18 +101,27 @@ if [ "$NNODES" -gt 1 ]; then
 fi
 # Processes on one machine share its cores; torchrun alone would give each of them a single one.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-settings=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NPROC - 1) / NPROC))}")
-[ -z "$GPUS" ] || settings+=("CUDA_VISIBLE_DEVICES=$GPUS")
+settings=()
+for name in $(foreign_variables); do settings+=(-u "$name"); done
+if [ "$NNODES" = 1 ] && [[ "${WORLD_SIZE:-}${PET_NNODES:-}" =~ [2-9]|[0-9]{2} ]]; then
+    echo "train.sh: this run is of one node: WORLD_SIZE and PET_NNODES are not used (NNODES, NODE_RANK and MASTER_ADDR are)" >&2
+fi
+settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NPROC - 1) / NPROC))}")
+[ "$VISIBLE" = "$KEEP" ] || settings+=("CUDA_VISIBLE_DEVICES=$VISIBLE")
 [ "$MAX_RESTARTS" = 0 ] || launcher+=(--max_restarts "$MAX_RESTARTS")
-command=(env "${settings[@]}" "$PYTHON" -m torch.distributed.run "${launcher[@]}" --nproc_per_node "$NPROC"
+command=(env "${settings[@]}" "$PYTHON" -m utils.distributed.torchrun "${launcher[@]}" --nproc_per_node "$NPROC"
     train.py ${flags[@]+"${flags[@]}"} "$@")
 
 printf '%q ' "${command[@]}"
 echo
 [ "${DRY_RUN:-}" != 1 ] || exit 0
 
+# What train.py refuses without PyTorch it refuses here, once, before the seconds that torchrun takes.
+for word in "$@"; do case $word in -h | --help) exec "$PYTHON" train.py --help ;; esac; done
+env "${settings[@]}" "VIT_CHECK=$((NPROC * NNODES))" "$PYTHON" train.py ${flags[@]+"${flags[@]}"} "$@" || exit $?
+
 # torchrun answers any failure with code 1: the processes leave their own code here, and their numbers.
-VIT_LAUNCH=$(mktemp -d)
+VIT_LAUNCH=$(mktemp -d) || fail "no folder for temporary files can be made (the line above says why): set TMPDIR to one with room"
 export VIT_LAUNCH
 watcher=
 trap '[ -z "$watcher" ] || kill -KILL "$watcher" 2>/dev/null || true; rm -rf "$VIT_LAUNCH"' EXIT
@@ -131,11 +143,21 @@ stop() {
     fi
 }
 # Ends what is left 10 seconds after a process left the code of a failure: a process that is stopped or hangs, for which torchrun
-# would wait 30 seconds, or without end. torchrun itself too, unless it is to restart the processes.
+# would wait 30 seconds, or without end. torchrun itself too, unless it is to restart the processes, and where it has heard no
+# request to stop while it waits for other nodes. Writes to 3.
 watch() {
     trap '' TERM INT HUP USR1                   # Ctrl-C comes to this shell too
-    local file newest failed= since=0 code looks=0 busy
+    local file newest failed= since=0 code looks=0 busy waited=0 unheard=0
     while sleep 1 && kill -0 "$launcher" 2>/dev/null; do
+        if ! compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
+            waited=$((waited + 1))
+            if [ "$waited" = 10 ] && [ "$NNODES" -gt 1 ]; then
+                echo "train.sh: node $NODE_RANK waits for the others: start this command on each of the $NNODES nodes, with its own" \
+                    "NODE_RANK and the same MASTER_ADDR=$MASTER_ADDR and MASTER_PORT=$MASTER_PORT" >&3
+            fi
+            [ ! -e "$VIT_LAUNCH/asked" ] || unheard=$((unheard + 1))
+            [ "$unheard" -lt 5 ] || kill -KILL "$launcher" || true
+        fi
         newest=
         for file in "$VIT_LAUNCH"/code-*; do [ ! -s "$file" ] || newest=$file; done
         [ -n "$newest" ] || continue
@@ -159,21 +181,21 @@ watch() {
     done
 }
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}     # for those who signal torchrun (from 2.12 on)
+trap stop TERM INT HUP USR1      # from here on: what is asked before there is a process, it finds
 set -m              # a process group of its own: Ctrl-C comes to this script alone
 (trap '' USR1; exec "${command[@]}") </dev/null &
 launcher=$!
 set +m
-watch </dev/null >/dev/null 2>&1 &
+watch </dev/null 3>&2 >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"
-trap stop TERM INT HUP USR1
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
 code=0
 wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
 posted=
 for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || posted=$(cat "$file"); done
 if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
-    echo "train.sh: error: a process of the run was lost, and none could report it (the report of torchrun names it)" >&2
+    echo "train.sh: error: a process of the run was lost, and none could report it (what is above names it)" >&2
     posted=8
 fi
 [ -z "$asked" ] || posted=${posted:-143}

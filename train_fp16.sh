@@ -4,4 +4,4 @@
 FP16_OPT_LEVEL=${FP16_OPT_LEVEL:-O2}
 
 export FP16_OPT_LEVEL PRECISION=fp16
-exec bash "$(dirname -- "${BASH_SOURCE[0]}")/train.sh" "$@"
+exec bash "$(dirname -- "$0")/train.sh" "$@"

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("visualize.py"):
-    from utils.config import FLAGS, ConfigError, Parser
-    from utils.config.types import fraction, image_size, positive_int
+    from configs import MODELS
+    from models.checkpoints.published import published_name, published_names
+    from utils.config import FLAGS, ConfigError, Parser, check_weights, unknown_model
+    from utils.config.types import fraction, image_size, positive_int, user_path
+    from utils.files import where_looked
 
 if TYPE_CHECKING:
     from utils.build import Opened
@@ -41,10 +44,11 @@ VERBS = {
     "curves": ("loss, accuracy and learning rate of one run or several", "runs"),
     "confusion": ("a run evaluated: confusion matrix and worst mistakes", "data"),
 }
-MODEL = {"checkpoint": {"help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or any other file or "
-                                "published name with --model_type (default: the embedded model)"},
-         "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16"},
-         "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"}}
+MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
+                        "any other file or folder or published name (default: the embedded model)"},
+         "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16 (default: what it tells)"},
+         "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
+         "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"}}
 RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
                             "(default: bilinear; DeiT, CaiT and MAE take bicubic)"},
           "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
@@ -55,9 +59,9 @@ DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's dat
 OPTIONS = {
     "model": MODEL,
     "data": MODEL | DATA,
-    "image": MODEL | RESIZE | {"image": {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of them (default: "
-                                         "images of the data set)"}} | DATA,
-    "runs": {"checkpoint": {"nargs": "+", "metavar": "RUN", "help": "run folders"}},
+    "image": MODEL | RESIZE | {"image": {"type": user_path, "nargs": "+", "metavar": "FILE", "help": "pictures, or folders of "
+                                         "them (default: images of the data set)"}} | DATA,
+    "runs": {"checkpoint": {"type": user_path, "nargs": "+", "metavar": "RUN", "help": "run folders"}},
     "layer": {"layer": {"type": positive_int, "help": "whose heads are shown, from 1 (default: the last)"}},
     "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
@@ -76,12 +80,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
         for group in groups:
             for name, settings in OPTIONS[group].items():
                 own.add_argument(f"--{name}", **settings)
-        own.add_argument("--output", help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
+        own.add_argument("--output", type=user_path,
+                         help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
     options = parser.parse_args(argv)
     if getattr(options, "image", None) and (options.split or options.images):
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
     if options.verb == "curves" and not options.checkpoint:
         raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
+    if getattr(options, "model_type", None) not in (None, *MODELS):
+        raise ConfigError(unknown_model(options.model_type))
+    if options.verb != "curves":
+        check_weights(vars(options), published_name, published_names(), "checkpoint")
     return options
 
 
@@ -129,7 +138,7 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
         folder = views.picture_folder(options.checkpoint[0])
         return folder.parent if len(options.checkpoint) > 1 else folder, [(verb, lambda: views.draw_curves(options.checkpoint))]
     resize = {name: getattr(options, name, None) for name in RESIZE}
-    subject = load(options.checkpoint, options.model_type, options.img_size, **resize)
+    subject = load(options.checkpoint, options.model_type, options.img_size, num_heads=options.num_heads, **resize)
     folder = views.picture_folder(options.checkpoint)
     if verb in ("position", "filters"):
         figure = views.draw_positions if verb == "position" else views.draw_filters
@@ -157,8 +166,8 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
 
 
 def load(checkpoint: str | None = None, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
-         interpolation: str | None = None, eval_crop: float | None = None) -> "Opened":
-    """A run folder, a checkpoint file of a run, any other file or published name with its model_type; None: the embedded one.
+         interpolation: str | None = None, eval_crop: float | None = None, num_heads: int | None = None) -> "Opened":
+    """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
     Raises ConfigError, ModelError or CheckpointError.
     """
@@ -166,7 +175,8 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size:
 
     from utils.build import open_model
 
-    subject = open_model(checkpoint, model_type=model_type, img_size=img_size, interpolation=interpolation, eval_crop=eval_crop)
+    subject = open_model(checkpoint, model_type=model_type, img_size=img_size, num_heads=num_heads, interpolation=interpolation,
+                         eval_crop=eval_crop)
     subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return subject
 
@@ -177,13 +187,17 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
     name None: what the run was tested on. Raises ConfigError or DataError.
     """
     from utils.data import datasets
+    from utils.data.classes import ClassRule
+    from utils.data.layouts import HELD_OUT
     from utils.data.splits import Subset
 
     if not subject.has_data:
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
+    rule = ClassRule(run["class_order"], tuple(subject.classes) if subject.path else (), partly=True)
     splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"])
+                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], rule=rule, need=HELD_OUT,
+                                  reading=subject.reading, **datasets.columns_of(run))
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
@@ -195,7 +209,9 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
 
     Raises ConfigError or DataError.
     """
-    from utils.data.image_files import IMAGE_EXTENSIONS, FileImages
+    from utils.data.class_folders import picture_files
+    from utils.data.image_files import IMAGE_EXTENSIONS
+    from utils.data.survey import loose_files
     from utils.report.views import Example
 
     if images is None:
@@ -204,12 +220,12 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
     found = []
     for path in map(Path, images):
         if not path.exists():
-            raise ConfigError(f"--image {path}: no such file or folder")
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
+            raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
+        below = picture_files(path) if path.is_dir() else []
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
-        found += [(str(file), str(file.relative_to(path))) for file in below] or [(str(path), path.name)]
-    data = FileImages([(path, 0) for path, _ in found])
+        found += [(file, os.path.relpath(file, path)) for file in below] or [(str(path), path.name)]
+    data = loose_files([(path, 0) for path, _ in found], ".", subject.reading)
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 
 

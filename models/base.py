@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention import record_attention
 from .errors import ModelError
 from .layers import RESIZE_RULES, PatchEmbed
-from .resnet import GROUPS, ResNet
+from .resnet import GROUPS, STYLES, ResNet
 from .sigmoid_attention import edit_attention, record_patch_logits
 
 
@@ -37,7 +37,7 @@ class ImageTransformer(nn.Module):
         self.grid = tuple(side // stride(config) for side in img_size)                     # (h, w)
         backbone, channels = None, config.in_channels
         if config.resnet_layers is not None:
-            backbone = ResNet(tuple(config.resnet_layers), config.resnet_width, config.in_channels)
+            backbone = ResNet(tuple(config.resnet_layers), config.resnet_width, config.in_channels, config.resnet_style)
             channels = backbone.out_channels
         self.patch_embed = PatchEmbed(config.patch_size, channels, config.hidden_size, backbone)
         self.build()
@@ -186,12 +186,13 @@ def _check_values(config) -> None:
     for names, lowest, end, allowed in (
             (("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers", "in_channels"), 1, math.inf, "1 or more"),
             (("representation_size", "class_layers"), 0, math.inf, "0 or more"),
-            (("dropout_rate", "attention_dropout_rate", "drop_path_rate"), 0, 1, "at least 0 and below 1")):
+            (("dropout_rate", "attention_dropout_rate", "drop_path_rate"), 0, 1, "at least 0 and below 1"),
+            (("norm_eps",), math.ulp(0.0), 1, "above 0 and below 1, such as 1e-6")):
         for name in names:
             if not lowest <= config[name] < end:
                 raise ModelError(f"{name} {config[name]}: must be {allowed}")
     for name, values in {"classifier": ("token", "gap", "patch_mean"), "gelu": ("tanh", "erf"),
-                         "position_resize": tuple(RESIZE_RULES)}.items():
+                         "position_resize": tuple(RESIZE_RULES), "resnet_style": tuple(STYLES)}.items():
         if config[name] not in values:
             *most, last = map(repr, values)
             raise ModelError(f"{name} {config[name]!r}: must be {', '.join(most)} or {last}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attention import ClassAttention, TalkingHeadsAttention
 from .base import ImageTransformer
-from .layers import NORM_EPS, Block
+from .layers import Block
 
 
 class LayerScaleBlock(Block):
@@ -23,8 +23,8 @@ class LayerScaleBlock(Block):
 
     attention = TalkingHeadsAttention
 
-    def __init__(self, layer_scale: float, dim: int, *more: int | str | float):
-        super().__init__(dim, *more)
+    def __init__(self, layer_scale: float, dim: int, *more: int | str | float, **named: float):
+        super().__init__(dim, *more, **named)
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
@@ -58,10 +58,11 @@ class CaiT(ImageTransformer):
         self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim))
         self.pos_drop = nn.Dropout(config.dropout_rate)
         self.blocks = nn.Sequential(*[
-            LayerScaleBlock(*sizes, config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate)
+            LayerScaleBlock(*sizes, config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate, config.norm_eps)
             for _ in range(config.num_layers)])
-        self.blocks_token_only = nn.ModuleList([ClassBlock(*sizes) for _ in range(config.class_layers)])
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.blocks_token_only = nn.ModuleList([
+            ClassBlock(*sizes, norm_eps=config.norm_eps) for _ in range(config.class_layers)])
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.head = nn.Linear(dim, self.num_classes)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from configs import MODELS, architecture
 
 from .base import ImageTransformer
 from .cait import CaiT
+from .checkpoints.described import COMPUTED
 from .checkpoints.load import load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
@@ -31,11 +32,15 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
                     downloaded.
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
     initialise:     False leaves the parameters uninitialized, for a caller who loads all of them (load_state_dict).
-    overrides:      other values for keys of the row, such as dropout_rate=0.1.
+    overrides:      other values for keys of the row, such as dropout_rate=0.1. Those of GELU, eps, mean and std win over what
+                    the file's program computes, which wins over the row.
     model.load_report lists what was used, resized, fresh and left out (None without `pretrained`).
     Raises ModelError for anything that does not exist or does not fit.
     """
-    config = _resolve_row(name_or_config, overrides)
+    plain = _resolve_row(name_or_config, overrides)
+    config = plain
+    if isinstance(pretrained, OpenedCheckpoint):            # its GELU, eps, mean and std are part of the weights
+        config = _resolve_row(name_or_config, pretrained.computed | overrides)
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "keep" and pretrained is None:
@@ -54,6 +59,9 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
         model = family(config, 1000 if num_classes is None else num_classes, size)
     use_sigmoid_attention(model, config.sigmoid_attention)
     model.load_report = load_pretrained(model, pretrained, head) if pretrained is not None else None
+    others = [f"{key} {config[key]}" for key in COMPUTED if config[key] != plain[key]]
+    if others:
+        model.load_report.notes.append(f"computed as by the program that wrote it: {', '.join(others)}")
     return model if initialise or pretrained is not None else model.to_empty(device="cpu")
 
 
@@ -63,6 +71,38 @@ def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
     Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.
     """
     return load_run(path, lambda row, classes, img_size: create_model(architecture(**row), classes, img_size))
+
+
+# What a row of another size must share with a file to be its family; and then what must agree for it to be the file's model.
+FAMILY = ("distilled", "class_layers", "resnet_layers", "resnet_width")
+SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_layers")
+
+
+def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None = None) -> tuple[str, dict]:
+    """-> (the name of the row that the file is of, the keys that it sets otherwise), from its names, shapes and config.json.
+
+    preferred: rows whose names begin so come before others of the same sizes. num_heads: where the file does not tell it; it is
+    missing in the keys where nothing tells it and no row is of the file's sizes. Raises ModelError for a family that has no row.
+    """
+    found = file.row
+    heads = num_heads or found.get("num_heads")
+    family = {name: row for name, row in MODELS.items() if all(found[key] == row[key] for key in FAMILY)}
+    if not family:
+        raise ModelError(f"{file.path}: no model of configs.py has its ResNet, of {found['resnet_layers']} units")
+    same = [name for name, row in family.items() if all(found.get(key) == row[key] for key in SIZES)
+            and heads in (None, row.num_heads)]
+    kept = {key: found[key] for key in ("in_channels", "classifier") if key in found}
+
+    def rank(name: str) -> tuple[bool, ...]:
+        row = family[name]
+        return (row.classifier != found.get("classifier", row.classifier), row.mean != file.computed.get("mean", row.mean),
+                not name.startswith(preferred), row.classifier != "token")
+
+    if same:
+        name = min(same, key=rank)
+        return name, {key: value for key, value in kept.items() if value != MODELS[name][key]}
+    name = next((name for name in family if name.startswith(preferred)), next(iter(family)))
+    return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
 
 
 def _resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:

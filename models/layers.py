@@ -1,6 +1,7 @@
 """What every family stacks: patch embedding, MLP, encoder block; and resizing position tables to another grid.
 
-Differences from the paper: none. From Google's code: none in the mathematics; LayerNorm eps is 1e-6 as there.
+Differences from the paper: none. From Google's code: none in the mathematics; LayerNorm eps is 1e-6 as there, unless the row
+has another.
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
 
@@ -69,16 +70,17 @@ class StochasticDepth(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)). `drop_path_rate`: of stochastic depth."""
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)). `drop_path_rate`: of stochastic depth;
+    `norm_eps`: of both norms."""
 
     attention: type[nn.Module] = SelfAttention
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0,
-                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0):
+                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0, norm_eps: float = NORM_EPS):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, mlp_dim, gelu, dropout_rate)
         self.drop_path = StochasticDepth(drop_path_rate)
 

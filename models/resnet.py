@@ -5,17 +5,37 @@ paper: units are post-activation (conv, norm, relu; the last relu after the sum)
 - weights are standardized as (w - mean) / (std + 1e-5): the eps is outside the root;
 - GroupNorm has 32 groups and eps 1e-6 everywhere, the projection's norm included;
 - padding is TensorFlow's 'SAME': the odd pixel goes to the bottom and the right; max-pooling pads with -inf.
+Two other programs have the same parameters and compute with them otherwise (STYLES), so that their files need their way.
 
 The state dict has timm's names (stem, stages.S.blocks.U, downsample).
 """
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GROUPS, NORM_EPS, STANDARDIZE_EPS = 32, 1e-6, 1e-5
+GROUPS = 32
+
+
+class Style(NamedTuple):
+    """In what the programs differ."""
+
+    standardize_eps: float
+    eps_inside_root: bool          # (w - mean) / sqrt(var + eps), and not (w - mean) / (std + eps)
+    norm_eps: float
+    same_padding: bool             # else the same number of pixels on all sides, and none before max-pooling
+    projection_groups: int         # of the norm in a shortcut; 0: one a channel
+    projection_eps: float
+
+
+STYLES = {
+    "google": Style(1e-5, False, 1e-6, True, GROUPS, 1e-6),
+    "timm": Style(1e-8, True, 1e-5, True, GROUPS, 1e-5),                 # timm/models/vision_transformer_hybrid.py
+    "vit-pytorch": Style(1e-5, True, 1e-6, False, 0, 1e-5),              # jeonsworld/ViT-pytorch, models/modeling_resnet.py
+}
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
@@ -26,35 +46,42 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution without bias, of standardized weights, with 'SAME' padding."""
+    """Convolution without bias, of standardized weights, with the padding of the style."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, style: Style = STYLES["google"]):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+        self.style = style
 
     def forward(self, x: Tensor) -> Tensor:
         # In float32 also under autocast: the variance of a kernel loses too much in half precision.
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.float()
             std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-            weight = ((weight - mean) / (std + STANDARDIZE_EPS)).to(self.weight.dtype)
+            eps = self.style.standardize_eps
+            std = (std.square() + eps).sqrt() if self.style.eps_inside_root else std + eps
+            weight = ((weight - mean) / std).to(self.weight.dtype)
+        if not self.style.same_padding:
+            return F.conv2d(x, weight, stride=self.stride, padding=self.kernel_size[0] // 2)
         return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS)
+def group_norm(channels: int, style: Style) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=style.norm_eps)
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 (with the stride), 1x1 to four times the width; `downsample`, in the first unit of every stage, is its shortcut
     where width or resolution change."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, project: bool):
+    def __init__(self, in_channels: int, width: int, stride: int, project: bool, style: Style = STYLES["google"]):
         super().__init__()
-        self.downsample = nn.Sequential(OrderedDict(
-            conv=StdConv2d(in_channels, 4 * width, 1, stride), norm=group_norm(4 * width))) if project else None
-        self.conv1, self.norm1 = StdConv2d(in_channels, width, 1), group_norm(width)
-        self.conv2, self.norm2 = StdConv2d(width, width, 3, stride), group_norm(width)
-        self.conv3, self.norm3 = StdConv2d(width, 4 * width, 1), group_norm(4 * width)
+        self.downsample = None
+        if project:
+            norm = nn.GroupNorm(style.projection_groups or 4 * width, 4 * width, eps=style.projection_eps)
+            self.downsample = nn.Sequential(OrderedDict(conv=StdConv2d(in_channels, 4 * width, 1, stride, style), norm=norm))
+        self.conv1, self.norm1 = StdConv2d(in_channels, width, 1, style=style), group_norm(width, style)
+        self.conv2, self.norm2 = StdConv2d(width, width, 3, stride, style), group_norm(width, style)
+        self.conv3, self.norm3 = StdConv2d(width, 4 * width, 1, style=style), group_norm(4 * width, style)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -66,32 +93,35 @@ class Bottleneck(nn.Module):
 class Stem(nn.Module):
     """7x7 convolution with stride 2, norm, relu, 3x3 max-pooling with stride 2."""
 
-    def __init__(self, in_channels: int, width: int):
+    def __init__(self, in_channels: int, width: int, style: Style):
         super().__init__()
-        self.conv = StdConv2d(in_channels, width, 7, 2)
-        self.norm = group_norm(width)
+        self.same_padding = style.same_padding
+        self.conv = StdConv2d(in_channels, width, 7, 2, style)
+        self.norm = group_norm(width, style)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
+        if not self.same_padding:
+            return F.max_pool2d(x, 3, 2)
         return F.max_pool2d(pad_same(x, 3, 2, value=float("-inf")), 3, 2)
 
 
-def stage(in_channels: int, width: int, units: int, stride: int) -> nn.Module:
+def stage(in_channels: int, width: int, units: int, stride: int, style: Style) -> nn.Module:
     """`units` bottlenecks, the first with the stride."""
-    blocks = [Bottleneck(in_channels, width, stride, project=True)]
-    blocks += [Bottleneck(4 * width, width, 1, project=False) for _ in range(units - 1)]
+    blocks = [Bottleneck(in_channels, width, stride, True, style)]
+    blocks += [Bottleneck(4 * width, width, 1, False, style) for _ in range(units - 1)]
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks)))
 
 
 class ResNet(nn.Module):
     """(B, in_channels, height, width) -> (B, out_channels, height / r, width / r): r is 4, doubled by each stage but the first"""
 
-    def __init__(self, layers: tuple[int, ...], width: int, in_channels: int):
+    def __init__(self, layers: tuple[int, ...], width: int, in_channels: int, style: str = "google"):
         super().__init__()
-        self.stem = Stem(in_channels, width)
+        self.stem = Stem(in_channels, width, STYLES[style])
         outputs = [width] + [4 * width * 2 ** i for i in range(len(layers))]
         self.stages = nn.Sequential(*[
-            stage(outputs[i], width * 2 ** i, units, stride=2 if i else 1) for i, units in enumerate(layers)])
+            stage(outputs[i], width * 2 ** i, units, 2 if i else 1, STYLES[style]) for i, units in enumerate(layers)])
         self.out_channels = outputs[-1]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import ImageTransformer
-from .layers import NORM_EPS, Block
+from .layers import Block
 
 
 class VisionTransformer(ImageTransformer):
@@ -37,12 +37,12 @@ class VisionTransformer(ImageTransformer):
         self.pos_drop = nn.Dropout(config.dropout_rate)
         self.blocks = nn.Sequential(*[
             Block(dim, config.num_heads, config.mlp_dim, config.gelu, config.dropout_rate, config.attention_dropout_rate,
-                  config.drop_path_rate * i / max(config.num_layers - 1, 1))
+                  config.drop_path_rate * i / max(config.num_layers - 1, 1), config.norm_eps)
             for i in range(config.num_layers)])
         if config.classifier == "patch_mean":
-            self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(dim, eps=config.norm_eps)
         else:
-            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         if config.representation_size:
             fc = nn.Linear(dim, config.representation_size)
             self.pre_logits = nn.Sequential(OrderedDict(fc=fc, act=nn.Tanh()))

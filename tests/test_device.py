@@ -1,5 +1,6 @@
 """Which device, copies to it, and its memory."""
 
+import os
 import subprocess
 import sys
 
@@ -35,7 +36,8 @@ def no_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "visible", "words"), [
-    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 asks")])
+    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 .CUDA_VISIBLE_DEVICES. asks"),
+    ("auto", "GPU-8932f937", "GPUS=GPU-8932f937 "), ("auto", "MIG-GPU-8932f937/1/0", "GPUS=MIG-GPU-8932f937/1/0 ")])
 def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -46,7 +48,7 @@ def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
 
 def test_cpu_where_no_gpu_was_asked_for(monkeypatch, no_gpu):
     assert choose_device("auto") == CPU
-    for name, visible in (("auto", ""), ("auto", "-1"), ("cpu", "0")):
+    for name, visible in (("auto", ""), ("auto", "-1"), ("auto", "NoDevFiles"), ("cpu", "0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert choose_device(name) == CPU
 
@@ -56,8 +58,20 @@ def test_each_process_gets_its_gpu(monkeypatch, no_gpu):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", 1, 2) == torch.device("cuda", 1) and choose_device("cuda") == torch.device("cuda", 0)
     assert choose_device("cpu") == CPU
-    with pytest.raises(DeviceError, match="3 processes on this node but 2 GPUs"):
+    with pytest.raises(DeviceError, match="3 processes on this node, but PyTorch sees 2 GPUs"):
         choose_device("auto", 0, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,7")
+    with pytest.raises(DeviceError, match="of CUDA_VISIBLE_DEVICES=0,1,7 PyTorch sees 2"):
+        choose_device("auto", 0, 3)
+
+
+def test_a_build_for_cpus_alone_is_named(monkeypatch, no_gpu):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for name in ("auto", "cuda"):
+        with pytest.raises(DeviceError, match="is built for CPUs alone"):
+            choose_device(name)
 
 
 def test_a_tensor_is_copied():
@@ -114,3 +128,22 @@ def test_lack_of_memory_names_the_peak_of_a_gpu(monkeypatch):
     error = out_of_memory_error(torch.device("cuda", 0), "step 2")
     assert isinstance(error, OutOfMemory) and error.exit_code == 6
     assert "step 2: out of memory of the GPU (70.0 GiB in use at the peak, 0.5 of 80.0 GiB free now); lower" in str(error)
+
+
+def test_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < devices.total_memory(CPU) <= machine
+    assert devices.total_memory(CPU, 4) == devices.total_memory(CPU) // 4
+    own, second, first = tmp_path / "cgroup", tmp_path / "jobs/one", tmp_path / "memory/job"
+    for folder in (second, first):
+        folder.mkdir(parents=True)
+    own.write_text("4:memory:/job\n3:cpu:/other\n0::/jobs/one/inside\n")
+    assert devices._container_limits(tmp_path, own) == []
+    (second / "memory.max").write_text("max\n")
+    (tmp_path / "jobs/memory.max").write_text("3000\n")
+    (first / "memory.limit_in_bytes").write_text("2000\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert sorted(devices._container_limits(tmp_path, own)) == [2000, 3000, 5000]
+    assert devices._container_limits(tmp_path, tmp_path / "absent") == []
+    monkeypatch.setattr(devices, "_container_limits", lambda: [1 << 30])
+    assert devices.total_memory(CPU, 2) == 1 << 29

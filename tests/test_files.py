@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from processes import FORK, AnotherProcess, error_of
@@ -13,6 +14,22 @@ from utils import files
 from utils.files import FileLock, InUseError, StorageError, atomic_write
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
+
+
+def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
+    here, called = tmp_path / "here", tmp_path / "called"
+    (called / "run").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("VIT_CALLED_FROM", str(called))
+    assert files.where_looked("/no/such") == ""
+    assert files.where_looked("gone") == f" (looked for in {here})"
+    assert files.where_looked("run").endswith(f"relative paths are meant from the script's folder: {called / 'run'} is there)")
+    (here / "link").symlink_to("/no/such")
+    for path in ("link", "link/best.pt"):
+        assert files.where_looked(path).startswith(" (link is a link to /no/such, which is not there; looked for in")
+    (here / "there").mkdir()
+    assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (looked for in {here})"
 
 
 # ------------------------------------------------------------------------------------------------------ atomic_write

@@ -1,16 +1,19 @@
 """Requests to stop, and what a launch leaves for train.sh; whole runs are in system/test_kills.py and system/test_launches.py."""
 
+import ctypes
 import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from processes import is_gone, wait_until
 
+from utils import launch as launching
 from utils import process
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +41,12 @@ def no_signal_is_ignored():
         signal.signal(number, handler)
 
 
+def below_torchrun(monkeypatch, number: int = 0, size: int = 1, local_size: int = 1) -> None:
+    for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": local_size,
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500, "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, str(value))
+
+
 @pytest.fixture
 def launch(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_LAUNCH", str(tmp_path))
@@ -52,7 +61,7 @@ def test_a_request_is_remembered_and_the_handlers_are_restored(number):
         assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.requested()
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before and process.requested_at() == float("inf")
 
 
 @pytest.mark.parametrize("number", EVERY)
@@ -66,10 +75,44 @@ def test_without_a_run_to_save_a_request_ends_the_process(number, launch, capfd)
     assert f"{signal.Signals(number).name}: stopped before the first step: nothing to save" in capfd.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="how C code waits")
+def test_a_request_is_heard_while_c_code_waits(launch, monkeypatch, capfd):
+    """As for another process while the run is set up. Once there is something to save, the main thread answers it."""
+    monkeypatch.setattr(process, "DEAF_S", 0.1)
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+
+    def work():
+        with process.StopSignal():
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)             # waits for itself, whatever signal comes
+
+    assert in_child(work) == 143 and (launch / "code-000").read_text() == "143"
+    assert "SIGTERM: stopped before the first step: nothing to save" in capfd.readouterr().err
+
+
+def test_a_signal_to_a_child_is_not_its_parents(monkeypatch):
+    monkeypatch.setattr(process, "DEAF_S", 0.0)
+
+    def work():
+        with process.StopSignal() as stop:
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+                os._exit(0)
+            time.sleep(0.1)
+            os.kill(child, signal.SIGTERM)
+            os.waitpid(child, 0)
+            time.sleep(0.2)
+            return 0 if not stop.requested() and threading.active_count() == 2 else 1
+
+    assert in_child(work) == 0
+
+
 @pytest.mark.parametrize("signalled", [True, False])
 def test_below_the_launcher_it_ends_with_0(signalled, launch, monkeypatch):
     """torchrun would restart it, which is for processes that were lost. Also where it starts after the request."""
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    below_torchrun(monkeypatch)
     if not signalled:
         (launch / "asked").touch()
 
@@ -85,14 +128,14 @@ def test_below_the_launcher_it_ends_with_0(signalled, launch, monkeypatch):
 def test_the_second_request_ends_it(rank, pause, code, monkeypatch, capfd):
     """Below a launcher what comes within ONE_REQUEST seconds is the same request, by another way."""
     monkeypatch.setattr(process, "ONE_REQUEST", 0.2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+        below_torchrun(monkeypatch)
 
     def work():
         with process.StopSignal() as stop:
             stop.saves = True
             os.kill(os.getpid(), signal.SIGTERM)
+            assert process.requested_at() <= time.monotonic()
             time.sleep(pause)
             os.kill(os.getpid(), signal.SIGUSR1)
             return 7
@@ -113,22 +156,6 @@ def test_ignored_signals_stay_ignored_but_those_of_batch_systems():
             return 0 if stop.requested() else 3
 
     assert in_child(work) == 0
-
-
-def test_the_first_code_counts_and_each_restart_has_its_own(launch, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    with process.StopSignal():
-        assert (launch / "pid-3").read_text() == f"{os.getpid()}\n"          # train.sh reads them all at once
-    (launch / "pid-3").unlink()
-    assert process.posted_exit_code() is None
-    assert process.post_exit_code(6) is True and process.post_exit_code(8) is False and process.posted_exit_code() == 6
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert process.restarts() == 2 and process.post_exit_code(0) is True
-    assert {path.name: path.read_text() for path in launch.iterdir()} == {"code-000": "6", "code-002": "0"}
-    monkeypatch.setenv("VIT_LAUNCH", str(launch / "gone"))
-    assert process.post_exit_code(2) is None
-    monkeypatch.delenv("VIT_LAUNCH")
-    assert process.post_exit_code(2) is None and process.launch_file("folder") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
@@ -157,13 +184,8 @@ class BadImage(ValueError):
     exit_code = 5
 
 
-def rank(monkeypatch, number: int, size: int = 2, local_size: int = 2) -> None:
-    for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": local_size}.items():
-        monkeypatch.setenv(name, str(value))
-
-
 def code_of(error: Exception | None, code: int = 0) -> int:
-    with process.program("x.py") as program:
+    with process.program("x.py", alone=False) as program:
         program.exit_code = code
         if error is not None:
             raise error
@@ -189,19 +211,19 @@ def test_error_stands_after_what_was_printed_before_it():
     KeyError("a"), OSError("no file"), ValueError("not ours"), RuntimeError(),
     ModuleNotFoundError("No module named 'utils.x'", name="utils.x")])
 def test_bug_keeps_its_traceback(launch, error):
-    with pytest.raises(type(error)), process.program("x.py"):
+    with pytest.raises(type(error)), process.program("x.py", alone=False):
         raise error
     assert (launch / "code-000").read_text() == "1"
 
 
 def test_process_of_train_sh_ends_with_0_and_posts_its_code(launch, monkeypatch, capfd):
-    rank(monkeypatch, 0)
+    below_torchrun(monkeypatch, 0, 2, 2)
     monkeypatch.setattr(process, "die_with_parent", lambda: None)
-    assert code_of(BadImage("a.png")) == 0 and process.posted_exit_code() == 5
-    monkeypatch.setattr(process, "restarts", lambda: 1)
-    assert code_of(None, process.EXIT_PREEMPTED) == 0 and process.posted_exit_code() == 143
-    monkeypatch.setattr(process, "restarts", lambda: 2)
-    rank(monkeypatch, 0, size=4)                    # another node has a train.sh of its own
+    assert code_of(BadImage("a.png")) == 0 and launching.posted_exit_code() == 5
+    monkeypatch.setattr(launching, "restarts", lambda: 1)
+    assert code_of(None, process.EXIT_PREEMPTED) == 0 and launching.posted_exit_code() == 143
+    monkeypatch.setattr(launching, "restarts", lambda: 2)
+    below_torchrun(monkeypatch, 0, 4, 2)                 # another node has a train.sh of its own
     assert code_of(BadImage("a.png")) == 5
     monkeypatch.delenv("VIT_LAUNCH")                # torchrun alone
     assert code_of(BadImage("a.png")) == 5 and code_of(None, process.EXIT_PREEMPTED) == 0
@@ -213,14 +235,14 @@ def test_first_cause_wins_over_a_lost_peer(launch, monkeypatch, capfd):
 
     monkeypatch.setattr(process, "die_with_parent", lambda: None)
     monkeypatch.setattr(process, "SILENCE_S", 0.1)
-    rank(monkeypatch, 1)
+    below_torchrun(monkeypatch, 1, 2, 2)
     assert code_of(BadImage("a.png")) == 0
-    rank(monkeypatch, 0)
-    assert code_of(PeerLost("step 3: lost")) == 0 and process.posted_exit_code() == 5
+    below_torchrun(monkeypatch, 0, 2, 2)
+    assert code_of(PeerLost("step 3: lost")) == 0 and launching.posted_exit_code() == 5
     assert capfd.readouterr().err == "x.py: error: a.png\n"
-    monkeypatch.setattr(process, "restarts", lambda: 1)
+    monkeypatch.setattr(launching, "restarts", lambda: 1)
     assert code_of(PeerLost("step 3: lost")) == code_of(BadImage("a.png")) == 8         # torchrun is to restart them
-    assert process.posted_exit_code() == 8 and capfd.readouterr().err == "x.py: error: step 3: lost\n"
+    assert launching.posted_exit_code() == 8 and capfd.readouterr().err == "x.py: error: step 3: lost\n"
 
 
 def test_process_of_a_broken_group_ends_at_once(launch, capfd):
@@ -232,25 +254,6 @@ def test_process_of_a_broken_group_ends_at_once(launch, capfd):
 
     assert in_child(lambda: work(BadImage("a.png"))) == 5 and in_child(lambda: work(KeyError("a"))) == 1
     assert "KeyError: 'a'" in capfd.readouterr().err
-
-
-def test_flags_after_a_restart(launch, monkeypatch, tmp_path):
-    flags = {"resume_path": "output/a", "num_steps": 5}
-    assert process.flags_after_restart(flags) is flags
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert process.flags_after_restart(flags) is flags                     # lost before there was a folder
-    run = tmp_path / "runs\udcf6" / "b"                                    # a name of any bytes
-    run.mkdir(parents=True)
-    (launch / "folder").write_bytes(os.fsencode(run))
-    here = flags | {"output_dir": str(run.parent), "name": "b"}
-    assert process.flags_after_restart(flags) == here
-    (run / "step-000003.pt").touch()
-    assert process.flags_after_restart(flags) == here | {"resume_path": "auto"}
-    assert process.flags_after_restart(flags | {"eval_only": True}) == flags | {"eval_only": True}
-    monkeypatch.delenv("VIT_LAUNCH")
-    with pytest.raises(process.RestartError, match="--name"):
-        process.flags_after_restart(flags)
-    assert process.flags_after_restart({"name": "c"}) == {"output_dir": "output", "name": "c", "resume_path": "auto"}
 
 
 def test_closed_output_ends_no_run():

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("train", "dataset", "sweep", "visualize", "annotate")
-LEAVES = {"utils.device", "utils.files", "utils.process", "utils.randomness"}
+LEAVES = {"utils.device", "utils.files", "utils.launch", "utils.process", "utils.randomness", "utils.temporary"}
 ROOMS = ("utils.build", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention", "utils.report",
          "utils.distributed", "models.checkpoints")
 
@@ -23,7 +23,7 @@ ALLOWED = {
     "utils.training": {"utils.data", "utils.distributed"},
     "utils.data": set(),
     "utils.distributed": set(),
-    "utils.config": {"configs"},
+    "utils.config": {"configs", "utils.training.memory"},
     "configs": set(),
     "models": {"configs", "models.errors"},                           # models/__init__.py
     "models.create": {"configs", "models"},

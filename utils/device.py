@@ -1,13 +1,17 @@
 """Which device a process works on, copies to it, and its memory."""
 
+import contextlib
 import ctypes
 import os
 import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
+# What CUDA_VISIBLE_DEVICES names: a number, or (the beginning of) an identifier. Slurm writes NoDevFiles where there is none.
+NAMES_GPUS = re.compile(r"\d|GPU-|MIG-")
 LARGEST = 2 ** 31 - 1                            # mallopt takes an int
 LARGEST_BEFORE = 32 << 20                        # of M_MMAP_THRESHOLD, before glibc 2.35
 
@@ -31,15 +35,19 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    why = "" if torch.version.cuda or torch.version.hip else (f" (this PyTorch, {torch.__version__}, is built for CPUs alone: "
+                                                              "where train.sh has made .venv, remove that and start it again)")
     if name == "cuda" and not gpus:
-        raise DeviceError("--device cuda: PyTorch sees no GPU here. Check nvidia-smi and torch.cuda.is_available()")
-    if name == "auto" and not gpus and visible[:1].isdigit():
-        raise DeviceError(f"GPUS={visible} asks for GPUs, but PyTorch sees none. Omit GPUS (CUDA_VISIBLE_DEVICES) to train on "
+        raise DeviceError(f"--device cuda: PyTorch sees no GPU here{why}. Check nvidia-smi and torch.cuda.is_available()")
+    if name == "auto" and not gpus and NAMES_GPUS.match(visible):
+        raise DeviceError(f"GPUS={visible} (CUDA_VISIBLE_DEVICES) asks for GPUs, but PyTorch sees none{why}. GPUS=cpu trains on "
                           "the CPU")
     if not gpus or name == "cpu":
         return torch.device("cpu")
     if local_size > gpus:
-        raise DeviceError(f"NPROC: {local_size} processes on this node but {gpus} GPUs. Set NPROC={gpus}")
+        of_them = f"of CUDA_VISIBLE_DEVICES={visible} PyTorch sees {gpus}" if visible else f"PyTorch sees {gpus} GPUs"
+        raise DeviceError(f"NPROC: {local_size} processes on this node, but {of_them}. Set NPROC={gpus}, or GPUS to devices "
+                          "that nvidia-smi -L lists")
     return torch.device("cuda", local_rank)
 
 
@@ -62,6 +70,37 @@ def keep_memory() -> bool:
         return False
     mapped = mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE)
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST) and mapped)
+
+
+def total_memory(device: torch.device, local_size: int = 1) -> int:
+    """Bytes that a process may plan with: the GPU's, or its part of what the machine, or its container, has; 0: not known.
+
+    What others use at the moment does not count: a run's results must not depend on its neighbours.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):     # Windows
+        return 0
+    return min([machine, *_container_limits()]) // local_size
+
+
+def _container_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """The memory limits of the control groups (versions 1 and 2) that this process is in."""
+    limits = []
+    with contextlib.suppress(OSError):
+        for line in own.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+                folder = top / path.lstrip("/")
+                for place in [folder, *folder.parents]:       # in a container the path may be that outside: the top counts then
+                    with contextlib.suppress(OSError, ValueError):                        # no limit: "max"
+                        limits.append(int((place / name).read_text(encoding="utf-8")))
+                    if place == top:
+                        break
+    return limits
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -30,6 +30,29 @@ class InUseError(ValueError):
     exit_code = 7
 
 
+def where_looked(path: str | Path) -> str:
+    """Why nothing is there, for the end of a message: ' (...)'; '' where something is. A relative path was looked for in the
+    current folder, which may not be the one that the script was called in; a link may lead nowhere."""
+    path, why = Path(path), []
+    if path.exists():
+        return ""
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            why.append(f"{part} is a link to {os.readlink(part)}, which is not there")
+            break
+    if not path.is_absolute():
+        here, called = Path.cwd(), os.environ.get("VIT_CALLED_FROM")
+        why.append(f"looked for in {here}")
+        if called and Path(called) != here and Path(called, path).exists():
+            why[-1] += f", since relative paths are meant from the script's folder: {Path(called, path)} is there"
+    return f" ({'; '.join(why)})" if why else ""
+
+
+def located(path: str | Path) -> str:
+    """The path for a message, with why nothing is there if that is so."""
+    return f"{path}{where_looked(path)}"
+
+
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary name beside `path`, flushes the file to the disk and renames it to `path`.
 

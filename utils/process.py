@@ -2,13 +2,7 @@
 
 SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP are requests: the step is finished, the run is saved, the process ends. A second
 one ends it at once. torchrun answers every failure with code 1 and kills what has not ended 30 s after a signal; train.sh
-therefore keeps signals from it, and makes a folder for every launch, named by VIT_LAUNCH:
-
-  pid-R      process R, which train.sh signals itself
-  alive-R    touched while process R writes a checkpoint after a failure, so that it is not killed
-  asked      made by train.sh when it was asked to stop, for processes that start later
-  code-000   the exit code of the launch (code-001 after torchrun's first restart, ...): the first process that knows it writes it
-  folder     the folder of the run, which the processes resume after a restart
+therefore keeps signals from it, and leaves and finds files in a folder for every launch (utils/launch.py).
 """
 
 import contextlib
@@ -17,11 +11,13 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn, TextIO
+
+from utils import launch, temporary
 
 EXIT_BUG, EXIT_BAD_INPUT, EXIT_PEER_LOST = 1, 2, 8
 EXIT_PREEMPTED = 143           # as a shell has it for a process that SIGTERM ended
@@ -32,16 +28,14 @@ ONE_REQUEST = 2.0
 # An error that all processes have is reported by the first of the node; another process reports its error after this many
 # seconds of silence, because it may be the only one that has it.
 SILENCE_S = 2.0
+# A request is answered beside the main thread, if there is nothing to save and Python has not heard it for so long: it may wait
+# in C code, for another process or a disk.
+DEAF_S = 1.0
 PR_SET_PDEATHSIG = 1
 OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
 
 _ends_at_once = False
-
-
-class RestartError(ValueError):
-    """Raised when torchrun restarts a run that cannot be found again."""
-
-    exit_code = EXIT_BAD_INPUT
+_asked_at = float("inf")
 
 
 class Program:
@@ -53,16 +47,25 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(name: str, signals: bool = True) -> Iterator[Program]:
+def program(name: str, signals: bool = True, alone: bool = True) -> Iterator[Program]:
     """Around all that a program does: takes signals, prints errors of the user as one line, and settles the exit code.
 
     Such an error is a ValueError with the class attribute `exit_code`, or an OSError about a file; anything else is a bug and
     keeps its traceback. Afterwards `exit_code` is what the process ends with. signals: whether to take signals (StopSignal).
+    alone: it is one process, whatever RANK and WORLD_SIZE in the environment are meant for. An environment in which no program
+    can work ends this one at once.
     """
-    if "LOCAL_RANK" in os.environ:
+    if alone:
+        launch.drop_place()
+    if launch.below_launcher():
         die_with_parent()
     current = Program(name)
     with current.stop if signals else contextlib.nullcontext():
+        try:
+            temporary.check()
+            launch.place()
+        except ValueError as error:             # before the block, which cannot be skipped
+            sys.exit(report_error(name, *classify_error(error)))
         try:
             yield current
         except Exception as error:
@@ -70,7 +73,7 @@ def program(name: str, signals: bool = True) -> Iterator[Program]:
             if message is not None:
                 current.exit_code = report_error(name, message, code)
             else:
-                post_exit_code(code)
+                launch.post_exit_code(code)
                 if not _ends_at_once:
                     raise
                 traceback.print_exc()
@@ -79,8 +82,8 @@ def program(name: str, signals: bool = True) -> Iterator[Program]:
                 sys.stdout.flush()
                 os._exit(current.exit_code)
         else:
-            if _is_first_of_node():             # each node has a train.sh of its own
-                post_exit_code(current.exit_code)
+            if launch.is_first_of_node():       # each node has a train.sh of its own
+                launch.post_exit_code(current.exit_code)
             current.exit_code = _exit_status(current.exit_code)
 
 
@@ -94,10 +97,6 @@ def imports(name: str) -> Iterator[None]:
         if message is None:
             raise
         sys.exit(report_error(name, message, code))
-
-
-def _is_first_of_node() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def end_at_once_on_error() -> None:
@@ -121,11 +120,11 @@ def classify_error(error: Exception) -> tuple[str | None, int]:
 
 def report_error(name: str, message: str, code: int) -> int:
     """Prints the line of an error, once a node, and posts its code. -> what this process ends with"""
-    if launch_file("") is not None and not _is_first_of_node():
+    if launch.launch_file("") is not None and not launch.is_first_of_node():
         deadline = time.monotonic() + SILENCE_S
-        while posted_exit_code() is None and time.monotonic() < deadline:
+        while launch.posted_exit_code() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-    if post_exit_code(code) is not False:
+    if launch.post_exit_code(code) is not False:
         sys.stdout.flush()                      # through a pipe, what was printed before stands before the error too
         print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return _exit_status(code)
@@ -137,9 +136,9 @@ def _exit_status(code: int) -> int:
     torchrun takes anything but 0 for a failure, prints a report of its own and restarts all processes (MAX_RESTARTS). Started by
     train.sh, processes therefore leave the code to it and end with 0, unless a process was lost; nodes do not know each other's.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if not launch.below_launcher():
         return code
-    cause = posted_exit_code()
+    cause = launch.posted_exit_code()
     if (code if cause is None else cause) == EXIT_PEER_LOST:
         return EXIT_PEER_LOST
     one_node = os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
@@ -202,21 +201,28 @@ class StopSignal:
         self._name, self._process = name, os.getpid()
         self._before: dict = {}
         self._asked: float | None = None
+        self._wakeup: tuple[int, int] | None = None        # the descriptors of signal.set_wakeup_fd before, and in this block
 
     def __enter__(self) -> "StopSignal":
         for number in REQUESTS:
             # What is ignored (by nohup, by a script that starts a job in its background) stays so.
             if signal.getsignal(number) is not signal.SIG_IGN or number in (signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._handle)
-        if (file := launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
+        self._listen()
+        if (file := launch.launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
             file.write_text(f"{os.getpid()}\n", encoding="utf-8")
-            if launch_file("asked").exists():      # while torchrun started the processes: there was none to be signalled
+            if launch.launch_file("asked").exists():      # while torchrun started the processes: there was none to be signalled
                 _leave()
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        before, writer = self._wakeup
+        signal.set_wakeup_fd(before)
+        os.close(writer)                           # ends the thread
+        global _asked_at
+        _asked_at = float("inf")
 
     def requested(self) -> bool:
         return self._asked is not None
@@ -226,25 +232,54 @@ class StopSignal:
             return
         now = time.monotonic()
         if not self.saves:
-            if _is_first_of_node():
-                self._print(number, self.kept)
-            _leave()
+            self._leave_unsaved(number)
         elif self._asked is None:
-            self._asked = now
-        elif now - self._asked > (ONE_REQUEST if "LOCAL_RANK" in os.environ else 0.0):
+            global _asked_at
+            self._asked = _asked_at = now
+        elif now - self._asked > (ONE_REQUEST if launch.below_launcher() else 0.0):
             self._print(number, "left at once")
-            post_exit_code(EXIT_PREEMPTED)
+            launch.post_exit_code(EXIT_PREEMPTED)
             os._exit(EXIT_PREEMPTED)
+
+    def _listen(self) -> None:
+        """Starts a thread that gets the signals while the main thread is in C code, where it would hear them afterwards."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self._wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), writer
+
+        def leave_if_deaf() -> None:
+            while numbers := os.read(reader, 64):
+                for number in set(numbers) & set(self._before):
+                    time.sleep(DEAF_S)
+                    if not self.saves and self._asked is None:
+                        self._leave_unsaved(number)
+            os.close(reader)
+
+        threading.Thread(target=leave_if_deaf, name="hear requests", daemon=True).start()
+
+    def _leave_unsaved(self, number: int) -> None:
+        if launch.is_first_of_node():
+            self._print(number, self.kept)
+        _leave()
 
     def _print(self, number: int, words: str) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"{self._name}: {signal.Signals(number).name}: {words}\n".encode())
 
 
+# A child that is signalled must not wake its parent's thread.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
 def _leave() -> None:
     """Ends this process, with nothing to save. torchrun would restart what ends with a code of its own."""
-    known = post_exit_code(EXIT_PREEMPTED) is not None
-    os._exit(0 if known and "LOCAL_RANK" in os.environ else EXIT_PREEMPTED)
+    known = launch.post_exit_code(EXIT_PREEMPTED) is not None
+    os._exit(0 if known and launch.below_launcher() else EXIT_PREEMPTED)
+
+
+def requested_at() -> float:
+    """When this process was asked to stop, by time.monotonic(); infinity if it was not."""
+    return _asked_at
 
 
 def die_with_parent() -> None:
@@ -271,63 +306,3 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def launch_file(name: str) -> Path | None:
-    """A file of this launch; None without train.sh."""
-    return Path(folder, name) if (folder := os.environ.get("VIT_LAUNCH")) else None
-
-
-def show_life() -> None:
-    """Tells train.sh, which kills what remains after a failure, that this process is still at work. Call it every second."""
-    if (file := launch_file(f"alive-{os.environ.get('RANK', 0)}")) is not None:
-        with contextlib.suppress(OSError):
-            file.touch()
-
-
-def restarts() -> int:
-    """How often torchrun has restarted the processes of this launch."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def post_exit_code(code: int) -> bool | None:
-    """Posts the exit code of the launch for train.sh. -> whether this process is the first; None without train.sh"""
-    file = launch_file(f"code-{restarts():03d}")
-    if file is None:
-        return None
-    try:
-        with open(file, "x", encoding="utf-8") as stream:
-            stream.write(str(code))
-    except FileExistsError:
-        return False
-    except OSError:                                # the folder is gone: nobody waits for the code any more
-        return None
-    return True
-
-
-def posted_exit_code() -> int | None:
-    """The exit code that the first process has posted, if one has."""
-    file = launch_file(f"code-{restarts():03d}")
-    try:
-        return int(file.read_text(encoding="utf-8")) if file else None
-    except (OSError, ValueError):                  # not there, or not written yet
-        return None
-
-
-def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:
-    """The flags with which the processes continue after torchrun has restarted them (MAX_RESTARTS): those of the same run.
-
-    output_dir: where runs are if the flag was not given. Raises RestartError.
-    """
-    if not restarts() or flags.get("eval_only"):
-        return flags
-    if (file := launch_file("folder")) is not None:
-        if not file.exists():
-            return flags                           # a process was lost before the run had a folder
-        folder = Path(os.fsdecode(file.read_bytes()))
-    elif "name" in flags:
-        folder = Path(flags.get("output_dir", output_dir), flags["name"])
-    else:
-        raise RestartError("--name: a run that torchrun may restart needs one, to be found again. Add it, or start by train.sh")
-    here = flags | {"output_dir": str(folder.parent), "name": folder.name}
-    return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in flags else here

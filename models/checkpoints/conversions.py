@@ -53,19 +53,24 @@ CONVERSIONS = {name: Conversion(*both) for name, both in {
 
 def google_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
     """A row for every parameter that Google's layout can name."""
-    rows = _rows(model, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, block_rows)
-    if model.config.resnet_layers is not None:
-        rows += _numbered(key_maps.GOOGLE_STEM)
-        for s, units in enumerate(model.config.resnet_layers):
-            for u in range(units):
-                unit_rows = key_maps.GOOGLE_UNIT + (key_maps.GOOGLE_PROJECTION if u == 0 else ())
-                rows += _numbered(unit_rows, s=s, u=u, S=s + 1, U=u + 1)
+    return (rows_of(model, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, block_rows)
+            + resnet_rows(model, key_maps.GOOGLE_STEM, key_maps.GOOGLE_UNIT, key_maps.GOOGLE_PROJECTION))
+
+
+def resnet_rows(model: ImageTransformer, stem: tuple, unit: tuple, projection: tuple) -> list[Row]:
+    """Of a hybrid's ResNet: its stem, every unit, and the projection in the first unit of each stage."""
+    if model.config.resnet_layers is None:
+        return []
+    rows = _numbered(stem)
+    for s, units in enumerate(model.config.resnet_layers):
+        for u in range(units):
+            rows += _numbered(unit + (projection if u == 0 else ()), s=s, u=u, S=s + 1, U=u + 1)
     return rows
 
 
 def transformers_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
     """A row for every parameter that transformers can name."""
-    return _rows(model, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, block_rows)
+    return rows_of(model, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, block_rows)
 
 
 def timm_rows(model: ImageTransformer) -> list[Row]:
@@ -73,7 +78,7 @@ def timm_rows(model: ImageTransformer) -> list[Row]:
     return [Row(name, (name,), "position" if name == "pos_embed" else "copy") for name in model.state_dict()]
 
 
-def _rows(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[Row]:
+def rows_of(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[Row]:
     """Of parameters outside the blocks and of every block, where the model has them (not all have a cls token, or pre_logits)."""
     rows, parameters = _numbered(outside), model.state_dict()
     for i in range(model.config.num_layers):

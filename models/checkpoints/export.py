@@ -1,6 +1,8 @@
 """Exports a model for other programs: in Google's layout, or under timm's names. A file is written whole or not at all."""
 
+import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +14,7 @@ from models.base import ImageTransformer
 from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
+from .described import COMPUTED, ROW_ENTRY
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
 from .layouts import abbreviate, spelled
 
@@ -38,19 +41,23 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
 def save_timm(model: ImageTransformer, path: str | Path) -> None:
     """Writes the model's state dict under timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
 
-    Those names are DeiT's, CaiT's and MAE's too. Raises ModelError for another suffix, and for a grid that is not square.
+    Those names are DeiT's, CaiT's and MAE's too. How the model computes (GELU, eps, mean, std), which timm would take from
+    elsewhere, is kept where timm looks past it. Raises ModelError for another suffix, and for a grid that is not square.
     """
     _check_grid(model, path)
     path = Path(path)
     stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
     spellings = {ours: theirs for theirs, ours in TIMM_STEM_ALONE.items()} if stem_alone else {}
-    state = {spelled(name, spellings): value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = OrderedDict((spelled(name, spellings), value.detach().float().cpu().contiguous())
+                        for name, value in model.state_dict().items())
+    row = {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items() if key in COMPUTED}
+    state._metadata = {"": {"version": 1, ROW_ENTRY: row}}                   # as state dicts of PyTorch have it
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import save
         except ImportError as error:
             raise ModelError(f"{path}: pip install safetensors, the package that writes it, or use the suffix .pth") from error
-        _write(path, lambda stream: stream.write(save(state, metadata={"format": "pt"})))
+        _write(path, lambda stream: stream.write(save(state, metadata={"format": "pt", ROW_ENTRY: json.dumps(row)})))
     elif path.suffix in (".pth", ".pt", ".bin"):
         _write(path, lambda stream: torch.save(state, stream))
     else:

@@ -6,6 +6,7 @@ they are read.
 """
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor
 from models.errors import WeightsError
 
 from . import torch_file
-from .key_maps import CONTAINERS
+from .described import HALF, IMAGENET, ROW_ENTRY, describe, is_weights_folder, own_row, weights_in
+from .key_maps import AVERAGED_FIRST, CONTAINERS, SELF_DISTILLED
 from .npz import NpzFile
 from .zip_archive import AGAIN, Archive, report_damage, shown
 
 OWN_FORMAT = "vit-run-"                # the `format` entry of the checkpoints of our own runs begins so
 MAX_NAME = 1000                        # characters
+MAX_DEPTH = 4                          # entries within entries
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
@@ -34,6 +37,7 @@ class WeightFile(contextlib.AbstractContextManager):
         self.left_out: list[str] = []          # what is beside the weights
         self.notes: list[str] = []
         self.run: dict | None = None           # of our own checkpoints: architecture, classes, config
+        self.described = describe(path)        # what stands beside the weights: config.json
 
     def read_view(self, name: str) -> Tensor:
         """As `read`, but read-only memory, perhaps of the file itself, and valid until the same thread's next `read_view`.
@@ -50,9 +54,11 @@ class WeightFile(contextlib.AbstractContextManager):
 def open_weights(path: str | Path) -> WeightFile:
     """Raises WeightsError if there is no such file, or it is damaged or of a kind that holds no weights."""
     path = Path(path)
+    if path.is_dir() and is_weights_folder(path):
+        path = weights_in(path)
     if not path.is_file():
-        raise WeightsError(f"no checkpoint at {path}: give a file of weights (.npz, .pth, .safetensors) or a published name "
-                           "such as imagenet21k/ViT-B_16")
+        raise WeightsError(f"no checkpoint at {path}: give a file of weights (.npz, .pth, .safetensors), a folder of timm or "
+                           "transformers (config.json and model.safetensors), or a published name such as imagenet21k/ViT-B_16")
     with report_damage(f"{path}: damaged or cut off"), open(path, "rb") as stream:
         start = stream.read(512)
         is_npz = start[:2] == b"PK" and not any(name.endswith("data.pkl") for name in Archive(stream).members)
@@ -106,6 +112,8 @@ class SafetensorsFile(WeightFile):
         with self._report_damage():
             self._file = safe_open(str(path), framework="pt", device="cpu")
             self.names = list(self._file.keys())
+            row = (self._file.metadata() or {}).get(ROW_ENTRY)
+            self.described.row |= own_row(json.loads(row)) if row else {}
 
     def _report_damage(self) -> contextlib.AbstractContextManager:
         return report_damage(f"{self.path}: damaged or cut off", Exception)      # whatever the library makes of a hostile header
@@ -137,6 +145,9 @@ class TorchFile(WeightFile):
             weights = self._own(content)
         else:
             weights = self._foreign(content)
+        modules = getattr(weights, "_metadata", None)             # of a state dict: facts about its modules by name, "" the whole
+        if isinstance(modules, dict) and isinstance(modules.get(""), dict):
+            self.described.row |= own_row(modules[""].get(ROW_ENTRY))
         self._weights = {str(name): value for name, value in weights.items() if _is_array(value)}
         self.left_out += sorted(shown(name) for name in weights if str(name) not in self._weights)
         if not self._weights:
@@ -157,11 +168,26 @@ class TorchFile(WeightFile):
         return weights
 
     def _foreign(self, content: dict) -> dict:
-        for name in CONTAINERS:
-            inside = content.get(name)
-            if isinstance(inside, dict) and any(map(_is_array, inside.values())):
-                self.left_out = sorted(shown(other) for other in content if other != name)
-                return inside
+        """The weights, in whichever entry they are."""
+        architecture = content.get("arch")
+        if isinstance(architecture, str) and "_patch" in architecture:        # timm's training files name their model
+            self.described.model = architecture
+            self.described.row |= HALF if architecture.startswith("vit_") else IMAGENET
+        for _ in range(MAX_DEPTH):
+            name = _container(content)
+            if name is None:
+                break
+            averaged = [other for other in content
+                        if "ema" in str(other).split("_") and other != name and _holds_arrays(content[other])]
+            if name in AVERAGED_FIRST and AVERAGED_FIRST[name] in content:
+                self.notes.append(f"averaged weights ({name}), not those of the last step ({AVERAGED_FIRST[name]})")
+            elif averaged:
+                self.notes.append(f"the file's averaged weights ({', '.join(map(shown, averaged))}) are left out")
+            if name in SELF_DISTILLED:
+                self.notes.append(f"the weights of the {name}, of DINO's two networks")
+                self.described.row |= IMAGENET
+            self.left_out += sorted(shown(other) for other in content if other != name)
+            content = content[name]
         return content
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -172,6 +198,23 @@ class TorchFile(WeightFile):
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value.astype(np.float32))
         return value.detach().float()
+
+
+def _container(content: dict) -> str | None:
+    """The entry that holds the weights; None: the dictionary itself does, or nothing."""
+    for averaged, plain in AVERAGED_FIRST.items():
+        if _holds_arrays(content.get(averaged)) and _holds_arrays(content.get(plain)):
+            return averaged
+    known = next((name for name in CONTAINERS if _holds_arrays(content.get(name), MAX_DEPTH)), None)
+    if known is not None or any(map(_is_array, content.values())):
+        return known
+    others = [name for name in content if _holds_arrays(content[name])]
+    return others[0] if len(others) == 1 else None
+
+
+def _holds_arrays(value: object, depth: int = 1) -> bool:
+    return isinstance(value, dict) and any(_is_array(inner) or (depth > 1 and _holds_arrays(inner, depth - 1))
+                                           for inner in value.values())
 
 
 def _is_array(value: object) -> bool:

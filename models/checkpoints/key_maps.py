@@ -8,8 +8,8 @@ units. Conversions are functions of the same name in conversions.py:
   out      (H, d, D) -> (D, D)              join     three arrays, one below the other
   position (1, N, D), resized to the model's grid
 
-Three layouts: Google's, that of transformers (Hugging Face), and timm's, which DeiT, CaiT and MAE share and which
-our parameters are named after: it needs no table but its few exceptions.
+The layouts: Google's, that of transformers (Hugging Face), those of three more programs, and timm's, which DeiT, CaiT, MAE
+and DINO share and which our parameters are named after: it needs no table but its few exceptions.
 """
 
 # ------------------------------------------------------------------------------------------------------ Google
@@ -138,12 +138,101 @@ TRANSFORMERS_LEFT_OUT = ("pooler.", "decoder.", "embeddings.mask_token")
 # A ResNet that is a stem alone (R+Ti/16) has no module of that name in timm: its names and ours.
 TIMM_STEM_ALONE = {"patch_embed.backbone.conv.": "patch_embed.backbone.stem.conv.",
                    "patch_embed.backbone.norm.": "patch_embed.backbone.stem.norm."}
-# MAE's full files: the decoder of the pre-training.
-TIMM_LEFT_OUT = ("decoder_", "mask_token")
+# MAE's full files: the decoder of the pre-training. DINO's: the head of its own task.
+TIMM_LEFT_OUT = ("decoder_", "mask_token", "head.mlp.", "head.last_layer.")
+
+# -------------------------------------------------------------------------------------------- three more programs
+
+# jeonsworld/ViT-pytorch (and rentainhe/ViT.pytorch, which has its model)
+VIT_PYTORCH = (
+    *_both("patch_embed.proj", "transformer.embeddings.patch_embeddings"),
+    ("cls_token", ("transformer.embeddings.cls_token",), "copy"),
+    ("pos_embed", ("transformer.embeddings.position_embeddings",), "position"),
+    *_both("norm", "transformer.encoder.encoder_norm"),
+    *_both("head", "head"),
+)
+_LAYER = "transformer.encoder.layer.{i}."
+VIT_PYTORCH_BLOCK = (
+    *_both("blocks.{i}.norm1", f"{_LAYER}attention_norm"),
+    *_both("blocks.{i}.attn.qkv", *(f"{_LAYER}attn.{part}" for part in ("query", "key", "value")), conversion="join"),
+    *_both("blocks.{i}.attn.proj", f"{_LAYER}attn.out"),
+    *_both("blocks.{i}.norm2", f"{_LAYER}ffn_norm"),
+    *_both("blocks.{i}.mlp.fc1", f"{_LAYER}ffn.fc1"),
+    *_both("blocks.{i}.mlp.fc2", f"{_LAYER}ffn.fc2"),
+)
+
+_HYBRID = "transformer.embeddings.hybrid_model."
+_THEIR_UNIT = f"{_HYBRID}body.block{{S}}.unit{{U}}."
+VIT_PYTORCH_STEM = ((f"{_STEM}conv.weight", (f"{_HYBRID}root.conv.weight",), "copy"), *_both(f"{_STEM}norm", f"{_HYBRID}root.gn"))
+VIT_PYTORCH_UNIT = tuple(row for n in (1, 2, 3) for row in (
+    (f"{_UNIT}conv{n}.weight", (f"{_THEIR_UNIT}conv{n}.weight",), "copy"), *_both(f"{_UNIT}norm{n}", f"{_THEIR_UNIT}gn{n}")))
+VIT_PYTORCH_PROJECTION = (
+    (f"{_UNIT}downsample.conv.weight", (f"{_THEIR_UNIT}downsample.weight",), "copy"),
+    *_both(f"{_UNIT}downsample.norm", f"{_THEIR_UNIT}gn_proj"),
+)
+
+# torchvision (vit_b_16, ...). Files of before 2022 number the MLP's layers otherwise.
+TORCHVISION = (
+    *_both("patch_embed.proj", "conv_proj"),
+    ("cls_token", ("class_token",), "copy"),
+    ("pos_embed", ("encoder.pos_embedding",), "position"),
+    *_both("norm", "encoder.ln"),
+    *_both("pre_logits.fc", "heads.pre_logits"),
+    *_both("head", "heads.head"),
+)
+_LAYER = "encoder.layers.encoder_layer_{i}."
+TORCHVISION_BLOCK = (
+    *_both("blocks.{i}.norm1", f"{_LAYER}ln_1"),
+    *((f"blocks.{{i}}.attn.qkv.{kind}", (f"{_LAYER}self_attention.in_proj_{kind}",), "copy") for kind in ("weight", "bias")),
+    *_both("blocks.{i}.attn.proj", f"{_LAYER}self_attention.out_proj"),
+    *_both("blocks.{i}.norm2", f"{_LAYER}ln_2"),
+    *_both("blocks.{i}.mlp.fc1", f"{_LAYER}mlp.0"),
+    *_both("blocks.{i}.mlp.fc2", f"{_LAYER}mlp.3"),
+)
+TORCHVISION_INSIDE = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
+
+# lukemelas/PyTorch-Pretrained-ViT. Its own model leaves pre_logits out, unless it is asked for them.
+PRETRAINED_VIT = (
+    *_both("patch_embed.proj", "patch_embedding"),
+    ("cls_token", ("class_token",), "copy"),
+    ("pos_embed", ("positional_embedding.pos_embedding",), "position"),
+    *_both("norm", "norm"),
+    *_both("head", "fc"),
+)
+_LAYER = "transformer.blocks.{i}."
+PRETRAINED_VIT_BLOCK = (
+    *_both("blocks.{i}.norm1", f"{_LAYER}norm1"),
+    *_both("blocks.{i}.attn.qkv", *(f"{_LAYER}attn.proj_{part}" for part in "qkv"), conversion="join"),
+    *_both("blocks.{i}.attn.proj", f"{_LAYER}proj"),
+    *_both("blocks.{i}.norm2", f"{_LAYER}norm2"),
+    *_both("blocks.{i}.mlp.fc1", f"{_LAYER}pwff.fc1"),
+    *_both("blocks.{i}.mlp.fc2", f"{_LAYER}pwff.fc2"),
+)
+PRETRAINED_VIT_LEFT_OUT = ("pre_logits.",)
 
 # ------------------------------------------------------------------------------------------- PyTorch's wrappers
 
 # Where a file of PyTorch holds its weights, the first that is there; none of them: the file is the weights.
-CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema")
+CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema", "teacher", "student")
+# Averaged weights that a program evaluates: its entry for them, and for those of the last step (timm's training files).
+AVERAGED_FIRST = {"state_dict_ema": "state_dict"}
+# DINO's files hold two networks; it evaluates the first of these.
+SELF_DISTILLED = ("teacher", "student")
 # What wrappers put before names: DistributedDataParallel (in CaiT's files), Lightning, detectors, torch.compile.
 WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+
+# ------------------------------------------------------------------------------------- files that no model here takes
+
+# What a name of an array tells of its file (the first that fits), as part of: "it is ..., ...".
+NOT_TAKEN = (
+    (r"lora_[AB]|\.base_layer\.", "a LoRA adapter, or a model with one: merge it into its base model with peft "
+                                  "(merge_and_unload), save the result, and give that"),
+    (r"^(.*\.)?(storage_tokens$|rope(_embed)?\.)", "a DINOv3, whose positions are rotary, as in no model here"),
+    (r"^(.*\.)?to_patch_embedding\.", "of lucidrains' vit-pytorch, whose files are not read"),
+    (r"^(.*\.)?attn_pool\.", "a model that pools by attention (SigLIP), which no model here does; use one with a cls token or "
+                            "with mean pooling"),
+    (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),
+)
+REGISTERS = r"^(.*\.)?(register_tokens|reg_token)$"
+BRANCH_SCALE = r"\.(ls1\.gamma|layer_scale1\.lambda1)$"
+POSITIONS = r"pos_embed|position_embeddings"

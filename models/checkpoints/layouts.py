@@ -5,8 +5,10 @@ key_maps.py needs one name for a thing.
 """
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from models.base import ImageTransformer
 from models.errors import WeightsError
 
 from . import key_maps
-from .conversions import Row, google_rows, timm_rows, transformers_rows
+from .conversions import Row, google_rows, resnet_rows, rows_of, timm_rows, transformers_rows
+from .described import HALF, IMAGENET
 from .formats import WeightFile
 
 MAX_BLOCKS = 1000
@@ -23,12 +26,14 @@ MAX_BLOCKS = 1000
 class Layout:
     """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
 
-    def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block: str,
+    def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
-        self.file, self.rows, self.block = file, rows, block       # block: the name of a parameter that each block has once
+        self.file, self.rows = file, rows
+        self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
         self.bare_positions = False                                # the position table may lack the rows before the patches
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
-        self._sources, self._fixed_rows = sources, fixed_rows
+        self.notes: list[str] = []
+        self._sources, self._tables = sources, (fixed_rows, block_rows)
         self._stacks: dict[str, Tensor] = {}                       # stacked arrays that were read
         self._stacks_lock = threading.Lock()
         self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
@@ -64,8 +69,14 @@ class Layout:
         return self._stacks[source][self._layers[name]]
 
     def row(self, ours: str) -> Row:
-        """The row of a parameter that a model has once. timm's names are ours."""
-        return next((Row(*row) for row in self._fixed_rows if row[0] == ours), Row(ours, (ours,), "copy"))
+        """The row of a parameter. timm's names are ours."""
+        fixed_rows, block_rows = self._tables
+        number = re.match(r"blocks\.(\d+)\.", ours)
+        if number:
+            numbered = ours.replace(number[0], "blocks.{i}.", 1)
+            return next((Row(ours, tuple(source.format(i=number[1]) for source in sources), conversion)
+                         for name, sources, conversion in block_rows if name == numbered), Row(ours, (ours,), "copy"))
+        return next((Row(*row) for row in fixed_rows if row[0] == ours), Row(ours, (ours,), "copy"))
 
     def has(self, ours: str) -> bool:
         return self.row(ours).sources[0] in self._sources
@@ -93,24 +104,119 @@ class Layout:
             raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
         return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
 
+    def count(self, name: str) -> int:
+        """How many numbered parts have a parameter of ours: "blocks.{i}.norm1.weight" counts the blocks."""
+        return next(i for i in itertools.count() if not self.has(name.format(i=i)))
+
     def describe(self) -> str:
         """'width 384, 12 blocks, patch 16'"""
         width, _, patch = self.kernel()
-        blocks = next(i for i in itertools.count() if self.block.format(i=i) not in self._sources)
-        return f"width {width}, {blocks} blocks, patch {patch}"
+        return f"width {width}, {self.count('blocks.{i}.norm1.weight')} blocks, patch {patch}"
+
+
+class Program(NamedTuple):
+    """A program whose files hold plain arrays by name."""
+
+    anchor: str                                # a name that each of its files has once, perhaps behind a prefix
+    companion: str                             # and one that distinguishes it from others
+    roots: tuple[str, ...]                     # what its names begin with
+    layout: Callable[[WeightFile, dict[str, str]], Layout]
+    row: dict                                  # how it computes and sees images: keys of a model's row
+    inner: tuple[str, ...] = ()                # prefixes that some of its own names have
 
 
 def detect_layout(file: WeightFile) -> Layout:
     """Raises WeightsError for a file that is no Vision Transformer in a known layout."""
-    names = _renamed(file, {name: name for name in file.names}, _without_wrappers)
-    if any("encoderblock" in name for name in names):
-        return _google(file, names)
-    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
-        return _transformers(file, names)
-    if "patch_embed.proj.weight" in names:
-        names = _renamed(file, names, lambda name: spelled(name, key_maps.TIMM_STEM_ALONE))
-        return Layout(file, names, (), "blocks.{i}.norm1.weight", timm_rows, key_maps.TIMM_LEFT_OUT)
+    _refuse_others(file)
+    if any("encoderblock" in name for name in file.names):
+        return _google(file, _renamed(file, {name: name for name in file.names}, _without_wrappers))
+    for program in PROGRAMS:
+        if prefixes := _prefixes(file, program):
+            prefix, notes = _choose_prefix(file, prefixes)
+            names, beside = _without_prefix(file, prefix, program)
+            layout = program.layout(file, names)
+            layout.program_row, layout.beside, layout.notes = dict(program.row), beside, notes
+            return layout
+    names = map(_without_wrappers, file.names)
     raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
+
+
+def _refuse_others(file: WeightFile) -> None:
+    """Raises WeightsError for files that are named for what they are: no model here computes what theirs do."""
+    def some(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in file.names)
+
+    for pattern, what in key_maps.NOT_TAKEN:
+        if some(pattern):
+            raise WeightsError(f"{file.path}: it is {what}")
+    if some(key_maps.REGISTERS) and not some(key_maps.POSITIONS):
+        raise WeightsError(f"{file.path}: it is a DINOv3, whose positions are rotary, as in no model here")
+    if some(key_maps.REGISTERS):
+        raise WeightsError(f"{file.path}: it has register tokens (DINOv2 with registers), as no model here; use a file without")
+    if some(key_maps.BRANCH_SCALE):
+        raise WeightsError(f"{file.path}: it scales its branches (LayerScale, as DINOv2), as no plain ViT here does")
+
+
+def _prefixes(file: WeightFile, program: Program) -> list[str]:
+    """What stands before the names of the program in this file; none: it is of another."""
+    found = set()
+    for name in file.names:
+        if name == program.anchor or name.endswith(f".{program.anchor}"):
+            prefix = name.removesuffix(program.anchor)
+            inner = next((inner for inner in program.inner if f".{prefix}".endswith(f".{inner}")), "")
+            found.add(prefix.removesuffix(inner) if inner else prefix)
+    return [prefix for prefix in sorted(found)
+            if any(name.startswith(prefix) and program.companion in name for name in file.names)]
+
+
+def _choose_prefix(file: WeightFile, prefixes: list[str]) -> tuple[str, list[str]]:
+    """-> (what stands before the names of the model, notes about it). Of a student and its teacher the teacher's."""
+    teachers = [prefix for prefix in prefixes if "teacher" in prefix.split(".")]
+    if len(prefixes) > 1 and len(teachers) != 1:
+        raise WeightsError(f"{file.path}: holds several models, under {abbreviate(prefixes)}; save the one that you want alone")
+    prefix, = teachers if len(prefixes) > 1 else prefixes
+    unknown = _without_wrappers(prefix)
+    if len(prefixes) > 1:
+        return prefix, [f"the weights under {prefix}, of {abbreviate(prefixes)}"]
+    return prefix, [f"prefix {prefix} stripped"] if unknown else []
+
+
+def _without_prefix(file: WeightFile, prefix: str, program: Program) -> tuple[dict[str, str], list[str]]:
+    """-> ({name: name in the file}, what stands beside the model: a loss, another network)"""
+    def inner(name: str) -> str:
+        return name.removeprefix(prefix) if prefix and name.startswith(prefix) else _without_wrappers(name)
+
+    def belongs(name: str) -> bool:
+        return not prefix or name.startswith(prefix) or inner(name).partition(".")[0] in program.roots
+
+    names = {name: name for name in file.names if belongs(name)}
+    return _renamed(file, names, inner), sorted(set(file.names) - set(names))
+
+
+def _timm(file: WeightFile, names: dict[str, str]) -> Layout:
+    names = _renamed(file, names, lambda name: spelled(name, key_maps.TIMM_STEM_ALONE))
+    return Layout(file, names, (), (), timm_rows, key_maps.TIMM_LEFT_OUT)
+
+
+def _vit_pytorch(file: WeightFile, names: dict[str, str]) -> Layout:
+    outside, block = key_maps.VIT_PYTORCH, key_maps.VIT_PYTORCH_BLOCK
+    resnet = key_maps.VIT_PYTORCH_STEM, key_maps.VIT_PYTORCH_UNIT, key_maps.VIT_PYTORCH_PROJECTION
+    return Layout(file, names, outside, block, lambda model: rows_of(model, outside, block) + resnet_rows(model, *resnet))
+
+
+def _torchvision(file: WeightFile, names: dict[str, str]) -> Layout:
+    def later(name: str) -> str:
+        return next((name.replace(old, new) for old, new in key_maps.TORCHVISION_INSIDE.items() if old in name), name)
+
+    return _by_tables(file, _renamed(file, names, later), key_maps.TORCHVISION, key_maps.TORCHVISION_BLOCK)
+
+
+def _pretrained_vit(file: WeightFile, names: dict[str, str]) -> Layout:
+    return _by_tables(file, names, key_maps.PRETRAINED_VIT, key_maps.PRETRAINED_VIT_BLOCK, key_maps.PRETRAINED_VIT_LEFT_OUT)
+
+
+def _by_tables(file: WeightFile, names: dict[str, str], outside: tuple, block: tuple, left_out: tuple[str, ...] = ()) -> Layout:
+    return Layout(file, names, outside, block, lambda model: rows_of(model, outside, block), left_out)
 
 
 def _renamed(file: WeightFile, names: dict[str, str], rename: Callable[[str], str]) -> dict[str, str]:
@@ -150,7 +256,7 @@ def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     bare = any(name in names for name in key_maps.BIG_VISION_POSITIONS)
     names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else name)
     blocks = _block_rows(file, names, key_maps.GOOGLE_BLOCKS, "/", "Google's layout")
-    layout = Layout(file, names, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, blocks[0][1][0],
+    layout = Layout(file, names, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, blocks,
                     lambda model: google_rows(model, blocks))
     layout.bare_positions, layout.beside = bare, beside
     layout.unstack()
@@ -164,16 +270,36 @@ def _transformers(file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(key_maps.TRANSFORMERS_PREFIXES, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), key_maps.TRANSFORMERS_SPELLINGS))
     blocks = _block_rows(file, short, key_maps.TRANSFORMERS_BLOCKS, ".", "the layout of transformers")
-    return Layout(file, short, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, blocks[0][1][0],
+    return Layout(file, short, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, blocks,
                   lambda model: transformers_rows(model, blocks), key_maps.TRANSFORMERS_LEFT_OUT)
 
 
 def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tuple], separator: str, title: str) -> tuple:
-    """The rows of the encoder block in the variant that the file has; the first is a parameter that each block has once."""
+    """The rows of the encoder block in the variant that the file has."""
     for mark, rows in variants.items():
         if any(f"{separator}{mark}{separator}" in name for name in names):
             return rows
     raise WeightsError(f"{file.path}: not a Vision Transformer in {title} (its arrays: {abbreviate(names)})")
+
+
+# Their GELU is the exact form, and their eps 1e-6 but for transformers. Which images a file of timm or transformers was trained
+# on is said by its config.json alone.
+PROGRAMS = (
+    Program("transformer.embeddings.patch_embeddings.weight", "transformer.encoder.encoder_norm.", ("transformer", "head"),
+            _vit_pytorch, {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "vit-pytorch", **HALF}),
+    Program("embeddings.patch_embeddings.projection.weight", "", (
+        "vit", "deit", "embeddings", "encoder", "layers", "layernorm", "pooler", "decoder", "classifier", "cls_classifier",
+        "distillation_classifier"), _transformers, {"gelu": "erf", "norm_eps": 1e-12}, key_maps.TRANSFORMERS_PREFIXES),
+    Program("conv_proj.weight", "encoder.layers.encoder_layer_0.", ("class_token", "conv_proj", "encoder", "heads"),
+            _torchvision, {"gelu": "erf", "norm_eps": 1e-6, **IMAGENET}),
+    Program("patch_embedding.weight", "positional_embedding.pos_embedding", (
+        "class_token", "patch_embedding", "positional_embedding", "transformer", "norm", "fc", "pre_logits"),
+            _pretrained_vit, {"gelu": "erf", "norm_eps": 1e-6, **HALF}),
+    Program("patch_embed.proj.weight", "", (
+        "patch_embed", "cls_token", "dist_token", "pos_embed", "blocks", "blocks_token_only", "norm", "fc_norm", "head",
+        "head_dist", "mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"),
+            _timm, {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}),
+)
 
 
 def abbreviate(names: Iterable[str]) -> str:

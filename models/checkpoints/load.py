@@ -97,14 +97,14 @@ def _build_without_memory(checkpoint: OpenedCheckpoint, build: Callable) -> Imag
 
 
 def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> LoadReport:
-    # The shapes of an .npz file fix the number of heads, those of our own do not; but our own files name it.
+    # The shapes of an .npz file fix the number of heads, those of others do not; but our own files and config.json name it.
     file, layout = checkpoint.file, checkpoint.layout
-    heads = file.run["architecture"].get("num_heads") if file.run else None
+    heads = (file.run["architecture"] if file.run else file.described.row).get("num_heads")
     if heads not in (None, model.config.num_heads):
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
-                           f"use --num_heads {heads}")
-    report = LoadReport(str(file.path), fresh=_fresh_parameters(layout, model, head), notes=list(file.notes),
-                        classes=list(file.run["classes"]) if file.run else [])
+                           f"{OF_A_RUN if file.run else f'use --num_heads {heads}'}")
+    report = LoadReport(str(file.path), fresh=_fresh_parameters(layout, model, head), notes=file.notes + layout.notes,
+                        classes=checkpoint.class_names or [])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
     _check_names(layout, rows, model, report, head)
     reads = {row.parameter: _plan_read(layout, row, model, report) for row in rows}
@@ -160,6 +160,8 @@ def _check_names(layout: Layout, rows: list[Row], model: ImageTransformer, repor
                            "head='keep' needs the same number, head='zero' starts a new head")
 
 
+OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
+            "describe the model")
 # parameter: what to do if the file has it and the model has not, and the reverse
 ADVICE = {
     "blocks_token_only.0.gamma_1": ("it is a CaiT: use the --model_type CaiT-... of its size",
@@ -174,9 +176,12 @@ ADVICE = {
 
 
 def _advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
-    """The first difference in kind, or else the sizes."""
+    """The first difference in kind, or else the sizes. Of a run's checkpoint neither has to be known."""
+    if layout.file.run:
+        return OF_A_RUN
     if not layout.has("pos_embed"):
-        return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+        computed = " (big_vision's sincos2d computes them)" if layout.row("pos_embed").sources != ("pos_embed",) else ""
+        return f"it stores no positions{computed}, as no model here"
     if layout.has("fc_norm.weight") and not layout.has("cls_token"):
         return "it has no cls token and a norm behind the mean (fc_norm), as no model here"
     parameters = set(model.state_dict()) - set(report.fresh)
@@ -213,9 +218,17 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
         value = torch.empty(size)
         for part, source in zip(value.chunk(len(sources)), sources):
             part.copy_(CONVERSIONS[conversion].from_file(layout.read_view(source)))
-        return value
+        return checked_finite(value, ", ".join(sources), layout.file.path)
 
     return read
+
+
+def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
+    """The value. Raises WeightsError with the name of an array that holds NaN or infinity: it would be trained on in silence."""
+    if not value.sum().isfinite() and not (finite := value.isfinite()).all():      # a sum is faster, and may overflow
+        raise WeightsError(f"{path}: {int((~finite).sum())} of the {value.numel()} numbers of {name} are not finite (NaN or "
+                           "infinity): the run that wrote them diverged. Use an earlier checkpoint")
+    return value
 
 
 def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer) -> list[tuple[int, ...]]:
@@ -249,7 +262,7 @@ def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: L
         report.resized[row.parameter] = f"{grid[0]}x{grid[1]} -> {model.grid[0]}x{model.grid[1]}"
 
     def read() -> Tensor:
-        table = layout.read_view(source).clone()
+        table = checked_finite(layout.read_view(source).clone(), source, layout.file.path)
         if bare:                                              # the tokens before the patches get no position
             table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
         return resize_positions(table, grid, model.grid, model.config.position_resize)

@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import math
 from pathlib import Path
 
 from models.errors import WeightsError
 
+from .described import COMPUTED
 from .formats import WeightFile, open_weights
+from .infer import infer_row
 from .layouts import Layout, detect_layout
 
 
@@ -25,6 +28,47 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     def settings(self) -> dict | None:
         """The configuration of the run that wrote the file; None for a file of another program."""
         return self.file.run["config"] if self.file.run else None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """By label: of a run of ours, or of a config.json beside the weights that has as many as the head; else None."""
+        if self.file.run:
+            return list(self.file.run["classes"])
+        names = self.file.described.classes
+        with contextlib.suppress(WeightsError):
+            return list(names) if names and len(names) == self.head_classes else None
+        return None
+
+    @property
+    def view(self) -> dict:
+        """How images are resized to be evaluated (flags), where a config.json beside the weights says so."""
+        return dict(self.file.described.view)
+
+    @functools.cached_property
+    def computed(self) -> dict:
+        """Those of COMPUTED that are known: of our own runs, of the program that wrote the file, of its config.json."""
+        said = self.file.run["architecture"] if self.file.run else {**self.layout.program_row, **self.file.described.row}
+        found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
+                 for key, value in said.items() if key in COMPUTED}
+        for key in ("mean", "std"):
+            value = found.get(key, (1.0,))
+            if not (isinstance(value, tuple) and len(value) in (1, 3)
+                    and all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)
+                    and (key == "mean" or all(number > 0 for number in value))):
+                raise WeightsError(f"{self.path}: its {key} of the images is no number, or not one a channel")
+        if not self.file.run and self.row["resnet_layers"] is None:
+            found.pop("resnet_style", None)
+        if len(found.get("mean", ())) == 1 and not self.file.run:       # of grey images: a row has its own
+            found.pop("mean"), found.pop("std", None)
+        return found
+
+    @functools.cached_property
+    def row(self) -> dict:
+        """The keys of a model's row that names and shapes tell, and `img_size`; `num_heads` where the file says it."""
+        found, said = infer_row(self.layout), self.file.described
+        heads = said.heads(found["hidden_size"])
+        found |= {"num_heads": heads} if heads else {}
+        return found | {key: value for key, value in said.row.items() if key == "img_size"}
 
     @functools.cached_property
     def layout(self) -> Layout:

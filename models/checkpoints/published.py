@@ -14,6 +14,7 @@ from pathlib import Path
 
 from models.errors import WeightsError
 
+from .described import is_weights_folder, weights_in
 from .download import download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
@@ -60,6 +61,12 @@ META_FILES = {
 }
 
 
+def published_names() -> list[str]:
+    """The canonical names; of AugReg's over 50,000 files those that a size alone stands for."""
+    sizes = AUGREG_SIZE.pattern.split("|")
+    return [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
+
+
 def published_name(name: str) -> str | None:
     """'ViT-B_16' -> 'imagenet21k/ViT-B_16'; None for what is no published name.
 
@@ -91,22 +98,44 @@ def _google_url(file: str) -> str:
     return f"{server}/{urllib.parse.quote(file)}"              # quotes the plus, which is a space in some servers
 
 
-def find_checkpoint(name_or_path: str | Path) -> Path:
-    """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
-
-    An existing path always wins. Without a folder the name means imagenet21k.
-    """
-    if Path(name_or_path).is_file():
-        return Path(name_or_path)
-    name, tables = published_name(str(name_or_path)), PUBLISHED | META_FILES
-    folder = str(name_or_path).partition("/")[0]
-    if name is None and folder in tables and str(name_or_path).count("/") == 1:
-        raise WeightsError(f"no checkpoint at {name_or_path}, and {folder} has no published file of that name: it has "
+def require_published(text: str | Path) -> str:
+    """The canonical form of a published name. Raises WeightsError for any other text."""
+    name, tables = published_name(str(text)), PUBLISHED | META_FILES
+    folder = str(text).partition("/")[0]
+    if name is None and folder in tables and str(text).count("/") == 1:
+        raise WeightsError(f"no checkpoint at {text}, and {folder} has no published file of that name: it has "
                            f"{', '.join(tables[folder])}")
     if name is None:
         raise WeightsError(
-            f"no checkpoint at {name_or_path}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
+            f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
             f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
+    return name
+
+
+def require_weights(name_or_path: str | Path) -> None:
+    """Looks for what is meant and opens nothing. Raises WeightsError where it is no file, no folder of weights or of a run, and
+    no published name."""
+    path = Path(name_or_path)
+    if not path.exists():
+        require_published(name_or_path)
+    elif path.is_dir() and is_weights_folder(path):
+        weights_in(path)
+    elif path.is_dir() and not any(path.glob("*.pt")):
+        raise WeightsError(f"{path} holds no intact checkpoint: it is no run folder, and has no model.safetensors of timm or "
+                           "transformers. Other files of weights are given themselves, not their folder")
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
+
+    An existing path always wins; of a folder of timm or transformers it is the file of weights. Without a folder the name means
+    imagenet21k.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    if Path(name_or_path).is_dir() and is_weights_folder(name_or_path):
+        return weights_in(Path(name_or_path))
+    name = require_published(name_or_path)
     checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
     folder, _, file = name.partition("/")
     if folder in META_FILES:

@@ -1,15 +1,24 @@
 """What is known before the configuration is final, and the records that hold it."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from building import ALONE, write_checkpoint
+from runs import load_state, make_tree
 
+import models
 import train
+from configs import architecture
+from models import create_model, save_timm
 from utils import build, distributed
 from utils.build.find import open_start
-from utils.config import ConfigError, choose
+from utils.config import ConfigError, choose, resolve
+from utils.data.reading import Reading
 from utils.data.splits import DataError
+from utils.run import checkpoint
 
 
 def test_train_hands_device_and_timeout_to_the_process_group(monkeypatch, capsys):
@@ -36,6 +45,20 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
         build.find(sources, None, ALONE)
 
 
+def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
+    """Another task finds its own rule; what is typed wins."""
+    make_tree(tmp_path / "tree")
+    data = ["--dataset", "folder", "--data_dir", tmp_path / "tree"]
+    write_checkpoint(tmp_path / "r/best.pt", *data, "--exif", "off", "--alpha", "mask")
+    start = {"dataset": "folder", "data_dir": str(tmp_path / "tree"), "pretrained_dir": str(tmp_path / "r"), "recipe": "digits"}
+    for more, expected in (({}, Reading("follow")), ({"head": "keep"}, Reading("off", alpha="mask")),
+                           ({"eval_only": True}, Reading("off", alpha="mask")),
+                           ({"head": "keep", "exif": "follow"}, Reading("follow", alpha="mask"))):
+        found = build.find(choose(start | more), None, ALONE)
+        assert found.splits.reading == expected and found.facts.reading == vars(expected)
+        assert found.start.path == tmp_path / "r/best.pt"
+
+
 def test_the_default_start_is_the_models_own():
     assert open_start("none", "ViT-Nano_2") is None
     with open_start("auto", "ViT-Nano_2") as start:
@@ -51,3 +74,108 @@ def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
     saved = build.saved_run({"resume_path": "output/r", "eval_only": True}, ALONE)
     assert (saved.opened.path, saved.facts.step, saved.facts.train_images) == (Path("output/r/best.pt"), 0, 1097)
     assert build.find(choose({"resume_path": "output/r"}, saved.state.config), saved, ALONE).start is None
+
+
+# ------------------------------------------------------------------------------------ the classes of a checkpoint or a head
+
+NUMBERS = ("10", "2", "9")                           # in the order of their text
+TREE = ("--dataset", "folder", "--data_dir", "tree", "--recipe", "digits")
+
+
+@pytest.fixture
+def numbers(tmp_path, monkeypatch) -> None:
+    """Class folders, and a run on them in the order of their text."""
+    monkeypatch.chdir(tmp_path)
+    make_tree(Path("tree"), NUMBERS)
+    write_checkpoint(Path("run/best.pt"), *TREE, "--class_order", "text")
+    model = models.load_model("run/best.pt")
+    assert model.classes == list(NUMBERS)
+    models.save_npz(model, "head.npz")
+
+
+def saved_for(flags: dict) -> tuple:
+    typed = {"resume_path": "run/best.pt", "eval_only": True, "name": "next"} | flags
+    saved = build.saved_run(typed, ALONE)
+    sources = choose(typed, saved.state.config)
+    return build.find(sources, saved, ALONE), typed, saved
+
+
+def test_an_evaluation_keeps_the_order_of_its_checkpoint_on_any_data(numbers):
+    for number, name in enumerate(("2", "10")):
+        (Path("few/val") / name).mkdir(parents=True)
+        Path("tree/val", name, "0.png").rename(Path("few/val", name, f"{number}.png"))
+    Path("lists").mkdir()
+    Path("lists/train.csv").write_text("../tree/train/2/0.png,2\n../tree/train/9/0.png,9\n")
+    Path("lists/val.csv").write_text("../tree/train/9/1.png,9\n../tree/train/2/2.png,2\n")
+    for flags, targets in (({}, None), ({"data_dir": "few"}, [0, 1]), ({"dataset": "csv", "data_dir": "lists"}, [2, 1]),
+                           ({"data_dir": "tree/train"}, [0] * 6 + [1] * 6 + [2] * 6)):
+        found, typed, saved = saved_for(flags)
+        assert found.splits.classes == NUMBERS and found.facts.num_classes == 3
+        assert targets is None or found.splits.test.targets.tolist() == targets
+        config = resolve(typed, found.facts, saved.facts)
+        assert config.dataset == flags.get("dataset", "folder") and config.test_fraction == 0
+    make_tree(Path("wasps"), ("2", "wasp"), splits=("val",))
+    with pytest.raises(DataError, match=r"the checkpoint has 3 classes \(10, 2, 9\), and not wasp"):
+        saved_for({"data_dir": "wasps"})
+
+
+def test_a_run_that_is_resumed_keeps_its_classes_and_no_fewer(numbers):
+    assert saved_for({"eval_only": False})[0].splits.classes == NUMBERS
+    shutil.rmtree("tree/train/9")
+    with pytest.raises(DataError, match="and 9 is missing: not the same task"):
+        saved_for({"eval_only": False})
+    with pytest.raises(ConfigError, match="--dataset"):
+        saved_for({"eval_only": False, "dataset": "csv"})
+
+
+def test_a_share_that_a_run_held_out_is_none_of_other_images(numbers):
+    write_checkpoint(Path("run/best.pt"), *TREE, "--val_fraction", 0.5)
+    shutil.copytree("tree", "moved")
+    make_tree(Path("other"), NUMBERS, images=4)
+    state = load_state("run/best.pt")
+    checkpoint.save(Path("run/best.pt"), dataclasses.replace(state, data=saved_for({})[0].fingerprint))
+    assert [len(saved_for({"data_dir": place})[0].splits.train) for place in ("tree", "moved", "other")] == [9, 9, 12]
+    assert "these are not the images of the run" in saved_for({"data_dir": "other"})[0].splits.notes[-1]
+    assert len(saved_for({"data_dir": "other", "val_fraction": 0.25})[0].splits.train) == 9
+
+
+def test_a_head_that_names_no_classes_needs_their_order(numbers):
+    flags = {"dataset": "folder", "data_dir": "tree", "recipe": "digits", "pretrained_dir": "head.npz", "eval_only": True}
+    size = {"hidden_size": 16, "mlp_dim": 32, "num_heads": 2, "num_layers": 1, "patch_size": 4}
+    found = build.find(choose(flags), None, ALONE)
+    assert found.facts.class_orders == ("2, 9, 10", "10, 2, 9") and not found.facts.start_names_classes
+    with pytest.raises(ConfigError, match=r"does not name its classes.*--class_order text \(10, 2, 9\).*number \(2, 9, 10\)"):
+        resolve(flags | size, found.facts)
+    for order in ("text", "number"):
+        assert resolve(flags | size | {"class_order": order}, found.facts).class_order == order
+    named = build.find(choose(flags | {"pretrained_dir": "run"}), None, ALONE)
+    assert named.splits.classes == NUMBERS and named.facts.start_names_classes
+    make_tree(Path("words"), ("a", "b", "c"))
+    found = build.find(choose(flags | {"data_dir": "words"}), None, ALONE)
+    assert resolve(flags | size | {"data_dir": "words"}, found.facts).head == "keep"
+
+
+def test_a_teacher_is_opened_before_the_data(tmp_path):
+    """Any file can teach; where it cannot be, that is said before the data are read."""
+    nowhere = {"dataset": "folder", "data_dir": str(tmp_path / "absent"), "distillation": "soft", "pretrained_dir": "none"}
+    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
+    for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
+                                 (tmp_path / "x.pth", {}, "Add --num_heads .of the student, and of such a teacher.")):
+        with pytest.raises(ConfigError, match=words):
+            build.find(choose(nowhere | {"teacher": str(teacher)} | more), None, ALONE)
+    sources = choose({"dataset": "digits", "pretrained_dir": "none", "distillation": "soft", "teacher": str(tmp_path / "x.pth"),
+                      "num_heads": 4})
+    found = build.find(sources, None, ALONE)
+    assert found.teacher.model.config.num_heads == 4
+    count = sum(value.numel() for value in torch.load(tmp_path / "x.pth", weights_only=True).values())
+    assert found.facts.teacher_parameters == count, "it is in memory too"
+    assert build.find(dataclasses.replace(sources, teacher=None), None, ALONE).facts.teacher_parameters == 0
+    assert choose({"distillation": "soft", "teacher": "x", "eval_only": True}).teacher is choose({}).teacher is None
+
+
+def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
+    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
+    facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ALONE).facts
+    assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
+                               "num_layers": 1, "img_size": 12, "names_img_size": False}
+    assert (facts.start_settings, facts.start_head_classes) == (None, 10)

@@ -1,7 +1,9 @@
 """Where each flag that changes what is learnt lands: in the objects that are built of it."""
 
 import contextlib
+import dataclasses
 import re
+import shutil
 from operator import attrgetter
 from pathlib import Path
 
@@ -9,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from building import build_objects, write_checkpoint
-from runs import FOLDER, make_tree, mark
+from miniatures import csv_files
+from runs import FOLDER, load_state, make_tree, mark
 from torchvision.transforms.v2 import InterpolationMode
 
 from configs import RECIPES
 from models import load_model
 from utils.config import FLAGS
 from utils.data.datasets import digits, open_splits
+from utils.data.reading import Reading
 from utils.data.splits import fingerprint
+from utils.run import checkpoint
 from utils.training.precision import LEVELS
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -48,7 +53,9 @@ READ = {
     "augmentation": lambda o: list(steps(o.train)),
     "gray": lambda o: ["Grayscale" in steps(loader) for loader in (o.train, o.eval)],
     "batches": lambda o: [len(batch.targets) for batch in o.data.eval_loader(o.data.splits.val)],
+    "first image": lambda o: o.data.splits.train.name(0),
     "images": lambda o: tuple(len(getattr(o.data.splits, name)) for name in ("train", "val", "test")),
+    "reading": lambda o: o.data.splits.train.reading,
     "fingerprint": lambda o: fingerprint(o.data.splits.train),
     "dropout": lambda o: {part.p for part in o.model.modules() if isinstance(part, torch.nn.Dropout)},
     "due": lambda o: [number for number in range(1, 101) if o.run.is_due(number)],
@@ -108,6 +115,8 @@ ROWS = [
     ("--distillation soft", {"trainer.criterion.distillation": "soft"}, "--teacher start --distillation hard"),
     ("--distillation_temperature 3", {"trainer.criterion.temperature": 3}, TAUGHT),
     ("--teacher other", {"teacher": lambda: answers(lambda images: load_model("other/best.pt")(images / 127.5 - 1))}, TAUGHT),
+    ("--teacher turned", {"teacher": lambda: answers(lambda images: load_model("turned/best.pt")(images / 127.5 - 1).flip(1))},
+     TAUGHT),                                                                              # its classes in another order
     ("--attention_edits edits --attention_loss_weight 20 --sigmoid_attention 1", {
         "edits": ([3, 9], True), "edits of an epoch": 2, "trainer.criterion.attention.weight": 20,
         "model.sigmoid_layers": (1,)}, START),
@@ -130,6 +139,10 @@ ROWS = [
     ("--num_workers 3 --bad_images skip", {"train.num_workers": 3, "eval.num_workers": 3, "train.bad_images": "skip"}, ""),
     ("--dataset folder", {"data.splits.classes": ("ant", "bee")}, "--recipe digits"),
     ("--data_dir wood", {"data.splits.classes": ("cat", "dog")}, TREE),
+    ("--class_order text", {"data.splits.classes": ("10", "2")}, "--dataset folder --data_dir numbers --recipe digits"),
+    ("--path_column other --label_column kind --image_dir small", {
+        "first image": "small/b.png", "data.splits.classes": ("p", "q")}, "--dataset csv --data_dir lists --recipe digits"),
+    ("--exif off --intensity_range 0,1023 --alpha mask", {"reading": Reading("off", (0, 1023), "mask")}, TREE),
     ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
     ("--test_fraction 0.25", {"images": (1347, 450, 450)}, ""),
     ("--split_seed 5", {"fingerprint": fingerprint(open_splits("digits", "", test_fraction=0.25, split_seed=5).train)},
@@ -173,8 +186,17 @@ def home(tmp_path_factory):
         make_tree(Path("tree"), images=10)
         make_tree(Path("data"))
         make_tree(Path("wood"), ("cat", "dog"))
+        make_tree(Path("numbers"), ("10", "2"))
+        rows = "".join(f"{name}.png,xy{number % 2},{'pq'[number % 2]},{other}.png\n" for number, (name, other) in enumerate(
+            zip("abcd", "bcda")))
+        text = f"image,label,kind,other\n{rows}"
+        csv_files(Path("lists"), train=text, val=text)
+        csv_files(Path("lists/small"))
         write_checkpoint(Path("start/best.pt"), "--seed", 5)
         write_checkpoint(Path("other/best.pt"), "--seed", 3)
+        shutil.copytree("other", "turned")
+        turned = load_state("turned/best.pt")
+        checkpoint.save(Path("turned/best.pt"), dataclasses.replace(turned, classes=turned.classes[::-1]))
         mark(Path("edits"), [3, 9])
         return Path.cwd()
 

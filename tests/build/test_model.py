@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 from building import ALONE, build_objects, write_checkpoint
+from other_programs import renamed
 
+from models import WeightsError, create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
 
@@ -49,3 +51,23 @@ def test_a_resumed_model_has_the_checkpoints_weights(tmp_path, eval_only, value)
     saved = dataclasses.replace(saved, state=dataclasses.replace(saved.state, model=weights, ema=average))
     built = build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
     assert {each.unique().item() for each in built.model.state_dict().values()} == {value}
+
+
+@pytest.mark.parametrize("eval_only", [True, False])
+def test_a_resumed_model_whose_weights_are_not_finite_is_refused(tmp_path, eval_only):
+    objects = write_checkpoint(tmp_path / "best.pt")
+    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
+    saved.state.model["blocks.0.norm1.weight"][3] = float("inf")
+    with pytest.raises(WeightsError, match=r"best\.pt: 1 of the .* numbers of blocks\.0\.norm1.weight are not finite"):
+        build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
+
+
+def test_a_start_of_another_program_computes_as_it_does_from_then_on(tmp_path):
+    """In the run, in its checkpoint, and in a run that starts from that."""
+    state = create_model("ViT-Nano_2", 3, hidden_size=16, mlp_dim=32, num_heads=2, num_layers=1).state_dict()
+    torch.save(renamed(state, "torchvision"), tmp_path / "x.pth")
+    first = write_checkpoint(tmp_path / "best.pt", "--pretrained_dir", tmp_path / "x.pth").model
+    second = build_objects("--pretrained_dir", tmp_path).model
+    for model in (first, load_model(tmp_path / "best.pt"), second):
+        assert (model.config.gelu, model.config.mean[0], model.config.std[0]) == ("erf", 0.485, 0.229)
+    assert torch.equal(first.blocks[0].attn.qkv.weight, second.blocks[0].attn.qkv.weight)

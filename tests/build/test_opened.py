@@ -1,20 +1,25 @@
 """The one way to open a trained model."""
 
+import json
 import string
 
 import pytest
+import torch
 from building import write_checkpoint
 from PIL import Image
 
-from models import save_npz
-from utils.build import open_model, open_run
-from utils.config import ConfigError
+from configs import architecture
+from models import create_model, save_npz, save_timm
+from utils.build import open_model
+from utils.build.opened import preferred_row
+from utils.config import ConfigError, before
+from utils.data.reading import AS_STORED, FIND, Reading
 
 
 def test_what_can_be_opened(tmp_path):
     """A run with its own view of images, a file of other origin with what is typed, and the embedded model."""
     write_checkpoint(tmp_path / "r/best.pt", "--eval_crop", 0.5, "--in_channels", 1)
-    for opened in (open_run(tmp_path / "r"), open_model(tmp_path / "r/best.pt")):
+    for opened in (open_model(tmp_path / "r"), open_model(tmp_path / "r/best.pt")):
         assert opened.classes == tuple("0123456789") and opened.title == "ViT-Nano_2 on digits, run r, step 0"
         assert opened.has_data and not opened.model.training and opened.path == tmp_path / "r/best.pt"
         assert opened.transform(Image.new("RGB", (10, 12))).shape == (1, 8, 8)
@@ -27,15 +32,60 @@ def test_what_can_be_opened(tmp_path):
     assert embedded.classes == tuple(string.ascii_uppercase) and embedded.settings["dataset"] == "digits"
 
 
+def test_how_images_are_read_for_a_model(tmp_path):
+    """As its run read them; for a model of no run, as the images themselves say."""
+    made = write_checkpoint(tmp_path / "r/best.pt")
+    assert open_model(tmp_path / "r").reading == made.found.splits.reading == Reading("follow")
+    state = torch.load(tmp_path / "r/best.pt", weights_only=True)["config"]
+    assert Reading.of(state) == Reading("follow"), "a checkpoint keeps it"
+    assert open_model(None).reading == FIND and Reading.of(before()) == AS_STORED
+
+
 def test_what_cannot_be_opened_names_what_to_type(tmp_path):
     write_checkpoint(tmp_path / "r/best.pt")
     save_npz(open_model(None).model, tmp_path / "other.npz")
-    for function, arguments, words in (
-            (open_run, (tmp_path / "none", "--teacher"), "--teacher .*none: no such file. Give a run folder"),
-            (open_run, (tmp_path / "other.npz",), "--checkpoint .*other.npz: not a checkpoint of a run of train.py"),
-            (open_model, (tmp_path / "other.npz",), "--checkpoint .*other.npz: .* Add --model_type")):
+    save_timm(create_model(architecture(4, 40, 80, 2, 1, img_size=8), 3), tmp_path / "other.pth")
+    for what, more, words in (
+            (tmp_path / "none", {"flag": "--teacher"}, "--teacher: no checkpoint at .*none, and it is no published name"),
+            (tmp_path / "other.pth", {}, "--checkpoint .*other.pth: its sizes .* Add --num_heads")):
         with pytest.raises(ConfigError, match=words):
-            function(*arguments)
+            open_model(what, **more)
     for what in (None, tmp_path / "r"):
         with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is no run"):
             open_model(what, img_size=16)
+
+
+def other_file(path, size: int = 8, **names):
+    """Of a model of three classes that no program of ours trained, with a folder's config.json where `names` are given."""
+    model = create_model(architecture(2, 40, 80, 2, 1, img_size=size), 3)
+    torch.nn.init.normal_(model.head.weight)
+    save_timm(model, path)
+    if names:
+        said = {"architecture": "vit", "model_args": {"num_heads": 2}, "label_names": names["classes"],
+                "pretrained_cfg": {"crop_pct": 0.5, "interpolation": "bicubic"}}
+        (path.parent / "config.json").write_text(json.dumps(said))
+    return model
+
+
+def test_a_file_of_another_program_needs_no_model_type(tmp_path):
+    """Its sizes, image size, classes and view are its own; what nothing tells can be typed."""
+    (tmp_path / "hub").mkdir()
+    model = other_file(tmp_path / "hub/model.safetensors", 12, classes=["ant", "bee", "cat"])
+    opened = open_model(tmp_path / "hub")
+    assert opened.model.img_size == (12, 12) and opened.classes == ("ant", "bee", "cat") and opened.named
+    assert (opened.settings["eval_crop"], opened.settings["interpolation"], opened.has_data) == (0.5, "bicubic", False)
+    assert torch.equal(opened.model.head.weight, model.head.weight)
+    other_file(tmp_path / "x.pth")
+    opened = open_model(tmp_path / "x.pth", num_heads=4, img_size=16)
+    assert (opened.model.config.num_heads, opened.model.img_size, opened.named) == (4, (16, 16), False)
+    assert opened.classes == tuple(opened.model.classes) == ("class 0", "class 1", "class 2")
+    state = torch.load(tmp_path / "x.pth", weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.startswith("head")}, tmp_path / "y.pth")
+    assert open_model(tmp_path / "y.pth", num_heads=2).classes == ("no head",)
+
+
+def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "",
+             "output/r": "", "x.pth": ""}
+    assert {name: preferred_row(name) for name in names} == names

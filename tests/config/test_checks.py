@@ -24,7 +24,7 @@ REFUSED = {
     "--warmup_steps 6 is more than --num_steps 5": {"num_steps": 5, "warmup_steps": 6},
     "--decay_type step needs --decay_milestones": {"decay_type": "step"},
     "--distillation hard needs a --teacher": {"distillation": "hard"},
-    "AugReg has no such size": {"recipe": "augreg"}, "no such model. Choose one of ViT-Ti_16": {"model_type": "ViT-Q_16"},
+    "AugReg has no such size": {"recipe": "augreg"}, "no such model. Choose one of ViT-Ti_16": {"model_type": "swin"},
     "no setting is called 'learning_rat'": {"learning_rat": 0.1},
     "--min_learning_rate 1.0 is more than": {"min_learning_rate": 1.0},
     "float16 is too coarse": {"ema_decay": 0.9, "precision": "fp16", "fp16_opt_level": "O3"},
@@ -55,7 +55,7 @@ def test_impossible_flags_are_refused_before_anything_is_opened(words):
 
 
 def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("VIT_CHECK", "3")
     assert "not divisible by 3 processes" in message(check, {})
     assert "3 micro-steps a process are no power of two. Take" in message(
         check, {"exact": True, "train_batch_size": 90, "gradient_accumulation_steps": 3})

@@ -10,32 +10,35 @@ from utils.config.flags import FIXED, FREE, MODEL_KEYS, OVERRIDE, SIZES, before,
 PINNED = {
     FREE: """
         name None, data_dir data, test always, pretrained_dir auto, resume_path None, override False, output_dir output,
-        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps 1, num_steps None, num_epochs None,
+        log_dir logs, wandb None, eval_batch_size 64, gradient_accumulation_steps auto, num_steps None, num_epochs None,
         teacher None, attention_edits None, eval_every None, save_every None, keep_checkpoints 2, compile False, device auto,
         num_workers None, non_finite stop, bad_images stop, max_bad_images 0.01, rank_timeout 600, profile False,
-        eval_only False, eval_train False, confusion_matrix False""",
+        eval_only False, eval_train False, confusion_matrix False, image_dir None""",
     OVERRIDE: """
+        exif auto, intensity_range auto, alpha auto,
         train_batch_size None, warmup_steps None, warmup_epochs None, learning_rate None, min_learning_rate 0.0,
         warmup_learning_rate 0.0, decay_type None, decay_milestones None, max_grad_norm None, label_smoothing 0.0,
         class_weights none, augmentation None, crop_scale 0.05, crop_padding 4, rotation 0.0, color_jitter 0.0, randaugment_ops 0,
         randaugment_magnitude 9, random_erasing 0.0, mixup_alpha 0.0, cutmix_alpha 0.0, mix_probability 1.0,
         mix_switch_probability 0.5, mix_off_steps 0, interpolation bilinear, eval_crop 0.0, distillation_alpha 0.5,
         distillation_temperature 1.0, attention_loss_weight 1.0, precision auto, fp16 False, fp16_opt_level O2, loss_scale 0.0,
-        seed 42, exact False""",
+        seed 42, exact False, path_column None, label_column None""",
     FIXED: """
-        dataset None, val_fraction 0.0, test_fraction 0.0, split_seed 0, recipe auto, model_type None, img_size None,
+        dataset None, class_order number, val_fraction 0.0, test_fraction 0.0,
+        split_seed 0, recipe auto, model_type None, img_size None,
         patch_size None, hidden_size None, mlp_dim None, num_heads None, num_layers None, in_channels None, classifier None,
         sigmoid_attention None, head None, optimizer None, momentum 0.9, head_learning_rate None, layer_decay 1.0,
         weight_decay None, decay_on all, train_layers all, freeze None, ema_decay 0.0, dropout_rate None,
         attention_dropout_rate None, drop_path_rate None, distillation none"""}
 # The flags of each type of utils/config/types.py, of text, of switches and of choices (which --help lists).
 TYPES = {
-    "str": "data_dir model_type pretrained_dir resume_path output_dir log_dir wandb freeze teacher attention_edits",
+    "str": "path_column label_column model_type wandb freeze",
+    "user_path": "data_dir image_dir pretrained_dir resume_path output_dir log_dir teacher attention_edits",
     "switch": "override fp16 compile exact profile eval_only eval_train confusion_matrix",
-    "choice": """dataset test recipe classifier head optimizer decay_type decay_on augmentation interpolation distillation
-        precision fp16_opt_level device non_finite bad_images""",
+    "choice": """dataset class_order test recipe classifier head optimizer decay_type decay_on augmentation interpolation
+        distillation exif alpha precision fp16_opt_level device non_finite bad_images""",
     "positive_int": """patch_size hidden_size mlp_dim num_heads num_layers train_batch_size eval_batch_size num_steps
-        gradient_accumulation_steps eval_every save_every keep_checkpoints rank_timeout""",
+        eval_every save_every keep_checkpoints rank_timeout""",
     "non_negative_int": "split_seed warmup_steps randaugment_ops mix_off_steps num_workers seed",
     "positive_float": "num_epochs layer_decay distillation_temperature",
     "non_negative_float": """warmup_epochs learning_rate min_learning_rate warmup_learning_rate head_learning_rate weight_decay
@@ -43,6 +46,7 @@ TYPES = {
     "fraction": """val_fraction test_fraction momentum ema_decay dropout_rate attention_dropout_rate drop_path_rate
         label_smoothing color_jitter""",
     "unit_interval": """crop_scale random_erasing mix_probability mix_switch_probability distillation_alpha max_bad_images""",
+    "intensity_range": "intensity_range", "auto_or_positive_int": "gradient_accumulation_steps",
     "padding": "crop_padding", "center_fraction": "eval_crop",
     "run_name": "name", "image_size": "img_size", "image_channels": "in_channels", "sigmoid_layers": "sigmoid_attention",
     "increasing_steps": "decay_milestones", "trained_layers": "train_layers", "class_weights": "class_weights",
@@ -67,7 +71,9 @@ def test_rows_are_complete():
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
-    assert before() == defaults() and "fp16" not in defaults()
+    changed = {"gradient_accumulation_steps": 1, "class_order": None, "exif": "off", "intensity_range": (0, 65535),
+               "alpha": "white"}
+    assert before() == defaults() | changed and "fp16" not in defaults()
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

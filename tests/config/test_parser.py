@@ -6,6 +6,8 @@ import pytest
 from flag_values import WITH, other, words
 
 from utils.config import FLAGS, ConfigError, Facts, as_command, parse, resolve
+from utils.config.retired import RETIRED
+from utils.config.spelling import ALIASES, ELSEWHERE
 
 FACTS = Facts(1797, 10, start_head_classes=10)
 
@@ -30,6 +32,7 @@ def test_every_flag_is_parsed_and_written_again():
 
 
 @pytest.mark.parametrize("flags", [
+    {"dataset": "folder", "data_dir": "-my data", "intensity_range": (-1024, 3071)},
     {"dataset": "cifar10", "precision": "fp16", "fp16_opt_level": "O3", "img_size": (384, 256), "eval_only": True},
     {"recipe": "bit-hyperrule", "dataset": "cifar10", "mixup_alpha": 0.0, "weight_decay": 0.30000000000000004}], ids=str)
 def test_a_command_gives_the_same_configuration(flags):
@@ -47,8 +50,10 @@ def test_what_has_no_effect_is_not_written():
 @pytest.mark.parametrize(("argv", "start"), [
     (["--nonsense"], "unrecognized arguments: --nonsense"), (["stray"], "unrecognized arguments: stray"),
     (["--seed"], "--seed: expected"), (["--seed=-1"], "--seed: must be 0 or more"), (["--fp16=1"], "--fp16: "),
-    (["--see", "1"], "unrecognized arguments: --see"), (["--device", "tpu"], "--device: invalid choice: 'tpu'"),
-    (["--train-batch-size", "8"], "unrecognized")], ids=str)
+    (["--see", "1"], "unrecognized arguments: --see 1. Did you mean --seed?"),
+    (["--device", "tpu"], "--device: invalid choice: 'tpu'"), (["--lr", "high"], "--learning_rate: must be a number"),
+    (["--recipe", "MAE"], "--recipe: invalid choice: 'MAE'. Did you mean mae?"),
+    (["--gpu_s", "1"], "unrecognized arguments: --gpu_s 1 (")], ids=str)
 def test_bad_words_are_one_line_that_starts_with_the_flag(argv, start):
     text = message(argv)
     assert text.startswith(start) and text.endswith("(python train.py --help lists the flags)")
@@ -60,16 +65,48 @@ def test_an_alias_that_contradicts_its_flag(argv):
     assert parse(["--fp16", "--precision", "fp16"]) == {"precision": "fp16"}
 
 
+def test_flags_may_be_written_as_in_other_programs():
+    """With hyphens, and under every alias; typed twice, the last one wins, as a flag after train.sh's variables does."""
+    for name, row in FLAGS.items():
+        value = other(name)
+        for alias in row.aliases:
+            for typed in {alias, alias.replace("_", "-")}:
+                flag, *rest = words(name, value)
+                assert parse(["-" * min(2, len(alias)) + typed, *rest]) == {name: value}, typed
+        flag, *rest = words(name, value)
+        assert parse([flag.replace("_", "-"), *rest]) == parse([flag, *rest])
+    assert parse(["--learning_rate=1", "--lr=2"]) == {"learning_rate": 2.0}
+    assert parse(["--data-dir=-my--data"]) == {"data_dir": "-my--data"}
+
+
+def test_flags_that_mean_something_else_elsewhere_are_explained():
+    text = message(["--batch-size", "64"])
+    assert text.startswith("--batch-size is the batch of each GPU elsewhere (timm") and "Here --train_batch_size" in text
+    assert message(["-b=64"]).startswith("-b is the batch of each GPU")
+    assert "divides --train_batch_size" in message(["--accum_iter", "4"]) and "--pretrained_dir" in message(["--pretrained"])
+    for name, (flag, why) in ELSEWHERE.items():
+        assert flag in FLAGS and name not in FLAGS and name not in ALIASES, name
+        assert message(["-" * min(2, len(name)) + name, "1"]).endswith(why)
+
+
+def test_no_alias_is_a_name_of_its_own():
+    aliases = [alias for row in FLAGS.values() for alias in row.aliases]
+    assert len(aliases) == len(set(aliases)) and not set(aliases) & {*FLAGS, *RETIRED} and "-" not in "".join(aliases)
+
+
 def test_help_has_titled_groups_and_short_placeholders(capsys):
     with pytest.raises(SystemExit) as left:
         parse(["--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in FLAGS) and all(f"\n{row.group}:\n" in text for row in FLAGS.values())
+    assert "(also --lr)" in " ".join(text.split())
     assert "--learning_rate FLOAT" in text and "--seed N" in text and "retired" not in text and "worker_timeout" not in text
 
 
 def test_a_program_takes_some_flags_and_its_own():
     more = {"prog": "dataset.py prepare", "names": ("dataset",), "add_arguments": lambda parser: parser.add_argument("folder")}
     assert parse(["small", "--dataset", "csv"], **more) == {"folder": "small", "dataset": "csv"}
+    assert parse(["small", "--data_set", "csv"], **more)["dataset"] == "csv"
+    assert message(["small", "--batch-size", "1"], **more).startswith("unrecognized arguments: --batch-size 1 (")
     assert message(["small", "--seed", "1"], **more).endswith("(python dataset.py prepare --help lists the flags)")

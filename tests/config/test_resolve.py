@@ -1,9 +1,23 @@
 """Flags and facts -> configuration: what wins, what is computed, what is adopted."""
 
+import re
+
 import pytest
 
 import configs
-from utils.config import ConfigError, Facts, Sources, choose, describe_length, model_overrides, preview, resolve
+from utils.config import (
+    ConfigError,
+    Facts,
+    Sources,
+    as_command,
+    choose,
+    describe_length,
+    describe_micro_steps,
+    length_warnings,
+    model_overrides,
+    preview,
+    resolve,
+)
 
 FACTS = Facts(1797, 10, start_head_classes=10)
 
@@ -47,6 +61,45 @@ def test_lengths(flags, lengths):
     assert describe_length(config, FACTS).startswith(f"{lengths[0]} steps of {config.train_batch_size} images = ")
 
 
+PHOTOGRAPHS = {"dataset": "folder"}
+
+
+@pytest.mark.parametrize(("flags", "facts", "steps"), [
+    ({}, {}, 1), ({}, {"memory": 24 << 30}, 8), ({}, {"memory": 48 << 30}, 4), ({}, {"memory": 24 << 30, "ranks": 2}, 4),
+    ({}, {"memory": 80 << 30, "device_type": "cuda", "native_bf16": True}, 1),
+    ({}, {"memory": 16 << 30, "device_type": "cuda", "native_bf16": True}, 8),
+    ({"gradient_accumulation_steps": 2}, {"memory": 24 << 30}, 2),
+    ({"gradient_accumulation_steps": "auto"}, {"memory": 24 << 30}, 8),
+    ({"model_type": "ViT-Ti_16"}, {"memory": 24 << 30}, 2), ({"img_size": 384}, {"memory": 24 << 30}, 32),
+    ({"train_batch_size": 96, "mixup_alpha": 1.0, "optimizer": "adamw"}, {"memory": 6 << 30}, 48),
+    ({"train_layers": "head"}, {"memory": 24 << 30}, 2), ({}, {"memory": 24 << 30, "teacher_parameters": 10 ** 9}, 16),
+    ({"train_batch_size": 96, "exact": True}, {"memory": 9 << 30, "ranks": 2}, 4)], ids=str)
+def test_auto_divides_the_batch_by_the_memory(flags, facts, steps):
+    assert resolve(PHOTOGRAPHS | flags, Facts(1797, 10, **facts)).gradient_accumulation_steps == steps
+
+
+def test_what_auto_chose_is_told():
+    facts = Facts(1797, 10, memory=24 << 30)
+    told = describe_micro_steps(resolve(PHOTOGRAPHS, facts), facts)
+    assert re.fullmatch(r"a step: 8 x 64 images, since 512 in one piece would take about \d\d\.\d GiB, and 12\.0 GiB "
+                        r"are to be used \(--gradient_accumulation_steps, GRAD_STEPS\)", told), told
+    for flags, memory in (({}, 1 << 40), ({"gradient_accumulation_steps": 8}, 24 << 30)):
+        facts = Facts(1797, 10, memory=memory)
+        assert describe_micro_steps(resolve(PHOTOGRAPHS | flags, facts), facts) == ""
+
+
+@pytest.mark.parametrize(("flags", "images", "words"), [
+    ({"num_steps": 10}, 1000, []), ({"num_steps": 199}, 511, ["a step takes 512 images and there are 511"]),
+    ({"num_epochs": 200.0}, 1024, []), ({"num_steps": 402}, 1024, ["201 passes over the training images"]),
+    ({}, 20, ["it sees each 25.6 times", "256,000 passes"])], ids=str)
+def test_lengths_that_hardly_anybody_means_are_told(flags, images, words):
+    facts = Facts(images, 10)
+    lines = length_warnings(resolve(PHOTOGRAPHS | flags, facts), facts)
+    assert len(lines) == len(words)
+    for line, part in zip(lines, words):
+        assert line.startswith("warning: ") and part in line
+
+
 def test_a_value_of_the_row_is_no_override():
     assert resolve({"model_type": "ViT-L_16"}, FACTS).dropout_rate == 0.1
     assert model_overrides(resolve({"num_heads": 2, "dropout_rate": 0.0}, FACTS)) == {"num_heads": 2, "dropout_rate": 0.0}
@@ -79,7 +132,17 @@ def test_where_the_weights_come_from(flags, start):
 
 def test_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
-    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "vit-paper", "ViT-B_16", "auto")
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "zero", False, "vit-paper",
+                                    "ViT-B_16", "auto")
+
+
+def test_what_was_found_about_the_images_is_kept():
+    found = {"exif": "follow", "intensity_range": (0, 1023), "alpha": "black"}
+    flags = {"dataset": "folder", "alpha": "black"}
+    config = resolve(flags, Facts(1797, 10, reading=found))
+    assert {name: getattr(config, name) for name in found} == found
+    assert config.source("alpha") == "flag" and config.source("exif") == "default"
+    assert "--exif follow --intensity_range 0,1023 --alpha black" in as_command(config)
 
 
 # ------------------------------------------------------------------------------------------ from one of our own runs

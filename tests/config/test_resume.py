@@ -49,10 +49,11 @@ def test_what_is_fixed():
 def test_what_override_lets_change():
     lit = RUN | {"distillation": "soft", "teacher": "t", "attention_edits": None, "bad_images": "skip", "optimizer": "sgd",
                  "weight_decay": 0.1, "randaugment_ops": 1, "mixup_alpha": 0.5, "cutmix_alpha": 0.5, "decay_type": "step",
-                 "decay_milestones": (7,), "augmentation": "crop"}
+                 "decay_milestones": (7,), "augmentation": "crop", "dataset": "folder"}
     beside = {"crop_padding": {"augmentation": "pad"}, "min_learning_rate": {"learning_rate": 1.0},
               "train_batch_size": {"gradient_accumulation_steps": 1}}
-    for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights"}:
+    for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights",
+                                      "path_column", "label_column"}:
         value = 32 if name == "train_batch_size" else "bf16" if name == "precision" else other(name, lit[name])
         text = message({name: value}, lit)
         assert f"--{name} " in text and "Omit" in text and "add --override" in text, text
@@ -76,6 +77,15 @@ def test_settings_of_one_session_are_not_kept():
     config = resume({}, RUN | {"compile": True, "profile": True, "override": True})
     assert not (config.compile or config.profile or config.override)
     assert "--compile" in message({"compile": True}, RUN | {"attention_edits": "e", "sigmoid_attention": "last"})
+
+
+def test_an_evaluation_does_not_inherit_what_the_run_did_at_its_end():
+    asked = RUN | {"eval_train": True, "confusion_matrix": True}
+    for flags in ({}, {"eval_train": True}, {"confusion_matrix": True}):
+        config = resume({"eval_only": True} | flags, asked)
+        assert [config.eval_train, config.confusion_matrix] == [name in flags for name in ("eval_train", "confusion_matrix")]
+        assert changes(config, Saved(asked, 20, 1000, 1, "p"), 1) == []
+    assert resume({}, asked).eval_train and resume({}, asked).confusion_matrix
 
 
 def test_precision_takes_its_own_settings_along():
@@ -128,6 +138,8 @@ def test_another_number_of_processes_keeps_the_micro_batches():
     four = RUN | {"gradient_accumulation_steps": 2}
     assert resume({}, four, Facts(1000, 10, ranks=1), ranks=2).gradient_accumulation_steps == 4
     assert resume({}, four, Facts(1000, 10, ranks=4), ranks=2).gradient_accumulation_steps == 1
+    told = {"gradient_accumulation_steps": "auto"}, four, Facts(1000, 10, ranks=1, memory=1)
+    assert resume(*told, ranks=2).gradient_accumulation_steps == 4
     assert resume({"gradient_accumulation_steps": 1}, four, Facts(1000, 10, ranks=2), ranks=2).gradient_accumulation_steps == 1
     assert "change --gradient_accumulation_steps (GRAD_STEPS) or the number of processes" in message(
         {}, four, Facts(1000, 10, ranks=3), ranks=2)

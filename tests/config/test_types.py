@@ -15,6 +15,8 @@ from utils.config.types import METAVARS
     (types.class_weights, "1,2.5,0", "1,2.5,0"), (types.class_weights, "balanced", "balanced"), (types.trained_layers, "2", "2"),
     (types.sigmoid_layers, "3,7", "3,7"), (types.fraction, "1e-3", 1e-3), (types.unit_interval, "1", 1.0),
     (types.magnitude, "10", 10), (types.center_fraction, "0", 0.0), (types.center_fraction, "0.1", 0.1), (types.padding, "4", 4),
+    (types.auto_or_positive_int, "auto", "auto"), (types.auto_or_positive_int, "3", 3), (types.intensity_range, "auto", "auto"),
+    (types.intensity_range, "-1024,3071", (-1024, 3071)),
     (types.non_negative_int, "0", 0), (types.positive_int, "1", 1), (types.non_negative_float, "0", 0.0)])
 def test_texts_become_values(kind, text, value):
     assert kind(text) == value
@@ -30,6 +32,7 @@ REFUSED = {
     types.center_fraction: ["0.001", "0.0999", "-0.1", "1.01", "nan"], types.padding: ["0", "1001"],
     types.magnitude: ["11", "-1"], types.increasing_steps: ["3,2", "x", "0", "1,", ""],
     types.class_weights: ["0,0", "heavy", "1,-1", ""], types.trained_layers: ["tail", "0"], types.sigmoid_layers: ["first", "0"],
+    types.intensity_range: ["", "1023", "5,5", "9,3", "0,65536", "-40000,0", "0,1,2", "a,b", "0.5,1"],
     types.run_name: ["../up", "a/b", ".hidden", "", "a b", "-x", "a\n", "ä"]}
 
 

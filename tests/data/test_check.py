@@ -10,8 +10,9 @@ from miniatures import GOOD_TREE, png, tree
 from PIL import Image
 
 from utils.data import check as check_data
-from utils.data.check import check, ignored_line, oddities
+from utils.data.check import check, oddities
 from utils.data.datasets import open_splits
+from utils.data.reading import AS_STORED
 from utils.data.splits import ArrayImages, Splits
 from utils.data.workers import WorkerError
 
@@ -29,14 +30,15 @@ def in_lines(findings: check_data.Findings, *words: str) -> bool:
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_good_data_set(tmp_path, workers):
     findings = check(open_splits("folder", tree(tmp_path, LAYOUT)), workers, silent)
-    assert findings.bad == [] and len(findings.lines) == 3
+    assert findings.bad == [] and len(findings.lines) == 4
+    assert in_lines(findings, "15 with one colour all over, which show nothing, such as train: train/ant/0.png")
     assert in_lines(findings, "train: 9 images of 3 classes, from 2 (bee) to 4 (cat) a class; 0 cannot be read")
     assert in_lines(findings, "val: 3 images of 2 classes", "none of cat") and in_lines(findings, "test: 3 images")
 
 
 def test_splits_that_are_one_are_read_once_and_without_a_bar_where_there_is_no_terminal(tmp_path, capfd):
     findings = check(open_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
-    assert [line.partition(":")[0] for line in findings.lines] == ["train", "test"] and capfd.readouterr().err == ""
+    assert [line.partition(":")[0] for line in findings.lines[:-1]] == ["train", "test"] and capfd.readouterr().err == ""
 
 
 @pytest.mark.contract("P13", "dataset.py check names every image that cannot be read, for any number of processes")
@@ -62,7 +64,7 @@ def test_a_long_list_is_cut(tmp_path):
     for number in range(30):
         (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
     findings = check(splits, 1, silent)
-    assert len(findings.bad) == 30 and findings.lines[-1] == "and 10 more that cannot be read"
+    assert len(findings.bad) == 30 and findings.lines[-2] == "and 10 more that cannot be read"
 
 
 def test_held_out_images_that_are_trained_on_are_reported(tmp_path):
@@ -89,28 +91,15 @@ def test_oddities_are_counted(tmp_path):
     Image.new("L", (5000, 4000)).save(tmp_path / "train/ant/wide.png")
     findings = check(open_splits("folder", root), 2, silent)
     assert findings.bad == []
-    for words, example in (("1 with an EXIF orientation", "turned.jpg"), ("1 with CMYK inks", "inks.jpg"),
-                           ("2 with palette colours", "few.png"), ("1 with 16 bits", "deep.png"),
-                           ("1 with transparent parts", "glass.png"), ("1 with several frames", "film.webp"),
+    for words, example in (("1 with an EXIF orientation, which is followed", "turned.jpg"), ("1 with CMYK inks", "inks.jpg"),
+                           ("2 with palette colours", "few.png"), ("1 with 16 bits a channel, 0 to 255 taken", "deep.png"),
+                           ("1 with transparent parts, put on white", "glass.png"), ("1 with several frames", "film.webp"),
                            ("1 with more than 16 megapixels", "wide.png")):
         assert in_lines(findings, words, f"such as train: train/ant/{example}")
-    assert len(findings.lines) == 3 + 7 + 1             # few.png is in two splits
-    assert oddities(b"\0" * 64) == () and oddities(b"") == ()           # no image file
-
-
-def test_ignored_files_are_counted(tmp_path):
-    root = tree(tmp_path, LAYOUT | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0})
-    assert ignored_line(root) == ""
-    for name in ("a.heic", "b.HEIC", "more/c.heic", "d.gif", "e", "f.jfif", "._0.png", ".DS_Store", "0.JPG"):
-        (tmp_path / "train" / "ant" / name).touch()
-    for name in ("val/bee/g.gif", "test/ant/h.gif", "train/list.txt", "notes/i.gif", "train/ant/.cache/j.gif"):
-        (tmp_path / name).touch()
-    line = ignored_line(root)
-    assert line.startswith("ignored for their ending: 3 .gif, 3 .heic, 1 without one, 1 .jfif (images must end in .jpg, .jpeg, ")
-    assert line.endswith("; ignored as hidden: 2")
-    for number in range(12):
-        (tmp_path / "train" / "ant" / f"x.{number:02}\n").touch()
-    assert ".04\\n, 8 of other endings" in ignored_line(root) and ignored_line(root).isprintable()
+    assert len(findings.lines) == 3 + 8 + 1             # one colour all over; few.png is in two splits
+    assert oddities(b"\0" * 64, AS_STORED) == () and oddities(b"", AS_STORED) == ()           # no image file
+    content = (tmp_path / "train/ant/turned.jpg").read_bytes()
+    assert oddities(content, AS_STORED) == ("an EXIF orientation, which is not followed",)
 
 
 class Deadly(ArrayImages):

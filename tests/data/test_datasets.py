@@ -1,12 +1,8 @@
 """The table of data sets: miniatures in the published layouts, read and compared with torchvision's readers."""
 
-import gzip
 import hashlib
-import io
 import re
-import struct
 import sys
-import urllib.error
 from collections import Counter
 from pathlib import Path
 
@@ -46,12 +42,7 @@ MINIATURES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    def refuse(*_, **__):
-        raise urllib.error.URLError("no network here")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def test_every_data_set_of_the_configuration_is_tested():
@@ -111,149 +102,6 @@ def test_digits():
     # No image of one part is in another.
     parts = [{split.images[index].tobytes() for index in range(len(split))} for split in (splits.train, splits.val, splits.test)]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
-
-
-# ----------------------------------------------------------------------------------------------------- CIFAR
-
-
-class Answer(io.BytesIO):
-    """What urlopen gives for any address: the file."""
-
-    def __init__(self, file: Path, request):
-        super().__init__(file.read_bytes())
-        self.url, self.length = request.full_url, file.stat().st_size
-
-
-@pytest.mark.parametrize("how", ["downloaded", "put there by hand"])
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar(tmp_path, monkeypatch, name, how):
-    kind, asked = getattr(published, name.upper()), []
-    archive = miniatures.cifar(kind, tmp_path / "site" / kind.filename, monkeypatch)
-    monkeypatch.setattr("urllib.request.urlopen",
-                        lambda request, **_: asked.append(request.full_url) or Answer(archive, request))
-    place = tmp_path / "data" if how == "downloaded" else archive.parent
-    splits = open_splits(name, str(place))
-    assert set(asked) == ({kind.url} if how == "downloaded" else set())
-    for split, train in ((splits.train, True), (splits.test, False)):
-        reference = kind(place, train=train)
-        assert split.targets.tolist() == reference.targets and list(splits.classes) == reference.classes
-        assert np.array_equal(split[3][0], reference.data[3])
-    if name == "cifar10":
-        assert list(splits.classes) == miniatures.CIFAR_CLASSES
-    if how == "downloaded":
-        archive.write_bytes(archive.read_bytes()[:-100])
-        with pytest.raises(DataError, match=kind.__name__):
-            open_splits(name, str(tmp_path / "damaged"))
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "flowers102", "oxford_pets", "cub200"])
-def test_a_download_that_fails_is_one_line_with_the_address(tmp_path, name):
-    with pytest.raises(DataError) as raised:
-        open_splits(name, str(tmp_path))
-    words = {"cifar10": [published.CIFAR10.url, "CIFAR10", published.CIFAR10.filename],
-             "cifar100": [published.CIFAR100.url, "CIFAR100"],
-             "mnist": ["https://ossci-datasets.s3.amazonaws.com/mnist/", "t10k-labels-idx1-ubyte.gz", "/MNIST/raw"],
-             "fashion_mnist": ["http://fashion-mnist.s3-website", "train-images-idx3-ubyte.gz", "/FashionMNIST/raw"],
-             "flowers102": ["https://www.robots.ox.ac.uk/~vgg/data/flowers/102/", "102flowers.tgz", "/flowers-102"],
-             "oxford_pets": ["https://www.robots.ox.ac.uk/~vgg/data/pets/", "images.tar.gz", "/oxford-iiit-pet"],
-             "cub200": ["https://data.caltech.edu/records/65de6-vp158", "CUB_200_2011.tgz"]}[name]
-    assert "\n" not in str(raised.value)
-    for word in [*words, str(tmp_path), *([] if name == "cub200" else ["no network here"])]:
-        assert word in str(raised.value)
-
-
-# ------------------------------------------------------------------------------------------------ MNIST family
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-@pytest.mark.parametrize("ending", ["", ".gz"])
-@pytest.mark.parametrize("place", ["", "{kind}/raw"])
-def test_mnist(tmp_path, name, ending, place):
-    kind = {"mnist": published.MNIST, "fashion_mnist": published.FashionMNIST}[name]
-    miniatures.mnist(tmp_path / place.format(kind=kind.__name__), ending)
-    splits = open_splits(name, str(tmp_path))
-    miniatures.mnist(tmp_path / "other" / kind.__name__ / "raw")               # where torchvision reads: the same content
-    for split, train in ((splits.train, True), (splits.test, False)):
-        reference = kind(tmp_path / "other", train=train)
-        assert split.targets.tolist() == reference.targets.tolist()
-        for index in (0, 7):
-            assert np.array_equal(np.asarray(split[index][0]), reference.data[index].numpy()[..., None].repeat(3, 2))
-    assert splits.classes == (tuple("0123456789") if name == "mnist" else tuple(reference.classes))
-    assert splits.train[0][0].size == (5, 7)
-
-
-def test_mnist_is_downloaded(tmp_path, monkeypatch):
-    site, asked = Path(miniatures.mnist(tmp_path / "site", ".gz")), []
-    monkeypatch.setattr(published.MNIST, "resources", [
-        (name, hashlib.md5((site / name).read_bytes()).hexdigest()) for name, _ in published.MNIST.resources])
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: asked.append(request.full_url) or Answer(
-        site / request.full_url.rpartition("/")[2], request))
-    splits = open_splits("mnist", str(tmp_path / "data"))
-    assert len(set(asked)) == 4 and len(splits.train) == 30
-    asked.clear()
-    assert len(open_splits("mnist", str(tmp_path / "data")).test) == 20 and not asked
-
-
-def test_incomplete_or_mixed_mnist_is_reported(tmp_path):
-    miniatures.write_idx(Path(miniatures.mnist(tmp_path / "two")) / "train-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 10)
-    with pytest.raises(DataError, match=r"has 30 images, .*train-labels-idx1-ubyte 40 labels"):
-        open_splits("mnist", str(tmp_path / "two"))
-    (Path(miniatures.mnist(tmp_path)) / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match=r"lacks t10k-labels-idx1-ubyte \("):
-        open_splits("mnist", str(tmp_path))
-
-
-def idx(*sides: int, data: bytes | None = None, start=b"\0\0\x08\x03") -> bytes:
-    return start + struct.pack(f">{len(sides)}I", *sides) + (bytes(int(np.prod(sides))) if data is None else data)
-
-
-BAD_IDX = {
-    "a header cut off": (idx(5, 4, 3)[:10], "not an idx file"),
-    "floats": (idx(5, 4, 3, start=b"\0\0\x0d\x03"), "not an idx file"),
-    "cut off": (idx(5, 4, 3)[:-1], "5 x 4 x 3 bytes"),
-    "too much": (idx(5, 4, 3) + b"\0", "5 x 4 x 3 bytes"),
-    "no images": (idx(0, 28, 28), "0 x 28 x 28 bytes, which does not fit"),
-    "far too many": (idx(2 ** 31, 2 ** 31, 2 ** 31, data=b"1234"), "2147483648 x 2147483648 bytes, which does not fit"),
-}
-
-
-@pytest.mark.parametrize("ending", ["", ".gz"])
-@pytest.mark.parametrize("case", BAD_IDX)
-def test_bad_idx_files_are_reported(tmp_path, case, ending):
-    content, words = BAD_IDX[case]
-    file = tmp_path / f"images{ending}"
-    file.write_bytes(gzip.compress(content) if ending else content)
-    with pytest.raises(DataError, match=words) as raised:
-        datasets.read_idx(file, 3)
-    assert str(file) in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_damaged_gzip_files_are_reported(tmp_path):
-    random = np.random.default_rng(0)
-    whole = gzip.compress(idx(50, 4, 3, data=random.integers(0, 256, 600, dtype=np.uint8).tobytes()))
-    file = tmp_path / "images.gz"
-    file.write_bytes(whole)
-    assert datasets.read_idx(file, 3).shape == (50, 4, 3)
-    for position in range(10, len(whole)):         # before: the time and the name, which nothing depends on
-        content = bytearray(whole)
-        content[position] ^= 1 << int(random.integers(0, 8))
-        file.write_bytes(content)
-        with pytest.raises(DataError, match=r"images\.gz"):
-            datasets.read_idx(file, 3)
-    for length in range(0, len(whole), 20):
-        file.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"images\.gz"):
-            datasets.read_idx(file, 3)
-
-
-def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    (tmp_path / "bomb.gz").write_bytes(gzip.compress(idx(10, 10, 10, data=bytes(50_000_000)), 1))
-    read = []
-    real = gzip.GzipFile.read
-    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read.append(size) or real(self, size))
-    with pytest.raises(DataError, match="10 x 10 x 10 bytes, but it holds more"):
-        datasets.read_idx(tmp_path / "bomb.gz", 3)
-    assert read == [16, 1001]
 
 
 # ------------------------------------------------------------------------------------------- images and lists

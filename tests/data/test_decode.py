@@ -2,23 +2,27 @@
 
 import io
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from mutations import mutated
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
 from utils.attention.edit_transform import transform_with_edit
 from utils.attention.edits import Edit
 from utils.data import decode, transforms
 from utils.data.image_files import FileImages
+from utils.data.reading import ORIENTATION, Reading
 from utils.data.splits import ImageError
 from utils.data.transforms import eval_transform, train_transform
 from utils.randomness import seeded
 
 SIZE = (32, 32)
+FOLLOW = Reading(exif="follow")
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -56,7 +60,7 @@ def test_what_is_decoded_in_full_is_pillow_s(tmp_path, kind, grey):
     files = split(tmp_path, jpeg(picture, **options), jpeg(picture, "MPO", save_all=True, append_images=[Image.new("L", (9, 9))]))
     for index in range(2):
         image, label = files.source(index)
-        assert decode.is_undecoded(image) and image.size == (75, 61) and label == index
+        assert isinstance(image, decode.Undecoded) and image.size == (75, 61) and label == index
         pixels, reduction = decode.decoded(image, (40, 40), SIZE, 1.0)
         assert reduction == 1 and pixels.dtype == torch.uint8
         assert np.array_equal(pixels.permute(1, 2, 0), files[index][0])
@@ -67,7 +71,7 @@ def test_every_other_image_comes_decoded(tmp_path, mode):
     form = "JPEG" if mode == "CMYK" else "PNG"
     files = split(tmp_path, jpeg(photograph(40, 30).convert(mode if mode != "I;16" else "I").convert(mode), form))
     image, _ = files.source(0)
-    assert not decode.is_undecoded(image) and image.mode == "RGB" and np.array_equal(image, files[0][0])
+    assert not isinstance(image, decode.Undecoded) and image.mode == "RGB" and np.array_equal(image, files[0][0])
 
 
 def test_files_are_closed_and_large_ones_decoded_as_they_are_read(tmp_path, monkeypatch):
@@ -77,7 +81,7 @@ def test_files_are_closed_and_large_ones_decoded_as_they_are_read(tmp_path, monk
     assert len(os.listdir("/proc/self/fd")) == before and len(kept) == 5
     monkeypatch.setattr(decode, "MAX_HELD_BYTES", 100)
     image, _ = files.source(0)
-    assert not decode.is_undecoded(image) and np.array_equal(image, files[0][0])
+    assert not isinstance(image, decode.Undecoded) and np.array_equal(image, files[0][0])
 
 
 # --------------------------------------------------------------------------------------------- no more than needed
@@ -173,6 +177,109 @@ def test_an_edit_goes_with_an_image_that_is_not_decoded(tmp_path):
             assert torch.equal(transform(files.source(0)[0]), image)
         with seeded(0, epoch):
             assert torch.equal(transform_with_edit(transform, files[0][0], edit, (4, 4))[1], moved)
+
+
+# -------------------------------------------------------------------------------------------------- turned images
+
+
+def turned_files(folder, orientation: int, size=(403, 301)) -> tuple[FileImages, FileImages]:
+    """A photograph with an orientation, followed; and its upright pixels, stored without loss."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    picture = photograph(*size)
+    (folder / "turned.jpg").write_bytes(jpeg(picture, exif=exif))
+    with Image.open(folder / "turned.jpg") as stored:
+        ImageOps.exif_transpose(stored).save(folder / "upright.png")
+    return tuple(FileImages([(str(folder / name), 0)], folder, FOLLOW) for name in ("turned.jpg", "upright.png"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_is_cropped_as_if_it_were_stored_upright(tmp_path, orientation):
+    turned, expected = turned_files(tmp_path, orientation)
+    image, upright = turned.source(0)[0], expected[0][0]
+    assert turned.dimensions(0) == image.size == upright.size == ((301, 403) if orientation > 4 else (403, 301))
+    assert np.array_equal(turned[0][0], upright)
+    transforms_of = {"crop_flip": train_transform("crop_flip", SIZE), "pad": train_transform("pad", (20, 40)),
+                     "eval": eval_transform((24, 40)), "eval crop": eval_transform((24, 40), crop=0.875)}
+    for name, transform in transforms_of.items():
+        for epoch in range(6 if name == "crop_flip" else 1):
+            with seeded(0, epoch):
+                one, after = transform(turned.source(0)[0]), torch.rand(2)
+            with seeded(0, epoch):
+                other = transform(upright)
+                assert torch.equal(torch.rand(2), after)
+            gap = (one.int() - other.int()).abs().float()
+            assert one.shape == other.shape and gap.mean() < 4 and gap.quantile(0.99) < 16, name
+
+
+def test_a_turned_photograph_decoded_in_full_has_the_same_pixels(tmp_path):
+    for orientation in range(1, 9):
+        turned, expected = turned_files(tmp_path, orientation, (60, 45))
+        transform = train_transform("crop_flip", SIZE)
+        for epoch in range(4):
+            with seeded(0, epoch):
+                one = transform(turned.source(0)[0])
+            with seeded(0, epoch):
+                assert (one.int() - transform(expected[0][0]).int()).abs().max() <= 2, orientation
+
+
+def test_an_edit_goes_with_a_turned_photograph(tmp_path):
+    turned, expected = turned_files(tmp_path, 6)
+    edit = Edit("0.jpg", "", np.random.default_rng(0).random((7, 7)).astype(np.float32), np.ones((7, 7), bool))
+    transform = train_transform("crop_flip", SIZE)
+    for epoch in range(4):
+        with seeded(0, epoch):
+            image, moved = transform_with_edit(transform, turned.source(0)[0], edit, (4, 4))
+        with seeded(0, epoch):
+            other, also_moved = transform_with_edit(transform, expected[0][0], edit, (4, 4))
+        assert torch.equal(moved, also_moved) and (image.int() - other.int()).abs().float().mean() < 4
+
+
+# ------------------------------------------------------------------------------------------------------- HEIC
+
+
+HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 40
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """A stand-in for pillow-heif, which reads every HEIC file as 6 x 4 px of one colour."""
+    class HeifImage(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self):
+            self._mode, self._size, self.tile = "RGB", (6, 4), []
+
+        def load(self):
+            if self._im is None:
+                self._im = Image.new("RGB", (6, 4), (10, 20, 30)).im
+            return Image.Image.load(self)
+
+    module = types.ModuleType("pillow_heif")
+    module.register_heif_opener = lambda: Image.register_open("HEIF", HeifImage, lambda start: start[4:8] == b"ftyp")
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    decode.can_read_heif.cache_clear()
+    yield
+    decode.can_read_heif.cache_clear()
+
+
+def test_heic_is_read_where_its_plugin_is_installed(tmp_path, plugin):
+    for name in ("a.heic", "b.jpg"):                      # whatever its ending
+        (tmp_path / name).write_bytes(HEIC)
+        files = FileImages([(str(tmp_path / name), 1)], tmp_path, FOLLOW)
+        image, label = files.source(0)
+        assert (image.size, image.getpixel((0, 0)), label, files.dimensions(0)) == ((6, 4), (10, 20, 30), 1, (6, 4))
+
+
+def test_heic_without_its_plugin_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decode.can_read_heif.cache_clear()
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    with pytest.raises(ImageError, match="a HEIC image, which takes pip install pillow-heif"):
+        FileImages([(str(tmp_path / "a.heic"), 0)])[0]
+    decode.can_read_heif.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------- damaged

@@ -16,9 +16,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from utils.data import check, prepare, transforms
+from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits, own_splits
 from utils.data.loader import train_loader
 from utils.data.prepared import FILE, describe
+from utils.data.reading import AS_STORED, FIND, ORIENTATION, Reading
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError, ImageError, Subset, fingerprint
 from utils.data.workers import WorkerError
@@ -111,7 +113,7 @@ def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path, dataset):
     with pytest.raises(DataError, match=f"prepared from {dataset}"):
         open_splits("imagenet", str(target))
     if dataset == "folder":
-        with pytest.raises(DataError, match="no train/ and val/"):
+        with pytest.raises(DataError, match="nothing is held out"):
             open_splits(dataset, str(target))
 
 
@@ -196,6 +198,35 @@ def test_a_changed_source_starts_from_the_beginning(files, whole, tmp_path, monk
     other.save(source / "train/ant/1.jpg")
     assert "already" not in make(source, target)[0]
     assert contents(target).keys() == contents(whole).keys() and contents(target) != contents(whole)
+
+
+def test_files_are_read_by_their_rule_which_the_folder_keeps(tmp_path):
+    """Turned photographs and 16-bit images, upright and light in the prepared set; a run on it keeps the rule."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    draw = np.random.default_rng(0)
+    for place in GOOD_TREE:
+        (tmp_path / "files" / place).mkdir(parents=True)
+        photo = Image.fromarray(draw.integers(0, 256, (6, 5, 3), np.uint8)).resize((90, 70), Image.BICUBIC)
+        photo.save(tmp_path / "files" / place / "turned.jpg", exif=exif)
+        Image.fromarray(draw.integers(0, 1024, (40, 50), np.uint16)).save(tmp_path / "files" / place / "deep.png")
+    make(tmp_path / "files", tmp_path / "set")
+    read, made = open_splits("folder", str(tmp_path / "files")), open_splits("folder", str(tmp_path / "set"))
+    assert made.reading == read.reading == Reading("follow", (0, 1023), "white") and made.notes == ()
+    for index, size in ((0, (40, SIZE)), (1, (SIZE, 41))):
+        image = read.train[index][0].resize(size, Image.BILINEAR)
+        assert made.train[index][0].size == size and np.array_equal(made.train[index][0], image)
+    with pytest.raises(DataError, match=r"set was prepared with --exif=follow, not off: omit --exif, or prepare .* --exif=off"):
+        open_splits("folder", str(tmp_path / "set"), reading=FIND.replace(exif="off"))
+    with pytest.raises(DataError, match=r"prepared with --intensity_range=0,1023, not 0,65535"):
+        open_splits("folder", str(tmp_path / "set"), reading=read.reading.replace(intensity_range=(0, 65535)))
+
+
+def test_a_folder_of_an_earlier_version_was_read_without_a_rule(copy):
+    facts = json.loads((copy / FILE).read_text())
+    assert facts.pop("reading") == {"exif": "follow", "intensity_range": [0, 65535], "alpha": "white"}
+    (copy / FILE).write_text(describe({name: value for name, value in facts.items() if name != "sha256"}))
+    assert open_splits("folder", str(copy)).reading == AS_STORED
 
 
 def test_a_disk_without_room_is_reported_before_anything_is_written(files, tmp_path, monkeypatch):
@@ -317,3 +348,15 @@ def test_damaged_pixels_are_found_by_check(copy):
         with pytest.raises(ImageError, match="cut off; delete the folder and prepare"):
             read(7)
     splits.train.source(6)
+
+
+def test_prepared_images_follow_the_order_and_names_that_are_asked_for(tmp_path):
+    root = tree(tmp_path / "files", {f"{split}/{name}": count for split in ("train", "val") for name, count in
+                                     (("10", 3), ("2", 1), ("9", 2))})
+    make(Path(root), tmp_path / "set")
+    for rule in (ClassRule(), ClassRule("text"), ClassRule(None, ("9", "10", "2"))):
+        files, prepared = (open_splits("folder", str(place), rule=rule) for place in (root, tmp_path / "set"))
+        assert files.classes == prepared.classes and prepared.prepared == SIZE
+        names = [{split.name(index).removeprefix(f"prepared-{SIZE}/"): (int(split.targets[index]), split[index][1])
+                  for index in range(len(split))} for split in (files.train, prepared.train)]
+        assert names[0] == names[1]

@@ -1,6 +1,7 @@
 """Image transforms: sizes, types, what each kind and each flag does; normalize."""
 
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -185,6 +186,41 @@ def test_the_region_that_evaluation_shows(size, shape, crop):
 
 
 # ----------------------------------------------------------------------------------------------- normalize
+
+
+def strip(*shape: int) -> np.ndarray:
+    """Dark but for its middle."""
+    pixels = np.zeros((*shape, 3), np.uint8)
+    long = pixels if shape[0] > shape[1] else pixels.swapaxes(0, 1)
+    middle, reach = len(long) // 2, min(shape)
+    long[middle - reach:middle + reach] = 200
+    return pixels
+
+
+@pytest.mark.parametrize("shape", [(1, 65_000), (65_000, 1), (1, 3_000_001), (3_000_001, 1), (3, 40_000)])
+def test_a_strip_takes_no_more_memory_than_another_image(shape):
+    """Of 1 x 65,000 px evaluation by a crop made 256 x 16,640,000, 13 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels, size = strip(*shape), (224, 224)
+    transforms = [eval_transform(size, crop=0.875), eval_transform(size), train_transform("crop_flip", size),
+                  train_transform("pad", size), train_transform("none", size)]
+    for image in (Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)):
+        for number, transform in enumerate(transforms):
+            with seeded(0, number):
+                made = transform(image)
+            assert made.shape == (3, *size)
+        middle = transforms[0](image)
+        assert (middle[:, 110:114, 110:114] > 197).all(), "the middle of the image is in the middle"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000, "kB"
+
+
+def test_what_is_no_strip_is_cropped_after_the_resize():
+    image = picture().resize((30, 1500))                    # 1 : 50
+    expected = v1.Compose([v1.Resize(32), v1.CenterCrop((28, 28)), v1.PILToTensor()])(image)
+    assert torch.equal(eval_transform((28, 28), crop=0.875)(image), expected)
+    longer = picture().resize((30, 3000))                   # 1 : 100
+    expected = v1.Compose([v1.Resize(32), v1.CenterCrop((28, 28)), v1.PILToTensor()])(longer)
+    assert (eval_transform((28, 28), crop=0.875)(longer).int() - expected.int()).abs().max() <= 2
 
 
 def test_normalize_to_plus_minus_one():

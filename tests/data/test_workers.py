@@ -5,6 +5,7 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -77,13 +78,13 @@ def workers_of(running: data.Loader) -> list[multiprocessing.Process]:
     return next(iter(running._running)).processes
 
 
-def fails(running) -> str:
+def fails(running, named=("df -h /dev/shm", "--num_workers")) -> str:
     """The line with which it ends"""
     with pytest.raises(WorkerError) as caught:
         list(running)
     line = str(caught.value)
     assert caught.value.exit_code == 5 and "\n" not in line and not multiprocessing.active_children()
-    assert all(words in line for words in ("df -h /dev/shm", "--num_workers"))
+    assert all(words in line for words in named)
     return line
 
 
@@ -199,6 +200,13 @@ def test_nothing_is_left_behind(tries):
     assert not [name for name in os.listdir("/dev/shm") if name.split("_")[:1] == ["torch"] and int(name.split("_")[1]) in pids]
 
 
+def test_workers_that_hang_do_not_hold_up_a_request_to_stop(monkeypatch):
+    monkeypatch.setattr(data_workers, "STOP_TIMEOUT_S", 0.5)
+    asked_at = time.monotonic() + 0.2
+    monkeypatch.setattr(data_workers.process, "requested_at", lambda: asked_at)
+    assert re.search(r"gave no batch for [01]\.?\d* s and were killed", fails(loader(Fateful(FATES["hangs"][0]))))
+
+
 def test_close_ends_workers_that_hang():
     later = StepSampler(COUNT, MICRO_SIZE, 1, 0, 1, 3, 0, STEPS)[2][0].index
     running = loader(Fateful(FATES["hangs"][0], later))
@@ -257,6 +265,18 @@ def test_exit_without_close_does_not_hang():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=root,
                             env={**os.environ, "PYTHONPATH": f"{root}:{root}/tests/support:{here}"})
     assert (result.returncode, result.stderr) == (3, "")
+
+
+def test_the_longest_path_of_temporary_files_is_none_of_their_sockets(expected, monkeypatch, tmp_path):
+    """A batch goes through a socket, whose path has a limit; in the thread that sends it an error would be lost."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert digest(loader()) == expected and not list(long.iterdir())
+    monkeypatch.setattr(data_workers.temporary, "SHORT", ())
+    for folder in (long, tmp_path / "gone"):
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+        fails(loader(), ["cannot make a socket in a folder for temporary files", "TMPDIR"])
 
 
 @pytest.mark.parametrize("hanging", [1, 2])

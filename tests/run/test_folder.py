@@ -19,7 +19,13 @@ from utils.files import LOCK_FILE, InUseError, StorageError
 from utils.run import checkpoint
 from utils.run import folder as run_folder
 from utils.run.checkpoint import CheckpointError, open_run_checkpoint, step_path
-from utils.run.folder import FolderError, create, find_run_checkpoint, resolve_checkpoint, write_config
+from utils.run.folder import (
+    FolderError,
+    create,
+    find_run_checkpoint,
+    resolve_checkpoint,
+    write_config,
+)
 from utils.run.log import Log, read_log, scan_log, write_log
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")

@@ -10,6 +10,9 @@ SPECIAL = {"model_type": "ViT-S_16", "in_channels": 1, "pretrained_dir": "none",
 # What a flag needs beside it.
 WITH = {
     "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "cifar10"],
+    "path_column": ["--dataset", "csv"], "label_column": ["--dataset", "csv"], "image_dir": ["--dataset", "csv"],
+    "class_order": ["--dataset", "folder", "--data_dir", "."],
+    "exif": ["--dataset", "folder"], "alpha": ["--dataset", "csv"], "intensity_range": ["--dataset", "imagenet"],
     "split_seed": ["--val_fraction", "0.1"], "decay_milestones": ["--decay_type", "step"], "momentum": ["--optimizer", "sgd"],
     "decay_on": ["--weight_decay", "0.1"], "crop_scale": ["--augmentation", "crop"], "crop_padding": ["--augmentation", "pad"],
     "randaugment_magnitude": ["--randaugment_ops", "1"], "mix_probability": ["--mixup_alpha", "1"],
@@ -47,5 +50,5 @@ def words(name: str, value: object) -> list[str]:
     """As one types it."""
     if FLAGS[name].type is None:
         return [f"--{name}"]
-    separator = "," if name == "decay_milestones" else "x"
+    separator = "," if name in ("decay_milestones", "intensity_range") else "x"
     return [f"--{name}", separator.join(map(str, value)) if isinstance(value, tuple) else str(value)]

@@ -46,12 +46,19 @@ def imagenet(root: Path) -> str:
 
 def csv_files(root: Path, **texts: str | bytes) -> str:
     """train="...", val="...": the lists; and the images a.png to f.png, each of another grey"""
-    root.mkdir(exist_ok=True)
+    root.mkdir(exist_ok=True, parents=True)
     for number, name in enumerate("abcdef"):
         Image.new("L", (4, 3), 10 * number).save(root / f"{name}.png")
     for split, text in texts.items():
         (root / f"{split}.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(root)
+
+
+def pixel_table(file: Path, images: np.ndarray, labels: np.ndarray | None, header: bool = True) -> None:
+    """Kaggle's csv of MNIST: label,pixel0,...,pixel783"""
+    rows = images.reshape(len(images), -1) if labels is None else np.column_stack([labels, images.reshape(len(images), -1)])
+    names = ["label"] * (labels is not None) + [f"pixel{number}" for number in range(784)]
+    file.write_text("\n".join(",".join(map(str, row)) for row in [*[names] * header, *rows.tolist()]) + "\n")
 
 
 def write_idx(file: Path, array: np.ndarray) -> None:
@@ -93,6 +100,20 @@ def cifar(kind: type[datasets.CIFAR10], archive: Path, monkeypatch) -> Path:
     monkeypatch.setattr(kind, "test_list", [[name, sums[name]] for name in parts[-1:]])
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums[names]})
     return archive
+
+
+def cifar_binary(name: str, place: Path) -> dict[str, int]:
+    """The files of the binary version, of one image a class each -> {file: images}, in place of cifar_files.BINARY's"""
+    count, names = (10, "batches.meta.txt") if name == "CIFAR10" else (100, "fine_label_names.txt")
+    files = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    files = files if count == 10 else ["train.bin", "test.bin"]
+    place.mkdir(parents=True, exist_ok=True)
+    (place / names).write_text("\n".join(f"class_{number}" for number in range(count)) + "\n\n")
+    for number, file in enumerate(files):
+        rows = np.random.default_rng(number).integers(0, 256, (count, 3072 + (1 if count == 10 else 2)), dtype=np.uint8)
+        rows[:, -3073] = np.random.default_rng(number).permutation(count)
+        (place / file).write_bytes(rows.tobytes())
+    return dict.fromkeys(files, count)
 
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

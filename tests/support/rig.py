@@ -73,6 +73,7 @@ def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, befor
         sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": port}
+        group |= {"TORCHELASTIC_RUN_ID": "rig"}
         for name in ("VIT_LAUNCH", *group):
             os.environ.pop(name, None)
         if ranks > 1:
@@ -223,7 +224,7 @@ def processes_of_run(launched: subprocess.Popen, processes: int) -> dict[str, li
     found = {"agent": [], "ranks": [], "workers": []}
     for process in descendants:
         words = command_of(process)
-        if "torch.distributed.run" in words:
+        if "utils.distributed.torchrun" in words:
             found["agent"].append(process)
         elif "train.py" in words:
             found["ranks" if len(found["ranks"]) < processes else "workers"].append(process)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import GOOD_TREE, csv_files, cub, png, tree
+from PIL import Image
 from runs import load_state
 
 import annotate
@@ -20,7 +21,7 @@ import models
 from utils import config
 from utils.attention import edits
 from utils.attention.editor import session as editing
-from utils.build import open_run
+from utils.build import open_model
 from utils.data import datasets, splits, transforms
 from utils.run import checkpoint
 
@@ -54,7 +55,7 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def gallery(*flags) -> editing.Gallery:
     args = annotate.parse([str(flag) for flag in flags])
-    return annotate.open_gallery(args, open_run(args.checkpoint or annotate.newest_run()))
+    return annotate.open_gallery(args, open_model(args.checkpoint or annotate.newest_run()))
 
 
 # -------------------------------------------------------------------------------------------------- what it shows
@@ -74,6 +75,17 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"
+
+
+def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys):
+    """It has no data of its own: --data names them."""
+    models.save_timm(models.load_model(run), tmp_path / "x.pth")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    shown = gallery("--checkpoint", tmp_path / "x.pth", "--data", tmp_path)
+    assert len(shown.labels) == 1 and list(shown.classes) == [f"class {number}" for number in range(10)]
+    assert "ViT-Nano_2 of" in shown.facts[0] and shown.predict([0])[0] in range(10)
+    assert annotate.main(["--checkpoint", str(tmp_path / "x.pth")]) == 2
+    assert "add --data, a folder of images" in capsys.readouterr().err
 
 
 def test_what_is_shown_is_the_models(run):
@@ -140,13 +152,17 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
 
 
 def test_a_diverged_model_is_reported(run, monkeypatch):
-    """Of an older version of the program, which saved such weights."""
+    """Weights that are not finite, of an older version of the program, when it is opened; finite ones when they overflow."""
     state = load_state(run)
-    state.model["head.bias"][:] = float("nan")
-    monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
+    state.model["head.weight"][:] = 3e38
     checkpoint.save(run, state)
     with pytest.raises(splits.ImageError, match="diverged"):
         gallery().predict_with_attention(0)
+    state.model["head.bias"][:] = float("nan")
+    monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
+    checkpoint.save(run, state)
+    with pytest.raises(models.ModelError, match=r"numbers of head\.bias are not finite"):
+        gallery()
 
 
 # ---------------------------------------------------------------------------------------------------------- images
@@ -163,13 +179,16 @@ def test_folders_of_images(run, tmp_path):
     classes = gallery(*flags, tree(tmp_path / "classes", {"dog": 1, "bee": 2}))
     assert classes.labels.tolist() == [0, 0, -1] and classes.name(2) == "dog/0.png"
     (tmp_path / "plain").mkdir()
-    for name in ("b.png", "a.PNG", "cut.png"):
+    for name in ("b.png", "a.PNG", "cut.png", "._a.png"):
         (tmp_path / "plain" / name).write_bytes(png(cut=40 if name == "cut.png" else None))
     plain = gallery(*flags, tmp_path / "plain")
     assert [plain.name(index) for index in range(3)] == ["a.PNG", "b.png", "cut.png"] and plain.labels.tolist() == [-1] * 3
     assert plain.predict([0, 1, 2])[2] == editing.UNREADABLE
     with pytest.raises(splits.ImageError):
         plain.predict_with_attention(2)
+    layout = {"in/Train/ant": 2, "in/Train/bee": 1, "in/Val/bee": 1}
+    capital = gallery(*flags, tree(tmp_path / "capital", layout), "--split", "val")
+    assert capital.labels.tolist() == [0] and capital.name(0) == "in/Val/bee/0.png"
     lists = csv_files(tmp_path / "csv", train="a.png,ant\nb.png,bee\n", val="c.png,ant\n")
     assert gallery(*flags, lists).labels.tolist() == [2, 0]
 
@@ -189,6 +208,24 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
     write_run(tmp_path / "output/birds", [f"c{i}" for i in range(200)], dataset="cub200", model_type="ViT-Nano_2",
               recipe="vit-paper")
     assert gallery("--checkpoint", "output/birds", "--data", cub(tmp_path / "cub")).name(0).startswith("images/001.")
+
+
+def test_a_turned_photograph_is_edited_upright(tmp_path, monkeypatch):
+    """In whatever folder it is; by a run that does not follow orientations it is shown as it is stored."""
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for place in ("tree/train/a", "tree/train/b", "tree/val/a", "loose"):
+        Path(place).mkdir(parents=True)
+        pixels = np.zeros((40, 30, 3), np.uint8)
+        pixels[:10] = 255                                      # its top, which turns to the right
+        Image.fromarray(pixels).save(f"{place}/0.jpg", exif=exif, quality=95)
+    for exif_of_run in ("follow", "off"):
+        path = write_run(Path("output") / exif_of_run, ("a", "b"), dataset="folder", data_dir="tree", exif=exif_of_run,
+                         intensity_range=(0, 65535), alpha="white")
+        for flags in ((), ("--data", "loose"), ("--data", "tree/train")):
+            bright = gallery("--checkpoint", path, *flags).pixels(0)[..., 0] > 128
+            assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off"), flags
 
 
 def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
@@ -234,7 +271,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("flags, word", [
     ("--checkpoint nowhere", "nowhere"), ("--checkpoint empty", "no intact checkpoint"),
-    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "not a checkpoint of a run"),
+    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "add --data, a folder of images"),
     ("--data nowhere", "no such folder"), ("--data classes --split val", "Omit --split"), ("--edits file", "file"),
     ("--port 70000", "0 to 65535"), ("--port {busy}", "port {busy}"), ("--host no.such.host.invalid", "no.such.host.invalid")])
 def test_wrong_input_is_one_line(run, capsys, flags, word):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import GOOD_TREE, tree
+from miniatures import GOOD_TREE, csv_files, tree
 from PIL import Image
 
 import dataset
@@ -32,10 +32,10 @@ def test_check_lists_images_that_cannot_be_read(capsys):
     printed = capsys.readouterr()
     assert "train: 5 images of 2 classes" in printed.out and "every image can be read" in printed.out and not printed.err
     Path("tree/train/bee/1.png").write_bytes(b"not an image")
-    Path("tree/train/bee/1.gif").touch()
+    Path("tree/train/bee/1.avif").touch()
     assert dataset.main(["check", *FOLDER, "--num_workers", "0"]) == 2
     printed = capsys.readouterr()
-    assert "tree/train/bee/1.png" in printed.out and "ignored for their ending: 1 .gif" in printed.out
+    assert "tree/train/bee/1.png" in printed.out and "warning: left out for their ending: 1 .avif" in printed.out
     assert printed.err.startswith("dataset.py: error: 1 images cannot be read: output/bad_images.txt lists them. ")
     assert "tree/train/bee/1.png" in Path("output/bad_images.txt").read_text() and len(os.listdir("output")) == 1
     assert dataset.main(["check", *FOLDER, "--output_dir", "other", "--val_fraction", "0.5", "--split_seed", "3"]) == 2
@@ -50,6 +50,20 @@ def test_prepared_images_take_the_place_of_the_files(capsys):
     assert sides[0] == sides[1] > sides[2] == 5
     shutil.rmtree("tree")
     assert dataset.main(["check", "--dataset", "folder", "--data_dir", "small"]) == 0
+
+
+def test_lists_are_read_as_in_training(capsys):
+    csv_files(Path("lists/images"))
+    Path("lists/legend.csv").write_text("user.id,image,age,mood\n" + "".join(f"7,{name},3,{name > 'c'}\n" for name in "abcdef"))
+    lists = ["--dataset", "csv", "--data_dir", "lists", "--label_column", "mood", "--image_dir", "images"]
+    assert dataset.main(["check", *lists, "--val_fraction", "0.34"]) == 0
+    told = "legend.csv: paths from column image, labels from column mood; images in lists/images\n"
+    printed = capsys.readouterr().out
+    assert told in printed and "val: 2 images of 2 classes" in printed
+    assert dataset.main(["prepare", "small", *lists, "--path_column", "image"]) == 0 and told in capsys.readouterr().out
+    assert datasets.open_splits("csv", "small", val_fraction=0.34).classes == ("False", "True")
+    assert dataset.main(["check", *lists[:4], "--val_fraction", "0.34"]) == 2
+    assert "add --label_column" in capsys.readouterr().err
 
 
 def test_prepare_skips_bad_images_if_asked_to(capsys):
@@ -83,6 +97,25 @@ def test_help_and_the_data_set_of_a_recipe(capsys):
     assert dataset.main(["check"]) == 0 and "train: 1,097 images" in capsys.readouterr().out           # the digits
     flags = config.parse(["--recipe", "bit-hyperrule", "--dataset", "csv"], "dataset.py check", dataset.DATASET_FLAGS["check"])
     assert config.choose(flags).dataset == "csv"
+
+
+@pytest.mark.parametrize("variables", ["RANK=1", "WORLD_SIZE=3", "LOCAL_RANK=1", "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1"])
+def test_it_is_one_process_whatever_the_environment_says(variables, monkeypatch, capsys):
+    """Job systems set these for programs of their own. What is wrong ends it with a line and a code, as without them."""
+    for word in variables.split():
+        monkeypatch.setenv(*word.split("="))
+    assert dataset.main(["check"]) == 0 and "train: 1,097 images" in capsys.readouterr().out
+    for word in variables.split():
+        monkeypatch.setenv(*word.split("="))
+    Path("tree/train/bee/1.png").write_bytes(b"not an image")
+    assert dataset.main(["check", *FOLDER]) == 2 and "1 images cannot be read" in capsys.readouterr().err
+
+
+def test_the_home_folder_in_a_flag(monkeypatch, capsys, tmp_path):
+    """No shell replaces it in --data_dir=~/tree."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset.main(["check", "--dataset=folder", "--data_dir=~/tree"]) == 0
+    assert dataset.main(["prepare", "~/out", "--dataset=folder", "--data_dir=~/tree"]) == 0 and (tmp_path / "out").is_dir()
 
 
 def test_ctrl_c_keeps_what_is_prepared():

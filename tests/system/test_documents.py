@@ -12,7 +12,8 @@ import configs
 from models import list_models
 from models.checkpoints.published import published_name, published_url
 from utils import process
-from utils.config import Facts, parse, preview, resolve
+from utils.config import FLAGS, Facts, parse, preview, resolve
+from utils.config.spelling import ELSEWHERE
 
 ROOT = Path(__file__).resolve().parents[2]
 README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
@@ -106,6 +107,16 @@ def test_every_default_checkpoint_can_be_found():
     for model in list_models():
         name = configs.DEFAULT_WEIGHTS.get(model, model)
         assert (ROOT / name).is_file() or published_name(name), model
+
+
+def test_the_page_on_other_programs_has_every_name():
+    page = (ROOT / "docs" / "other_programs.md").read_text()
+    taken, refused = page.split("\n## Refused")
+    rows = re.findall(r"^\| `--(\w+)` \| (.*) \|$", taken, re.MULTILINE)
+    assert {row.name: list(row.aliases) for row in FLAGS.values() if row.aliases} == {
+        name: re.findall(r"`--?(\w+)`", names) for name, names in rows}
+    for name, (_, why) in ELSEWHERE.items():
+        assert re.search(rf"^\| .*`--?{name}`.* \| {re.escape(why)} \|$", refused, re.MULTILINE), name
 
 
 def test_named_files_exist():

@@ -129,8 +129,22 @@ def test_lost_process_ends_the_script(tmp_path, tries, figure):
         errors = [line for line in printed.splitlines() if line.startswith("train.py: error: ")]
         assert code == 8 and len(errors) == 1, "\n".join(map(str, [level, fault, phase, victim, code, printed[-5000:]]))
         assert ("did not answer within" if fault == "stop" else "has ended") in errors[0]
+        assert (f"train.sh: error: process {victim} (pid {ranks[victim]}) was killed by signal 9" in printed) == (fault == "kill")
         assert not any(map(rig.command_of, ranks))
     figure(f"one of two processes stopped or killed under train.sh: code 8 (slowest end after {slowest:.0f} s)", wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_only_process_that_is_killed_is_reported(tmp_path):
+    """As the kernel does it when memory is used up: what to lower, and no report of torchrun's."""
+    launched = rig.script(tmp_path, "--num_steps", "100000", "--num_workers", "0", NPROC=1)
+    wait_for_a_step(tmp_path)
+    victim, = rig.processes_of_run(launched, 1)["ranks"]
+    os.kill(victim, signal.SIGKILL)
+    code, printed = launched.wait(60), (tmp_path / "out.txt").read_text()
+    assert code == 1 and f"train.sh: error: process 0 (pid {victim}) was killed by signal 9, probably" in printed, printed[-3000:]
+    assert "Traceback" not in printed and "ChildFailedError" not in printed
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from PIL import Image
 from runs import differences, events_of, load_state
 from torch.nn import functional as F
 
+import configs
 import train
 from utils.report import plots
 from utils.run import checkpoint
@@ -106,6 +107,8 @@ def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
             bitwise, tolerance = False, 1e-3
     expected = load_state(RUNS / name / "expected/step-00000006.pt")
     new, old = values_of(state), values_of(expected)
+    assert dict(configs.architecture(**old["architecture"])) == state.architecture, "later keys have their defaults"
+    new["architecture"] = {key: state.architecture[key] for key in old["architecture"]}
     events, old_events = events_of("output/r"), events_of(RUNS / name / "expected")
     assert all(old.keys() <= event.keys() for event, old in zip(events, old_events, strict=True)), "a later metric may be added"
     events = [{key: event[key] for key in old} for event, old in zip(events, old_events)]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from models import load_model, record_attention
 from utils.attention import edits
-from utils.data import datasets, image_files
+from utils.data import class_folders, datasets
 from utils.run import checkpoint
 
 CLASSES = (3, 5, 8, 9)
@@ -58,7 +58,7 @@ def write_edits(folder: Path, images: Path) -> None:
     """0.9 on the top left, 0.02 on the rest: what a person would paint."""
     values = np.full((4, 4), 0.02, np.float32)
     values[CORNER] = 0.9
-    split = image_files.folder(str(images)).train
+    split = class_folders.folder(str(images)).train
     for index in range(len(split)):
         if index % COUNTS["train"] < EDITED:
             name = split.name(index)
@@ -76,7 +76,7 @@ def accuracies(name: str) -> tuple[float, float]:
 def weight_on_corner(path: Path, images: Path) -> float:
     """Of the softmax attention of the cls token, mean over heads and the test images."""
     model = load_model(path)
-    test = image_files.folder(str(images)).test
+    test = class_folders.folder(str(images)).test
     pixels = np.stack([np.asarray(test[index][0].convert("L")) for index in range(len(test))])
     inputs = (torch.from_numpy(pixels).float()[:, None] / 255 - model.config.mean[0]) / model.config.std[0]
     with torch.no_grad(), record_attention(model) as maps:

@@ -164,6 +164,32 @@ def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluati
     assert codes.count(143) >= len(codes) - 1                # with the last batch of all the run ends anyway
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stop_is_heard_within_a_step(run_train, step, capsys):
+    """On a CPU a step of hundreds of photographs takes minutes. What it has summed so far is given up, and summed again."""
+    micro_batches = []
+
+    def count(module, inputs):
+        if hasattr(module, "patch_embed") and module.training:
+            micro_batches.append(len(inputs[0]))
+            if len(micro_batches) == 8 * (step - 1) + 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    flags = ["--gradient_accumulation_steps", 8, *OFTEN]
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        assert run_train(*flags) == 143
+        assert len(micro_batches) == 8 * (step - 1) + 2                  # two of the step's eight
+        assert f"Stopped on request after step {step - 1} of 4" in capsys.readouterr().out
+        assert run_train(*flags) == 0
+        stopped, events = comparable(Path("output/r/step-00000004.pt")), events_of("output/r")
+        shutil.rmtree("output")
+        assert run_train(*flags) == 0
+    finally:
+        hook.remove()
+    assert not differences([stopped], [comparable(Path("output/r/step-00000004.pt"))]) and events_of("output/r") == events
+
+
 # ----------------------------------------------------------------------------------------------- P18: changed settings
 
 # None of these changes what is learnt: value, and what it was.
@@ -203,8 +229,8 @@ def test_more_steps_recompute_the_schedule(run_train, begun, capsys, figure):
     rates = {event["step"]: event["lr"] for event in events_of("output/r", ("train",))}
     assert list(rates) == list(range(1, 13))
     for step in range(3, 13):
-        total = 8 if step <= 4 else 12
-        cosine = 1e-3 * 0.5 * (1 + math.cos(math.pi * (step - 2) / (total - 2)))
+        progress = (step - 3) / 6 if step <= 4 else (step - 2) / 10          # fewer than 10 steps all learn
+        cosine = 1e-3 * 0.5 * (1 + math.cos(math.pi * progress))
         assert rates[step] == pytest.approx(cosine, abs=1e-12), step
     assert state_of("output/r").step == 12
     assert "is at step 12 already" in refusal(run_train, capsys, "--num_steps", 6)
@@ -233,7 +259,7 @@ def test_what_override_lets_change(run_train, begun, capsys, figure):
     assert all(f"changed: --{flag} {value} (was " in printed for flag, value in OVERRIDDEN.items())
     assert state_of("output/r").step == 8 and events_of("output/r", ("train",))[:4] == before
     after = events_of("output/r", ("train",))[4:]
-    assert [event["lr"] for event in after] == pytest.approx([0.01 * (8 - step) / 6 for step in range(5, 9)])
+    assert [event["lr"] for event in after] == pytest.approx([0.01 * (9 - step) / 6 for step in range(5, 9)])
     assert all(event["loss_scale"] for event in after) and differences(end(), end("whole/r"))
     figure("settings that --override changed", len(OVERRIDDEN))
 

@@ -1,14 +1,20 @@
 """The shell scripts as a user runs them, in processes of their own."""
 
+import functools
+import http.server
 import itertools
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -118,6 +124,7 @@ def test_every_variable_of_the_script_is_tested():
     ({}, "--nproc_per_node 1"), ({"GPUS": "0,1"}, "--nproc_per_node 2"), ({"GPUS": "3"}, "--nproc_per_node 1"),
     ({"NPROC": "4"}, "--nproc_per_node 4"), ({"CUDA_VISIBLE_DEVICES": "0,2,5"}, "--nproc_per_node 3"),
     ({"GPUS": "0,1", "NPROC": "1"}, "--nproc_per_node 1"),
+    ({"GPUS": "MIG-GPU-8932f937/1/0"}, "--nproc_per_node 1"), ({"GPUS": "GPU-8932f937,GPU-5f1d"}, "--nproc_per_node 2"),
     ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501", "NPROC": "8"},
      "--nnodes 2 --node_rank 1 --master_addr node0 --master_port 29501 --nproc_per_node 8")])
 def test_processes_and_nodes(run_script, variables, words):
@@ -127,6 +134,102 @@ def test_processes_and_nodes(run_script, variables, words):
     assert set(zip(words[::2], words[1::2])) <= set(itertools.pairwise(command))
     assert ("--standalone" in command) == ("NNODES" not in variables) and flags_after(command) == {}
     assert "GPUS" not in variables or f"CUDA_VISIBLE_DEVICES={variables['GPUS']}" in command
+
+
+@pytest.mark.parametrize(("gpus", "visible", "processes"), [
+    ("cuda:0,cuda:1", "0,1", 2), ("0, 1", "0,1", 2), ("0 1,", "0,1", 2), ("all", "0,1", 2), ("", "0,1", 2), ("cpu", "", 1),
+    ("none", "", 1), ("-1", "", 1)])
+def test_ways_to_name_devices(run_script, two_gpus, gpus, visible, processes):
+    """Where there are GPUs they are named one by one, for train.py to refuse a PyTorch that cannot use them."""
+    words = command_words(run_script("train.sh", DRY_RUN="1", GPUS=gpus, PATH=two_gpus))
+    assert f"CUDA_VISIBLE_DEVICES={visible}" in words and words[words.index("--nproc_per_node") + 1] == str(processes)
+
+
+def test_all_that_a_batch_system_gave(run_script, two_gpus):
+    words = command_words(run_script("train.sh", DRY_RUN="1", GPUS="all", PATH=two_gpus, CUDA_VISIBLE_DEVICES="4,5,6"))
+    assert words[words.index("--nproc_per_node") + 1] == "3" and not any("CUDA_VISIBLE" in word for word in words)
+
+
+@pytest.fixture
+def two_gpus(tmp_path):
+    """A PATH whose nvidia-smi lists two GPUs, and what one of them is cut into."""
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho '  MIG 1g.18gb Device 0: (UUID: MIG-2)'\n"
+                   "echo 'GPU 1: NVIDIA H200 (UUID: GPU-3)'\n")
+    smi.chmod(0o755)
+    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(("gpus", "words"), [
+    ("2", "there is no GPU 2, nvidia-smi lists 2, from 0 on"), ("0,0", "names 0 twice"), ("two", "'two' is no device"),
+    ("0;1", "'0;1' is no device"), ("cuda", "'cuda' is no device")])
+def test_devices_that_are_none(run_script, two_gpus, gpus, words):
+    done = run_script("train.sh", GPUS=gpus, PATH=two_gpus)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_all_without_a_gpu_is_refused(run_script, tmp_path):
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || exec "{sys.executable}" "$@"
+echo 0
+""")
+    python.chmod(0o755)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    smi.chmod(0o755)
+    done = run_script("train.sh", DRY_RUN="1", GPUS="all", PYTHON=str(python), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 2 and "neither nvidia-smi nor PyTorch sees a GPU" in done.stderr, done.stdout
+    done = run_script("train.sh", DRY_RUN="1", GPUS="all", CUDA_VISIBLE_DEVICES="-1")
+    assert done.returncode == 2 and "CUDA_VISIBLE_DEVICES=-1 hides every GPU" in done.stderr
+
+
+def test_variables_of_other_launchers_do_not_reach_a_run_of_one_node(run_script, tmp_path):
+    """Kubeflow sets all of these; torchrun follows PET_NNODES and would wait for other nodes."""
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || exec "{sys.executable}" "$@"
+env > "{tmp_path}/environment"
+""")
+    python.chmod(0o755)
+    done = run_script("train.sh", PYTHON=str(python), RANK="1", WORLD_SIZE="4", LOCAL_RANK="1", MASTER_ADDR="nohost",
+                      MASTER_PORT="tcp://10.0.0.1:80", PET_NNODES="4", PET_NODE_RANK="1")
+    assert done.returncode == 0 and "this run is of one node" in done.stderr, done.stderr
+    names = {line.partition("=")[0] for line in (tmp_path / "environment").read_text().splitlines()}
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "PET_NNODES", "PET_NODE_RANK"} & names
+    assert "-u PET_NNODES" in done.stdout and "--standalone" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_node_says_that_it_waits_and_a_request_ends_it(tmp_path):
+    """Whatever torchrun does about the request."""
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || exec "{sys.executable}" "$@"
+[ "$1" = -m ] || exit 0
+trap '' TERM
+for second in {{1..60}}; do sleep 1; done
+""")
+    python.chmod(0o755)
+    waiting = subprocess.Popen(
+        ["bash", "train.sh"], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHON": str(python), "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29501"})
+    begun, line = time.monotonic(), waiting.stderr.readline()
+    assert "node 1 waits for the others" in line and "MASTER_ADDR=a and MASTER_PORT=29501" in line
+    assert time.monotonic() - begun < 40
+    waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait(40) == 143
+    waiting.stderr.close()
+
+
+def test_the_name_of_a_computer_is_no_runs(run_script):
+    """WSL sets NAME to it."""
+    host = os.uname().nodename
+    done = run_script("train.sh", DRY_RUN="1", NAME=host.upper(), WSL_DISTRO_NAME="Ubuntu")
+    assert flags_after(command_words(done)) == {} and f"NAME={host.upper()} is the name that Windows gives" in done.stderr
+    done = run_script("train.sh", DRY_RUN="1", NAME="own", WSL_DISTRO_NAME="Ubuntu")
+    assert flags_after(command_words(done)) == {"name": "own"}
 
 
 def test_the_printed_command_can_be_pasted(tmp_path):
@@ -152,6 +255,7 @@ def test_the_code_of_a_run_is_the_scripts_when_its_watcher_ended_first(run_scrip
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
+[ "$1" = -m ] || exit 0
 while watcher=$(tr " " "\n" < /proc/$PPID/task/$PPID/children | grep -vx $$); [ -z "$watcher" ]; do :; done
 kill -KILL $watcher
 echo 4 > "$VIT_LAUNCH/code-000"
@@ -167,10 +271,90 @@ echo "$VIT_LAUNCH"
 
 @pytest.mark.parametrize(("variables", "words"), [
     ({"NNODES": "2"}, "MASTER_ADDR"), ({"NPROC": "two"}, "NPROC=two"), ({"NNODES": "many"}, "NNODES=many"),
-    ({"NPROC": "0"}, "NPROC=0")])
+    ({"NPROC": "0"}, "NPROC=0"), ({"NODE_RANK": "1"}, "set NNODES"), ({"TMPDIR": "/no/such"}, "TMPDIR=/no/such: no file can"),
+    ({"NNODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT=tcp")])
 def test_bad_variables_are_reported_at_once(run_script, variables, words):
     done = run_script("train.sh", DRY_RUN="1", **variables)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("variables", "flags", "words"), [
+    ({"RECIPE": "nosuch"}, [], "--recipe: invalid choice"), ({}, ["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
+    ({"DATASET": "folder", "DATA_DIR": "no/such"}, [], "--data_dir no/such: no such folder"),
+    ({"PRETRAINED_DIR": "w.npz"}, [], "--pretrained_dir w.npz: no such file or folder (looked for in "),
+    ({"RESUME_PATH": "run"}, [], "nothing to resume at run (looked for in "),
+    ({}, ["--distillation", "hard", "--teacher", "gone"], "--teacher gone: no such file or folder (looked for in "),
+    ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is no run folder"),
+    ({"PRETRAINED_DIR": "deit/deit_huge"}, [], "--pretrained_dir deit/deit_huge: no such file or folder"),
+    ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
+    ({}, ["--output_dir", "train.sh/x"], "train.sh is a file, not a folder")])
+def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
+    """Within a second, where the machine has nothing else to do."""
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != -m ] || {{ echo launched; exit 9; }}
+exec "{sys.executable}" -X importtime "$@"
+""")
+    python.chmod(0o755)
+    done = run_script("train.sh", *flags, PYTHON=str(python), **variables)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2 and len(errors) == 1 and words in errors[0], done.stderr[-3000:]
+    assert "torchrun" not in done.stdout.splitlines() and not re.search(r"\| +(torch|numpy)$", done.stderr, re.MULTILINE)
+
+
+def test_a_relative_path_that_is_where_the_script_was_called(tmp_path):
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(["bash", str(ROOT / "train.sh"), "--resume_path", "run"], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 2 and f"looked for in {ROOT}" in done.stderr and f"{tmp_path / 'run'} is there" in done.stderr
+
+
+def test_help_needs_no_torchrun(run_script):
+    done = run_script("train.sh", "--help")
+    assert done.returncode == 0 and done.stdout.count("usage: train.py") == 1
+
+
+# ------------------------------------------------------------------------------------- other shells and systems
+
+
+@pytest.mark.parametrize("script", ["train.sh", "train_fp16.sh"])
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash --posix", ""])
+def test_any_shell_starts_bash(script, shell):
+    """Also ./train.sh"""
+    words = [*shell.split(), f"./{script}"]
+    if shell and not shutil.which(words[0]):
+        pytest.skip(f"no {words[0]} here")
+    done = subprocess.run([*words, "--data_dir", "a b"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1"})
+    assert flags_after(command_words(done))["data_dir"] == "a b" and not done.stderr
+
+
+@pytest.mark.parametrize("program", ["train.py", "dataset.py", "sweep.py", "visualize.py", "annotate.py"])
+def test_windows_is_refused_in_one_line(program):
+    code = (f"import sys, runpy, signal, pathlib, subprocess; sys.platform = 'win32'; sys.argv = ['{program}']; "
+            f"sys.path.insert(0, ''); runpy.run_path('{program}', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == (f"{program}: error: Windows itself is not supported. Use WSL 2 (wsl "
+                                                    "--install) and start it there.\n")
+
+
+def test_a_clone_of_windows_has_the_files_as_they_are(tmp_path):
+    """git there changes the ends of lines, unless .gitattributes says otherwise."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    project = tmp_path / "project"
+    for name in (".gitattributes", "train.sh", "utils/python.sh", "configs.py", "assets/ViT-Nano_2-letters.npz"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=true", "-c", "core.safecrlf=false"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"], ["rm", "-q", "-r", "--cached", "."],
+                  ["clone", "-q", "-c", "core.autocrlf=true", ".", str(tmp_path / "clone")]):
+        subprocess.run([*git, *words], cwd=project, check=True)
+    for path in project.rglob("*"):
+        if path.is_file() and ".git" not in path.relative_to(project).parts:
+            assert (tmp_path / "clone" / path.relative_to(project)).read_bytes() == path.read_bytes(), path
+    assert os.access(tmp_path / "clone" / "train.sh", os.X_OK)
 
 
 # ------------------------------------------------------------------------------------- setting itself up
@@ -194,8 +378,10 @@ def bare_machine(tmp_path, monkeypatch):
     """A copy of the scripts beside a Python that lacks everything; `pip install` makes the modules appear."""
     project, log = tmp_path / "pro ject", tmp_path / "calls"
     (project / "utils").mkdir(parents=True)
-    for name in ("train.sh", "train_fp16.sh", "sweep.sh", "test.sh", "utils/python.sh", "requirements.txt", "requirements.lock",
-                 "requirements-test.txt", "requirements-test.lock", "requirements-reference.txt"):
+    monkeypatch.setenv("VIT_TORCH_CPU_INDEX", "")
+    monkeypatch.delenv("VENV", raising=False)
+    names = [f"requirements{kind}" for kind in (".txt", ".lock", "-test.txt", "-test.lock", "-reference.txt")]
+    for name in ("train.sh", "train_fp16.sh", "sweep.sh", "test.sh", "utils/python.sh", "utils/machine.sh", *names):
         shutil.copy(ROOT / name, project / name)
 
     def stub(name: str, pip: str, modules: str) -> Path:
@@ -213,8 +399,8 @@ def test_first_use_makes_the_environment_once(run_script, bare_machine):
     project, log, python = bare_machine
     done = run_script("train.sh", cwd=project, PYTHON=str(python))
     assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr
-    assert "-m pip install --disable-pip-version-check --quiet -r requirements.txt" in log.read_text()
-    assert ".venv/bin/python -m torch.distributed.run" in done.stdout
+    assert "-m pip install --disable-pip-version-check -r requirements.txt" in log.read_text()
+    assert ".venv/bin/python -m utils.distributed.torchrun" in done.stdout
     for interrupted in (False, True):
         log.unlink()
         if interrupted:
@@ -230,8 +416,8 @@ def test_locked_installs_the_lock_with_hashes_into_a_folder_of_its_own(run_scrip
     assert command_words(run_script("train.sh", cwd=project, PYTHON=sys.executable, LOCKED="1", DRY_RUN="1"))[2] == (
         ".venv-locked/bin/python") and not (project / ".venv-locked").exists()
     done = run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1")
-    assert done.returncode == 0 and ".venv-locked/bin/python -m torch.distributed.run" in done.stdout, done.stderr
-    install = "-m pip install --disable-pip-version-check --quiet --require-hashes --only-binary :all: -r requirements"
+    assert done.returncode == 0 and ".venv-locked/bin/python -m utils.distributed.torchrun" in done.stdout, done.stderr
+    install = "-m pip install --disable-pip-version-check --require-hashes --only-binary :all: -r requirements"
     assert f"{install}.lock" in log.read_text() and not (project / ".venv").exists()
     assert run_script("train.sh", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
     assert log.read_text().count(install) == 1
@@ -252,7 +438,7 @@ def test_an_environment_without_pip_is_recreated(run_script, bare_machine):
     broken.write_text("#!/usr/bin/env bash\nexit 1\n")
     broken.chmod(0o755)
     done = run_script("train.sh", cwd=project, PYTHON=str(python))
-    assert done.returncode == 0 and ".venv/bin/python -m torch.distributed.run" in done.stdout, done.stderr
+    assert done.returncode == 0 and ".venv/bin/python -m utils.distributed.torchrun" in done.stdout, done.stderr
     assert "-m venv --clear .venv" in log.read_text()
 
 
@@ -262,6 +448,85 @@ def test_dry_run_installs_nothing_and_a_missing_python_is_reported(run_script, b
     assert command_words(done)[2] == ".venv/bin/python" and not (project / ".venv").exists()
     done = run_script("train.sh", cwd=project, PYTHON="/no/such/python")
     assert done.returncode == 2 and "Python 3.10 or newer" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_python_with_pytorch_that_lacks_a_small_package_is_named(run_script, bare_machine, tmp_path):
+    """Before PyTorch is installed a second time, which VENV asks for; an installation that was begun is completed."""
+    project, log, bare = bare_machine
+    python = tmp_path / "almost"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || {{ echo ml_collections safetensors; exit; }}
+exec "{bare}" "$@"
+""")
+    python.chmod(0o755)
+    done = run_script("train.sh", cwd=project, PYTHON=str(python))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (project / ".venv").exists()
+    assert "has PyTorch but lacks ml_collections safetensors" in done.stderr and "VENV=.venv bash" in done.stderr
+    assert f"{python} -m pip install -r requirements.txt" in done.stderr
+    assert run_script("train.sh", cwd=project, PYTHON=str(python), VENV=".venv").returncode == 0
+    (project / ".venv" / "installed").unlink()
+    assert run_script("train.sh", cwd=project, PYTHON=str(python)).returncode == 0
+    assert log.read_text().count("pip install") == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(run_script, bare_machine):
+    project, log, python = bare_machine
+    done = run_script("train.sh", cwd=project, PYTHON=str(python), VENV="requirements.txt/venv")
+    assert done.returncode == 2 and "requirements.txt/venv cannot be made in" in done.stderr and "python3-venv" not in done.stderr
+    assert done.stderr.count("\n") == 1 and "-m venv" not in log.read_text()
+
+
+def make_wheel(folder: Path, name: str, version: str, module: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{module}/__init__.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")), reason="for Linux without a GPU")
+def test_the_first_installation_takes_the_build_for_cpus_where_no_gpu_is(tmp_path, bare_machine):
+    """With pip and tiny packages, the CPU build on an index of its own; where that is not reached, the other one."""
+    base = Path(sys.executable).resolve()
+    if not subprocess.run([base, "-c", "import torch"], capture_output=True).returncode:
+        pytest.skip("this Python has PyTorch already")
+    project, _, _ = bare_machine
+    make_wheel(tmp_path / "pypi", "tqdm", "1.0", "tqdm")
+    for name, version in (("torch", "2.15.0"), ("torchvision", "0.30.0")):
+        make_wheel(tmp_path / "pypi", name, version, name)
+        make_wheel(tmp_path / "cpu" / name, name, f"{version}+cpu", name)
+    (project / "requirements.txt").write_text("torch>=2.11\ntorchvision>=0.26\ntqdm\n")
+    (project / "use.sh").write_text("source utils/python.sh\nuse_python requirements.txt torch torchvision tqdm\n")
+    (project / "ask.sh").write_text("source utils/python.sh\nactive=$PYTHON\ncpu_index\n")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "cpu"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    index = f"http://127.0.0.1:{server.server_port}"
+    environment = {name: value for name, value in os.environ.items() if "PIP_" not in name and "proxy" not in name.lower()} | {
+        "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(tmp_path / "pypi"), "PIP_INDEX_URL": f"{index}/nothing",
+        "PATH": "/usr/bin:/bin", "PYTHON": str(base), "VIT_TORCH_CPU_INDEX": index}
+
+    def run(script: str, **variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["bash", "-euo", "pipefail", script], cwd=project, capture_output=True, text=True, timeout=300,
+                              env=environment | variables)
+
+    done = run("use.sh")
+    assert done.returncode == 0 and "with the CPU build of PyTorch" in done.stdout, done.stdout + done.stderr
+    assert "Downloading" in done.stdout and "torch-2.15.0" in done.stdout                # it shows that it lives
+    packages = (project / ".venv").glob("lib/python*/site-packages/torch*.dist-info")
+    assert {path.name for path in packages} == {"torch-2.15.0+cpu.dist-info", "torchvision-0.30.0+cpu.dist-info"}
+    assert run("ask.sh").stdout == f"{index}\n"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n")
+    smi.chmod(0o755)
+    for variables in ({"PATH": f"{tmp_path}:/usr/bin:/bin"}, {"VIT_TORCH_CPU_INDEX": ""}, {"LOCKED": "1"}):
+        assert run("ask.sh", **variables).returncode == 1
+    server.shutdown()
+    server.server_close()
+    assert run("ask.sh").returncode == 1
 
 
 def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_machine):

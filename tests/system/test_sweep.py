@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from miniatures import tree
-from runs import TINY, mark
+from runs import TINY, make_tree, mark
 
 import sweep
 from utils.config import ConfigError
@@ -23,10 +23,20 @@ def error_line(capsys, *argv: str) -> str:
 
 def test_flags_and_the_variables_of_train_sh_are_read(monkeypatch):
     assert sweep.parse(["--learning_rates", "0.3,0.1,0.3", "--seed", "5"]) == ("learning_rate", [0.1, 0.3], ["--seed", "5"])
+    for text in ("0.1 0.3", "0.3,0.1,", " 0.1;\t0.3 ", "0.1, 0.3", "1e-1,0.3"):
+        assert sweep.parse([f"--learning-rates={text}"]) == ("learning_rate", [0.1, 0.3], [])
+    assert sweep.without(["--split-seed", "3", "--eval_train"], "--split_seed") == ["--eval_train"]
     assert sweep.parse([]) == ("learning_rate", [0.001, 0.003, 0.01, 0.03], [])
     monkeypatch.setenv("DATASET", "cifar10")
     monkeypatch.setenv("NAME", "c10")
     assert sweep.flags_of_script(["--num_steps", "5"]) == {"dataset": "cifar10", "name": "c10", "num_steps": 5}
+
+
+def test_a_rate_that_is_there_twice_is_told(capsys):
+    assert sweep.parse(["--learning_rates", "0.01,1e-2,0.1"])[1] == [0.01, 0.1]
+    assert capsys.readouterr().out == "sweep: --learning_rates has 0.01 more than once; it is tried once\n"
+    sweep.parse(["--learning_rates", "0.01,0.1"])
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("name", "value", "words"), [
@@ -39,12 +49,17 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
 
 @pytest.mark.parametrize(("argv", "words"), [
     (["--learning_rates", "0.1,high"], "--learning_rates"), (["--learning_rates", "0"], "--learning_rates"),
-    (["--attention_loss_weights", "-1"], "--attention_loss_weights -1"),
+    (["--attention_loss_weights", "-1"], "--attention_loss_weights -1"), (["--learning_rates", " , "], "holds no number"),
+    (["--lr", "0.1"], "--learning_rate is what a sweep sets itself"), (["--dataset", "CIFAR10"], "Did you mean cifar10?"),
+    (["--pretrained_dir", "vit_base_patch16_224"], "Did you mean imagenet21k/ViT-B_16?"),
     (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
     (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight is what a sweep sets itself"),
     (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"), (["--test", "once"], "--test is"),
-    (["--dataset", "folder", "--data_dir", "no/such"], "no/such")])
-def test_bad_input_is_one_line(capsys, tmp_path, argv, words):
+    (["--dataset", "folder", "--data_dir", "no/such"], "no/such"),
+    (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set: --test_fraction 0.2")])
+def test_bad_input_is_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
+    tree = make_tree(tmp_path_factory.mktemp("data"), splits=("train",))
+    argv = [word.format(tree=tree) for word in argv]
     assert words in error_line(capsys, "--output_dir", str(tmp_path), *argv)
     assert list(tmp_path.iterdir()) == []
 
@@ -192,6 +207,29 @@ def test_a_sweep_over_attention_weights(stub, capsys):
     assert all({"one.pt", "edits"} <= set(call["argv"]) for call in stub())
     printed = capsys.readouterr().out
     assert "attention loss weight" in printed and "is the best" in printed and Path("output/w/sweep.png").exists()
+
+
+def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys, run_train):
+    """The weights of step 1 are compared on its training images otherwise; with the same images held out the sweep runs."""
+    data = tree(Path("data"), {"train/ant": 10, "train/bee": 10, "val/ant": 2, "val/bee": 2})
+    images = ["--dataset", "folder", "--data_dir", data]
+    for name, held_out in (("whole", []), ("part", ["--val_fraction", "0.1"])):
+        assert run_train(*images, *held_out, "--model_type", "ViT-Nano_2", "--num_steps", 1, "--name", name) == 0
+    argv = ["--attention_loss_weights", "0,1", *images, "--attention_edits", "edits", "--name", "w", "--pretrained_dir"]
+    assert error_line(capsys, *argv, "output/whole").endswith(
+        "--pretrained_dir output/whole: that run was trained on 2 of the 2 images that the sweep chooses on: their accuracy says "
+        "little. Train that run again, with the same images held out: --val_fraction 0.1 --split_seed 0\n")
+    assert error_line(capsys, *argv, "output/part", "--val-fraction", "0.3").endswith(
+        "on 4 of the 6 images that the sweep chooses on: their accuracy says little. Hold out the same images as that run: "
+        "--val_fraction 0.1 --split_seed 0\n")
+    assert not Path("output/w").exists()
+    assert sweep.main([*argv, "output/part"]) == 0 and len(stub()) == 3
+    capsys.readouterr()
+    Path("output/old/weight-0.0").mkdir(parents=True)                     # begun by a version that did not look
+    Path("output/old/weight-0.0/log.jsonl").touch()
+    argv[argv.index("w")] = "old"
+    sweep.main([*argv, "output/whole"])
+    assert capsys.readouterr().out.startswith("warning: --pretrained_dir output/whole: that run was trained on 2 of the 2 images")
 
 
 def test_lost_line_of_an_evaluation_is_written_again(stub, capsys):

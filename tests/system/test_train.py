@@ -95,6 +95,31 @@ def test_every_image_by_its_class(run_train, capsys):
     assert f"train accuracy {event['accuracy']:.2%}" in capsys.readouterr().out
 
 
+def test_an_evaluation_does_what_is_typed_alone(run_train, tmp_path, capsys):
+    """Not what the run did at its end, whose tables stay; its own have the checkpoint's name, wherever that is."""
+    assert run_train("--confusion_matrix", "--eval_train", "--eval_every", 2, "--learning_rate", 0.1) == 0
+    model = create_model("ViT-Nano_2", 10)
+    model.load_state_dict(state_of().model)
+    save_npz(model, tmp_path / "other.npz")
+    Path("confusion.csv").write_text("mine")
+    before = {path: path.read_bytes() for path in Path(".").rglob("*.csv")}
+    capsys.readouterr()
+    assert run_train("--eval_only", "--resume_path", "output/digits/best.pt") == 0
+    printed = capsys.readouterr().out
+    best = load_state("output/digits/best.pt").step
+    assert printed.startswith(f"evaluating output/digits/best.pt (step {best})\n") and "resuming" not in printed
+    assert "train accuracy" not in printed and "wrote" not in printed and "changed:" not in printed
+    for start, folder, name in ((["--resume_path", "output/digits/best.pt"], "output/digits", "best"),
+                                (["--resume_path", "output/digits"], "output/digits", "step-00000004"),
+                                (["--pretrained_dir", "output/digits"], "output/digits", "best"),
+                                (["--pretrained_dir", tmp_path / "other.npz"], "output", "other")):
+        assert run_train("--eval_only", *start, "--confusion_matrix") == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("evaluating ") and printed.endswith(
+            f"  wrote {folder}/confusion-{name}.csv\n  wrote {folder}/per_class-{name}.csv\n")
+    assert before == {path: path.read_bytes() for path in before} and len(list(Path(".").rglob("*.csv"))) == len(before) + 6
+
+
 def test_picture_without_room_does_not_cost_the_last_words(run_train, monkeypatch, capsys):
     def no_room(figure, path):
         raise StorageError(f"cannot write {path} (No space left on device)")
@@ -328,8 +353,7 @@ def test_other_classes_are_refused(run_train, capsys):
     for flags, words in (([*FOLDER, "--eval_only", "--pretrained_dir", "output/r"], "not the same task"),
                          ([*hard, "output/r", "--dataset", "folder", "--data_dir", "tree"], "not the same task"),
                          ([*hard, "no/such"], "no/such"), ([*hard, "empty"], "no intact checkpoint"),
-                         ([*hard, "page.pt"], "page.pt"), ([*hard, "output/grey"], "takes grey images"),
-                         ([*hard, "imagenet21k/ViT-B_16"], "a run folder or a checkpoint of this project")):
+                         ([*hard, "page.pt"], "page.pt"), ([*hard, "output/grey"], "takes grey images")):
         capsys.readouterr()
         assert run_train(*flags, "--name", "s") == 2, flags
         printed = capsys.readouterr().err
@@ -337,10 +361,16 @@ def test_other_classes_are_refused(run_train, capsys):
     assert not Path("output/s").exists()
 
 
-def test_wrong_flags_are_refused_before_torch_is_loaded():
-    code = "import sys, train; code = train.main(['--nonsense']); sys.exit(1 if 'torch' in sys.modules else code)"
+def test_wrong_flags_and_names_are_refused_before_torch_is_loaded():
+    wrong = [["--nonsense"], ["--batch-size", "8"], ["--dataset", "CIFAR10"], ["--model", "vit_base_patch16_224"],
+             ["--pretrained_dir", "google/vit-base-patch16-224"], ["--recipe", "MAE"]]
+    code = (f"import sys, train; codes = {{train.main(words) for words in {wrong}}}; "
+            "sys.exit(1 if 'torch' in sys.modules else max(codes))")
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(wrong) and [line.partition("Did you mean ")[2].partition("?")[0] for line in lines] == [
+        "", "", "cifar10", "ViT-B_16", "imagenet21k/ViT-B_16", "mae"]
 
 
 def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
@@ -352,4 +382,23 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
     assert "parameters from output/r/best.pt; fresh: head.bias, head.weight" in capsys.readouterr().out
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *own, 4) == 2
-    assert "use --num_heads 8" in capsys.readouterr().err
+    assert "a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+    assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2
+    assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+
+
+def test_what_the_data_are_taken_as_is_printed_and_they_are_trained_and_evaluated(run_train, capsys):
+    make_tree(Path("tree/pets"), splits=("Train", "Testing"))
+    Path("tree/pets/Train/ant/x.avif").touch()
+    flags = [*FOLDER, "--num_steps", 2]
+    assert run_train(*flags) == 0
+    printed = capsys.readouterr().out
+    assert "taken: pets/Train/ to train on, pets/Testing/ to test on (in tree)\nbest.pt is chosen on the test set" in printed
+    assert "warning: left out for their ending: 1 .avif" in printed
+    Path("tree/pets/Train").rename("train_of_tree")
+    assert run_train(*flags) == 2 and "holds Testing/ (2 folders) but no train/" in capsys.readouterr().err
+    assert run_train("--eval_only", "--resume_path", "output/folder") == 0
+    assert "data: folder, 2 classes, 12 test\ntaken: pets/Testing/ to evaluate" in capsys.readouterr().out
+    assert run_train(*flags, "--data_dir", "train_of_tree", "--val_fraction", 0.25, "--test", "never", "--name", "share") == 0
+    assert "12 images to train on" not in (printed := capsys.readouterr().out) and "val accuracy" in printed
+    assert [event["split"] for event in events_of("output/share", ("eval",))] == ["val", "val"]

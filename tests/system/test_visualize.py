@@ -208,7 +208,10 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     model = models.create_model("ViT-Nano_2", 1000)
     torch.nn.init.normal_(model.head.weight)
     models.save_timm(model, tmp_path / "some.safetensors")
-    subject = ["rollout", "--checkpoint", "some.safetensors", "--model_type", "ViT-Nano_2", "--image", photo]
+    subject = ["rollout", "--checkpoint", "some.safetensors", "--image", photo]
+    assert len(draw(figures, *subject).axes) > 0                       # the file tells what it is
+    figures.clear()
+    subject += ["--model_type", "ViT-Nano_2"]
     figure = draw(figures, *subject, "--img_size", "8x12")
     assert list(figures) == ["output/pictures/rollout-photo.png"]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (8, 12, 3)
@@ -219,8 +222,24 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     np.testing.assert_array_equal(resized.axes[0].images[0].get_array(), expected)
 
 
+def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tmp_path):
+    """Upright; as it is stored where the run was begun before orientations were followed."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((40, 30, 3), np.uint8)
+    pixels[:10] = 255                                          # its top, which turns to the right
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    for number, exif_of_run in enumerate(("follow", "off")):
+        folder = save_run(Path(f"output/{number}"), dataset="folder", exif=exif_of_run, intensity_range=(0, 65535), alpha="white")
+        shown = np.asarray(draw(figures, "rollout", "--checkpoint", folder, "--image", "phone.jpg").axes[0].images[0].get_array())
+        bright = shown[..., 0] > 128
+        assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off")
+    shown = np.asarray(draw(figures, "rollout", "--image", "phone.jpg").axes[0].images[0].get_array())
+    assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
+
+
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
-    for name in ("a.png", "a.jpg", "sub/b.png"):
+    for name in ("a.png", "a.jpg", "sub/b.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png"):
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (10, 200, 30)).save(tmp_path / "pics" / name)
     assert visualize.main(["rollout", "--image", "pics", "pics/a.png", "--output", "there"]) == 0
@@ -307,7 +326,7 @@ BAD = {
     "no picture": ("", "PICTURE"),
     "another picture": ("portrait", "invalid choice"),
     "an option of another picture": ("position --layer 1", "--layer"),
-    "no such checkpoint": ("attention --checkpoint nowhere", "no checkpoint at nowhere"),
+    "no such checkpoint": ("attention --checkpoint nowhere", "--checkpoint nowhere: no such file or folder"),
     "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
     "no image": ("attention --image nothing.png", "no such file or folder"),
     "a folder without images": ("attention --image empty", "no images"),
@@ -318,8 +337,8 @@ BAD = {
     "no CaiT": ("class-attention --images 1", "CaiT"),
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),
-    "a file without its model": ("attention --checkpoint some.npz", "--model_type"),
-    "no data of its own": ("attention --checkpoint some.npz --model_type ViT-Nano_2", "add --image"),
+    "a file without its heads": ("attention --checkpoint some.pth --image text.png", "Add --num_heads"),
+    "no data of its own": ("attention --checkpoint some.npz", "add --image"),
     "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run has its own"),
     "no log": ("curves --checkpoint empty", "no run with steps"),
     "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
@@ -335,6 +354,7 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
+    models.save_timm(models.create_model("ViT-Nano_2", 3, hidden_size=40), tmp_path / "some.pth")
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
     printed = capsys.readouterr()

@@ -148,3 +148,20 @@ def test_write_confusion(tmp_path):
     assert matrix == [["true \\ predicted", "cat", "a, b", 'the "dog"'],
                       ["cat", "3", "1", "0"], ["a, b", "0", "0", "0"], ['the "dog"', "2", "0", "5"]]
     assert per_class == [["class", "images", "accuracy"], ["cat", "4", "0.7500"], ["a, b", "0", ""], ['the "dog"', "7", "0.7143"]]
+
+
+def test_tables_of_a_checkpoint_replace_no_other(tmp_path):
+    """The same evaluation again writes the same files; another one, such as of other images, gets a number."""
+    one, two = torch.eye(2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.int64)
+
+    def written(confusion, *label) -> list[str]:
+        return [file.name for file in write_confusion(tmp_path, confusion, ["a", "b"], *label)]
+
+    assert written(one) == ["confusion.csv", "per_class.csv"]
+    before = (tmp_path / "confusion.csv").read_bytes()
+    for _ in range(2):
+        assert written(two, "best") == ["confusion-best.csv", "per_class-best.csv"]
+    assert written(one, "best") == ["confusion-best-2.csv", "per_class-best-2.csv"]
+    assert written(2 * one, "best") == ["confusion-best-3.csv", "per_class-best-3.csv"]
+    assert before == (tmp_path / "confusion.csv").read_bytes() == (tmp_path / "confusion-best-2.csv").read_bytes()
+    assert written(two) == ["confusion.csv", "per_class.csv"]                 # a run that went on has a new end

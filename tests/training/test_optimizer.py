@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import reference_door
 from utils.training.optimizer import (
     OptimizerError,
     build_optimizer,
@@ -289,6 +290,20 @@ def test_every_update_has_the_rate_of_the_reference(decay, warmup, total, peak):
             expected = max(0.0, 0.5 * (1 + math.cos(math.pi * progress)) if decay == "cosine" else 1 - progress)
         assert lr_multiplier(number, warmup, total, decay) == expected
     assert lr_multiplier(5, 5, 5, decay) == 1                  # warm-up all the way
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_few_updates_all_learn(decay):
+    """From 10 on the rates are those of runs begun before; of a shorter run the last update would learn nothing."""
+    for total in range(1, 10):
+        for warmup in range(total + 1):
+            rates = [lr_multiplier(update, warmup, total, decay) for update in range(1, total + 1)]
+            assert min(rates) > 0 and max(rates) == 1, (total, warmup, rates)
+            assert rates == [reference_door.learning_rates(decay, warmup, total, 1.0)[number] for number in range(total)]
+            before = [lr_multiplier(update, warmup, total, decay, ends_at_floor=True) for update in range(1, total + 1)]
+            assert before[-1] == (1 if warmup == total else 0)
+    assert lr_multiplier(1, 0, 2, "cosine", ends_at_floor=True) == pytest.approx(0.5)
+    assert lr_multiplier(10, 0, 10, decay) == 0
 
 
 def test_floor_is_that_of_mae():

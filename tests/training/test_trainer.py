@@ -120,6 +120,18 @@ def test_requests_and_replaced_images_are_reported(exact):
     assert ordinary.requests == Requests(0, 0, 0) and ordinary.replaced == ()
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_step_that_is_given_up_changes_nothing(exact, late):
+    asked = iter([False] * 3 + [False, True])           # in the second step, after two of its four micro-batches
+    setup, whole = (Setup(exact=exact, late=late, micro_steps=4, ema_decay=0.5, **more)
+                    for more in ({"stop": lambda: next(asked)}, {}))
+    steps = setup.run(2, flush=False)
+    assert [step.step for step in steps] == [1] and setup.trainer.step == setup.trainer.progress.updates == 1
+    whole.run(1)
+    assert setup.state() == whole.state() and steps[0].loss == Setup(exact=exact, micro_steps=4).losses(1)[0]
+
+
 @pytest.mark.parametrize("fixed", [0.0, 8.0])
 def test_clipping_sees_unscaled_gradients(fixed):
     """Clipping scaled gradients would make the update 65,536 times too small, without any error."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -13,17 +14,25 @@ import configs
 from models import ModelError
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
+from models.create import match_row
 from utils import distributed
-from utils.config import FLAGS, Facts, Saved, Sources
-from utils.data.datasets import open_splits
+from utils.config import FLAGS, ConfigError, Facts, Saved, Sources, before
+from utils.data.classes import ClassRule, two_orders
+from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
+from utils.data.device_cache import cached_bytes
+from utils.data.layouts import HELD_OUT, TRAIN
+from utils.data.reading import Reading
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
+from utils.device import total_memory
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
 from utils.run.checkpoint import RunCheckpoint, RunState
 from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
-ROOT = Path(__file__).resolve().parents[2]
+from .leakage import start_run, warning_of_seen
+from .opened import ROOT, HeadsUnknown, Opened, find_weights, open_model, preferred_row
+
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
 
@@ -47,6 +56,8 @@ class Found:
     splits: Splits
     start: OpenedCheckpoint | None    # the file that --pretrained_dir means; None: from scratch, or a resumed run
     fingerprint: str                  # of the training images: their names and targets
+    seen: str = ""                    # the warning that the start weights were trained on held-out images
+    teacher: Opened | None = None     # what --teacher means
 
 
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
@@ -80,26 +91,77 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every rank."""
-    splits = distributed.local_main_first(ranks, lambda: open_splits(
-        sources.dataset, sources.data_dir, val_fraction=sources.val_fraction, test_fraction=sources.test_fraction,
-        split_seed=sources.split_seed, strata=SINGLE_LABEL.strata))
+    """Opens the teacher, the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every
+    rank.
+
+    A checkpoint's names decide the order of the classes, and its run how images are read; so do those of a start whose head is
+    kept, which is opened first.
+    """
+    teacher = start = head_classes = None
+    if sources.teacher:
+        teacher = distributed.local_main_first(ranks, lambda: open_teacher(sources))
+    if saved is None and sources.head == "keep":
+        start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
+    splits = distributed.local_main_first(ranks, lambda: open_data(sources, saved, start))
     print_of_train = fingerprint(splits.train)
-    seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train)
+    seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train, splits.reading)
     if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
-        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes or numbers of images differ)")
-    start = head_classes = None
-    if saved is None:
+        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes, numbers of images, or what of "
+                        "them decides how they are read)")
+    if saved is None and start is None:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
+    start_row = start and start.settings is None and read_row(start, sources)
+    memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
-        train_images=len(splits.train), num_classes=len(splits.classes), test_is_val=splits.test is splits.val,
+        train_images=len(splits.train), num_classes=len(splits.classes),
+        test_is_val=splits.test is splits.val and splits.val_name == "test",
+        reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
-        start_settings=start and start.settings, start_head_classes=head_classes,
-        start_path=start and str(start.path),
-        device_type=ranks.device.type, native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
-    return Found(facts, splits, start, print_of_train)
+        start_settings=start and start.settings, start_row=start_row or None, start_head_classes=head_classes,
+        start_path=start and str(start.path), start_names_classes=bool(start and start.class_names),
+        class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
+        device_type=ranks.device.type, memory=memory, cached_images=cached_bytes(splits.train),
+        teacher_parameters=teacher.parameters if teacher else 0,
+        native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
+    run = start_run(start.path) if ranks.is_main and start and start.settings is not None else None
+    seen = warning_of_seen(run[1], start.path, sources, splits) if run else ""
+    return Found(facts, splits, start, print_of_train, seen, teacher)
+
+
+def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None = None) -> Splits:
+    """The splits, under the names of the checkpoint or of the start whose head is kept. Raises DataError.
+
+    What a run held out of its own images is no part of an evaluation on others.
+    """
+    names = saved.state.classes if saved else (start and start.class_names) or ()
+    rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
+    shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
+    opened = functools.partial(open_splits, sources.dataset, sources.data_dir, split_seed=sources.split_seed,
+                               strata=SINGLE_LABEL.strata, rule=rule, need=HELD_OUT if sources.eval_only else TRAIN,
+                               reading=reading_of(sources, start), **columns_of(vars(sources)))
+    splits = opened(**shares)
+    if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
+        return splits
+    own = {name: saved.state.config.get(name, 0.0) for name in ("data_dir", *shares)}
+    if own == {"data_dir": sources.data_dir} | shares or shares != {name: own[name] for name in shares} or (
+            saved.state.data in ("", fingerprint(splits.train))):
+        return splits
+    with contextlib.suppress(DataError):                 # where nothing else is held out
+        splits = opened()
+        splits = dataclasses.replace(splits, notes=(*splits.notes, "these are not the images of the run, so that no fraction of "
+                                                    "them is drawn (--val_fraction, --test_fraction)"))
+    return splits
+
+
+def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
+    """How the images are to be read, as far as that is known: as a run of ours read them whose head is kept, for its task."""
+    reading = Reading.of(vars(sources))
+    if start is not None and start.settings is not None and sources.head == "keep":
+        of_run = Reading.of(before() | start.settings)
+        reading = reading.replace(**{name: getattr(of_run, name) for name in reading.unknown})
+    return reading
 
 
 def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
@@ -117,6 +179,27 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
     if start == "none":
         return None
     if start != "auto":
-        return OpenedCheckpoint(find_checkpoint(folder.resolve_checkpoint(start)))
+        return OpenedCheckpoint(find_weights(start))
     default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
     return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
+
+
+def open_teacher(sources: Sources) -> Opened:
+    """Raises ConfigError, ModelError or CheckpointError."""
+    try:
+        return open_model(sources.teacher, flag="--teacher")
+    except HeadsUnknown as error:
+        if sources.num_heads is None:
+            raise ConfigError(f"{error} (of the student, and of such a teacher), or fine-tune it first, and give the run's "
+                              "folder") from error
+        return open_model(sources.teacher, num_heads=sources.num_heads, flag="--teacher")
+
+
+def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
+    """What a file of another program tells of its model: settings by name, and whether it says its image size in words.
+
+    Raises ModelError.
+    """
+    name, keys = match_row(start, preferred_row(sources.start) or sources.model_type)
+    told = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
+    return {"model_type": name, **keys, **told, **start.view, "names_img_size": "img_size" in start.file.described.row}

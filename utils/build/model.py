@@ -9,22 +9,34 @@ from torch import Tensor
 import configs
 from models import create_model
 from models.base import ImageTransformer
+from models.checkpoints.load import checked_finite
 from utils import distributed
-from utils.config import SIZES, Config, ConfigError, describe_length, model_overrides
-from utils.config.records import CHECKPOINT, DEFAULT
+from utils.config import (
+    SIZES,
+    Config,
+    ConfigError,
+    describe_length,
+    describe_micro_steps,
+    length_warnings,
+    model_overrides,
+)
+from utils.config.records import CHECKPOINT, DEFAULT, START
+from utils.data.classes import first_names
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
 
 from .find import Found, SavedRun
+from .opened import Opened
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A model on its device, and the number types that it computes with."""
+    """A model on its device, the number types that it computes with, and the teacher that it learns from."""
 
     model: ImageTransformer
     precision: Precision
+    teacher: Opened | None = None
 
     def normalize(self, images: Tensor) -> Tensor:
         """images (B, C, height, width) of 0..255 on the device -> the model's input"""
@@ -54,7 +66,7 @@ def build_model(config: Config, found: Found, saved: SavedRun | None, ranks: Ran
         compile_model(model, ranks.device)
     if ranks.is_main:
         _print_introduction(config, found, saved, ranks, model, f"{precision.name} ({why})")
-    return Built(model, precision)
+    return Built(model, precision, found.teacher)
 
 
 def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransformer:
@@ -63,12 +75,17 @@ def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransf
     if saved is None:
         return create_model(config.model_type, classes, config.img_size, found.start, config.head, **model_overrides(config))
     model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size, initialise=False)
-    model.load_state_dict((saved.state.ema if config.eval_only else {}) or saved.state.model)
+    weights = (saved.state.ema if config.eval_only else {}) or saved.state.model
+    for name, value in weights.items():
+        checked_finite(value, name, saved.opened.path)
+    model.load_state_dict(weights)
     return model
 
 
 def _check_classes(config: Config, model: ImageTransformer, found: Found) -> None:
     known, own = list(model.load_report.classes), list(found.splits.classes)
+    if config.dataset == "imagenet" and found.start.settings is None:
+        return                              # other programs spell its 1000 names otherwise, in the same order
     if known not in ([], own):
         raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({', '.join(known[:3])}, ...) are not those of "
                           f"the data ({', '.join(own[:3])}, ...). This is not the same task: give other weights, or --head zero")
@@ -97,14 +114,24 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
              else f"CPU with {torch.get_num_threads()} threads")
     print(f"device: {ranks.size} x {place}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
-    print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {len(splits.train)} images to train on, "
-          f"{len(splits.val)} {splits.val_name}"
+    trained = f"{len(splits.train)} images to train on, " if len(splits.train) else ""
+    print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {trained}{len(splits.val)} {splits.val_name}"
           + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+    for note in splits.notes:
+        print(note)
+    if config.eval_only and not (saved or found.facts.start_names_classes):
+        numbers = first_names([str(label) for label in range(len(splits.classes))])
+        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model: {config.model_type} at {size} px, {count:,} parameters\nweights: {_source_of_weights(config, saved, model)}",
-          flush=True)
+    sizes = [f"{key} {getattr(config, key)}" for key in SIZES if config.source(key) == START and getattr(config, key) is not None]
+    other = f" with {', '.join(sizes)}" if sizes and found.facts.start_row else ""
+    print(f"model: {config.model_type}{other} at {size} px, {count:,} parameters\n"
+          f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
-        print(f"length: {describe_length(config, found.facts)}", flush=True)
+        print("\n".join([f"length: {describe_length(config, found.facts)}", *filter(None, [describe_micro_steps(
+            config, found.facts)]), *length_warnings(config, found.facts)]), flush=True)
+    if found.seen:
+        print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)

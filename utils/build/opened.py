@@ -7,19 +7,27 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
-from models import create_model, load_model
+from models import WeightsError, create_model, load_model
 from models.base import ImageTransformer
+from models.checkpoints.described import is_weights_folder
 from models.checkpoints.opened import OpenedCheckpoint
-from models.checkpoints.published import find_checkpoint
+from models.checkpoints.published import find_checkpoint, published_name, require_published
+from models.create import match_row
 from utils.config import ConfigError, before
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
+from utils.data.reading import FIND, Reading
+from utils.files import where_looked
 from utils.run.checkpoint import read_header
 from utils.run.folder import resolve_checkpoint
 
-from .find import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = "assets/ViT-Nano_2-letters.npz"
+NO_RUN = before() | vars(FIND)         # settings of a model that no run has trained
+
+
+class HeadsUnknown(ConfigError):
+    """Raised for a file of a size of its own, which does not tell how many attention heads it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +40,21 @@ class Opened:
     title: str
     has_data: bool                    # the settings name the data set of a run
     path: Path | None = None          # None: the embedded model
+    named: bool = True                # the classes have the names of the file, not numbers or ImageNet's
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @functools.cached_property
     def transform(self) -> Callable:
         """PIL image -> uint8 (C, height, width), as the model was evaluated"""
         return eval_transform(self.model, self.settings)
+
+    @property
+    def reading(self) -> Reading:
+        """How an image file is read for the model; fields are "auto" where it is no run's"""
+        return Reading.of(self.settings)
 
     @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:
@@ -49,47 +67,51 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
                                      crop=settings["eval_crop"])
 
 
-def open_run(what: str | Path, flag: str = "--checkpoint") -> Opened:
-    """The model of a run folder or of a checkpoint of a run. `flag`: what the user typed it after.
+def find_weights(what: str | Path) -> Path:
+    """The file that a path means: of a run folder its best checkpoint, of a folder of timm or transformers its weights, or of a
+    published name. Raises WeightsError or CheckpointError."""
+    if not Path(what).exists():
+        try:
+            require_published(what)
+        except WeightsError as error:
+            raise WeightsError(f"{error}{where_looked(what)}") from error
+    return find_checkpoint(what if is_weights_folder(what) else resolve_checkpoint(what))
 
-    Raises ConfigError, WeightsError or CheckpointError.
-    """
-    path = Path(resolve_checkpoint(what))
-    if not path.is_file():
-        raise ConfigError(f"{flag} {what}: no such file. Give a run folder or a checkpoint of this project")
-    with OpenedCheckpoint(path) as file:
-        if file.settings is None:
-            raise ConfigError(f"{flag} {what}: not a checkpoint of a run of train.py. Fine-tune it first, and give the run's "
-                              "folder")
-        return _of_run(file)
+
+def preferred_row(what: str) -> str:
+    """How the name of the row begins that a published name means, where the shapes in its file are those of others too."""
+    folder = "" if Path(what).exists() else (published_name(what) or "").partition("/")[0]
+    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder, "")
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
-               interpolation: str | None = None, eval_crop: float | None = None) -> Opened:
-    """A run folder, a checkpoint file of a run, or any other file or published name with its model_type; None: the embedded one.
+               num_heads: int | None = None, interpolation: str | None = None, eval_crop: float | None = None,
+               flag: str = "--checkpoint") -> Opened:
+    """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    Raises ConfigError, WeightsError or CheckpointError.
+    model_type, img_size, num_heads: of a file that is no run, in place of what it tells. `flag`: what the user typed it after.
+    Raises ConfigError, ModelError or CheckpointError.
     """
-    typed = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
+    view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
+    typed = {name: value for name, value in (("model_type", model_type), ("img_size", img_size), ("num_heads", num_heads))
+             if value is not None}
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
-            file = stack.enter_context(OpenedCheckpoint(find_checkpoint(resolve_checkpoint(what))))
-        if (model_type or img_size or typed) and (file is None or file.settings is not None):
-            raise ConfigError("--model_type, --img_size, --interpolation and --eval_crop only have an effect with a --checkpoint "
-                              "that is no run: a run has its own. Omit them")
+            try:
+                file = stack.enter_context(OpenedCheckpoint(find_weights(what)))
+            except WeightsError as error:
+                raise ConfigError(f"{flag}: {error}") from error
+        if (typed or view) and (file is None or file.settings is not None):
+            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation and --eval_crop only have an effect with "
+                              f"a {flag} that is no run: a run has its own. Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
-            return Opened(model, tuple(string.ascii_uppercase), before() | {"dataset": "digits"}, title, True)
+            return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
         if file.settings is not None:
             return _of_run(file)
-        if model_type is None:
-            raise ConfigError(f"--checkpoint {what}: not a checkpoint of a run, which would name its model. Add --model_type, "
-                              "such as ViT-B_16")
-        model = create_model(model_type, img_size=img_size, pretrained=file, head="keep").eval()
-        names = imagenet_names() if model.num_classes == 1000 else map("class {}".format, range(model.num_classes))
-        return Opened(model, tuple(names), before() | typed, f"{model_type}, {what}", False, file.path)
+        return _of_other(file, f"{flag} {what}", typed, view)
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
@@ -97,3 +119,22 @@ def _of_run(file: OpenedCheckpoint) -> Opened:
     name, step = run.get("name") or file.path.parent.name, read_header(file.path).step
     title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
     return Opened(model, tuple(model.classes), before() | run, title, True, file.path)
+
+
+def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict) -> Opened:
+    """The model that the file is of, or the one that is typed; without a head, where the file has none, of one class."""
+    name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
+    size = typed.get("img_size", file.row.get("img_size") if name is None else None)
+    if name is None:
+        name, keys = match_row(file, preferred_row(what.partition(" ")[2]), typed.get("num_heads"))
+        if "hidden_size" in keys and "num_heads" not in keys:
+            raise HeadsUnknown(f"{what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing in it "
+                               "tells how many attention heads it has. Add --num_heads")
+    has_head = file.layout.has("head.weight")
+    model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
+    names = file.class_names
+    model.classes = names or (imagenet_names() if model.num_classes == 1000 else
+                              [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
+    title = f"{name}, {what.partition(' ')[2]}"
+    settings = NO_RUN | {"model_type": name} | file.view | view
+    return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

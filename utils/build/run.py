@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import distributed, process
+from utils import distributed, launch
 from utils.config import Config, as_command, changes
 from utils.config.records import FLAG
 from utils.distributed import Ranks
 from utils.process import StopSignal
 from utils.run import folder
-from utils.run.checkpoint import CheckpointError
+from utils.run.checkpoint import RULES, CheckpointError
 from utils.run.loggers import check_wandb
 from utils.run.run import Run
 from utils.training.trainer import Trainer
@@ -41,7 +41,8 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
         return
     for reason in saved.opened.skipped.values():
         print(f"warning: {reason}; going back to the checkpoint before it")
-    print(f"resuming {saved.opened.path} at step {saved.state.step} of {config.num_steps}")
+    path, step = saved.opened.path, saved.state.step
+    print(f"evaluating {path} (step {step})" if config.eval_only else f"resuming {path} at step {step} of {config.num_steps}")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 
@@ -76,12 +77,13 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     ranks = run.ranks
     where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
-    if ranks.is_main and (place := process.launch_file("folder")) is not None:
+    if ranks.is_main and (place := launch.launch_file("folder")) is not None:
         place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),
-                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached}
+                "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached,
+                "rules": run.state.rules if run.state else RULES}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
                                                      settings):

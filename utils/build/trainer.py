@@ -27,13 +27,12 @@ from utils.training.trainer import Trainer
 
 from .data import Data
 from .model import Built
-from .opened import open_run
 
 
 def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: Built, data: Data,
-                  requests: Callable[[], Requests] = Requests) -> Trainer:
+                  requests: Callable[[], Requests] = Requests, stop: Callable[[], bool] = lambda: False) -> Trainer:
     """With the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of this process, asked
-    at the end of a step. Raises ConfigError on every rank."""
+    at the end of a step; `stop`: of all, asked between micro-batches. Raises ConfigError on every rank."""
     model, precision = built.model, built.precision
     optimizer = build_optimizer(config, model, ranks)
     scaler = LossScaler(precision, ranks.device, config.loss_scale)
@@ -57,15 +56,16 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         reducer = ExactReducer(model, ranks)
     return Trainer(
         _wrap(config, built, data.sampler.micro_size, ranks), optimizer, criterion, scaler, precision, ranks, built.normalize,
-        build_step_settings(config), ema=ema, reducer=reducer, progress=progress, requests=requests)
+        build_step_settings(config, state), ema=ema, reducer=reducer, progress=progress, requests=requests,
+        stop=stop)
 
 
-def build_step_settings(config: Config) -> StepSettings:
+def build_step_settings(config: Config, state: RunState | None = None) -> StepSettings:
     peak = config.learning_rate
     schedule = functools.partial(
         optim.lr_multiplier, warmup=config.warmup_steps, total=config.num_steps, decay=config.decay_type,
         floor=config.min_learning_rate / peak if peak else 0.0, start=config.warmup_learning_rate / peak if peak else 0.0,
-        milestones=config.decay_milestones or ())
+        milestones=config.decay_milestones or (), ends_at_floor=True if state and state.rules < 2 else None)
     return StepSettings(batch_size=config.train_batch_size, micro_steps=config.gradient_accumulation_steps,
                         max_grad_norm=config.max_grad_norm, seed=config.seed, non_finite=config.non_finite,
                         schedule=lambda update: peak * schedule(update))
@@ -114,18 +114,21 @@ def _class_weights(config: Config, data: Data, device: torch.device) -> Tensor |
 
 def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Callable[[Tensor], Tensor]:
     """-> images (B, C, height, width) of 0..255, as the student gets them -> the teacher's logits (B, classes)"""
-    path, precision, splits = config.teacher, built.precision, data.splits
-    opened = distributed.local_main_first(ranks, lambda: open_run(path, "--teacher"))
+    path, precision, splits, opened = config.teacher, built.precision, data.splits, built.teacher
     teacher = opened.model.to(ranks.device, precision.weights).eval()
-    if ranks.is_main:
-        print(f"teacher: {path}, {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
-    if list(opened.classes) != list(splits.classes):
+    known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
+    if len(opened.classes) != len(splits.classes) or (known and sorted(opened.classes) != sorted(splits.classes)):
         raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
                           f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
                           "the same task: give another teacher")
+    order = [list(opened.classes).index(name) for name in splits.classes] if known else range(len(splits.classes))
     channels = teacher.config.in_channels
     if channels not in (built.model.config.in_channels, 3):
         raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
+    if ranks.is_main:
+        taken = ", ".join(splits.classes[:3])
+        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}, ..."
+        print(f"teacher: {path}, {opened.parameters:,} parameters, {teacher.config.num_heads} attention heads{unnamed}")
 
     @torch.no_grad()
     def teach(images: Tensor) -> Tensor:
@@ -133,7 +136,8 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
         if images.shape[-2:] != teacher.img_size:
             images = F.interpolate(images, teacher.img_size, mode="bilinear", antialias=True)
         with precision.autocast(ranks.device):
-            return teacher(normalize(images, teacher.config.mean, teacher.config.std, precision.weights))
+            logits = teacher(normalize(images, teacher.config.mean, teacher.config.std, precision.weights))
+        return logits if list(order) == sorted(order) else logits[:, order]
 
     return teach
 

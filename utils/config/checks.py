@@ -7,7 +7,7 @@ everything is known.
 from collections.abc import Callable
 
 from .flags import FLAGS, SETTINGS
-from .records import Facts
+from .records import FLAG, Facts, Values
 from .types import ConfigError
 
 
@@ -31,7 +31,7 @@ CONFLICTS: tuple[tuple[Callable[[dict], object], str], ...] = (
     (lambda v: v["decay_type"] == "step" and not v["decay_milestones"],
      "--decay_type step needs --decay_milestones, such as 200,300,400"),
     (lambda v: v["distillation"] != "none" and v["teacher"] is None,
-     "--distillation {distillation} needs a --teacher: a run folder or a checkpoint of this project"),
+     "--distillation {distillation} needs a --teacher: a run folder or a checkpoint file"),
     (lambda v: v["attention_edits"] and v["eval_only"],
      "--attention_edits trains attention, and --eval_only trains nothing. Omit one."),
     (lambda v: v["attention_edits"] and (v["randaugment_ops"] or v["mixup_alpha"] or v["cutmix_alpha"]),
@@ -105,16 +105,23 @@ def check_exact(values: dict, ranks: int, saved_micro_batches: int | None = None
 
 def check_facts(values: dict, facts: Facts) -> None:
     """What the settings demand of the data."""
-    if values["test"] == "never" and facts.test_is_val:
+    if values["test"] == "never" and facts.test_is_val and facts.train_images:
         raise ConfigError("--test never leaves nothing to evaluate: hold some of train out (--val_fraction 0.1)")
     weights = values["class_weights"]
     if weights not in ("none", "balanced") and not values["eval_only"] and len(weights.split(",")) != facts.num_classes:
         raise ConfigError(f"--class_weights has {len(weights.split(','))} numbers, the data have {facts.num_classes} classes")
 
 
-def check_head(values: dict, facts: Facts) -> None:
-    """A head that is kept must have the classes of the data."""
-    if values["head"] != "keep" or facts.start_head_classes == facts.num_classes:
+def check_head(values: Values, facts: Facts) -> None:
+    """A head that is kept must have the classes of the data, and their order must be known."""
+    if values["head"] != "keep":
+        return
+    if facts.start_head_classes == facts.num_classes:
+        if facts.class_orders and not facts.start_names_classes and values.sources["class_order"] != FLAG:
+            number, text = facts.class_orders
+            raise ConfigError(f"--class_order: the head of {facts.start_path} does not name its classes, and those of the data "
+                              f"have two orders. Add --class_order text ({text}) if the head was trained with torchvision's "
+                              f"ImageFolder, as most are, or --class_order number ({number})")
         return
     why = "--eval_only" if values["eval_only"] else "--attention_edits" if values["attention_edits"] else "--head keep"
     other = "--resume_path output/NAME, or " if values["eval_only"] else ""

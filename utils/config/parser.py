@@ -3,20 +3,48 @@
 import argparse
 import itertools
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 
 from .flags import FLAGS, SETTINGS, Flag
 from .recipes import decides
 from .records import Config
 from .retired import RETIRED, advise
+from .spelling import did_you_mean, respell, suggest_flag
 from .types import METAVARS, ConfigError, to_text
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError in place of printing the usage."""
+    """Raises ConfigError in place of printing the usage. Takes flags under their aliases and with hyphens, and suggests names."""
 
     def error(self, message: str):
         raise ConfigError(f"{message.removeprefix('argument ')} (python {self.prog} --help lists the flags)")
+
+    def parse_args(self, args=None, namespace=None):
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            suggestion = next(filter(None, (suggest_flag(word, self._options(shown=True)) for word in unknown)), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion and '.' + suggestion}")
+        return values
+
+    def parse_known_args(self, args=None, namespace=None):
+        return super().parse_known_args(respell(sys.argv[1:] if args is None else args, self._options()), namespace)
+
+    def _options(self, shown: bool = False) -> set[str]:
+        """`shown`: those that --help lists, of the subcommands too."""
+        actions = list(self._actions)
+        if shown:
+            below = [parser for action in actions if isinstance(action, argparse._SubParsersAction)
+                     for parser in action.choices.values()]
+            actions += [action for parser in below for action in parser._actions]
+        return {option for action in actions if not (shown and action.help == argparse.SUPPRESS)
+                for option in action.option_strings}
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            suggestion = did_you_mean(str(value), action.choices)
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}" + (
+                f".{suggestion}" if suggestion else f" (choose from {', '.join(map(str, action.choices))})"))
 
 
 def parse(argv: list[str], prog: str = "train.py", names: Iterable[str] | None = None, description: str | None = None,
@@ -47,6 +75,8 @@ def _add_flags(parser: argparse.ArgumentParser, rows: list[Flag]) -> None:
             kind = ({"action": "store_true"} if row.type is None else {"choices": row.type} if isinstance(row.type, tuple)
                     else {"type": row.type, "metavar": row.metavar or METAVARS[row.type]})
             text = row.help if row.default in (None, False) else f"{row.help} (default: {row.default})"
+            if row.aliases:
+                text += f" (also {', '.join('-' * min(2, len(alias)) + alias for alias in row.aliases)})"
             titled.add_argument(f"--{row.name}", help=text, **kind)
 
 
@@ -70,5 +100,7 @@ def as_command(config: Config) -> str:
         default = "zero" if name == "head" else row.default            # the head's default is resolved
         hidden = (row.hidden or name == "head") and name not in decided and value == default
         if value is not None and not hidden and row.has_effect(values):
-            words.append(f"--{name} {shlex.quote(to_text(row.type, value))}")
+            text = to_text(row.type, value)
+            separator = "=" if text.startswith("-") else " "           # or argparse would take it for a flag
+            words.append(f"--{name}{separator}{shlex.quote(text)}")
     return " ".join(words)

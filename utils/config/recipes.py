@@ -11,6 +11,7 @@ from configs import DEFAULTS_OF_DATASET, MODELS, RECIPES, VARIANTS
 
 from .flags import SIZES
 from .records import Facts
+from .spelling import unknown_model
 from .types import ConfigError
 
 FUNCTION = "function"           # the key of a row of configs.RECIPES that names one of the functions below
@@ -60,7 +61,7 @@ def choose_row(flags: dict) -> tuple[dict, dict]:
     row = RECIPES[recipe]
     model_type = flags.get("model_type") or row.get("model_type") or of_dataset["model_type"]
     if model_type not in MODELS:
-        raise ConfigError(f"--model_type {model_type}: no such model. Choose one of {', '.join(MODELS)}")
+        raise ConfigError(unknown_model(model_type))
     dropped = {FUNCTION}
     if set(SIZES) & set(row) and row["model_type"] != model_type:         # the recipe's sizes are those of its own model
         dropped |= {*SIZES, "img_size"}

@@ -15,9 +15,20 @@ class Sources:
     val_fraction: float
     test_fraction: float
     split_seed: int
+    class_order: str | None # None: as a run from before the flag names its classes
+    exif: str               # how image files are read, as the next two: the flags, or the checkpoint's settings
+    intensity_range: str | tuple[int, int]
+    alpha: str
+    head: str | None        # "keep": the start weights are for the same task, so that their classes are those of the data
+    eval_only: bool
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
     start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
+    path_column: str | None = None
+    label_column: str | None = None
+    image_dir: str | None = None
+    teacher: str | None = None      # of a run that learns from one
+    num_heads: int | None = None    # for a teacher of which nothing tells them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +39,17 @@ class Facts:
     num_classes: int
     test_is_val: bool = False                       # no split but test is left to choose on
     image_sizes: tuple[tuple[int, int], ...] = ()   # (height, width) of some training images, where the recipe is a function
+    reading: dict | None = None                     # settings of how image files are read, as they were found: exif, alpha, ...
     start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
+    start_row: dict | None = None                   # what they tell of their model, if another program's (utils/config/adopt.py)
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None
+    start_names_classes: bool = False               # a head without names depends on the order of the classes
+    class_orders: tuple[str, ...] = ()              # where they differ: what the first classes are by number, and as text
     device_type: str = "cpu"                        # or "cuda"
+    memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
+    cached_images: int = 0                          # bytes of training images that the device keeps
+    teacher_parameters: int = 0
     native_bf16: bool = False                       # the processor multiplies bfloat16 by itself
     ranks: int = 1
 

@@ -10,14 +10,19 @@ import os
 from pathlib import Path
 
 from configs import AUGREG_SIZES, MODELS
+from utils import launch
+from utils.files import where_looked
+from utils.training import memory
 
 from . import checks, recipes
+from .adopt import adopt_file
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
-from .resume import keep_or_refuse, read_saved, resolve_resumed
+from .resume import AUTOMATIC, keep_or_refuse, read_saved, resolve_resumed
 from .types import ConfigError, as_tuple
 
 AUTO, NONE = "auto", "none"
+MAX_PASSES = 200                                   # over the training images; more are hardly ever meant
 RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto` found nothing to resume
 NOT_DOWNLOADED = ("folder", "csv", "imagenet")
 
@@ -30,15 +35,27 @@ def check(flags: dict) -> None:
         raise ConfigError("--resume_path auto needs a --name (RESUME_PATH=auto needs NAME): it resumes OUTPUT_DIR/NAME, if that "
                           "holds a run")
     if resume_path not in (None, AUTO) and not (Path(resume_path).is_dir() or Path(resume_path).is_file()):
-        raise ConfigError(f"--resume_path: nothing to resume at {resume_path}: give a run folder (output/NAME) or a "
-                          "checkpoint file")
+        raise ConfigError(f"--resume_path: nothing to resume at {resume_path}{where_looked(resume_path)}: give a run folder "
+                          "(output/NAME) or a checkpoint file")
     if edits and not Path(edits).is_dir():
-        raise ConfigError(f"--attention_edits {edits}: no such folder")
+        raise ConfigError(f"--attention_edits {edits}: no such folder{where_looked(edits)}")
     if resume_path is not None:
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
-        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder")
+        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
+    if not values["eval_only"]:
+        for name in ("output_dir", "log_dir"):
+            _check_writable(f"--{name}", Path(values[name]))
+
+
+def _check_writable(flag: str, folder: Path) -> None:
+    """Raises ConfigError where the folder cannot be made, or not be written."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{flag} {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {folder}: {there} cannot be written. Give another folder.")
 
 
 def choose(flags: dict, saved_config: dict | None = None) -> Sources:
@@ -49,8 +66,9 @@ def choose(flags: dict, saved_config: dict | None = None) -> Sources:
         saved = read_saved(saved_config)
         kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
         values = saved | kept | {"pretrained_dir": NONE}
-    return Sources(*(values[field.name] for field in dataclasses.fields(Sources) if field.name != "start"),
-                   start=values["pretrained_dir"])
+    learns = values["distillation"] != "none" and not values["eval_only"]
+    settings = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name in values}
+    return Sources(**settings | {"start": values["pretrained_dir"], "teacher": values["teacher"] if learns else None})
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
@@ -84,20 +102,68 @@ def describe_length(config: Config, facts: Facts) -> str:
     return f"{steps} steps of {size} images = {steps * size / images:.3g} epochs of {images}"
 
 
+def length_warnings(config: Config, facts: Facts) -> list[str]:
+    """Lengths that hardly anybody means."""
+    size, images, found = config.train_batch_size, facts.train_images, []
+    passes = config.num_steps * size / images
+    if size > images:
+        found.append(f"warning: a step takes {size} images and there are {images}: it sees each {size / images:.3g} times. A "
+                     "lower --train_batch_size (TRAIN_BATCH_SIZE) gives more steps an epoch")
+    if passes > MAX_PASSES:
+        found.append(f"warning: {passes:,.0f} passes over the training images: set a lower --num_steps (NUM_STEPS), or "
+                     "--num_epochs (NUM_EPOCHS)")
+    return found
+
+
+def describe_micro_steps(config: Config, facts: Facts) -> str:
+    """Why a step is divided, where `auto` does it; else nothing."""
+    steps, share = config.gradient_accumulation_steps, config.train_batch_size // facts.ranks
+    if config.source("gradient_accumulation_steps") != DEFAULT or steps == 1:
+        return ""
+    whole = _need(config.to_dict(), facts).of(share)
+    return (f"a step: {steps} x {share // steps} images, since {share} in one piece would take about {whole / 2**30:.1f} GiB, "
+            f"and {facts.memory * memory.SHARE[facts.device_type] / 2**30:.1f} GiB are to be used "
+            "(--gradient_accumulation_steps, GRAD_STEPS)")
+
+
 def _resolve(flags: dict, facts: Facts | None) -> Values:
     """The settings of a new run, checked as far as they are known. Raises ConfigError."""
     values = _fill(flags)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
+        if facts.start_row:
+            adopt_file(values, flags, facts)
+        values.update(facts.reading or {})
         if values["precision"] == AUTO:
             values["precision"] = "bf16" if facts.native_bf16 else "fp32"
     _set_lengths(values, flags, facts)
     checks.check_effects(flags, values)
     checks.check_conflicts(values)
-    ranks = facts.ranks if facts else int(os.environ.get("WORLD_SIZE", 1))
+    ranks = facts.ranks if facts else launch.place().size
+    if values["gradient_accumulation_steps"] == AUTO:
+        values["gradient_accumulation_steps"] = _micro_steps(values, facts, ranks) if facts else 1
     checks.check_batch(values, ranks, resumed=False)
     checks.check_exact(values, ranks)
     return values
+
+
+def _micro_steps(values: Values, facts: Facts, ranks: int) -> int:
+    share = values["train_batch_size"] // ranks
+    if values["eval_only"] or not facts.memory or not share or values["train_batch_size"] % ranks:
+        return 1
+    return memory.choose_micro_steps(share, _need(values, facts), int(facts.memory * memory.SHARE[facts.device_type]),
+                                     even=bool(values["mixup_alpha"] or values["cutmix_alpha"]),
+                                     power_of_two=values["exact"] and ranks > 1)
+
+
+def _need(values: dict, facts: Facts) -> memory.Need:
+    row = MODELS[values["model_type"]].to_dict() | {key: values[key] for key in MODEL_KEYS if values[key] is not None}
+    size, layers = values["img_size"], values["train_layers"]
+    return memory.need(row, size if isinstance(size, tuple) else (size, size), facts.num_classes, precision=values["precision"],
+                       optimizer=values["optimizer"], device_type=facts.device_type, eval_batch_size=values["eval_batch_size"],
+                       trained_blocks=None if layers == "all" else 0 if layers == "head" else int(layers),
+                       averaged=bool(values["ema_decay"]), teacher_parameters=facts.teacher_parameters,
+                       cached_images=facts.cached_images)
 
 
 def _fill(flags: dict) -> Values:
@@ -107,8 +173,7 @@ def _fill(flags: dict) -> Values:
     values.put(RECIPE, row)
     values.put(DEFAULT, chosen)
     values.sources.update({name: RECIPE for name in ("dataset", "model_type") if name in row and chosen[name] == row[name]})
-    automatic = (("recipe", AUTO), ("precision", AUTO))
-    values.put(FLAG, {name: value for name, value in flags.items() if (name, value) not in automatic})
+    values.put(FLAG, {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == AUTO)})
     for floor in ("min_learning_rate", "warmup_learning_rate"):      # the recipe's is meant for its own learning rate
         if floor not in flags and "learning_rate" in flags:
             values[floor] = min(values[floor], values["learning_rate"])

@@ -8,7 +8,11 @@ from .records import CHECKPOINT, FLAG, Config, Facts, Saved, Values, steps_in
 from .retired import check_retired
 from .types import ConfigError, as_tuple
 
+EVALUATED_ON = ("dataset", "val_fraction", "test_fraction", "split_seed")      # an evaluation may be on other data
+# Flags whose `auto` is as good as nothing typed.
+AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
 THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
+EVALUATION = ("eval_train", "confusion_matrix")        # what --eval_only does where it is typed alone, not as the run did
 
 
 def read_saved(config: dict) -> dict:
@@ -26,18 +30,23 @@ def read_saved(config: dict) -> dict:
 def keep_or_refuse(flags: dict, saved: dict) -> dict:
     """The flags that change something, without those that only repeat it. `saved`: as read_saved returns it.
 
-    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or FIXED where nothing is written there.
+    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or FIXED where nothing is written there. An
+    evaluation may be on another data set; what the run held out of its own is then no part of it.
 
     Raises ConfigError where a flag would make it another run.
     """
-    asked = {name: value for name, value in flags.items() if (name, value) not in (("recipe", "auto"), ("precision", "auto"))}
+    asked = {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == "auto")}
     if asked.get("teacher") and saved["distillation"] == "none":
         raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so. Omit --teacher.")
     if asked.get("attention_edits") and not saved["attention_edits"]:
         raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run keeps it so. Start a new run with "
                           "--pretrained_dir in place of --resume_path.")
+    if flags.get("eval_only") and asked.get("dataset", saved["dataset"]) != saved["dataset"]:
+        asked = {name: FLAGS[name].default for name in ("val_fraction", "test_fraction", "test")} | asked
     for name, value in asked.items():
         old = saved[name]
+        if flags.get("eval_only") and name in EVALUATED_ON:
+            continue
         if old is None and name in MODEL_KEYS:
             old = MODELS[saved["model_type"]][name]               # what nobody had set came from the model's row
         allowed = FLAGS[name].on_resume
@@ -56,6 +65,8 @@ def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
     values = Values(old, CHECKPOINT)
     values.put(FLAG, asked)
     values.put(FLAG, {name: bool(flags.get(name)) for name in THIS_SESSION})
+    if values["eval_only"]:
+        values.put(FLAG, {name: bool(flags.get(name)) for name in EVALUATION})
     checks.check_conflicts(values, checks.SESSION_CONFLICTS)
     if values["num_steps"] < values["warmup_steps"]:
         raise ConfigError(f"--num_steps {values['num_steps']} is less than the run's {values['warmup_steps']} warm-up steps")
@@ -87,6 +98,7 @@ def changes(config: Config, saved: Saved, ranks: int) -> list[str]:
     schedule = ("the milestones of the learning rate stay" if config.decay_type == "step"
                 else "the learning-rate schedule is recomputed for the new length")
     silent = {"resume_path", "override", "eval_only"} | ({"name", "output_dir"} if config.resume_path == "auto" else set())
+    silent |= set(EVALUATION) if config.eval_only else set()
     for name in sorted(set(SETTINGS) - silent):
         if config.source(name) != FLAG:
             continue

@@ -4,10 +4,12 @@ import shlex
 
 from .types import ConfigError
 
+_DATA = ("dataset", "data_dir", "recipe", "class_order", "path_column", "label_column", "image_dir", "exif", "intensity_range",
+         "alpha", "num_workers")
 # The flags of train.py that the commands of dataset.py take.
 DATASET_FLAGS = {
-    "check": ("dataset", "data_dir", "recipe", "val_fraction", "test_fraction", "split_seed", "num_workers", "output_dir"),
-    "prepare": ("dataset", "data_dir", "recipe", "num_workers", "bad_images", "max_bad_images"),
+    "check": (*_DATA, "val_fraction", "test_fraction", "split_seed", "output_dir"),
+    "prepare": (*_DATA, "bad_images", "max_bad_images"),
 }
 _BY_TORCHRUN = "torchrun sets the rank in the environment. Omit it."
 # What to do instead.

@@ -4,6 +4,7 @@ METAVARS holds what `--help` shows in the place of a value.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 
@@ -58,6 +59,11 @@ _sides = _matching(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?", "be a side in pixels (
 _steps = _matching(r"[1-9][0-9]*(,[1-9][0-9]*)*", "be steps such as 200,300,400")
 
 
+def user_path(text: str) -> str:
+    """A path, or a name in its place; `~` at its beginning is the home folder, which a shell does not replace in --flag=~/x."""
+    return os.path.expanduser(text)
+
+
 def image_size(text: str) -> int | tuple[int, int]:
     """'224' or, for an image that is not square, '224x160' (height x width)."""
     sides = tuple(map(int, _sides(text).split("x")))
@@ -70,6 +76,24 @@ def increasing_steps(text: str) -> tuple[int, ...]:
     if list(steps) != sorted(set(steps)):
         raise argparse.ArgumentTypeError(f"must increase, not {text}")
     return steps
+
+
+def auto_or_positive_int(text: str) -> str | int:
+    return text if text == "auto" else positive_int(text)
+
+
+def intensity_range(text: str) -> str | tuple[int, int]:
+    """'auto', or 'LOW,HIGH', values that 16 bits can have: '0,1023'."""
+    if text == "auto":
+        return text
+    low, _, high = text.partition(",")
+    try:
+        found = int(low), int(high)
+    except ValueError:
+        found = (0, 0)
+    if not -32768 <= found[0] < found[1] <= 65535:
+        raise argparse.ArgumentTypeError(f"must be auto or LOW,HIGH within -32768..65535 such as 0,1023, not {text!r}")
+    return found
 
 
 def class_weights(text: str) -> str:
@@ -86,10 +110,11 @@ def class_weights(text: str) -> str:
 
 
 METAVARS: dict[Callable, str] = {
-    str: "TEXT", positive_int: "N", non_negative_int: "N", magnitude: "0..10", image_channels: "1|3", positive_float: "FLOAT",
-    non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1",
-    center_fraction: "0|0.1..1", padding: "1..1000", image_size: "SIZE", run_name: "NAME",
-    increasing_steps: "N,N,...", trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS"}
+    str: "TEXT", user_path: "PATH", positive_int: "N", auto_or_positive_int: "auto|N", non_negative_int: "N", magnitude: "0..10",
+    image_channels: "1|3", positive_float: "FLOAT", non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1",
+    center_fraction: "0|0.1..1", padding: "1..1000", image_size: "SIZE", run_name: "NAME", increasing_steps: "N,N,...",
+    trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS",
+    intensity_range: "auto|LOW,HIGH"}
 
 
 def as_tuple(value: object) -> object:
@@ -100,5 +125,5 @@ def as_tuple(value: object) -> object:
 def to_text(kind: Callable | tuple, value: object) -> str:
     """The value as it is typed."""
     if isinstance(value, (tuple, list)):
-        return ("," if kind is increasing_steps else "x").join(map(str, value))
+        return ("," if kind in (increasing_steps, intensity_range) else "x").join(map(str, value))
     return str(value)

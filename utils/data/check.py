@@ -2,36 +2,35 @@
 
 Processes decode the images as training would. A process that a file kills or holds up is replaced, and the file is reported.
 Reported as well: images that are decoded in a way one may not expect, and images of which an exact copy is in the training
-and in a held-out split.
+and in a held-out split, or in two classes.
 """
 
 import contextlib
 import hashlib
 import io
 import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from utils import process
 
-from .image_files import IMAGE_EXTENSIONS, class_folders, files_below, opened_image, shown
+from . import overlap
+from .decode import opened_image
+from .reading import UPRIGHT, Reading, is_color16, is_gray16, orientation
 from .splits import Concat, ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
 
 POLL_S = 1.0                 # between checks whether a process is late
 LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
-ORIENTATION = 0x0112         # the tag of EXIF
+ONE_COLOR = "one colour all over, which show nothing"
 LARGE_PIXELS = 16_000_000
-SHOWN_ENDINGS = 8
 SHOWN = 20                   # unreadable images in `lines`; `bad` has all
 
 
@@ -60,7 +59,9 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     """
     from tqdm import tqdm
 
-    named = {"train": splits.train, splits.val_name: splits.val, "test": splits.test}
+    named = {"train": splits.train, splits.val_name: splits.val}
+    if splits.test is not splits.val:
+        named["test"] = splits.test
     images, starts = Concat(list(named.values())), np.cumsum([0, *map(len, named.values())])
 
     def split_of(place: int) -> int:
@@ -74,7 +75,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
         return f"{images.name(place)} {what}; remove or replace it"
 
     odd, examples, digests, bad = Counter(), {}, {}, {}
-    with (contextlib.closing(_results(images, num_workers, report_lost)) as results,
+    with (contextlib.closing(_results(images, splits.reading, num_workers, report_lost)) as results,
           tqdm(total=len(images), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
         for result in results:
             bar.update()
@@ -92,11 +93,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     if len(bad) > SHOWN:
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
     findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
-    trained = {digests[place]: place for place in sorted(digests, reverse=True) if place < len(splits.train)}
-    twice = [place for place in sorted(digests) if place >= len(splits.train) and digests[place] in trained]
-    if twice:
-        findings.lines.append(f"{len(twice):,} held-out images are in train too, byte by byte, so that results on them mean "
-                              f"little: such as {name_of(twice[0])}, which is {name_of(trained[digests[twice[0]]])}")
+    findings.lines += overlap.same_bytes(digests, images.targets, len(splits.train), name_of)
     return findings
 
 
@@ -111,47 +108,32 @@ def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> I
                + (f"; none of {abbreviate(without)}" if without else ""))
 
 
-def ignored_line(data_dir: str) -> str:
-    """Count the files in class folders that image_files.folder() ignores, by their ending in small letters, the most frequent
-    first; "" if there are none. Opens no file."""
-    found, hidden = Counter(), 0
-    parts = ("train", "val", "test") if any(Path(data_dir, part).is_dir() for part in ("train", "val")) else ("",)
-    for top in (Path(data_dir, part, name) for part in parts for name in class_folders(Path(data_dir, part))):
-        for name in (name for _, names in files_below(top) for name in names):
-            hidden += name.startswith(".")
-            if not name.startswith(".") and not name.lower().endswith(IMAGE_EXTENSIONS):
-                found[os.path.splitext(name)[1].lower()] += 1
-    endings = sorted(found, key=lambda ending: (-found[ending], ending))
-    counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
-    if len(endings) > SHOWN_ENDINGS:
-        counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
-    allowed = ", ".join(IMAGE_EXTENSIONS)
-    lines = [f"ignored for their ending: {', '.join(counts)} (images must end in {allowed})"] if counts else []
-    return "; ".join(lines + ([f"ignored as hidden: {hidden:,}"] if hidden else []))
-
-
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-def _inspect(images: Dataset, place: int) -> _Result:
+def _inspect(images: Dataset, reading: Reading, place: int) -> _Result:
     try:
-        images[place]
+        image, _ = images[place]
         content = images.content(place)
     except ImageError as error:
         return _Result(place, str(error))
-    return _Result(place, None, hashlib.sha256(content).digest()[:16], oddities(content))
+    one_color = all(low == high for low, high in (channel.getextrema() for channel in image.split()))
+    return _Result(place, None, hashlib.sha256(content).digest()[:16], (*oddities(content, reading), *[ONE_COLOR] * one_color))
 
 
-def oddities(content: bytes) -> tuple[str, ...]:
+def oddities(content: bytes, reading: Reading) -> tuple[str, ...]:
     """The ways in which an image file is not decoded as one may expect; () for what is no image file."""
+    follows = "" if reading.exif == "follow" else "not "
+    alpha = {"mask": "whose alpha channel is taken for the picture", "ignore": "which are shown"}
     try:
         image = opened_image(io.BytesIO(content))
+        deep = is_gray16(image) or is_color16(image)
         found = {
-            "an EXIF orientation, which is not followed": image.getexif().get(ORIENTATION, 1) not in (0, 1),
+            f"an EXIF orientation, which is {follows}followed": orientation(image) != UPRIGHT,
             "CMYK inks, turned into RGB without a colour profile": image.mode == "CMYK",
             "palette colours": image.mode == "P",
-            "16 bits a channel, of which 8 are kept": image.mode.startswith("I"),
-            "transparent parts, put on white": image.has_transparency_data,
+            "16 bits a channel, {:,} to {:,} taken for black to white".format(*reading.intensity_range): deep,
+            f"transparent parts, {alpha.get(reading.alpha, f'put on {reading.alpha}')}": image.has_transparency_data,
             "several frames, of which the first is taken": getattr(image, "n_frames", 1) > 1,
             f"more than {LARGE_PIXELS // 1_000_000} megapixels": image.width * image.height > LARGE_PIXELS}
     except Exception:                           # Pillow lets out many kinds
@@ -159,20 +141,20 @@ def oddities(content: bytes) -> tuple[str, ...]:
     return tuple(what for what, is_so in found.items() if is_so)
 
 
-def _read(images: Dataset, requests: Connection) -> None:
+def _read(images: Dataset, reading: Reading, requests: Connection) -> None:
     process.die_with_parent()
     process.ignore_signals()
     while True:
-        requests.send(_inspect(images, requests.recv()))
+        requests.send(_inspect(images, reading, requests.recv()))
 
 
 class _Reader:
     """A process that reads the image `place`, then the next one that is requested."""
 
-    def __init__(self, images: Dataset):
+    def __init__(self, images: Dataset, reading: Reading):
         self.place, self.began = 0, 0.0
         self.pipe, requests = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_read, args=(images, requests), daemon=True)
+        self.process = multiprocessing.Process(target=_read, args=(images, reading, requests), daemon=True)
         self.process.start()
         requests.close()                        # so that the death of the process closes the pipe
 
@@ -195,10 +177,11 @@ class _Reader:
         self.pipe.close()
 
 
-def _results(images: Dataset, num_workers: int, report_lost: Callable[[int, str], str]) -> Iterator[_Result]:
+def _results(images: Dataset, reading: Reading, num_workers: int,
+             report_lost: Callable[[int, str], str]) -> Iterator[_Result]:
     """The result of every image, in any order. report_lost(place, what happened) -> why the image counts as unreadable."""
     places, deaths, suspects = list(reversed(range(len(images)))), 0, set()
-    readers = [_Reader(images) for _ in range(min(max(1, num_workers), len(places)))]
+    readers = [_Reader(images, reading) for _ in range(min(max(1, num_workers), len(places)))]
     try:
         for reader in readers:
             reader.request(places.pop())
@@ -215,7 +198,7 @@ def _results(images: Dataset, num_workers: int, report_lost: Callable[[int, str]
                     what, deaths = ending(reader.process.exitcode), deaths + 1
                     if deaths > MAX_DEATHS:
                         raise WorkerError(f"{deaths} processes that read images were lost, at last one that {what}; {ADVICE}")
-                    reader = _Reader(images)
+                    reader = _Reader(images, reading)
                     readers.append(reader)
                     # It may not be the image's fault, unless it happens twice.
                     if late or place in suspects:

@@ -1,28 +1,33 @@
 """The table of data sets, each as it was published: to add one, name it in configs.DATASETS, and write a function with its row of
 DATASETS here.
 
-Sources: CIFAR (Krizhevsky 2009), MNIST (LeCun et al.), Fashion-MNIST (arXiv 1708.07747), CUB-200-2011 (Wah et al.,
-Caltech CNS-TR-2011-001), Oxford 102 Flowers (Nilsback and Zisserman 2008), Oxford-IIIT Pets (Parkhi et al. 2012).
-torchvision downloads; the files are read here, and no size or count in them is trusted.
+Sources: CUB-200-2011 (Wah et al., Caltech CNS-TR-2011-001), Oxford 102 Flowers (Nilsback and Zisserman 2008), Oxford-IIIT Pets
+(Parkhi et al. 2012); cifar_files.py and idx_files.py have theirs. torchvision downloads; the files are read here, and no size
+or count in them is trusted.
 """
 
-import gzip
-import http.client
-import math
+import dataclasses
 import os
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from . import prepared
-from .image_files import csv_lists, existing_images, folder, text_lines
+from . import classes, prepared
+from .cifar_files import cifar
+from .class_folders import folder
+from .classes import ClassRule
+from .csv_lists import csv_lists
+from .csv_tables import text_lines
+from .downloads import download, torchvision_dataset
+from .idx_files import mnist
+from .image_files import existing_images
+from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Request
+from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
+from .survey import read_as
 
 DIGITS_FILE = Path(__file__).parents[2] / "assets" / "digits.npz"
-MAX_IDX_BYTES = 1 << 30          # unpacked; the largest of the MNIST family is half of it
 MAX_MAT_BYTES = 1 << 20          # the flowers' are 15 kB and less
 CUB_SOURCE = "https://data.caltech.edu/records/65de6-vp158"
 FLOWERS_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -39,92 +44,6 @@ def digits(data_dir: str) -> Splits:
     return Splits(train, val, test, "val", tuple("0123456789"), can_flip=False)
 
 
-def _torchvision(name: str) -> type:
-    """torchvision's data set of this name. Imported here: torchvision takes longer to import than PyTorch."""
-    from torchvision import datasets
-
-    return getattr(datasets, name)
-
-
-def cifar(name: str, data_dir: str) -> Splits:
-    kind = _torchvision(name)
-    place = Path(data_dir) / kind.filename
-    train, test = (_download(kind, data_dir, f"fetch {kind.url} on another machine and put it at {place}", train=part)
-                   for part in (True, False))
-    arrays = [ArrayImages(split.data, split.targets, part) for part, split in (("train", train), ("test", test))]
-    return Splits(arrays[0], arrays[1], arrays[1], "test", tuple(train.classes))
-
-
-def _download(kind: type, data_dir: str, advice: str, **arguments):
-    """torchvision's data set, downloaded unless it is present. Raises DataError, which ends with the advice."""
-    try:
-        return kind(data_dir, download=True, **arguments)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise DataError(f"{kind.__name__} is not in {data_dir} and cannot be downloaded ({reason}); {advice}") from error
-
-
-# ------------------------------------------------------------------------------------------------ MNIST family
-
-
-IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def mnist(name: str, data_dir: str, can_flip: bool) -> Splits:
-    """The four published idx files, packed or not, in DATA_DIR/MNIST/raw (as torchvision; or FashionMNIST) or in DATA_DIR."""
-    kind = _torchvision(name)
-    places = (Path(data_dir) / kind.__name__ / "raw", Path(data_dir))
-    files = _idx_files(places[0]) or _idx_files(places[1])
-    if not files:
-        names = ", ".join(name for name, _ in kind.resources)
-        _download(kind, data_dir, f"fetch {names} from {kind.mirrors[0]} on another machine and put them into {places[0]}")
-        files = _idx_files(places[0])
-    arrays = []
-    for part, (images_file, labels_file) in (("train", files[:2]), ("test", files[2:])):
-        images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
-        if len(images) != len(labels):
-            raise DataError(f"{images_file} has {len(images)} images, {labels_file} {len(labels)} labels: not of one data set")
-        arrays.append(ArrayImages(images, labels, part))
-    classes = tuple(name.partition(" - ")[0] for name in kind.classes)                # "7 - seven" of MNIST
-    return Splits(arrays[0], arrays[1], arrays[1], "test", classes, can_flip)
-
-
-def _idx_files(place: Path) -> list[Path]:
-    """Images and labels to train, images and labels to test on; [] if there are none. Packed files first: they alone have a
-    checksum. Raises DataError if some are missing."""
-    found = {name: file for name in IDX_FILES for file in (place / name, place / f"{name}.gz") if file.is_file()}
-    if found and len(found) < 4:
-        raise DataError(f"{place} lacks {abbreviate(set(IDX_FILES) - set(found))} (.gz or unpacked): put them there too")
-    return list(found.values())
-
-
-def read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """Read an idx file (LeCun's format: 0, 0, type, dimensions, big-endian sides, data) -> uint8 array. Raises DataError.
-
-    No more is read or unpacked than the header claims, and that must fit the file.
-    """
-    size, header = file.stat().st_size, 4 + 4 * dimensions
-    try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
-            start = stream.read(header)
-            if len(start) < header or start[:4] != bytes((0, 0, 8, dimensions)):
-                raise DataError(f"{file}: not an idx file of bytes in {dimensions} dimensions")
-            shape = struct.unpack(f">{dimensions}I", start[4:])
-            count = math.prod(shape)
-            # Deflate packs to no less than 1/1032 (zlib's documentation).
-            possible = count <= size * 1032 if file.suffix == ".gz" else header + count == size
-            claim = f"{file}: its header claims {' x '.join(map(str, shape))} bytes"
-            if not 0 < count <= MAX_IDX_BYTES or not possible:
-                raise DataError(f"{claim}, which does not fit its {size:,} bytes; delete it to have it downloaded again")
-            data = stream.read(count + 1)         # one more, so that gzip compares its checksum at the end
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: damaged or cut off ({error}); delete it to have it downloaded again") from error
-    if len(data) != count:
-        raise DataError(f"{claim}, but it holds {'more' if len(data) > count else 'fewer'}; delete it to have it "
-                        "downloaded again")
-    return np.frombuffer(data, np.uint8).reshape(shape)
-
-
 # ------------------------------------------------------------------------------------------- images and lists
 
 
@@ -134,12 +53,14 @@ def _find_folder(data_dir: str, name: str, *contents: str) -> Path | None:
     return next((place for place in places if all((place / content).exists() for content in contents)), None)
 
 
-def _find_or_download(kind: type, data_dir: str, name: str, contents: tuple[str, ...], files: str) -> Path:
-    """The folder of the contents; torchvision's data set `kind` is downloaded there if there is none. files: its packed ones."""
+def _find_or_download(kind: type, data_dir: str, name: str, contents: tuple[str, ...], files: str,
+                      archives: tuple[str, ...]) -> Path:
+    """The folder of the contents; torchvision's data set `kind` is downloaded there if there is none. files: its packed ones, and
+    where they are from; archives: their names."""
     root = _find_folder(data_dir, name, *contents)
     if root is None:
         root = Path(data_dir) / name
-        _download(kind, data_dir, f"fetch {files}, and unpack into {root}")
+        download(kind, data_dir, f"fetch {files}, and unpack into {root}", [root / archive for archive in archives])
     return root
 
 
@@ -148,6 +69,9 @@ def cub200(data_dir: str) -> Splits:
     lists = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     root = _find_folder(data_dir, "CUB_200_2011", "images", *lists)
     if root is None:
+        archive = Path(data_dir) / "CUB_200_2011.tgz"
+        if archive.is_file():
+            raise DataError(f"CUB-200-2011 is packed in {archive}: unpack it there (tar xzf {archive} -C {data_dir})")
         raise DataError(f"CUB-200-2011 is not in {data_dir}: fetch CUB_200_2011.tgz from {CUB_SOURCE} and unpack it there, "
                         f"so that {Path(data_dir) / 'CUB_200_2011'} holds images/, {', '.join(lists)}")
     paths, labels, in_train, names = (_numbered_lines(root / name, name in lists[1:3]) for name in lists)
@@ -164,8 +88,8 @@ def cub200(data_dir: str) -> Splits:
         chosen = [number for number in paths if int(in_train[number]) == wanted]
         samples = [(str(root / "images" / paths[number]), int(labels[number]) - 1) for number in chosen]
         images.append(existing_images(samples, root, lambda position: str(root / lists[0])))
-    classes = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))    # 001.Black_footed_...
-    return Splits(images[0], images[1], images[1], "test", classes)
+    birds = tuple(names[number].partition(".")[2].replace("_", " ") for number in sorted(names))      # 001.Black_footed_...
+    return Splits(images[0], images[1], images[1], "test", birds)
 
 
 def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
@@ -190,9 +114,9 @@ def flowers102(data_dir: str) -> Splits:
     except ImportError as error:
         raise DataError("flowers102: its lists are MATLAB files, which takes scipy to read: pip install scipy") from error
     contents = ("jpg", "setid.mat", "imagelabels.mat")
-    kind = _torchvision("Flowers102")
+    kind = torchvision_dataset("Flowers102")
     root = _find_or_download(kind, data_dir, "flowers-102", contents,
-                             f"102flowers.tgz, {contents[1]} and {contents[2]} from {FLOWERS_SOURCE}")
+                             f"102flowers.tgz, {contents[1]} and {contents[2]} from {FLOWERS_SOURCE}", ("102flowers.tgz",))
     labels = _numbers(loadmat, root / contents[2], "labels") - 1
     published = [_numbers(loadmat, root / contents[1], name) for name in ("trnid", "valid", "tstid")]
     every = np.concatenate(published)
@@ -221,8 +145,8 @@ def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
 def oxford_pets(data_dir: str) -> Splits:
     """Oxford-IIIT Pets: 37 breeds; 3,680 images to train on (trainval) and 3,669 to test."""
     lists = [os.path.join("annotations", name) for name in ("trainval.txt", "test.txt")]
-    root = _find_or_download(_torchvision("OxfordIIITPet"), data_dir, "oxford-iiit-pet", ("images", *lists),
-                             f"images.tar.gz and annotations.tar.gz from {PETS_SOURCE}")
+    root = _find_or_download(torchvision_dataset("OxfordIIITPet"), data_dir, "oxford-iiit-pet", ("images", *lists),
+                             f"images.tar.gz and annotations.tar.gz from {PETS_SOURCE}", ("images.tar.gz", "annotations.tar.gz"))
     names, images = {}, []
     for file in (root / name for name in lists):
         samples = []
@@ -243,46 +167,84 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.DATASETS has the same names.
-DATASETS: dict[str, Callable[[str], Splits]] = {
+# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes a user names, take a Request too.
+OWN_CLASSES = ("imagenet", "folder", "csv")
+DATASETS: dict[str, Callable[..., Splits]] = {
     "digits": digits,
     "cifar10": lambda data_dir: cifar("CIFAR10", data_dir),
     "cifar100": lambda data_dir: cifar("CIFAR100", data_dir),
     "mnist": lambda data_dir: mnist("MNIST", data_dir, can_flip=False),
     "fashion_mnist": lambda data_dir: mnist("FashionMNIST", data_dir, can_flip=True),
-    "imagenet": lambda data_dir: folder(data_dir, classes_wanted=1000),
+    "imagenet": lambda data_dir, request: folder(data_dir, request, synsets=1000),
     "cub200": cub200,
     "flowers102": flowers102,
     "oxford_pets": oxford_pets,
     "folder": folder,
     "csv": csv_lists,
 }
+PUBLISHED_FILES = ("imagenet", "cub200", "flowers102", "oxford_pets")
 
 
-def own_splits(dataset: str, data_dir: str) -> Splits:
-    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError."""
+def columns_of(settings: Mapping) -> dict:
+    """Those of a run's settings that say how a list is read, as open_splits and layouts.Request take them."""
+    return {name: settings.get(name) for name in ("path_column", "label_column", "image_dir")}
+
+
+def own_splits(dataset: str, data_dir: str, request: Request = BY_DEFAULT, reading: Reading = FIND) -> Splits:
+    """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError.
+
+    reading: how its files are read. Where EXIF is "auto", it is followed but in published sets, whose published results come from
+    readers (torchvision, timm) that do not follow it.
+    """
+    own_classes = dataset in OWN_CLASSES
     if dataset != "digits" and prepared.is_prepared(data_dir):
-        return prepared.load(data_dir, dataset)
-    return DATASETS[dataset](data_dir)
+        splits = prepared.load(data_dir, dataset, reading)
+    else:
+        splits = DATASETS[dataset](data_dir, request) if own_classes else DATASETS[dataset](data_dir)
+        splits = read_as(splits, reading, follow_exif=dataset not in PUBLISHED_FILES)
+        if own_classes:
+            return splits
+    return classes.apply(request.classes, splits, data_dir, sort=own_classes)
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
-                split_seed: int = 0, strata: Strata = by_class) -> Splits:
+                split_seed: int = 0, strata: Strata = by_class, rule: ClassRule = classes.BY_DEFAULT,
+                need: str = TRAIN, reading: Reading = FIND, **columns: str | None) -> Splits:
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
-    becomes the validation set. Raises DataError if the data are missing or do not fit together.
+    becomes the validation set. Neither has an effect on what has no training images (need=layouts.HELD_OUT: to evaluate on).
+    columns: see columns_of. `reading` as in own_splits; what was found is the result's `reading`, and its `notes` tell about
+    it. Raises DataError if the data are missing or do not fit together.
     """
-    splits = own_splits(dataset, data_dir)
+    splits = own_splits(dataset, data_dir, Request(rule, val_fraction, test_fraction, need, **columns), reading)
+    location = f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
+    if not len(splits.train) and need == HELD_OUT:
+        check(splits, location, trains=False)
+        drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]
+        return dataclasses.replace(splits, notes=(*splits.notes, *drawn * bool(val_fraction or test_fraction),
+                                                  *without_images(splits, need)))
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed, strata)
-    elif not len(splits.test):
-        raise DataError(f"{data_dir} holds {len(splits.classes)} folders but no train/ and val/: if the folders are classes, "
-                        "--test_fraction 0.2 draws a test set from them; else give the folder that holds train/ and val/")
     if val_fraction:
         splits = hold_out(splits, val_fraction, split_seed, strata)
-    check(splits, f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset)
-    return splits
+    if not len(splits.test) and need != ANYTHING:
+        seen = f" of its {len(splits.train):,} images ({'; '.join(splits.notes)})" if splits.notes else ""
+        raise DataError(f"{location}: nothing is held out{seen}. --val_fraction 0.1 holds out a share of train to choose on, "
+                        "--test_fraction 0.2 draws a test set")
+    check(splits, location, trains=need == TRAIN, kept=bool(rule.wanted))
+    return dataclasses.replace(splits, notes=(*splits.notes, *without_images(splits, need)))
+
+
+def without_images(splits: Splits, need: str) -> Iterator[str]:
+    """A line for each held-out split that lacks images of some classes."""
+    named = {splits.val_name: splits.val} | ({"test": splits.test} if splits.test is not splits.val else {})
+    for name, split in named.items():
+        missing = np.flatnonzero(np.bincount(split.targets, minlength=len(splits.classes)) == 0)
+        if len(missing) and (need == TRAIN or split is splits.test):
+            begin = "warning: " if need == TRAIN else ""
+            yield (f"{begin}{name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
+                   f"{abbreviate(splits.classes[label] for label in missing)}")
 
 
 def imagenet_names() -> tuple[str, ...]:

@@ -220,7 +220,7 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device,
     They are stored there once, whatever subsets of the data set and however many loaders use them, as long as it exists.
     """
     arrays, rows = _arrays(split)
-    if not any_size and not (_are_alike(arrays) and sum(array.images.nbytes for array in arrays) <= MAX_BYTES):
+    if not any_size and not cached_bytes(split):
         return "the images are in files or too large to be cached"
     if not arrays:
         return "the images are not in memory"
@@ -233,6 +233,13 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device,
     if name not in stored:
         stored[name] = _pixels(arrays, device)
     return CachedImages(stored[name], rows, found)
+
+
+def cached_bytes(split: Dataset) -> int:
+    """What the images take on a device: 0 unless they are in memory, of one kind, and small enough to be cached."""
+    arrays, _ = _arrays(split)
+    size = sum(array.images.nbytes for array in arrays)
+    return size if _are_alike(arrays) and size <= MAX_BYTES else 0
 
 
 def _arrays(split: Dataset) -> tuple[list[ArrayImages], np.ndarray]:

@@ -66,12 +66,13 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
             stack.callback(processes.shutdown, cancel_futures=True)
             rows, bad, plan = _read_all_sizes(parts, processes)
             _check_bad(bad, len(splits.train), building, skip)
-            _allocate_files(rows, building, target, repr((FORMAT, PIL.__version__, dataset, splits.classes, size, plan)), log)
+            _allocate_files(rows, building, target, repr(
+                (FORMAT, PIL.__version__, dataset, splits.classes, size, splits.reading, plan)), log)
             tasks = [(name, start, own[start:start + CHUNK]) for name, own in rows.items() for start in range(0, len(own), CHUNK)]
             bad += [one for wrong in _results(processes, "preparing", _write_pixels, tasks) for one in wrong]
             _check_bad(bad, len(splits.train), building, skip)
             facts = {"format": FORMAT, "dataset": dataset, "size": size, "classes": list(splits.classes),
-                     "can_flip": splits.can_flip, "val_name": splits.val_name, "splits": {
+                     "can_flip": splits.can_flip, "val_name": splits.val_name, "reading": vars(splits.reading), "splits": {
                          name: _write_index(name, split, rows[name], bad, building) for name, split in parts.items()}}
             atomic_write(building / FILE, lambda file: file.write_text(describe(facts), encoding="utf-8"))
             os.rename(building, target)

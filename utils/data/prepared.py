@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .image_files import shown
+from .reading import AS_STORED, FIND, Reading, to_text
 from .splits import DataError, ImageError, Splits
 
 FILE, FORMAT = "prepared.json", "vit-prepared-1"
@@ -89,15 +90,22 @@ def is_prepared(folder: str | Path) -> bool:
     return Path(folder, FILE).is_file()
 
 
-def load(folder: str | Path, dataset: str) -> Splits:
-    """Open what was prepared there from `dataset` ("folder" means any). Reads no pixels. Raises DataError."""
+def load(folder: str | Path, dataset: str, reading: Reading = FIND) -> Splits:
+    """Open what was prepared there from `dataset` ("folder" means any). Reads no pixels. Raises DataError, also where the files
+    were not read as `reading` wants it."""
     folder = Path(folder)
     facts = _facts(folder / FILE)
     if dataset not in (facts["dataset"], "folder"):
         raise DataError(f"{folder} was prepared from {facts['dataset']}: give --dataset {facts['dataset']}, not {dataset}")
+    as_prepared = Reading.of(facts["reading"]) if "reading" in facts else AS_STORED         # of an earlier version
+    for name in sorted(set(vars(reading)) - reading.unknown):
+        there, wanted = (to_text(getattr(each, name)) for each in (as_prepared, reading))
+        if there != wanted:
+            raise DataError(f"{folder} was prepared with --{name}={there}, not {wanted}: omit --{name}, or prepare the data set "
+                            f"again with --{name}={wanted}")
     images = {name: _split(folder / name, own, facts["size"]) for name, own in facts["splits"].items()}
     return Splits(images["train"], images.get("val", images["test"]), images["test"], facts["val_name"],
-                  tuple(facts["classes"]), facts["can_flip"], facts["size"])
+                  tuple(facts["classes"]), facts["can_flip"], facts["size"], as_prepared)
 
 
 def _facts(file: Path) -> dict:

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from utils.randomness import derive_seed
 
+from .reading import AS_STORED, Reading
+
 Strata = Callable[[np.ndarray], np.ndarray]         # targets of all images -> what a share of them keeps the proportions of
 
 FINGERPRINT_NAMES = 1000
@@ -54,6 +56,8 @@ class Splits:
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
     prepared: int = 0               # shorter side in pixels to which larger images were reduced (prepared.py); 0: not prepared
+    reading: Reading = AS_STORED    # how its image files are read
+    notes: tuple[str, ...] = ()     # to print when a run starts: what was taken as what; a fault begins with "warning: "
 
 
 class ArrayImages(Dataset):
@@ -78,7 +82,7 @@ class ArrayImages(Dataset):
         return self.images[index].tobytes()
 
 
-class _View(Dataset):
+class View(Dataset):
     """Images of other splits; `_locate(index)` -> (the split that holds an image, its index there)."""
 
     def __len__(self) -> int:
@@ -101,7 +105,7 @@ class _View(Dataset):
         return split.content(own)
 
 
-class Subset(_View):
+class Subset(View):
     """The images of `split` at `indices`, in that order."""
 
     def __init__(self, split: Dataset, indices: Iterable[int]):
@@ -112,7 +116,7 @@ class Subset(_View):
         return self.split, int(self.indices[index])
 
 
-class Concat(_View):
+class Concat(View):
     """The images of several splits, one after the other."""
 
     def __init__(self, splits: list[Dataset]):
@@ -150,12 +154,15 @@ def by_class(targets: np.ndarray) -> np.ndarray:
 
 
 def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
-    """Make a share of the training images `val`; `test` stays. Raises DataError if there is a validation split already."""
+    """Make a share of the training images `val`; `test` stays or, where there is none, is that share too.
+
+    Raises DataError if there is a validation split already.
+    """
     if splits.val is not splits.test:
         raise DataError(f"--val_fraction: the data set has a validation split of its own ({len(splits.val)} images). Omit "
                         "--val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
-    return dataclasses.replace(splits, train=train, val=val, val_name="val")
+    return dataclasses.replace(splits, train=train, val=val, test=splits.test if len(splits.test) else val, val_name="val")
 
 
 def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
@@ -176,20 +183,26 @@ def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: St
 # ----------------------------------------------------------------------------------------------------------- checks
 
 
-def check(splits: Splits, location: str) -> None:
-    """Raise DataError unless every label has a class and every class has training images."""
+def check(splits: Splits, location: str, trains: bool = True, kept: bool = False) -> None:
+    """Raise DataError unless every label has a class and every class has training images.
+
+    trains: something is learned of them, of more than one class. kept: the classes are those of a checkpoint.
+    """
     count = len(splits.classes)
     if len(set(splits.classes)) != count:
         twice = sorted(name for name in set(splits.classes) if splits.classes.count(name) > 1)
         raise DataError(f"{location}: two classes are called {abbreviate(twice)}")
+    if trains and count == 1 and not kept:
+        raise DataError(f"{location}: there is one class alone, {splits.classes[0]}, so that there is nothing to learn. Give "
+                        "images of a second class, or the folder that holds the class folders")
     for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        if not len(split):
+        if not len(split) and (trains or name != "train"):
             raise DataError(f"{location}: no images in {name}")
         wrong = split.targets[(split.targets < 0) | (split.targets >= count)]
         if len(wrong):
             raise DataError(f"{location}: {name} has the label {wrong[0]}, but there are {count} classes: the files are damaged")
     without = np.flatnonzero(np.bincount(splits.train.targets, minlength=count) == 0)
-    if len(without):
+    if trains and len(without):
         raise DataError(f"{location}: no training images of class {abbreviate(splits.classes[label] for label in without)}: "
                         "the files are damaged")
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from .decode import decoded, is_undecoded
+from .decode import MAX_PIXELS, Undecoded, decoded
+from .reading import UPRIGHT, stored_box, turned_size, upright
 
 MAGNITUDES = 11               # 0..10 as in the paper and in timm; torchvision's default of 31 makes 9 a third as strong
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
@@ -27,6 +28,7 @@ ERASED_STD = 0.225 * 255      # of ImageNet's pixels
 # How many times the pixels of what is made are decoded at least: in training crops and colours vary by far more than what is
 # lost (decode.py); accuracies are compared.
 TRAIN_MARGIN, EVAL_MARGIN = 1.0, 2.0
+MAX_STRETCH = 64              # times the longer side of what is cut out: where evaluation cuts before it resizes
 
 
 def train_transform(kind: str, img_size: tuple[int, int], *, flip: bool = True, channels: int = 3,
@@ -137,28 +139,44 @@ class ResizeToCover(v2.Transform):
         self.size, self.interpolation = size, interpolation
 
     def transform(self, inpt: Image.Image | Tensor, params: dict) -> Image.Image | Tensor:
-        size = covering(v2.functional.get_size(inpt), self.size)
-        return resized(inpt, size, self.interpolation, EVAL_MARGIN)
+        whole = tuple(v2.functional.get_size(inpt))
+        box = middle(whole, self.size)
+        return resized(inpt, covering(box[2:], self.size), self.interpolation, EVAL_MARGIN, None if box[2:] == whole else box)
+
+
+def middle(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The middle (top, left, height, width) of an image (height, width) that is enough to cover `size`: of all but strips the
+    whole image. A strip of 1 x 65,000 px would otherwise be made 256 x 16,640,000."""
+    longest = min(image_size) * -(-max(size) * MAX_STRETCH // min(size))
+    kept = [side if side <= longest else longest + (side - longest) % 2 for side in image_size]        # as much on both ends
+    return (*((whole - side) // 2 for whole, side in zip(image_size, kept)), *kept)
 
 
 def resized(image: Image.Image | Tensor, size: tuple[int, int], interpolation: InterpolationMode, margin: float,
             box: tuple[int, int, int, int] | None = None) -> Image.Image | Tensor:
     """A box (top, left, height, width; None: the whole) of an image resized to `size` (height, width). Of one that is not
     decoded yet at least `margin` times as many pixels are decoded, in both directions."""
-    if is_undecoded(image):
-        top, left, height, width = box or (0, 0, image.height, image.width)
-        image, reduction = decoded(image, (height, width), size, margin)
+    turn = UPRIGHT
+    if isinstance(image, Undecoded):        # it is the resized image that is turned: the fewest pixels
+        turn, whole = image.turn, (image.height, image.width)
+        size, box = turned_size(size, turn), stored_box(box or (0, 0, *whole), whole, turn)
+        image, reduction = decoded(image, box[2:], size, margin)
         if reduction > 1:               # boxes of parts of pixels only Pillow resizes
+            top, left, height, width = box
             part = tuple(side / reduction for side in (left, top, left + width, top + height))
-            return image.resize(size[::-1], Image.Resampling[interpolation.name], part)
+            return upright(image.resize(size[::-1], Image.Resampling[interpolation.name], part), turn)
+    if not isinstance(image, tv_tensors.TVTensor):
+        rows, columns = box[2:] if box else v2.functional.get_size(image)
+        if rows * size[1] > MAX_PIXELS:     # the libraries resize rows before columns: of a strip that would be gigabytes
+            image, box = resized(image, (size[0], columns), interpolation, margin, box), None
     if type(image) is Tensor:
         top, left, height, width = box or (0, 0, *image.shape[1:])
         # A view that is a batch of one with its channels last, as decoders leave them: twice as fast as torchvision's way.
         batch = image.movedim(0, -1)[None, top:top + height, left:left + width].movedim(-1, 1)
-        return F.interpolate(batch, size, mode=interpolation.value, antialias=True)[0]
+        return upright(F.interpolate(batch, size, mode=interpolation.value, antialias=True)[0], turn)
     if box is None:
         return v2.functional.resize(image, list(size), interpolation, antialias=True)
-    return v2.functional.resized_crop(image, *box, list(size), interpolation, antialias=True)
+    return upright(v2.functional.resized_crop(image, *box, list(size), interpolation, antialias=True), turn)
 
 
 class Grayscale(v2.Grayscale):

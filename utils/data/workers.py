@@ -16,20 +16,23 @@ import functools
 import mmap
 import os
 import signal
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils import process
+from utils import process, temporary
 
 TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
 START_LIMITS_S = 10.0, 30.0  # for workers to begin, of the first starts; the last has TIMEOUT_S
+STOP_TIMEOUT_S = 30.0        # the same after a request to stop, which waits for the step
 POLL_S = 1.0                 # between checks that the workers are alive
 GRACE_S = 2.0                # for workers to end by themselves: one that is killed may leave a file in /dev/shm
 ADVICE = ("is memory or shared memory short (free -h, df -h /dev/shm)? --num_workers with fewer takes less, 0 loads in the "
@@ -61,6 +64,7 @@ class WorkerPool:
         begun = mmap.mmap(-1, max(1, self.num_workers))             # a byte a worker, shared with it
         loader = DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.num_workers,
                             collate_fn=functools.partial(_shared_memory_collate, self.collate), pin_memory=self.pin_memory,
+                            multiprocessing_context="fork" if self.num_workers else None,
                             timeout=POLL_S if self.num_workers else 0, worker_init_fn=functools.partial(_worker_init, begun),
                             generator=torch.Generator())
         try:
@@ -81,8 +85,8 @@ class WorkerPool:
             workers.close()
 
 
-class _NoMemory(str):
-    """Comes in place of a batch that found no room in shared memory: why."""
+class _NotSent(str):
+    """Comes in place of a batch that cannot be sent: why."""
 
 
 def _shared_memory_collate(collate: Callable, samples: list) -> object:
@@ -90,12 +94,22 @@ def _shared_memory_collate(collate: Callable, samples: list) -> object:
     batch = collate(samples)
     if get_worker_info() is not None and isinstance(batch, tuple):
         try:
+            _open_socket()
             for value in batch:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            return _NoMemory(str(error).splitlines()[0])
+            return _NotSent(f"found no room in shared memory ({str(error).splitlines()[0]}): {ADVICE}")
+        except OSError as error:
+            return _NotSent(f"cannot make a socket in a folder for temporary files ({error}): name another one, with TMPDIR")
     return batch
+
+
+@functools.cache
+def _open_socket() -> None:
+    """Tries, once a worker, what the queue's own thread needs to send a batch: multiprocessing's folder and a socket in it."""
+    tempfile.tempdir = temporary.socket_folder()
+    Listener().close()
 
 
 def _worker_init(begun: mmap.mmap, worker: int) -> None:
@@ -129,7 +143,8 @@ class _Workers:
     """The workers of one iteration over a DataLoader, and a thread that kills them when a batch does not come in time."""
 
     def __init__(self, loader: DataLoader, timeout_s: float):
-        self.timeout_s, self.owner, self.late, self.deadline = timeout_s, os.getpid(), False, float("inf")
+        self.timeout_s, self.owner, self.late = timeout_s, os.getpid(), False
+        self.begun, self.deadline = 0.0, float("inf")
         handler = signal.getsignal(signal.SIGCHLD)
         with process.signals_blocked():             # until the workers ignore them
             try:
@@ -146,7 +161,8 @@ class _Workers:
 
     def next(self):
         """The next batch. Raises WorkerError where the workers are at fault."""
-        self.deadline = time.monotonic() + self.timeout_s
+        self.begun = time.monotonic()
+        self.deadline = self.begun + self.timeout_s
         batch = None
         while batch is None:
             try:
@@ -156,9 +172,10 @@ class _Workers:
                     if reason := self._lost(error):
                         raise WorkerError(f"{reason}: {ADVICE}") from error
                     raise
+                self.deadline = min(self.deadline, max(self.begun, process.requested_at()) + STOP_TIMEOUT_S)
         self.deadline = float("inf")
-        if isinstance(batch, _NoMemory):
-            raise WorkerError(f"a data worker found no room in shared memory ({batch}): {ADVICE}")
+        if isinstance(batch, _NotSent):
+            raise WorkerError(f"a data worker {batch}")
         return batch
 
     def _lost(self, error: Exception) -> str:
@@ -169,7 +186,7 @@ class _Workers:
             time.sleep(0.01)
         if self.late:
             return (f"the data workers (pid {', '.join(str(worker.pid) for worker in self.processes)}) gave no batch for "
-                    f"{self.timeout_s:g} s and were killed")
+                    f"{round(self.deadline - self.begun, 1):g} s and were killed")
         if dead := [f"data worker {worker.pid} {ending(worker.exitcode)}" for worker in self.processes if not worker.is_alive()]:
             return "; ".join(dead)
         if isinstance(error, RuntimeError) and str(error).startswith("Too many open files"):

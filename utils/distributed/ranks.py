@@ -2,7 +2,7 @@
 
 While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
 `timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process): it asks neither the others
-nor the store in which torchrun introduced them, which may be gone with its machine. torchrun's report names a process that died.
+nor the store in which torchrun introduced them, which may be gone with its machine. Its report names a process that died.
 """
 
 import contextlib
@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from utils import process
+from utils import launch, process
 from utils.device import choose_device, is_out_of_memory, keep_memory, out_of_memory_error
+
+from .rendezvous import meet
 
 OF_GLOO = ("gloo", "Application timeout caused pair closure", "Operation timed out!")
 SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
@@ -59,11 +61,11 @@ def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
     """Joins the processes that torchrun started, and leaves with them; alone without torchrun. gloo on CPU, nccl on GPU.
 
     timeout_s: how long a collective inside `watch` waits for the other processes. Lack of memory becomes OutOfMemory, a
-    collective that fails PeerLost. Raises DeviceError if a GPU is asked for and there is none for this process.
+    collective that fails PeerLost. Raises DeviceError if a GPU is asked for and there is none for this process, LaunchError where
+    the launcher's variables do not fit together.
     """
-    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    rank, size, *local = (int(os.environ.get(name, default)) for name, default in defaults.items())
-    ranks = Ranks(rank, size, *local, choose_device(device, *local))
+    place = launch.place()
+    ranks, size = Ranks(*place, choose_device(device, place.local_rank, place.local_size)), place.size
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     else:
@@ -114,7 +116,7 @@ def _loss(error: Exception) -> str:
         patience = f"{_group.timeout_s} s (--rank_timeout)" if current_group() else f"{SETUP_S} s"
         return f"another process of the run did not answer within {patience}"
     reason = re.sub(r"^\[\S*\] ", "", f"{error}".partition("\n")[0]).partition(". ")[0][:200]
-    return (f"another process of the run has ended ({reason}): torchrun's report names it; the out-of-memory killer may have "
+    return (f"another process of the run has ended ({reason}): what is printed below names it; the out-of-memory killer may have "
             "ended it (see dmesg)")
 
 
@@ -124,9 +126,7 @@ def _join(ranks: Ranks, timeout_s: int) -> None:
     # By default NCCL's watchdog writes into the store before it ends the process, and the store's machine may be gone.
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     process.end_at_once_on_error()
-    store, _, _ = next(dist.rendezvous("env://", timeout=patience))
-    # torchrun keeps its store when it restarts the processes: they would read where their predecessors could be reached.
-    store = dist.PrefixStore(f"attempt-{process.restarts()}", store)
+    store = meet(ranks.rank, ranks.size, SETUP_S)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=patience,
                             device_id=ranks.device if on_gpu else None)
     _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s)

@@ -89,8 +89,10 @@ def print_evaluation(name: str, metrics: EvalMetrics) -> None:
     print(f"{name} accuracy {metrics.accuracy:.2%}, top-5 {metrics.top5:.2%}, loss {metrics.loss:.4f} ({metrics.images} images)")
 
 
-def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str]) -> None:
-    for file in write_confusion(folder, metrics.confusion, classes):
+def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str], checkpoint: str = "") -> None:
+    """Writes the tables and prints where they are; `checkpoint` as write_confusion takes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in write_confusion(folder, metrics.confusion, classes, checkpoint):
         print(f"  wrote {file}")
 
 

@@ -22,10 +22,11 @@ from models.checkpoints import torch_file
 from utils.files import atomic_write
 
 FORMAT = "vit-run-1"
+RULES = 2                        # of this code, for runs that it begins; see RunState.rules
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
 BEST_FILE = "best.pt"
 CHUNK = 1 << 20
-OPTIONAL_FIELDS = {"ema", "world_size", "threads", "data", "cached"}      # that older files of this format lack
+OPTIONAL_FIELDS = {"ema", "world_size", "threads", "data", "cached", "rules"}      # that older files of this format lack
 WEIGHTS = {"model": {}, "optimizer": {}, "scaler": {}, "ema": {}, "first": {}}        # what a header is without
 
 
@@ -65,6 +66,7 @@ class RunState:
     threads: int = 0                # PyTorch's within an operation, which change the last bits; 0: not known
     data: str = ""                  # splits.fingerprint of the training data; "": not known
     cached: bool | None = None      # whether the training images are cached on the device; None: not known
+    rules: int = 1                  # of the code that began the run; 2: fewer than 10 steps learn at every one (lr_multiplier)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,6 +171,14 @@ class Run:
         saver = self.outputs.saver
         return Requests(stop=self.stop.requested(), save_failed=saver is not None and saver.failed)
 
+    def stop_within_step(self) -> bool:
+        """Whether any rank was asked to stop, between the micro-batches of a step, which may take minutes. The step is begun anew
+        when the run is resumed. Several GPUs end their step: to agree before would make them wait for each other."""
+        if self.ranks.size == 1 or self.ranks.device.type == "cpu":
+            asked = torch.tensor(float(self.stop.requested()))
+            self.stop_requested |= bool(distributed.all_reduce_sum(asked))
+        return self.stop_requested
+
     def log_steps(self, steps: Sequence[StepMetrics]) -> None:
         for step in steps:
             self.outputs.logger.log_step(step)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import process
+from utils import launch
 from utils.files import InUseError, StorageError
 
 from . import checkpoint
@@ -97,7 +97,7 @@ class Saver:
         writing, self._writing = self._writing, None
         if writing is not None:
             while concurrent.futures.wait([writing], timeout=1).not_done:
-                process.show_life()
+                launch.show_life()
             writing.result()
 
     def raise_if_failed(self, failures: int = MAX_FAILURES) -> None:

@@ -2,7 +2,8 @@
 
 import csv
 import dataclasses
-import functools
+import io
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,20 +130,30 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
     return counts.compute(stopped)
 
 
-def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str]) -> list[Path]:
+def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], checkpoint: str = "") -> list[Path]:
     """Writes and returns confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy).
 
-    Raises StorageError.
+    checkpoint: the name of the evaluated checkpoint, where that is not the end of a run. It becomes part of the files' names
+    (confusion-best.csv), and files that hold something else are kept: then these are confusion-best-2.csv, ... Raises
+    StorageError.
     """
     counts = list(zip(classes, confusion.tolist()))
-    tables = {"confusion.csv": [["true \\ predicted", *classes], *([name, *row] for name, row in counts)],
-              "per_class.csv": [["class", "images", "accuracy"],
-                                *([name, sum(row), f"{row[label] / sum(row):.4f}" if sum(row) else ""]
-                                  for label, (name, row) in enumerate(counts))]}
-    def write(unfinished: Path, rows: list[list]) -> None:
-        with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-            csv.writer(stream).writerows(rows)
+    tables = {"confusion": [["true \\ predicted", *classes], *([name, *row] for name, row in counts)],
+              "per_class": [["class", "images", "accuracy"],
+                            *([name, sum(row), f"{row[label] / sum(row):.4f}" if sum(row) else ""]
+                              for label, (name, row) in enumerate(counts))]}
+    contents = {name: _csv_bytes(rows) for name, rows in tables.items()}
+    for number in itertools.count(1):
+        suffix = f"-{checkpoint}" * bool(checkpoint) + f"-{number}" * (number > 1)
+        files = {folder / f"{name}{suffix}.csv": content for name, content in contents.items()}
+        if not checkpoint or all(not file.exists() or file.read_bytes() == content for file, content in files.items()):
+            break
+    for file, content in files.items():
+        atomic_write(file, lambda unfinished, content=content: unfinished.write_bytes(content))
+    return list(files)
 
-    for name, rows in tables.items():
-        atomic_write(folder / name, functools.partial(write, rows=rows))
-    return [folder / name for name in tables]
+
+def _csv_bytes(rows: list[list]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -148,18 +148,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
+SHORT_RUN = 10      # updates; a run of fewer learns at every one of them
+
+
 def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, floor: float = 0.0, start: float = 0.0,
-                  milestones: Sequence[int] = ()) -> float:
+                  milestones: Sequence[int] = (), ends_at_floor: bool | None = None) -> float:
     """Returns the learning rate of update 1..total as a fraction of the peak.
 
     During the warm-up it rises linearly from `start` (at update 0) to 1. Afterwards it falls from 1 to `floor`: "cosine"
     (half a period) and "linear" reach it at `total`; "step" divides by 10 after each of the `milestones`, as BiT (arXiv
     1912.11370); "constant" stays at 1.
-    With start and floor 0 these are the values of the ViT-pytorch scripts, whose scheduler steps before the optimizer.
+    With start and floor 0 these are the values of the ViT-pytorch scripts, whose scheduler steps before the optimizer, so that
+    the last update changes nothing. Of a few updates that would be half of what is learnt: without `ends_at_floor` (default:
+    in a run of fewer than SHORT_RUN) the fall begins one update later and does not reach `floor`.
     """
     if update < warmup:
         return start + (1 - start) * (update / warmup)
-    progress = (update - warmup) / max(1, total - warmup)
+    if ends_at_floor is None:
+        ends_at_floor = total >= SHORT_RUN
+    progress = max(0, update - warmup - (not ends_at_floor)) / max(1, total - warmup)
     ratio = 1.0
     if decay == "cosine":
         ratio = max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))

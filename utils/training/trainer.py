@@ -68,6 +68,7 @@ class _Readout:
     """Which step's figures are still to be read, and the clocks."""
 
     requests: Callable[[], tuple]
+    stop: Callable[[], bool]
     late: bool                                  # a step is read while the next one is under way
     pending: _Step | None = None
     unread: list[StepMetrics] = dataclasses.field(default_factory=list)
@@ -87,13 +88,14 @@ class Trainer:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, criterion: Criterion, scaler: LossScaler,
                  precision: Precision, ranks: Ranks, normalize: Callable[[Tensor], Tensor], settings: StepSettings, *,
                  ema: Ema | None = None, reducer: Reducer | None = None, progress: Progress | None = None,
-                 requests: Callable[[], tuple] = Requests, late: bool | None = None):
+                 requests: Callable[[], tuple] = Requests, stop: Callable[[], bool] = lambda: False, late: bool | None = None):
         """`model` may be wrapped. `normalize` maps images of values 0..255 on the device to the model's input. `requests`
-        returns this rank's Requests at the end of a step. `late`: by default on a GPU only."""
+        returns this rank's Requests at the end of a step; `stop` whether to give up the step that is under way, the same on
+        every rank. `late`: by default on a GPU only."""
         self.model, self.optimizer, self.criterion, self.scaler = model, optimizer, criterion, scaler
         self.precision, self.ranks, self.normalize, self.settings = precision, ranks, normalize, settings
         self.ema, self.reducer, self.progress = ema, reducer or Reducer(model, ranks), progress or Progress()
-        self._readout = _Readout(requests, ranks.device.type == "cuda" if late is None else late)
+        self._readout = _Readout(requests, stop, ranks.device.type == "cuda" if late is None else late)
 
     @property
     def step(self) -> int:
@@ -111,8 +113,8 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Batch], flush: bool = True) -> list[StepMetrics]:
         """Takes micro_steps batches, updates the weights once and returns the metrics that are available: those of this step;
-        where figures are read late and `flush` is false, those of the step before. Raises DivergedError for the step that it
-        names; no non-finite update is ever made.
+        where figures are read late and `flush` is false, those of the step before. A step that is given up changes nothing and
+        has none. Raises DivergedError for the step that it names; no non-finite update is ever made.
 
         The loss is the sum over the step's images divided by their number, so that ranks and micro-steps change nothing but
         the rounding. Order: backward, unscale, clip, step, scale update.
@@ -120,6 +122,8 @@ class Trainer:
         if not self.model.training:
             self.model.train()
         step = self._accumulate(batches)
+        if step is None:
+            return self.finish()
         norm, non_finite = self._measure(step)
         self._read()
         step.learning_rate = self.settings.schedule(self.progress.updates + 1)
@@ -138,11 +142,13 @@ class Trainer:
         unread, self._readout.unread = self._readout.unread, []
         return unread
 
-    def _accumulate(self, batches: Iterator[Batch]) -> _Step:
-        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks."""
+    def _accumulate(self, batches: Iterator[Batch]) -> _Step | None:
+        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks. None: given up."""
         attention = self.criterion.attention
         step = _Step(self.step, time.perf_counter(), attention.edited_images(self.step) if attention else 0)
         for micro_step in range(self.settings.micro_steps):
+            if micro_step and self._readout.stop():
+                return None
             asked = time.perf_counter()
             batch = next(batches)
             self._readout.waited += time.perf_counter() - asked

@@ -25,11 +25,12 @@ from mutations import mutated
 from safetensors.torch import save
 from weight_files import rezipped, run_state, same
 
+from models import create_model, save_timm
 from models.checkpoints.formats import open_weights
 from models.checkpoints.torch_file import read
 from models.errors import ModelError
 from utils.attention import edits
-from utils.data.image_files import csv_lists
+from utils.data.csv_lists import csv_lists
 from utils.data.splits import DataError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "torch_formats"
@@ -241,6 +242,25 @@ def test_safetensors(tmp_path, tries, figure):
     refused = survived(tmp_path, content, use_weights, times, lambda content, seed: mutated(content, seed, tokens))
     assert refused > times / 4
     figure("mutated .safetensors", times)
+
+
+@pytest.mark.contract("P7", "a damaged config.json beside weights is refused on one line, or its values are plain")
+def test_folders(tmp_path, tries, figure):
+    times, folder = tries(60, 3000), tmp_path / "hub"
+    folder.mkdir()
+    save_timm(create_model("ViT-Nano_2", 2), folder / "model.safetensors")
+    said = {"architecture": "vit", "label_names": ["a", "b"], "model_args": {"num_heads": 4, "act_layer": "gelu", "img_size": 8},
+            "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 8, 8], "crop_pct": 0.9}}
+
+    def check(path: Path, seed: int) -> None:
+        path.replace(folder / "config.json")
+        model = create_model("ViT-Nano_2", pretrained=folder, head="keep")
+        assert model.config.gelu in ("tanh", "erf") and len(model.config.mean) == 3
+        assert all(name.isprintable() for name in model.load_report.classes)
+
+    tokens = (b"NaN", b"1e999", b"-1", b"[" * 3000, b"null", b"true", b'"', b"\\ud800", b"{}", b"9" * 500, b"\xff")
+    survived(tmp_path, json.dumps(said).encode(), check, times, lambda content, seed: mutated(content, seed, tokens))
+    figure("mutated config.json", times)
 
 
 # ------------------------------------------------------------------------------------------------- lists and edits

@@ -1,12 +1,11 @@
 """The layouts: big_vision, transformers, the prefixes of wrappers. Each is made here from a file with known logits."""
 
-import re
-
 import numpy as np
 import pytest
 import reference
 import torch
 from filling import load, refused, same_state, save_arrays
+from other_programs import transformers_names
 from safetensors.torch import save_file
 
 from models.checkpoints.opened import checkpoint_head
@@ -100,38 +99,6 @@ def test_a_stack_that_claims_a_billion_blocks(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ transformers
-
-
-def transformers_names(state: dict, prefix: str, later: bool = False) -> dict:
-    """timm's names -> those of the files on the hub, or of the state dict of a model since transformers 5."""
-    block = [("attn.proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense")]
-    if later:
-        block = [("attn.proj", "attention.o_proj")]
-    outside = [("patch_embed.proj", "embeddings.patch_embeddings.projection"), ("cls_token", "embeddings.cls_token"),
-               ("dist_token", "embeddings.distillation_token"), ("pos_embed", "embeddings.position_embeddings"),
-               ("norm", "layernorm")]
-    renamed = {}
-    for name, value in state.items():
-        if name.startswith("head"):
-            distilled = "dist_token" in state
-            new = {"head": "cls_classifier" if distilled else "classifier", "head_dist": "distillation_classifier"}
-            renamed[".".join([new[name.split(".")[0]], name.split(".")[1]])] = value
-        elif name.startswith("blocks."):
-            i, rest = re.fullmatch(r"blocks\.(\d+)\.(.*)", name).groups()
-            rest = rest.replace("norm1", "layernorm_before").replace("norm2", "layernorm_after")
-            for ours, theirs in block:
-                rest = rest.replace(ours, theirs)
-            layer = f"{prefix}layers.{i}." if later else f"{prefix}encoder.layer.{i}."
-            if rest.startswith("attn.qkv"):
-                parts = ["q_proj", "k_proj", "v_proj"] if later else ["attention.query", "attention.key", "attention.value"]
-                for part, third in zip(parts, value.chunk(3)):
-                    renamed[f"{layer}attention.{part}.{rest.split('.')[-1]}"] = third.clone()
-            else:
-                renamed[layer + rest] = value
-        else:
-            ours, theirs = next(pair for pair in outside if name.startswith(pair[0]))
-            renamed[prefix + name.replace(ours, theirs)] = value
-    return renamed
 
 
 @pytest.mark.parametrize("later", [False, True])

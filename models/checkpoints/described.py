@@ -1,0 +1,182 @@
+"""What a program writes beside its weights: the config.json of timm and transformers, and the folders that hold both.
+
+A folder is taken for what it plainly is. Of its JSON files only plain values are used: how the model computes (GELU, eps),
+how it sees images (mean, standard deviation, size), and what its classes are called.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from models.errors import WeightsError
+
+from .zip_archive import one_line, shown
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")       # in this order
+CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adapter_config.json"
+# Keys of a model's row that belong to the weights, whatever the row says: no parameter has another shape, only other logits.
+COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style")
+ROW_ENTRY = "vit_row"                                       # what our own exports say of them (export.py)
+MAX_SIDE = 1 << 14                                          # pixels
+MAX_JSON = 1 << 24                                          # bytes; the names of 21,843 classes take 1 MB
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+# GELU by the names that the two programs have for it.
+GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_erf": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_tanh": "tanh",
+        "gelu_pytorch_tanh": "tanh"}
+RESAMPLE = {2: "bilinear", 3: "bicubic"}                    # Pillow's numbers
+# Google's weights that timm publishes under these tags were trained with the tanh form, which timm does not compute.
+TANH_TAGS = re.compile(r"augreg_")
+TANH_MODELS = re.compile(r"siglip")
+
+
+# timm's sizes by their names: (width, heads)
+TIMM_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
+
+
+@dataclasses.dataclass
+class Description:
+    """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized to be evaluated (flags);
+    `model`: what timm calls the model, such as vit_tiny_patch16_224."""
+
+    row: dict = dataclasses.field(default_factory=dict)
+    classes: list[str] | None = None
+    view: dict = dataclasses.field(default_factory=dict)
+    model: str = ""
+
+    def heads(self, width: int) -> int | None:
+        """Of a model of this width, where it is said, or timm's name of the size means it."""
+        named = re.match(r"(?:vit|deit3?)_(\w+?)_", self.model)
+        usual, heads = TIMM_SIZES.get(named[1] if named else "", (0, 0))
+        return self.row.get("num_heads", heads if width == usual else None)
+
+
+def own_row(said: object) -> dict:
+    """What an export of ours says of COMPUTED; of anything else nothing."""
+    return {key: value for key, value in said.items() if key in COMPUTED} if isinstance(said, dict) else {}
+
+
+def is_weights_folder(path: str | Path) -> bool:
+    """Whether a folder is one that timm, transformers or peft save to."""
+    return any((Path(path) / name).exists() for name in (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS), ADAPTER))
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in such a folder. Raises WeightsError for one of an adapter, or of several files."""
+    if (folder / ADAPTER).exists():
+        base = _read_json(folder / ADAPTER).get("base_model_name_or_path")
+        raise WeightsError(f"{folder}: a LoRA adapter (adapter_config.json), which holds changes to the weights of "
+                           f"{shown(base) if base else 'another model'} and no model of its own; merge them with peft "
+                           "(merge_and_unload), save the result, and give that")
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(f"{folder}: its weights are in several files (*.index.json); save them in one (save_pretrained with a "
+                       "larger max_shard_size)")
+
+
+def describe(weights: Path) -> Description:
+    """What stands beside a file of weights; nothing unless it is one that timm or transformers write, with its config.json."""
+    config = weights.parent / CONFIG
+    if weights.name not in WEIGHTS or not config.is_file():
+        return Description()
+    values = _read_json(config)
+    try:
+        if "pretrained_cfg" in values or "architecture" in values:
+            return _of_timm(values)
+        preprocessor = weights.parent / PREPROCESSOR
+        return _of_transformers(values, _read_json(preprocessor) if preprocessor.is_file() else {})
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        if isinstance(error, WeightsError):
+            raise WeightsError(f"{config}: {error}") from error
+        raise WeightsError(f"{config}: not a config.json of timm or transformers ({one_line(error)})") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON ({one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: holds no settings by name")
+    return values
+
+
+def _of_timm(values: dict) -> Description:
+    published, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
+    found = Description(classes=_names(values.get("label_names") or values.get("labels") or published.get("label_names")))
+    act, tag, name = arguments.get("act_layer"), str(published.get("tag") or ""), str(values.get("architecture") or "")
+    tanh = TANH_TAGS.match(tag) or TANH_MODELS.search(name)
+    found.model = name
+    found.row["gelu"] = _gelu(act) if act else "tanh" if tanh else "erf"
+    for key in ("mean", "std"):
+        if published.get(key):
+            found.row[key] = _numbers(published[key])
+    if published.get("input_size"):
+        found.row["img_size"] = _size(published["input_size"][1:])
+    if arguments.get("img_size"):
+        found.row["img_size"] = _size(arguments["img_size"])
+    if arguments.get("num_heads"):
+        found.row["num_heads"] = int(arguments["num_heads"])
+    found.view = _view(published.get("interpolation"), published.get("crop_pct"))
+    return found
+
+
+def _of_transformers(values: dict, preprocessor: dict) -> Description:
+    found = Description()
+    if values.get("hidden_act"):
+        found.row["gelu"] = _gelu(values["hidden_act"])
+    if values.get("layer_norm_eps"):
+        found.row["norm_eps"] = float(values["layer_norm_eps"])
+    if values.get("image_size"):
+        found.row["img_size"] = _size(values["image_size"])
+    if values.get("num_attention_heads"):
+        found.row["num_heads"] = int(values["num_attention_heads"])
+    labels = values.get("id2label")
+    if labels:
+        names = _names(labels)
+        found.classes = None if names is None or names == [f"LABEL_{number}" for number in range(len(names))] else names
+    if preprocessor.get("do_normalize", True):
+        found.row |= {key: _numbers(preprocessor[f"image_{key}"]) for key in ("mean", "std") if preprocessor.get(f"image_{key}")}
+    else:
+        found.row |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    found.view = _view(RESAMPLE.get(preprocessor.get("resample")), preprocessor.get("crop_pct"))
+    return found
+
+
+def _gelu(name: object) -> str:
+    if name not in GELU:
+        raise WeightsError(f"its activation is {shown(name)}, and models here compute GELU")
+    return GELU[name]
+
+
+def _numbers(values: list) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"{len(numbers)} channels")
+    return numbers
+
+
+def _size(value: int | list | dict) -> int | tuple[int, int]:
+    """A side in pixels, or (height, width) where they differ."""
+    height, width = (value, value) if isinstance(value, int) else map(int, value)
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise ValueError(f"images of {height} x {width}")
+    return height if height == width else (height, width)
+
+
+def _names(names: list | dict | None) -> list[str] | None:
+    """By label: of a list, or of names by number without a gap."""
+    if isinstance(names, dict):
+        numbers = {int(key): name for key, name in names.items()}
+        names = [numbers[number] for number in range(len(numbers))] if set(numbers) == set(range(len(numbers))) else None
+    return [shown(name) for name in names] if isinstance(names, list) else None
+
+
+def _view(interpolation: object, crop: object) -> dict:
+    view = {"interpolation": interpolation} if interpolation in RESAMPLE.values() else {}
+    return view | ({"eval_crop": float(crop)} if isinstance(crop, (int, float)) and 0 < crop <= 1 else {})

@@ -1,0 +1,84 @@
+"""Held-out images that the start weights were trained on."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from runs import make_tree
+
+from utils.build.leakage import advise, seen_images, start_run, warning_of_seen
+from utils.config import before
+from utils.data.datasets import open_splits
+from utils.data.splits import fingerprint
+from utils.run.checkpoint import CheckpointError, RunState
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """trained(**fractions) -> the header of a run with these fractions on `tree`: 2 classes of 20 images to train on"""
+    monkeypatch.chdir(tmp_path)
+    make_tree(Path("tree"), images=20)
+
+    def header(**fractions) -> RunState:
+        splits = open_splits("folder", "tree", **fractions)
+        config = before() | {"dataset": "folder", "data_dir": "tree"} | fractions
+        return RunState(4, 4, 0, {}, {}, {}, {}, {}, config, {}, list(splits.classes), len(splits.train), 1.0,
+                        data=fingerprint(splits.train))
+
+    return header
+
+
+def seen(start: RunState, data_dir="tree", **fractions):
+    return seen_images(start, "folder", data_dir, open_splits("folder", data_dir, **fractions))
+
+
+def test_images_of_both_are_counted(trained):
+    whole, part = trained(), trained(val_fraction=0.1)
+    assert seen(whole) == seen(part) == seen(part, val_fraction=0.1) == seen(part, val_fraction=0.05) == {}
+    assert seen(whole, val_fraction=0.1) == {"val": 4} and seen(part, val_fraction=0.2) == {"val": 4}
+    assert seen(part, val_fraction=0.1, split_seed=4)["val"] > 0
+    assert 0 < seen(whole, test_fraction=0.25)["test"] < 20          # some of its 20 are of val/, which nobody trained on
+    assert seen(trained(test_fraction=0.25), val_fraction=0.5)["val"] > 0
+
+
+def test_only_its_own_images_count(trained):
+    """The same images in another folder are the same; another data set is another task."""
+    start = trained()
+    shutil.copytree("tree", "moved")
+    assert seen(start, "moved", val_fraction=0.1) == {"val": 4}
+    make_tree(Path("wood"), images=10)
+    assert seen(start, "wood", val_fraction=0.1) == {}
+    assert seen_images(start, "digits", "", open_splits("digits", "", test_fraction=0.1)) == {}
+    older = replace(start, data="")                                   # its fingerprint is not known
+    assert seen(older, val_fraction=0.1) == {"val": 4}
+
+
+def test_data_that_changed_cannot_be_judged(trained):
+    start, whole = trained(val_fraction=0.1), trained()
+    for name in ("ant", "bee"):
+        shutil.copy(f"tree/train/{name}/0.png", f"tree/train/{name}/new.png")
+    assert seen(start, val_fraction=0.1) is None and seen(whole) == {}
+    sources = SimpleNamespace(dataset="folder", data_dir="tree", val_fraction=0.1, test_fraction=0.0, split_seed=0)
+    text = warning_of_seen(start, "output/r/best.pt", sources, open_splits("folder", "tree", val_fraction=0.1))
+    assert text.startswith("warning: the images in tree are not those that output/r/best.pt was trained on")
+
+
+def test_the_warning_says_what_to_set(trained):
+    drawn = {"val_fraction": 0.2, "test_fraction": 0.0, "split_seed": 0}
+    sources, splits = SimpleNamespace(dataset="folder", data_dir="tree", **drawn), open_splits("folder", "tree", val_fraction=0.2)
+    start = trained(val_fraction=0.1)
+    assert warning_of_seen(start, "output/r/best.pt", sources, splits) == (
+        "warning: output/r/best.pt was trained on 4 of 8 val images, so that their accuracy says little. Hold out the same "
+        "images as that run: --val_fraction 0.1 --split_seed 0")
+    assert advise(trained(), drawn) == (
+        "Train that run again, with the same images held out: --val_fraction 0.2 --split_seed 0")
+    assert warning_of_seen(start, "p", sources, open_splits("folder", "tree", val_fraction=0.1)) == ""
+
+
+def test_what_is_no_run(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    assert start_run("auto") is start_run("ViT-B_16") is start_run(str(tmp_path / "weights.pth")) is None
+    with pytest.raises(CheckpointError):
+        start_run(str(tmp_path))

@@ -1,0 +1,75 @@
+"""Start weights of another program: what their file tells becomes settings, where no flag sets them."""
+
+import dataclasses
+
+import pytest
+
+from utils.config import ConfigError, Facts, resolve
+
+TINY = {"model_type": "ViT-B_16", "patch_size": 4, "hidden_size": 32, "mlp_dim": 64, "num_layers": 2, "img_size": 16,
+        "names_img_size": False}
+FOLDER = {"model_type": "DeiT-S_16", "img_size": 384, "names_img_size": True, "interpolation": "bicubic", "eval_crop": 0.9}
+
+
+def config(row: dict, flags: dict | None = None):
+    facts = Facts(1000, 10, start_row=row, start_head_classes=10, start_path="w.pth")
+    return resolve({"dataset": "folder", "pretrained_dir": "w.pth", **(flags or {})}, facts)
+
+
+def test_sizes_of_its_own_are_taken_with_the_image_size():
+    found = config(TINY, {"num_heads": 2})
+    assert (found.model_type, found.patch_size, found.hidden_size, found.mlp_dim, found.num_layers, found.num_heads) == (
+        "ViT-B_16", 4, 32, 64, 2, 2)
+    assert found.img_size == 16 and found.source("hidden_size") == "start"
+    assert config(TINY | {"num_heads": 8}).num_heads == 8 and config(TINY, {"num_heads": 2, "img_size": 32}).img_size == 32
+
+
+def test_the_batch_is_divided_for_the_sizes_of_the_file():
+    """Not for those of the row that they are put into."""
+    facts = Facts(1000, 10, start_row=TINY, start_path="w.pth", memory=24 << 30)
+    flags = {"dataset": "folder", "pretrained_dir": "w.pth", "num_heads": 2}
+    large = TINY | {"patch_size": 16, "hidden_size": 1536, "mlp_dim": 6144, "num_layers": 24}
+    plain = {"dataset": "folder", "pretrained_dir": "none"}
+    tiny, row, huge = (resolve(*each).gradient_accumulation_steps for each in (
+        (flags, facts), (plain, dataclasses.replace(facts, start_row=None)),
+        (flags | {"img_size": 224}, dataclasses.replace(facts, start_row=large))))
+    assert tiny == 1 < row < huge
+
+
+def test_heads_that_nothing_tells_are_asked_for():
+    with pytest.raises(ConfigError, match=r"--pretrained_dir w.pth: its sizes \(width 32, 2 blocks\) .* Add --num_heads"):
+        config(TINY)
+
+
+def test_a_known_model_is_taken_with_its_row():
+    found = config(FOLDER)
+    assert (found.model_type, found.hidden_size, found.img_size) == ("DeiT-S_16", None, 384)
+    assert (found.interpolation, found.eval_crop) == ("bilinear", 0.0)                 # a new task
+    large = config({"model_type": "ViT-L_16", "img_size": 384, "names_img_size": False})
+    assert (large.model_type, large.img_size, large.dropout_rate) == ("ViT-L_16", 224, 0.1)
+
+
+@pytest.mark.parametrize("more", [{"head": "keep"}, {"eval_only": True}])
+def test_a_head_that_is_kept_sees_images_as_it_did(more):
+    found = config(FOLDER | {"names_img_size": False}, more)
+    assert (found.img_size, found.interpolation, found.eval_crop) == (384, "bicubic", 0.9)
+    typed = {"img_size": 224, "interpolation": "bilinear", "eval_crop": 0.5}
+    assert {name: getattr(config(FOLDER, more | typed), name) for name in typed} == typed
+
+
+def test_a_model_that_is_typed_stays():
+    """The file is compared with it when it is loaded; but what pools its tokens no row can change."""
+    found = config(TINY | {"classifier": "patch_mean", "in_channels": 1}, {"model_type": "ViT-Ti_16"})
+    assert (found.model_type, found.hidden_size, found.classifier, found.in_channels) == ("ViT-Ti_16", None, "patch_mean", 1)
+    assert config(TINY | {"classifier": "gap"}, {"model_type": "ViT-Ti_16", "classifier": "token"}).classifier == "token"
+
+
+def test_the_file_of_the_model_itself_changes_nothing():
+    row = {"model_type": "ViT-B_16", "img_size": 384, "names_img_size": False}
+    plain = resolve({"dataset": "folder", "pretrained_dir": "w.pth"}, Facts(1000, 10, start_path="w.pth"))
+    assert config(row) == plain
+
+
+def test_sizes_of_the_recipe_give_way():
+    found = config({"model_type": "DeiT-S_16", "names_img_size": False}, {"recipe": "scratch-small", "dataset": "cifar100"})
+    assert (found.model_type, found.hidden_size, found.num_layers) == ("DeiT-S_16", None, None)

@@ -1,0 +1,71 @@
+"""Names as other programs, papers and people write them."""
+
+import pytest
+
+from configs import DATASETS, MODELS, RECIPES
+from models.checkpoints.published import published_name, published_names
+from utils.config import ConfigError, check_weights, did_you_mean, unknown_model
+from utils.config.spelling import suggest
+
+TYPED = {
+    "ViT-B_16": ("ViT-B/16 vit_b_16 vit-b16 ViTB16 vit_base_patch16_224 vit_base_patch16_224.augreg_in21k_ft_in1k "
+                 "google/vit-base-patch16-224-in21k"),
+    "ViT-L_32": "vit_l_32 vit_large_patch32_384", "ViT-H_14": "vit_huge_patch14_224", "ViT-Ti_16": "vit_tiny_patch16_224",
+    "DeiT-S_16": "deit_small_patch16_224 facebook/deit-small-patch16-224 DeiT-Small",
+    "DeiT-B_16-distilled": "deit_base_distilled_patch16_384 facebook/deit-base-distilled-patch16-224",
+    "CaiT-S24": "cait_s24_224", "CaiT-XXS36": "cait_xxs36_384", "MAE-B_16": "facebook/vit-mae-base vit_base_patch16_224.mae",
+    "R50-ViT-B_16": "R50+ViT-B/16 vit_base_r50_s16_384", "R26-ViT-S_32": "vit_small_r26_s32_224",
+    "cifar10": "CIFAR10 CIFAR-10 uoft-cs/cifar10", "cifar100": "cifar-100", "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST FMNIST fashion-mnist", "imagenet": "ImageNet-1k ILSVRC2012 IMNET",
+    "cub200": "CUB_200_2011 CUB",
+    "oxford_pets": "oxford-iiit-pet pets", "flowers102": "Flowers flowers-102", "folder": "ImageFolder", "mae": "MAE",
+    "linear-probe": "linear_probe"}
+
+
+def test_what_other_programs_call_it():
+    """The one name that is meant, and no other."""
+    for name, texts in TYPED.items():
+        known = next(names for names in (MODELS, DATASETS, RECIPES) if name in names)
+        for typed in texts.split():
+            assert suggest(typed, known) == [name], typed
+
+
+def test_several_or_none():
+    assert did_you_mean("CIFAR", DATASETS) == " Did you mean cifar10 or cifar100?"
+    assert did_you_mean("vit_base", MODELS) == " Did you mean ViT-B_16, ViT-B_32 or ViT-B_8?"
+    for typed in ("swin_base_patch4_window7_224", "resnet50", "beit_base_patch16_224", "vit_base_patch14_dinov2", "", "/"):
+        assert did_you_mean(typed, MODELS) == "", typed
+    for typed in ("stl10", "custom", "svhn"):
+        assert did_you_mean(typed, DATASETS) == "", typed
+    assert did_you_mean("bfloat16", ("fp32", "tf32", "bf16", "fp16")) == " Did you mean bf16?"
+    assert did_you_mean("CosineAnnealingLR", ("cosine", "linear", "step", "constant")) == " Did you mean cosine?"
+
+
+def test_a_model_at_another_size():
+    assert unknown_model("vit_base_patch16_384") == (
+        "--model_type vit_base_patch16_384: no such model. Did you mean ViT-B_16 with --img_size 384?")
+    assert unknown_model("cait_xs24_384").endswith("Did you mean CaiT-XS24?")                # its row's own
+    assert "no such model. Choose one of ViT-Ti_16, " in unknown_model("swin")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("google/vit-base-patch16-224", "imagenet21k/ViT-B_16"), ("vit_base_patch16_224", "imagenet21k/ViT-B_16"),
+    ("facebook/deit-small-patch16-224", "deit/deit_small_patch16_224-cd65a155"), ("sam/B16", "sam/ViT-B_16"),
+    ("facebook/vit-mae-base", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
+    ("checkpoint/ViT-B_16.npz", "imagenet21k/ViT-B_16"), ("imagenet21k/vit-b16", "imagenet21k/ViT-B_16")])
+def test_published_names(typed, meant):
+    with pytest.raises(ConfigError) as caught:
+        check_weights({"pretrained_dir": typed}, published_name, published_names())
+    assert str(caught.value) == (f"--pretrained_dir {typed}: no such file or folder, and no published name. "
+                                 f"Did you mean {meant}? MODEL_ZOO.md lists the names")
+    assert published_name(meant) == meant
+
+
+def test_weights_that_are_there():
+    """A file, a folder, a name, a word of the flag; beside a run that is resumed they are not used."""
+    assert all(published_name(name) == name for name in published_names())
+    for flags in ({}, {"pretrained_dir": "none"}, {"pretrained_dir": "."}, {"pretrained_dir": "ViT-B_16.npz"},
+                  {"pretrained_dir": "gone.npz", "resume_path": "output/r"}):
+        check_weights(flags, published_name, published_names())
+    with pytest.raises(ConfigError, match=r"--checkpoint gone\.npz: no such file or folder"):
+        check_weights({"checkpoint": "gone.npz"}, published_name, published_names(), "checkpoint")

@@ -1,0 +1,269 @@
+"""A data set in lists: which lists there are, what they make of the images, and what is told or refused."""
+
+import os
+
+import numpy as np
+import pytest
+from miniatures import csv_files, png
+
+from utils.data.classes import ClassRule
+from utils.data.csv_lists import csv_lists, lists_in
+from utils.data.datasets import open_splits
+from utils.data.layouts import HELD_OUT
+from utils.data.splits import DataError
+
+
+def test_csv(tmp_path):
+    splits = open_splits("csv", csv_files(tmp_path, train="b.png,cat\na.png, a dog \nc.png,cat\n", val="d.png,cat"))
+    assert splits.classes == ("a dog", "cat") and splits.can_flip and not csv_lists(str(tmp_path)).notes
+    assert splits.train.targets.tolist() == [1, 0, 1] and splits.val.targets.tolist() == [1]
+    assert splits.test is splits.val and splits.val_name == "test"
+    assert [splits.train[index][0].getpixel((0, 0))[0] for index in range(3)] == [10, 0, 20]
+    after = open_splits("csv", str(tmp_path), val_fraction=0.5)
+    assert [len(after.train), after.val.targets.tolist(), after.val_name] == [2, [1], "val"] and len(after.test) == 1
+
+
+def test_csv_with_three_lists(tmp_path):
+    root = csv_files(tmp_path, train="a.png,x\nb.png,y\n", val="c.png,y\n", test="d.png,x\ne.png,x\n")
+    splits = open_splits("csv", root)
+    assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [1], [0, 0]]
+    assert splits.val_name == "val"
+    with pytest.raises(DataError, match=r"validation split of its own \(1 images\)"):
+        open_splits("csv", root, val_fraction=0.5)
+    drawn = open_splits("csv", root, test_fraction=0.4)
+    assert drawn.val is drawn.test and len(drawn.train) + len(drawn.test) == 5
+
+
+@pytest.mark.parametrize("header", ["path,label", "Image,Class", "FILE, label", '"path","class"', "\ufeffpath,label"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_header_is_detected(tmp_path, header, end):
+    text = end.join([header, "a.png,x", "", "b.png,y", ""])
+    splits = csv_lists(csv_files(tmp_path, train=end + text if header[0] == "F" else text, val="c.png,x"))
+    assert splits.classes == ("x", "y") and len(splits.train) == 2 and not splits.notes
+
+
+def test_csv_header_is_not_a_class_elsewhere(tmp_path):
+    (tmp_path / "path").write_bytes(png())
+    splits = open_splits("csv", csv_files(tmp_path, train="path,x\npath,label\n", val="path,x"))
+    assert splits.classes == ("label", "x") and splits.train.targets.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("labels", "classes", "expected"), [
+    ("2 0 1 1 10 3 4 5 6 7 8 9", [str(number) for number in range(11)], [2, 0, 1, 1, 10, 3, 4, 5, 6, 7, 8, 9]),
+    ("7 100 9", ["7", "9", "100"], [0, 2, 1]),                       # gaps: names, still in numerical order
+    ("0 1 2", ["0", "1", "2"], [0, 1, 2]),                           # one image a class: no index
+    ("0 1 x 10 2", ["0", "1", "10", "2", "x"], [0, 1, 4, 2, 3]),      # not all are integers: names
+    ("01 1 0", ["0", "01", "1"], [1, 2, 0]),                         # 01 and 1 would be one class
+    ("9" * 5000 + " 8", ["8", "9" * 5000], [1, 0]),
+])
+def test_csv_labels(tmp_path, labels, classes, expected):
+    labels = labels.split(" ")
+    splits = open_splits("csv", csv_files(tmp_path, train="".join(f"a.png,{label}\n" for label in labels),
+                                          val=f"b.png,{labels[0]}"))
+    assert list(splits.classes) == classes and splits.train.targets.tolist() == expected
+    assert splits.val.targets.tolist() == expected[:1]
+
+
+def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("one, two.png", 'a "b".png', "ü.png"):
+        (tmp_path / "sub" / name).write_bytes(png())
+    train = f'"sub/one, two.png",x\n"sub/a ""b"".png",y\nsub/ü.png,x\n{tmp_path}/data/a.png,x\n../sub/ü.png,x\n'
+    splits = open_splits("csv", csv_files(tmp_path / "data", train=train.replace("sub/", "../sub/").replace("../../", "../"),
+                                          val="a.png,x"))
+    assert [splits.train[index][0].size for index in range(5)] == [(20, 20)] * 3 + [(4, 3), (20, 20)]
+
+
+# ------------------------------------------------------------------------------------------------------ which lists
+
+
+@pytest.mark.parametrize(("names", "parts"), [
+    ("train.csv val.csv test.csv", {"train": "train.csv", "val": "val.csv", "test": "test.csv"}),
+    ("Train.CSV Validation.csv", {"train": "Train.CSV", "val": "Validation.csv"}),
+    ("training.csv dev.csv testing.csv", {"train": "training.csv", "val": "dev.csv", "test": "testing.csv"}),
+    ("train.tsv valid.tsv", {"train": "train.tsv", "val": "valid.tsv"}),
+    ("trainLabels.csv sampleSubmission.csv", {"train": "trainLabels.csv"}),                       # Kaggle's CIFAR-10
+    ("train_labels.csv val_labels.csv", {"train": "train_labels.csv", "val": "val_labels.csv"}),
+    ("Training_set.csv Testing_set.csv", {"train": "Training_set.csv", "test": "Testing_set.csv"}),
+    ("train.csv train_extra.csv", {"train": "train.csv"}),
+    ("legend.csv", {"train": "legend.csv"}), ("val.csv", {"train": "val.csv"})])
+def test_lists_by_name(tmp_path, names, parts):
+    for name in [*names.split(), ".hidden.csv", "readme.txt"]:
+        (tmp_path / name).touch()
+    assert {part: path.name for part, path in lists_in(str(tmp_path)).items()} == parts
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    ("train.csv val.csv valid.csv", "val.csv, valid.csv may each be the list for val: keep one"),
+    ("train.csv Train.csv", "may each be the list for train"), ("train_a.csv train_b.csv", "may each be the list for train"),
+    ("a.csv b.csv", "holds a.csv, b.csv, and none is called train.csv"),
+    ("val.csv test.csv", "holds test.csv, val.csv, and none is called train.csv"),
+    ("readme.txt img/a.png", "holds no csv, but img/, readme.txt. It must hold train.csv and val.csv, or one list"),
+    ("fer/train.csv fer/val.csv", "holds no csv; .*fer/train.csv, .*fer/val.csv does: give --data_dir .*fer"),
+    ("", "holds no csv, but nothing")])
+def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=words):
+        open_splits("csv", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["train", "legend", "val"])
+def test_one_list_alone_takes_a_fraction(tmp_path, name):
+    root = csv_files(tmp_path, **{name: "a.png,x\nb.png,y\nc.png,x\nd.png,y\ne.png,x\nf.png,y"})
+    with pytest.raises(DataError, match=rf"holds {name}\.csv \(6 labeled images\) and none .*--val_fraction 0\.1.*--test_fr"):
+        open_splits("csv", root)
+    held = open_splits("csv", root, val_fraction=0.34)
+    assert (len(held.train), len(held.val), held.val_name) == (4, 2, "val") and held.test is held.val
+    drawn = open_splits("csv", root, test_fraction=0.34)
+    assert (len(drawn.train), len(drawn.test), drawn.val_name) == (4, 2, "test")
+    both = open_splits("csv", root, test_fraction=0.34, val_fraction=0.5)
+    assert (len(both.train), len(both.val), len(both.test), both.val_name) == (2, 2, 2, "val")
+    assert any(note == f"lists: train from {root}/{name}.csv" for note in held.notes) == (name != "train")
+
+
+def test_a_list_to_test_on_alone_is_told(tmp_path):
+    splits = open_splits("csv", csv_files(tmp_path, train="a.png,x\nb.png,y\n", Test="c.png,y\n"))
+    assert splits.val is splits.test and splits.val_name == "test"
+    assert splits.notes[0].startswith("lists: train from ")
+    assert any(note.startswith(f"best.pt is chosen on {tmp_path}/Test.csv") for note in splits.notes)
+
+
+def test_a_list_to_test_on_without_labels_is_not_used(tmp_path):
+    """As in Kaggle's competitions."""
+    for text in ("id\nc\nd\n", "c.png\nd.png\n", "id,age\nc,3\nd,4\n"):
+        root = csv_files(tmp_path, train="id,breed\na,x\nb,y\n", test=text)
+        splits = csv_lists(root)
+        assert len(splits.train) == 2 and not len(splits.test)
+        assert f"{root}/test.csv has no labels: it is not used" in splits.notes
+    with pytest.raises(DataError, match=r"none to validate or test on: .*test\.csv has no labels: it is not used"):
+        open_splits("csv", root)
+
+
+# ------------------------------------------------------------------------------------------------------ split column
+
+
+@pytest.mark.parametrize(("column", "values"), [
+    ("split", "train train val test"), ("Usage", "Training Training PublicTest PrivateTest"),
+    ("set", "TRAIN train Valid testing"), ("anything", "train train dev test")])
+def test_a_column_divides_one_list(tmp_path, column, values):
+    rows = [f"{name}.png,{label},{value}" for name, label, value in zip("abcd", "xyxy", values.split())]
+    splits = open_splits("csv", csv_files(tmp_path, legend="\n".join([f"image,emotion,{column}", *rows])))
+    assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [0], [1]]
+    assert splits.val_name == "val"
+    assert f"legend.csv: column {column} divides it: 2 rows for train, 1 row for val, 1 row for test" in splits.notes
+
+
+def test_a_split_column_that_divides_nothing_or_too_much(tmp_path):
+    """The first is shared/cases/csv-one-file-split-column."""
+    root = csv_files(tmp_path, train="path,label,split\n" + "".join(f"{name}.png,{name > 'c'},train\n" for name in "abcdef"))
+    with pytest.raises(DataError, match=r"train\.csv \(6 lab.*--val_fraction 0\.1.*column split divides it: 6 rows for train"):
+        open_splits("csv", root)
+    assert len(open_splits("csv", root, val_fraction=0.34).val) == 2
+    csv_files(tmp_path, train="path,label,split\na.png,x,train\nb.png,y,val\n", val="path,label,split\nc.png,x,val\n")
+    with pytest.raises(DataError, match=r"column split of .*train\.csv divides the images, and val\.csv is there too"):
+        open_splits("csv", root)
+    csv_files(tmp_path, train="path,label,split\na.png,x,val\nb.png,y,test\n", val="c.png,x,val\n")
+    (tmp_path / "val.csv").unlink()
+    with pytest.raises(DataError, match="has no rows for train"):
+        open_splits("csv", root)
+    csv_files(tmp_path, train="path,label,fold\na.png,x,1\nb.png,y,2\n", val="path,label,fold\nc.png,x,2\n")
+    notes = open_splits("csv", root).notes
+    assert any(note.startswith("warning: ") and "column fold is not used to divide the images: its values 1, 2" in note
+               for note in notes)
+
+
+# ------------------------------------------------------------------------------------------------------ faults of the data
+
+
+BAD_LISTS = {
+    "unquoted comma": ({"val": "a,b.png,x\n"}, ["val.csv:1: 3 columns, and 2 in train.csv", '"a,b.png",cat']),
+    "one column": ({"train": "a.png\nb.png\n"}, ["train.csv:1: no comma, semicolon, tab or |", "path,label"]),
+    "header alone": ({"train": "path,label\n"}, ["train.csv: no rows"]),
+    "header of another kind alone": ({"train": "filename,breed\n"}, ["train.csv: no rows"]),
+    "empty label": ({"train": "path,label\na.png,x\nb.png,\n"}, ["train.csv:3: empty label: fill it in or remove"]),
+    "empty labels": ({"train": "path,label\na.png,x\nb.png,\nc.png,\nd.png,\n"},
+                     ["train.csv:3: empty label (and in lines 4, 5)"]),
+    "empty path": ({"train": "a.png,x\n,x\n"}, ["train.csv:2: empty path"]),
+    "unknown test label": ({"test": "a.png,X\n"}, ["test.csv:1: the label X (similar: x) does not occur in train.csv"]),
+    "unknown label": ({"val": "a.png,x\nb.png,z\n"}, ["val.csv:2: the label z does not occur in train.csv"]),
+    "no image": ({"train": "a.png,x\ngone.png,x\nb.png,x\n"}, ["train.csv:2: the image {root}/gone.png does not exist"]),
+    "no images": ({"val": "path,label\n1.png,x\n2.png,x\n3.png,x\n"}, [
+        "val.csv:2: ", "{root}/1.png", "exist, nor 2 more; no other path of the list does. Add --image_dir"]),
+    "case": ({"train": "a.png,x\nB.PNG,y\n"}, ["train.csv:2: ", "{root}/b.png does: upper and lower case differ"]),
+    "another header": ({"train": "image,breed\na.png,x\n", "val": "image,species\nb.png,x\n"},
+                       ["val.csv: no column breed as in train.csv. It has image, species"]),
+    "picture": ({"train": png()}, ["train.csv:1: ", "not a list of images"]),
+    "nothing": ({"train": ""}, ["train.csv: no rows"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_bad_lists_are_reported_by_line(tmp_path, case):
+    texts, words = BAD_LISTS[case]
+    csv_files(tmp_path, **{"train": "a.png,x\nb.png,y\n", "val": "c.png,y\n"} | texts)
+    with pytest.raises(DataError) as raised:
+        open_splits("csv", str(tmp_path))
+    assert "\n" not in str(raised.value) and "\r" not in str(raised.value)
+    for word in words:
+        assert word.format(root=tmp_path) in str(raised.value)
+
+
+def warnings_of(root, **texts) -> list[str]:
+    return [note for note in csv_lists(csv_files(root, **texts)).notes if note.startswith("warning: ")]
+
+
+def test_one_file_under_two_labels_is_told_with_both_places(tmp_path):
+    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n./a.png,y\na.png,y\n", val="c.png,x") == [
+        f"warning: {tmp_path}/train.csv:3: ./a.png is y here and x at {tmp_path}/train.csv:1; 1 more rows contradict others so"]
+    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x") == [
+        f"warning: {tmp_path}/val.csv:1: b.png is x here and y at {tmp_path}/train.csv:2"]
+    assert not warnings_of(tmp_path, train="a.png,x\nb.png,y\na.png,x\n", val="c.png,x")
+
+
+def test_held_out_files_that_are_trained_on_are_told(tmp_path):
+    begin = "images of {} are images of train too, such as"
+    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="c.png,x\na.png,x", test="b.png,y") == [
+        f"warning: 1 of 2 {begin.format('val')} a.png ({tmp_path}/val.csv:2 and {tmp_path}/train.csv:1)",
+        f"warning: 1 of 1 {begin.format('test')} b.png ({tmp_path}/test.csv:1 and {tmp_path}/train.csv:2)"]
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>"])
+def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
+    text = f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n"
+    notes = csv_lists(csv_files(tmp_path, train=text, val="e.png,x")).notes
+    assert any(note.startswith(f"warning: the class {label} is what") for note in notes)
+    assert f"{tmp_path}/train.csv:3: the label is {label} (and in line 5)" in notes
+
+
+def test_labels_that_differ_in_case_alone_are_told(tmp_path):
+    """A public list has HAPPINESS and happiness."""
+    assert any("HAPPINESS and happiness are 2 classes" in note for note in warnings_of(
+        tmp_path, train="a.png,HAPPINESS\nb.png,happiness\n", val="c.png,happiness"))
+    csv_files(tmp_path, train="a.png,happiness\nb.png,sad\n", val="c.png,HAPPINESS")
+    with pytest.raises(DataError, match=r"val\.csv:1: the label HAPPINESS \(similar: happiness\) does not occur in train\.csv"):
+        csv_lists(str(tmp_path))
+
+
+def test_an_evaluation_needs_no_list_to_train_on(tmp_path):
+    kept = {"rule": ClassRule(wanted=("x", "y"), partly=True), "need": HELD_OUT}
+    for name in ("val", "test", "legend"):
+        root = csv_files(tmp_path / name, **{name: "a.png,y\nb.png,y\n"})
+        splits = open_splits("csv", root, **kept)
+        assert not len(splits.train) and splits.test.targets.tolist() == [1, 1] and splits.classes == ("x", "y")
+    root = csv_files(tmp_path / "both", val="age,path,label\n3,a.png,x\n", test="label,path\ny,b.png\n")
+    both = open_splits("csv", root, **kept)
+    assert (both.val.targets.tolist(), both.test.targets.tolist(), both.val_name) == ([0], [1], "val")
+
+
+def test_a_list_reads_listings_and_not_a_status_for_each_row(tmp_path, monkeypatch):
+    real = os.path.isfile
+    root = csv_files(tmp_path, train="".join(f"img/{number}.png,{number % 2}\n" for number in range(500)), val="img/0.png,0")
+    (tmp_path / "img").mkdir()
+    for number in range(500):
+        (tmp_path / "img" / f"{number}.png").touch()
+    asked = []
+    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(path) or real(path))
+    assert np.bincount(csv_lists(root).train.targets).tolist() == [250, 250]
+    assert len(asked) < 100

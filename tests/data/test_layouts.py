@@ -1,0 +1,151 @@
+"""Which folders are taken as what: trees as people have them, made of listings alone."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from utils.data.classes import ClassRule
+from utils.data.layouts import ANYTHING, HELD_OUT, TRAIN, Listing, Request, find, is_hidden, split_names
+from utils.data.splits import DataError
+
+ROOT = Path("/data")
+PETS = "{} / cat/a.jpg dog/b.jpg"
+
+
+def listing_of(tree: str):
+    """'train/cat/a.jpg train/dog/b.jpg': the listing of that tree below ROOT; what ends in / is an empty folder"""
+    content: dict[Path, tuple[set, set]] = {ROOT: (set(), set())}
+    for word in tree.split():
+        path = ROOT / word
+        is_folder = word.endswith("/")
+        for place, inside in zip([path, *path.parents], [None, path, *path.parents]):
+            if place == ROOT.parent:
+                break
+            if inside is None:
+                if is_folder:
+                    content.setdefault(place, (set(), set()))
+                continue
+            content.setdefault(place, (set(), set()))[inside is path and not is_folder].add(inside.name)
+
+    def listing(folder: Path) -> Listing:
+        folders, files = ({name for name in names if not is_hidden(name)} for names in content.get(folder, (set(), set())))
+        images = {name for name in files if name.endswith(".jpg")}
+        return Listing(*(tuple(sorted(names)) for names in (folders, images, files - images)))
+
+    return listing
+
+
+def below(*places: str, images: int = 1) -> str:
+    """cat and dog in each of these folders"""
+    return " ".join(f"{place}/{name}/{number}.jpg" for place in places for name in ("cat", "dog") for number in range(images))
+
+
+def found(tree: str, **asked):
+    layout = find(str(ROOT), listing_of(tree), Request(**{"need": TRAIN} | asked))
+    return {role: str(folder.relative_to(ROOT)) for role, folder in layout.folders.items()}, layout
+
+
+@pytest.mark.parametrize(("places", "roles"), [
+    ("train val", "train val"), ("Train Val", "train val"), ("TRAIN VALID", "train val"), ("training validation", "train val"),
+    ("train dev", "train val"), ("train test", "train test"), ("Training Testing", "train test"), ("train val test",
+                                                                                                 "train val test"),
+    ("training_set test_set", "train test"), ("seg_train seg_test", "train test"), ("train-images val-images", "train val"),
+    ("pets/train pets/val", "train val"), ("pets/pets/Train pets/pets/Test", "train test"),
+    ("training_set/training_set test_set/test_set", "train test")])
+@pytest.mark.parametrize("asked", [{}, {"test_fraction": 0.2}, {"val_fraction": 0.1}, {"need": ANYTHING}], ids=str)
+def test_common_layouts_are_taken_without_a_flag(places, roles, asked):
+    taken, layout = found(below(*places.split()), **asked)
+    assert taken == dict(zip(roles.split(), places.split())) and not layout.whole
+    plain = set(places.split()) >= {"train", "val"}
+    assert plain == (layout.notes == ())
+    if not plain:
+        assert all(f"{place}/" in layout.notes[0] for place in places.split()) and layout.notes[0].startswith("taken: ")
+    warned = [note for note in layout.notes if "best.pt is chosen on the test set" in note and "--val_fraction" in note]
+    assert bool(warned) == (asked == {} and roles == "train test")
+
+
+def test_what_lies_beside_is_named():
+    notes = found(below("train", "val") + " Examples/x.jpg __MACOSX/train/cat/._0.jpg notes.txt")[1].notes
+    assert notes == ("left out: Examples/",) or notes == (f"left out: {ROOT}/Examples/",)
+    taken, layout = found(below("train", "val") + " test/1.jpg")
+    assert set(taken) == {"train", "val"} and f"{ROOT}/test/ has no class folders" in layout.notes[0]
+    assert set(found(below("train", "val") + " test/images/1.jpg")[0]) == {"train", "val"}           # as Tiny-ImageNet
+    assert "test" in found(below("train", "val", "test"))[0]
+    taken, layout = found(below("train", "val", "Val"))
+    assert taken["val"] == "val" and any(note.startswith("warning: ") and "Val is left out" in note for note in layout.notes)
+
+
+def test_tiny_imagenet():
+    layout = found("train/n01/images/0.jpg train/n02/images/0.jpg val/images/0.jpg val/val_annotations.txt test/images/0.jpg")[1]
+    assert layout.val_list == ROOT / "val" / "val_annotations.txt" and set(layout.folders) == {"train", "val"}
+
+
+def test_train_alone_needs_a_share():
+    with pytest.raises(DataError, match=r"holds train/ \(2 folders\) but no val/ or test/.*--val_fraction 0.1.*--test_fraction"):
+        found(below("train"))
+    for asked in ({"val_fraction": 0.1}, {"test_fraction": 0.2}):
+        taken, layout = found(below("train"), **asked)
+        assert taken == {"train": "train"} and not layout.whole
+    with pytest.raises(DataError, match=r"but no val/ or test/ with class folders \(there are 1 folder \(raw\) and 1 other file"):
+        found(below("train") + " raw/x.jpg a.zip")
+
+
+def test_held_out_images_alone_serve_an_evaluation():
+    for place in ("val", "Test", "pets/valid"):
+        with pytest.raises(DataError, match=r"but no train/ to train on.*--eval_only"):
+            found(below(place), val_fraction=0.1)
+        assert list(found(below(place), need=HELD_OUT)[0].values()) == [place]
+    assert found("cat/1.jpg dog/1.jpg", need=HELD_OUT)[1].whole
+    with pytest.raises(DataError, match="--val_fraction"):
+        found(below("train"), need=HELD_OUT)
+
+
+def test_an_undivided_tree_is_divided_by_a_fraction():
+    tree = "cat/1.jpg dog/1.jpg fish/deep/1.jpg fish/deeper/2.jpg"
+    with pytest.raises(DataError, match=r"holds 3 folders but no train/ and val/ \(cat, dog, fish\).*--test_fraction 0.2"):
+        found(tree)
+    for asked in ({"test_fraction": 0.2}, {"val_fraction": 0.2}):
+        taken, layout = found(tree, **asked)
+        assert layout.whole and taken == {"train": "."} and layout.notes == ()
+    taken, layout = found("pets/pets/cat/1.jpg pets/pets/dog/1.jpg", test_fraction=0.2)
+    assert taken == {"train": "pets/pets"} and layout.notes == (f"taken: the 2 folders of {ROOT}/pets/pets/ as classes",)
+    assert found("bus/1.jpg car/1.jpg train/1.jpg", test_fraction=0.2)[1].whole              # pictures of trains
+
+
+# what is there: what the refusal says
+AMBIGUOUS = {
+    "Dataset/0/1.jpg Dataset/1/1.jpg Dataset/2/1.jpg Examples/1.jpg": r"which folders are the classes\? For the 3 of Dataset "
+                                                                      r"\(0, 1, 2\) give --data_dir /data/Dataset; for 2 folders",
+    "color/a/1.jpg color/b/1.jpg color/c/1.jpg gray/a/1.jpg gray/b/1.jpg gray/c/1.jpg": "--data_dir /data/color",
+    below("v1/train", "v1/val", "v2/train", "v2/val"): "more than one data set: /data/v1, /data/v2",
+    below("Train", "training", "val"): "holds Train and training: remove or rename",
+    below("train", "valid", "dev"): "holds dev and valid",
+    below("cats_train", "cats_test", "dogs_train", "dogs_test"): "which of them are the data set",
+    "a.zip readme.txt": r"no class folders, but 2 other files \(a.zip, readme.txt\).*Unpack the archive first",
+    "1.jpg 2.jpg": "but 2 images.*Sort the images into one folder a class",
+    "all.csv": "--dataset csv", "empty/": r"holds 1 folder|no class folders",
+}
+
+
+@pytest.mark.parametrize("tree", AMBIGUOUS)
+def test_what_could_mean_two_things_is_refused_with_the_choice(tree):
+    asked = {} if "empty" in tree else {"test_fraction": 0.2}
+    with pytest.raises(DataError) as raised:
+        found(tree, **asked)
+    assert re.search(AMBIGUOUS[tree], str(raised.value)) and "\n" not in str(raised.value)
+
+
+def test_a_run_that_took_folders_for_classes_keeps_them():
+    wanted = ClassRule(None, ("Dataset", "Examples"))
+    tree = "Dataset/0/1.jpg Dataset/1/1.jpg Dataset/2/1.jpg Examples/1.jpg"
+    assert found(tree, classes=wanted, test_fraction=0.2)[1].whole
+    old = found(below("train", "val", "Testing"), classes=ClassRule(None, ("cat", "dog")))[0]
+    assert set(old) == {"train", "val"}                          # which was no test set then
+    assert set(found(below("train", "val", "Testing"))[0]) == {"train", "val", "test"}
+
+
+def test_names_of_splits():
+    assert split_names(["Train", "VAL"]) == {"train": ["Train"], "val": ["VAL"]}
+    assert split_names(["bullet_train", "bus"]) == {} and split_names(["trainer", "testament", "value"]) == {}
+    assert split_names(["train_images", "test_images", "labels"]) == {"train": ["train_images"], "test": ["test_images"]}

@@ -1,0 +1,38 @@
+"""A process that was killed is one line; any other failure keeps torchrun's report."""
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from utils.distributed import torchrun
+
+
+def failing(monkeypatch, *codes: int):
+    failures = {rank: ProcessFailure(rank, 4711 + rank, code, "") for rank, code in enumerate(codes)}
+    for rank, failure in failures.items():
+        failure.timestamp = rank
+
+    def main(argv):
+        raise ChildFailedError("train.py", failures)
+
+    monkeypatch.setattr(torchrun.run, "main", main)
+
+
+def test_killed_process_is_one_line(monkeypatch, capsys):
+    failing(monkeypatch, -9, 8)
+    assert torchrun.main([]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("train.sh: error: process 0 (pid 4711) was killed by signal 9, probably because the machine is out "
+                              "of memory") and printed.count("\n") == 1 and "GRAD_STEPS" in printed
+
+
+@pytest.mark.parametrize("codes", [(1,), (-11,), (8, -9)])
+def test_other_failures_are_torchruns(monkeypatch, codes):
+    """(8, -9): a process lost the other, which train.sh killed."""
+    failing(monkeypatch, *codes)
+    with pytest.raises(ChildFailedError):
+        torchrun.main([])
+
+
+def test_success(monkeypatch):
+    monkeypatch.setattr(torchrun.run, "main", lambda argv: None)
+    assert torchrun.main([]) == 0

@@ -1,0 +1,125 @@
+"""Folders of timm and transformers: the weights in them, and what their JSON files say of the model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from filling import load, random_model, refused
+from other_programs import transformers_names
+from safetensors.torch import save_file
+
+from configs import architecture
+from models.checkpoints.described import describe, is_weights_folder
+from models.checkpoints.opened import OpenedCheckpoint
+
+ROW = architecture(4, 24, 40, 2, 1, img_size=8)
+STATE = random_model(ROW, 2).state_dict()
+VIT = {"model_type": "vit", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 8, "num_attention_heads": 2,
+       "id2label": {"1": "bee", "0": "ant"}}
+TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 2, "label_names": ["ant", "bee"], "pretrained_cfg": {
+    "tag": "mine", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 8, 8], "interpolation": "bicubic",
+    "crop_pct": 0.9}}
+
+
+def folder_of(path: Path, config: dict | None, names=lambda state: state, file: str = "model.safetensors", **more: dict) -> Path:
+    """With the weights in timm's names, or others; `more`: JSON files by the first part of their names."""
+    path.mkdir(exist_ok=True)
+    state = {name: value.clone() for name, value in names(STATE).items()}
+    save_file(state, path / file) if file.endswith("safetensors") else torch.save(state, path / file)
+    for name, values in {"config": config, **more}.items():
+        if values is not None:
+            (path / f"{name}.json").write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_folder_of_transformers(tmp_path, file, by_file):
+    folder = folder_of(tmp_path / "x", VIT | {"hidden_act": "gelu_new"}, lambda state: transformers_names(state, "vit."), file,
+                       preprocessor_config={"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3})
+    assert is_weights_folder(folder)
+    with OpenedCheckpoint(folder / file if by_file else folder) as opened:
+        assert opened.path == folder / file and opened.class_names == ["ant", "bee"] and opened.settings is None
+        assert opened.computed == {"gelu": "tanh", "norm_eps": 1e-12, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        assert (opened.row["num_heads"], opened.row["img_size"], opened.view) == (2, 8, {"interpolation": "bicubic"})
+    model = load(folder, ROW)
+    assert (model.config.gelu, model.config.norm_eps, model.load_report.classes) == ("tanh", 1e-12, ["ant", "bee"])
+    assert model.norm.eps == model.blocks[0].norm2.eps == 1e-12
+
+
+@pytest.mark.parametrize("more, gelu", [
+    ({}, "erf"), ({"pretrained_cfg": {"tag": "augreg_in21k_ft_in1k"}}, "tanh"),
+    ({"pretrained_cfg": {"tag": "augreg2_in21k"}}, "erf"),
+    ({"architecture": "vit_base_patch16_siglip_gap_224", "pretrained_cfg": {"tag": "webli"}}, "tanh"),
+    ({"pretrained_cfg": {"tag": "augreg_in1k"}, "model_args": {"act_layer": "gelu"}}, "erf"),
+    ({"model_args": {"act_layer": "gelu_tanh"}}, "tanh")])
+def test_a_folder_of_timm(tmp_path, more, gelu):
+    """What a user trained computes the exact GELU; Google's weights that timm publishes were trained with the tanh form."""
+    with OpenedCheckpoint(folder_of(tmp_path / "x", TIMM | more)) as opened:
+        assert opened.computed["gelu"] == gelu and opened.class_names == ["ant", "bee"]
+    with OpenedCheckpoint(folder_of(tmp_path / "y", TIMM)) as opened:
+        assert opened.computed == {"gelu": "erf", "norm_eps": 1e-6, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        assert opened.view == {"interpolation": "bicubic", "eval_crop": 0.9} and opened.row["img_size"] == 8
+
+
+@pytest.mark.parametrize("labels", [None, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "b", "2": "c"}, {"0": "a", "2": "b"}])
+def test_names_that_are_none(tmp_path, labels):
+    """Numbers in place of names, as many as another head has, a gap."""
+    folder = folder_of(tmp_path / "x", VIT | {"id2label": labels}, lambda state: transformers_names(state, "vit."))
+    with OpenedCheckpoint(folder) as opened:
+        assert opened.class_names is None
+
+
+def test_a_file_of_another_name_has_nothing_beside_it(tmp_path):
+    folder_of(tmp_path / "x", VIT)
+    torch.save(STATE, tmp_path / "x/mine.pth")
+    assert describe(tmp_path / "x/mine.pth").row == {} != describe(tmp_path / "x/model.safetensors").row
+
+
+def test_adapters_are_named_for_what_they_are(tmp_path):
+    folder = folder_of(tmp_path / "x", None, adapter_config={"base_model_name_or_path": "google/vit-base"})
+    refused("x: a LoRA adapter .adapter_config.json., which holds changes to the weights of google/vit-base and no model of its "
+            "own; merge them with peft", load, folder, ROW)
+
+
+def test_weights_in_several_files(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    refused("its weights are in several files .*save them in one", load, tmp_path, ROW)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "config.json: cannot be read as JSON"), ("[1]", "config.json: holds no settings by name"),
+    ("[" * 100_000, "config.json: cannot be read as JSON"),
+    (json.dumps(VIT | {"hidden_act": "relu"}), "config.json: its activation is relu, and models here compute GELU"),
+    (json.dumps(VIT | {"image_size": "x"}), "config.json: not a config.json of timm or transformers"),
+    (json.dumps(VIT | {"image_size": 10 ** 9}), "images of 1000000000 x 1000000000"),
+    (json.dumps(VIT | {"id2label": {"a": "b"}}), "not a config.json"),
+    (json.dumps(VIT | {"layer_norm_eps": "nan"}), "norm_eps nan: must be above 0"),
+    (json.dumps(TIMM | {"pretrained_cfg": {"mean": [1, 2]}}), "2 channels"),
+    (json.dumps(TIMM | {"pretrained_cfg": {"std": [1, 1, 0]}}), "its std of the images is no number"),
+    (json.dumps(TIMM | {"pretrained_cfg": {"mean": [1, 1, float("nan")]}}), "its mean of the images is no number"),
+    (json.dumps(TIMM | {"pretrained_cfg": 3}), "not a config.json"),
+    (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, the model here 2")])
+def test_false_json_is_one_line(tmp_path, text, message):
+    (folder_of(tmp_path / "x", None) / "config.json").write_text(text)
+    refused(message, load, tmp_path / "x", ROW)
+
+
+@pytest.mark.parametrize("row", [5, {"gelu": 5}, {"gelu": "x"}, {"norm_eps": -1.0}, {"mean": "abc"}, {"mean": [[1]]},
+                                 {"std": [0, 0, 0]}])
+def test_a_false_note_in_a_file_of_ours_is_one_line(tmp_path, row):
+    """Beside what is right: a note that is no row says nothing."""
+    save_file({name: value.clone() for name, value in STATE.items()}, tmp_path / "x.safetensors", {"vit_row": json.dumps(row)})
+    if row == 5:
+        assert load(tmp_path / "x.safetensors", ROW).config.gelu == "erf"
+    else:
+        refused("must be|is no number", load, tmp_path / "x.safetensors", ROW)
+
+
+def test_unnormalized_and_numpy(tmp_path):
+    """do_normalize false; numpy arrays in a file of that name."""
+    folder = folder_of(tmp_path / "x", VIT, file="pytorch_model.bin", preprocessor_config={"do_normalize": False})
+    torch.save({name: value.numpy() for name, value in transformers_names(STATE, "vit.").items()}, folder / "pytorch_model.bin")
+    model = load(folder, ROW)
+    assert (model.config.mean, model.config.std) == ((0.0,) * 3, (1.0,) * 3)

@@ -1,0 +1,12 @@
+"""What downloads get in tests."""
+
+import io
+from pathlib import Path
+
+
+class Answer(io.BytesIO):
+    """What urlopen gives for any address: the file."""
+
+    def __init__(self, file: Path, request):
+        super().__init__(file.read_bytes())
+        self.url, self.length = request.full_url, file.stat().st_size

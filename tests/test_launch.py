@@ -1,0 +1,103 @@
+"""What a launcher says in the environment, and the folder of a launch."""
+
+import os
+
+import pytest
+
+from utils import launch, process
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VIT_CHECK", "TORCHELASTIC_RUN_ID")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_LAUNCH", str(tmp_path))
+    return tmp_path
+
+
+def setenv(monkeypatch, words: str) -> None:
+    for word in words.split():
+        monkeypatch.setenv(*word.partition("=")[::2])
+
+
+@pytest.mark.parametrize(("words", "place"), [
+    ("", (0, 1, 0, 1)), ("RANK=0 WORLD_SIZE=1", (0, 1, 0, 1)), ("RANK= WORLD_SIZE=", (0, 1, 0, 1)),
+    ("MASTER_PORT=tcp://10.0.0.1:80", (0, 1, 0, 1)),
+    ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", (3, 4, 1, 2)),
+    ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", (1, 2, 0, 1)), ("RANK=1 VIT_CHECK=8", (0, 8, 0, 8))])
+def test_place(monkeypatch, words, place):
+    setenv(monkeypatch, words)
+    assert launch.place() == place
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    ("RANK=1", "names no process"), ("RANK=x", "names no process"), ("RANK=-1 WORLD_SIZE=2", "names no process"),
+    ("LOCAL_RANK=1", "names no process"), ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "names no process"),
+    ("WORLD_SIZE=2", "asks for 2 processes, without RANK, MASTER_ADDR, MASTER_PORT"),
+    ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a", "without MASTER_PORT"),
+    ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=tcp://10.0.0.1:80", "names no port")])
+def test_variables_that_do_not_fit_are_named_with_what_removes_them(monkeypatch, words, why):
+    setenv(monkeypatch, words)
+    with pytest.raises(launch.LaunchError, match=why) as caught:
+        launch.place()
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    line = str(caught.value)
+    assert all(word in line and f"-u {word.partition('=')[0]}" in line for word in words.split())
+
+
+def test_they_end_the_program_in_one_line_unless_it_is_one_process(monkeypatch, capfd):
+    setenv(monkeypatch, "RANK=1 LOCAL_RANK=1")
+    with pytest.raises(SystemExit) as end, process.program("x.py", alone=False):
+        raise AssertionError("not reached")
+    assert end.value.code == 2
+    assert capfd.readouterr().err.startswith("x.py: error: the environment has RANK=1 LOCAL_RANK=1, which")
+    with process.program("x.py"):
+        assert launch.place() == (0, 1, 0, 1) and launch.is_first_of_node() and "RANK" not in os.environ
+
+
+def test_a_launcher_is_torchrun_alone(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not launch.below_launcher()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert launch.below_launcher()
+
+
+def test_the_first_code_counts_and_each_restart_has_its_own(folder, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with process.StopSignal():
+        assert (folder / "pid-3").read_text() == f"{os.getpid()}\n"          # train.sh reads them all at once
+    (folder / "pid-3").unlink()
+    assert launch.posted_exit_code() is None
+    assert launch.post_exit_code(6) is True and launch.post_exit_code(8) is False and launch.posted_exit_code() == 6
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert launch.restarts() == 2 and launch.post_exit_code(0) is True
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"code-000": "6", "code-002": "0"}
+    monkeypatch.setenv("VIT_LAUNCH", str(folder / "gone"))
+    assert launch.post_exit_code(2) is None
+    monkeypatch.delenv("VIT_LAUNCH")
+    assert launch.post_exit_code(2) is None and launch.launch_file("folder") is None
+
+
+def test_flags_after_a_restart(folder, monkeypatch, tmp_path):
+    flags = {"resume_path": "output/a", "num_steps": 5}
+    assert launch.flags_after_restart(flags) is flags
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert launch.flags_after_restart(flags) is flags                     # lost before there was a folder
+    run = tmp_path / "runs\udcf6" / "b"                                    # a name of any bytes
+    run.mkdir(parents=True)
+    (folder / "folder").write_bytes(os.fsencode(run))
+    here = flags | {"output_dir": str(run.parent), "name": "b"}
+    assert launch.flags_after_restart(flags) == here
+    (run / "step-000003.pt").touch()
+    assert launch.flags_after_restart(flags) == here | {"resume_path": "auto"}
+    assert launch.flags_after_restart(flags | {"eval_only": True}) == flags | {"eval_only": True}
+    monkeypatch.delenv("VIT_LAUNCH")
+    with pytest.raises(launch.LaunchError, match="--name"):
+        launch.flags_after_restart(flags)
+    assert launch.flags_after_restart({"name": "c"}) == {"output_dir": "output", "name": "c", "resume_path": "auto"}

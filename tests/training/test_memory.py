@@ -1,0 +1,52 @@
+"""What training needs of memory. tests/system/test_peak_memory.py measures it."""
+
+import pytest
+import torch
+
+import configs
+from models import create_model
+from utils.training.memory import Need, choose_micro_steps, need, parameters
+
+GIB = 2 ** 30
+
+
+@pytest.mark.parametrize("name", configs.MODELS)
+def test_parameters_are_counted_exactly(name):
+    changes = [{}]
+    if name == "ViT-B_16":
+        changes += [{"classifier": "gap"}, {"representation_size": 768}, {"in_channels": 1}, {"classifier": "patch_mean"}]
+    for changed in changes:
+        with torch.device("meta"):
+            model = create_model(name, 7, initialise=False, **changed)
+        counted = parameters(model.config, model.img_size, 7)
+        assert counted == sum(parameter.numel() for parameter in model.parameters()), changed
+
+
+def test_what_is_kept_beside_the_model_counts():
+    def fixed(**more) -> int:
+        settings = {"precision": "fp32", "optimizer": "sgd"} | more
+        return need(configs.MODELS["ViT-B_16"], (224, 224), 10, **settings).fixed
+
+    weights = 4 * parameters(configs.MODELS["ViT-B_16"], (224, 224), 10)
+    assert fixed(optimizer="adamw") - fixed() == 2 * weights              # a state, and its copy while it is written
+    assert fixed(averaged=True) - fixed() == 2 * weights
+    assert fixed(precision="bf16") - fixed() == weights // 2              # its copy in bfloat16
+    assert fixed(teacher_parameters=1000) - fixed() == 4000 and fixed(cached_images=1000) - fixed() == 1000
+    assert fixed(device_type="cuda") < fixed()                            # what is written lies in the memory of the machine
+    assert fixed(trained_blocks=0) < fixed()
+
+
+@pytest.mark.parametrize(("images", "memory", "more", "steps"), [
+    (512, 513, {}, 1), (512, 512, {}, 2), (512, 65, {}, 8), (509, 100, {}, 509), (512, 0.5, {}, 512), (12, 5, {}, 3),
+    (12, 5, {"power_of_two": True}, 4), (12, 5, {"even": True}, 3), (12, 3.5, {"even": True}, 6), (9, 5, {"even": True}, 1)])
+def test_the_fewest_micro_batches_that_fit(images, memory, more, steps):
+    assert choose_micro_steps(images, Need(fixed=1, gradients=0, image=10, evaluation=0), int(memory * 10), **more) == steps
+
+
+def test_the_default_for_photographs_fits_into_half_of_this_machine():
+    """ViT-B/16 with a batch of 512 in one piece filled 24 GB."""
+    row, size = configs.MODELS["ViT-B_16"], (224, 224)
+    for precision in ("fp32", "bf16"):
+        whole = need(row, size, 100, precision=precision, optimizer="sgd", eval_batch_size=64)
+        assert whole.of(512) > 24 * GIB
+        assert choose_micro_steps(512, whole, 12 * GIB) in (8, 16)

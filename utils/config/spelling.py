@@ -1,0 +1,147 @@
+"""What people type for a name of ours: flags of other programs, hyphens for underscores, and "Did you mean ...?"."""
+
+import collections
+import difflib
+import os
+import re
+from collections.abc import Callable, Collection, Iterable
+
+from configs import DEFAULT_WEIGHTS, MODELS
+from utils.files import where_looked
+
+from .flags import FLAGS
+from .types import ConfigError
+
+# Flags of other programs that mean something else: (our flag, what theirs is and what to type in its place).
+_BATCH = ("train_batch_size", "is the batch of each GPU elsewhere (timm, DeiT, MAE, torchvision, transformers). Here "
+          "--train_batch_size is the batch of an optimizer step: their batch x GPUs x accumulation steps")
+_ACCUMULATION = ("gradient_accumulation_steps", "multiplies the batch elsewhere (timm, MAE, transformers). Here "
+                 "--gradient_accumulation_steps divides --train_batch_size, which stays the batch of an optimizer step")
+_AVERAGE = ("ema_decay", "is --ema_decay 0.9998 here: it turns the average on, and the decay rises to that value")
+_RANDAUGMENT = ("randaugment_ops", "is --randaugment_ops 2 --randaugment_magnitude 9 here (timm's rand-m9)")
+_CLASSES = ("dataset", "is not needed: the data have as many classes as they have. Omit it")
+_PUBLISHED = ("pretrained_dir", "is the default here: a model starts from its published weights unless --pretrained_dir names "
+              "others, or none. Omit it")
+ELSEWHERE: dict[str, tuple[str, str]] = {
+    "batch_size": _BATCH, "batchsize": _BATCH, "b": _BATCH, "per_device_train_batch_size": _BATCH,
+    "grad_accum_steps": _ACCUMULATION, "accum_iter": _ACCUMULATION,
+    "blr": ("learning_rate", "is MAE's rate for 256 images. --learning_rate is absolute: blr x --train_batch_size / 256"),
+    "lr_base": ("learning_rate", "is timm's rate for its base size. --learning_rate is absolute, whatever the batch"),
+    "mixup_off_epoch": ("mix_off_steps", "counts epochs from the start in timm. --mix_off_steps counts the run's last steps"),
+    "drop": ("dropout_rate", "is dropout before timm's classifier alone. --dropout_rate acts on positions, attention and MLPs"),
+    "model_ema": _AVERAGE, "model_ema_decay": _AVERAGE, "aa": _RANDAUGMENT, "auto_augment": _RANDAUGMENT,
+    "amp": ("precision", "is float16 by autocast in timm and torchvision: here --precision fp16 --fp16_opt_level O1, or bf16"),
+    "bf16": ("precision", "is --precision bf16 here"),
+    "scale": ("crop_scale", "has two numbers in timm, 0.08 1. Here it is --crop_scale 0.08"),
+    "gpus": ("device", "is the variable GPUS of train.sh here: GPUS=0,1 bash train.sh"),
+    "num_classes": _CLASSES, "nb_classes": _CLASSES, "pretrained": _PUBLISHED}
+ALIASES: dict[str, str] = {alias: row.name for row in FLAGS.values() for alias in row.aliases}
+
+# Parts of the names of models and data sets that others spell in another way, and those that tell nothing apart.
+PARTS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "resnet": "r", "float": "fp", "bfloat": "bf",
+         "half": "fp 16", "gpu": "cuda", "fmnist": "fashion mnist", "imnet": "imagenet", "ilsvrc": "imagenet"}
+NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", "21", "192", "224", "384", "448", "2012"}
+ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on a name is suggested
+SHOWN = 3
+
+
+def respell(words: Iterable[str], options: Collection[str]) -> list[str]:
+    """The words of a command line, with flags as `options` has them (such as "--learning_rate").
+
+    Raises ConfigError for a flag of another program that would mean something else here.
+    """
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    return [_respell(word, options) for word in words[:end]] + words[end:]
+
+
+def _respell(word: str, options: Collection[str]) -> str:
+    match = re.fullmatch(r"--([A-Za-z][\w-]*)(=.*)?|-([A-Za-z])(=.*)?", word, re.DOTALL)
+    if match is None or word.partition("=")[0] in options:
+        return word
+    name, value = (match[1] or match[3]).replace("-", "_"), match[2] or match[4] or ""
+    flag, why = ELSEWHERE.get(name, ("", ""))
+    if f"--{flag}" in options:
+        raise ConfigError(f"{word.partition('=')[0]} {why}")
+    ours = f"--{ALIASES.get(name, name)}"
+    return ours + value if ours in options else word
+
+
+def suggest_flag(word: str, options: Collection[str]) -> str:
+    """' Did you mean --x?' for a word that is no option, or ''."""
+    known = {option.removeprefix("--") for option in options}
+    known |= {alias for alias, name in ALIASES.items() if name in known}
+    similar = suggest(word.partition("=")[0], known) if word.startswith("-") else []
+    return _ask([f"--{ALIASES.get(name, name)}" for name in similar])
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """' Did you mean X or Y?' with the known names that are most like what was typed, or ''."""
+    return _ask(suggest(typed, known))
+
+
+def unknown_model(name: str) -> str:
+    """The message for a --model_type that is no row of configs.MODELS."""
+    similar = suggest(name, MODELS)
+    side = re.search(r"[_-](\d{3})(?!\d)", name)                 # vit_base_patch16_384 is the model at 384 px
+    if side and len(similar) == 1 and int(side[1]) != MODELS[similar[0]].img_size:
+        similar = [f"{similar[0]} with --img_size {side[1]}"]
+    return f"--model_type {name}: no such model.{_ask(similar) or ' Choose one of ' + ', '.join(MODELS)}"
+
+
+def _ask(names: Iterable[str]) -> str:
+    *others, last = list(dict.fromkeys(names))[:SHOWN] or [""]
+    return f" Did you mean {' or '.join(filter(None, [', '.join(others), last]))}?" if last else ""
+
+
+def suggest(typed: str, known: Iterable[str]) -> list[str]:
+    """The known names that `typed` may stand for, the most likely first: the same letters and digits, else the same parts
+    ('vit_base_patch16_224' and 'ViT-B_16'), else almost the same letters.
+    """
+    known = sorted(known)
+    if same := [name for name in known if _letters(name) == _letters(typed)]:
+        return same
+    related = {name: _relation(_parts(typed), _parts(name)) for name in known}
+    best = max(related.values(), default=0)
+    if best >= RELATED:
+        return [name for name in known if related[name] == best]
+    alike = {name: _likeness(_letters(typed), _letters(name)) for name in known}
+    found = sorted((name for name in known if alike[name] >= ALIKE), key=lambda name: -alike[name])
+    return [name for name in found if alike[name] > alike[found[0]] - 0.1]
+
+
+def _letters(text: str) -> str:
+    return "".join(re.findall(r"[a-z0-9]", text.lower()))
+
+
+def _parts(text: str) -> collections.Counter:
+    found = [part for word in re.findall(r"[a-z]+|\d+", text.lower()) for part in PARTS.get(word, word).split()]
+    families = {"mae", "deit", "cait"} & set(found)              # MAE's encoder is a ViT too
+    return collections.Counter(part for part in found if part not in NOISE and not (families and part == "vit"))
+
+
+def _relation(a: collections.Counter, b: collections.Counter) -> float:
+    """How many of the parts of both are common, 0 to 1."""
+    return (a & b).total() / max(1, (a | b).total())
+
+
+def _likeness(a: str, b: str) -> float:
+    """Of letters, 0 to 1; a name that begins or ends another is alike."""
+    short, long = sorted((a, b), key=len)
+    ratio = difflib.SequenceMatcher(None, a, b).ratio()
+    return max(ratio, 0.8) if len(short) > 2 and (long.startswith(short) or long.endswith(short)) else ratio
+
+
+def check_weights(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"
+                  ) -> None:
+    """Raises ConfigError for a --pretrained_dir that is neither at hand nor published. `names`: most of those that are."""
+    start = flags.get(flag) or "auto"
+    if start in ("auto", "none", "augreg") or os.path.exists(start) or published_name(start) or flags.get("resume_path"):
+        return
+    folder = start.partition("/")[0]
+    own = [name for name in names if name.startswith(f"{folder}/")]
+    similar = suggest(start, own) or [published_name(DEFAULT_WEIGHTS.get(model, model)) for model in suggest(start, MODELS)]
+    meant = _ask(filter(None, similar))
+    place = "" if meant else where_looked(start)
+    raise ConfigError(f"--{flag} {start}: no such file or folder{place}, and no published name.{meant} "
+                      "MODEL_ZOO.md lists the names")

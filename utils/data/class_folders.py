@@ -1,0 +1,282 @@
+"""A data set in folders: one folder a class. layouts.py decides which folders are the splits."""
+
+import dataclasses
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.files import located
+
+from . import layouts, overlap
+from .classes import Classes, check_wanted
+from .image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FileImages, existing_images, shown
+from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Request, is_hidden
+from .splits import DataError, Splits, abbreviate
+
+# Endings of pictures that are not read: to leave them out is a fault of the data, to leave out lists is none.
+OTHER_PICTURES = (".avif", ".jxl", ".jp2", ".j2k", ".tga", ".psd", ".svg", ".ico", ".raw", ".cr2", ".cr3",
+                  ".nef", ".arw", ".dng", ".exr", ".hdr", ".pfm", ".dcm", ".npy", ".mat", *IMAGE_EXTENSIONS)
+SHOWN_ENDINGS = 8
+SYNSET_DIGITS = 8
+
+
+@dataclasses.dataclass
+class Scan:
+    """What the folders of one request hold besides images, found on the way."""
+
+    endings: tuple[str, ...]
+    others: Counter = dataclasses.field(default_factory=Counter)       # files by ending, in small letters
+    gone: list[str] = dataclasses.field(default_factory=list)          # links that lead nowhere
+    linked: bool = False                                               # a file or folder is reached by a link
+    real_path: Callable[[str], str] = dataclasses.field(default_factory=lambda: functools.cache(os.path.realpath))
+    systems: set[str] = dataclasses.field(default_factory=set)         # folders that an operating system leaves
+
+    def is_image(self, name: str) -> bool:
+        return name.lower().endswith(self.endings) and not name.startswith(".")
+
+    def listing(self, folder: Path) -> Listing:
+        names = {True: [], False: []}
+        for entry in _entries(folder):
+            if not is_hidden(entry.name):
+                names[entry.is_dir()].append(entry.name)
+            elif not entry.name.startswith("."):
+                self.systems.add(entry.name)
+        files = sorted(names[False])
+        return Listing(tuple(sorted(names[True])), tuple(name for name in files if self.is_image(name)),
+                       tuple(name for name in files if not self.is_image(name)))
+
+    def images_below(self, top: str) -> list[tuple[str, str]]:
+        """(path, the file's own path, beyond all links) of image files at any depth, folder by folder. Hidden ones
+        (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes beside a file) are skipped, which torchvision takes."""
+        found = []
+        for folder in sorted(files_below(top)):
+            self.linked |= folder.linked
+            for name in sorted(folder.names):
+                if self.is_image(name):
+                    own = self._beyond(folder.path, name) if name in folder.links else os.path.join(folder.real, name)
+                    found.append((os.path.join(folder.path, name), own))
+                elif not name.startswith("."):
+                    self.others[os.path.splitext(name)[1].lower()] += 1
+            self.linked |= bool(folder.links)
+            self.gone += [os.path.join(folder.path, name) for name in sorted(folder.gone)
+                          if self.is_image(name) or not (os.path.splitext(name)[1] or name.startswith("."))]
+        return found
+
+    def _beyond(self, folder: str, name: str) -> str:
+        """The path that a link leads to; of links to links, the next one."""
+        place, _, target = os.readlink(f"{folder}/{name}").rpartition("/")
+        return f"{self.real_path(os.path.join(folder, place))}/{target}"
+
+
+def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = None) -> Splits:
+    """The folders of train are the classes, none of them empty. In val a class may be missing or empty; another one there is
+    refused, since one of the two is named wrongly.
+
+    What layouts.find takes for a third split is the test set, and `val` is what is chosen on. An undivided tree is all `train`,
+    with an empty `test`; or, for an evaluation without shares to draw, all held out. synsets: there must be so many classes,
+    named as ImageNet's.
+    """
+    first = request.classes.order is None                # a run from before: its images, and no new faults of them
+    scan = Scan(FIRST_EXTENSIONS if first else IMAGE_EXTENSIONS)
+    listing = functools.cache(scan.listing)
+    layout = layouts.find(data_dir, listing, request)
+    if layout.whole and request.need == HELD_OUT and not request.draws:
+        layout = layout._replace(folders={"val": layout.folders["train"]})
+    elif layout.whole and synsets:
+        raise DataError(f"no such folder: {Path(data_dir, 'train')} (--data_dir {data_dir} must hold train/ and val/, with one "
+                        "folder a class)")
+    if not first:
+        scan.gone += [str(root / name) for root in layout.folders.values() for name in listing(root).files
+                      if "." not in name and not os.path.exists(root / name)]
+        _check_gone(scan)
+    found = {split: _class_names(split, layout, listing) for split in layout.folders}
+    classes = _classes_of(found, layout, data_dir, request, synsets)
+    images, files = {}, {}
+    for split, root in layout.folders.items():
+        if split == "val" and layout.val_list:
+            images[split] = _listed(layout.val_list, classes, data_dir)
+            files[split] = [os.path.realpath(path) for path, _ in images[split].samples]
+        else:
+            images[split], files[split] = _images_of(root, found[split], classes, data_dir, scan)
+        _check_counts(split, root, images[split], classes, layout.whole, scan.endings)
+    if not first:
+        _check_gone(scan)
+    notes = [*layout.notes, *classes.notes, *_stray(layout, listing), *_left_out(scan)]
+    if not first:
+        notes += overlap.shared_files(images, files, classes.names) if scan.linked else []
+        notes += overlap.seems_copied(images, layout.folders)
+    none = FileImages([], data_dir)
+    val = images.get("val", images.get("test", none))
+    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
+
+
+def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str, request: Request,
+                synsets: int | None) -> Classes:
+    """Of the names of class folders, by split. Raises DataError for those that do not fit."""
+    names = found.get("train") or set().union(*found.values())
+    classes = Classes(request.classes, names)
+    check_wanted(request.classes, classes, names, data_dir)
+    if synsets:
+        _check_synsets(classes.names, synsets, data_dir)
+    for split, own in found.items():
+        if unknown := [name for name in own if classes.label(name) is None]:
+            raise DataError(f"{data_dir}: train and {split} have different classes (only in {layout.folders[split].name}: "
+                            f"{classes.describe(unknown)})")
+    return classes
+
+
+def _check_gone(scan: Scan) -> None:
+    if scan.gone:
+        others = f", nor do {len(scan.gone) - 1} more" if len(scan.gone) > 1 else ""
+        raise DataError(f"{shown(located(scan.gone[0]))}: this link leads nowhere{others}. Restore what it names, or remove it")
+
+
+def _class_names(split: str, layout: Layout, listing) -> tuple[str, ...]:
+    root = layout.folders[split]
+    if split == "val" and layout.val_list:
+        return tuple(sorted({label for _, _, label in _list_rows(layout.val_list)}))
+    here = listing(root)
+    if not here.folders and here.images:
+        raise DataError(f"{root} holds images but no class folders: sort them into one folder a class first "
+                        "(ImageNet's validation images are published unsorted, with their labels in a list)")
+    if not here.folders:
+        raise DataError(f"{root} holds no class folders (one folder a class, with its images inside), but "
+                        f"{layouts.contents(here)}")
+    return here.folders
+
+
+def _images_of(root: Path, names: Sequence[str], classes: Classes, data_dir: str, scan: Scan) -> tuple[FileImages, list[str]]:
+    """-> the images of a split, class by class; the path of each beyond all links"""
+    scan.linked |= os.path.realpath(root) != os.path.join(os.path.realpath(data_dir), os.path.relpath(root, data_dir))
+    samples, files = [], []
+    for name in sorted(names, key=lambda name: (classes.label(name), name)):
+        for path, real in scan.images_below(os.path.join(root, name)):
+            samples.append((path, classes.label(name)))
+            files.append(real)
+    return FileImages(samples, data_dir), files
+
+
+def _check_counts(split: str, root: Path, images: FileImages, classes: Classes, whole: bool, endings: Sequence[str]) -> None:
+    counts = np.bincount(images.targets, minlength=len(classes.names))
+    if not (counts.all() if split == "train" else counts.any()):
+        empty = abbreviate(classes.names[label] for label in np.flatnonzero(counts == 0))
+        other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
+        raise DataError(f"{root}: no images ({', '.join(endings)}) of class {empty}{other}")
+
+
+def _check_synsets(names: Sequence[str], count: int, data_dir: str) -> None:
+    if len(names) != count:
+        raise DataError(f"{data_dir} has {len(names)} classes, not {count}: for other images take --dataset folder")
+    others = [name for name in names if not (name[0] == "n" and name[1:].isdecimal() and len(name) == 1 + SYNSET_DIGITS)]
+    if others:
+        raise DataError(f"{data_dir}: ImageNet's class folders are called as n01440764, so that their order is that of published "
+                        f"heads, and not {abbreviate(others)}: for other images take --dataset folder")
+
+
+def _list_rows(file: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, image, class) of Tiny-ImageNet's list"""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as text ({error})") from error
+    for number, line in enumerate(lines, 1):
+        words = line.split("\t")
+        if line.strip():
+            if len(words) < 2 or not (words[0].strip() and words[1].strip()):
+                raise DataError(f"{file}:{number}: not an image and its class, separated by a tab")
+            yield number, words[0].strip(), words[1].strip()
+
+
+def _listed(file: Path, classes: Classes, data_dir: str) -> FileImages:
+    inner, rows = file.parent / "images", list(_list_rows(file))
+    place = inner if inner.is_dir() else file.parent
+    samples = [(str(place / image), classes.label(label)) for _, image, label in rows]
+    return existing_images(samples, data_dir, lambda row: f"{file}:{rows[row][0]}")
+
+
+def _stray(layout: Layout, listing) -> Iterator[str]:
+    for split, root in layout.folders.items():
+        names = () if split == "val" and layout.val_list else listing(root).images
+        if names:
+            yield (f"warning: {root}/ holds {len(names)} image{'s' * (len(names) > 1)} beside its class folders, which belong to "
+                   f"no class and are left out: {shown(abbreviate(names))}")
+
+
+def _left_out(scan: Scan) -> Iterator[str]:
+    """What the folders hold besides images; files by ending, the most frequent first."""
+    if scan.systems:
+        yield f"left out: {', '.join(f'{name}/' for name in sorted(scan.systems))}, which operating systems leave"
+    pictures = {ending: count for ending, count in scan.others.items() if ending in OTHER_PICTURES or not ending}
+    for found, begin in ((pictures, "warning: left out for their ending: "),
+                         (scan.others - Counter(pictures), "left out, no pictures by their ending: ")):
+        endings = sorted(found, key=lambda ending: (-found[ending], ending))
+        counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
+        if len(endings) > SHOWN_ENDINGS:
+            counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
+        if counts:
+            yield begin + ", ".join(counts) + (f" (images must end in {', '.join(scan.endings)})" if found is pictures else "")
+
+
+# ------------------------------------------------------------------------------------------------------ the file system
+
+
+class Folder(NamedTuple):
+    path: str
+    real: str                   # beyond all links
+    names: list[str]            # its files
+    links: set[str]             # those of them that are links
+    gone: set[str]              # those of them that lead nowhere
+    linked: bool                # it is reached by a link
+
+
+def files_below(top: str | Path) -> Iterator[Folder]:
+    """Every folder once: by its own path, else by the first link to it in alphabetical order, or links among folders would
+    multiply the files. Hidden folders, and links to an enclosing folder, are skipped."""
+    seen, starts, begin = set(), [str(top)], os.path.realpath(top)
+    while starts:
+        links = []
+        for start in starts:
+            inside = [start]
+            while inside:
+                root = inside.pop()
+                real = os.path.realpath(root)
+                if real in seen:
+                    continue
+                seen.add(real)
+                names, files, gone = [], set(), set()
+                places = [os.path.join(place, "") for place in (begin, real)]
+                for entry in _entries(root):
+                    if not entry.is_dir():
+                        names.append(entry.name)
+                        if entry.is_symlink():
+                            files.add(entry.name)
+                            if not entry.is_file() and not os.path.exists(entry.path):
+                                gone.add(entry.name)
+                    elif entry.is_symlink() and not is_hidden(entry.name):
+                        target = os.path.join(os.path.realpath(entry.path), "")
+                        links += [] if any(place.startswith(target) for place in places) else [entry.path]
+                    elif not is_hidden(entry.name):
+                        inside.append(entry.path)
+                plain = os.path.normpath(os.path.join(begin, os.path.relpath(root, top)))
+                yield Folder(root, real, names, files, gone, real != plain or os.path.islink(top))
+        starts = sorted(links)
+
+
+def picture_files(top: str | Path) -> list[str]:
+    """The image files below a folder of pictures, without hidden ones, sorted by path."""
+    return sorted((path for path, _ in Scan(IMAGE_EXTENSIONS).images_below(str(top))), key=lambda path: Path(path).parts)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{reason}: {located(folder)}") from error

@@ -1,0 +1,285 @@
+"""A data set in lists: CSV files that name images and their labels."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from .classes import MISSING, Classes, check_wanted
+from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
+from .csv_tables import SEPARATORS, SHAPE, Table, read_table
+from .image_files import FileImages, shown
+from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
+from .listed_files import FileFinder, is_absolute
+from .splits import DataError, Splits, abbreviate
+
+ENDINGS = (".csv", ".tsv")
+
+
+@dataclasses.dataclass(frozen=True)
+class _List:
+    """The rows of a list that make a part of the data set: "train", "val" or "test"."""
+
+    table: Table
+    columns: Columns
+    rows: list[int]
+
+    def names(self) -> list[str]:
+        return [self.table.rows[row][self.columns.path] for row in self.rows]
+
+    def labels(self) -> list[str]:
+        return [self.table.rows[row][self.columns.label] for row in self.rows]
+
+    def place(self, number: int) -> str:
+        return self.table.place(self.rows[number])
+
+
+def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
+    """DATA_DIR/train.csv, and val.csv or test.csv or both if they are there; or one list with a column that divides it.
+
+    A list has rows of path,label; paths count from DATA_DIR. What differs from that is found out, and told in `notes`:
+    other columns (csv_columns.py), separators and encodings (csv_tables.py), folders and names without an ending
+    (listed_files.py). The labels of the list to train on are the classes, in the order of classes.py.
+
+    One list alone is all `train`, with empty `val` and `test`; or, for an evaluation without shares to draw, all held out.
+    Raises DataError with file and line.
+    """
+    files, finder = lists_in(data_dir, request.need), FileFinder(data_dir, request.image_dir)
+    lists, notes = _read_lists(files, request.path_column, request.label_column, finder)
+    if lists.keys() == {"train"} and not request.draws:
+        if request.need == TRAIN:
+            raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
+        if request.need == HELD_OUT:
+            lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
+    trained = [lists["train"]] if "train" in lists else list(lists.values())
+    found = {label for own in trained for label in own.labels()}
+    _check_filled(lists)
+    classes = Classes(request.classes, found)
+    check_wanted(request.classes, classes, found, data_dir)
+    images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
+    notes += [*classes.notes, *_missing_labels(trained), *_told_twice(lists, images)]
+    if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
+        notes.append(f"best.pt is chosen on {lists['test'].table.file}, since nothing else is held out: --val_fraction 0.1 "
+                     "(VAL_FRACTION=0.1) would choose on a share of train instead")
+    none = FileImages([], data_dir)
+    val = images.get("val", images.get("test", none))
+    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
+
+
+def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
+    seen = "".join(f"; {note}" for note in notes)
+    return (f"{data_dir} holds {train.table.file.name} ({len(train.rows):,} labeled images) and none to validate or test on: add "
+            "--val_fraction 0.1 (VAL_FRACTION=0.1), which holds out a tenth to choose on, or --test_fraction 0.2, which draws a "
+            f"test set; or put val.csv beside it{seen}")
+
+
+# ------------------------------------------------------------------------------------------------- which files
+
+
+def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
+    """The list of each part, by the words in the files' names, or the only one as "train", which is always there except to
+    evaluate (need=HELD_OUT). Raises DataError."""
+    root = Path(data_dir)
+    found = sorted(path for path in _entries(root) if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    files = {part: path for part in ("train", "val", "test") if (path := _only(part, found, data_dir))}
+    if "train" in files or (files and need == HELD_OUT):
+        return files
+    if len(found) == 1:
+        return {"train": found[0]}
+    if found:
+        raise DataError(f"{data_dir} holds {abbreviate(path.name for path in found)}, and none is called train.csv: call the "
+                        "list to train on that, and move lists of other things elsewhere")
+    deeper = [str(path) for folder in _entries(root) if folder.is_dir() for path in _entries(folder)
+              if path.suffix.lower() in ENDINGS]
+    if deeper:
+        raise DataError(f"{data_dir} holds no csv; {abbreviate(deeper)} does: give --data_dir {Path(min(deeper)).parent}, or "
+                        f"move the list to {data_dir}")
+    there = abbreviate(path.name + "/" * path.is_dir() for path in _entries(root)) or "nothing"
+    raise DataError(f"{data_dir} holds no csv, but {there}. It must hold train.csv and val.csv, or one list and --val_fraction "
+                    f"0.1; {SHAPE}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def _only(part: str, files: list[Path], data_dir: str) -> Path | None:
+    """The list of the part: called as it alone (val.csv, Valid.csv), else with its word in the name (train_labels.csv)."""
+    exact = [path for path in files if PARTS.get(path.stem.lower()) == part]
+    chosen = exact or [path for path in files if {PARTS[word] for word in _words(path.stem) if word in PARTS} == {part}]
+    if len(chosen) > 1:
+        raise DataError(f"{data_dir}: {abbreviate(path.name for path in chosen)} may each be the list for {part}: keep one of "
+                        "them")
+    return chosen[0] if chosen else None
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", name)]
+
+
+# ------------------------------------------------------------------------------------------------- which rows
+
+
+def _read_lists(files: dict[str, Path], path_column: str | None, label_column: str | None,
+                finder: FileFinder) -> tuple[dict[str, _List], list[str]]:
+    """-> (the list of each part, what is worth telling about how they were read)"""
+    first, *others = files
+    table = with_header(read_table(files[first]), path_column, label_column, finder, first)
+    columns = find_columns(table, path_column, label_column, finder, first)
+    lists = {first: _List(table, columns, list(range(len(table.rows))))}
+    notes = [columns.unclear] if columns.unclear else []
+    for part in others:
+        own = _read_like(files[part], part, lists[first], finder)
+        if own is None:
+            notes.append(f"{files[part]} has no labels: it is not used")
+        else:
+            lists[part] = own
+    told: dict[str, list[str]] = {}
+    for own in lists.values():
+        told.setdefault(_how_it_was_read(own, finder), []).append(own.table.file.name)
+    notes[:0] = [f"{', '.join(names)}: {text}" for text, names in told.items() if text]
+    if any(path.stem != part for part, path in files.items()):
+        notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
+    if columns.split is not None and first == "train":
+        lists = _divide(lists)
+        if len(files) == 1:
+            counts = {part: len(own.rows) for part, own in lists.items()}
+            notes.append(f"{table.file.name}: column {table.title(columns.split)} divides it: "
+                         + ", ".join(f"{count:,} row{'s' * (count != 1)} for {part}" for part, count in counts.items()))
+    return lists, notes
+
+
+def _read_like(file: Path, part: str, first: _List, finder: FileFinder) -> _List | None:
+    """A list with the columns of the one to train on; None: one to test on that has no labels."""
+    table = with_header(read_table(file), None, None, finder, part, first.table.header)
+    wanted = [str(first.columns.path + 1), str(first.columns.label + 1)]
+    if table.header and first.table.header:
+        wanted = [first.table.header[int(number) - 1] or number for number in wanted]
+        lacks = [name for name in wanted if name.lower() not in map(str.lower, table.header) and not name.isdecimal()]
+        if part == "test" and lacks == wanted[1:]:
+            return None
+        if lacks:
+            raise DataError(f"{file}: no column {' nor '.join(map(shown, lacks))} as in {first.table.file.name}. It has "
+                            f"{table.titles()}")
+    elif part == "test" and table.width == 1:
+        return None
+    elif table.width != first.table.width:
+        raise DataError(f"{table.place(0)}: {table.width} columns, and {first.table.width} in {first.table.file.name}; {SHAPE}")
+    return _List(table, find_columns(table, *wanted, finder, part), list(range(len(table.rows))))
+
+
+def _divide(lists: dict[str, _List]) -> dict[str, _List]:
+    """One list, by its split column. Raises DataError where that contradicts the lists beside it."""
+    first = lists["train"]
+    values = [PARTS[value.lower()] for value in first.table.column(first.columns.split)]
+    divided = {part: dataclasses.replace(first, rows=[row for row, value in enumerate(values) if value == part])
+               for part in ("train", "val", "test") if part in values}
+    column = f"column {first.table.title(first.columns.split)} of {first.table.file}"
+    if len(lists) > 1 and divided.keys() != {"train"}:
+        other = next(own.table.file.name for part, own in lists.items() if part != "train")
+        raise DataError(f"{column} divides the images, and {other} is there too: remove one of the two")
+    if "train" not in divided:
+        raise DataError(f"{column} has no rows for train")
+    return lists if len(lists) > 1 else divided
+
+
+def _how_it_was_read(own: _List, finder: FileFinder) -> str:
+    """What differs from rows of path,label in UTF-8 with paths from DATA_DIR; "" if nothing does."""
+    table, columns, told = own.table, own.columns, []
+    plain = table.width == 2 and columns.path == 0 and (not table.header or all(
+        name.lower() in known for name, known in zip(table.header, PLAIN_HEADER)))
+    if not plain:
+        told.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}")
+    if table.separator != ",":
+        told.append(f"separated by {SEPARATORS[table.separator]}")
+    if table.encoding != "utf-8":
+        told.append(f"in {table.encoding.upper()}")
+    if columns.folders not in ([], [finder.data_dir]):
+        told.append(f"images in {' and '.join(map(shown, columns.folders))}")
+    first = own.names()[0]
+    if columns.folders and is_absolute(first) and (path := finder.find(first, columns.folders)) not in (first, None):
+        told.append(f"absolute paths of another machine, taken by their ends: {shown(first)} as {shown(path)}")
+    return "; ".join(told)
+
+
+# ---------------------------------------------------------------------------------------------- rows to images
+
+
+def _check_filled(lists: dict[str, _List]) -> None:
+    for own in lists.values():
+        for what, values in (("path", own.names()), ("label", own.labels())):
+            if empty := [number for number, value in enumerate(values) if not value]:
+                raise DataError(f"{own.place(empty[0])}: empty {what}{_and_more(own, empty)}: fill it in or remove the row; "
+                                f"{SHAPE}")
+
+
+def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -> FileImages:
+    names, labels = own.names(), own.labels()
+    index = {label: classes.label(label) for label in set(labels)}
+    unknown = [number for number, label in enumerate(labels) if index[label] is None]
+    if unknown:
+        raise DataError(f"{own.place(unknown[0])}: the label {classes.describe([labels[unknown[0]]])} does not occur in "
+                        f"{train_name}{_and_more(own, unknown)}")
+    folders, samples, absent = own.columns.folders or [finder.given or finder.data_dir], [], []
+    for number, (name, label) in enumerate(zip(names, labels)):
+        try:
+            path = finder.find(name, folders)
+        except DataError as error:
+            raise DataError(f"{own.place(number)}: {error}") from error
+        if path is None:
+            absent.append(number)
+        samples.append((path, index[label]))
+    if absent:
+        others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
+        other = finder.other_case(names[absent[0]], folders[0])
+        advice = (f"; {shown(other)} does: upper and lower case differ" if other else "" if own.columns.folders else
+                  "; no other path of the list does. Add --image_dir with the folder that the paths count from")
+        raise DataError(f"{own.place(absent[0])}: the image {shown(os.path.join(folders[0], names[absent[0]]))} does not "
+                        f"exist{others}{advice}")
+    return FileImages(samples, finder.data_dir)
+
+
+def _and_more(own: _List, numbers: list[int]) -> str:
+    lines = [str(own.table.lines[own.rows[number]]) for number in numbers[1:6]]
+    more = f" and {len(numbers) - 6} more" if len(numbers) > 6 else ""
+    return f" (and in line{'s' * (len(numbers) > 2)} {', '.join(lines)}{more})" if lines else ""
+
+
+def _missing_labels(lists: list[_List]) -> list[str]:
+    """The lines of labels that are what programs write for a missing value; classes.py warns of the class."""
+    notes = []
+    for own in lists:
+        numbers = [number for number, label in enumerate(own.labels()) if label.casefold() in MISSING]
+        if numbers:
+            notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels()[numbers[0]])}{_and_more(own, numbers)}")
+    return notes
+
+
+def _told_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[str]:
+    """Warnings of files with two labels, and of held-out files that are trained on."""
+    seen: dict[str, tuple[str, int, int]] = {}
+    two, shared = [], {}
+    for part, own in images.items():
+        for number, (path, label) in enumerate(own.samples):
+            key = os.path.normpath(path) if "./" in path or "//" in path else path
+            first = seen.setdefault(key, (part, number, label))
+            if first[2] != label:
+                two.append((part, number, first))
+            elif first[0] != part:
+                shared.setdefault((first[0], part), []).append((number, first[1]))
+    notes = []
+    if two:
+        part, number, (other, other_number, _) = two[0]
+        here, there = lists[part], lists[other]
+        more = f"; {len(two) - 1:,} more rows contradict others so" if len(two) > 1 else ""
+        notes.append(f"warning: {here.place(number)}: {shown(here.names()[number])} is {shown(here.labels()[number])} here and "
+                     f"{shown(there.labels()[other_number])} at {there.place(other_number)}{more}")
+    for (part, other), pairs in shared.items():
+        number, first = pairs[0]
+        notes.append(f"warning: {len(pairs):,} of {len(images[other]):,} images of {other} are images of {part} too, such as "
+                     f"{shown(lists[other].names()[number])} ({lists[other].place(number)} and {lists[part].place(first)})")
+    return notes

@@ -1,0 +1,192 @@
+"""Lists as people have them: a text file -> rows of cells, whatever its encoding, separator and comments are.
+
+csv_columns.py finds out which column is what, and whether the first row is a header.
+"""
+
+import csv
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from .image_files import IMAGE_EXTENSIONS, shown
+from .splits import DataError
+
+MAX_LINE_BYTES = 1 << 16          # of a list of images
+MAX_LIST_BYTES = 1 << 30
+SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "|"}
+SAMPLE = 100                      # lines that the separator is found by
+SHAPE = 'a row is path,label (with double quotes around what holds a comma: "a,b.png",cat)'
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows of a list, all of the same number of cells, without the white space around them."""
+
+    file: Path
+    rows: list[list[str]]
+    lines: list[int]                  # the line of each row, from 1
+    separator: str
+    encoding: str                     # "utf-8" or "utf-16"
+    header: tuple[str, ...] = ()      # the names of the columns, where the first row holds them
+
+    @property
+    def width(self) -> int:
+        return len(self.header or self.rows[0])
+
+    def column(self, position: int) -> list[str]:
+        return [row[position] for row in self.rows]
+
+    def title(self, position: int) -> str:
+        """What a message calls a column: its name, or its number from 1."""
+        return shown(self.header[position]) if self.header and self.header[position] else str(position + 1)
+
+    def titles(self, positions: list[int] | range | None = None) -> str:
+        """The columns (default: all), abbreviated."""
+        names = [self.title(position) for position in (range(self.width) if positions is None else positions)]
+        return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+    def place(self, row: int) -> str:
+        return f"{self.file}:{self.lines[row]}"
+
+
+def read_table(file: Path) -> Table:
+    """Raises DataError, with the line, unless it is text whose lines have the same number of cells."""
+    lines, encoding = _read_lines(file)
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line and not line.isspace()]
+    separator = _find_separator([line for _, line in lines[:2 * SAMPLE] if not line.startswith("#")][:SAMPLE])
+    rows, numbers, position = [], [], 0
+    while position < len(lines):
+        number, line = lines[position]
+        position += 1
+        if '"' in line:
+            cells, more = _quoted_cells(file, lines, position - 1, separator)
+            position += more
+        else:
+            cells = line.split(separator)
+        cells = [cell.strip() for cell in cells]
+        if line.startswith("#") and not (len(cells) > 1 and cells[0].lower().endswith(IMAGE_EXTENSIONS)):
+            continue                                             # a comment, unless a file's name begins so
+        if any(cells):                                           # spreadsheets leave rows of separators alone at the end
+            rows.append(cells)
+            numbers.append(number)
+    if not rows:
+        raise DataError(f"{file}: no rows; {SHAPE}")
+    _make_rectangular(file, rows, numbers, separator)
+    return Table(file, rows, numbers, separator, encoding)
+
+
+def _quoted_cells(file: Path, lines: list[tuple[int, str]], position: int, separator: str) -> tuple[list[str], int]:
+    """The cells of a line with double quotes, which may go on in the lines that follow -> (cells, how many more lines)"""
+    text, more = lines[position][1], 0
+    while True:
+        try:
+            return next(csv.reader([text], delimiter=separator, strict=True)), more
+        except csv.Error as error:
+            more += 1
+            if "unexpected end" not in str(error) or position + more >= len(lines) or len(text) > MAX_LINE_BYTES:
+                raise DataError(f"{file}:{lines[position][0]}: {error}; {SHAPE}") from error
+            text += " " + lines[position + more][1]
+
+
+def _find_separator(lines: list[str]) -> str:
+    """The one that gives the lines the same number of cells (two or more); of several the one with names of images among
+    its cells, then the one with more cells."""
+    def rate(separator: str) -> tuple:
+        rows = [_cells_for_a_guess(line, separator) for line in lines]
+        widths = Counter(max(_filled(row), min(len(row), 2)) for row in rows)           # an empty label counts
+        width, count = widths.most_common(1)[0] if widths else (1, 0)
+        images = sum(any(cell.strip().lower().endswith(IMAGE_EXTENSIONS) for cell in row) for row in rows)
+        return width > 1, count, images, width, separator == ","
+
+    return max(SEPARATORS, key=rate)
+
+
+def _cells_for_a_guess(line: str, separator: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except csv.Error:
+        return line.split(separator)
+
+
+def _filled(cells: list[str]) -> int:
+    """How many cells there are without the empty ones at the end."""
+    count = len(cells)
+    while count and not cells[count - 1].strip():
+        count -= 1
+    return count
+
+
+def _make_rectangular(file: Path, rows: list[list[str]], lines: list[int], separator: str) -> None:
+    """Cut the empty cells at the ends of rows that a trailing separator makes. Raises DataError for a row of another length."""
+    filled, most = list(map(_filled, rows)), len(rows[0])
+    width = min(max(filled), most)
+    for number, row, count in zip(lines, rows, filled):
+        if len(row) < width or count > most:
+            found = f"no {SEPARATORS[separator].removeprefix('a ')}" if len(row) == 1 else f"{max(count, 1)} columns"
+            raise DataError(f"{file}:{number}: {found}, and {width} in others; {SHAPE}")
+        del row[width:]
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+def text_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Read the lines that are not blank -> (number, from 1; line). Raises DataError unless it is text of a sane size."""
+    for number, line in enumerate(_read_lines(file)[0], 1):
+        if text := line.strip():
+            yield number, text
+
+
+def _read_lines(file: Path) -> tuple[list[str], str]:
+    """-> (lines, encoding). UTF-8, with or without its mark, and UTF-16 with its mark are read; nothing else is guessed."""
+    if not file.is_file():
+        raise DataError(f"no such file: {file}")
+    if file.stat().st_size > MAX_LIST_BYTES:
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes, more than {MAX_LIST_BYTES:,}: not a list of images")
+    content = file.read_bytes()
+    mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), (b"", "utf-8"))
+    if encoding == "utf-16":
+        text = _decode_utf16(file, content)
+    else:
+        content = content[len(mark):]
+        text = _decode_utf8(file, content)
+    lines = text.split("\n") if "\n" in text else text.split("\r")
+    for number, line in enumerate(lines, 1):
+        if len(line) >= MAX_LINE_BYTES:
+            raise DataError(f"{file}:{number}: the line is longer than {MAX_LINE_BYTES:,} bytes: not a list of images")
+    return lines, encoding
+
+
+def _decode_utf16(file: Path, content: bytes) -> str:
+    try:
+        text = content.decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: begins as UTF-16 text and is not ({error.reason}): save it as UTF-8") from error
+    if "\0" in text:
+        raise DataError(f"{file}:{text[:text.index(chr(0))].count(chr(10)) + 1}: NUL bytes: not plain text; save it as UTF-8")
+    return text
+
+
+def _decode_utf8(file: Path, content: bytes) -> str:
+    try:
+        text, failed = content.decode("utf-8"), None
+    except UnicodeDecodeError as error:
+        text, failed = "", error
+    nul = content.find(b"\0")
+    if nul >= 0 and (failed is None or nul < failed.start):
+        raise DataError(f"{file}:{content.count(bytes([10]), 0, nul) + 1}: NUL bytes: not plain text; save it as UTF-8")
+    if failed is None:
+        return text
+    start = content.rfind(b"\n", 0, failed.start) + 1
+    line = content[start:].partition(b"\n")[0][:200].strip()
+    column = len(content[start:failed.start].decode("utf-8")) + 1
+    where = f"{file}:{content.count(bytes([10]), 0, start) + 1}: not UTF-8 text ({failed.reason} in column {column})"
+    if nul >= 0 or re.search(rb"[\x01-\x08\x0e-\x1f]", line):
+        raise DataError(f"{where}: not a list of images") from failed
+    raise DataError(f"{where}. In Windows-1252 (Western Europe; Excel's plain CSV) the line is "
+                    f"{shown(line.decode('cp1252', 'replace'))!r}. If that is right, convert the file: iconv -f WINDOWS-1252 -t "
+                    f"UTF-8 {shown(file.name)} > utf8.csv (and put that in its place); or save it as \"CSV UTF-8\" in the "
+                    "program it is from") from failed

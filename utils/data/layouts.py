@@ -1,0 +1,268 @@
+"""Where the splits of a data set in class folders lie. `find` is a pure function over listings of folders.
+
+A train folder next to one that is held out is taken whatever its spelling, and inside one or two other folders too, as
+archives unpack. What could mean two things is refused, with the choice.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.files import located
+
+from .classes import BY_DEFAULT as DEFAULT_RULE
+from .classes import ClassRule
+from .splits import DataError, abbreviate
+
+SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+ROLE = {spelling: role for role, spellings in SPELLINGS.items() for spelling in spellings}
+# seg_train beside seg_test, train_images beside test_images: names that differ in this word alone.
+SPLIT_NAME = re.compile(rf"((?:.*[-_. ])?)({'|'.join(ROLE)})((?:[-_. ].*|set)?)", re.IGNORECASE)
+LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+MAX_OUTER = 2                       # folders around train/ and val/
+TINY_IMAGENET_LIST = "val_annotations.txt"
+TRAIN, HELD_OUT, ANYTHING = "train", "held out", "anything"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How class folders and lists are read. need: TRAIN (and something held out), HELD_OUT (an evaluation), or ANYTHING."""
+
+    classes: ClassRule = DEFAULT_RULE
+    val_fraction: float = 0.0
+    test_fraction: float = 0.0
+    need: str = ANYTHING
+    path_column: str | None = None          # of lists, by name or number from 1; None: guessed
+    label_column: str | None = None
+    image_dir: str | None = None
+
+    @property
+    def draws(self) -> bool:
+        """What is held out is drawn from train."""
+        return bool(self.val_fraction or self.test_fraction)
+
+
+BY_DEFAULT = Request()
+
+
+class Listing(NamedTuple):
+    """A folder's content, sorted by name, without hidden entries. A link counts as what it leads to."""
+
+    folders: tuple[str, ...]
+    images: tuple[str, ...]         # files with the ending of one
+    files: tuple[str, ...]          # all others, and links that lead nowhere
+
+
+List = Callable[[Path], Listing]
+
+
+class Layout(NamedTuple):
+    """Folders of class folders by split. whole: one undivided tree, which is `train`."""
+
+    folders: dict[str, Path]
+    whole: bool = False
+    val_list: Path | None = None    # names the images of val/images and their classes (Tiny-ImageNet)
+    notes: tuple[str, ...] = ()
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_BY_SYSTEMS
+
+
+def find(data_dir: str, listing: List, request: Request) -> Layout:
+    """Raises DataError if nothing, too little or more than one thing is there."""
+    root = Path(data_dir)
+    here = listing(root)
+    if request.classes.wanted and here.folders and set(here.folders) <= set(request.classes.wanted):
+        return _undivided(root, root, listing, request)            # the classes of a run that took them so
+    found = _divisions(root, listing, 0)
+    if len(found) > 1:
+        raise DataError(f"{located(root)} holds more than one data set: {', '.join(str(place) for place, _ in found[:5])}. Give "
+                        "one of them as --data_dir")
+    if found:
+        return _divided(root, *found[0], listing, request)
+    return _undivided(root, _outer(root, listing), listing, request)
+
+
+def _outer(root: Path, listing: List) -> Path:
+    """The folder itself, or the one inside one or two others that holds more than one."""
+    place = root
+    for _ in range(MAX_OUTER):
+        if len(listing(place).folders) == 1:
+            place = place / listing(place).folders[0]
+    return place if len(listing(place).folders) > 1 else root
+
+
+# ------------------------------------------------------------------------------------------------- train, val and test
+
+
+def _divisions(place: Path, listing: List, depth: int) -> list[tuple[Path, dict[str, list[str]]]]:
+    """The folders that hold splits, outermost first -> (folder, names of its splits by role)"""
+    here = listing(place)
+    roles = split_names(here.folders)
+    if roles and not (len(roles) == 1 and _is_class(place, here, roles, listing)):
+        return [(place, roles)]
+    if depth == MAX_OUTER or (depth and here.images):
+        return []
+    return [one for name in here.folders for one in _divisions(place / name, listing, depth + 1)]
+
+
+def split_names(folders: Sequence[str]) -> dict[str, list[str]]:
+    """{"train": ["Train"], "test": ["Test"]}: the folders that are named as splits; {} if there are none.
+
+    Raises DataError if two sets of folders are.
+    """
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name in folders:
+        if match := SPLIT_NAME.fullmatch(name):
+            before, word, after = (part.casefold() for part in match.groups())
+            groups.setdefault((before, after), {}).setdefault(ROLE[word], []).append(name)
+    plain = groups.pop(("", ""), {})
+    pairs = [roles for roles in groups.values() if "train" in roles and len(roles) > 1]
+    if plain or not pairs:
+        return plain
+    if len(pairs) > 1:
+        raise DataError(" and ".join(", ".join(f"{name}/" for same in roles.values() for name in same) for roles in pairs)
+                        + ": which of them are the data set? Give a folder that holds train/ and val/ alone as --data_dir")
+    return pairs[0]
+
+
+def _is_class(place: Path, here: Listing, roles: dict[str, list[str]], listing: List) -> bool:
+    """Whether the one folder that is named as a split is a class among others: images of trains, beside cars."""
+    (names,) = roles.values()
+    own = [listing(place / name) for name in names]
+    others = [listing(place / name) for name in here.folders if name not in names]
+    return all(one.images and not one.folders for one in own) and any(other.images for other in others)
+
+
+def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List, request: Request) -> Layout:
+    names, notes = {}, []
+    for role, same in roles.items():
+        names[role] = role if role in same else same[0]
+        if len(same) > 1 and role not in same:
+            raise DataError(f"{located(place)} holds {' and '.join(same)}: remove or rename all but one of them")
+        notes += [f"warning: {place / name} is left out, since {role}/ is there" for name in same if name != names[role]]
+    if request.classes.order is None and names.get("train") == "train" and names.get("val") == "val" and (
+            names.get("test") not in (None, "test")):
+        del names["test"]                       # a run from before other spellings were taken
+    folders = {role: _class_root(place / names[role], listing) for role in SPELLINGS if role in names}
+    classes = set(listing(folders["train"]).folders) if "train" in folders else set()
+    test = folders.get("test")
+    if test and classes and not set(listing(test).folders) - ({"images"} - classes):
+        del folders["test"]
+        notes.append(f"left out: {test}/ has no class folders, so that its images have no labels")
+    val_list = None
+    if "val" in folders and TINY_IMAGENET_LIST in listing(folders["val"]).files:
+        val_list = folders["val"] / TINY_IMAGENET_LIST
+        notes.append(f"taken: the classes of the images in {folders['val']} from {TINY_IMAGENET_LIST}")
+    _check_parts(place, folders, listing, request)
+    others = set(listing(place).folders).difference(*roles.values())
+    if others:
+        notes.append(f"left out: {abbreviate(f'{place / name}/' for name in others)}")
+    return Layout(folders, False, val_list, (*_taken(root, folders, request), *notes))
+
+
+def _class_root(folder: Path, listing: List) -> Path:
+    """The folder itself, or the one inside that archives add: training_set/training_set/cats."""
+    here = listing(folder)
+    if here.images or len(here.folders) != 1:
+        return folder
+    inner = folder / here.folders[0]
+    below = listing(inner)
+    return inner if not below.images and (here.folders[0].casefold() == folder.name.casefold() and below.folders) else folder
+
+
+def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: Request) -> None:
+    """Raise DataError if a part that is needed is missing."""
+    if request.need == ANYTHING or (request.need == HELD_OUT and len(folders) > ("train" in folders)):
+        return
+    here = listing(place)
+    shown = " and ".join(f"{folder.relative_to(place)}/ ({_count(listing(folder).folders, 'folder')})"
+                         for folder in folders.values())
+    used = {folder.relative_to(place).parts[0] for folder in folders.values()}
+    rest = here._replace(folders=tuple(name for name in here.folders if name not in used))
+    beside = f" (there are {contents(rest)} too)" if any(rest) else ""
+    if "train" not in folders:
+        raise DataError(f"{located(place)} holds {shown} but no train/ to train on{beside}. Evaluate a model on it with "
+                        "--eval_only, or give the folder that holds train/ and val/")
+    if len(folders) == 1 and not request.draws:
+        raise DataError(f"{located(place)} holds {shown} but no val/ or test/ with class folders{beside}: --val_fraction 0.1 "
+                        "(VAL_FRACTION=0.1) holds out a share of train to choose on, --test_fraction 0.2 draws a test set")
+
+
+def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
+    """What is taken as what, unless it is train/ and val/ (and test/)."""
+    lone_test = "train" in folders and "test" in folders and "val" not in folders
+    plain = all(folder == root / role for role, folder in folders.items()) and {"train", "val"} <= folders.keys()
+    if plain:
+        return []
+    means = {"train": "to train on", "val": "to choose on" if "test" in folders else "held out", "test": "to test on"}
+    if request.need == HELD_OUT:
+        means = dict.fromkeys(("val", "test"), "to evaluate")
+    parts = [f"{folder.relative_to(root)}/ {means[role]}" for role, folder in folders.items() if role in means]
+    if request.test_fraction:
+        parts = [" and ".join(f"{folder.relative_to(root)}/" for folder in folders.values()) + ", to draw a test set from"]
+    notes = [f"taken: {', '.join(parts)} (in {root})"]
+    if lone_test and not request.draws and request.need == TRAIN:
+        notes.append("best.pt is chosen on the test set, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) "
+                     "would choose on a share of train instead")
+    return notes
+
+
+# --------------------------------------------------------------------------------------------------- one undivided tree
+
+
+def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layout:
+    here = listing(place)
+    if not here.folders:
+        raise DataError(f"{located(place)} holds no train/ and val/, and no class folders, but {contents(here)}: give the folder "
+                        "that holds them, with one folder a class" + _advice(here))
+    if not (request.classes.wanted and set(here.folders) <= set(request.classes.wanted)):
+        _check_levels(place, here, listing)
+    if request.need == TRAIN and not request.draws:
+        raise DataError(f"{located(place)} holds {_count(here.folders, 'folder')} but no train/ and val/ "
+                        f"({abbreviate(here.folders)}): if the folders are classes, --test_fraction 0.2 draws a test set from "
+                        "them, and --val_fraction 0.1 images to choose on; else give the folder that holds train/ and val/")
+    notes = [f"taken: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
+    if request.need == HELD_OUT and not request.draws:
+        notes.append(f"taken: all images of {place}/, which has no train/ and val/")
+    return Layout({"train": place}, True, notes=tuple(notes))
+
+
+def _check_levels(place: Path, here: Listing, listing: List) -> None:
+    """Raise DataError if the classes may as well be one level deeper: Dataset/0 ... Dataset/9 beside Examples/, or
+    color/... beside gray/... with the same folders in both."""
+    inner = {name: listing(place / name) for name in here.folders}
+    outer = [name for name, one in inner.items() if not one.images and len(one.folders) > 1]
+    below = {name: set(inner[name].folders) for name in outer}
+    more = max(map(len, below.values()), default=0)
+    alike = len(outer) > 1 and len(outer) == len(inner) and len(set.intersection(*below.values())) > len(outer)
+    if not alike and not (len(outer) == 1 and len(inner) > 1 and more > len(inner) - 1):
+        return
+    largest = max(outer, key=lambda name: len(below[name]))
+    raise DataError(f"{located(place)}: which folders are the classes? For the {more} of {largest} "
+                    f"({abbreviate(below[largest])}) give --data_dir {place / largest}; for {_count(here.folders, 'folder')} "
+                    f"({abbreviate(here.folders)}) move them into {place / 'train'} and add --val_fraction 0.1")
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}{'s' * (len(names) != 1)}"
+
+
+def contents(here: Listing) -> str:
+    """What a folder holds, in words."""
+    parts = [f"{_count(here.folders, 'folder')} ({abbreviate(here.folders)})"] if here.folders else []
+    parts += [_count(here.images, "image")] if here.images else []
+    parts += [f"{_count(here.files, 'other file')} ({abbreviate(here.files)})"] if here.files else []
+    return " and ".join(parts) or "nothing"
+
+
+def _advice(here: Listing) -> str:
+    names = [name.lower() for name in here.files]
+    if any(name.endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")) for name in names):
+        return ". Unpack the archive first"
+    if any(name.endswith((".csv", ".tsv")) for name in names):
+        return ". For images named in a list take --dataset csv"
+    return ". Sort the images into one folder a class first" if here.images else ""

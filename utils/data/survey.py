@@ -1,0 +1,197 @@
+"""Looks at a sample of a data set's image files when it is opened: finds the rule by which all of them are read (reading.py), and
+names what the rule does not suit.
+
+Of the sample the headers are read, so that a start stays fast however many images there are. Decoded are those alone that can
+hide something, 16 bits or transparent parts, and of those no more than about MAX_DECODED pixels.
+"""
+
+import contextlib
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .decode import INSTALL_HEIF, can_read_heif
+from .image_files import HEIF_EXTENSIONS, FileImages, shown
+from .reading import AUTO, FULL_RANGE, UPRIGHT, Reading, flatten, is_color16, is_gray16, orientation, values16
+from .splits import DataError, ImageError, Splits, abbreviate
+
+SAMPLE = 256                      # images whose headers are read
+MAX_DECODED = 4_000_000           # pixels of them that are decoded
+MAX_LOOKED_AT = 250_000           # pixels of one image that are looked at, evenly spaced
+FAINT = 16                        # of 256 levels: an image with fewer between its darkest and its lightest shows nothing
+HIGHEST = (255, 1023, 4095, 16383, 32767, 65535)       # of 8, 10, 12, 14, 15 (signed) and 16 bits
+OUTSIDE = 0.1                     # per cent of an image's pixels, such as dead ones, that do not decide about its range
+ALPHAS = ("white", "black", "mask", "ignore")           # the first that shows the images is taken
+FEW = 0.1                         # ratio of images that white may lose, such as a white cup cut out, before others are tried
+
+
+@dataclasses.dataclass
+class Survey:
+    """What was found in `images` sampled files. The lists hold an entry for each decoded image of the kind."""
+
+    images: int = 0
+    turned: int = 0                                     # with an orientation that is followed or not
+    deep: int = 0                                       # with 16 bits a channel
+    transparent: int = 0
+    ranges: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)             # path, darkest, lightest value
+    contrasts: list[tuple[str, dict[str, int]]] = dataclasses.field(default_factory=list)    # path, levels 0..255 by ALPHAS
+
+
+def read_as(splits: Splits, wish: Reading, follow_exif: bool) -> Splits:
+    """The data set with its files read by the rule `wish`; what is "auto" there is found from the images.
+
+    Notes tell what was found. HEIC images that cannot be read here are left out, with a warning. `follow_exif` is what "auto"
+    means for EXIF. Raises DataError where no rule can be found, or where a class is left without images.
+    """
+    wish = wish.replace(exif="follow" if follow_exif else "off") if wish.exif == AUTO else wish
+    splits = _without_heif(splits)
+    files = [split for split in {id(split): split for split in (splits.train, splits.val, splits.test)}.values()
+             if isinstance(split, FileImages)]
+    reading, notes = _find(files, wish) if wish.unknown else (wish, ())
+    made = {id(split): FileImages(split.samples, split.root, reading) for split in files}
+    parts = {name: made.get(id(split), split) for name, split in
+             (("train", splits.train), ("val", splits.val), ("test", splits.test))}
+    return dataclasses.replace(splits, **parts, reading=reading, notes=(*splits.notes, *notes))
+
+
+def loose_files(samples: list[tuple[str, int]], root: str | Path, wish: Reading) -> FileImages:
+    """Images that are no data set, read as `wish` says; what is "auto" there is found from them (EXIF: followed)."""
+    wish = wish.replace(exif="follow") if wish.exif == AUTO else wish
+    reading = _find([FileImages(samples)], wish)[0] if wish.unknown else wish
+    return FileImages(samples, root, reading)
+
+
+def _without_heif(splits: Splits) -> Splits:
+    """Without the HEIC images, where pillow-heif is missing."""
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    kept, endings = {}, Counter()
+    for split in {id(split): split for split in parts.values()}.values():
+        if not isinstance(split, FileImages):
+            continue
+        left_out = [Path(path).suffix.lower() for path, _ in split.samples if path.lower().endswith(HEIF_EXTENSIONS)]
+        if left_out and not can_read_heif():
+            endings.update(left_out)
+            kept[id(split)] = FileImages([each for each in split.samples if not each[0].lower().endswith(HEIF_EXTENSIONS)],
+                                         split.root, split.reading)
+    if not kept:
+        return splits
+    counts = " and ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
+    parts = {name: kept.get(id(split), split) for name, split in parts.items()}
+    gone = set(splits.train.targets.tolist()) - set(parts["train"].targets.tolist())
+    if gone:
+        raise DataError(f"{splits.train.root}: the images of class {abbreviate(splits.classes[label] for label in gone)} are "
+                        f"{' and '.join(sorted(endings))} files alone, and this Python cannot read those: {INSTALL_HEIF}")
+    note = f"warning: {counts} images are left out: {INSTALL_HEIF}"
+    return dataclasses.replace(splits, **parts, notes=(*splits.notes, note))
+
+
+# ------------------------------------------------------------------------------------------------------ the sample
+
+
+def _find(files: list[FileImages], wish: Reading) -> tuple[Reading, tuple[str, ...]]:
+    """-> (the rule, lines about it)"""
+    survey = take(files)
+    low_high, notes = _intensity_range(survey, wish.intensity_range)
+    alpha, more = _alpha(survey, wish.alpha)
+    reading = wish.replace(intensity_range=low_high, alpha=alpha)
+    found = []
+    if survey.turned:
+        found.append(f"{survey.turned} with an EXIF orientation, which is " + (
+            "followed" if reading.exif == "follow" else "not followed (--exif follow)"))
+    if survey.deep:
+        found.append("{} of 16 bits a channel, {:,} to {:,} taken for black to white".format(survey.deep, *low_high))
+    if survey.transparent:
+        does = {"mask": "whose alpha channel is taken for the picture", "ignore": "which is ignored"}
+        found.append(f"{survey.transparent} with an alpha channel, " + does.get(alpha, f"put on {alpha}"))
+    if found:
+        notes.insert(0, f"images: of {survey.images} sampled, {'; '.join(found)}")
+    return reading, (*notes, *more)
+
+
+def take(files: list[FileImages]) -> Survey:
+    """Reads the sample, spread over all the files in an order that is random, but always the same."""
+    survey, decoded = Survey(), 0
+    starts = np.cumsum([0, *map(len, files)])
+    count = min(SAMPLE, int(starts[-1]))
+    order = np.random.default_rng(0).permutation(count) * int(starts[-1]) // max(count, 1)
+    for place in order.tolist():
+        number = int(np.searchsorted(starts, place, side="right")) - 1
+        split, index = files[number], int(place - starts[number])
+        with contextlib.suppress(ImageError), split.opened(index) as image:
+            decoded += _look(survey, shown(split.samples[index][0]), image, MAX_DECODED - decoded)
+    return survey
+
+
+def _look(survey: Survey, path: str, image: Image.Image, room: int) -> int:
+    """Adds an image, its header read, to the survey -> how many of its pixels were decoded: no more than `room`, unless it is the
+    first of its kind."""
+    survey.images += 1
+    survey.turned += orientation(image) != UPRIGHT
+    deep = is_gray16(image) or is_color16(image)
+    transparent = image.has_transparency_data and not is_gray16(image)
+    survey.deep += deep
+    survey.transparent += transparent
+    pixels = image.width * image.height
+    first = (deep and not survey.ranges) or (transparent and not survey.contrasts)
+    if not (deep or transparent) or (pixels > room and not first):
+        return 0
+    step = 1 + int((pixels / MAX_LOOKED_AT) ** 0.5)
+    if deep:
+        values = values16(image)[::step, ::step]
+        low, high = np.percentile(values, (OUTSIDE, 100 - OUTSIDE), method="nearest")
+        survey.ranges.append((path, int(min(low, values.min()) if values.min() < 0 else low), int(high)))
+    if transparent:
+        size = -(-image.width // step), -(-image.height // step)
+        small = image if step == 1 else image.resize(size, Image.Resampling.NEAREST)
+        survey.contrasts.append((path, {alpha: _contrast(flatten(small, alpha)) for alpha in ALPHAS}))
+    return pixels
+
+
+def _contrast(image: Image.Image) -> int:
+    """The levels between the darkest and the lightest value of a channel; of the channel with the most."""
+    extrema = image.getextrema() if len(image.getbands()) > 1 else (image.getextrema(),)
+    return max(high - low for low, high in extrema)
+
+
+# -------------------------------------------------------------------------------------------------------- the rules
+
+
+def _intensity_range(survey: Survey, wish: tuple[int, int] | str) -> tuple[tuple[int, int], list[str]]:
+    """-> ((low, high), warnings). Raises DataError for values below 0, of which nobody can know what is black."""
+    if not survey.ranges:
+        return (FULL_RANGE if wish == AUTO else wish), []
+    lowest, highest = min(low for _, low, _ in survey.ranges), max(high for *_, high in survey.ranges)
+    if lowest < 0 and (wish == AUTO or wish[0] >= 0):
+        path = next(path for path, low, _ in survey.ranges if low == lowest)
+        raise DataError(f"{path}: 16-bit values below 0 ({lowest:,} to {highest:,} in the sampled images): say which values "
+                        f"become black and white, such as --intensity_range={lowest},{highest}")
+    low, high = (0, next(top for top in HIGHEST if highest <= top)) if wish == AUTO else wish
+    faint = [each for each in survey.ranges if (_inside(each[2], low, high) - _inside(each[1], low, high)) * 256
+             < FAINT * (high + 1 - low)]
+    if not faint:
+        return (low, high), []
+    example = "{}: {:,} to {:,}".format(*faint[0])
+    advice = (f"--intensity_range={lowest},{highest} spreads them" if len(faint) == len(survey.ranges) and lowest < highest
+              else "they do not fit the range of the others (--intensity_range)")
+    return (low, high), [f"warning: {len(faint)} of {len(survey.ranges)} decoded images of 16 bits become nearly one color "
+                         f"({example}); {advice}"]
+
+
+def _inside(value: int, low: int, high: int) -> int:
+    return min(max(value, low), high)
+
+
+def _alpha(survey: Survey, wish: str) -> tuple[str, list[str]]:
+    """-> (a value of Reading.alpha, warnings)"""
+    lost = {alpha: [path for path, contrast in survey.contrasts if contrast[alpha] < FAINT <= max(contrast.values())]
+            for alpha in ALPHAS}
+    alpha = wish
+    if wish == AUTO:
+        alpha = min(ALPHAS, key=lambda each: len(lost[each])) if len(lost["white"]) > FEW * len(survey.contrasts) else "white"
+    if not lost[alpha]:
+        return alpha, []
+    return alpha, [f"warning: {len(lost[alpha])} of {len(survey.contrasts)} decoded images with an alpha channel become nearly "
+                   f"one color by --alpha {alpha}, such as {lost[alpha][0]} (choices: {', '.join(ALPHAS)})"]

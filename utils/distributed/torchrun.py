@@ -1,0 +1,32 @@
+"""torchrun as train.sh starts it: a process that was killed is one line, in place of a report of forty.
+
+    python -m utils.distributed.torchrun --standalone --nproc_per_node 2 train.py ...
+"""
+
+import signal
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+
+def main(argv: list[str]) -> int:
+    try:
+        run.main(argv)
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        if first.exitcode != -signal.SIGKILL:
+            raise
+        print(f"train.sh: error: {describe(rank, first)}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def describe(rank: int, failure: ProcessFailure) -> str:
+    return (f"process {rank} (pid {failure.pid}) was killed by signal 9, probably because the machine is out of memory (dmesg "
+            "tells): raise GRAD_STEPS, which keeps the steps as they are, or lower EVAL_BATCH_SIZE or --num_workers; RESUME_PATH "
+            "continues from the last checkpoint")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

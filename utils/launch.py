@@ -1,0 +1,146 @@
+"""What a launcher (torchrun, train.sh) tells this process, and what the process leaves for train.sh.
+
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT say which process of a run this one is. Job systems set
+some of them for purposes of their own: what does not fit together is refused.
+
+train.sh makes a folder for every launch, named by VIT_LAUNCH:
+
+  pid-R      process R, which train.sh signals itself
+  alive-R    touched while process R writes a checkpoint after a failure, so that it is not killed
+  asked      made by train.sh when it was asked to stop, for processes that start later
+  code-000   the exit code of the launch (code-001 after torchrun's first restart, ...): the first process that knows it writes it
+  folder     the folder of the run, which the processes resume after a restart
+
+Before torchrun it runs train.py with VIT_CHECK=N once, which checks the flags of N processes and ends.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+EXIT_BAD_INPUT = 2
+RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}       # and what holds where one is not set
+MASTER = ("MASTER_ADDR", "MASTER_PORT")
+
+
+class LaunchError(ValueError):
+    """Raised when the launcher's variables do not fit together, or a restarted run cannot be found again."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class Place(NamedTuple):
+    """Which process of how many this one is: of the run, and of its machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def place() -> Place:
+    """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Raises LaunchError where they do not fit together."""
+    if checked := os.environ.get("VIT_CHECK"):
+        return Place(0, int(checked), 0, int(checked))
+    found = [os.environ.get(name, "") or str(default) for name, default in RANKS.items()]
+    rank, size, local_rank, local_size = numbers = [int(word) if word.isascii() and word.isdigit() else -1 for word in found]
+    if min(numbers) < 0 or not (rank < size and local_rank < local_size <= size):
+        raise _misfit("names no process of a run")
+    if size > 1 and (missing := [name for name in ("RANK", *MASTER) if not os.environ.get(name)]):
+        raise _misfit(f"asks for {size} processes, without {', '.join(missing)}")
+    if size > 1 and not (os.environ["MASTER_PORT"].isdigit() and 0 < int(os.environ["MASTER_PORT"]) < 65536):
+        raise _misfit("names no port")
+    return Place(*numbers)
+
+
+def _misfit(what: str) -> LaunchError:
+    found = {name: os.environ[name] for name in (*RANKS, *MASTER) if name in os.environ}
+    return LaunchError(f"the environment has {' '.join(f'{name}={value}' for name, value in found.items())}, which {what}. To "
+                       f"train alone: {without_variables()} python train.py ... Several processes are started by train.sh "
+                       "(NPROC, NNODES), which sets these variables.")
+
+
+def without_variables() -> str:
+    """The command `env` that removes the launcher's variables which are set."""
+    return " ".join(["env", *(f"-u {name}" for name in (*RANKS, *MASTER) if name in os.environ)])
+
+
+def drop_place() -> None:
+    """For a program that is one process, whatever the environment says."""
+    for name in (*RANKS, "TORCHELASTIC_RUN_ID", "VIT_LAUNCH", "VIT_CHECK"):
+        os.environ.pop(name, None)
+
+
+def below_launcher() -> bool:
+    """Whether torchrun has started this process. Others set LOCAL_RANK too."""
+    return "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first_of_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") in ("", "0")
+
+
+def only_checks() -> bool:
+    """Whether train.sh asks for the check of the flags alone."""
+    return bool(os.environ.get("VIT_CHECK"))
+
+
+def launch_file(name: str) -> Path | None:
+    """A file of this launch; None without train.sh."""
+    return Path(folder, name) if (folder := os.environ.get("VIT_LAUNCH")) else None
+
+
+def show_life() -> None:
+    """Tells train.sh, which kills what remains after a failure, that this process is still at work. Call it every second."""
+    if (file := launch_file(f"alive-{os.environ.get('RANK', 0)}")) is not None:
+        with contextlib.suppress(OSError):
+            file.touch()
+
+
+def restarts() -> int:
+    """How often torchrun has restarted the processes of this launch."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def post_exit_code(code: int) -> bool | None:
+    """Posts the exit code of the launch for train.sh. -> whether this process is the first; None without train.sh"""
+    file = launch_file(f"code-{restarts():03d}")
+    if file is None:
+        return None
+    try:
+        with open(file, "x", encoding="utf-8") as stream:
+            stream.write(str(code))
+    except FileExistsError:
+        return False
+    except OSError:                                # the folder is gone: nobody waits for the code any more
+        return None
+    return True
+
+
+def posted_exit_code() -> int | None:
+    """The exit code that the first process has posted, if one has."""
+    file = launch_file(f"code-{restarts():03d}")
+    try:
+        return int(file.read_text(encoding="utf-8")) if file else None
+    except (OSError, ValueError):                  # not there, or not written yet
+        return None
+
+
+def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:
+    """The flags with which the processes continue after torchrun has restarted them (MAX_RESTARTS): those of the same run.
+
+    output_dir: where runs are if the flag was not given. Raises LaunchError.
+    """
+    if not restarts() or flags.get("eval_only"):
+        return flags
+    if (file := launch_file("folder")) is not None:
+        if not file.exists():
+            return flags                           # a process was lost before the run had a folder
+        folder = Path(os.fsdecode(file.read_bytes()))
+    elif "name" in flags:
+        folder = Path(flags.get("output_dir", output_dir), flags["name"])
+    else:
+        raise LaunchError("--name: a run that torchrun may restart needs one, to be found again. Add it, or start by train.sh")
+    here = flags | {"output_dir": str(folder.parent), "name": folder.name}
+    return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in flags else here

@@ -1,0 +1,114 @@
+"""What training needs of memory: bytes as a function of plain values, so that a batch can be divided before the model exists.
+
+The terms were fitted to the peaks of whole processes on a CPU (tests/system/test_peak_memory.py compares them); on a GPU, where
+nothing was measured yet, the same terms give an estimate.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+PROCESS = {"cpu": 780 << 20, "cuda": 900 << 20}      # Python, PyTorch and its libraries; a GPU's: its context
+SHARE = {"cpu": 0.5, "cuda": 0.8}                    # of the memory that a run may plan with: the rest is for what is not counted
+STATES = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}      # values that an optimizer keeps for each parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes of one process."""
+
+    fixed: int          # whatever the batch
+    gradients: int      # complete when the activations are gone: at the peak of a step the larger of both counts
+    image: int          # activations, for each image of a micro-batch
+    evaluation: int     # activations of an evaluation batch
+
+    def of(self, images: int) -> int:
+        return self.fixed + max(self.gradients, images * self.image, self.evaluation)
+
+
+def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision: str, optimizer: str, device_type: str = "cpu",
+         eval_batch_size: int = 0, trained_blocks: int | None = None, averaged: bool = False, teacher_parameters: int = 0,
+         cached_images: int = 0) -> Need:
+    """row: of configs.MODELS, with the run's own keys; img_size: (height, width); trained_blocks: of the last layers (None: all);
+    cached_images: bytes."""
+    half, depth = precision in ("bf16", "fp16"), row["num_layers"] + row["class_layers"]
+    weights = 4 * parameters(row, img_size, num_classes)
+    share = 1.0 if trained_blocks is None else min(1.0, trained_blocks / depth)
+    trained = int(share * weights)
+    kept = weights + STATES[optimizer] * trained + averaged * weights            # what a checkpoint holds
+    saved = kept if device_type == "cpu" else 0                                  # its copy, which is written beside training
+    fixed = PROCESS[device_type] + kept + saved + half * weights // 2 + 4 * teacher_parameters + cached_images
+    block, stem = activations(row, img_size, half, device_type)
+    image = int(share * depth * block) + stem * (trained_blocks is None) + 2 * block
+    return Need(fixed, trained, image, eval_batch_size * 2 * max(block, stem // 4))
+
+
+def choose_micro_steps(images: int, need: Need, memory: int, *, even: bool = False, power_of_two: bool = False) -> int:
+    """The smallest number of equal micro-batches, of a step's `images` of one process, that fit into `memory` bytes.
+
+    even: a micro-batch is divided into pairs; power_of_two: the number must be one. Where nothing fits, the largest number.
+    """
+    possible = [number for number in range(1, images + 1) if images % number == 0
+                and not (even and images // number % 2) and not (power_of_two and number & (number - 1))] or [1]
+    return next((number for number in possible if need.of(images // number) <= memory), possible[-1])
+
+
+def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int:
+    """Of the model that the row describes: exact for what configs.py can express."""
+    width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
+    tokens, out = _grid(row, img_size)
+    linear = width * width + width
+    norms_and_mlp = 4 * width + 2 * width * hidden + hidden + width
+    scaled = 2 * width if row["class_layers"] else 0                       # CaiT: a factor for each branch
+    talking = 2 * (heads * heads + heads) if row["class_layers"] else 0
+    count = (row["num_layers"] + row["class_layers"]) * (4 * linear + norms_and_mlp + scaled) + row["num_layers"] * talking
+    count += out * row["patch_size"] ** 2 * width + width                  # patch embedding
+    prefix = 0 if row["classifier"] == "gap" else 1 + bool(row["distilled"])
+    count += (tokens + (0 if row["class_layers"] else prefix)) * width + prefix * width + 2 * width
+    features = row["representation_size"] or width
+    count += width * features + features if row["representation_size"] else 0
+    count += (1 + bool(row["distilled"])) * (features * num_classes + num_classes)
+    return count + sum(own for own, _ in _resnet(row, img_size))
+
+
+def activations(row: Mapping, img_size: tuple[int, int], half: bool, device_type: str) -> tuple[int, int]:
+    """Bytes that the backward pass of an image needs of one block, and of what is before the blocks."""
+    tokens, _ = _grid(row, img_size)
+    width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
+    tokens += 0 if row["classifier"] == "gap" else 1 + bool(row["distilled"])
+    size, maps = (2, 14) if half else (4, 11)
+    block = tokens * size * (maps * width + 2 * hidden)
+    if row["dropout_rate"]:
+        block += tokens * (2 * width + hidden)                             # its masks, a byte each
+    written_out = 4 if row["class_layers"] else 3 if row["attention_dropout_rate"] else 0
+    if half and device_type == "cpu":                                      # models/cpu_bfloat16.py
+        written_out = max(written_out, 1)
+    block += written_out * heads * tokens * tokens * size
+    stem = (7 if half else 12) * sum(values for _, values in _resnet(row, img_size))
+    return block, stem + 5 * row["in_channels"] * img_size[0] * img_size[1]           # the image as bytes and as numbers
+
+
+def _grid(row: Mapping, img_size: tuple[int, int]) -> tuple[int, int]:
+    """-> (patches, channels that they are cut from)"""
+    channels, cell = row["in_channels"], row["patch_size"]
+    if row["resnet_layers"] is not None:
+        stages = len(row["resnet_layers"])
+        channels, cell = row["resnet_width"] * (4 * 2 ** (stages - 1) if stages else 1), cell * 4 * 2 ** max(stages - 1, 0)
+    return (img_size[0] // cell) * (img_size[1] // cell), channels
+
+
+def _resnet(row: Mapping, img_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """-> (parameters, values of its output) of each convolution of the ResNet with its norm"""
+    if row["resnet_layers"] is None:
+        return []
+    width, cells = row["resnet_width"], img_size[0] * img_size[1] // 4
+    found = [(row["in_channels"] * 49 * width + 2 * width, cells * width)]
+    before, cells = width, cells // 4
+    for number, units in enumerate(row["resnet_layers"]):
+        inner = width * 2 ** number
+        for unit in range(units):
+            larger, cells = cells, cells // 4 if number and unit == 0 else cells
+            shapes = [(before, inner, 1, larger), (inner, inner, 9, cells), (inner, 4 * inner, 1, cells)]
+            shapes += [(before, 4 * inner, 1, cells)] if unit == 0 else []
+            found += [(a * b * kernel + 2 * b, b * places) for a, b, kernel, places in shapes]
+            before = 4 * inner
+    return found
