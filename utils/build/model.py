@@ -16,7 +16,7 @@ from utils.config import (
     Config,
     ConfigError,
     describe_length,
-    describe_micro_steps,
+    describe_memory,
     length_warnings,
     model_overrides,
 )
@@ -123,13 +123,14 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
         numbers = first_names([str(label) for label in range(len(splits.classes))])
         print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
     count = sum(parameter.numel() for parameter in model.parameters())
-    sizes = [f"{key} {getattr(config, key)}" for key in SIZES if config.source(key) == START and getattr(config, key) is not None]
+    sizes = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
+             if config.source(key) == START and getattr(config, key) is not None]
     other = f" with {', '.join(sizes)}" if sizes and found.facts.start_row else ""
     print(f"model: {config.model_type}{other} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
-        print("\n".join([f"length: {describe_length(config, found.facts)}", *filter(None, [describe_micro_steps(
-            config, found.facts)]), *length_warnings(config, found.facts)]), flush=True)
+        print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
+                         *length_warnings(config, found.facts)]), flush=True)
     if found.seen:
         print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):
