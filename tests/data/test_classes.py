@@ -84,11 +84,11 @@ def test_spellings_that_look_the_same_are_one_class():
 @pytest.mark.parametrize(("names", "words"), [
     (("Cat", "cat", "dog"), "Cat and cat are 2 classes"), (("HAPPINESS", "happiness"), "HAPPINESS and happiness"),
     (("hot dog", "hot  dog"), "hot  dog and hot dog"), (("1", "1.0", "2"), "1 and 1.0 are 2"), (("nan", "x"), "the class nan"),
-    (("NaN", "x"), "missing")])
+    (("NaN", "x"), "missing"), (("NA", "x"), "the class NA"), (("None", "x"), "the class None"), (("n/a", "x"), "missing")])
 def test_names_that_differ_in_little_are_warned_of(names, words):
     notes = [note for note in Classes(ClassRule(), names).notes if note.startswith("warning: ")]
     assert len(notes) == 1 and words in notes[0]
-    assert not [note for note in Classes(ClassRule(), ("ant", "bee", "none")).notes if note.startswith("warning: ")]
+    assert not [note for note in Classes(ClassRule(), ("ant", "bee", "nothing", "nap")).notes if note.startswith("warning: ")]
 
 
 def test_first_names_are_shown_as_they_are():

@@ -229,7 +229,7 @@ def test_held_out_files_that_are_trained_on_are_told(tmp_path):
         f"warning: 1 of 1 {begin.format('test')} b.png ({tmp_path}/test.csv:1 and {tmp_path}/train.csv:2)"]
 
 
-@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>"])
+@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "NA", "None"])
 def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
     text = f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n"
     notes = csv_lists(csv_files(tmp_path, train=text, val="e.png,x")).notes

@@ -15,7 +15,7 @@ from .splits import DataError, Splits, View, abbreviate
 
 NUMBER, TEXT = "number", "text"                  # the values of --class_order
 INTEGER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
-MISSING = {"nan", "null", "<na>", "n/a", "#n/a", "nat"}           # what spreadsheets and pandas write for no value
+MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 SHOWN_FIRST = 3
 
 

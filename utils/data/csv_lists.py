@@ -11,6 +11,7 @@ from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, shown
 from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
 from .listed_files import FileFinder, is_absolute
+from .overlap import real_paths
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
@@ -264,8 +265,8 @@ def _told_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[
     seen: dict[str, tuple[str, int, int]] = {}
     two, shared = [], {}
     for part, own in images.items():
-        for number, (path, label) in enumerate(own.samples):
-            key = os.path.normpath(path) if "./" in path or "//" in path else path
+        files = real_paths([path for path, _ in own.samples])
+        for number, (key, (_, label)) in enumerate(zip(files, own.samples)):
             first = seen.setdefault(key, (part, number, label))
             if first[2] != label:
                 two.append((part, number, first))
