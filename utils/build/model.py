@@ -21,7 +21,7 @@ from utils.config import (
     model_overrides,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
-from utils.data.classes import first_names
+from utils.data.classes import first_names, where_orders_differ
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
@@ -120,8 +120,9 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     for note in splits.notes:
         print(note)
     if config.eval_only and not (saved or found.facts.start_names_classes):
-        numbers = first_names([str(label) for label in range(len(splits.classes))])
-        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
+        start = where_orders_differ(splits.classes)
+        numbers = first_names([str(label) for label in range(len(splits.classes))], start)
+        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes, start)}")
     count = sum(parameter.numel() for parameter in model.parameters())
     sizes = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
              if config.source(key) == START and getattr(config, key) is not None]

@@ -28,8 +28,11 @@ RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto
 NOT_DOWNLOADED = ("folder", "csv", "imagenet")
 
 
-def check(flags: dict) -> None:
-    """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included."""
+def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
+    """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included.
+
+    written: the flags whose folders the program writes into.
+    """
     checks.check_flags(flags)
     resume_path, edits = flags.get("resume_path"), flags.get("attention_edits")
     if resume_path == AUTO and "name" not in flags:
@@ -48,11 +51,11 @@ def check(flags: dict) -> None:
     if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
         raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
     if not values["eval_only"]:
-        for name in ("output_dir", "log_dir"):
-            _check_writable(f"--{name}", Path(values[name]))
+        for name in written:
+            check_writable(f"--{name}", Path(values[name]))
 
 
-def _check_writable(flag: str, folder: Path) -> None:
+def check_writable(flag: str, folder: Path) -> None:
     """Raises ConfigError where the folder cannot be made, or not be written."""
     there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
