@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
                                      + config.did_you_mean(command, DATASET_FLAGS))
         flags = config.parse(argv[1:], f"dataset.py {command}", DATASET_FLAGS[command], __doc__.partition("\n")[0],
                              _add_target if command == "prepare" else None)
-        config.check({name: value for name, value in flags.items() if name in config.FLAGS})
+        config.check({name: value for name, value in flags.items() if name in config.FLAGS}, written=())
         flags.setdefault("num_workers", os.cpu_count() or 1)
         process.collect_garbage()
         if command == "check":
@@ -69,6 +69,11 @@ def check(flags: dict) -> None:
         print("every image can be read")
         return
     listed = Path(flags.get("output_dir", config.FLAGS["output_dir"].default)) / "bad_images.txt"
+    try:
+        config.check_writable("--output_dir", listed.parent)
+    except config.ConfigError:
+        print("\n".join(why for *_, why in findings.bad))            # which took long to find
+        raise
     listed.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad), encoding="utf-8",
                                                      errors="backslashreplace"))

@@ -115,6 +115,7 @@ command=(env "${settings[@]}" "$PYTHON" -m utils.distributed.torchrun "${launche
 printf '%q ' "${command[@]}"
 echo
 [ "${DRY_RUN:-}" != 1 ] || exit 0
+[ "$VIT_CALLED_FROM" = "$PWD" ] || echo "Paths and commands that follow are meant from $PWD"
 
 # What train.py refuses without PyTorch it refuses here, once, before the seconds that torchrun takes.
 for word in "$@"; do case $word in -h | --help) exec "$PYTHON" train.py --help ;; esac; done

@@ -12,7 +12,7 @@ from utils.config import (
     as_command,
     choose,
     describe_length,
-    describe_micro_steps,
+    describe_memory,
     length_warnings,
     model_overrides,
     preview,
@@ -79,13 +79,21 @@ def test_auto_divides_the_batch_by_the_memory(flags, facts, steps):
 
 
 def test_what_auto_chose_is_told():
-    facts = Facts(1797, 10, memory=24 << 30)
-    told = describe_micro_steps(resolve(PHOTOGRAPHS, facts), facts)
+    def told(memory=24 << 30, **flags) -> list[str]:
+        facts = Facts(1797, 10, memory=memory, evaluated_images=300)
+        return describe_memory(resolve(PHOTOGRAPHS | flags, facts), facts)
+
+    line, = told()
     assert re.fullmatch(r"a step: 8 x 64 images, since 512 in one piece would take about \d\d\.\d GiB, and 12\.0 GiB "
-                        r"are to be used \(--gradient_accumulation_steps, GRAD_STEPS\)", told), told
-    for flags, memory in (({}, 1 << 40), ({"gradient_accumulation_steps": 8}, 24 << 30)):
-        facts = Facts(1797, 10, memory=memory)
-        assert describe_micro_steps(resolve(PHOTOGRAPHS | flags, facts), facts) == ""
+                        r"are to be used \(--gradient_accumulation_steps, GRAD_STEPS\)", line), line
+    assert told(1 << 40) == told(gradient_accumulation_steps=8) == told(memory=0) == []
+    line, warning = told(train_batch_size=509)
+    assert line.startswith("a step: 509 x 1 images") and warning.endswith("(TRAIN_BATCH_SIZE) 512"), warning
+    line, warning = told(model_type="ViT-H_14", optimizer="adamw")
+    assert line.startswith("a step: 256 x 2 images") and "warning: a step takes about 17" in warning, (line, warning)
+    assert told(eval_batch_size=4096)[1:] == []                        # there are 300 to evaluate
+    warning, = told(4 << 30, model_type="ViT-Ti_16", train_batch_size=4, eval_batch_size=300)
+    assert "an evaluation takes about" in warning and "EVAL_BATCH_SIZE" in warning
 
 
 @pytest.mark.parametrize(("flags", "images", "words"), [

@@ -100,6 +100,9 @@ def test_oddities_are_counted(tmp_path):
     assert oddities(b"\0" * 64, AS_STORED) == () and oddities(b"", AS_STORED) == ()           # no image file
     content = (tmp_path / "train/ant/turned.jpg").read_bytes()
     assert oddities(content, AS_STORED) == ("an EXIF orientation, which is not followed",)
+    image.save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})
+    content = (tmp_path / "turned.tif").read_bytes()
+    assert oddities(content, AS_STORED) == ("a TIFF's orientation, which is always followed",)
 
 
 class Deadly(ArrayImages):

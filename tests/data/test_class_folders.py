@@ -67,7 +67,7 @@ def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
 BAD_TREES = {
     "no such folder": ({}, ["no such folder: {root}"]),
     "no val": ({"train/ant": 1}, ["{root} holds train/ (1 folder) but no val/", "--val_fraction 0.1"]),
-    "no classes": ({"train": 0, "val": 0}, ["{root}/train", "no class folders"]),
+    "no classes": ({"train": 0, "val": 0}, ["{root}/train is empty, hidden files aside: it must hold one folder a class"]),
     "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
     "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val holds images but no class folders", "one folder a class",
                                                  "ImageNet"]),
@@ -78,8 +78,12 @@ BAD_TREES = {
     "other case": ({"train/ant": 1, "train/bee": 1, "val/Ant": 1}, ["different classes (only in val: Ant (similar: ant))"]),
     "many classes": ({f"val/c{n}": 1 for n in range(8)} | {"train/ant": 1}, ["c0, c1, c2, c3, c4 and 3 more"]),
     "one tree": ({"ant": 2, "bee": 2}, ["2 folders but no train/ and val/", "--test_fraction 0.2"]),
-    "one folder alone": ({"ant": 2}, ["{root} holds 1 folder but no train/ and val/ (ant)"]),
-    "files alone": ({".hidden": 1}, ["{root} holds no train/ and val/, and no class folders, but nothing"]),
+    "one folder alone": ({"ant": 2}, ["{root} holds one folder (ant) but no train/ and val/: give the folder that holds them"]),
+    "files alone": ({".hidden": 1}, ["{root} is empty, hidden files aside: give the folder that holds"]),
+    "hidden files in train": ({"train/.hidden": 1, "val/ant": 1}, ["{root}/train is empty, hidden files aside: it must hold"]),
+    "deep": ({f"b/c/pets/{split}/{name}": 1 for split in ("train", "val") for name in ("ant", "bee")}, [
+        "{root} holds no train/ and val/; train/ and val/ lie at {root}/b/c/pets: give --data_dir {root}/b/c/pets"]),
+    "one folder beside": ({"train/ant": 1, "train/bee": 1, "tests/ant": 1}, ["(there is 1 folder (tests) too)"]),
 }
 
 
@@ -109,6 +113,13 @@ def test_class_folders_that_differ(tmp_path, figure):
         for word in BAD_TREES[case][1]:
             assert word.format(root=tmp_path / f"bad{number}") in str(raised.value), case
     figure("trees of class folders that differ", len(TREES_THAT_WORK) + len(BAD_TREES))
+
+
+def test_an_empty_folder_held_out_is_no_class(tmp_path):
+    splits = open_splits("folder", tree(tmp_path, GOOD_TREE | {"val/bird": 0, "test/ant": 1, "test/bee": 1, "test/fish": 0}))
+    assert splits.classes == ("ant", "bee") and [note for note in splits.notes if note.startswith("warning: ")] == [
+        f"warning: {tmp_path}/{name}/ is left out: it holds no images, and there is no class of this name to train on"
+        for name in ("val/bird", "test/fish")]
 
 
 def test_a_third_split_is_the_test_set(tmp_path):

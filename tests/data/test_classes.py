@@ -13,7 +13,8 @@ ORDERS = [
     (["10", "9", "2"], ["2", "9", "10"]), (["1.0", "10.0", "2.0"], ["1.0", "2.0", "10.0"]),
     (["-1", "1", "-10"], ["-10", "-1", "1"]),
     (["007", "10", "8"], ["007", "8", "10"]), (["10", "9", "x"], ["10", "9", "x"]), (["1.5", "10", "2"], ["1.5", "10", "2"]),
-    (["b", "B", "a"], ["B", "a", "b"]), (["1", "01", "0"], ["0", "01", "1"])]
+    (["b", "B", "a"], ["B", "a", "b"]), (["1", "01", "0"], ["0", "01", "1"]),
+    (["2" + "0" * 20, "10", "-1" + "0" * 5000], ["-1" + "0" * 5000, "10", "2" + "0" * 20])]
 
 
 @pytest.mark.parametrize(("names", "by_number"), ORDERS)
@@ -22,6 +23,13 @@ def test_integers_are_in_numerical_order_and_other_names_in_that_of_their_text(n
     assert Classes(ClassRule(), set(names)).names == tuple(by_number)
     assert Classes(ClassRule("text"), set(names)).names == tuple(sorted(names))
     assert bool(two_orders(names)) == (by_number != sorted(names))
+
+
+def test_the_names_shown_begin_where_the_orders_differ():
+    names = ["-1", "0", "1", "10", "2", "3"]
+    assert two_orders(names) == ("..., 2, 3, 10", "..., 10, 2, 3") and two_orders(["0", "1"]) == ()
+    assert Classes(ClassRule(), names).notes == (
+        "classes: in the order ..., 2, 3, 10; --class_order text would be ..., 10, 2, 3, as torchvision's ImageFolder",)
 
 
 def test_folders_and_lists_have_one_order_and_text_is_image_folders(tmp_path):
@@ -84,11 +92,11 @@ def test_spellings_that_look_the_same_are_one_class():
 @pytest.mark.parametrize(("names", "words"), [
     (("Cat", "cat", "dog"), "Cat and cat are 2 classes"), (("HAPPINESS", "happiness"), "HAPPINESS and happiness"),
     (("hot dog", "hot  dog"), "hot  dog and hot dog"), (("1", "1.0", "2"), "1 and 1.0 are 2"), (("nan", "x"), "the class nan"),
-    (("NaN", "x"), "missing")])
+    (("NaN", "x"), "missing"), (("NA", "x"), "the class NA"), (("None", "x"), "the class None"), (("n/a", "x"), "missing")])
 def test_names_that_differ_in_little_are_warned_of(names, words):
     notes = [note for note in Classes(ClassRule(), names).notes if note.startswith("warning: ")]
     assert len(notes) == 1 and words in notes[0]
-    assert not [note for note in Classes(ClassRule(), ("ant", "bee", "none")).notes if note.startswith("warning: ")]
+    assert not [note for note in Classes(ClassRule(), ("ant", "bee", "nothing", "nap")).notes if note.startswith("warning: ")]
 
 
 def test_first_names_are_shown_as_they_are():

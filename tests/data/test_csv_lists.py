@@ -100,7 +100,7 @@ def test_lists_by_name(tmp_path, names, parts):
     ("val.csv test.csv", "holds test.csv, val.csv, and none is called train.csv"),
     ("readme.txt img/a.png", "holds no csv, but img/, readme.txt. It must hold train.csv and val.csv, or one list"),
     ("fer/train.csv fer/val.csv", "holds no csv; .*fer/train.csv, .*fer/val.csv does: give --data_dir .*fer"),
-    ("", "holds no csv, but nothing")])
+    ("", "holds no csv. It must hold")])
 def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
     for name in names.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -155,6 +155,12 @@ def test_a_column_divides_one_list(tmp_path, column, values):
     assert f"legend.csv: column {column} divides it: 2 rows for train, 1 row for val, 1 row for test" in splits.notes
 
 
+def test_the_rows_that_are_chosen_on_are_told(tmp_path):
+    root = csv_files(tmp_path, train="path,label,split\na.png,x,train\nb.png,y,train\nc.png,y,test\nd.png,x,test\n")
+    assert any(note.startswith("best.pt is chosen on the 2 rows of train.csv whose split is test, since")
+               for note in open_splits("csv", root).notes)
+
+
 def test_a_split_column_that_divides_nothing_or_too_much(tmp_path):
     """The first is shared/cases/csv-one-file-split-column."""
     root = csv_files(tmp_path, train="path,label,split\n" + "".join(f"{name}.png,{name > 'c'},train\n" for name in "abcdef"))
@@ -191,6 +197,10 @@ BAD_LISTS = {
     "no image": ({"train": "a.png,x\ngone.png,x\nb.png,x\n"}, ["train.csv:2: the image {root}/gone.png does not exist"]),
     "no images": ({"val": "path,label\n1.png,x\n2.png,x\n3.png,x\n"}, [
         "val.csv:2: ", "{root}/1.png", "exist, nor 2 more; no other path of the list does. Add --image_dir"]),
+    "URL": ({"train": "url,label\nhttps://x.org/a.png,x\n"}, [
+        "train.csv:2: https://x.org/a.png is a URL: download the images; paths of files are needed"]),
+    "URL without an ending": ({"train": "id2,url,kind\n7,https://x.org/a?b=1,x\n8,https://x.org/a?b=2,y\n"}, [
+        "train.csv:2: https://x.org/a?b=1 is a URL"]),
     "case": ({"train": "a.png,x\nB.PNG,y\n"}, ["train.csv:2: ", "{root}/b.png does: upper and lower case differ"]),
     "another header": ({"train": "image,breed\na.png,x\n", "val": "image,species\nb.png,x\n"},
                        ["val.csv: no column breed as in train.csv. It has image, species"]),
@@ -229,7 +239,7 @@ def test_held_out_files_that_are_trained_on_are_told(tmp_path):
         f"warning: 1 of 1 {begin.format('test')} b.png ({tmp_path}/test.csv:1 and {tmp_path}/train.csv:2)"]
 
 
-@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>"])
+@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "NA", "None"])
 def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
     text = f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n"
     notes = csv_lists(csv_files(tmp_path, train=text, val="e.png,x")).notes

@@ -124,7 +124,7 @@ AMBIGUOUS = {
     below("cats_train", "cats_test", "dogs_train", "dogs_test"): "which of them are the data set",
     "a.zip readme.txt": r"no class folders, but 2 other files \(a.zip, readme.txt\).*Unpack the archive first",
     "1.jpg 2.jpg": "but 2 images.*Sort the images into one folder a class",
-    "all.csv": "--dataset csv", "empty/": r"holds 1 folder|no class folders",
+    "all.csv": "--dataset csv", "empty/": r"holds one folder|no class folders",
 }
 
 

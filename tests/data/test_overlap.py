@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from miniatures import csv_files, png, tree
 
+from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits
 from utils.data.overlap import same_bytes
 
@@ -40,6 +41,67 @@ def test_one_file_under_two_labels(tmp_path):
     csv_files(tmp_path / "csv", train="a.png,x\nb.png,y\n./a.png,y\n", val="b.png,y\nc.png,x\n")
     two, both = warnings_of(tmp_path / "csv", "csv")
     assert "train.csv:3: ./a.png is y here and x at" in two and "1 of 2 images of val are images of train too" in both
+
+
+def one_share(root, kind, order="number", **fractions):
+    """-> (the splits, the files in train, those held out)"""
+    splits = open_splits(kind, str(root), rule=ClassRule(order), **fractions)
+    files = [{str((root / split.name(index)).resolve()) for index in range(len(split))} for split in (splits.train, splits.val)]
+    return splits, *files
+
+
+@pytest.mark.parametrize("fractions", [{"val_fraction": 0.5}, {"test_fraction": 0.5}])
+def test_a_share_of_a_list_takes_each_file_once(tmp_path, fractions):
+    """A row for each box, as detection lists have them; other spellings of a path; a linked folder; a link."""
+    csv_files(tmp_path / "img")
+    (tmp_path / "img2").symlink_to("img")
+    (tmp_path / "img" / "g.png").symlink_to("a.png")
+    names = [f"{folder}{name}.png" for folder in ("img/", "img/", "./img//", "img2/") for name in "abcdef"] + ["img/g.png"]
+    (tmp_path / "train.csv").write_text("filename,width,class,xmin\n" + "".join(
+        f"{name},{number % 2 + 9},{'xy'[name[-5] in 'bdf']},{number}\n" for number, name in enumerate(names)))
+    splits, trained, held = one_share(tmp_path, "csv", **fractions)
+    assert len(splits.train) + len(splits.val) == 6 and held and not trained & held
+    assert [note for note in splits.notes if "25 rows name 6 files: each is taken once" in note]
+    assert not any(note.startswith("warning: ") for note in splits.notes)
+    before, trained, held = one_share(tmp_path, "csv", order=None, **fractions)              # a run from before
+    assert len(before.train) + len(before.val) == 25 and trained & held
+
+
+def test_rows_that_are_repeated_are_kept_where_no_share_is_drawn(tmp_path):
+    splits = open_splits("csv", csv_files(tmp_path, train="a.png,x\na.png,x\nb.png,y\n", val="c.png,x\nd.png,y\n"))
+    assert len(splits.train) == 3
+    pooled = open_splits("csv", csv_files(tmp_path, val="a.png,x\nd.png,y\nc.png,x\n"), test_fraction=0.5)
+    assert len(pooled.train) + len(pooled.test) == 4
+    assert "all parts together: 6 rows name 4 files" in pooled.notes[-1]
+
+
+def test_a_share_of_folders_takes_each_file_once(tmp_path):
+    tree(tmp_path, {"train/ant": 3, "train/bee": 3})
+    for number in range(3):
+        (tmp_path / "train" / "ant" / f"x{number}.png").symlink_to(f"{number}.png")
+    splits, trained, held = one_share(tmp_path, "folder", val_fraction=0.5)
+    assert len(splits.train) + len(splits.val) == 6 and not trained & held
+    assert "train: 9 images name 6 files: each is taken once, since a share is held out" in splits.notes
+    (tmp_path / "train" / "cat").symlink_to("ant")
+    splits, trained, held = one_share(tmp_path, "folder", val_fraction=0.5)
+    told = [note for note in splits.notes if "held out for val are training images under another label" in note]
+    assert len(told) == bool(trained & held)
+
+
+def test_a_share_with_files_that_are_trained_on_under_another_label_is_told(tmp_path):
+    text = "".join(f"{name}.png,x\n{name}.png,y\n" for name in "abcdef")
+    csv_files(tmp_path, train=text)
+    splits, trained, held = one_share(tmp_path, "csv", val_fraction=0.3, split_seed=1)
+    told = [note for note in splits.notes if "held out for val" in note]
+    assert len(trained & held) and len(told) == 1 and told[0].startswith("warning: ")
+
+
+def test_held_out_images_of_a_list_in_a_linked_folder_are_found(tmp_path):
+    csv_files(tmp_path / "img")
+    (tmp_path / "img2").symlink_to("img")
+    csv_files(tmp_path, train="img/a.png,x\nimg/b.png,y\n", val="img2/a.png,x\nimg2/c.png,y\n")
+    assert len(warnings_of(tmp_path, "csv")) == 1
+    assert "1 of 2 images of val are images of train too, such as img2/a.png" in warnings_of(tmp_path, "csv")[0]
 
 
 def test_a_copy_is_suspected_by_names_and_sizes(tmp_path):

@@ -138,6 +138,14 @@ def turned(path: Path, label: int, number: int) -> None:
     Image.new("RGB", (8, 4), (number, 0, 0)).save(path, exif=exif)
 
 
+def test_a_tiff_is_always_turned_and_that_is_told(tmp_path):
+    told = "images: of 24 sampled, 8 TIFF with an orientation, which is always followed"
+    data_set(tmp_path, turned, ending="tif")
+    for exif in ("off", "follow"):
+        splits = open_splits("folder", str(tmp_path), reading=FIND.replace(exif=exif))
+        assert splits.train[0][0].size == (4, 8) and splits.notes == (told,)
+
+
 def test_orientations_are_followed_but_in_published_sets(tmp_path, monkeypatch):
     splits = open_splits("folder", data_set(tmp_path, turned, ending="jpg"))
     assert splits.train[0][0].size == (4, 8) and splits.train.dimensions(0) == (4, 8)

@@ -42,6 +42,19 @@ def test_check_lists_images_that_cannot_be_read(capsys):
     assert "val: " in capsys.readouterr().out and Path("other/bad_images.txt").exists()
 
 
+def test_a_folder_is_asked_for_where_something_is_written(capsys):
+    """logs and output, where a run writes, are files here."""
+    Path("logs").touch()
+    Path("output").touch()
+    assert dataset.main(["check", *FOLDER]) == 0 and dataset.main(["prepare", "whole", *FOLDER]) == 0
+    Path("tree/train/bee/1.png").write_bytes(b"not an image")
+    capsys.readouterr()
+    assert dataset.main(["check", *FOLDER]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "dataset.py: error: --output_dir output: output is a file, not a folder\n"
+    assert "tree/train/bee/1.png" in printed.out
+
+
 def test_prepared_images_take_the_place_of_the_files(capsys):
     assert dataset.main(["prepare", "whole", *FOLDER]) == 0
     assert capsys.readouterr().out.endswith("whole: 8 images; train on them with --data_dir " + os.path.abspath("whole") + "\n")

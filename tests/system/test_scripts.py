@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib.util
 import itertools
 import json
 import os
@@ -287,7 +288,8 @@ def test_bad_variables_are_reported_at_once(run_script, variables, words):
     ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is no run folder"),
     ({"PRETRAINED_DIR": "deit/deit_huge"}, [], "--pretrained_dir deit/deit_huge: no such file or folder"),
     ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
-    ({}, ["--output_dir", "train.sh/x"], "train.sh is a file, not a folder")])
+    ({}, ["--output_dir", "train.sh/x"], "train.sh is a file, not a folder"),
+    *([] if importlib.util.find_spec("timm") else [({"OPTIMIZER": "lamb"}, [], "--optimizer lamb needs timm")])])
 def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
     """Within a second, where the machine has nothing else to do."""
     python = tmp_path / "python3"

@@ -122,7 +122,8 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start_settings=start and start.settings, start_row=start_row or None, start_head_classes=head_classes,
         start_path=start and str(start.path), start_names_classes=bool(start and start.class_names),
         class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
-        device_type=ranks.device.type, memory=memory, cached_images=cached_bytes(splits.train),
+        device_type=ranks.device.type, memory=memory,
+        evaluated_images=max(len(splits.val), len(splits.test)), cached_images=cached_bytes(splits.train),
         teacher_parameters=teacher.parameters if teacher else 0,
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     run = start_run(start.path) if ranks.is_main and start and start.settings is not None else None

@@ -16,12 +16,12 @@ from utils.config import (
     Config,
     ConfigError,
     describe_length,
-    describe_micro_steps,
+    describe_memory,
     length_warnings,
     model_overrides,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
-from utils.data.classes import first_names
+from utils.data.classes import first_names, where_orders_differ
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
@@ -120,16 +120,18 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     for note in splits.notes:
         print(note)
     if config.eval_only and not (saved or found.facts.start_names_classes):
-        numbers = first_names([str(label) for label in range(len(splits.classes))])
-        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes)}")
+        start = where_orders_differ(splits.classes)
+        numbers = first_names([str(label) for label in range(len(splits.classes))], start)
+        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes, start)}")
     count = sum(parameter.numel() for parameter in model.parameters())
-    sizes = [f"{key} {getattr(config, key)}" for key in SIZES if config.source(key) == START and getattr(config, key) is not None]
+    sizes = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
+             if config.source(key) == START and getattr(config, key) is not None]
     other = f" with {', '.join(sizes)}" if sizes and found.facts.start_row else ""
     print(f"model: {config.model_type}{other} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
-        print("\n".join([f"length: {describe_length(config, found.facts)}", *filter(None, [describe_micro_steps(
-            config, found.facts)]), *length_warnings(config, found.facts)]), flush=True)
+        print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
+                         *length_warnings(config, found.facts)]), flush=True)
     if found.seen:
         print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):

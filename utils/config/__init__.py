@@ -6,7 +6,17 @@
 from .flags import FLAGS, SIZES, Flag, before
 from .parser import Parser, as_command, parse
 from .records import Config, Facts, Saved, Sources
-from .resolve import check, choose, describe_length, describe_micro_steps, length_warnings, model_overrides, preview, resolve
+from .resolve import (
+    check,
+    check_writable,
+    choose,
+    describe_length,
+    describe_memory,
+    length_warnings,
+    model_overrides,
+    preview,
+    resolve,
+)
 from .resume import changes
 from .spelling import check_weights, did_you_mean, unknown_model
 from .types import ConfigError

@@ -48,6 +48,7 @@ class Facts:
     class_orders: tuple[str, ...] = ()              # where they differ: what the first classes are by number, and as text
     device_type: str = "cpu"                        # or "cuda"
     memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
+    evaluated_images: int = 0                       # of the largest split that is evaluated; 0: not known
     cached_images: int = 0                          # bytes of training images that the device keeps
     teacher_parameters: int = 0
     native_bf16: bool = False                       # the processor multiplies bfloat16 by itself

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -27,8 +28,11 @@ RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto
 NOT_DOWNLOADED = ("folder", "csv", "imagenet")
 
 
-def check(flags: dict) -> None:
-    """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included."""
+def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
+    """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included.
+
+    written: the flags whose folders the program writes into.
+    """
     checks.check_flags(flags)
     resume_path, edits = flags.get("resume_path"), flags.get("attention_edits")
     if resume_path == AUTO and "name" not in flags:
@@ -42,14 +46,16 @@ def check(flags: dict) -> None:
     if resume_path is not None:
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
+    if values["optimizer"] == "lamb" and importlib.util.find_spec("timm") is None:
+        raise ConfigError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use adamw.")
     if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
         raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
     if not values["eval_only"]:
-        for name in ("output_dir", "log_dir"):
-            _check_writable(f"--{name}", Path(values[name]))
+        for name in written:
+            check_writable(f"--{name}", Path(values[name]))
 
 
-def _check_writable(flag: str, folder: Path) -> None:
+def check_writable(flag: str, folder: Path) -> None:
     """Raises ConfigError where the folder cannot be made, or not be written."""
     there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
@@ -115,15 +121,28 @@ def length_warnings(config: Config, facts: Facts) -> list[str]:
     return found
 
 
-def describe_micro_steps(config: Config, facts: Facts) -> str:
-    """Why a step is divided, where `auto` does it; else nothing."""
-    steps, share = config.gradient_accumulation_steps, config.train_batch_size // facts.ranks
-    if config.source("gradient_accumulation_steps") != DEFAULT or steps == 1:
-        return ""
-    whole = _need(config.to_dict(), facts).of(share)
-    return (f"a step: {steps} x {share // steps} images, since {share} in one piece would take about {whole / 2**30:.1f} GiB, "
-            f"and {facts.memory * memory.SHARE[facts.device_type] / 2**30:.1f} GiB are to be used "
-            "(--gradient_accumulation_steps, GRAD_STEPS)")
+def describe_memory(config: Config, facts: Facts) -> list[str]:
+    """How `auto` divides a step, and why; with warnings where memory may be short, or the batch divides badly."""
+    if config.source("gradient_accumulation_steps") != DEFAULT or not facts.memory or config.eval_only:
+        return []
+    steps, share, lines = config.gradient_accumulation_steps, config.train_batch_size // facts.ranks, []
+    need, budget = _need(config.to_dict(), facts), int(facts.memory * memory.SHARE[facts.device_type])
+    micro, fitting, usable = share // steps, need.fitting(budget), f"{budget / 2**30:.1f} GiB are to be used"
+    if steps > 1:
+        lines.append(f"a step: {steps} x {micro} images, since {share} in one piece would take about "
+                     f"{need.step(share) / 2**30:.1f} GiB, and {usable} (--gradient_accumulation_steps, GRAD_STEPS)")
+    if 4 * micro < min(fitting, share):
+        size = 1 << fitting.bit_length() - 1
+        better = max(1, round(share / size)) * size * facts.ranks
+        lines.append(f"warning: {share} images cannot be divided into fewer equal parts of at most {fitting}, and such small "
+                     f"parts are slow: set --train_batch_size (TRAIN_BATCH_SIZE) {better}")
+    if need.step(micro) > budget:
+        lines.append(f"warning: a step takes about {need.step(micro) / 2**30:.1f} GiB even so: memory may be short. A smaller "
+                     "model or --optimizer sgd takes less")
+    elif need.fixed + need.evaluation > budget:
+        lines.append(f"warning: an evaluation takes about {(need.fixed + need.evaluation) / 2**30:.1f} GiB, and {usable}: lower "
+                     "--eval_batch_size (EVAL_BATCH_SIZE)")
+    return lines
 
 
 def _resolve(flags: dict, facts: Facts | None) -> Values:
@@ -160,7 +179,8 @@ def _need(values: dict, facts: Facts) -> memory.Need:
     row = MODELS[values["model_type"]].to_dict() | {key: values[key] for key in MODEL_KEYS if values[key] is not None}
     size, layers = values["img_size"], values["train_layers"]
     return memory.need(row, size if isinstance(size, tuple) else (size, size), facts.num_classes, precision=values["precision"],
-                       optimizer=values["optimizer"], device_type=facts.device_type, eval_batch_size=values["eval_batch_size"],
+                       optimizer=values["optimizer"], device_type=facts.device_type,
+                       eval_batch_size=min(values["eval_batch_size"], facts.evaluated_images or values["eval_batch_size"]),
                        trained_blocks=None if layers == "all" else 0 if layers == "head" else int(layers),
                        averaged=bool(values["ema_decay"]), teacher_parameters=facts.teacher_parameters,
                        cached_images=facts.cached_images)

@@ -22,7 +22,7 @@ from utils import process
 
 from . import overlap
 from .decode import opened_image
-from .reading import UPRIGHT, Reading, is_color16, is_gray16, orientation
+from .reading import UPRIGHT, Reading, is_color16, is_gray16, orientation, tiff_orientation
 from .splits import Concat, ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
 
@@ -130,6 +130,7 @@ def oddities(content: bytes, reading: Reading) -> tuple[str, ...]:
         deep = is_gray16(image) or is_color16(image)
         found = {
             f"an EXIF orientation, which is {follows}followed": orientation(image) != UPRIGHT,
+            "a TIFF's orientation, which is always followed": tiff_orientation(image) != UPRIGHT,
             "CMYK inks, turned into RGB without a colour profile": image.mode == "CMYK",
             "palette colours": image.mode == "P",
             "16 bits a channel, {:,} to {:,} taken for black to white".format(*reading.intensity_range): deep,

@@ -95,6 +95,7 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
                       if "." not in name and not os.path.exists(root / name)]
         _check_gone(scan)
     found = {split: _class_names(split, layout, listing) for split in layout.folders}
+    empty = _leave_out_empty(found, layout, request, scan)
     classes = _classes_of(found, layout, data_dir, request, synsets)
     images, files = {}, {}
     for split, root in layout.folders.items():
@@ -106,7 +107,7 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
         _check_counts(split, root, images[split], classes, layout.whole, scan.endings)
     if not first:
         _check_gone(scan)
-    notes = [*layout.notes, *classes.notes, *_stray(layout, listing), *_left_out(scan)]
+    notes = [*layout.notes, *classes.notes, *empty, *_stray(layout, listing), *_left_out(scan)]
     if not first:
         notes += overlap.shared_files(images, files, classes.names) if scan.linked else []
         notes += overlap.seems_copied(images, layout.folders)
@@ -114,6 +115,20 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
     val = images.get("val", images.get("test", none))
     val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
     return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
+
+
+def _leave_out_empty(found: dict[str, tuple[str, ...]], layout: Layout, request: Request, scan: Scan) -> list[str]:
+    """Take out of `found` the folders held out that are no class of train or of the checkpoint, and hold no image -> warnings"""
+    known, notes = Classes(request.classes, found.get("train", ())), []
+    for split in [name for name in found if name != "train"] if known.names else ():
+        root = layout.folders[split]
+        if split == "val" and layout.val_list:
+            continue
+        empty = [name for name in found[split] if known.label(name) is None and not scan.images_below(os.path.join(root, name))]
+        found[split] = tuple(name for name in found[split] if name not in empty)
+        notes += [f"warning: {shown(os.path.join(root, name))}/ is left out: it holds no images, and there is no class of this "
+                  "name to train on" for name in empty]
+    return notes
 
 
 def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str, request: Request,
@@ -145,6 +160,8 @@ def _class_names(split: str, layout: Layout, listing) -> tuple[str, ...]:
     if not here.folders and here.images:
         raise DataError(f"{root} holds images but no class folders: sort them into one folder a class first "
                         "(ImageNet's validation images are published unsorted, with their labels in a list)")
+    if not any(here):
+        raise DataError(f"{root} {layouts.NOTHING}: it must hold one folder a class, with its images inside")
     if not here.folders:
         raise DataError(f"{root} holds no class folders (one folder a class, with its images inside), but "
                         f"{layouts.contents(here)}")

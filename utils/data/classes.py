@@ -7,6 +7,7 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from decimal import Decimal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -14,8 +15,8 @@ from torch.utils.data import Dataset
 from .splits import DataError, Splits, View, abbreviate
 
 NUMBER, TEXT = "number", "text"                  # the values of --class_order
-INTEGER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
-MISSING = {"nan", "null", "<na>", "n/a", "#n/a", "nat"}           # what spreadsheets and pandas write for no value
+INTEGER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
+MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 SHOWN_FIRST = 3
 
 
@@ -45,14 +46,20 @@ def number_order(names: Collection[str]) -> list[str]:
     matches = [INTEGER.fullmatch(name) for name in names]
     if not all(matches):
         return text_order(names)
-    value = {name: int(match[1]) for name, match in zip(names, matches)}
+    value = {name: Decimal(match[1]) for name, match in zip(names, matches)}       # int() refuses thousands of digits
     return sorted(names, key=lambda name: (value[name], name))
 
 
+def where_orders_differ(names: Collection[str]) -> int | None:
+    """The first label whose name by number is another than as text."""
+    pairs = zip(number_order(names), text_order(names))
+    return next((label for label, (by_number, as_text) in enumerate(pairs) if by_number != as_text), None)
+
+
 def two_orders(names: Collection[str]) -> tuple[str, ...]:
-    """The first names by number and as text, where the orders differ; else ()."""
-    orders = number_order(names), text_order(names)
-    return () if orders[0] == orders[1] else tuple(first_names(order) for order in orders)
+    """Names by number and as text, from where the orders differ; () if they do not."""
+    start = where_orders_differ(names)
+    return () if start is None else tuple(first_names(order, start) for order in (number_order(names), text_order(names)))
 
 
 def canonical(name: str) -> str:
@@ -93,7 +100,7 @@ class Classes:
         yield from _twins([self.names[label] for label in spelled if label is not None])
         if not rule.wanted and (orders := two_orders(self.names)):
             by_number, as_text = (f"--class_order {name} would be {first}" for name, first in zip((NUMBER, TEXT), orders))
-            yield (f"classes: in the order {first_names(self.names)}; "
+            yield (f"classes: in the order {first_names(self.names, where_orders_differ(self.names))}; "
                    + (f"{as_text}, as torchvision's ImageFolder" if rule.order == NUMBER else by_number))
 
 
@@ -106,8 +113,11 @@ def _sorted(order: str | None, found: Collection[str]) -> tuple[str, ...]:
         arrange({canonical(name) for name in found}))
 
 
-def first_names(names: Sequence[str]) -> str:
-    return ", ".join(map(shown_name, names[:SHOWN_FIRST])) + ", ..." * (len(names) > SHOWN_FIRST)
+def first_names(names: Sequence[str], start: int | None = None) -> str:
+    """A few names: the first, or those from label `start`."""
+    start = start or 0
+    end = start + SHOWN_FIRST
+    return "..., " * (start > 0) + ", ".join(map(shown_name, names[start:end])) + ", ..." * (len(names) > end)
 
 
 def shown_name(name: str) -> str:
@@ -116,15 +126,15 @@ def shown_name(name: str) -> str:
     return name if plain else ascii(name)
 
 
-def _key(name: str) -> str:
+def _key(name: str) -> str | Decimal:
     """Equal for names that differ only in case, space, width or form, or are the same number."""
     text = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
     match = INTEGER.fullmatch(text)
-    return str(int(match[1])) if match else text
+    return Decimal(match[1]) if match else text
 
 
 def _twins(names: Iterable[str]) -> Iterable[str]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[str | Decimal, list[str]] = {}
     for name in names:
         groups.setdefault(_key(name), []).append(name)
     for same in groups.values():

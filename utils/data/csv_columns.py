@@ -5,7 +5,7 @@ import re
 
 from .csv_tables import SHAPE, Table
 from .image_files import IMAGE_EXTENSIONS, shown
-from .listed_files import FileFinder
+from .listed_files import IS_URL, FileFinder, is_url
 from .splits import DataError
 
 # A header of two columns that is one whatever files there are.
@@ -110,6 +110,9 @@ def _find_path(table: Table, label: int | None, finder: FileFinder, part: str) -
                    and (rank := _rank(words, position)) < len(PATH_WORDS))
     if images or named or (table.width == 2 and label is None):
         return named[0][1] if named else images[0] if images else 0        # then the images that do not exist are reported
+    for number, row in enumerate(table.rows[:2]):               # the first may be a header that is not known as one
+        if url := next(filter(is_url, row), None):
+            raise DataError(f"{table.place(number)}: {shown(url)} {IS_URL}")
     raise DataError(f"{table.file}: which column holds the paths of the images? None names files of {table.file.parent}. It has "
                     f"{table.titles()}: add --path_column, and --image_dir if the images are elsewhere")
 

@@ -10,7 +10,8 @@ from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, shown
 from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
-from .listed_files import FileFinder, is_absolute
+from .listed_files import IS_URL, FileFinder, is_absolute, is_url
+from .overlap import real_paths
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
@@ -59,7 +60,10 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
     notes += [*classes.notes, *_missing_labels(trained), *_told_twice(lists, images)]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
-        notes.append(f"best.pt is chosen on {lists['test'].table.file}, since nothing else is held out: --val_fraction 0.1 "
+        test = lists["test"]
+        chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
+                     if test.table is lists["train"].table else test.table.file)
+        notes.append(f"best.pt is chosen on {chosen_on}, since nothing else is held out: --val_fraction 0.1 "
                      "(VAL_FRACTION=0.1) would choose on a share of train instead")
     none = FileImages([], data_dir)
     val = images.get("val", images.get("test", none))
@@ -95,9 +99,9 @@ def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
     if deeper:
         raise DataError(f"{data_dir} holds no csv; {abbreviate(deeper)} does: give --data_dir {Path(min(deeper)).parent}, or "
                         f"move the list to {data_dir}")
-    there = abbreviate(path.name + "/" * path.is_dir() for path in _entries(root)) or "nothing"
-    raise DataError(f"{data_dir} holds no csv, but {there}. It must hold train.csv and val.csv, or one list and --val_fraction "
-                    f"0.1; {SHAPE}")
+    there = abbreviate(path.name + "/" * path.is_dir() for path in _entries(root))
+    raise DataError(f"{data_dir} holds no csv{there and f', but {there}'}. It must hold train.csv and val.csv, or one list and "
+                    f"--val_fraction 0.1; {SHAPE}")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -234,6 +238,8 @@ def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -
             absent.append(number)
         samples.append((path, index[label]))
     if absent:
+        if is_url(names[absent[0]]):
+            raise DataError(f"{own.place(absent[0])}: {shown(names[absent[0]])} {IS_URL}")
         others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
         other = finder.other_case(names[absent[0]], folders[0])
         advice = (f"; {shown(other)} does: upper and lower case differ" if other else "" if own.columns.folders else
@@ -264,8 +270,8 @@ def _told_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[
     seen: dict[str, tuple[str, int, int]] = {}
     two, shared = [], {}
     for part, own in images.items():
-        for number, (path, label) in enumerate(own.samples):
-            key = os.path.normpath(path) if "./" in path or "//" in path else path
+        files = real_paths([path for path, _ in own.samples])
+        for number, (key, (_, label)) in enumerate(zip(files, own.samples)):
             first = seen.setdefault(key, (part, number, label))
             if first[2] != label:
                 two.append((part, number, first))

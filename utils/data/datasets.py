@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import classes, prepared
+from . import classes, overlap, prepared
 from .cifar_files import cifar
 from .class_folders import folder
 from .classes import ClassRule
@@ -224,10 +224,16 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
         drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]
         return dataclasses.replace(splits, notes=(*splits.notes, *drawn * bool(val_fraction or test_fraction),
                                                   *without_images(splits, need)))
+    unclear = {}
+    if (test_fraction or val_fraction) and dataset in OWN_CLASSES and rule.order is not None:       # None: a run from before
+        splits, unclear = overlap.each_file_once(splits, bool(test_fraction), "rows" if dataset == "csv" else "images")
     if test_fraction:
         splits = draw_test(splits, test_fraction, split_seed, strata)
     if val_fraction:
         splits = hold_out(splits, val_fraction, split_seed, strata)
+    told = [note for part, drawn in (("test", test_fraction), ("val", val_fraction)) if drawn
+            for note in overlap.drawn_from_trained(splits, part, unclear)]
+    splits = dataclasses.replace(splits, notes=(*splits.notes, *told))
     if not len(splits.test) and need != ANYTHING:
         seen = f" of its {len(splits.train):,} images ({'; '.join(splits.notes)})" if splits.notes else ""
         raise DataError(f"{location}: nothing is held out{seen}. --val_fraction 0.1 holds out a share of train to choose on, "

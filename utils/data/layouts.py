@@ -22,6 +22,8 @@ ROLE = {spelling: role for role, spellings in SPELLINGS.items() for spelling in 
 SPLIT_NAME = re.compile(rf"((?:.*[-_. ])?)({'|'.join(ROLE)})((?:[-_. ].*|set)?)", re.IGNORECASE)
 LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 MAX_OUTER = 2                       # folders around train/ and val/
+MAX_DEPTH = 8                       # of those that a message names
+NOTHING = "is empty, hidden files aside"
 TINY_IMAGENET_LIST = "val_annotations.txt"
 TRAIN, HELD_OUT, ANYTHING = "train", "held out", "anything"
 
@@ -183,7 +185,8 @@ def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: 
                          for folder in folders.values())
     used = {folder.relative_to(place).parts[0] for folder in folders.values()}
     rest = here._replace(folders=tuple(name for name in here.folders if name not in used))
-    beside = f" (there are {contents(rest)} too)" if any(rest) else ""
+    verb = "is" if sum(map(len, rest)) == 1 else "are"
+    beside = f" (there {verb} {contents(rest)} too)" if any(rest) else ""
     if "train" not in folders:
         raise DataError(f"{located(place)} holds {shown} but no train/ to train on{beside}. Evaluate a model on it with "
                         "--eval_only, or give the folder that holds train/ and val/")
@@ -217,11 +220,16 @@ def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
 def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layout:
     here = listing(place)
     if not here.folders:
-        raise DataError(f"{located(place)} holds no train/ and val/, and no class folders, but {contents(here)}: give the folder "
+        holds = f"holds no train/ and val/, and no class folders, but {contents(here)}" if any(here) else NOTHING
+        raise DataError(f"{located(place)} {holds}: give the folder "
                         "that holds them, with one folder a class" + _advice(here))
     if not (request.classes.wanted and set(here.folders) <= set(request.classes.wanted)):
         _check_levels(place, here, listing)
+        _check_depth(place, listing)
     if request.need == TRAIN and not request.draws:
+        if len(here.folders) == 1:
+            raise DataError(f"{located(place)} holds one folder ({here.folders[0]}) but no train/ and val/: give the folder that "
+                            "holds them, with one folder a class")
         raise DataError(f"{located(place)} holds {_count(here.folders, 'folder')} but no train/ and val/ "
                         f"({abbreviate(here.folders)}): if the folders are classes, --test_fraction 0.2 draws a test set from "
                         "them, and --val_fraction 0.1 images to choose on; else give the folder that holds train/ and val/")
@@ -245,6 +253,19 @@ def _check_levels(place: Path, here: Listing, listing: List) -> None:
     raise DataError(f"{located(place)}: which folders are the classes? For the {more} of {largest} "
                     f"({abbreviate(below[largest])}) give --data_dir {place / largest}; for {_count(here.folders, 'folder')} "
                     f"({abbreviate(here.folders)}) move them into {place / 'train'} and add --val_fraction 0.1")
+
+
+def _check_depth(place: Path, listing: List) -> None:
+    """Raise DataError if train/ and val/ lie in more folders, each alone in the one around it, than are looked into."""
+    inner = place
+    for _ in range(MAX_DEPTH):
+        if len(listing(inner).folders) != 1 or listing(inner).images:
+            return
+        inner = inner / listing(inner).folders[0]
+        roles = split_names(listing(inner).folders)
+        if len(roles) > 1:
+            names = " and ".join(f"{same[0]}/" for same in roles.values())
+            raise DataError(f"{located(place)} holds no train/ and val/; {names} lie at {inner}: give --data_dir {inner}")
 
 
 def _count(names: Sequence[str], what: str) -> str:

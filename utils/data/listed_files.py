@@ -1,6 +1,7 @@
 """Finds the files that a list names: by path or name, with or without an ending, in a folder that is given or guessed."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,7 @@ from .splits import DataError
 FEW = 32                # files of a folder that are asked for one by one; for more its listing is read
 SAMPLE = 50             # names that a folder is guessed by
 MAX_FOLDERS = 500       # that are looked into
+IS_URL = "is a URL: download the images; paths of files are needed"
 
 
 class FileFinder:
@@ -130,6 +132,10 @@ def _spellings(name: str) -> Iterator[str]:
 def is_absolute(name: str) -> bool:
     """On Linux or on Windows."""
     return name[:1] in ("/", "\\") or name[1:3] in (":/", ":\\")
+
+
+def is_url(name: str) -> bool:
+    return bool(re.match("[A-Za-z][A-Za-z0-9+.-]+://", name))
 
 
 # As os.path.join and os.path.split, in a third of their time.

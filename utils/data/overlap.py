@@ -1,14 +1,97 @@
-"""Images that are in two splits, or in two classes: by what the scan of the folders knows, and by their bytes."""
+"""Images that are in two splits, or in two classes: by the files that they are, and by their bytes."""
 
+import dataclasses
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from .image_files import FileImages
+from .splits import Splits, Subset
 
 SAMPLE = 64                 # sizes that are compared
+FEW = 32                    # files of a folder that are asked for one by one; for more its listing is read
+
+
+# ------------------------------------------------------------------------------------------------ before and after a draw
+
+
+def real_paths(paths: Sequence[str]) -> list[str]:
+    """The paths beyond all links. Asks the file system once a folder, and for each file that is a link."""
+    divided = [os.path.split(path) for path in paths]
+    folders: dict[str, set[str]] = defaultdict(set)
+    for folder, name in divided:
+        folders[folder].add(name)
+    known = {folder: (os.path.realpath(folder), _links(folder, names)) for folder, names in folders.items()}
+    found = []
+    for folder, name in divided:
+        real, links = known[folder]
+        found.append(os.path.realpath(os.path.join(folder, name)) if name in links else os.path.join(real, name))
+    return found
+
+
+def _links(folder: str, names: set[str]) -> set[str]:
+    if len(names) <= FEW:
+        return {name for name in names if os.path.islink(os.path.join(folder, name))}
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()
+
+
+def each_file_once(splits: Splits, pooled: bool, what: str) -> tuple[Splits, dict[str, str]]:
+    """Without the images of a file and label that are taken already: a share would hold out what is trained on.
+
+    pooled: the share is drawn from all images, and not from train alone. what: what names them, such as "rows".
+    -> (the splits, the file by image name, of files that stay under several labels)
+    """
+    parts = {id(split): split for split in (splits.train, splits.val, splits.test)[:3 if pooled else 1] if len(split)}
+    seen, taken, files = set(), {}, {}
+    for key, split in parts.items():
+        files[key], chosen = _files(split), []
+        for index, image in enumerate(zip(files[key], split.targets.tolist())):
+            if image not in seen:
+                seen.add(image)
+                chosen.append(index)
+        taken[key] = split if len(chosen) == len(split) else Subset(split, chosen)
+    total, labels = sum(map(len, parts.values())), Counter(file for file, _ in seen)
+    unclear = {} if len(labels) == len(seen) else {
+        parts[key].name(index): file for key, own in files.items() for index, file in enumerate(own) if labels[file] > 1}
+    if len(seen) == total:
+        return splits, unclear
+    note = (f"{'all parts together' if len(parts) > 1 else 'train'}: {total:,} {what} name {len(labels):,} files: each is taken "
+            f"once{' for each of its labels' * bool(unclear)}, since a share is held out")
+    train, val, test = (taken.get(id(split), split) for split in (splits.train, splits.val, splits.test))
+    return dataclasses.replace(splits, train=train, val=val, test=test, notes=(*splits.notes, note)), unclear
+
+
+def _files(split: Dataset) -> list[str]:
+    """What identifies the file of each image; of a prepared one, its name."""
+    if isinstance(split, FileImages):
+        return real_paths([path for path, _ in split.samples])
+    return [split.name(index) for index in range(len(split))]
+
+
+def drawn_from_trained(splits: Splits, part: str, files: Mapping[str, str]) -> list[str]:
+    """A warning where the share `part` has files that are in train too. files: by image name, as each_file_once has them."""
+    if not files:
+        return []
+    trained, held = ({name: files[name] for name in map(split.name, range(len(split))) if name in files}
+                     for split in (splits.train, getattr(splits, part)))
+    names = {file: name for name, file in trained.items()}
+    both = [name for name, file in held.items() if file in names]
+    if not both:
+        return []
+    return [f"warning: {len(both):,} of the {len(getattr(splits, part)):,} images held out for {part} are training images under "
+            f"another label: such as {both[0]}, which is {names[held[both[0]]]} in train. Results on them mean little: keep one "
+            "label a file"]
+
+
+# -------------------------------------------------------------------------------------------------- own splits of the data
 
 
 def shared_files(images: Mapping[str, FileImages], files: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:

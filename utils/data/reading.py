@@ -176,6 +176,12 @@ def orientation(image: Image.Image) -> int:
         return UPRIGHT
 
 
+def tiff_orientation(image: Image.Image) -> int:
+    """That of a TIFF whose header is read, as `orientation`; 1 for other formats."""
+    found = image.tag_v2.get(ORIENTATION) if image.format == "TIFF" else UPRIGHT
+    return found if found in TURNS else UPRIGHT
+
+
 def upright(image: Image.Image | Tensor, turn: int) -> Image.Image | Tensor:
     """PIL or a tensor (..., height, width) as it is stored -> as its orientation `turn` demands"""
     if turn == UPRIGHT:

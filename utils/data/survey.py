@@ -15,7 +15,18 @@ from PIL import Image
 
 from .decode import INSTALL_HEIF, can_read_heif
 from .image_files import HEIF_EXTENSIONS, FileImages, shown
-from .reading import AUTO, FULL_RANGE, UPRIGHT, Reading, flatten, is_color16, is_gray16, orientation, values16
+from .reading import (
+    AUTO,
+    FULL_RANGE,
+    UPRIGHT,
+    Reading,
+    flatten,
+    is_color16,
+    is_gray16,
+    orientation,
+    tiff_orientation,
+    values16,
+)
 from .splits import DataError, ImageError, Splits, abbreviate
 
 SAMPLE = 256                      # images whose headers are read
@@ -34,6 +45,7 @@ class Survey:
 
     images: int = 0
     turned: int = 0                                     # with an orientation that is followed or not
+    turned_tiffs: int = 0                               # with TIFF's own, which Pillow always follows
     deep: int = 0                                       # with 16 bits a channel
     transparent: int = 0
     ranges: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)             # path, darkest, lightest value
@@ -101,6 +113,8 @@ def _find(files: list[FileImages], wish: Reading) -> tuple[Reading, tuple[str, .
     if survey.turned:
         found.append(f"{survey.turned} with an EXIF orientation, which is " + (
             "followed" if reading.exif == "follow" else "not followed (--exif follow)"))
+    if survey.turned_tiffs:
+        found.append(f"{survey.turned_tiffs} TIFF with an orientation, which is always followed")
     if survey.deep:
         found.append("{} of 16 bits a channel, {:,} to {:,} taken for black to white".format(survey.deep, *low_high))
     if survey.transparent:
@@ -130,6 +144,7 @@ def _look(survey: Survey, path: str, image: Image.Image, room: int) -> int:
     first of its kind."""
     survey.images += 1
     survey.turned += orientation(image) != UPRIGHT
+    survey.turned_tiffs += tiff_orientation(image) != UPRIGHT
     deep = is_gray16(image) or is_color16(image)
     transparent = image.has_transparency_data and not is_gray16(image)
     survey.deep += deep

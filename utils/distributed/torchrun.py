@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 def describe(rank: int, failure: ProcessFailure) -> str:
     return (f"process {rank} (pid {failure.pid}) was killed by signal 9, probably because the machine is out of memory (dmesg "
             "tells): raise GRAD_STEPS, which keeps the steps as they are, or lower EVAL_BATCH_SIZE or --num_workers; RESUME_PATH "
-            "continues from the last checkpoint")
+            "continues from the last checkpoint, if there is one")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,17 @@ class Need:
     image: int          # activations, for each image of a micro-batch
     evaluation: int     # activations of an evaluation batch
 
+    def step(self, images: int) -> int:
+        """Of a step in micro-batches of so many images."""
+        return self.fixed + max(self.gradients, images * self.image)
+
     def of(self, images: int) -> int:
-        return self.fixed + max(self.gradients, images * self.image, self.evaluation)
+        """Of such a step, and of an evaluation."""
+        return max(self.step(images), self.fixed + self.evaluation)
+
+    def fitting(self, memory: int) -> int:
+        """The images of the largest micro-batch that fits into `memory` bytes, or takes no more than the gradients anyway."""
+        return max(1, max(memory - self.fixed, self.gradients) // self.image)
 
 
 def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision: str, optimizer: str, device_type: str = "cpu",
@@ -47,9 +56,10 @@ def choose_micro_steps(images: int, need: Need, memory: int, *, even: bool = Fal
 
     even: a micro-batch is divided into pairs; power_of_two: the number must be one. Where nothing fits, the largest number.
     """
+    largest = need.fitting(memory)
     possible = [number for number in range(1, images + 1) if images % number == 0
                 and not (even and images // number % 2) and not (power_of_two and number & (number - 1))] or [1]
-    return next((number for number in possible if need.of(images // number) <= memory), possible[-1])
+    return next((number for number in possible if images // number <= largest), possible[-1])
 
 
 def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int:
