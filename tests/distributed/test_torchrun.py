@@ -17,17 +17,17 @@ def failing(monkeypatch, *codes: int):
     monkeypatch.setattr(torchrun.run, "main", main)
 
 
-def test_killed_process_is_one_line(monkeypatch, capsys):
-    failing(monkeypatch, -9, 8)
+@pytest.mark.parametrize(("codes", "which"), [((-9, 8), "0 (pid 4711)"), ((8, -9), "1 (pid 4712)"), ((-9,), "0 (pid 4711)")])
+def test_killed_process_is_one_line(monkeypatch, capsys, codes, which):
+    failing(monkeypatch, *codes)
     assert torchrun.main([]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith("train.sh: error: process 0 (pid 4711) was killed by signal 9, probably because the machine is out "
+    assert printed.startswith(f"train.sh: error: process {which} was killed by signal 9, probably because the machine is out "
                               "of memory") and printed.count("\n") == 1 and "GRAD_STEPS" in printed
 
 
-@pytest.mark.parametrize("codes", [(1,), (-11,), (8, -9)])
+@pytest.mark.parametrize("codes", [(1,), (-11,), (8, 8)])
 def test_other_failures_are_torchruns(monkeypatch, codes):
-    """(8, -9): a process lost the other, which train.sh killed."""
     failing(monkeypatch, *codes)
     with pytest.raises(ChildFailedError):
         torchrun.main([])

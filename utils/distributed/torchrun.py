@@ -14,10 +14,11 @@ def main(argv: list[str]) -> int:
     try:
         run.main(argv)
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        if first.exitcode != -signal.SIGKILL:
+        # Another process that lost it may have ended before torchrun looked.
+        killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode == -signal.SIGKILL]
+        if not killed:
             raise
-        print(f"train.sh: error: {describe(rank, first)}", file=sys.stderr, flush=True)
+        print(f"train.sh: error: {describe(*killed[0])}", file=sys.stderr, flush=True)
         return 1
     return 0
 
