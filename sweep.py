@@ -30,7 +30,7 @@ from utils.files import StorageError, atomic_write
 
 with process.imports("sweep.py"):
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_weights, preview
+    from utils.config import FLAGS, ConfigError, Parser, check_published, preview
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
     from utils.config.retired import RETIRED
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")
         run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
-        check_weights(flags_of_run, published_name, published_names())
+        check_published(flags_of_run, published_name, published_names())
         folder = Path(run.output_dir) / (run.name or "sweep")
         held_out = fraction_to_hold_out(run)
         check_start(run, held_out, begun=any(folder.glob("*/log.jsonl")))

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 def check_weights(flags: dict) -> None:
     """Raises ConfigError where weights that a flag names are neither there nor published. A resumed run has its own."""
     for flag in ("pretrained_dir", "teacher"):
-        configuration.check_weights(flags, published_name, published_names(), flag)
+        configuration.check_published(flags, published_name, published_names(), flag)
         weights = flags.get(flag)
         if weights and "resume_path" not in flags and Path(weights).exists():
             try:

@@ -22,7 +22,7 @@ from utils import process
 with process.imports("visualize.py"):
     from configs import MODELS
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_weights, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
     from utils.config.types import fraction, image_size, positive_int, user_path
     from utils.files import where_looked
 
@@ -90,7 +90,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if getattr(options, "model_type", None) not in (None, *MODELS):
         raise ConfigError(unknown_model(options.model_type))
     if options.verb != "curves":
-        check_weights(vars(options), published_name, published_names(), "checkpoint")
+        check_published(vars(options), published_name, published_names(), "checkpoint")
     return options
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from configs import DATASETS, MODELS, RECIPES
 from models.checkpoints.published import published_name, published_names
-from utils.config import ConfigError, check_weights, did_you_mean, unknown_model
+from utils.config import ConfigError, check_published, did_you_mean, unknown_model
 from utils.config.spelling import suggest
 
 TYPED = {
@@ -55,7 +55,7 @@ def test_a_model_at_another_size():
     ("checkpoint/ViT-B_16.npz", "imagenet21k/ViT-B_16"), ("imagenet21k/vit-b16", "imagenet21k/ViT-B_16")])
 def test_published_names(typed, meant):
     with pytest.raises(ConfigError) as caught:
-        check_weights({"pretrained_dir": typed}, published_name, published_names())
+        check_published({"pretrained_dir": typed}, published_name, published_names())
     assert str(caught.value) == (f"--pretrained_dir {typed}: no such file or folder, and no published name. "
                                  f"Did you mean {meant}? MODEL_ZOO.md lists the names")
     assert published_name(meant) == meant
@@ -66,6 +66,6 @@ def test_weights_that_are_there():
     assert all(published_name(name) == name for name in published_names())
     for flags in ({}, {"pretrained_dir": "none"}, {"pretrained_dir": "."}, {"pretrained_dir": "ViT-B_16.npz"},
                   {"pretrained_dir": "gone.npz", "resume_path": "output/r"}):
-        check_weights(flags, published_name, published_names())
+        check_published(flags, published_name, published_names())
     with pytest.raises(ConfigError, match=r"--checkpoint gone\.npz: no such file or folder"):
-        check_weights({"checkpoint": "gone.npz"}, published_name, published_names(), "checkpoint")
+        check_published({"checkpoint": "gone.npz"}, published_name, published_names(), "checkpoint")

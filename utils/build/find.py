@@ -104,8 +104,8 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     splits = distributed.local_main_first(ranks, lambda: open_data(sources, saved, start))
     print_of_train = fingerprint(splits.train)
-    seen = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train, splits.reading)
-    if any(other != seen for other in distributed.all_gather_objects(ranks, seen)):
+    opened = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train, splits.reading)
+    if any(other != opened for other in distributed.all_gather_objects(ranks, opened)):
         raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes, numbers of images, or what of "
                         "them decides how they are read)")
     if saved is None and start is None:
@@ -197,10 +197,10 @@ def open_teacher(sources: Sources) -> Opened:
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
-    """What a file of another program tells of its model: settings by name, and whether it says its image size in words.
+    """Settings of the model that a file of another program is of, by name; `names_img_size`: its config.json has the image size.
 
     Raises ModelError.
     """
     name, keys = match_row(start, preferred_row(sources.start) or sources.model_type)
-    told = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
-    return {"model_type": name, **keys, **told, **start.view, "names_img_size": "img_size" in start.file.described.row}
+    read = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
+    return {"model_type": name, **keys, **read, **start.view, "names_img_size": "img_size" in start.file.described.row}

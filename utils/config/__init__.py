@@ -18,5 +18,5 @@ from .resolve import (
     resolve,
 )
 from .resume import changes
-from .spelling import check_weights, did_you_mean, unknown_model
+from .spelling import check_published, did_you_mean, unknown_model
 from .types import ConfigError

@@ -137,8 +137,8 @@ def describe_memory(config: Config, facts: Facts) -> list[str]:
         lines.append(f"warning: {share} images cannot be divided into fewer equal parts of at most {fitting}, and such small "
                      f"parts are slow: set --train_batch_size (TRAIN_BATCH_SIZE) {better}")
     if need.step(micro) > budget:
-        lines.append(f"warning: a step takes about {need.step(micro) / 2**30:.1f} GiB even so: memory may be short. A smaller "
-                     "model or --optimizer sgd takes less")
+        lines.append(f"warning: a step takes about {need.step(micro) / 2**30:.1f} GiB, and {usable}. A smaller model or "
+                     "--optimizer sgd takes less")
     elif need.fixed + need.evaluation > budget:
         lines.append(f"warning: an evaluation takes about {(need.fixed + need.evaluation) / 2**30:.1f} GiB, and {usable}: lower "
                      "--eval_batch_size (EVAL_BATCH_SIZE)")

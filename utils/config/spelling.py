@@ -132,7 +132,7 @@ def _likeness(a: str, b: str) -> float:
     return max(ratio, 0.8) if len(short) > 2 and (long.startswith(short) or long.endswith(short)) else ratio
 
 
-def check_weights(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"
+def check_published(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"
                   ) -> None:
     """Raises ConfigError for a --pretrained_dir that is neither at hand nor published. `names`: most of those that are."""
     start = flags.get(flag) or "auto"

@@ -38,7 +38,7 @@ class _List:
 def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     """DATA_DIR/train.csv, and val.csv or test.csv or both if they are there; or one list with a column that divides it.
 
-    A list has rows of path,label; paths count from DATA_DIR. What differs from that is found out, and told in `notes`:
+    A list has rows of path,label; paths count from DATA_DIR. What differs from that is found out and listed in `notes`:
     other columns (csv_columns.py), separators and encodings (csv_tables.py), folders and names without an ending
     (listed_files.py). The labels of the list to train on are the classes, in the order of classes.py.
 
@@ -58,7 +58,7 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     classes = Classes(request.classes, found)
     check_wanted(request.classes, classes, found, data_dir)
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
-    notes += [*classes.notes, *_missing_labels(trained), *_told_twice(lists, images)]
+    notes += [*classes.notes, *_missing_labels(trained), *_listed_twice(lists, images)]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         test = lists["test"]
         chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
@@ -142,10 +142,10 @@ def _read_lists(files: dict[str, Path], path_column: str | None, label_column: s
             notes.append(f"{files[part]} has no labels: it is not used")
         else:
             lists[part] = own
-    told: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for own in lists.values():
-        told.setdefault(_how_it_was_read(own, finder), []).append(own.table.file.name)
-    notes[:0] = [f"{', '.join(names)}: {text}" for text, names in told.items() if text]
+        alike.setdefault(_how_it_was_read(own, finder), []).append(own.table.file.name)
+    notes[:0] = [f"{', '.join(names)}: {text}" for text, names in alike.items() if text]
     if any(path.stem != part for part, path in files.items()):
         notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
     if columns.split is not None and first == "train":
@@ -193,21 +193,21 @@ def _divide(lists: dict[str, _List]) -> dict[str, _List]:
 
 def _how_it_was_read(own: _List, finder: FileFinder) -> str:
     """What differs from rows of path,label in UTF-8 with paths from DATA_DIR; "" if nothing does."""
-    table, columns, told = own.table, own.columns, []
+    table, columns, found = own.table, own.columns, []
     plain = table.width == 2 and columns.path == 0 and (not table.header or all(
         name.lower() in known for name, known in zip(table.header, PLAIN_HEADER)))
     if not plain:
-        told.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}")
+        found.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}")
     if table.separator != ",":
-        told.append(f"separated by {SEPARATORS[table.separator]}")
+        found.append(f"separated by {SEPARATORS[table.separator]}")
     if table.encoding != "utf-8":
-        told.append(f"in {table.encoding.upper()}")
+        found.append(f"in {table.encoding.upper()}")
     if columns.folders not in ([], [finder.data_dir]):
-        told.append(f"images in {' and '.join(map(shown, columns.folders))}")
+        found.append(f"images in {' and '.join(map(shown, columns.folders))}")
     first = own.names()[0]
     if columns.folders and is_absolute(first) and (path := finder.find(first, columns.folders)) not in (first, None):
-        told.append(f"absolute paths of another machine, taken by their ends: {shown(first)} as {shown(path)}")
-    return "; ".join(told)
+        found.append(f"absolute paths of another machine, taken by their ends: {shown(first)} as {shown(path)}")
+    return "; ".join(found)
 
 
 # ---------------------------------------------------------------------------------------------- rows to images
@@ -265,7 +265,7 @@ def _missing_labels(lists: list[_List]) -> list[str]:
     return notes
 
 
-def _told_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[str]:
+def _listed_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[str]:
     """Warnings of files with two labels, and of held-out files that are trained on."""
     seen: dict[str, tuple[str, int, int]] = {}
     two, shared = [], {}
