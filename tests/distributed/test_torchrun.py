@@ -6,10 +6,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from utils.distributed import torchrun
 
 
-def failing(monkeypatch, *codes: int):
+def failing(monkeypatch, *codes: int, seconds_apart: int = 1):
     failures = {rank: ProcessFailure(rank, 4711 + rank, code, "") for rank, code in enumerate(codes)}
     for rank, failure in failures.items():
-        failure.timestamp = rank
+        failure.timestamp = rank * seconds_apart
 
     def main(argv):
         raise ChildFailedError("train.py", failures)
@@ -29,6 +29,13 @@ def test_killed_process_is_one_line(monkeypatch, capsys, codes, which):
 @pytest.mark.parametrize("codes", [(1,), (-11,), (8, 8)])
 def test_other_failures_are_torchruns(monkeypatch, codes):
     failing(monkeypatch, *codes)
+    with pytest.raises(ChildFailedError):
+        torchrun.main([])
+
+
+def test_process_that_the_launcher_killed_is_no_cause(monkeypatch):
+    """It did not answer the others, nor the request to end."""
+    failing(monkeypatch, 8, -9, seconds_apart=10)
     with pytest.raises(ChildFailedError):
         torchrun.main([])
 

@@ -9,13 +9,18 @@ import sys
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+# train.sh kills what has not ended 10 s after another process failed, torchrun itself after 30 s. Timestamps are whole seconds.
+OWN_KILLS_AFTER_S = 5
+
 
 def main(argv: list[str]) -> int:
     try:
         run.main(argv)
     except ChildFailedError as error:
-        # Another process that lost it may have ended before torchrun looked.
-        killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode == -signal.SIGKILL]
+        # Another process that lost it may have ended before torchrun looked; a later kill is train.sh's or torchrun's own.
+        _, first = error.get_first_failure()
+        killed = [(rank, failure) for rank, failure in error.failures.items()
+                  if failure.exitcode == -signal.SIGKILL and failure.timestamp <= first.timestamp + OWN_KILLS_AFTER_S]
         if not killed:
             raise
         print(f"train.sh: error: {describe(*killed[0])}", file=sys.stderr, flush=True)
