@@ -47,6 +47,7 @@ RESULTS = ("split", "images", "accuracy", "top5", "loss")
 
 
 def main(argv: list[str]) -> int:
+    os.environ.setdefault("VIT_CALLED_FROM", os.getcwd())
     os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
     with process.program("sweep.py", signals=False) as program:
         if os.environ.pop("DRY_RUN", "") == "1":

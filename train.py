@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
-    from models.checkpoints.published import published_name, published_names, require_weights
+    from models.checkpoints.first_look import require_run, require_weights
+    from models.checkpoints.published import published_name, published_names
     from models.errors import ModelError
     from utils import config as configuration
 
@@ -47,15 +48,17 @@ def main(argv: list[str]) -> int:
 
 
 def check_weights(flags: dict) -> None:
-    """Raises ConfigError where weights that a flag names are neither there nor published. A resumed run has its own."""
+    """Raises ConfigError where weights that a flag names are neither there nor published, or what is there is plainly none. A
+    resumed run has its own."""
     for flag in ("pretrained_dir", "teacher"):
         configuration.check_published(flags, published_name, published_names(), flag)
-        weights = flags.get(flag)
-        if weights and "resume_path" not in flags and Path(weights).exists():
-            try:
-                require_weights(weights)
-            except ModelError as error:
-                raise configuration.ConfigError(f"--{flag}: {error}") from error
+    resumes = flags.keys() & {"resume_path"}
+    for flag in resumes or flags.keys() & {"pretrained_dir", "teacher"}:
+        try:
+            if Path(flags[flag]).exists():
+                (require_run if resumes else require_weights)(flags[flag])
+        except ModelError as error:
+            raise configuration.ConfigError(f"--{flag}: {error}") from error
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:

@@ -7,9 +7,10 @@ import torch
 from building import ALONE, build_objects, write_checkpoint
 from other_programs import renamed
 
-from models import WeightsError, create_model, load_model
+from models import create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
+from utils.config import ConfigError
 
 
 def test_the_seed_fixes_initial_weights():
@@ -58,7 +59,7 @@ def test_a_resumed_model_whose_weights_are_not_finite_is_refused(tmp_path, eval_
     objects = write_checkpoint(tmp_path / "best.pt")
     saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
     saved.state.model["blocks.0.norm1.weight"][3] = float("inf")
-    with pytest.raises(WeightsError, match=r"best\.pt: 1 of the .* numbers of blocks\.0\.norm1.weight are not finite"):
+    with pytest.raises(ConfigError, match=r"^--resume_path: .*best\.pt: 1 of the .* numbers of blocks\.0\.norm1.weight are not finite"):
         build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 import configs
 from models import ModelError
+from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
 from models.create import match_row
@@ -31,7 +32,7 @@ from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
 from .leakage import start_run, warning_of_seen
-from .opened import ROOT, HeadsUnknown, Opened, find_weights, open_model, preferred_row
+from .opened import ROOT, HeadsUnknown, Opened, find_weights, given_by, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -63,7 +64,7 @@ class Found:
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
     """The checkpoint that --resume_path means, opened; None without one, or where `auto` finds no run yet.
 
-    Rank 0 decides which file it is. Raises CheckpointError, or FolderError where the run cannot have its folder, on every rank,
+    Rank 0 decides which file it is. Raises ConfigError, or FolderError where the run cannot have its folder, on every rank,
     before time is spent on the data.
     """
     output_dir, name = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name")
@@ -75,7 +76,8 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 
     def find_checkpoint_file() -> Path | None:
         nonlocal opened
-        opened = folder.find_run_checkpoint(flags["resume_path"], output_dir, name)
+        with given_by("--resume_path"):
+            opened = folder.find_run_checkpoint(flags["resume_path"], output_dir, name)
         return opened and opened.path
 
     path = distributed.broadcast_from_main(ranks, find_checkpoint_file)
@@ -83,16 +85,16 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
         if ranks.is_main:
             print(f"no run to resume in {Path(output_dir, name)} yet: starting a new one")
         return None
-    opened = distributed.local_main_first(ranks, lambda: opened or checkpoint.open_run_checkpoint(path))
-    state = distributed.local_main_first(ranks, opened.state)
+    with given_by("--resume_path"):
+        opened = distributed.local_main_first(ranks, lambda: opened or checkpoint.open_run_checkpoint(path))
+        state = distributed.local_main_first(ranks, opened.state)
     if not flags.get("eval_only"):
         distributed.broadcast_from_main(ranks, lambda: folder.check_resume(path, flags.get("output_dir"), name))
     return SavedRun(opened, state)
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the teacher, the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every
-    rank.
+    """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank.
 
     A checkpoint's names decide the order of the classes, and its run how images are read; so do those of a start whose head is
     kept, which is opened first.
@@ -112,7 +114,10 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
-    start_row = start and start.settings is None and read_row(start, sources)
+    with given_by("--pretrained_dir", start):
+        start_row = start and start.settings is None and read_row(start, sources)
+        if sources.head == "keep" and start and head_classes != len(splits.classes):
+            check_finite(start)                            # before anything is said about its head
     memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes),
@@ -176,17 +181,19 @@ def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
 
 
 def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
-    """What --pretrained_dir means: a path, a published name, `auto` (the model's own published file) or `none`."""
+    """What --pretrained_dir means: a path, a published name, `auto` (the model's own published file) or `none`. Raises
+    ConfigError."""
     if start == "none":
         return None
-    if start != "auto":
-        return OpenedCheckpoint(find_weights(start))
-    default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-    return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
+    with given_by("--pretrained_dir"):
+        if start != "auto":
+            return OpenedCheckpoint(find_weights(start))
+        default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
+        return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
 
 
 def open_teacher(sources: Sources) -> Opened:
-    """Raises ConfigError, ModelError or CheckpointError."""
+    """Raises ConfigError."""
     try:
         return open_model(sources.teacher, flag="--teacher")
     except HeadsUnknown as error:

@@ -27,7 +27,7 @@ from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
 
 from .find import Found, SavedRun
-from .opened import Opened
+from .opened import Opened, given_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Built:
 
 
 def build_model(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks) -> Built:
-    """Raises ConfigError, WeightsError or ModelError on every rank."""
-    model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
+    """Raises ConfigError on every rank."""
+    with given_by("--pretrained_dir" if saved is None else "--resume_path", found.start):
+        model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
     if found.start:
         found.start.close()                                  # all that the model needs of it is in memory
     if saved is None and config.head == "keep":

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from models import WeightsError, create_model, load_model
+from models import ModelError, WeightsError, create_model, load_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
+from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, require_published
 from models.create import match_row
@@ -18,7 +19,7 @@ from utils.data import transforms
 from utils.data.datasets import imagenet_names
 from utils.data.reading import FIND, Reading
 from utils.files import where_looked
-from utils.run.checkpoint import read_header
+from utils.run.checkpoint import CheckpointError, read_header
 from utils.run.folder import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,22 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
                                      crop=settings["eval_crop"])
 
 
+@contextlib.contextmanager
+def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
+    """Raises ConfigError, "FLAG: ...", for what is wrong with the weights that were given by it. Numbers of the open file that are
+    not finite come before anything else about it."""
+    try:
+        yield
+    except (ModelError, CheckpointError) as error:
+        cause = error
+        if file is not None:
+            try:
+                check_finite(file)
+            except ModelError as worse:
+                cause = worse
+        raise ConfigError(f"{flag}: {cause}") from cause
+
+
 def find_weights(what: str | Path) -> Path:
     """The file that a path means: of a run folder its best checkpoint, of a folder of timm or transformers its weights, or of a
     published name. Raises WeightsError or CheckpointError."""
@@ -90,7 +107,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
     model_type, img_size, num_heads: of a file that is no run, in place of what it tells. `flag`: what the user typed it after.
-    Raises ConfigError, ModelError or CheckpointError.
+    Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
     typed = {name: value for name, value in (("model_type", model_type), ("img_size", img_size), ("num_heads", num_heads))
@@ -98,10 +115,8 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
-            try:
+            with given_by(flag):
                 file = stack.enter_context(OpenedCheckpoint(find_weights(what)))
-            except WeightsError as error:
-                raise ConfigError(f"{flag}: {error}") from error
         if (typed or view) and (file is None or file.settings is not None):
             raise ConfigError("--model_type, --img_size, --num_heads, --interpolation and --eval_crop only have an effect with "
                               f"a {flag} that is no run: a run has its own. Omit them")
@@ -109,9 +124,8 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
             return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
-        if file.settings is not None:
-            return _of_run(file)
-        return _of_other(file, f"{flag} {what}", typed, view)
+        with given_by(flag, file):
+            return _of_run(file) if file.settings is not None else _of_other(file, f"{flag} {what}", typed, view)
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,9 @@ from torch import nn
 from utils import process
 from utils.attention.edits import digest
 from utils.data.splits import Splits
-from utils.files import StorageError
+from utils.files import ROOT, StorageError, to_type
 from utils.run import checkpoint, profiling
-from utils.run.folder import BAD_IMAGES_FILE
+from utils.run.folder import BAD_IMAGES_FILE, resuming
 from utils.run.log import read_log
 from utils.run.run import Run
 from utils.training.evaluation import EvalMetrics, write_confusion
@@ -57,8 +56,8 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
                               run.ranks.device, run.ranks.size, run.ranks.local_size)
     print_summary(run, data.splits, data.final.name, speed, failed)
     if failed:
-        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; RESUME_PATH={shlex.quote(str(folder))} "
-                           "bash train.sh then trains nothing and writes what is missing")
+        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; {resuming(folder)} then "
+                           "trains nothing and writes what is missing")
 
 
 @contextlib.contextmanager
@@ -122,7 +121,7 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
     if (folder / ATTENTION_FILE).exists():
         print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
     python = _python()
-    print(f"  TensorBoard    {outputs.log_folder}  ({python} -m tensorboard.main --logdir {config.log_dir})")
+    print(f"  TensorBoard    {outputs.log_folder}  ({python} -m tensorboard.main --logdir {to_type(config.log_dir)})")
     if config.confusion_matrix:
         with _collect_failures(failed):
             print_confusion(folder, result, splits.classes)
@@ -163,22 +162,23 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
 
 
 def _print_next_commands(config, folder: Path, weights: Path, python: str) -> None:
-    quoted = shlex.quote(str(folder))
+    run, train, visualize, annotate, script = to_type(folder), *(to_type(name, ROOT) for name in (
+        "train.py", "visualize.py", "annotate.py", "train.sh"))
     print("Next:")
-    print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(weights))}")
-    print(f"  RESUME_PATH={quoted} NUM_STEPS={2 * config.num_steps} bash train.sh")
+    print(f"  {python} {train} --eval_only --resume_path {to_type(weights)}")
+    print(f"  {resuming(folder, f'NUM_STEPS={2 * config.num_steps}')}")
     if config.attention_edits:
         print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
-    print(f"  {python} visualize.py attention --checkpoint {quoted}     # see what it looks at")
+    print(f"  {python} {visualize} attention --checkpoint {run}     # see what it looks at")
     if config.sigmoid_attention:
-        print(f"  {python} annotate.py --checkpoint {quoted}     # edit what it looks at")
+        print(f"  {python} {annotate} --checkpoint {run}     # edit what it looks at")
     if config.dataset == "digits":
-        print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
+        print(f"  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash {script}     # on a GPU; downloads both")
 
 
 def _python() -> str:
     """This Python as a user would type it."""
     python = sys.executable
     if Path(python).is_relative_to(Path.cwd()):
-        return os.path.relpath(python)
+        return to_type(os.path.relpath(python))
     return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else python

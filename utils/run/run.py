@@ -6,7 +6,6 @@ every rank, in the same order, because evaluations and saves hold collectives; r
 
 import contextlib
 import dataclasses
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from utils.training.trainer import DivergedError, Trainer
 
 from . import checkpoint
 from .checkpoint import NonFiniteError, RunCheckpoint, RunState
-from .folder import BAD_IMAGES_FILE
+from .folder import BAD_IMAGES_FILE, resuming
 from .log import LOG_FILE, read_log
 from .loggers import BadImages, RunLogger
 from .profiling import Profile
@@ -276,7 +275,7 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
-            resume = f"Resume with: RESUME_PATH={shlex.quote(str(folder))} bash train.sh" if step else "Nothing to save yet."
+            resume = f"Resume with: {resuming(folder)}" if step else "Nothing to save yet."
             print(f"Stopped on request after step {step} of {self.config.num_steps}. {resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:
