@@ -1,6 +1,7 @@
 """The shell scripts as a user runs them, in processes of their own."""
 
 import functools
+import glob
 import http.server
 import importlib.util
 import itertools
@@ -181,9 +182,23 @@ echo 0
     smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     smi.chmod(0o755)
     done = run_script("train.sh", DRY_RUN="1", GPUS="all", PYTHON=str(python), PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert done.returncode == 2 and "neither nvidia-smi nor PyTorch sees a GPU" in done.stderr, done.stdout
+    assert done.returncode == 2 and re.search("neither nvidia-smi nor PyTorch sees a GPU|is no GPU here", done.stderr)
     done = run_script("train.sh", DRY_RUN="1", GPUS="all", CUDA_VISIBLE_DEVICES="-1")
     assert done.returncode == 2 and "CUDA_VISIBLE_DEVICES=-1 hides every GPU" in done.stderr
+
+
+@pytest.mark.skipif(bool(glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-modprobe")), reason="where there is no GPU")
+@pytest.mark.parametrize(("name", "value"), [("GPUS", "0"), ("GPUS", "GPU-89"), ("GPUS", "all"), ("CUDA_VISIBLE_DEVICES", "7")])
+def test_gpus_where_there_is_none_are_refused_without_pytorch(run_script, tmp_path, name, value):
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || exec "{sys.executable}" "$@"
+touch "{tmp_path}/started"
+""")
+    python.chmod(0o755)
+    done = run_script("train.sh", PYTHON=str(python), **{name: value})
+    assert done.returncode == 2 and re.search(f"{name}={value}[:,] there is no GPU here", done.stderr), done.stderr
+    assert not (tmp_path / "started").exists()
 
 
 def test_variables_of_other_launchers_do_not_reach_a_run_of_one_node(run_script, tmp_path):
@@ -233,7 +248,7 @@ def test_the_name_of_a_computer_is_no_runs(run_script):
     assert flags_after(command_words(done)) == {"name": "own"}
 
 
-def test_the_printed_command_can_be_pasted(tmp_path):
+def test_the_printed_command_can_be_pasted(tmp_path, two_gpus):
     """Bash reads from it the words that the script itself passes on: those that a Python which only notes them is given."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
@@ -242,7 +257,8 @@ printf '%s\\0' "$OMP_NUM_THREADS" "$CUDA_VISIBLE_DEVICES" "$@" > "$NOTES"
 """)
     python.chmod(0o755)
     odd = ["--output_dir", str(tmp_path / "a b"), "--name", "it's $HOME *", "--pretrained_dir", 'x"\\;&(', "--log_dir", "\n"]
-    environment = os.environ | {"PYTHON": str(python), "GPUS": "0,1", "DATA_DIR": "my data\t'", "NOTES": str(tmp_path / "run")}
+    environment = os.environ | {"PYTHON": str(python), "GPUS": "0,1", "DATA_DIR": "my data\t'", "NOTES": str(tmp_path / "run"),
+                                "PATH": two_gpus}
     done = subprocess.run(["bash", "train.sh", *odd], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     environment = os.environ | {"NOTES": str(tmp_path / "pasted")}

@@ -17,7 +17,7 @@ import train
 from models import create_model, save_npz
 from utils.data import loader
 from utils.data.splits import ImageError
-from utils.files import StorageError
+from utils.files import ROOT, StorageError
 from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
@@ -42,7 +42,8 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     assert events[1]["images"] == 60 and events[4]["images"] == 40
     printed = capsys.readouterr().out
     for words in ("test accuracy", "before", "after", "output/digits/step-00000005.pt", "output/digits/curves.png",
-                  "logs/digits", "Next:", "RESUME_PATH=output/digits NUM_STEPS=10 bash train.sh", "--eval_only"):
+                  "logs/digits", "Next:", "--eval_only",
+                  f"RESUME_PATH={Path.cwd()}/output/digits NUM_STEPS=10 bash {ROOT}/train.sh"):
         assert words in printed, words
 
 

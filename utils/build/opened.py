@@ -70,8 +70,8 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
 
 @contextlib.contextmanager
 def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
-    """Raises ConfigError, "FLAG: ...", for what is wrong with the weights that were given by it. Numbers of the open file that are
-    not finite come before anything else about it."""
+    """Raises ConfigError, "FLAG: ...", for what is wrong with the weights that were given by it: first of all that numbers of the
+    open file are not finite."""
     try:
         yield
     except (ModelError, CheckpointError) as error:

@@ -86,7 +86,8 @@ def check_free(output_dir: str, name: str) -> None:
     folder = Path(output_dir) / name
     lock(folder).check()
     if folder.is_dir() and checkpoints.checkpoint_files(folder):
-        raise FolderError(f"{folder} already holds a run. Resume it with RESUME_PATH={to_type(folder)}, or choose another --name.")
+        raise FolderError(f"{folder} already holds a run. Resume it with RESUME_PATH={to_type(folder)}, or choose another "
+                          "--name.")
 
 
 def resuming(folder: Path, settings: str = "") -> str:
