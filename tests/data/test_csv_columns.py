@@ -30,6 +30,9 @@ LISTS = {
     "class id,filepaths,age\nx,a.png,1\ny,b.png,2\nx,c.png,9": "paths from column filepaths, labels from column class id",
     "image,mask,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x": "paths from column image, labels from column label",
     "a.png,x\nb.png,y\nc.png,x": "",
+    "path,label,label_id\na.png,x,0\nb.png,y,1\nc.png,x,0": "labels from column label (label_id is a code of it)",
+    "Category_ID,image,category\n7,a.png,x\n3,b.png,y\n7,c.png,x": "labels from column category (Category_ID is a code of it)",
+    "image,class_id,class_name\na.png,1,x\nb.png,0,y\nc.png,1,x": "labels from column class_name (class_id is a code of it)",
 }
 
 
@@ -59,6 +62,7 @@ MOODS = "image,age,mood\na.png,3,x\nb.png,4,y\nc.png,3,x\n"
     ("image,age,mood\na.png,3,x\n", {"label_column": "smile"}, r"--label_column smile: no such column .*image, age, mood"),
     ("image,age,mood\na.png,3,x\n", {"path_column": "img"}, r"--path_column img: no such column .*image, age, mood"),
     ("image,label,class\na.png,0,x\nb.png,1,y\n", {}, r"label and class may both be the labels: add --label_column"),
+    ("image,label,label_id\na.png,x,0\nb.png,x,1\nc.png,y,2\n", {}, r"label and label_id may both be the labels"),
     ("image,label,class\na.png,0,x\nb.png,1,y\nc.png,0,x\n", {"label_column": "class"}, None),
     ("one,two,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x\n", {}, r"one, two hold names of files: add --path_column"),
     ("one,two,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x\n", {"path_column": "one"}, None),

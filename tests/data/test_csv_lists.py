@@ -156,8 +156,8 @@ def test_a_column_divides_one_list(tmp_path, column, values):
 
 
 def test_the_rows_that_are_chosen_on_are_told(tmp_path):
-    root = csv_files(tmp_path, train="path,label,split\na.png,x,train\nb.png,y,train\nc.png,y,test\nd.png,x,test\n")
-    assert any(note.startswith("best.pt is chosen on the 2 rows of train.csv whose split is test, since")
+    root = csv_files(tmp_path, train="path,label,Usage\na.png,x,train\nb.png,y,train\nc.png,y,test\nd.png,x,test\n")
+    assert any(note.startswith("best.pt is chosen on the 2 rows of train.csv that are test by column Usage, since")
                for note in open_splits("csv", root).notes)
 
 
@@ -241,10 +241,19 @@ def test_held_out_files_that_are_trained_on_are_told(tmp_path):
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "NA", "None"])
 def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
-    text = f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n"
-    notes = csv_lists(csv_files(tmp_path, train=text, val="e.png,x")).notes
-    assert any(note.startswith(f"warning: the class {label} is what") for note in notes)
-    assert f"{tmp_path}/train.csv:3: the label is {label} (and in line 5)" in notes
+    """Where they are few beside the others: a class may be called so."""
+    rows = 5 * "c.png,x\nd.png,y\n"
+    assert warnings_of(tmp_path, train=f"a.png,{label}\n{rows}b.png,{label}\n", val="e.png,x") == [
+        f"warning: {tmp_path}/train.csv:1: the label {label} is what spreadsheets and pandas write where one is missing (and in "
+        "line 12): remove the rows if it is no class"]
+    assert not warnings_of(tmp_path, train=f"a.png,{label}\n{rows}b.png,{label}\na.png,{label}\n", val="e.png,x")
+
+
+def test_floats_in_one_list_are_the_integers_of_the_other(tmp_path):
+    ints, floats = ("".join(f"a.png,{number}{end}\n" for number in range(1, 13)) for end in ("", ".0"))
+    for train, val in ((ints, floats), (floats, ints)):
+        splits = csv_lists(csv_files(tmp_path, train=train, val=val))
+        assert splits.val.targets.tolist() == splits.train.targets.tolist() == list(range(12))
 
 
 def test_labels_that_differ_in_case_alone_are_told(tmp_path):

@@ -119,6 +119,9 @@ AMBIGUOUS = {
                                                                       r"\(0, 1, 2\) give --data_dir /data/Dataset; for 2 folders",
     "color/a/1.jpg color/b/1.jpg color/c/1.jpg gray/a/1.jpg gray/b/1.jpg gray/c/1.jpg": "--data_dir /data/color",
     below("v1/train", "v1/val", "v2/train", "v2/val"): "more than one data set: /data/v1, /data/v2",
+    "cat/train/1.jpg cat/test/1.jpg dog/train/1.jpg dog/test/1.jpg":
+        r"^/data: each class has test/ and train/ inside it .*move cat/test to test/cat, and so on",
+    "a/Valid/1.jpg b/Valid/1.jpg b/training/1.jpg": r"each class has Valid/ inside it \(a/Valid, b/Valid, b/training\)",
     below("Train", "training", "val"): "holds Train and training: remove or rename",
     below("train", "valid", "dev"): "holds dev and valid",
     below("cats_train", "cats_test", "dogs_train", "dogs_test"): "which of them are the data set",

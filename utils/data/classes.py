@@ -16,7 +16,6 @@ from .splits import DataError, Splits, View, abbreviate
 
 NUMBER, TEXT = "number", "text"                  # the values of --class_order
 INTEGER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
-MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 SHOWN_FIRST = 3
 
 
@@ -67,6 +66,12 @@ def canonical(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
+def as_integer(name: str) -> str:
+    """The name in that form, and 1.0 as 1: pandas writes integers so in a column where one is missing."""
+    match = INTEGER.fullmatch(canonical(name))
+    return match[1] if match else canonical(name)
+
+
 class Classes:
     """The classes of the spellings that were found (of train, where there is one), by label; `notes` to print."""
 
@@ -74,13 +79,15 @@ class Classes:
         self.names, self._canonical = rule.wanted or _sorted(rule.order, found), {}
         self._labels = {name: label for label, name in enumerate(self.names)}
         if rule.order is not None or rule.wanted:
-            for label, name in enumerate(self.names):
-                self._canonical.setdefault(canonical(name), label)
+            for same in (canonical, as_integer):
+                for label, name in enumerate(self.names):
+                    self._canonical.setdefault(same(name), label)
         self.notes = tuple(self._notes(rule, found))
 
     def label(self, spelling: str) -> int | None:
         """None: it is none of the classes."""
-        return self._labels.get(spelling, self._canonical.get(canonical(spelling)))
+        same = self._canonical.get(as_integer(spelling))
+        return self._labels.get(spelling, self._canonical.get(canonical(spelling), same))
 
     def describe(self, names: Iterable[str]) -> str:
         """The first of the names that are no class, and which class each may be meant for."""
@@ -141,9 +148,6 @@ def _twins(names: Iterable[str]) -> Iterable[str]:
         if len(same) > 1:
             yield (f"warning: {' and '.join(map(shown_name, same))} are {len(same)} classes whose names differ only in case, "
                    "space or spelling: rename one if they are the same")
-        if same[0].casefold() in MISSING:
-            yield (f"warning: the class {shown_name(same[0])} is what spreadsheets and pandas write where a label is missing: "
-                   "remove its images if it is no class")
 
 
 # ------------------------------------------------------------------------------------------ data that are opened already

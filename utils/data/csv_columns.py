@@ -33,6 +33,7 @@ class Columns:
     folders: list[str]
     split: int | None = None
     unclear: str = ""             # a warning about a column that looks like a split and is none
+    code: int | None = None       # the column that has a number for each label (label_id beside label)
 
 
 def word_of(name: str) -> str:
@@ -77,11 +78,12 @@ def find_columns(table: Table, path_column: str | None, label_column: str | None
     path = _position(table, path_column, "--path_column") if path_column else _find_path(table, label, finder, part)
     others = [position for position in range(table.width) if position not in (path, label)]
     split, unclear = _find_split(table, others)
+    code = None
     if label is None:
-        label = _find_label(table, [position for position in others if position != split])
+        label, code = _find_label(table, [position for position in others if position != split])
     if label == path:
         raise DataError(f"{table.file}: --path_column and --label_column name the same column. It has {table.titles()}")
-    return Columns(path, label, finder.folders_of(table.column(path), part), split, "" if label == split else unclear)
+    return Columns(path, label, finder.folders_of(table.column(path), part), split, "" if label == split else unclear, code)
 
 
 def _position(table: Table, wanted: str, flag: str) -> int:
@@ -161,12 +163,15 @@ def _find_split(table: Table, others: list[int]) -> tuple[int | None, str]:
     return (found[0] if found else None), unclear
 
 
-def _find_label(table: Table, others: list[int]) -> int:
+def _find_label(table: Table, others: list[int]) -> tuple[int, int | None]:
+    """-> (the column of the labels, that of their codes)"""
     words = {position: word_of(table.header[position]) for position in others} if table.header else {}
     for known in (LABEL_WORDS, MORE_LABEL_WORDS):
         found = [position for position, word in words.items() if word in known]
         if len(found) == 1:
-            return found[0]
+            return found[0], None
+        if len(found) == 2 and (pair := _label_and_code(table, found)):
+            return pair
         if found:
             raise DataError(f"{table.file}: {' and '.join(map(table.title, found))} may both be the labels: add --label_column "
                             f"with the right one (columns: {table.titles()})")
@@ -174,12 +179,23 @@ def _find_label(table: Table, others: list[int]) -> int:
     if len(left) > 1:
         left = [position for position in left if not _counts(table.column(position))]
     if len(left) == 1:
-        return left[0]
+        return left[0], None
     if table.header and len(left) > 1 and _one_hot(table, left):
         raise DataError(f"{table.file}: the columns {table.titles(left)} hold one 1 a row, for the class of the image. Write its "
                         "name into one column instead, called label")
     raise DataError(f"{table.file}: which column holds the labels? It has {table.titles()}: add --label_column with "
                     f"{'its name' if table.header else 'its number, from 1'}")
+
+
+def _label_and_code(table: Table, found: list[int]) -> tuple[int, int] | None:
+    """Of label and label_id, class_name and class_id: (the label's, its code's), if each label has one code and its own."""
+    for label, code in (found, found[::-1]):
+        stem, of_code = (word_of(table.header[position]) for position in (label, code))
+        pairs = set(zip(table.column(label), table.column(code)))
+        if of_code in (f"{stem}id", f"{stem.removesuffix('name')}id") and (
+                len(pairs) == len(set(table.column(label))) == len(set(table.column(code)))):
+            return label, code
+    return None
 
 
 def _one_hot(table: Table, positions: list[int]) -> bool:

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from .classes import MISSING, Classes, check_wanted
+from .classes import Classes, check_wanted
 from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, shown
@@ -15,6 +15,7 @@ from .overlap import real_paths
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
+MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     notes += [*classes.notes, *_missing_labels(trained), *_listed_twice(lists, images)]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         test = lists["test"]
-        chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
+        chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} that are test by column "
+                     f"{test.table.title(test.columns.split)}"
                      if test.table is lists["train"].table else test.table.file)
         notes.append(f"best.pt is chosen on {chosen_on}, since nothing else is held out: --val_fraction 0.1 "
                      "(VAL_FRACTION=0.1) would choose on a share of train instead")
@@ -197,7 +199,8 @@ def _how_it_was_read(own: _List, finder: FileFinder) -> str:
     plain = table.width == 2 and columns.path == 0 and (not table.header or all(
         name.lower() in known for name, known in zip(table.header, PLAIN_HEADER)))
     if not plain:
-        found.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}")
+        code = f" ({table.title(columns.code)} is a code of it)" if columns.code is not None else ""
+        found.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}{code}")
     if table.separator != ",":
         found.append(f"separated by {SEPARATORS[table.separator]}")
     if table.encoding != "utf-8":
@@ -256,12 +259,17 @@ def _and_more(own: _List, numbers: list[int]) -> str:
 
 
 def _missing_labels(lists: list[_List]) -> list[str]:
-    """The lines of labels that are what programs write for a missing value; classes.py warns of the class."""
+    """Warnings of labels that are what programs write for a missing one, with their lines. A class may be called so: labels are
+    taken for missing where they are fewer than half of what the other classes have on average."""
     notes = []
     for own in lists:
-        numbers = [number for number, label in enumerate(own.labels()) if label.casefold() in MISSING]
-        if numbers:
-            notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels()[numbers[0]])}{_and_more(own, numbers)}")
+        labels = own.labels()
+        numbers = [number for number, label in enumerate(labels) if label.casefold() in MISSING]
+        others = len(set(labels) - {labels[number] for number in numbers})
+        if numbers and 2 * len(numbers) * others < len(labels) - len(numbers):
+            rows = "row" if len(numbers) == 1 else "rows"
+            notes.append(f"warning: {own.place(numbers[0])}: the label {shown(labels[numbers[0]])} is what spreadsheets and "
+                         f"pandas write where one is missing{_and_more(own, numbers)}: remove the {rows} if it is no class")
     return notes
 
 

@@ -248,8 +248,7 @@ def without_images(splits: Splits, need: str) -> Iterator[str]:
     for name, split in named.items():
         missing = np.flatnonzero(np.bincount(split.targets, minlength=len(splits.classes)) == 0)
         if len(missing) and (need == TRAIN or split is splits.test):
-            begin = "warning: " if need == TRAIN else ""
-            yield (f"{begin}{name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
+            yield (f"warning: {name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
                    f"{abbreviate(splits.classes[label] for label in missing)}")
 
 

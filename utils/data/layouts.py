@@ -81,11 +81,23 @@ def find(data_dir: str, listing: List, request: Request) -> Layout:
         return _undivided(root, root, listing, request)            # the classes of a run that took them so
     found = _divisions(root, listing, 0)
     if len(found) > 1:
+        _check_swapped(root, found, listing)
         raise DataError(f"{located(root)} holds more than one data set: {', '.join(str(place) for place, _ in found[:5])}. Give "
                         "one of them as --data_dir")
     if found:
         return _divided(root, *found[0], listing, request)
     return _undivided(root, _outer(root, listing), listing, request)
+
+
+def _check_swapped(root: Path, found: list[tuple[Path, dict[str, list[str]]]], listing: List) -> None:
+    """Raise DataError for classes that are each divided inside: cat/train, cat/test, dog/train, dog/test."""
+    parts = [place / name for place, roles in found for same in roles.values() for name in same]
+    if {place.parent for place, _ in found} != {root} or not all(listing(part).images for part in parts):
+        return
+    first, splits = found[0][0].name, [part.name for part in parts if part.parent == found[0][0]]
+    raise DataError(f"{located(root)}: each class has {' and '.join(f'{split}/' for split in splits)} inside it "
+                    f"({abbreviate(str(part.relative_to(root)) for part in parts)}), and it must be the other way round: move "
+                    f"{first}/{splits[0]} to {splits[0]}/{first}, and so on")
 
 
 def _outer(root: Path, listing: List) -> Path:
