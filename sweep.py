@@ -111,8 +111,8 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     (tried, text), = asked.items()
     try:
         values = [TRIED[tried][0](value) for value in re.split(r"[\s,;]+", text) if value]
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--{tried}s {text}: each {error}. Expected numbers such as 0.001,0.003") from error
     if not values:
         raise ConfigError(f"--{tried}s {text!r}: holds no number. Expected some such as 0.001,0.003")
     for value in sorted({value for value in values if values.count(value) > 1}):

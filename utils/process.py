@@ -264,7 +264,8 @@ class StopSignal:
 
     def _print(self, number: int, words: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(2, f"{self._name}: {signal.Signals(number).name}: {words}\n".encode())
+            asked = "asked to stop" if launch.launch_file("") and number == signal.SIGUSR1 else signal.Signals(number).name
+            os.write(2, f"{self._name}: {asked}: {words}\n".encode())          # train.sh makes SIGUSR1 of every request
 
 
 # A child that is signalled must not wake its parent's thread.

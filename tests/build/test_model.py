@@ -10,7 +10,8 @@ from other_programs import renamed
 from models import create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
-from utils.config import ConfigError
+from utils.build.model import describe_model
+from utils.config import ConfigError, Facts, resolve
 
 
 def test_the_seed_fixes_initial_weights():
@@ -41,6 +42,18 @@ def test_images_that_were_prepared_too_small_are_a_warning(capsys):
     printed = capsys.readouterr().out
     assert printed.count("they are enlarged; prepare them with python dataset.py prepare --size 9\n") == 1
     assert "less than the model's 8x8 px" in printed and "prepared, the shorter side 8 px at most" in printed
+
+
+def test_a_file_of_no_row_is_called_by_its_sizes():
+    flags = {"pretrained_dir": "w.pth", "num_heads": 2, "dataset": "folder"}
+    sizes = {"patch_size": 4, "hidden_size": 40, "mlp_dim": 80, "num_layers": 1}
+    for row, words in (({"model_type": "ViT-B_16", **sizes}, "ViT of its own sizes (patch_size 4, hidden_size 40, "),
+                       ({"model_type": "R26-ViT-S_32", **sizes}, "R26-ViT of its own sizes ("),
+                       ({"model_type": "DeiT-S_16-distilled", **sizes}, "DeiT-distilled of its own sizes ("),
+                       ({"model_type": "ViT-S_16", "classifier": "gap"}, "ViT-S_16 with classifier gap")):
+        facts = Facts(100, 10, start_row=row | {"names_img_size": False}, start_path="w.pth")
+        described = describe_model(resolve(flags, facts), facts)
+        assert described.startswith(words) and ("B_16" in described) is False
 
 
 @pytest.mark.parametrize(("eval_only", "value"), [(True, 3), (False, 2)])

@@ -48,5 +48,5 @@ def test_the_default_for_photographs_fits_into_half_of_this_machine():
     row, size = configs.MODELS["ViT-B_16"], (224, 224)
     for precision in ("fp32", "bf16"):
         whole = need(row, size, 100, precision=precision, optimizer="sgd", eval_batch_size=64)
-        assert whole.of(512) > 24 * GIB
+        assert whole.step(512) > 24 * GIB
         assert choose_micro_steps(512, whole, 12 * GIB) in (8, 16)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from utils.config import (
     SIZES,
     Config,
     ConfigError,
+    Facts,
     describe_length,
     describe_memory,
     length_warnings,
@@ -125,10 +127,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
         numbers = first_names([str(label) for label in range(len(splits.classes))], start)
         print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes, start)}")
     count = sum(parameter.numel() for parameter in model.parameters())
-    sizes = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
-             if config.source(key) == START and getattr(config, key) is not None]
-    other = f" with {', '.join(sizes)}" if sizes and found.facts.start_row else ""
-    print(f"model: {config.model_type}{other} at {size} px, {count:,} parameters\n"
+    print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
         print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
@@ -138,6 +137,18 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
+
+
+def describe_model(config: Config, facts: Facts) -> str:
+    """The row of configs.py and what the file has otherwise; of a file whose sizes no row has, its family and its sizes."""
+    own = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
+           if config.source(key) == START and getattr(config, key) is not None]
+    if not (own and facts.start_row):
+        return config.model_type
+    if "hidden_size" not in facts.start_row:
+        return f"{config.model_type} with {', '.join(own)}"
+    family = re.match(r"(R\d*-)?[A-Za-z]+", config.model_type)[0] + "-distilled" * config.model_type.endswith("-distilled")
+    return f"{family} of its own sizes ({', '.join(own)})"
 
 
 def _source_of_weights(config: Config, saved: SavedRun | None, model: ImageTransformer) -> str:

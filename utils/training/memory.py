@@ -25,10 +25,6 @@ class Need:
         """Of a step in micro-batches of so many images."""
         return self.fixed + max(self.gradients, images * self.image)
 
-    def of(self, images: int) -> int:
-        """Of such a step, and of an evaluation."""
-        return max(self.step(images), self.fixed + self.evaluation)
-
     def fitting(self, memory: int) -> int:
         """The images of the largest micro-batch that fits into `memory` bytes, or takes no more than the gradients anyway."""
         return max(1, max(memory - self.fixed, self.gradients) // self.image)
