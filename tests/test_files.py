@@ -32,19 +32,6 @@ def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
     assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (looked for in {here})"
 
 
-def test_paths_to_type_are_right_from_where_the_user_stands(tmp_path, monkeypatch):
-    """python /path/to/train.py from another folder; train.sh, which changes to its own, from another and from that."""
-    monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
-    monkeypatch.chdir(files.ROOT)
-    assert (files.to_type("output/r s"), files.to_type("train.sh", files.ROOT)) == ("'output/r s'", "train.sh")
-    monkeypatch.setenv("VIT_CALLED_FROM", str(tmp_path))
-    assert files.to_type("output/r") == f"{files.ROOT}/output/r" and files.to_type("/run") == "/run"
-    monkeypatch.delenv("VIT_CALLED_FROM")
-    monkeypatch.chdir(tmp_path)
-    assert files.to_type("output/r") == f"{tmp_path}/output/r"
-    assert files.to_type("train.sh", files.ROOT) == f"{files.ROOT}/train.sh"
-
-
 # ------------------------------------------------------------------------------------------------------ atomic_write
 
 

@@ -1,6 +1,7 @@
 """What a launcher says in the environment, and the folder of a launch."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,22 @@ def test_flags_after_a_restart(folder, monkeypatch, tmp_path):
     with pytest.raises(launch.LaunchError, match="--name"):
         launch.flags_after_restart(flags)
     assert launch.flags_after_restart({"name": "c"}) == {"output_dir": "output", "name": "c", "resume_path": "auto"}
+
+
+def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeypatch):
+    """In the project's folder; in another, from which train.sh was called, which goes to its own; by python /path/to/train.py
+    there, whose data may have a relative path."""
+    monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
+    monkeypatch.setattr(launch, "_python", lambda: "python")
+    monkeypatch.chdir(launch.ROOT)
+    assert launch.command("train.py") == "python train.py" and launch.command("train.sh", "A=1") == "A=1 bash train.sh"
+    assert launch.command_to_resume(Path("output/r s"), 6) == "RESUME_PATH='output/r s' NUM_STEPS=6 bash train.sh"
+    monkeypatch.setenv("VIT_CALLED_FROM", str(tmp_path))
+    assert launch.command_to_resume(Path("output/r")) == f"cd {launch.ROOT} && RESUME_PATH=output/r bash train.sh"
+    assert launch.command("-m tensorboard.main") == f"cd {launch.ROOT} && python -m tensorboard.main"
+    monkeypatch.delenv("VIT_CALLED_FROM")
+    monkeypatch.chdir(tmp_path)
+    assert launch.command_to_resume(Path("output/r"), 6) == (
+        f"python {launch.ROOT}/train.py --resume_path output/r --num_steps 6")
+    assert launch.command("train.sh", "A=1") == f"A=1 bash {launch.ROOT}/train.sh"
+    assert launch.command("-m tensorboard.main") == "python -m tensorboard.main"

@@ -7,12 +7,10 @@ import os
 import platform
 import re
 import secrets
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 LOCK_FILE = ".lock"
 OWNER_SECONDS = 2.0       # how long the owner of a lock may take to write its name into the file
 
@@ -53,14 +51,6 @@ def where_looked(path: str | Path) -> str:
 def located(path: str | Path) -> str:
     """The path for a message, with why nothing is there if that is so."""
     return f"{path}{where_looked(path)}"
-
-
-def to_type(path: str | Path, folder: Path | None = None) -> str:
-    """A path of the current folder, or of `folder`, as it stands in a command to copy: relative only where that is right, for a
-    user who is in the project's folder. Scripts work from there, wherever they are called."""
-    places = (os.environ.get("VIT_CALLED_FROM") or os.getcwd(), os.getcwd())
-    at_home = all(os.path.realpath(place) == str(ROOT) for place in places)
-    return shlex.quote(str(path if at_home else Path(folder or Path.cwd(), path)))
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:

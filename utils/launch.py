@@ -16,9 +16,13 @@ Before torchrun it runs train.py with VIT_CHECK=N once, which checks the flags o
 
 import contextlib
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
 EXIT_BAD_INPUT = 2
 RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}       # and what holds where one is not set
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
@@ -125,6 +129,36 @@ def posted_exit_code() -> int | None:
         return int(file.read_text(encoding="utf-8")) if file else None
     except (OSError, ValueError):                  # not there, or not written yet
         return None
+
+
+def command(script: str, variables: str = "") -> str:
+    """The beginning of a command of ours to copy, right from where the user stands: with `variables` of a script in bash.
+
+    Relative paths are meant from the current folder. That is the project's for train.sh, wherever it was called; python
+    /path/to/train.py stays where the user is.
+    """
+    here = os.path.realpath(os.getcwd())
+    away = here == str(ROOT) != os.path.realpath(os.environ.get("VIT_CALLED_FROM") or here)
+    if here != str(ROOT) and script.endswith((".py", ".sh")):
+        script = shlex.quote(str(ROOT / script))
+    program = "bash" if script.endswith(".sh") else _python()
+    return " ".join(filter(None, [f"cd {shlex.quote(here)} &&" if away else "", variables, program, script]))
+
+
+def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
+    """The command that goes on with a run, by train.sh where that finds the run's data: they count from the current folder."""
+    if os.path.realpath(os.getcwd()) == str(ROOT):
+        return command("train.sh", f"RESUME_PATH={shlex.quote(str(folder))}" + (f" NUM_STEPS={num_steps}" if num_steps else ""))
+    more = f" --num_steps {num_steps}" if num_steps else ""
+    return f"{command('train.py')} --resume_path {shlex.quote(str(folder))}{more}"
+
+
+def _python() -> str:
+    """This Python as a user would type it."""
+    python = sys.executable
+    if Path(python).is_relative_to(Path.cwd()):
+        return shlex.quote(os.path.relpath(python))
+    return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else shlex.quote(python)
 
 
 def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:

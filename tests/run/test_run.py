@@ -10,7 +10,7 @@ from building import ALONE
 from runs import events_of, load_state
 from torch import nn
 
-from utils import files
+from utils import launch
 from utils.config import Facts, parse, resolve
 from utils.data.sampler import StepSampler
 from utils.files import StorageError
@@ -139,7 +139,7 @@ def test_after_a_failed_save_a_later_evaluation_may_be_the_best(monkeypatch):
 def test_a_stop_during_an_evaluation_is_made_up_for(stopped, capsys, monkeypatch):
     """The resumed run has the evaluations and the best.pt of one that nobody stopped."""
     accuracies = {(2, "val"): 0.7, (4, "val"): 0.6}
-    monkeypatch.setattr(files, "ROOT", Path.cwd())
+    monkeypatch.setattr(launch, "ROOT", Path.cwd().resolve())
     first = Session(accuracies=accuracies, stop_in=stopped)
     assert first.run.stop_requested and first.evaluated[-1] == stopped and stopped not in logged()
     assert [event["step"] for event in events_of("r", ("preempted",))] == [stopped[0]]

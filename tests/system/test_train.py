@@ -17,7 +17,8 @@ import train
 from models import create_model, save_npz
 from utils.data import loader
 from utils.data.splits import ImageError
-from utils.files import ROOT, StorageError
+from utils.files import StorageError
+from utils.launch import ROOT
 from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
@@ -43,7 +44,7 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     printed = capsys.readouterr().out
     for words in ("test accuracy", "before", "after", "output/digits/step-00000005.pt", "output/digits/curves.png",
                   "logs/digits", "Next:", "--eval_only",
-                  f"RESUME_PATH={Path.cwd()}/output/digits NUM_STEPS=10 bash {ROOT}/train.sh"):
+                  f" {ROOT}/train.py --resume_path output/digits --num_steps 10\n"):
         assert words in printed, words
 
 

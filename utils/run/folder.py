@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from utils.files import ROOT, FileLock, InUseError, atomic_write, to_type
+from utils import launch
+from utils.files import FileLock, InUseError, atomic_write
 
 from . import checkpoint as checkpoints
 from .checkpoint import BEST_FILE, CheckpointError, RunCheckpoint, RunState
@@ -86,13 +87,8 @@ def check_free(output_dir: str, name: str) -> None:
     folder = Path(output_dir) / name
     lock(folder).check()
     if folder.is_dir() and checkpoints.checkpoint_files(folder):
-        raise FolderError(f"{folder} already holds a run. Resume it with RESUME_PATH={to_type(folder)}, or choose another "
+        raise FolderError(f"{folder} already holds a run. Resume it ({launch.command_to_resume(folder)}), or choose another "
                           "--name.")
-
-
-def resuming(folder: Path, settings: str = "") -> str:
-    """The command that goes on with a run, to copy; `settings`: variables of train.sh."""
-    return " ".join(filter(None, [f"RESUME_PATH={to_type(folder)}", settings, f"bash {to_type('train.sh', ROOT)}"]))
 
 
 def _remove_unfinished(folder: Path) -> None:

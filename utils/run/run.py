@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from utils import distributed
+from utils import distributed, launch
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError
 from utils.device import OutOfMemory
@@ -26,7 +26,7 @@ from utils.training.trainer import DivergedError, Trainer
 
 from . import checkpoint
 from .checkpoint import NonFiniteError, RunCheckpoint, RunState
-from .folder import BAD_IMAGES_FILE, resuming
+from .folder import BAD_IMAGES_FILE
 from .log import LOG_FILE, read_log
 from .loggers import BadImages, RunLogger
 from .profiling import Profile
@@ -275,7 +275,7 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
-            resume = f"Resume with: {resuming(folder)}" if step else "Nothing to save yet."
+            resume = f"Resume with: {launch.command_to_resume(folder)}" if step else "Nothing to save yet."
             print(f"Stopped on request after step {step} of {self.config.num_steps}. {resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:
