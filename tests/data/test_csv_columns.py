@@ -89,6 +89,14 @@ def test_the_other_lists_take_the_columns_of_the_first(tmp_path):
         assert splits.val.targets.tolist() == [1] and splits.val[0][0].getpixel((0, 0))[0] == 20
 
 
+def test_lists_with_the_same_codes_are_told_in_one_line(tmp_path):
+    """A list without them has a line of its own."""
+    train, told = "path,label,label_id\na.png,x,0\nb.png,y,1\n", "paths from column path, labels from column label"
+    for val, words in (("label_id,label,path\n1,y,c.png\n", f"train.csv, val.csv: {told} (label_id is a code of it)"),
+                       ("age,label,path\n1,y,c.png\n", f"val.csv: {told}")):
+        assert words in csv_lists(csv_files(tmp_path, train=train, val=val)).notes
+
+
 def test_a_number_names_a_column_of_that_name_first(tmp_path):
     splits = csv_lists(csv_files(tmp_path, train="2,1,image\nq,x,a.png\nq,y,b.png\n"), Request(label_column="1"))
     assert splits.classes == ("x", "y")

@@ -175,7 +175,10 @@ def _read_like(file: Path, part: str, first: _List, finder: FileFinder) -> _List
         return None
     elif table.width != first.table.width:
         raise DataError(f"{table.place(0)}: {table.width} columns, and {first.table.width} in {first.table.file.name}; {SHAPE}")
-    return _List(table, find_columns(table, *wanted, finder, part), list(range(len(table.rows))))
+    columns = find_columns(table, *wanted, finder, part)
+    if first.columns.code is not None and (code := first.table.header[first.columns.code]) in table.header:
+        columns = dataclasses.replace(columns, code=table.header.index(code))
+    return _List(table, columns, list(range(len(table.rows))))
 
 
 def _divide(lists: dict[str, _List]) -> dict[str, _List]:
