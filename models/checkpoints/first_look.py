@@ -88,7 +88,7 @@ def require_run(path: str | Path) -> None:
     if Path(path).is_file():
         check_seal(path)
     elif not any(Path(path).glob("*.pt")):
-        raise WeightsError(f"{path} holds no checkpoint of a run")
+        raise WeightsError(f"{path} holds no intact checkpoint")
 
 
 def is_sealed(stream: BinaryIO) -> bool | None:

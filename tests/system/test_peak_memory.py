@@ -12,8 +12,8 @@ from utils.training.memory import need
 
 FEW = [("ViT-Ti_16", 16, "fp32", "sgd")]
 MANY = [*FEW, ("ViT-Ti_16", 32, "bf16", "adamw"), ("ViT-S_16", 32, "fp32", "adamw"), ("ViT-S_16", 16, "bf16", "sgd"),
-        ("ViT-B_16", 16, "fp32", "sgd"), ("ViT-B_16", 16, "bf16", "adamw"), ("R26-ViT-S_32", 16, "fp32", "sgd"),
-        ("R26-ViT-S_32", 16, "bf16", "sgd")]
+        ("ViT-Ti_16", 16, "fp16", "sgd"), ("ViT-B_16", 16, "fp32", "sgd"), ("ViT-B_16", 16, "bf16", "adamw"),
+        ("R26-ViT-S_32", 16, "fp32", "sgd"), ("R26-ViT-S_32", 16, "bf16", "sgd")]
 
 # Not the maximum that wait4 tells: it begins with the size of the process that started this one.
 MEASURED = """

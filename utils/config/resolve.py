@@ -179,7 +179,7 @@ def _need(values: dict, facts: Facts) -> memory.Need:
     row = MODELS[values["model_type"]].to_dict() | {key: values[key] for key in MODEL_KEYS if values[key] is not None}
     size, layers = values["img_size"], values["train_layers"]
     return memory.need(row, size if isinstance(size, tuple) else (size, size), facts.num_classes, precision=values["precision"],
-                       optimizer=values["optimizer"], device_type=facts.device_type,
+                       fp16_opt_level=values["fp16_opt_level"], optimizer=values["optimizer"], device_type=facts.device_type,
                        eval_batch_size=min(values["eval_batch_size"], facts.evaluated_images or values["eval_batch_size"]),
                        trained_blocks=None if layers == "all" else 0 if layers == "head" else int(layers),
                        averaged=bool(values["ema_decay"]), teacher_parameters=facts.teacher_parameters,
