@@ -139,6 +139,7 @@ def test_after_a_failed_save_a_later_evaluation_may_be_the_best(monkeypatch):
 def test_a_stop_during_an_evaluation_is_made_up_for(stopped, capsys, monkeypatch):
     """The resumed run has the evaluations and the best.pt of one that nobody stopped."""
     accuracies = {(2, "val"): 0.7, (4, "val"): 0.6}
+    monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
     monkeypatch.setattr(launch, "ROOT", Path.cwd().resolve())
     first = Session(accuracies=accuracies, stop_in=stopped)
     assert first.run.stop_requested and first.evaluated[-1] == stopped and stopped not in logged()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from runs import TINY, make_tree, mark
 
 import sweep
 from utils.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def called_from_here(monkeypatch):
+    """A sweep sets it for its runs; other tests must not see it."""
+    monkeypatch.setenv("VIT_CALLED_FROM", os.getcwd())
 
 
 def error_line(capsys, *argv: str) -> str:
