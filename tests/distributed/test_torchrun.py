@@ -48,7 +48,7 @@ def test_process_that_the_launcher_killed_is_no_cause(monkeypatch):
 @pytest.mark.parametrize(("error", "code", "line"), [
     (launch.LaunchError("MASTER_PORT=1: cannot open"), 2, "train.sh: error: MASTER_PORT=1: cannot open\n"),
     (nodes.RunEnded("code 3"), 8, "train.sh: error: code 3\n"),
-    (DistStoreError("timed out: waited\nfor node 0"), 8, "train.sh: error: another node is lost: timed out: waited\n")])
+    (DistStoreError("timed out\nafter"), 8, "train.sh: error: another node is lost or has not come: timed out\n")])
 def test_lost_node_is_one_line(monkeypatch, capsys, error, code, line):
     def main(argv):
         raise error

@@ -67,7 +67,7 @@ class Nodes(RendezvousHandler):
     def _begin(self, wait: Wait) -> int:
         """Node 0: begins an attempt when all the others have answered."""
         self._store = self._store or reach(self.host, self.port, True, wait, "")
-        self._check_goes_on(self._store.add(COUNT, 0))
+        self._check_not_ended(self._store.add(COUNT, 0))
         attempt = self._store.add(COUNT, 1)
         while missing := self._missing(attempt):
             wait.step(f"{missing} to come to {self.host}:{self.port}")
@@ -85,7 +85,7 @@ class Nodes(RendezvousHandler):
             if has_begun and attempt == answered:
                 return attempt
             if has_begun:
-                self._check_goes_on(attempt)
+                self._check_not_ended(attempt)
                 self._store.set(f"{launch.attempt_name(attempt)}/{REPLACED}", "")
                 wait.step(f"{node_0} to begin again, which has not lost this one yet")
                 continue
@@ -99,7 +99,7 @@ class Nodes(RendezvousHandler):
         missing = [node for node in range(1, self.count) if not self._store.check([f"here-{attempt}-{node}"])]
         return named("node", missing, self.count) if missing else ""
 
-    def _check_goes_on(self, attempt: int) -> None:
+    def _check_not_ended(self, attempt: int) -> None:
         key = f"{launch.attempt_name(attempt)}/{EXIT_CODE}"
         if self._store.check([key]):
             raise RunEnded(f"a process of another node has ended the run with code {self._store.get(key).decode()}: what it has "

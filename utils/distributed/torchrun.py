@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     except launch.LaunchError as error:
         return fail(str(error), error.exit_code)
     except DistError as error:
-        return fail(f"another node is lost: {error}".partition("\n")[0], EXIT_PEER_LOST)
+        return fail(f"another node is lost or has not come: {error}".partition("\n")[0], EXIT_PEER_LOST)
     except SignalException:
         if not launch.is_asked_to_stop():
             raise
