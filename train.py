@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
-        flags = launch.flags_after_restart(configuration.parse(argv))
-        configuration.check(flags)                               # what needs neither data nor PyTorch
-        check_weights(flags)
+        flags = configuration.parse(argv)
+        if launch.one_node() and not launch.restarts():
+            check(flags)                                         # what needs neither data nor PyTorch
         if launch.only_checks():                                 # train.sh asks before it starts torchrun
             return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
         from utils import build, distributed
 
         with distributed.init(flags.get("device", "auto"), flags.get("rank_timeout", 600)) as ranks:
+            flags = build.decide_resume(flags, ranks)            # after a restart: the same run
+            if not launch.one_node():                            # all nodes end where a file is missing on one of them
+                distributed.local_main_first(ranks, lambda: check(flags))
             saved = build.saved_run(flags, ranks)                # the checkpoint to resume or branch from, or None
             sources = configuration.choose(flags, saved and saved.state.config)
             found = build.find(sources, saved, ranks)            # facts as plain values, opened data, opened start weights
@@ -45,6 +48,12 @@ def main(argv: list[str]) -> int:
             else:
                 program.exit_code = train(config, found, saved, ranks, program.stop)
     return program.exit_code
+
+
+def check(flags: dict) -> None:
+    """Raises ConfigError for what can be known without data and PyTorch."""
+    configuration.check(flags)
+    check_weights(flags)
 
 
 def check_weights(flags: dict) -> None:

@@ -226,6 +226,10 @@ def test_process_of_train_sh_ends_with_0_and_posts_its_code(launch, monkeypatch,
     monkeypatch.setattr(launching, "restarts", lambda: 2)
     below_torchrun(monkeypatch, 0, 4, 2)                 # another node has a train.sh of its own
     assert code_of(BadImage("a.png")) == 5
+    monkeypatch.setattr(process, "_nodes_know", False)
+    process.nodes_know()                                 # and knows the code
+    assert code_of(BadImage("a.png")) == 0
+    monkeypatch.setattr(process, "_nodes_know", False)
     monkeypatch.delenv("VIT_LAUNCH")                # torchrun alone
     assert code_of(BadImage("a.png")) == 5 and code_of(None, process.EXIT_PREEMPTED) == 0
 

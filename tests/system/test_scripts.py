@@ -15,7 +15,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def test_every_variable_of_the_script_is_tested():
     ({"GPUS": "0,1", "NPROC": "1"}, "--nproc_per_node 1"),
     ({"GPUS": "MIG-GPU-8932f937/1/0"}, "--nproc_per_node 1"), ({"GPUS": "GPU-8932f937,GPU-5f1d"}, "--nproc_per_node 2"),
     ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501", "NPROC": "8"},
-     "--nnodes 2 --node_rank 1 --master_addr node0 --master_port 29501 --nproc_per_node 8")])
+     "--nnodes 2 --rdzv_backend nodes --rdzv_endpoint node0:29501 --rdzv_conf rank=1 --nproc_per_node 8")])
 def test_processes_and_nodes(run_script, variables, words):
     """And what is not set is not passed on."""
     command = command_words(run_script("train.sh", DRY_RUN="1", **variables))
@@ -218,25 +217,24 @@ env > "{tmp_path}/environment"
 
 
 @pytest.mark.slow
-def test_a_node_says_that_it_waits_and_a_request_ends_it(tmp_path):
-    """Whatever torchrun does about the request."""
+def test_a_request_ends_a_node_whatever_torchrun_does_about_it(tmp_path):
+    """It may wait for a store whose machine is gone."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
 [ "$1" = -m ] || exit 0
 trap '' TERM
+echo waiting
 for second in {{1..60}}; do sleep 1; done
 """)
     python.chmod(0o755)
     waiting = subprocess.Popen(
-        ["bash", "train.sh"], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        ["bash", "train.sh"], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHON": str(python), "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29501"})
-    begun, line = time.monotonic(), waiting.stderr.readline()
-    assert "node 1 waits for the others" in line and "MASTER_ADDR=a and MASTER_PORT=29501" in line
-    assert time.monotonic() - begun < 40
+    assert waiting.stdout.readline() and waiting.stdout.readline() == "waiting\n"
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(40) == 143
-    waiting.stderr.close()
+    waiting.stdout.close()
 
 
 def test_the_name_of_a_computer_is_no_runs(run_script):

@@ -16,7 +16,7 @@ from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
 from models.create import match_row
-from utils import distributed
+from utils import distributed, launch
 from utils.config import FLAGS, ConfigError, Facts, Saved, Sources, before
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
@@ -27,7 +27,7 @@ from utils.data.splits import DataError, ImageError, Splits, fingerprint
 from utils.device import total_memory
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
-from utils.run.checkpoint import RunCheckpoint, RunState
+from utils.run.checkpoint import CheckpointError, RunCheckpoint, RunState
 from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
@@ -61,6 +61,13 @@ class Found:
     teacher: Opened | None = None     # what --teacher means
 
 
+def decide_resume(flags: dict, ranks: Ranks) -> dict:
+    """The flags with which all processes start or resume the run. Rank 0 decides: another node may have been started again, or
+    count the restarts otherwise. Raises LaunchError on every rank."""
+    others = {name: value for name, value in flags.items() if name not in launch.RESUME_FLAGS}
+    return others | distributed.broadcast_from_main(ranks, lambda: launch.resume_flags(flags))
+
+
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
     """The checkpoint that --resume_path means, opened; None without one, or where `auto` finds no run yet.
 
@@ -86,11 +93,19 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
             print(f"no run to resume in {Path(output_dir, name)} yet: starting a new one")
         return None
     with given_by("--resume_path"):
-        opened = distributed.local_main_first(ranks, lambda: opened or checkpoint.open_run_checkpoint(path))
+        opened = distributed.local_main_first(ranks, lambda: opened or _open_as_rank_0(path))
         state = distributed.local_main_first(ranks, opened.state)
     if not flags.get("eval_only"):
         distributed.broadcast_from_main(ranks, lambda: folder.check_resume(path, flags.get("output_dir"), name))
     return SavedRun(opened, state)
+
+
+def _open_as_rank_0(path: Path) -> RunCheckpoint:
+    try:
+        return checkpoint.open_run_checkpoint(path)
+    except CheckpointError as error:
+        error.args = (f"{error}. Process 0 resumes this checkpoint, and every node has to read it: from a disk that they share",)
+        raise
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:

@@ -1,8 +1,10 @@
 """Joins and leaves the processes of a run; turns a broken collective into one line.
 
 While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
-`timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process): it asks neither the others
-nor the store in which torchrun introduced them, which may be gone with its machine. Its report names a process that died.
+`timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process). It does not ask the others,
+and the store in which they met for `ANSWER_S` at most, because that may be gone with its machine. On several nodes a process
+whose error ends the run leaves its exit code there, so that all end with the same one and none is started again. The report of a
+process that is lost names one that died.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import datetime
 import gc
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,9 +22,10 @@ import torch.distributed as dist
 from utils import launch, process
 from utils.device import choose_device, is_out_of_memory, keep_memory, out_of_memory_error
 
-from .rendezvous import meet
+from .rendezvous import EXIT_CODE, meet
 
 OF_GLOO = ("gloo", "Application timeout caused pair closure", "Operation timed out!")
+ANSWER_S = 2.0      # of the store, after a failure
 SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
 
 
@@ -50,6 +54,7 @@ class Ranks:
 class _Group:
     training: dist.ProcessGroup     # its collectives wait `timeout_s`; those of the default group SETUP_S
     timeout_s: int
+    store: dist.Store
     watched: bool = False
 
 
@@ -70,7 +75,7 @@ def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.device)
     else:
         keep_memory()
-    with _one_line(ranks, lambda: "setting up"):
+    with _one_code(), _one_line(ranks, lambda: "setting up"):
         if size > 1:
             _join(ranks, timeout_s)
         yield ranks
@@ -105,6 +110,39 @@ def _one_line(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _one_code() -> Iterator[None]:
+    """On several nodes: leaves the exit code of an error to the others, or ends with the code that another process has left."""
+    try:
+        yield
+    except ValueError as error:
+        code = getattr(error, "exit_code", None)
+        if _group is None or code is None or launch.one_node() or not launch.below_launcher():
+            raise
+        if not isinstance(error, PeerLost):
+            known = _ask_store(lambda: _group.store.set(EXIT_CODE, str(code)))
+        elif known := _ask_store(lambda: _group.store.check([EXIT_CODE]) and int(_group.store.get(EXIT_CODE))):
+            error = PeerLost(f"a process of another node has ended the run with code {known[0]}: what it has printed says why")
+            error.exit_code = known[0]
+        if known:
+            process.nodes_know()
+        raise error
+
+
+def _ask_store(function: Callable[[], object]) -> list:
+    """-> [what function() returns]; [] if that is False, or the store does not answer in time"""
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(dist.DistError):
+            answers.append(function())
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return [answer for answer in answers if answer is not False]
+
+
 def _is_of_collective(error: Exception) -> bool:
     """gloo raises plain RuntimeErrors: most name their source file, the others are in OF_GLOO; nccl raises DistBackendError."""
     return isinstance(error, dist.DistError) or (
@@ -116,8 +154,9 @@ def _loss(error: Exception) -> str:
         patience = f"{_group.timeout_s} s (--rank_timeout)" if current_group() else f"{SETUP_S} s"
         return f"another process of the run did not answer within {patience}"
     reason = re.sub(r"^\[\S*\] ", "", f"{error}".partition("\n")[0]).partition(". ")[0][:200]
-    return (f"another process of the run has ended ({reason}): what is printed below names it; the out-of-memory killer may have "
-            "ended it (see dmesg)")
+    where = "below" if launch.one_node() else "below or on its node"
+    return (f"another process of the run has ended ({reason}): what is printed {where} names it; the out-of-memory killer may "
+            "have ended it (see dmesg)")
 
 
 def _join(ranks: Ranks, timeout_s: int) -> None:
@@ -129,7 +168,7 @@ def _join(ranks: Ranks, timeout_s: int) -> None:
     store = meet(ranks.rank, ranks.size, SETUP_S)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=patience,
                             device_id=ranks.device if on_gpu else None)
-    _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s)
+    _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s, store)
 
 
 def _leave() -> None:
