@@ -119,7 +119,7 @@ def _initialize_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict, earlier: Callable[[], list[dict]] = list) -> str:
-    """Loads a checkpoint's averages. What the optimizer was built with (its kernel, eps, rates) are settings of this session.
+    """Loads a checkpoint's averages. What the optimizer was built with (its kernel, eps, lr_scale) are settings of this session.
 
     earlier: the groups of the checkpoint's parameters, where it has others than the optimizer: by value. Returns a line for the
     user if the precision has changed eps, else "".
@@ -134,7 +134,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict, earlier: Callable[
         for parameter, number in zip(group["params"], packed["params"]):
             if (in_checkpoint := numbers[id(parameter)][0]) in state["state"]:
                 values[number] = state["state"][in_checkpoint]
-        options.append(numbers[id(group["params"][0])][1] | packed)        # lamb keeps its count of the steps there
+        there = numbers[id(group["params"][0])][1]
+        options.append(there | packed | {"lr": there["lr"]})              # lamb keeps its count of the steps there
     optimizer.load_state_dict({"state": values, "param_groups": options})
     _initialize_momentum(optimizer)
     before, now = (group[0].get("eps") for group in (saved, own))
