@@ -78,7 +78,7 @@ class ClassificationMetrics:
         self.confidence += (own_bin * confidence[:, None]).sum(dim=0)
         if self.confusion is not None:
             cells = targets * self.num_classes + best[:, 0]
-            self.confusion += torch.bincount(cells, minlength=self.num_classes ** 2)
+            self.confusion.index_add_(0, cells, torch.ones_like(cells))          # the host would wait for bincount
 
     def compute(self, stopped: bool = False) -> EvalMetrics | None:
         """Returns the metrics of all ranks, on every rank; None if a rank has `stopped` before its last image."""
