@@ -15,6 +15,12 @@ NAMES_GPUS = re.compile(r"\d|GPU-|MIG-")
 LARGEST = 2 ** 31 - 1                            # mallopt takes an int
 LARGEST_BEFORE = 32 << 20                        # of M_MMAP_THRESHOLD, before glibc 2.35
 
+# What to do when memory is used up, by what needed it.
+SMALLER_STEP = "lower --train_batch_size, or raise --gradient_accumulation_steps (GRAD_STEPS): the same steps in smaller pieces"
+SMALLER_EVALUATION = "lower --eval_batch_size"
+SMALLER_MODEL = ("what a run holds whatever its batch is (model, start weights, data) does not fit. Choose a smaller "
+                 "--model_type or --img_size, or end what else uses this memory")
+
 
 class DeviceError(ValueError):
     """Raised when the requested device is not available."""
@@ -110,12 +116,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", str(error)) is not None)
 
 
-def out_of_memory_error(device: torch.device, where: str) -> OutOfMemory:
-    """where: what was done just then, such as "step 13". Names the peak on a GPU."""
+def out_of_memory_error(device: torch.device, where: str, remedy: str = SMALLER_STEP) -> OutOfMemory:
+    """where: what was done just then, such as "step 13"; remedy: one of the above. Names the peak on a GPU."""
     figures = ""
     if device.type == "cuda":
         sizes = [torch.cuda.max_memory_allocated(device), *torch.cuda.mem_get_info(device)]
         peak, free, total = (size / 2 ** 30 for size in sizes)
         figures = f" of the GPU ({peak:.1f} GiB in use at the peak, {free:.1f} of {total:.1f} GiB free now)"
-    return OutOfMemory(f"{where}: out of memory{figures}; lower --train_batch_size, or raise --gradient_accumulation_steps "
-                       "(GRAD_STEPS): the same steps in smaller pieces")
+    return OutOfMemory(f"{where}: out of memory{figures}; {remedy}")

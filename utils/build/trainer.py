@@ -1,5 +1,6 @@
 """Config -> optimizer, criterion (class weights, mixing, teacher, edits of attention), loss scale, averages, Trainer."""
 
+import contextlib
 import functools
 import gc
 import time
@@ -189,8 +190,10 @@ def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Mod
     began, images = time.monotonic(), micro_size if config.compile else 2
     if config.compile and ranks.is_main:
         print(f"compiling for {images} images a micro-step: a minute or so, less where it was done before", flush=True)
-    warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=ranks.device, dtype=precision.weights),
-            precision)
+    inputs = torch.zeros(images, model.config.in_channels, *model.img_size, device=ranks.device, dtype=precision.weights)
+    with (distributed.watch(ranks, lambda: f"compiling for {images} images a micro-step") if config.compile
+          else contextlib.nullcontext()):
+        warm_up(wrapped, inputs, precision)
     if config.compile:
         if ranks.is_main:
             print(f"compiled in {time.monotonic() - began:.0f} s, for {images} images a micro-step", flush=True)

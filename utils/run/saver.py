@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import launch
+from utils import distributed, launch
 from utils.files import InUseError, StorageError
 
 from . import checkpoint
@@ -251,3 +251,4 @@ def _finish_writes() -> None:
 
 
 os.register_at_fork(before=_finish_writes)
+distributed.before_end.append(_finish_writes)
