@@ -111,16 +111,19 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it means that memory is used up: the GPU's or, as far as the system reports that, the machine's."""
-    # The CPU's allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory" or "not enough memory".
+    # Plain RuntimeErrors: of the CPU's allocator ("DefaultCPUAllocator: can't allocate memory" or "not enough memory"), and of
+    # CUDA and its libraries, where a GPU that others have filled has no room for their own tables.
+    words = r"can't allocate memory|not enough memory|CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", str(error)) is not None)
+        isinstance(error, RuntimeError) and re.search(words, str(error)) is not None)
 
 
 def out_of_memory_error(device: torch.device, where: str, remedy: str = SMALLER_STEP) -> OutOfMemory:
     """where: what was done just then, such as "step 13"; remedy: one of the above. Names the peak on a GPU."""
     figures = ""
     if device.type == "cuda":
-        sizes = [torch.cuda.max_memory_allocated(device), *torch.cuda.mem_get_info(device)]
-        peak, free, total = (size / 2 ** 30 for size in sizes)
-        figures = f" of the GPU ({peak:.1f} GiB in use at the peak, {free:.1f} of {total:.1f} GiB free now)"
+        with contextlib.suppress(RuntimeError):             # there was no room to initialize CUDA
+            sizes = [torch.cuda.max_memory_allocated(device), *torch.cuda.mem_get_info(device)]
+            peak, free, total = (size / 2 ** 30 for size in sizes)
+            figures = f" of the GPU ({peak:.1f} GiB in use at the peak, {free:.1f} of {total:.1f} GiB free now)"
     return OutOfMemory(f"{where}: out of memory{figures}; {remedy}")

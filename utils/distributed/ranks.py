@@ -75,11 +75,11 @@ def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
     """
     place = launch.place()
     ranks, size = Ranks(*place, choose_device(device, place.local_rank, place.local_size)), place.size
-    if ranks.device.type == "cuda":
-        torch.cuda.set_device(ranks.device)
-    else:
-        keep_memory()
     with _one_line(ranks, lambda: "setting up", SMALLER_MODEL):
+        if ranks.device.type == "cuda":
+            torch.cuda.set_device(ranks.device)
+        else:
+            keep_memory()
         if size > 1:
             _join(ranks, timeout_s)
         yield ranks
