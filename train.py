@@ -103,6 +103,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
 def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks") -> None:
     """Evaluates the checkpoint, or the start weights with their own head, and prints what comes out."""
     from utils import build, distributed
+    from utils.device import SMALLER_EVALUATION
     from utils.report import summary
     from utils.training.evaluation import evaluate
 
@@ -119,7 +120,7 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     last = {splits.val_name: splits.val} if alone else {"test": splits.test}
     parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
     for name, images in parts.items():
-        with distributed.watch(ranks, lambda name=name: f"evaluation on {name}"):
+        with distributed.watch(ranks, lambda name=name: f"evaluation on {name}", SMALLER_EVALUATION):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
                                confusion=config.confusion_matrix, on_compiled=on_compiled)
         if ranks.is_main:

@@ -10,7 +10,7 @@ from ranks import Ranks
 from torch import nn
 
 from utils import distributed
-from utils.device import OutOfMemory
+from utils.device import SMALLER_EVALUATION, OutOfMemory
 from utils.distributed import PeerLost
 from utils.training.precision import FP32, warm_up
 
@@ -128,7 +128,10 @@ def test_lack_of_memory_of_one_process_alone():
             distributed.watch(ALONE, lambda: "step 7"):
         raise MemoryError
     assert one.value.exit_code == 6
-    with pytest.raises(OutOfMemory, match="setting up: out of memory"), distributed.init("cpu"):
+    with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run holds"), distributed.init("cpu"):
+        raise MemoryError
+    with pytest.raises(OutOfMemory, match=r"evaluation: out of memory; lower --eval_batch_size$"), \
+            distributed.watch(ALONE, lambda: "step 7"), distributed.watch(ALONE, lambda: "evaluation", SMALLER_EVALUATION):
         raise MemoryError
     with pytest.raises(KeyError), distributed.watch(ALONE, lambda: "step 7"):
         raise KeyError

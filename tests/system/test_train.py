@@ -186,6 +186,24 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
     assert all(value.isfinite().all() for value in state_of("output/r").model.values())
 
 
+@pytest.mark.parametrize(("function", "flags", "line"), [
+    ("utils.build.model.create_model", [], "setting up: out of memory; what a run holds whatever its batch is (model, "),
+    ("utils.build.trainer.warm_up", ["--compile"], "compiling for 16 images a micro-step: out of memory; lower --train_bat"),
+    ("utils.run.run.evaluate", [], "evaluation on test after step 0: out of memory; lower --eval_batch_size"),
+    ("utils.training.evaluation.evaluate", ["--eval_only", "--pretrained_dir", "model.npz"],
+     "evaluation on test: out of memory; lower --eval_batch_size"),
+    ("utils.training.trainer.Trainer._backward", [], "step 1: out of memory; lower --train_batch_size, or raise --gradient_")])
+def test_lack_of_memory_is_answered_by_what_needed_it(run_train, monkeypatch, capsys, function, flags, line):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("utils.build.model.compile_model", lambda model, device: None)
+    save_npz(create_model("ViT-Nano_2", 10), "model.npz")
+    monkeypatch.setattr(function, fail)
+    assert run_train("--name", "r", *flags) == 6
+    assert capsys.readouterr().err.startswith(f"train.py: error: {line}")
+
+
 def test_unreadable_images(run_train, capsys):
     image = make_tree(Path("tree")) / "train" / "bee" / "2.png"
     image.write_bytes(image.read_bytes()[:40])

@@ -16,7 +16,7 @@ import torch
 from utils import distributed, launch
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError
-from utils.device import OutOfMemory
+from utils.device import SMALLER_EVALUATION, OutOfMemory
 from utils.distributed import PeerLost, Ranks
 from utils.process import StopSignal
 from utils.training.evaluation import EvalMetrics, evaluate
@@ -217,9 +217,10 @@ class Run:
 
         Returns None, on every rank, if one of them is asked to stop meanwhile; `stop_requested` is true then.
         """
-        metrics = evaluate(trainer.eval_model, data.eval_loader(split.images), trainer.normalize, trainer.precision, self.ranks,
-                           len(data.splits.classes), confusion=confusion, stop_requested=self.stop.requested,
-                           on_compiled=data.on_compiled)
+        loader, classes = data.eval_loader(split.images), len(data.splits.classes)
+        with distributed.watch(self.ranks, lambda: f"evaluation on {split.name} after step {trainer.step}", SMALLER_EVALUATION):
+            metrics = evaluate(trainer.eval_model, loader, trainer.normalize, trainer.precision, self.ranks, classes,
+                               confusion=confusion, stop_requested=self.stop.requested, on_compiled=data.on_compiled)
         self.stop_requested |= metrics is None
         if metrics is not None and (trainer.step, split.name) not in self.history.logged:
             self.outputs.logger.log_evaluation(trainer.step, split.name, metrics)
