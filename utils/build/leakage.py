@@ -44,8 +44,7 @@ def seen_images(start: RunState, dataset: str, data_dir: str, splits: Splits) ->
         same_place = os.path.realpath(config["data_dir"]) == os.path.realpath(data_dir)
         return None if same_place and (config["val_fraction"] or config["test_fraction"]) else {}
     trained = {theirs.name(index) for index in range(len(theirs))}
-    held_out = {"test": splits.test} if splits.val is splits.test else {splits.val_name: splits.val, "test": splits.test}
-    counts = {name: sum(split.name(index) in trained for index in range(len(split))) for name, split in held_out.items()}
+    counts = {name: sum(split.name(index) in trained for index in range(len(split))) for name, split in splits.held_out.items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -57,8 +56,7 @@ def warning_of_seen(start: RunState, path: str | Path, sources: Any, splits: Spl
                 "removed or renamed), so that it may have seen those that are held out here")
     if not seen:
         return ""
-    sizes = {splits.val_name: len(splits.val), "test": len(splits.test)}
-    counts = " and ".join(f"{count} of {sizes[name]} {name} images" for name, count in seen.items())
+    counts = " and ".join(f"{count} of {len(splits.held_out[name])} {name} images" for name, count in seen.items())
     drawn = {name: getattr(sources, name) for name in DRAWN}
     return f"warning: {path} was trained on {counts}, so that their accuracy says little. {advise(start, drawn)}"
 

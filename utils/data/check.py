@@ -59,9 +59,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     """
     from tqdm import tqdm
 
-    named = {"train": splits.train, splits.val_name: splits.val}
-    if splits.test is not splits.val:
-        named["test"] = splits.test
+    named = {"train": splits.train, **splits.held_out}
     images, starts = Concat(list(named.values())), np.cumsum([0, *map(len, named.values())])
 
     def split_of(place: int) -> int:

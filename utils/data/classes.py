@@ -177,10 +177,7 @@ def apply(rule: ClassRule, splits: Splits, location: str, sort: bool = False) ->
     if classes.names == splits.classes:
         return splits
     table = np.array([classes.label(name) for name in splits.classes], dtype=np.int64)
-    kinds = {id(split): Relabeled(split, table) for split in (splits.train, splits.val, splits.test)}
-    train, val, test = (kinds[id(split)] for split in (splits.train, splits.val, splits.test))
-    return dataclasses.replace(splits, train=train, val=val, test=test, classes=classes.names,
-                               notes=(*splits.notes, *classes.notes))
+    return splits.changed(lambda split: Relabeled(split, table)).replace(*classes.notes, classes=classes.names)
 
 
 def check_wanted(rule: ClassRule, classes: Classes, found: Collection[str], location: str) -> None:
