@@ -5,7 +5,7 @@ import pytest
 from miniatures import csv_files, tree
 from torchvision.datasets import ImageFolder
 
-from utils.data.classes import Classes, ClassRule, apply, check_wanted, first_names, number_order, text_order, two_orders
+from utils.data.classes import Classes, ClassRule, apply, first_names, number_order, text_order, two_orders
 from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, DataError, Splits
 
@@ -101,4 +101,3 @@ def test_names_that_differ_in_little_are_warned_of(names, words):
 
 def test_first_names_are_shown_as_they_are():
     assert first_names(("a", "b")) == "a, b" and first_names(("a", "b ", "c\n", "d")) == r"a, 'b ', 'c\n', ..."
-    check_wanted(ClassRule(), Classes(ClassRule(), ("a",)), ("a",), "here")

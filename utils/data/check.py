@@ -91,7 +91,11 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     if len(bad) > SHOWN:
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
     findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
-    findings.lines += overlap.same_bytes(digests, images.targets, len(splits.train), name_of)
+    begin = dict(zip(named, starts.tolist()))
+    findings.lines += overlap.shared_images(
+        {name: [digests.get(begin[name] + index, begin[name] + index) for index in range(len(split))]
+         for name, split in named.items()}, {name: split.targets for name, split in named.items()}, splits.classes,
+        lambda name, index: name_of(begin[name] + index), ", byte by byte")
     return findings
 
 

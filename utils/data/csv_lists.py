@@ -5,13 +5,13 @@ import os
 import re
 from pathlib import Path
 
-from .classes import MISSING, Classes, check_wanted
+from .classes import MISSING, Classes
 from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
-from .image_files import FileImages, shown
+from .image_files import FileImages, shown, splits_in_files
 from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
 from .listed_files import IS_URL, FileFinder, is_absolute, is_url
-from .overlap import real_paths
+from .overlap import real_paths, shared_images
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
@@ -56,19 +56,19 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     found = {label for own in trained for label in own.labels()}
     _check_filled(lists)
     classes = Classes(request.classes, found)
-    check_wanted(request.classes, classes, found, data_dir)
+    classes.check(data_dir)
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
-    notes += [*classes.notes, *_missing_labels(trained), *_listed_twice(lists, images)]
+    notes += [*classes.notes, *_missing_labels(trained), *shared_images(
+        {part: real_paths([path for path, _ in own.samples]) for part, own in images.items()},
+        {part: own.targets for part, own in images.items()}, classes.names,
+        lambda part, number: f"{shown(lists[part].names()[number])} at {lists[part].place(number)}")]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         test = lists["test"]
         chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
                      if test.table is lists["train"].table else test.table.file)
         notes.append(f"best.pt is chosen on {chosen_on}, since nothing else is held out: --val_fraction 0.1 "
                      "(VAL_FRACTION=0.1) would choose on a share of train instead")
-    none = FileImages([], data_dir)
-    val = images.get("val", images.get("test", none))
-    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
-    return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
+    return splits_in_files(images, data_dir, classes.names, notes)
 
 
 def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
@@ -262,30 +262,4 @@ def _missing_labels(lists: list[_List]) -> list[str]:
         numbers = [number for number, label in enumerate(own.labels()) if label.casefold() in MISSING]
         if numbers:
             notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels()[numbers[0]])}{_and_more(own, numbers)}")
-    return notes
-
-
-def _listed_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[str]:
-    """Warnings of files with two labels, and of held-out files that are trained on."""
-    seen: dict[str, tuple[str, int, int]] = {}
-    two, shared = [], {}
-    for part, own in images.items():
-        files = real_paths([path for path, _ in own.samples])
-        for number, (key, (_, label)) in enumerate(zip(files, own.samples)):
-            first = seen.setdefault(key, (part, number, label))
-            if first[2] != label:
-                two.append((part, number, first))
-            elif first[0] != part:
-                shared.setdefault((first[0], part), []).append((number, first[1]))
-    notes = []
-    if two:
-        part, number, (other, other_number, _) = two[0]
-        here, there = lists[part], lists[other]
-        more = f"; {len(two) - 1:,} more rows contradict others so" if len(two) > 1 else ""
-        notes.append(f"warning: {here.place(number)}: {shown(here.names()[number])} is {shown(here.labels()[number])} here and "
-                     f"{shown(there.labels()[other_number])} at {there.place(other_number)}{more}")
-    for (part, other), pairs in shared.items():
-        number, first = pairs[0]
-        notes.append(f"warning: {len(pairs):,} of {len(images[other]):,} images of {other} are images of {part} too, such as "
-                     f"{shown(lists[other].names()[number])} ({lists[other].place(number)} and {lists[part].place(first)})")
     return notes

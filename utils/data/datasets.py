@@ -229,9 +229,7 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
         splits = draw_test(splits, test_fraction, split_seed, strata)
     if val_fraction:
         splits = hold_out(splits, val_fraction, split_seed, strata)
-    told = [note for part, drawn in (("test", test_fraction), ("val", val_fraction)) if drawn
-            for note in overlap.drawn_from_trained(splits, part, unclear)]
-    splits = splits.replace(*told)
+    splits = splits.replace(*overlap.drawn_from_trained(splits, unclear))
     if not len(splits.test) and need != ANYTHING:
         seen = f" of its {len(splits.train):,} images ({'; '.join(splits.notes)})" if splits.notes else ""
         raise DataError(f"{location}: nothing is held out{seen}. --val_fraction 0.1 holds out a share of train to choose on, "
