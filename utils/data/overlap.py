@@ -26,11 +26,12 @@ def real_paths(paths: Sequence[str]) -> list[str]:
     links = {folder: _links(folder, names) for folder, names in folders.items()}
     real_folder = functools.cache(os.path.realpath)
     found = []
-    for folder, name in divided:
+    for path, (folder, name) in zip(paths, divided):
         is_link = name in links[folder]
         while is_link:                          # realpath of each would ask about every folder above it
-            folder, name = os.path.split(os.path.join(real_folder(folder), os.readlink(os.path.join(folder, name))))
-            is_link = os.path.islink(os.path.join(folder, name))
+            path = os.path.join(real_folder(folder), os.readlink(path))
+            folder, name = os.path.split(path)
+            is_link = os.path.islink(path)
         found.append(os.path.join(real_folder(folder), name))
     return found
 
