@@ -71,7 +71,7 @@ class FileFinder:
 
     def _find_in(self, folder: str, name: str) -> str | None:
         for spelling in _spellings(name):
-            path = _join(folder, spelling)
+            path = join_path(folder, spelling)
             if self._is_file(path):
                 return path
             if not spelling.lower().endswith(IMAGE_EXTENSIONS) and (path := self._with_ending(path)):
@@ -80,19 +80,19 @@ class FileFinder:
 
     def other_case(self, name: str, folder: str) -> str | None:
         """A file there whose name differs in upper and lower case alone."""
-        folder, name = _split(_join(folder, name.replace("\\", "/")))
-        return next((_join(folder, other) for other in self._listing(folder) if other.lower() == name.lower()), None)
+        folder, name = split_path(join_path(folder, name.replace("\\", "/")))
+        return next((join_path(folder, other) for other in self._listing(folder) if other.lower() == name.lower()), None)
 
     def _with_ending(self, path: str) -> str | None:
-        folder, stem = _split(path)
+        folder, stem = split_path(path)
         names = self._by_stem(folder).get(stem, ())
         if len(names) > 1:
             raise DataError(f"{shown(stem)} is {shown(names[0])} and {shown(names[1])} in {folder}: write the names with their "
                             "endings, or remove one")
-        return _join(folder, names[0]) if names else None
+        return join_path(folder, names[0]) if names else None
 
     def _is_file(self, path: str) -> bool:
-        folder, name = _split(path)
+        folder, name = split_path(path)
         if folder in self._names:
             return name in self._names[folder]
         asked = self._asked[folder] = self._asked.get(folder, 0) + 1
@@ -141,11 +141,11 @@ def is_url(name: str) -> bool:
 # As os.path.join and os.path.split, in a third of their time.
 
 
-def _join(folder: str, name: str) -> str:
+def join_path(folder: str, name: str) -> str:
     return name if name.startswith("/") or not folder else folder + name if folder.endswith("/") else f"{folder}/{name}"
 
 
-def _split(path: str) -> tuple[str, str]:
+def split_path(path: str) -> tuple[str, str]:
     end = path.rfind("/") + 1
     return path[:end - 1 or end] if end else "", path[end:]
 

@@ -1,6 +1,5 @@
 """Images that are in two splits, or in two classes: by the files that they are, and by their bytes."""
 
-import functools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,28 +10,26 @@ from torch.utils.data import Dataset
 
 from .classes import shown_name
 from .image_files import FileImages, shown
+from .listed_files import FEW, join_path, split_path
 from .splits import Splits, Subset
 
 SAMPLE = 64                 # sizes that are compared
-FEW = 32                    # files of a folder that are asked for one by one; for more its listing is read
 
 
 def real_paths(paths: Sequence[str]) -> list[str]:
     """The paths beyond all links. Asks the file system once a folder, and for each file that is a link."""
-    divided = [os.path.split(path) for path in paths]
+    divided = [split_path(path) for path in paths]
     folders: dict[str, set[str]] = defaultdict(set)
     for folder, name in divided:
         folders[folder].add(name)
     links = {folder: _links(folder, names) for folder, names in folders.items()}
-    real_folder = functools.cache(os.path.realpath)
-    found = []
-    for path, (folder, name) in zip(paths, divided):
-        is_link = name in links[folder]
-        while is_link:                          # realpath of each would ask about every folder above it
-            path = os.path.join(real_folder(folder), os.readlink(path))
-            folder, name = os.path.split(path)
-            is_link = os.path.islink(path)
-        found.append(os.path.join(real_folder(folder), name))
+    real_folder = {folder: os.path.realpath(folder) for folder in folders}
+    found = [join_path(real_folder[folder], name) for folder, name in divided]
+    linked = [number for number, (folder, name) in enumerate(divided) if name in links[folder]]
+    if linked:                                  # realpath of each would ask about every folder above it
+        targets = [join_path(real_folder[divided[number][0]], os.readlink(found[number])) for number in linked]
+        for number, path in zip(linked, real_paths(targets)):
+            found[number] = path
     return found
 
 
