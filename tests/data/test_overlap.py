@@ -10,6 +10,7 @@ from miniatures import csv_files, png, tree
 from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits
 from utils.data.overlap import in_two_splits, real_paths, shared_images
+from utils.data.splits import ArrayImages
 
 LAYOUT = {"train/ant": 3, "train/bee": 3, "val/ant": 1, "val/bee": 2}
 
@@ -125,8 +126,9 @@ def test_a_copy_is_suspected_by_names_and_sizes(tmp_path):
 
 def test_images_of_one_key_are_told():
     keys = {"train": [b"a", b"b", b"c", b"b"], "val": [b"c", b"a"], "test": [7, b"a"]}             # 7: could not be read
-    targets = {"train": np.array([0, 0, 1, 1]), "val": np.array([1, 0]), "test": np.array([0, 0])}
-    lines = shared_images(keys, targets, ("x", "y"), "{} {}".format, ", byte by byte")
+    labels = {"train": [0, 0, 1, 1], "val": [1, 0], "test": [0, 0]}
+    images = {split: ArrayImages(np.empty(0), own) for split, own in labels.items()}
+    lines = shared_images(images, ("x", "y"), "{} {}".format, keys, ", byte by byte")
     assert lines == ["warning: 1 image under two labels, byte by byte: such as train 1 (x), which is train 3 (y)",
                      "warning: all of val's 2 images are training images, byte by byte: such as val 0, which is train 2. Results "
                      "on them mean little",
@@ -135,7 +137,7 @@ def test_images_of_one_key_are_told():
     keys = {"train": ["a"], "val": ["b"], "test": ["b"]}
     (line,) = in_two_splits(keys, "{} {}".format)
     assert "all of test's 1 images are images of val too: such as test 0, which is val 0" in line
-    assert shared_images({"train": [0], "val": [1]}, {}, ("x", "y"), str) == []
+    assert shared_images({}, ("x", "y"), str, {"train": [0], "val": [1]}) == []
 
 
 def test_paths_beyond_links(tmp_path):

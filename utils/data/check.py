@@ -92,10 +92,10 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
     findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
     begin = dict(zip(named, starts.tolist()))
-    findings.lines += overlap.shared_images(
-        {name: [digests.get(begin[name] + index, begin[name] + index) for index in range(len(split))]
-         for name, split in named.items()}, {name: split.targets for name, split in named.items()}, splits.classes,
-        lambda name, index: name_of(begin[name] + index), ", byte by byte")
+    keys = {name: [digests.get(place, place) for place in range(begin[name], begin[name] + len(split))]
+            for name, split in named.items()}
+    findings.lines += overlap.shared_images(named, splits.classes, lambda name, index: name_of(begin[name] + index), keys,
+                                            ", byte by byte")
     return findings
 
 

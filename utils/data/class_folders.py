@@ -14,7 +14,7 @@ from utils.files import located
 
 from . import layouts, overlap
 from .classes import Classes
-from .image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FileImages, existing_images, shown, splits_in_files
+from .image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FileImages, entries, existing_images, shown, splits_in_files
 from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Request, is_hidden
 from .splits import DataError, Splits, abbreviate
 
@@ -40,7 +40,7 @@ class Scan:
 
     def listing(self, folder: Path) -> Listing:
         names = {True: [], False: []}
-        for entry in _entries(folder):
+        for entry in entries(folder):
             if not is_hidden(entry.name):
                 names[entry.is_dir()].append(entry.name)
             elif not entry.name.startswith("."):
@@ -102,10 +102,7 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
     if not first:
         _check_gone(scan)
         if scan.linked:
-            notes += overlap.shared_images(
-                {split: overlap.real_paths([path for path, _ in own.samples]) for split, own in images.items()},
-                {split: own.targets for split, own in images.items()}, classes.names,
-                lambda split, index: shown(images[split].name(index)))
+            notes += overlap.shared_images(images, classes.names, lambda split, index: shown(images[split].name(index)))
         notes += overlap.seems_copied(images, layout.folders)
     return splits_in_files(images, data_dir, classes.names, notes)
 
@@ -113,7 +110,7 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
 def _leave_out_empty(found: dict[str, tuple[str, ...]], trees: dict[str, Path], request: Request, scan: Scan) -> list[str]:
     """Take out of `found` the folders held out that are no class of train or of the checkpoint, and hold no image -> warnings"""
     known, notes = Classes(request.classes, found.get("train", ())), []
-    for split in trees.keys() - {"train"} if known.names else ():
+    for split in [split for split in trees if split != "train"] if known.names else ():
         root = trees[split]
         empty = [name for name in found[split] if known.label(name) is None and not scan.images_below(os.path.join(root, name))]
         found[split] = tuple(name for name in found[split] if name not in empty)
@@ -245,7 +242,7 @@ def files_below(top: str | Path) -> Iterator[Folder]:
             seen.add(real)
             names, gone, has_links = [], [], False
             places = [os.path.join(place, "") for place in (begin, real)]
-            for entry in _entries(root):
+            for entry in entries(root):
                 if not entry.is_dir():
                     names.append(entry.name)
                     if entry.is_symlink():
@@ -263,12 +260,3 @@ def files_below(top: str | Path) -> Iterator[Folder]:
 def picture_files(top: str | Path) -> list[str]:
     """The image files below a folder of pictures, without hidden ones, sorted by path."""
     return sorted(Scan(IMAGE_EXTENSIONS).images_below(str(top)), key=lambda path: Path(path).parts)
-
-
-def _entries(folder: str | Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{reason}: {located(folder)}") from error

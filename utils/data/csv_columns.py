@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from .csv_tables import SHAPE, Table
 from .image_files import IMAGE_EXTENSIONS, shown
+from .layouts import ROLE
 from .listed_files import IS_URL, FileFinder, is_url
 from .splits import DataError
 
@@ -19,8 +21,7 @@ MORE_LABEL_WORDS = {"category", "categories", "categoryname", "categoryid", "tar
                     "genre"}
 SPLIT_WORDS = {"split", "set", "subset", "partition", "usage", "dataset", "phase", "fold"}
 INDEX_WORDS = {"", "unnamed0", "index"}
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-         "publictest": "val", "test": "test", "testing": "test", "privatetest": "test"}
+PARTS = {**ROLE, "publictest": "val", "privatetest": "test"}
 PIXELS = re.compile(r"(pixel|px)_?[0-9]+|[0-9]{1,2}x[0-9]{1,2}")
 
 
@@ -39,6 +40,10 @@ def word_of(name: str) -> str:
     return re.sub(r"[\s._\-:#]+", "", name).lower()
 
 
+def is_plain_header(cells: Sequence[str]) -> bool:
+    return len(cells) == 2 and all(cell.lower() in known for cell, known in zip(cells, PLAIN_HEADER))
+
+
 def with_header(table: Table, path_column: str | None, label_column: str | None, finder: FileFinder, part: str,
                 header_wanted: tuple[str, ...] = ()) -> Table:
     """The table with its first row as the header, where it is one.
@@ -49,8 +54,8 @@ def with_header(table: Table, path_column: str | None, label_column: str | None,
     first, rest = table.rows[0], table.rows[1:]
     cells = [cell.lower() for cell in first]
     typed = {name.lower() for name in (path_column, label_column) if name and not name.isdecimal()}
-    is_plain = len(first) == 2 and all(cell in known for cell, known in zip(cells, PLAIN_HEADER))
-    is_header = is_plain or bool(typed & set(cells)) or (header_wanted and cells == [cell.lower() for cell in header_wanted])
+    wanted = [cell.lower() for cell in header_wanted]
+    is_header = is_plain_header(cells) or bool(typed & set(cells)) or cells == wanted
     if not is_header and not any(cell.endswith(IMAGE_EXTENSIONS) for cell in cells):
         words = [word_of(cell) for cell in first]
         located = _columns_of_files(dataclasses.replace(table, rows=rest[:200]), words, finder, part)

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from .classes import MISSING, Classes
-from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
+from .csv_columns import PARTS, Columns, find_columns, is_plain_header, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
-from .image_files import FileImages, shown, splits_in_files
-from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
+from .image_files import FileImages, entries, shown, splits_in_files
+from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request, chosen_on_test
 from .listed_files import IS_URL, FileFinder, is_absolute, is_url
-from .overlap import real_paths, shared_images
+from .overlap import shared_images
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
@@ -59,15 +59,12 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     classes.check(data_dir)
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
     notes += [*classes.notes, *_missing_labels(trained), *shared_images(
-        {part: real_paths([path for path, _ in own.samples]) for part, own in images.items()},
-        {part: own.targets for part, own in images.items()}, classes.names,
-        lambda part, number: f"{shown(lists[part].names()[number])} at {lists[part].place(number)}")]
+        images, classes.names, lambda part, number: f"{shown(lists[part].names()[number])} at {lists[part].place(number)}")]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         test = lists["test"]
-        chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
-                     if test.table is lists["train"].table else test.table.file)
-        notes.append(f"best.pt is chosen on {chosen_on}, since nothing else is held out: --val_fraction 0.1 "
-                     "(VAL_FRACTION=0.1) would choose on a share of train instead")
+        test_set = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
+                    if test.table is lists["train"].table else test.table.file)
+        notes.append(chosen_on_test(test_set))
     return splits_in_files(images, data_dir, classes.names, notes)
 
 
@@ -105,10 +102,7 @@ def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    return [Path(entry.path) for entry in entries(folder) if not entry.name.startswith(".")]
 
 
 def _only(part: str, files: list[Path], data_dir: str) -> Path | None:
@@ -194,9 +188,7 @@ def _divide(lists: dict[str, _List]) -> dict[str, _List]:
 def _how_it_was_read(own: _List, finder: FileFinder) -> str:
     """What differs from rows of path,label in UTF-8 with paths from DATA_DIR; "" if nothing does."""
     table, columns, found = own.table, own.columns, []
-    plain = table.width == 2 and columns.path == 0 and (not table.header or all(
-        name.lower() in known for name, known in zip(table.header, PLAIN_HEADER)))
-    if not plain:
+    if not (table.width == 2 and columns.path == 0 and (not table.header or is_plain_header(table.header))):
         found.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}")
     if table.separator != ",":
         found.append(f"separated by {SEPARATORS[table.separator]}")

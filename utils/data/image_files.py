@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from utils.files import located
+
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, undecoded
 from .reading import AS_STORED, UPRIGHT, Reading, orientation, to_rgb, turned_size
 from .splits import DataError, ImageError, Splits
@@ -121,6 +123,16 @@ def _reason(error: Exception) -> str:
     text = known.get(type(error)) or (error.strerror if isinstance(error, OSError) else None) or str(error)
     text = re.sub("^[A-Z](?=[a-z])", lambda first: first[0].lower(), text)              # but not of SOI, PNG
     return shown(text or type(error).__name__)[:MAX_REASON]
+
+
+def entries(folder: str | Path) -> list[os.DirEntry]:
+    """Raises DataError."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{reason}: {located(folder)}") from error
 
 
 def shown(text: str) -> str:

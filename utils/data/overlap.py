@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from .classes import shown_name
@@ -85,18 +84,19 @@ def drawn_from_trained(splits: Splits, files: Mapping[str, str]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------- one image twice
 
-# `keys`: what identifies each image (its file, or a digest of it), by split, train first. name_of(split, index): what a message
-# calls it. `how`: by what images are the same, if not by their files.
+# By split, train first: `images`, and `keys`, what identifies each of them (its file, or a digest of it). name_of(split, index):
+# what a message calls an image. `how`: by what images are the same, if not by their files.
 
 
-def shared_images(keys: Mapping[str, Sequence], targets: Mapping[str, np.ndarray], classes: Sequence[str],
-                  name_of: Callable[[str, int], str], how: str = "") -> list[str]:
+def shared_images(images: Mapping[str, Dataset], classes: Sequence[str], name_of: Callable[[str, int], str],
+                  keys: Mapping[str, Sequence] | None = None, how: str = "") -> list[str]:
     """Warnings of one image under two labels, or in two splits."""
+    keys = keys or {split: _files(own) for split, own in images.items()}
     if len(set().union(*keys.values())) == sum(map(len, keys.values())):
         return []
     first, two = {}, []
     for split, own in keys.items():
-        for index, (key, label) in enumerate(zip(own, targets[split].tolist())):
+        for index, (key, label) in enumerate(zip(own, images[split].targets.tolist())):
             before = first.setdefault(key, (split, index, label))
             if before[2] != label:
                 two.append((before, (split, index, label)))
