@@ -15,6 +15,7 @@ PLAIN_HEADER = ({"path", "image", "file", "filename", "image_path", "file_path"}
 # Words of headers, without spaces, dots, hyphens and underscores; the first that occurs wins.
 PATH_WORDS = ("path", "imagepath", "filepath", "imgpath", "filename", "file", "imagefile", "imagefilename", "imagename",
               "imgname", "image", "img", "picture", "photo", "imageid", "imgid", "idcode", "isicid", "id", "name")
+UNLIKELY = (len(PATH_WORDS), True)      # _likelihood of a column with neither such a word nor the ending of an image
 LABEL_WORDS = {"label", "labels", "class", "classes", "classname", "classid", "classlabel", "labelname", "labelid"}
 MORE_LABEL_WORDS = {"category", "categories", "categoryname", "categoryid", "target", "targets", "emotion", "emotions",
                     "expression", "species", "breed", "variety", "diagnosis", "dx", "finding", "disease", "level", "y", "tag",
@@ -91,9 +92,9 @@ def find_columns(table: Table, path_column: str | None, label_column: str | None
 
 def _position(table: Table, wanted: str, flag: str) -> int:
     """The column of this name or, where none is called so, of this number from 1."""
-    for names in (table.header, tuple(map(str.lower, table.header))):
-        if names.count(wanted if names is table.header else wanted.lower()) == 1:
-            return names.index(wanted if names is table.header else wanted.lower())
+    for names, name in ((table.header, wanted), (tuple(map(str.lower, table.header)), wanted.lower())):
+        if names.count(name) == 1:
+            return names.index(name)
     if wanted.isdecimal() and 1 <= int(wanted) <= table.width and wanted not in table.header:
         return int(wanted) - 1
     there = f"the columns {table.titles()}" if table.header else f"{table.width} columns without names: give a number from 1"
@@ -109,12 +110,10 @@ def _find_path(table: Table, label: int | None, finder: FileFinder, part: str) -
             return found[0]
         raise DataError(f"{table.file}: the columns {table.titles(found)} hold names of files: add --path_column with the right "
                         "one")
-    images = [position for position in range(table.width) if position != label
-              and table.rows[0][position].lower().endswith(IMAGE_EXTENSIONS)]
-    named = sorted((rank, position) for position in range(table.width) if position != label
-                   and (rank := _rank(words, position)) < len(PATH_WORDS))
-    if images or named or (table.width == 2 and label is None):
-        return named[0][1] if named else images[0] if images else 0        # then the images that do not exist are reported
+    likeliest = min((position for position in range(table.width) if position != label),
+                    key=lambda position: (_likelihood(table, words, position), position))
+    if _likelihood(table, words, likeliest) != UNLIKELY or (table.width == 2 and label is None):
+        return likeliest                                        # then the images that do not exist are reported
     for number, row in enumerate(table.rows[:2]):               # the first may be a header that is not known as one
         if url := next(filter(is_url, row), None):
             raise DataError(f"{table.place(number)}: {shown(url)} {IS_URL}")
@@ -136,9 +135,9 @@ def _columns_of_files(table: Table, words: list[str], finder: FileFinder, part: 
     ranks = {}
     for position in range(table.width if table.rows else 0):
         if not words or words[position] not in LABEL_WORDS | MORE_LABEL_WORDS | INDEX_WORDS:
-            ranks[position] = (*_likelihood(table, words, position), position)
-    likely = [position for position, rank in ranks.items() if rank[:2] != (len(PATH_WORDS), True)]
-    for positions, everywhere in ((list(ranks), False), (likely, True), ([] if likely else list(ranks), True)):
+            ranks[position] = (_likelihood(table, words, position), position)
+    likely = [position for position, (rank, _) in ranks.items() if rank != UNLIKELY]
+    for positions, everywhere in ((list(ranks), False), (likely or list(ranks), True)):
         found = [position for position in positions if finder.folders_of(table.column(position), part, everywhere)]
         if found:
             return sorted(found, key=ranks.get)
