@@ -107,7 +107,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
             return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
         if file.settings is not None:
             return _of_run(file)
-        return _of_other(file, f"{flag} {what}", typed, view, heads_if_unknown)
+        return _of_other(file, str(what), typed, view, heads_if_unknown, flag)
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
@@ -117,24 +117,24 @@ def _of_run(file: OpenedCheckpoint) -> Opened:
     return Opened(model, tuple(model.classes), before() | run, title, True, file.path)
 
 
-def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None) -> Opened:
+def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None, flag: str) -> Opened:
     """The model that the file is of, or the one that is typed; without a head, where the file has none, of one class."""
     name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
     size = typed.get("img_size", file.row.get("img_size") if name is None else None)
     if name is None:
-        name, keys = match_row(file, preferred_row(what.partition(" ")[2]), typed.get("num_heads"))
+        name, keys = match_row(file, preferred_row(what), typed.get("num_heads"))
         if "hidden_size" in keys and "num_heads" not in keys:
             if heads_if_unknown is None:
                 other = (" (of the student, and of such a teacher), or fine-tune it first, and give the run's folder"
-                         if what.startswith("--teacher ") else "")
-                raise ConfigError(f"{what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing in it "
-                                  f"tells how many attention heads it has. Add --num_heads{other}")
+                         if flag == "--teacher" else "")
+                raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing "
+                                  f"in it tells how many attention heads it has. Add --num_heads{other}")
             keys["num_heads"] = heads_if_unknown
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
-    title = f"{name}, {what.partition(' ')[2]}"
+    title = f"{name}, {what}"
     settings = NO_RUN | {"model_type": name} | file.view | view
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

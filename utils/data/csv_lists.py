@@ -1,6 +1,7 @@
 """A data set in lists: CSV files that name images and their labels."""
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -25,9 +26,11 @@ class _List:
     columns: Columns
     rows: list[int]
 
+    @functools.cached_property
     def names(self) -> list[str]:
         return [self.table.rows[row][self.columns.path] for row in self.rows]
 
+    @functools.cached_property
     def labels(self) -> list[str]:
         return [self.table.rows[row][self.columns.label] for row in self.rows]
 
@@ -53,13 +56,13 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
         if request.need == HELD_OUT:
             lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
     trained = [lists["train"]] if "train" in lists else list(lists.values())
-    found = {label for own in trained for label in own.labels()}
+    found = {label for own in trained for label in own.labels}
     _check_filled(lists)
     classes = Classes(request.classes, found)
     classes.check(data_dir)
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
     notes += [*classes.notes, *_missing_labels(trained), *shared_images(
-        images, classes.names, lambda part, number: f"{shown(lists[part].names()[number])} at {lists[part].place(number)}")]
+        images, classes.names, lambda part, number: f"{shown(lists[part].names[number])} at {lists[part].place(number)}")]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         test = lists["test"]
         test_set = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
@@ -196,7 +199,7 @@ def _how_it_was_read(own: _List, finder: FileFinder) -> str:
         found.append(f"in {table.encoding.upper()}")
     if columns.folders not in ([], [finder.data_dir]):
         found.append(f"images in {' and '.join(map(shown, columns.folders))}")
-    first = own.names()[0]
+    first = own.names[0]
     if columns.folders and is_absolute(first) and (path := finder.find(first, columns.folders)) not in (first, None):
         found.append(f"absolute paths of another machine, taken by their ends: {shown(first)} as {shown(path)}")
     return "; ".join(found)
@@ -207,14 +210,14 @@ def _how_it_was_read(own: _List, finder: FileFinder) -> str:
 
 def _check_filled(lists: dict[str, _List]) -> None:
     for own in lists.values():
-        for what, values in (("path", own.names()), ("label", own.labels())):
+        for what, values in (("path", own.names), ("label", own.labels)):
             if empty := [number for number, value in enumerate(values) if not value]:
                 raise DataError(f"{own.place(empty[0])}: empty {what}{_and_more(own, empty)}: fill it in or remove the row; "
                                 f"{SHAPE}")
 
 
 def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -> FileImages:
-    names, labels = own.names(), own.labels()
+    names, labels = own.names, own.labels
     index = {label: classes.label(label) for label in set(labels)}
     unknown = [number for number, label in enumerate(labels) if index[label] is None]
     if unknown:
@@ -251,7 +254,7 @@ def _missing_labels(lists: list[_List]) -> list[str]:
     """The lines of labels that are what programs write for a missing value; classes.py warns of the class."""
     notes = []
     for own in lists:
-        numbers = [number for number, label in enumerate(own.labels()) if label.casefold() in MISSING]
+        numbers = [number for number, label in enumerate(own.labels) if label.casefold() in MISSING]
         if numbers:
-            notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels()[numbers[0]])}{_and_more(own, numbers)}")
+            notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels[numbers[0]])}{_and_more(own, numbers)}")
     return notes
