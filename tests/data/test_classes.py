@@ -5,7 +5,7 @@ import pytest
 from miniatures import csv_files, tree
 from torchvision.datasets import ImageFolder
 
-from utils.data.classes import Classes, ClassRule, apply, check_wanted, first_names, number_order, text_order, two_orders
+from utils.data.classes import Classes, ClassRule, apply, first_names, number_order, text_order, two_orders
 from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, DataError, Splits
 
@@ -100,7 +100,6 @@ def test_names_that_differ_in_little_are_warned_of(names, words):
 
 def test_first_names_are_shown_as_they_are():
     assert first_names(("a", "b")) == "a, b" and first_names(("a", "b ", "c\n", "d")) == r"a, 'b ', 'c\n', ..."
-    check_wanted(ClassRule(), Classes(ClassRule(), ("a",)), ("a",), "here")
 
 
 def test_an_integer_and_its_float_are_one_class_of_two_sources():
@@ -108,7 +107,7 @@ def test_an_integer_and_its_float_are_one_class_of_two_sources():
     for wanted, found in (((*map(str, range(1, 13)),), [f"{n}.0" for n in range(1, 13)]), (("1.0", "2.0"), ["1", "2"])):
         classes = Classes(ClassRule("number", wanted), found)
         assert [classes.label(name) for name in found] == list(range(len(wanted)))
-        check_wanted(ClassRule("number", wanted), classes, found, "here")
+        classes.check("here")
     both = Classes(ClassRule(), {"1", "1.0", "2", "02"})
     assert len(both.names) == 4 and both.label("1.0") != both.label("1")
     assert both.label("2.") == both.label("2") != both.label("02")

@@ -225,18 +225,20 @@ def warnings_of(root, **texts) -> list[str]:
 
 
 def test_one_file_under_two_labels_is_told_with_both_places(tmp_path):
+    place = f"{tmp_path}/train.csv"
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n./a.png,y\na.png,y\n", val="c.png,x") == [
-        f"warning: {tmp_path}/train.csv:3: ./a.png is y here and x at {tmp_path}/train.csv:1; 1 more rows contradict others so"]
-    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x") == [
-        f"warning: {tmp_path}/val.csv:1: b.png is x here and y at {tmp_path}/train.csv:2"]
+        f"warning: 2 images under two labels: such as a.png at {place}:1 (x), which is ./a.png at {place}:3 (y)"]
+    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x")[0] == (
+        f"warning: 1 image under two labels: such as b.png at {place}:2 (y), which is b.png at {tmp_path}/val.csv:1 (x)")
     assert not warnings_of(tmp_path, train="a.png,x\nb.png,y\na.png,x\n", val="c.png,x")
 
 
 def test_held_out_files_that_are_trained_on_are_told(tmp_path):
-    begin = "images of {} are images of train too, such as"
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="c.png,x\na.png,x", test="b.png,y") == [
-        f"warning: 1 of 2 {begin.format('val')} a.png ({tmp_path}/val.csv:2 and {tmp_path}/train.csv:1)",
-        f"warning: 1 of 1 {begin.format('test')} b.png ({tmp_path}/test.csv:1 and {tmp_path}/train.csv:2)"]
+        f"warning: 1 of val's 2 images are training images: such as a.png at {tmp_path}/val.csv:2, which is a.png at "
+        f"{tmp_path}/train.csv:1. Results on them mean little",
+        f"warning: all of test's 1 images are training images: such as b.png at {tmp_path}/test.csv:1, which is b.png at "
+        f"{tmp_path}/train.csv:2. Results on them mean little"]
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "NA", "None"])

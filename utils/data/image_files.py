@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from utils.files import located
+
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, undecoded
 from .reading import AS_STORED, UPRIGHT, Reading, orientation, to_rgb, turned_size
-from .splits import DataError, ImageError
+from .splits import DataError, ImageError, Splits
 
 FIRST_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")     # of runs from before others
 HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
@@ -123,9 +125,27 @@ def _reason(error: Exception) -> str:
     return shown(text or type(error).__name__)[:MAX_REASON]
 
 
+def entries(folder: str | Path) -> list[os.DirEntry]:
+    """Raises DataError."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{reason}: {located(folder)}") from error
+
+
 def shown(text: str) -> str:
     """Escape what a terminal cannot show: names of files may hold line breaks, control characters, undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def splits_in_files(images: Mapping[str, FileImages], root: str | Path, classes: Sequence[str], notes: Iterable[str]) -> Splits:
+    """images: by part, "train", "val" and "test", as far as they are there. A part to test on alone is chosen on too."""
+    none = FileImages([], root)
+    val = images.get("val", images.get("test", none))
+    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    return Splits(images.get("train", none), val, images.get("test", val), val_name, tuple(classes), notes=tuple(notes))
 
 
 def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: Callable[[int], str]) -> FileImages:

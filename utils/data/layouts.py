@@ -221,9 +221,13 @@ def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
         parts = [" and ".join(f"{folder.relative_to(root)}/" for folder in folders.values()) + ", to draw a test set from"]
     notes = [f"taken: {', '.join(parts)} (in {root})"]
     if lone_test and not request.draws and request.need == TRAIN:
-        notes.append("best.pt is chosen on the test set, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) "
-                     "would choose on a share of train instead")
+        notes.append(chosen_on_test("the test set"))
     return notes
+
+
+def chosen_on_test(what: str) -> str:
+    return (f"best.pt is chosen on {what}, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) would choose "
+            "on a share of train instead")
 
 
 # --------------------------------------------------------------------------------------------------- one undivided tree
