@@ -156,8 +156,7 @@ def find_images(data: str | None, part: str, settings: dict, reading: "Reading")
             raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
         return split, splits.classes, where
     if kind != "images":
-        splits = datasets.open_splits(kind, str(folder), **fractions, rule=rule, reading=reading,
-                                      **datasets.columns_of(settings))
+        splits = datasets.splits_of(settings | fractions, dataset=kind, data_dir=str(folder), rule=rule, reading=reading)
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")

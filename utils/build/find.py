@@ -19,7 +19,7 @@ from models.create import match_row
 from utils import distributed
 from utils.config import FLAGS, Facts, Saved, Sources, before
 from utils.data.classes import ClassRule, two_orders
-from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
+from utils.data.datasets import OWN_CLASSES, splits_of
 from utils.data.device_cache import cached_bytes
 from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.reading import Reading
@@ -144,10 +144,9 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
     names = saved.state.classes if saved else (start and start.class_names) or ()
     rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
-    opened = functools.partial(open_splits, sources.dataset, sources.data_dir, split_seed=sources.split_seed,
-                               strata=SINGLE_LABEL.strata, rule=rule, need=HELD_OUT if sources.eval_only else TRAIN,
-                               reading=reading_of(sources, start), **columns_of(vars(sources)))
-    splits = opened(**shares)
+    opened = functools.partial(splits_of, vars(sources), strata=SINGLE_LABEL.strata, rule=rule,
+                               need=HELD_OUT if sources.eval_only else TRAIN, reading=reading_of(sources, start))
+    splits = opened()
     if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
         return splits
     own = {name: saved.state.config.get(name, 0.0) for name in ("data_dir", *shares)}
@@ -155,9 +154,8 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
             saved.state.data in ("", fingerprint(splits.train))):
         return splits
     with contextlib.suppress(DataError):                 # where nothing else is held out
-        splits = opened()
-        splits = dataclasses.replace(splits, notes=(*splits.notes, "these are not the images of the run, so that no fraction of "
-                                                    "them is drawn (--val_fraction, --test_fraction)"))
+        splits = opened(val_fraction=0.0, test_fraction=0.0).replace(
+            "these are not the images of the run, so that no fraction of them is drawn (--val_fraction, --test_fraction)")
     return splits
 
 

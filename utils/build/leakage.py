@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.config import before
 from utils.data.classes import ClassRule
-from utils.data.datasets import columns_of, open_splits
+from utils.data.datasets import splits_of
 from utils.data.reading import AS_STORED
 from utils.data.splits import DataError, Splits, fingerprint
 from utils.run.checkpoint import CheckpointError, read_header
@@ -40,8 +40,8 @@ def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> 
     if now == (start["train_images"], start["data"]):
         return {}                                            # the same images were held out
     try:
-        theirs = open_splits(dataset, data_dir, **{name: config[name] for name in DRAWN}, **columns_of(config), reading=AS_STORED,
-                             rule=ClassRule(config["class_order"], tuple(start["classes"]))).train
+        theirs = splits_of(config, data_dir=data_dir, reading=AS_STORED,
+                           rule=ClassRule(config["class_order"], tuple(start["classes"]))).train
     except DataError:                                        # these data cannot be divided so: they are others
         return {}
     if start["data"] and (len(theirs), fingerprint(theirs)) != (start["train_images"], start["data"]):

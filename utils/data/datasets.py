@@ -238,6 +238,13 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
     return splits.replace(*without_images(splits, need))
 
 
+def splits_of(settings: Mapping, **others) -> Splits:
+    """open_splits by the settings of a run; `others` are arguments of it in their place."""
+    named = {name: settings[name] for name in ("dataset", "data_dir", "val_fraction", "test_fraction", "split_seed")}
+    return open_splits(**{**named, "rule": ClassRule(settings["class_order"]), "reading": Reading.of(settings),
+                          **columns_of(settings), **others})
+
+
 def without_images(splits: Splits, need: str) -> Iterator[str]:
     """A line for each held-out split that lacks images of some classes."""
     for name, split in splits.held_out.items():
