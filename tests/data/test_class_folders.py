@@ -187,8 +187,9 @@ def test_links_that_lead_nowhere_are_refused(tmp_path, monkeypatch):
     for place, words in (("train/bee/x.jpg", "tree/train/bee/x.jpg is a link to /gone, which is not there"),
                          ("val/cat", "tree/val/cat is a link to /gone"), ("train/ant/deep", "tree/train/ant/deep is a link")):
         Path("tree", place).symlink_to("/gone")
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as caught:
             open_splits("folder", "tree")
+        assert str(caught.value).count(place) == 1
         Path("tree", place).unlink()
     Path("tree", "train", "ant", "notes.txt").symlink_to("/gone")                # no image
     open_splits("folder", "tree")

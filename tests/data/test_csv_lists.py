@@ -9,7 +9,7 @@ from miniatures import csv_files, png
 from utils.data.classes import ClassRule
 from utils.data.csv_lists import csv_lists, lists_in
 from utils.data.datasets import open_splits
-from utils.data.layouts import HELD_OUT
+from utils.data.layouts import HELD_OUT, Request
 from utils.data.splits import DataError
 
 
@@ -99,7 +99,7 @@ def test_lists_by_name(tmp_path, names, parts):
     ("a.csv b.csv", "holds a.csv, b.csv, and none is called train.csv"),
     ("val.csv test.csv", "holds test.csv, val.csv, and none is called train.csv"),
     ("readme.txt img/a.png", "holds no csv, but img/, readme.txt. It must hold train.csv and val.csv, or one list"),
-    ("fer/train.csv fer/val.csv", "holds no csv; .*fer/train.csv, .*fer/val.csv does: give --data_dir .*fer"),
+    ("fer/train.csv fer/val.csv", "holds no csv; there are .*fer/train.csv, .*fer/val.csv: give --data_dir .*fer"),
     ("", "holds no csv. It must hold")])
 def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
     for name in names.split():
@@ -231,6 +231,19 @@ def test_one_file_under_two_labels_is_told_with_both_places(tmp_path):
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x")[0] == (
         f"warning: 1 image under two labels: such as b.png at {place}:2 (y), which is b.png at {tmp_path}/val.csv:1 (x)")
     assert not warnings_of(tmp_path, train="a.png,x\nb.png,y\na.png,x\n", val="c.png,x")
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    """As in class folders."""
+    for name in ("a.png", "img"):
+        (tmp_path / name).symlink_to("/gone")
+    (tmp_path / "b.png").touch()
+    for rows, more in (("b.png,x\na.png,y\n", ". Restore what it names, or remove the link"),
+                       ("a.png,x\nb.png,y\nimg/c.png,x\n", ", and 1 more links lead nowhere. Restore what they name")):
+        (tmp_path / "train.csv").write_text(rows)
+        with pytest.raises(DataError) as caught:
+            csv_lists(str(tmp_path), Request(val_fraction=0.5))
+        assert f": {tmp_path}/a.png is a link to /gone, which is not there{more}" in str(caught.value)
 
 
 def test_held_out_files_that_are_trained_on_are_told(tmp_path):

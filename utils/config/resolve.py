@@ -8,11 +8,13 @@
 import dataclasses
 import importlib.util
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from configs import AUGREG_SIZES, MODELS
 from utils import launch
-from utils.files import where_looked
+from utils.files import image_folder, no_folder, no_image_folder, where_looked
 from utils.training import memory
 
 from . import checks, recipes
@@ -42,26 +44,40 @@ def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> 
         raise ConfigError(f"--resume_path: nothing to resume at {resume_path}{where_looked(resume_path)}: give a run folder "
                           "(output/NAME) or a checkpoint file")
     if edits and not Path(edits).is_dir():
-        raise ConfigError(f"--attention_edits {edits}: no such folder{where_looked(edits)}")
+        raise ConfigError(f"--attention_edits {edits}: {no_folder(edits)}")
     if resume_path is not None:
+        check_folders(flags, {}, written)
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values["optimizer"] == "lamb" and importlib.util.find_spec("timm") is None:
         raise ConfigError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use adamw.")
-    if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
-        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
-    if not values["eval_only"]:
-        for name in written:
-            check_writable(f"--{name}", Path(values[name]))
+    check_folders(flags, values, written)
+
+
+def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> None:
+    """Raises ConfigError where the data are not, or a folder cannot be written. values: {} for a resumed run, of which only the
+    flags are known."""
+    dataset, place = values.get("dataset"), Path(values["data_dir"] if values else flags.get("data_dir", "."))
+    if dataset != "digits" and (place.exists() or dataset in NOT_DOWNLOADED) and not place.is_dir():
+        raise ConfigError(f"--data_dir {place}: {no_folder(place)}")
+    if values and dataset not in ("digits", *NOT_DOWNLOADED) and not place.exists():
+        check_writable("--data_dir", place)
+    if dataset == "csv" and values["image_dir"] and image_folder(values["image_dir"], place) is None:
+        raise ConfigError(no_image_folder(values["image_dir"], place))
+    if not (values or flags).get("eval_only"):
+        for name in (name for name in written if name in (values or flags)):
+            check_writable(f"--{name}", Path((values or flags)[name]))
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """Raises ConfigError where the folder cannot be made, or not be written."""
+    """Raises ConfigError where the folder cannot be made, or not be written: it tries, and leaves nothing behind."""
     there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
         raise ConfigError(f"{flag} {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} {folder}: {there} cannot be written. Give another folder.")
+    try:
+        os.rmdir(tempfile.mkdtemp(suffix=".tmp", dir=there))
+    except OSError as error:
+        raise ConfigError(f"{flag} {folder}: {there} cannot be written ({error.strerror}). Give another folder.") from error
 
 
 def choose(flags: dict, saved_config: dict | None = None) -> Sources:

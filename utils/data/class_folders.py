@@ -10,11 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.files import located
-
 from . import layouts, overlap
 from .classes import Classes
-from .image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FileImages, entries, existing_images, shown, splits_in_files
+from .image_files import (
+    FIRST_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    FileImages,
+    entries,
+    existing_images,
+    links_gone,
+    shown,
+    splits_in_files,
+)
 from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Request, is_hidden
 from .splits import DataError, Splits, abbreviate
 
@@ -135,8 +142,7 @@ def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str
 
 def _check_gone(scan: Scan) -> None:
     if scan.gone:
-        others = f", nor do {len(scan.gone) - 1} more" if len(scan.gone) > 1 else ""
-        raise DataError(f"{shown(located(scan.gone[0]))}: this link leads nowhere{others}. Restore what it names, or remove it")
+        raise DataError(links_gone(scan.gone))
 
 
 def _class_names(root: Path, here: Listing) -> tuple[str, ...]:

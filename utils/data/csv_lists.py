@@ -6,10 +6,12 @@ import os
 import re
 from pathlib import Path
 
+from utils.files import dead_link
+
 from .classes import Classes
 from .csv_columns import PARTS, Columns, find_columns, is_plain_header, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
-from .image_files import FileImages, entries, shown, splits_in_files
+from .image_files import FileImages, entries, links_gone, shown, splits_in_files
 from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request, chosen_on_test
 from .listed_files import IS_URL, FileFinder, is_absolute, is_url
 from .overlap import shared_images
@@ -99,8 +101,8 @@ def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
     deeper = [str(path) for folder in _entries(root) if folder.is_dir() for path in _entries(folder)
               if path.suffix.lower() in ENDINGS]
     if deeper:
-        raise DataError(f"{data_dir} holds no csv; {abbreviate(deeper)} does: give --data_dir {Path(min(deeper)).parent}, or "
-                        f"move the list to {data_dir}")
+        raise DataError(f"{data_dir} holds no csv; there {'is' if len(deeper) == 1 else 'are'} {abbreviate(deeper)}: give "
+                        f"--data_dir {Path(min(deeper)).parent}, or move the list to {data_dir}")
     there = abbreviate(path.name + "/" * path.is_dir() for path in _entries(root))
     raise DataError(f"{data_dir} holds no csv{there and f', but {there}'}. It must hold train.csv and val.csv, or one list and "
                     f"--val_fraction 0.1; {SHAPE}")
@@ -241,11 +243,15 @@ def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -
     if absent:
         if is_url(names[absent[0]]):
             raise DataError(f"{own.place(absent[0])}: {shown(names[absent[0]])} {IS_URL}")
+        path = os.path.join(folders[0], names[absent[0]])
+        if dead_link(path):
+            gone = [path for path in (os.path.join(folders[0], names[number]) for number in absent) if dead_link(path)]
+            raise DataError(f"{own.place(absent[0])}: {links_gone(gone)}")
         others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
         other = finder.other_case(names[absent[0]], folders[0])
         advice = (f"; {shown(other)} does: upper and lower case differ" if other else "" if own.columns.folders else
                   "; no other path of the list does. Add --image_dir with the folder that the paths count from")
-        raise DataError(f"{own.place(absent[0])}: the image {shown(os.path.join(folders[0], names[absent[0]]))} does not "
+        raise DataError(f"{own.place(absent[0])}: the image {shown(path)} does not "
                         f"exist{others}{advice}")
     return FileImages(samples, finder.data_dir)
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from utils.files import located
+from utils.files import dead_link, located, no_folder
 
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, undecoded
 from .reading import AS_STORED, UPRIGHT, Reading, orientation, to_rgb, turned_size
@@ -131,8 +131,18 @@ def entries(folder: str | Path) -> list[os.DirEntry]:
         with os.scandir(folder) as found:
             return list(found)
     except OSError as error:
+        if isinstance(error, NotADirectoryError) and Path(folder).exists():
+            raise DataError(f"{folder} is {no_folder(folder)}") from error
         reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
         raise DataError(f"{reason}: {located(folder)}") from error
+
+
+def links_gone(paths: Sequence[str]) -> str:
+    """The message for links that lead nowhere."""
+    if len(paths) == 1:
+        return f"{shown(dead_link(paths[0]))}. Restore what it names, or remove the link"
+    return (f"{shown(dead_link(paths[0]))}, and {len(paths) - 1:,} more links lead nowhere. Restore what they name, or remove "
+            "them")
 
 
 def shown(text: str) -> str:

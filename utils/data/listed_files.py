@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from utils.files import image_folder, no_image_folder
+
 from .image_files import IMAGE_EXTENSIONS, shown
 from .splits import DataError
 
@@ -23,7 +25,9 @@ class FileFinder:
     """
 
     def __init__(self, data_dir: str, image_dir: str | None = None):
-        self.data_dir, self.given = data_dir, image_dir and _given(image_dir, data_dir)
+        self.data_dir, self.given = data_dir, image_dir and image_folder(image_dir, data_dir)
+        if image_dir and self.given is None:
+            raise DataError(no_image_folder(image_dir, data_dir))
         self._asked: dict[str, int] = {}
         self._names: dict[str, set[str]] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
@@ -156,11 +160,3 @@ def _folders_in(folder: str) -> list[str]:
     except OSError:
         return []
     return [os.path.join(folder, name) for name in names[:MAX_FOLDERS]]
-
-
-def _given(image_dir: str, data_dir: str) -> str:
-    places = (os.path.join(data_dir, image_dir), image_dir)
-    place = next((place for place in places if os.path.isdir(place)), None)
-    if place is None:
-        raise DataError(f"--image_dir {image_dir}: no such folder in {data_dir}, nor in {os.getcwd()}")
-    return place
