@@ -98,6 +98,12 @@ def test_names_that_differ_in_little_are_warned_of(names, words):
     assert not [note for note in Classes(ClassRule(), ("ant", "none", "NA", "nap")).notes if note.startswith("warning: ")]
 
 
+def test_other_data_of_other_classes_are_named_for_what_they_are():
+    """And not by the folder of the run, which has the classes."""
+    with pytest.raises(DataError, match=r"^digits: the checkpoint has 2 classes \(a, b\), and not 0, 1"):
+        open_splits("digits", "the/old/folder", rule=ClassRule(wanted=("a", "b")))
+
+
 def test_first_names_are_shown_as_they_are():
     assert first_names(("a", "b")) == "a, b" and first_names(("a", "b ", "c\n", "d")) == r"a, 'b ', 'c\n', ..."
 

@@ -9,7 +9,7 @@ from miniatures import csv_files, png
 from utils.data.classes import ClassRule
 from utils.data.csv_lists import csv_lists, lists_in
 from utils.data.datasets import open_splits
-from utils.data.layouts import HELD_OUT, Request
+from utils.data.layouts import HELD_OUT, TRAIN, Request
 from utils.data.splits import DataError
 
 
@@ -121,6 +121,7 @@ def test_one_list_alone_takes_a_fraction(tmp_path, name):
     both = open_splits("csv", root, test_fraction=0.34, val_fraction=0.5)
     assert (len(both.train), len(both.val), len(both.test), both.val_name) == (2, 2, 2, "val")
     assert any(note == f"lists: train from {root}/{name}.csv" for note in held.notes) == (name != "train")
+    assert not [note for note in open_splits("csv", root, need=HELD_OUT).notes if note.startswith("lists: train")]
 
 
 def test_a_list_to_test_on_alone_is_told(tmp_path):
@@ -231,6 +232,39 @@ def test_one_file_under_two_labels_is_told_with_both_places(tmp_path):
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x")[0] == (
         f"warning: 1 image under two labels: such as b.png at {place}:2 (y), which is b.png at {tmp_path}/val.csv:1 (x)")
     assert not warnings_of(tmp_path, train="a.png,x\nb.png,y\na.png,x\n", val="c.png,x")
+
+
+@pytest.mark.parametrize(("labels", "words"), [
+    ([f"{number / 7:.3f}" for number in range(20)], "look like measurements, not classes (20 different ones in 20 rows, such as 0"),
+    (["1.5e-3", ".25", "-7", *map(str, range(20))], "look like measurements"),
+    ([f"a{number}" for number in range(20)], "warning: {}/train.csv: the labels in column label are hardly classes (20 diff"),
+    (list(map(str, range(20, 40))), "are hardly classes")])
+def test_labels_of_nearly_every_row_are_hardly_classes(tmp_path, labels, words):
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"{row}.png,{label}\n" for row, label in enumerate(labels)))
+    for row in range(len(labels)):
+        (tmp_path / f"{row}.png").touch()
+    try:
+        found = [note for note in csv_lists(str(tmp_path), Request(val_fraction=0.5)).notes if note.startswith("warning: ")]
+    except DataError as error:
+        found = [str(error)]
+    assert len(found) == 1 and words.format(tmp_path) in found[0]
+    (tmp_path / "train.csv").write_text("".join(f"{row}.png,{labels[row % 7]}\n" for row in range(20)))        # few
+    assert not [note for note in csv_lists(str(tmp_path), Request(val_fraction=0.5)).notes if "hardly" in note]
+
+
+@pytest.mark.parametrize(("column", "values", "counts"), [
+    ("is_train", "True False", "1 row for train, 1 row for val"), ("is_valid", "0 1", "1 row for train, 1 row for val"),
+    ("isTest", "no yes", "1 row for train, 1 row for test"), ("is_training_image", "1 0", "1 row for train, 1 row for val")])
+def test_a_column_that_says_what_is_in_a_part_divides_a_list(tmp_path, column, values, counts):
+    first, second = values.split()
+    root = csv_files(tmp_path, train=f"path,label,{column}\na.png,x,{first}\nb.png,x,{second}\n")
+    splits = csv_lists(root, Request(need=TRAIN))
+    assert (len(splits.train), len(splits.val)) == (1, 1)
+    assert f"train.csv: column {column} divides it: {counts}" in splits.notes
+    csv_files(tmp_path, train=f"path,label,{column}\na.png,x,{first}\nb.png,x,maybe\n")
+    notes = csv_lists(root, Request(val_fraction=0.5)).notes
+    assert [note for note in notes if note.startswith("warning: ") and f"column {column} is not used" in note] and (
+        "are not true and false" in " ".join(notes))
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from miniatures import csv_files, png, tree
 
+from utils.data import overlap
 from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits
 from utils.data.overlap import in_two_splits, real_paths, shared_images
@@ -71,6 +72,19 @@ def test_a_share_of_a_list_takes_each_file_once(tmp_path, fractions):
     assert not any(note.startswith("warning: ") for note in splits.notes)
     before, trained, held = one_share(tmp_path, "csv", order=None, **fractions)              # a run from before
     assert len(before.train) + len(before.val) == 25 and trained & held
+
+
+@pytest.mark.parametrize("kind", ["csv", "folder"])
+def test_the_files_beyond_links_are_asked_for_once(tmp_path, monkeypatch, kind):
+    """However many checks a start makes."""
+    asked = []
+    monkeypatch.setattr(overlap, "real_paths", lambda paths: asked.append(len(paths)) or paths)
+    if kind == "csv":
+        csv_files(tmp_path, train="a.png,x\nb.png,y\nc.png,x\nd.png,y\n", test="e.png,x\n")
+    else:
+        tree(tmp_path, LAYOUT)
+    open_splits(kind, str(tmp_path), val_fraction=0.5) if kind == "csv" else open_splits(kind, str(tmp_path), test_fraction=0.5)
+    assert sorted(asked) == ([1, 4] if kind == "csv" else [3, 6])
 
 
 def test_rows_that_are_repeated_are_kept_where_no_share_is_drawn(tmp_path):

@@ -21,13 +21,12 @@ from . import checks, recipes
 from .adopt import adopt_file
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
-from .resume import AUTOMATIC, keep_or_refuse, read_saved, resolve_resumed
+from .resume import AUTOMATIC, NOT_DOWNLOADED, keep_or_refuse, read_saved, resolve_resumed
 from .types import ConfigError, as_tuple
 
 AUTO, NONE = "auto", "none"
 MAX_PASSES = 200                                   # over the training images; more are hardly ever meant
 RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto` found nothing to resume
-NOT_DOWNLOADED = ("folder", "csv", "imagenet")
 
 
 def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
@@ -248,7 +247,13 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
     """
     settings = facts.start_settings
     architecture = ("model_type", *SIZES, "in_channels", "classifier")
-    same = settings and all(flags[key] == settings.get(key) for key in architecture if key in flags)
+    own = {key: settings.get(key) or MODELS[settings["model_type"]][key] for key in SIZES} if settings else {}
+    others = [key for key in own if key in flags and flags[key] != own[key]]
+    if others and "model_type" not in flags:
+        key = others[0]
+        raise ConfigError(f"--{key} {flags[key]}: {facts.start_path} is of a run of {settings['model_type']} with {key} "
+                          f"{own[key]}, and a run brings its own sizes. Omit --{key}, or add the --model_type that you mean")
+    same = settings and all(flags[key] in (settings.get(key), own.get(key)) for key in architecture if key in flags)
     keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
     if settings and values["head"] == "keep":
         keys = (*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention")

@@ -23,6 +23,9 @@ MORE_LABEL_WORDS = {"category", "categories", "categoryname", "categoryid", "tar
 SPLIT_WORDS = {"split", "set", "subset", "partition", "usage", "dataset", "phase", "fold"}
 INDEX_WORDS = {"", "unnamed0", "index"}
 PARTS = {**ROLE, "publictest": "val", "privatetest": "test"}
+# is_train, is_valid, is_training_image, ... with yes and no.
+IS_PART = re.compile(rf"is({'|'.join(ROLE)})(image|img|set|data|sample)?")
+YES, NO = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f")
 PIXELS = re.compile(r"(pixel|px)_?[0-9]+|[0-9]{1,2}x[0-9]{1,2}")
 
 
@@ -151,17 +154,27 @@ def _likelihood(table: Table, words: list[str], position: int) -> tuple[int, boo
     return _rank(words, position), not table.rows[0][position].lower().endswith(IMAGE_EXTENSIONS)
 
 
+def parts_of(table: Table, position: int) -> dict[str, str]:
+    """What the values of a column that divides the images mean, in small letters."""
+    match = IS_PART.fullmatch(word_of(table.header[position])) if table.header else None
+    if match is None:
+        return PARTS
+    part = ROLE[match[1]]
+    return dict.fromkeys(YES, part) | dict.fromkeys(NO, "val" if part == "train" else "train")
+
+
 def _find_split(table: Table, others: list[int]) -> tuple[int | None, str]:
     """The column whose values are words for train, val and test, of two parts at least."""
     found, unclear = [], ""
     for position in others:
-        values = {value.lower() for value in table.column(position)}
-        named = bool(table.header) and word_of(table.header[position]) in SPLIT_WORDS
-        if len(values) <= len(PARTS) and values <= set(PARTS) and (named or len({PARTS[value] for value in values}) > 1):
+        values, parts = {value.lower() for value in table.column(position)}, parts_of(table, position)
+        named = bool(table.header) and (parts is not PARTS or word_of(table.header[position]) in SPLIT_WORDS)
+        if values <= parts.keys() and (len({parts[value] for value in values}) > 1 or (named and parts is PARTS)):
             found.append(position)
         elif named and 1 < len(values) <= 20:
+            wanted = "train, val and test" if parts is PARTS else "true and false"
             unclear = (f"warning: {table.file}: column {table.title(position)} is not used to divide the images: its values "
-                       f"{', '.join(map(shown, sorted(values)[:5]))} are not train, val and test")
+                       f"{', '.join(map(shown, sorted(values)[:5]))} are not {wanted}")
     if len(found) > 1:
         raise DataError(f"{table.file}: the columns {table.titles(found)} both divide the images: remove one")
     return (found[0] if found else None), unclear

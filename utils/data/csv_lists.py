@@ -8,8 +8,8 @@ from pathlib import Path
 
 from utils.files import dead_link
 
-from .classes import Classes
-from .csv_columns import PARTS, Columns, find_columns, is_plain_header, with_header
+from .classes import INTEGER, Classes
+from .csv_columns import PARTS, Columns, find_columns, is_plain_header, parts_of, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, entries, links_gone, shown, splits_in_files
 from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request, chosen_on_test
@@ -18,6 +18,8 @@ from .overlap import shared_images
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+MANY_LABELS = 12        # fewer different ones are not asked about
 MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 
 
@@ -53,16 +55,19 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     """
     files, finder = lists_in(data_dir, request.need), FileFinder(data_dir, request.image_dir)
     lists, notes = _read_lists(files, request.path_column, request.label_column, finder)
-    if lists.keys() == {"train"} and not request.draws:
-        if request.need == TRAIN:
-            raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
-        if request.need == HELD_OUT:
-            lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
+    alone = lists.keys() == {"train"} and not request.draws
+    if alone and request.need == HELD_OUT:
+        lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
+    elif any(path.stem != part for part, path in files.items()):
+        notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
+    if alone and request.need == TRAIN:
+        raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
     trained = [lists["train"]] if "train" in lists else list(lists.values())
     found = {label for own in trained for label in own.labels}
     _check_filled(lists)
     classes = Classes(request.classes, found)
     classes.check(data_dir)
+    notes += _hardly_classes(trained[0]) if not request.classes.wanted else []
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
     notes += [*classes.notes, *_missing_labels(trained), *shared_images(
         images, classes.names, lambda part, number: f"{shown(lists[part].names[number])} at {lists[part].place(number)}")]
@@ -80,6 +85,21 @@ def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
     return (f"{data_dir} holds {train.table.file.name} ({len(train.rows):,} labeled images) and none to validate or test on: add "
             "--val_fraction 0.1 (VAL_FRACTION=0.1), which holds out a tenth to choose on, or --test_fraction 0.2, which draws a "
             f"test set; or put val.csv beside it{seen}")
+
+
+def _hardly_classes(own: _List) -> list[str]:
+    """A warning where nearly every row has a label of its own. Raises DataError where those are numbers that are not whole."""
+    different = set(own.labels)
+    if len(different) < MANY_LABELS or 2 * len(different) < len(own.rows):
+        return []
+    column = f"{own.table.file}: the labels in column {own.table.title(own.columns.label)}"
+    number = f"{len(different):,} different ones in {len(own.rows):,} rows, such as {shown(own.labels[0])}"
+    if all(map(NUMBER.fullmatch, different)) and not all(map(INTEGER.fullmatch, different)):
+        raise DataError(f"{column} look like measurements, not classes ({number}): add --label_column with the column of the "
+                        "classes, or divide the measurements into a few ranges first")
+    if 10 * len(different) < 9 * len(own.rows):
+        return []
+    return [f"warning: {column} are hardly classes ({number}): --label_column takes another column"]
 
 
 # ------------------------------------------------------------------------------------------------- which files
@@ -147,8 +167,6 @@ def _read_lists(files: dict[str, Path], path_column: str | None, label_column: s
     for own in lists.values():
         alike.setdefault(_how_it_was_read(own, finder), []).append(own.table.file.name)
     notes[:0] = [f"{', '.join(names)}: {text}" for text, names in alike.items() if text]
-    if any(path.stem != part for part, path in files.items()):
-        notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
     if columns.split is not None and first == "train":
         lists = _divide(lists)
         if len(files) == 1:
@@ -183,7 +201,8 @@ def _read_like(file: Path, part: str, first: _List, finder: FileFinder) -> _List
 def _divide(lists: dict[str, _List]) -> dict[str, _List]:
     """One list, by its split column. Raises DataError where that contradicts the lists beside it."""
     first = lists["train"]
-    values = [PARTS[value.lower()] for value in first.table.column(first.columns.split)]
+    parts = parts_of(first.table, first.columns.split)
+    values = [parts[value.lower()] for value in first.table.column(first.columns.split)]
     divided = {part: dataclasses.replace(first, rows=[row for row, value in enumerate(values) if value == part])
                for part in ("train", "val", "test") if part in values}
     column = f"column {first.table.title(first.columns.split)} of {first.table.file}"

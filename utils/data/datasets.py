@@ -203,7 +203,11 @@ def own_splits(dataset: str, data_dir: str, request: Request = BY_DEFAULT, readi
         splits = read_as(splits, reading, follow_exif=dataset not in PUBLISHED_FILES)
         if own_classes:
             return splits
-    return classes.apply(request.classes, splits, data_dir, sort=own_classes)
+    return classes.apply(request.classes, splits, _location(dataset, data_dir), sort=own_classes)
+
+
+def _location(dataset: str, data_dir: str) -> str:
+    return f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
@@ -217,7 +221,7 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
     it. Raises DataError if the data are missing or do not fit together.
     """
     splits = own_splits(dataset, data_dir, Request(rule, val_fraction, test_fraction, need, **columns), reading)
-    location = f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
+    location = _location(dataset, data_dir)
     if not len(splits.train) and need == HELD_OUT:
         check(splits, location, trains=False)
         drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]

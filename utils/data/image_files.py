@@ -4,6 +4,7 @@ A file may hold anything: whatever is wrong with it raises an ImageError, before
 """
 
 import contextlib
+import copy
 import functools
 import hashlib
 import os
@@ -46,6 +47,12 @@ class FileImages(Dataset):
         assert not reading.unknown, reading
         self.samples, self.root, self.reading = samples, Path(root), reading
         self.targets = np.array([label for _, label in samples], dtype=np.int64)
+        self.files: list[str] | None = None         # the paths beyond all links, where overlap.py has asked for them
+
+    def read_as(self, reading: Reading) -> "FileImages":
+        images = copy.copy(self)
+        images.reading = reading
+        return images
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -70,7 +70,8 @@ def each_file_once(splits: Splits, pooled: bool, what: str) -> tuple[Splits, dic
 def _files(split: Dataset) -> list[str]:
     """What identifies the file of each image; of a prepared one, its name."""
     if isinstance(split, FileImages):
-        return real_paths([path for path, _ in split.samples])
+        split.files = split.files or real_paths([path for path, _ in split.samples])
+        return split.files
     return [split.name(index) for index in range(len(split))]
 
 

@@ -63,7 +63,7 @@ def read_as(splits: Splits, wish: Reading, follow_exif: bool) -> Splits:
     splits = _without_heif(splits)
     files = [split for split in (splits.train, *splits.held_out.values()) if isinstance(split, FileImages)]
     reading, notes = _find(files, wish) if wish.unknown else (wish, ())
-    splits = splits.changed(lambda split: FileImages(split.samples, split.root, reading) if split in files else split)
+    splits = splits.changed(lambda split: split.read_as(reading) if split in files else split)
     return splits.replace(*notes, reading=reading)
 
 
