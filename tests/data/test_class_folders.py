@@ -204,9 +204,10 @@ def test_links_that_lead_nowhere_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("layout", "listed", "fractions"), [
-    ({"train/a": 0, "train/b/deep": 0, "val/a": 0, "val/b": 0}, 1, {}), ({"a": 0, "b/deep": 0}, 2, {"val_fraction": 0.2})])
+    ({"train/a": 0, "train/b/deep": 0, "val/a": 0, "val/b": 0}, 1, {}), ({"a": 0, "b/deep": 0}, 3, {"val_fraction": 0.2})])
 def test_a_start_lists_folders_and_opens_a_sample(tmp_path, monkeypatch, layout, listed, fractions):
-    """So that 100,000 files take no more than a second: no file is asked for by itself."""
+    """So that 100,000 files take no more than a second: no file is asked for by itself. A folder is listed once; a class of an
+    undivided tree to see what it is too, and where a share is drawn, to find links."""
     root, counts, picture = tree(tmp_path, layout), Counter(), png()
     for place, number in itertools.product(layout, range(300)):
         (tmp_path / place / f"{number}.png").write_bytes(picture)
