@@ -39,8 +39,8 @@ def test_what_is_kept_beside_the_model_counts():
     assert fixed(trained_blocks=0) < fixed()
 
 
-# MiB at most of a whole process on 2 cores, PyTorch 2.15, measured by the command of tests/system/test_peak_memory.py, whose plain
-# run measures the smallest model alone.
+# MiB at most of a whole process on 2 cores, PyTorch 2.15, by the command of tests/system/test_peak_memory.py, whose plain run
+# measures the smallest model alone.
 @pytest.mark.parametrize(("model", "images", "precision", "optimizer", "measured"), [
     ("ViT-Ti_16", 16, "fp32", "sgd", 1424), ("ViT-S_16", 16, "bf16", "sgd", 1920), ("ViT-S_16", 32, "fp32", "adamw", 3487),
     ("R26-ViT-S_32", 16, "fp32", "sgd", 3268), ("ViT-B_16", 8, "fp32", "sgd", 3247), ("ViT-Ti_16", 32, "bf16", "adamw", 1720),
