@@ -147,12 +147,8 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
 
 def open_data(run: argparse.Namespace, val_fraction: float) -> "Splits":
     from utils.data import datasets
-    from utils.data.classes import ClassRule
-    from utils.data.reading import Reading
 
-    return datasets.open_splits(run.dataset, run.data_dir, val_fraction=val_fraction, test_fraction=run.test_fraction,
-                                split_seed=run.split_seed, rule=ClassRule(run.class_order), reading=Reading.of(vars(run)),
-                                **datasets.columns_of(vars(run)))
+    return datasets.splits_of(vars(run), val_fraction=val_fraction)
 
 
 def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:

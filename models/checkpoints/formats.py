@@ -23,6 +23,7 @@ from .npz import NpzFile
 from .zip_archive import shown
 
 OWN_FORMAT = "vit-run-"                # the `format` entry of the checkpoints of our own runs begins so
+RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data")
 MAX_NAME = 1000                        # characters
 MAX_DEPTH = 4                          # entries within entries
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -37,7 +38,7 @@ class WeightFile(contextlib.AbstractContextManager):
         self.names: list[str] = []
         self.left_out: list[str] = []          # what is beside the weights
         self.notes: list[str] = []
-        self.run: dict | None = None           # of our own checkpoints: architecture, classes, config
+        self.run: dict | None = None           # of our own checkpoints: RUN_ENTRIES
         self.described = describe(path)        # what stands beside the weights: config.json
 
     def read_view(self, name: str) -> Tensor:
@@ -137,7 +138,7 @@ class TorchFile(WeightFile):
 
     def _own(self, content: dict) -> dict:
         """The averaged weights where the run kept them: they are the ones that it evaluates."""
-        self.run = {name: content.get(name) for name in ("architecture", "classes", "config")}
+        self.run = {name: content.get(name) for name in RUN_ENTRIES}
         averaged = isinstance(content.get("ema"), dict) and len(content["ema"]) > 0
         weights = content.get("ema" if averaged else "model")
         if not (isinstance(weights, dict) and isinstance(self.run["architecture"], dict) and isinstance(self.run["config"], dict)

@@ -10,7 +10,7 @@ from other_programs import renamed
 from models import create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
-from utils.build.model import describe_model
+from utils.build.model import describe_model, describe_outputs
 from utils.config import ConfigError, Facts, resolve
 
 
@@ -54,6 +54,11 @@ def test_a_file_of_no_row_is_called_by_its_sizes():
         facts = Facts(100, 10, start_row=row | {"names_img_size": False}, start_path="w.pth")
         described = describe_model(resolve(flags, facts), facts)
         assert described.startswith(words) and ("B_16" in described) is False
+
+
+def test_the_first_outputs_of_a_head_without_names_are_told():
+    assert describe_outputs(list(map(str, range(5, 17)))) == (
+        "classes: the head does not name them; its outputs 0, 1, 2, ... are taken to be 5, 6, 7, ...")
 
 
 @pytest.mark.parametrize(("eval_only", "value"), [(True, 3), (False, 2)])

@@ -5,7 +5,7 @@ import pytest
 from miniatures import csv_files, tree
 from torchvision.datasets import ImageFolder
 
-from utils.data.classes import Classes, ClassRule, apply, check_wanted, first_names, number_order, text_order, two_orders
+from utils.data.classes import Classes, ClassRule, apply, first_names, number_order, text_order, two_orders
 from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, DataError, Splits
 
@@ -98,9 +98,14 @@ def test_names_that_differ_in_little_are_warned_of(names, words):
     assert not [note for note in Classes(ClassRule(), ("ant", "none", "NA", "nap")).notes if note.startswith("warning: ")]
 
 
+def test_other_data_of_other_classes_are_named_for_what_they_are():
+    """And not by the folder of the run, which has the classes."""
+    with pytest.raises(DataError, match=r"^digits: the checkpoint has 2 classes \(a, b\), and not 0, 1"):
+        open_splits("digits", "the/old/folder", rule=ClassRule(wanted=("a", "b")))
+
+
 def test_first_names_are_shown_as_they_are():
     assert first_names(("a", "b")) == "a, b" and first_names(("a", "b ", "c\n", "d")) == r"a, 'b ', 'c\n', ..."
-    check_wanted(ClassRule(), Classes(ClassRule(), ("a",)), ("a",), "here")
 
 
 def test_an_integer_and_its_float_are_one_class_of_two_sources():
@@ -108,7 +113,7 @@ def test_an_integer_and_its_float_are_one_class_of_two_sources():
     for wanted, found in (((*map(str, range(1, 13)),), [f"{n}.0" for n in range(1, 13)]), (("1.0", "2.0"), ["1", "2"])):
         classes = Classes(ClassRule("number", wanted), found)
         assert [classes.label(name) for name in found] == list(range(len(wanted)))
-        check_wanted(ClassRule("number", wanted), classes, found, "here")
+        classes.check("here")
     both = Classes(ClassRule(), {"1", "1.0", "2", "02"})
     assert len(both.names) == 4 and both.label("1.0") != both.label("1")
     assert both.label("2.") == both.label("2") != both.label("02")

@@ -110,7 +110,7 @@ def test_the_wait_for_a_device(child, monkeypatch):
     tensor = torch.arange(3)
     assert to_host(tensor) is tensor
     watched = Neighbors({1: child[1]}, lambda error: None)
-    monkeypatch.setattr(ranks, "_group", ranks._Group(object(), timeout_s=0.2, neighbors=watched))
+    monkeypatch.setattr(ranks, "_group", ranks._Group(object(), 0.2, store=None, neighbors=watched))
     with pytest.raises(PeerLost, match=r"^step 7: another process of the run did not answer within 0.2 s \(--rank_t"), \
             distributed.watch(ALONE, lambda: "step 7"):
         wait_for(Device(float("inf")))

@@ -39,6 +39,17 @@ def test_what_is_kept_beside_the_model_counts():
     assert fixed(trained_blocks=0) < fixed()
 
 
+# MiB at most of a whole process on 2 cores, PyTorch 2.15, by the command of tests/system/test_peak_memory.py, whose plain run
+# measures the smallest model alone.
+@pytest.mark.parametrize(("model", "images", "precision", "optimizer", "measured"), [
+    ("ViT-Ti_16", 16, "fp32", "sgd", 1424), ("ViT-S_16", 16, "bf16", "sgd", 1920), ("ViT-S_16", 32, "fp32", "adamw", 3487),
+    ("R26-ViT-S_32", 16, "fp32", "sgd", 3268), ("ViT-B_16", 8, "fp32", "sgd", 3247), ("ViT-Ti_16", 32, "bf16", "adamw", 1720),
+    ("R26-ViT-S_32", 16, "bf16", "sgd", 2387), ("ViT-B_16", 8, "bf16", "sgd", 2980)])
+def test_what_is_expected_is_what_was_measured(model, images, precision, optimizer, measured):
+    told = need(configs.MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
+    assert 0.8 < max(told.step(images), told.fixed + told.evaluation) / (measured << 20) < 1.2
+
+
 @pytest.mark.parametrize(("images", "memory", "more", "steps"), [
     (512, 513, {}, 1), (512, 512, {}, 2), (512, 65, {}, 8), (509, 100, {}, 509), (512, 0.5, {}, 512), (12, 5, {}, 3),
     (12, 5, {"power_of_two": True}, 4), (12, 5, {"even": True}, 3), (12, 3.5, {"even": True}, 6), (9, 5, {"even": True}, 1)])

@@ -17,9 +17,9 @@ from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
 from models.create import match_row
 from utils import distributed, launch
-from utils.config import FLAGS, ConfigError, Facts, Saved, Sources, before
+from utils.config import FLAGS, Facts, Saved, Sources, before
 from utils.data.classes import ClassRule, two_orders
-from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
+from utils.data.datasets import OWN_CLASSES, splits_of
 from utils.data.device_cache import cached_bytes
 from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.reading import Reading
@@ -31,8 +31,8 @@ from utils.run.checkpoint import CheckpointError, RunCheckpoint, RunState
 from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
-from .leakage import start_run, warning_of_seen
-from .opened import ROOT, HeadsUnknown, Opened, find_weights, given_by, open_model, preferred_row
+from .leakage import warning_of_seen
+from .opened import ROOT, Opened, find_weights, given_by, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -116,7 +116,8 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     """
     teacher = start = head_classes = None
     if sources.teacher:
-        teacher = distributed.local_main_first(ranks, lambda: open_teacher(sources))
+        teacher = distributed.local_main_first(ranks, lambda: open_model(sources.teacher, flag="--teacher",
+                                                                         heads_if_unknown=sources.num_heads))
     if saved is None and sources.head == "keep":
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     splits = distributed.local_main_first(ranks, lambda: open_data(sources, saved, start))
@@ -146,8 +147,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         evaluated_images=max(len(splits.val), len(splits.test)), cached_images=cached_bytes(splits.train),
         teacher_parameters=teacher.parameters if teacher else 0,
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
-    run = start_run(start.path) if ranks.is_main and start and start.settings is not None else None
-    seen = warning_of_seen(run[1], start.path, sources, splits) if run else ""
+    seen = warning_of_seen(start.file.run, start.path, sources, splits) if ranks.is_main and start and start.file.run else ""
     return Found(facts, splits, start, print_of_train, seen, teacher)
 
 
@@ -159,10 +159,9 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
     names = saved.state.classes if saved else (start and start.class_names) or ()
     rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
-    opened = functools.partial(open_splits, sources.dataset, sources.data_dir, split_seed=sources.split_seed,
-                               strata=SINGLE_LABEL.strata, rule=rule, need=HELD_OUT if sources.eval_only else TRAIN,
-                               reading=reading_of(sources, start), **columns_of(vars(sources)))
-    splits = opened(**shares)
+    opened = functools.partial(splits_of, vars(sources), strata=SINGLE_LABEL.strata, rule=rule,
+                               need=HELD_OUT if sources.eval_only else TRAIN, reading=reading_of(sources, start))
+    splits = opened()
     if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
         return splits
     own = {name: saved.state.config.get(name, 0.0) for name in ("data_dir", *shares)}
@@ -170,9 +169,8 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
             saved.state.data in ("", fingerprint(splits.train))):
         return splits
     with contextlib.suppress(DataError):                 # where nothing else is held out
-        splits = opened()
-        splits = dataclasses.replace(splits, notes=(*splits.notes, "these are not the images of the run, so that no fraction of "
-                                                    "them is drawn (--val_fraction, --test_fraction)"))
+        splits = opened(val_fraction=0.0, test_fraction=0.0).replace(
+            "these are not the images of the run, so that no fraction of them is drawn (--val_fraction, --test_fraction)")
     return splits
 
 
@@ -205,17 +203,6 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
             return OpenedCheckpoint(find_weights(start))
         default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
         return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
-
-
-def open_teacher(sources: Sources) -> Opened:
-    """Raises ConfigError."""
-    try:
-        return open_model(sources.teacher, flag="--teacher")
-    except HeadsUnknown as error:
-        if sources.num_heads is None:
-            raise ConfigError(f"{error} (of the student, and of such a teacher), or fine-tune it first, and give the run's "
-                              "folder") from error
-        return open_model(sources.teacher, num_heads=sources.num_heads, flag="--teacher")
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:

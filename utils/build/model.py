@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from utils.config import (
     model_overrides,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
-from utils.data.classes import first_names, where_orders_differ
+from utils.data.classes import first_names
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
@@ -123,9 +124,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     for note in splits.notes:
         print(note)
     if config.eval_only and not (saved or found.facts.start_names_classes):
-        start = where_orders_differ(splits.classes)
-        numbers = first_names([str(label) for label in range(len(splits.classes))], start)
-        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes, start)}")
+        print(describe_outputs(splits.classes))
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
@@ -149,6 +148,12 @@ def describe_model(config: Config, facts: Facts) -> str:
         return f"{config.model_type} with {', '.join(own)}"
     family = re.match(r"(R\d*-)?[A-Za-z]+", config.model_type)[0] + "-distilled" * config.model_type.endswith("-distilled")
     return f"{family} of its own sizes ({', '.join(own)})"
+
+
+def describe_outputs(classes: Sequence[str]) -> str:
+    """What the outputs of a head without names are taken to be."""
+    numbers = first_names([str(label) for label in range(len(classes))])
+    return f"classes: the head does not name them; its outputs {numbers} are taken to be {first_names(classes)}"
 
 
 def _source_of_weights(config: Config, saved: SavedRun | None, model: ImageTransformer) -> str:
