@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 def check(flags: dict) -> None:
     """Raises ConfigError for what can be known without data and PyTorch."""
-    configuration.check(flags)
+    configuration.check(flags, written=("output_dir", "log_dir") if launch.place().rank == 0 else ())
     check_weights(flags)
 
 

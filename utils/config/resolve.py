@@ -32,7 +32,7 @@ RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto
 def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
     """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included.
 
-    written: the flags whose folders the program writes into.
+    written: the flags whose folders this process writes into.
     """
     checks.check_flags(flags)
     resume_path, edits = flags.get("resume_path"), flags.get("attention_edits")
