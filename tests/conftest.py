@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.collect()
-    gc.freeze()         # a million objects that stay: whatever collects garbage would look through all of them, for a quarter second
+    gc.freeze()         # a million objects that stay: every collection would look through all of them, for a quarter second
 
 
 @pytest.fixture
