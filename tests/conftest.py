@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import platform
 import signal
@@ -39,6 +40,11 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()         # a million objects that stay: every collection would look through all of them, for a quarter second
 
 
 @pytest.fixture
@@ -90,6 +96,7 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_sessionfinish(session):
+    gc.unfreeze()       # or packages whose objects are looked for at the exit report leaks
     if FIGURES and (file := session.config.getoption("--figures")):
         figures.add(Path(file), FIGURES)
 

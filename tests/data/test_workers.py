@@ -113,8 +113,8 @@ def test_worker_killed_at_any_instant_ends_the_run(expected, tries, figure):
 FATES = {
     "SIGBUS": (lambda: os.kill(os.getpid(), signal.SIGBUS), "was killed by SIGBUS"),
     "exit": (lambda: os._exit(3), "ended with exit code 3"),
-    "hangs": (lambda: time.sleep(1000), "gave no batch for 2 s"),
-    "stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), "gave no batch for 2 s"),
+    "hangs": (lambda: time.sleep(1000), "gave no batch for 0.5 s"),
+    "stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), "gave no batch for 0.5 s"),
     "no room": (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)), "found no room in shared memory"),
 }
 
@@ -123,7 +123,7 @@ FATES = {
 @pytest.mark.parametrize("fate", FATES)
 def test_fates_within_an_image_end_the_run(fate, figure):
     what, words = FATES[fate]
-    timeout_s = 2.0 if "no batch" in words else 60.0
+    timeout_s = 0.5 if "no batch" in words else 60.0
     assert words in fails(loader(Fateful(what), timeout_s=timeout_s))
     common = {"transform": v2.PILToTensor(), "batch_size": 3, "rank": 0, "world_size": 1, "pin_memory": False}
     assert words in fails(data.eval_loader(Fateful(what), num_workers=2, timeout_s=timeout_s, **common))
@@ -132,8 +132,8 @@ def test_fates_within_an_image_end_the_run(fate, figure):
 
 def test_worker_that_is_stopped_while_its_batch_is_on_the_way():
     """The batch's memory is handed over by the worker itself: who asks a stopped one would wait for ever."""
-    running, seen = loader(timeout_s=2.0), []
-    with pytest.raises(WorkerError, match="gave no batch for 2 s"):
+    running, seen = loader(timeout_s=0.5), []
+    with pytest.raises(WorkerError, match=r"gave no batch for 0\.5 s"):
         for batch in running:
             seen.append(batch)
             if len(seen) == 2:
@@ -207,7 +207,8 @@ def test_workers_that_hang_do_not_hold_up_a_request_to_stop(monkeypatch):
     assert re.search(r"gave no batch for [01]\.?\d* s and were killed", fails(loader(Fateful(FATES["hangs"][0]))))
 
 
-def test_close_ends_workers_that_hang():
+def test_close_ends_workers_that_hang(monkeypatch):
+    monkeypatch.setattr(data_workers, "GRACE_S", 0.3)
     later = StepSampler(COUNT, MICRO_SIZE, 1, 0, 1, 3, 0, STEPS)[2][0].index
     running = loader(Fateful(FATES["hangs"][0], later))
     batches = iter(running)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from runs import VARIABLES, flag_of, flags_of, make_tree
-from torch.distributed.run import parse_args
+from torch.distributed.run import get_args_parser
 
 from utils.config import FLAGS, parse, types
 
 ROOT = Path(__file__).resolve().parents[2]
+parse_args = get_args_parser().parse_args
 PROMISE = ("P24", "every flag and every variable reaches the program as it was typed")
 # Values of text that a shell, argparse or the launcher might take for something else.
 ODD = ["a b", "it's", 'say "no"', "$HOME `id` $(id) *", "Größe 画像 🙂", "back\\slash\\", "a;b&c|d>e", "line\nbreak", "tab\t",
@@ -120,11 +121,11 @@ def test_every_variable_goes_through_the_script(project, tries, figure):
     """All at once; those of text with every odd value in turn. One that is set to nothing is as good as not set."""
     texts = [name for name in VARIABLES if FLAGS[flag_of(name)].type in (str, types.user_path)]
     values = [value for value in [*ODD, *DASHED] if value]
-    for number in range(0, len(values), tries(4, 1)):
+    for number in range(0, len(values), tries(8, 1)):
         odd = {name: values[(number + turn) % len(values)] for turn, name in enumerate(texts)}
         noted, = launch(project, **VARIABLES | odd)
         assert parse(noted["argv"][noted["argv"].index("train.py") + 1:]) == flags_of(VARIABLES | odd)
-    figure("variables handed on by train.sh", len(values[::tries(4, 1)]) * len(VARIABLES))
+    figure("variables handed on by train.sh", len(values[::tries(8, 1)]) * len(VARIABLES))
 
 
 @pytest.mark.slow

@@ -193,6 +193,7 @@ def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, f
     figure(f"requests to stop, the last step saved each time (slowest end after {slowest:.1f} s; {runs} runs compared)", asked)
 
 
+@pytest.mark.slow
 def test_a_second_request_leaves_at_once(tmp_path):
     def stuck(rank: int) -> None:
         checkpoint.save = lambda path, state: time.sleep(600)

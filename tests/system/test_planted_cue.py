@@ -104,8 +104,8 @@ def compare(run_train, seed: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_edits_teach_where_to_look(run_train):
-    seeds = (0, 1, 2)
+def test_edits_teach_where_to_look(run_train, tries):
+    seeds = range(tries(1, 3))
     results = np.array([compare(run_train, seed) for seed in seeds])             # (seeds, arms, accuracy and weight)
     print("\nheld-out accuracy, and attention on the corner that decides"
           "\nseed    step 1          without edits   with edits")

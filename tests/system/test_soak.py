@@ -89,6 +89,7 @@ def soak(folder: Path, steps: int, evaluations: int) -> tuple[float, dict[str, i
     return judge([json.loads(line) for line in notes.read_text().splitlines()])
 
 
+@pytest.mark.slow          # runs that are forked come first: others' counts of operations leave threads that forbid them
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.contract(*PROMISE)
 def test_a_long_run_takes_no_more_than_a_short_one(tmp_path, tries, figure):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -201,6 +202,7 @@ def test_a_sweep_that_was_interrupted_resumes(stub, capsys, monkeypatch):
         assert (call is final) == ("--split_seed" not in given)
     assert resumed["argv"] == [] and resumed["env"]["RESUME_PATH"] == "output/s/final"
     assert resumed["env"]["GPUS"] == "0,1" and "LEARNING_RATE" not in resumed["env"]
+    assert sweep.main(argv) == 0 and len(stub()) == len(trials) + 2, "a run that has ended was started again"
 
 
 def test_a_sweep_over_attention_weights(stub, capsys):
@@ -265,19 +267,20 @@ def test_a_signal_ends_the_sweep_and_its_run(stub, capsys):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
-    """train.sh takes the flags that a sweep gives, and the logs hold what its table needs; repeated, it starts nothing."""
-    monkeypatch.chdir(tmp_path)                            # a sweep goes to the folder of the program
-    monkeypatch.setenv("NPROC", "1")
-    argv = ["--learning_rates", "0.001,0.01", "--num_steps", "2", "--name", "s", "--pretrained_dir", "none", "--device", "cpu",
-            "--output_dir", str(tmp_path / "output"), "--log_dir", str(tmp_path / "logs"), *map(str, TINY)]
-    for start in (sweep.start, lambda *_: pytest.fail("a run that has ended was started again")):
-        monkeypatch.setattr(sweep, "start", start)
-        assert sweep.main(argv) == 0
-        rows = rows_of(tmp_path / "output/s")
-        assert [(row["run"], row["split"], row["images"], row["status"]) for row in rows] == [
-            ("lr-0.001", "val", "200", "done"), ("lr-0.01", "val", "200", "done"), ("final", "test", "500", "done")]
-    for row, test in zip(rows, ("never", "never", "once")):
-        config = json.loads((tmp_path / "output/s" / row["run"] / "config.json").read_text())["config"]
-        assert (config["learning_rate"], config["test"], config["num_steps"]) == (float(row["learning_rate"]), test, 2)
-    assert float(rows[2]["learning_rate"]) in (0.001, 0.01) and (tmp_path / "output/s/sweep.png").exists()
+def test_a_sweep_of_real_runs(run_script, tmp_path):
+    """By sweep.sh, with names that the output cannot show: train.sh takes its flags, and its logs hold what the table needs."""
+    data, output = make_tree(tmp_path / "b\xe4ume", ("\xfcnf", "\u72ac"), splits=("train", "val", "test")), tmp_path / "\xf6"
+    given = {"dataset": "folder", "data_dir": data, "recipe": "digits", "model_type": "ViT-Nano_2", "pretrained_dir": "none",
+             "num_steps": 1, "train_batch_size": 4, "output_dir": output, "name": "s", "device": "cpu"}
+    done = run_script("sweep.sh", *(str(word) for name, value in given.items() for word in (f"--{name}", value)),
+                      "--confusion_matrix", *map(str, TINY), NPROC="1", LEARNING_RATES="0.01", LC_ALL="C", PYTHONUTF8="0",
+                      PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"run folder: \S+\\(xf6|udcc3\\udcb6)/s/lr-0.01", done.stdout), done.stdout
+    rows = rows_of(output / "s")
+    assert [(row["run"], row["split"], row["images"], row["status"]) for row in rows] == [
+        ("lr-0.01", "val", "12", "done"), ("final", "test", "12", "done")]
+    for row, test in zip(rows, ("never", "once")):
+        config = json.loads((output / "s" / row["run"] / "config.json").read_text())["config"]
+        assert (config["learning_rate"], config["test"], config["num_steps"]) == (0.01, test, 1)
+    assert (output / "s/sweep.png").exists() and (output / "s/final/confusion.csv").exists()

@@ -80,14 +80,17 @@ def summed(ranks: distributed.Ranks, leaves: int) -> list[torch.Tensor | None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "leaves"), [(2, 8), (3, 12), (3, 3)])
-def test_ranks_sum_as_one(tmp_path, monkeypatch, size, leaves):
+@pytest.mark.parametrize("size", [3, 2])
+def test_ranks_sum_as_one(tmp_path, monkeypatch, tries, size):
+    if size == 2 and not tries(0, 1):
+        pytest.skip("three processes, which are no power of two, but for --full")
     monkeypatch.setattr(exact, "CHUNK", 64)              # several tensors in a chunk, a tensor in several chunks
-    expected = summed(ALONE, leaves)
-    assert expected[3] is None and expected[2] is not None
-    with Ranks(size, lambda ranks: summed(ranks, leaves), tmp_path) as processes:
+    counts = (4 * size, size)
+    expected = [summed(ALONE, leaves) for leaves in counts]
+    assert all(one[3] is None and one[2] is not None for one in expected)
+    with Ranks(size, lambda ranks: [summed(ranks, leaves) for leaves in counts], tmp_path) as processes:
         for got in processes.results():
-            assert all(map(same_bits, got, expected))
+            assert all(same_bits(*pair) for pairs in zip(got, expected, strict=True) for pair in zip(*pairs, strict=True))
 
 
 def test_the_host_does_not_wait_for_sums_that_all_ranks_have(monkeypatch):
