@@ -11,7 +11,7 @@ from configs import MODELS, architecture
 from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.described import COMPUTED
-from .checkpoints.load import load_pretrained, load_run
+from .checkpoints.load import check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
@@ -70,7 +70,16 @@ def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
 
     Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.
     """
-    return load_run(path, lambda row, classes, img_size: create_model(architecture(**row), classes, img_size))
+    return load_run(path, _build_of_run)
+
+
+def check_weights_of_run(opened: OpenedCheckpoint) -> None:
+    """Raises WeightsError where the weights of a run's checkpoint are not those of its architecture. Takes no memory."""
+    check_own_weights(opened, _build_of_run)
+
+
+def _build_of_run(row: dict, classes: int, img_size: int | tuple[int, int]) -> ImageTransformer:
+    return create_model(architecture(**row), classes, img_size)
 
 
 # What a row of another size must share with a file to be its family; and then what must agree for it to be the file's model.

@@ -13,6 +13,7 @@ import torch
 from processes import AnotherProcess
 from rig import files_no_larger_than
 from runs import load_state
+from weight_files import plain_state
 
 from utils import files
 from utils.files import StorageError
@@ -26,10 +27,11 @@ FULL_DISK = ("P8", "a full disk costs warnings and not the run, its checkpoints 
 
 def state(step: int, numbers: int = 6, **changes) -> checkpoint.RunState:
     weights = {"weight": torch.full((numbers,), float(step))}
-    values = {"step": step, "updates": step, "skips": 0, "model": weights, "optimizer": {"state": {0: dict(weights)}},
-              "scaler": {}, "best": {"step": step}, "first": {}, "config": {"img_size": (8, 10)}, "architecture": {},
-              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
-    return checkpoint.RunState(**values | changes)
+    return plain_state(step, **{"model": weights, "optimizer": {"state": {0: dict(weights)}}, "best": best(step)} | changes)
+
+
+def best(step: int) -> dict:
+    return {"step": step, "accuracy": 0.5}
 
 
 @pytest.fixture
@@ -314,21 +316,21 @@ def test_the_best_is_the_one_on_the_disk(saver, folder):
     """After a failed save a later evaluation may be the best again, and no checkpoint names one that is not there."""
     assert saver.best == {}
     save(saver, 2, step_path(folder, 2), folder / "best.pt")
-    assert saver.best == load_state(folder / "best.pt").best == load_state(step_path(folder, 2)).best == {"step": 2}
+    assert saver.best == load_state(folder / "best.pt").best == load_state(step_path(folder, 2)).best == best(2)
     save(saver, 4, step_path(folder, 4), folder / "best.pt", room=100)
-    assert saver.best == {"step": 2} and load_state(folder / "best.pt").step == 2
+    assert saver.best == best(2) and load_state(folder / "best.pt").step == 2
     save(saver, 6, step_path(folder, 6))
-    assert load_state(step_path(folder, 6)).best == {"step": 2}
+    assert load_state(step_path(folder, 6)).best == best(2)
     (folder / "best.pt").unlink()
     assert saver.best == {}
 
 
 def test_the_best_of_an_earlier_session_is_kept(folder):
     (folder / "best.pt").touch()
-    saver = Saver(folder, keep=2, best={"step": 4})
+    saver = Saver(folder, keep=2, best=best(4))
     save(saver, 6, step_path(folder, 6))
     saver.close()
-    assert load_state(step_path(folder, 6)).best == {"step": 4}
+    assert load_state(step_path(folder, 6)).best == best(4)
 
 
 def test_a_best_that_cannot_be_written_keeps_no_checkpoint_from_the_disk(saver, folder):

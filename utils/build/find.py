@@ -17,6 +17,7 @@ from models.checkpoints.published import find_checkpoint
 from models.create import match_row
 from utils import distributed
 from utils.config import FLAGS, ConfigError, Facts, Saved, Sources, before
+from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
 from utils.data.device_cache import cached_bytes
@@ -31,7 +32,7 @@ from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
 from .leakage import start_run, warning_of_seen
-from .opened import ROOT, HeadsUnknown, Opened, find_weights, open_model, preferred_row
+from .opened import ROOT, HeadsUnknown, Opened, find_weights, open_checkpoint, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -46,6 +47,11 @@ class SavedRun:
     @property
     def facts(self) -> Saved:
         return Saved(self.state.config, self.state.step, self.state.train_images, self.state.world_size, str(self.opened.path))
+
+
+def _checked_state(opened: RunCheckpoint) -> RunState:
+    check_settings(opened.header.config, opened.path)
+    return opened.state()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,7 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
             print(f"no run to resume in {Path(output_dir, name)} yet: starting a new one")
         return None
     opened = distributed.local_main_first(ranks, lambda: opened or checkpoint.open_run_checkpoint(path))
-    state = distributed.local_main_first(ranks, opened.state)
+    state = distributed.local_main_first(ranks, lambda: _checked_state(opened))
     if not flags.get("eval_only"):
         distributed.broadcast_from_main(ranks, lambda: folder.check_resume(path, flags.get("output_dir"), name))
     return SavedRun(opened, state)
@@ -180,7 +186,7 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
     if start == "none":
         return None
     if start != "auto":
-        return OpenedCheckpoint(find_weights(start))
+        return open_checkpoint(find_weights(start))
     default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
     return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
 

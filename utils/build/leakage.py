@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import before
+from utils.config.saved import check_settings
 from utils.data.classes import ClassRule
 from utils.data.datasets import columns_of, open_splits
 from utils.data.reading import AS_STORED
@@ -16,12 +17,18 @@ DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
 def start_run(start: str) -> tuple[Path, RunState] | None:
-    """The checkpoint that --pretrained_dir means and its header, if it is of one of our runs."""
+    """The checkpoint that --pretrained_dir means and its header, if it is of one of our runs.
+
+    Raises ConfigError for settings that no run has.
+    """
     path = Path(resolve_checkpoint(start))
     try:
-        return (path, read_header(path)) if path.is_file() else None
+        header = read_header(path) if path.is_file() else None
     except CheckpointError:
         return None
+    if header is not None:
+        check_settings(header.config, path)
+    return header and (path, header)
 
 
 def seen_images(start: RunState, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:

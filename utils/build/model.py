@@ -10,6 +10,7 @@ import configs
 from models import create_model
 from models.base import ImageTransformer
 from models.checkpoints.load import checked_finite
+from models.checkpoints.run_fields import check_shapes
 from utils import distributed
 from utils.config import (
     SIZES,
@@ -74,10 +75,14 @@ def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransf
     classes = found.facts.num_classes
     if saved is None:
         return create_model(config.model_type, classes, config.img_size, found.start, config.head, **model_overrides(config))
-    model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size, initialise=False)
+    with torch.device("meta"):              # what a file claims takes no memory, until its weights are known to be as large
+        model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size)
+    for weights in filter(None, (saved.state.model, saved.state.ema)):
+        check_shapes({name: value.shape for name, value in weights.items()}, model.state_dict(), saved.opened.path)
     weights = (saved.state.ema if config.eval_only else {}) or saved.state.model
     for name, value in weights.items():
         checked_finite(value, name, saved.opened.path)
+    model = model.to_empty(device="cpu")
     model.load_state_dict(weights)
     return model
 

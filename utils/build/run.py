@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils import distributed, launch
-from utils.config import Config, as_command, changes
+from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
 from utils.distributed import Ranks
 from utils.process import StopSignal
@@ -20,6 +20,8 @@ from utils.training.trainer import Trainer
 from .data import Data
 from .find import Found, SavedRun
 from .model import Built
+
+SHOWN = 6           # names in a line
 
 
 def build_run(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, stop: StopSignal) -> Run:
@@ -43,6 +45,9 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
         print(f"warning: {reason}; going back to the checkpoint before it")
     path, step = saved.opened.path, saved.state.step
     print(f"evaluating {path} (step {step})" if config.eval_only else f"resuming {path} at step {step} of {config.num_steps}")
+    if lacking := [*saved.opened.lacking, *lacking_settings(saved.state.config)]:
+        more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) is as it was then")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 

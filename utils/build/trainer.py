@@ -21,6 +21,7 @@ from utils.training import optimizer as optim
 from utils.training.criterion import AttentionSupervision, Criterion, balanced_weights
 from utils.training.ema import Ema
 from utils.training.precision import LossScaler, warm_up
+from utils.training.saved_optimizer import checked_state
 from utils.training.step import Progress, Requests, StepSettings
 from utils.training.task import SINGLE_LABEL
 from utils.training.trainer import Trainer
@@ -41,7 +42,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         ema.model.compile(dynamic=False)
     progress = Progress()
     if state is not None:
-        optim.load_state(optimizer, state.optimizer)
+        _load_optimizer(optimizer, state, model, config)
         if state.scaler:
             scaler.load_state_dict(state.scaler)
         if ema is not None:
@@ -58,6 +59,15 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         _wrap(config, built, data.sampler.micro_size, ranks), optimizer, criterion, scaler, precision, ranks, built.normalize,
         build_step_settings(config, state), ema=ema, reducer=reducer, progress=progress, requests=requests,
         stop=stop)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: RunState, model: ImageTransformer, config: Config) -> None:
+    """Raises ConfigError for a state that is not the run's own, before it is loaded."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    try:
+        optim.load_state(optimizer, checked_state(optimizer, state.optimizer, state.updates, names))
+    except optim.OptimizerError as error:
+        raise ConfigError(f"--resume_path {config.resume_path}: {error}") from error
 
 
 def build_step_settings(config: Config, state: RunState | None = None) -> StepSettings:
