@@ -1,6 +1,7 @@
 """Saving beside training: the copy is all that it waits for, and a disk that fails costs a warning."""
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -298,6 +299,18 @@ def test_other_failures_of_a_write_are_one_line_too(saver, folder, lines, monkey
     monkeypatch.setattr(checkpoint, "save", fails)
     save(saver, 2, step_path(folder, 2))
     assert len(lines) == 1 and "\n" not in lines[0] and ("unexpected pos 64" in lines[0] or "MemoryError" in lines[0])
+    assert f"cannot write {step_path(folder, 2)} (" in lines[0]
+
+
+def test_a_log_that_cannot_be_flushed_is_named(saver, folder, lines, monkeypatch):
+    (folder / "log.jsonl").write_text("{}\n")
+
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    save(saver, 2, step_path(folder, 2))
+    assert lines[0].startswith(f"warning: cannot write {folder / 'log.jsonl'} (Input/output error); earlier checkpoints are kept")
 
 
 def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(saver, folder, lines):

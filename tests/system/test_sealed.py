@@ -1,9 +1,9 @@
 """Checkpoints with a right seal and a wrong value, through every way in which one is opened.
 
-Each is tried in a child, from a real run's checkpoint that is changed in one place (tests/support/sealed.py). It is refused in one
-line, of at most 200 characters, with exit code 2; or the value does no harm: then what comes of it (the weights, averages and
-optimizer state at the end of the training, the metrics of an evaluation, the outputs of the model) is that of the unchanged file,
-bit for bit, or what is printed before the first step differs from what the unchanged file prints: the user is told.
+Each is tried in a child, from a real run's checkpoint that is changed in one place (tests/support/sealed.py). It is refused in
+one line, of at most 200 characters, with exit code 2; or the value does no harm: then what comes of it (the weights, averages and
+optimizer state at the end of the training, the metrics of an evaluation, the outputs of the model) is that of the unchanged
+file, bit for bit, or what is printed before the first step differs from what the unchanged file prints: the user is told.
 """
 
 import copy

@@ -92,8 +92,8 @@ def _check_classes(config: Config, model: ImageTransformer, found: Found) -> Non
     if config.dataset == "imagenet" and found.start.settings is None:
         return                              # other programs spell its 1000 names otherwise, in the same order
     if known not in ([], own):
-        raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({', '.join(known[:3])}, ...) are not those of "
-                          f"the data ({', '.join(own[:3])}, ...). This is not the same task: give other weights, or --head zero")
+        raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({first_names(known)}) are not those of "
+                          f"the data ({first_names(own)}). This is not the same task: give other weights, or --head zero")
 
 
 def compile_model(model: torch.nn.Module, device: torch.device) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from utils import distributed, launch
 from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
+from utils.data.classes import first_names
 from utils.distributed import Ranks
+from utils.files import naming
 from utils.process import StopSignal
 from utils.run import folder
 from utils.run.checkpoint import RULES, CheckpointError
@@ -57,8 +59,8 @@ def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks)
     state, splits = saved.state, found.splits
     if list(splits.classes) != state.classes:
         raise CheckpointError(f"--data_dir {config.data_dir}: the data have {len(splits.classes)} classes "
-                              f"({', '.join(splits.classes[:3])}, ...), the checkpoint {len(state.classes)} "
-                              f"({', '.join(state.classes[:3])}, ...): not the same task")
+                              f"({first_names(splits.classes)}), the checkpoint {len(state.classes)} "
+                              f"({first_names(state.classes)}): not the same task")
     if config.eval_only:
         return
     difference = ""
@@ -83,7 +85,8 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
     if ranks.is_main and (place := launch.launch_file("folder")) is not None:
-        place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
+        with naming(place):
+            place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),

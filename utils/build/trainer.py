@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from models.base import ImageTransformer
 from utils import distributed
 from utils.config import Config, ConfigError
+from utils.data.classes import first_names
 from utils.data.mixup import Mixer
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
@@ -45,6 +46,8 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         _load_optimizer(optimizer, state, model, config)
         if state.scaler:
             scaler.load_state_dict(state.scaler)
+        elif scaler.enabled and not config.override:
+            raise ConfigError(f"--resume_path {config.resume_path}: the file lacks its loss scale. Use an earlier checkpoint")
         if ema is not None:
             ema.model.load_state_dict(state.ema)
         progress = Progress(state.step, state.updates, state.skips)
@@ -128,16 +131,16 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
     teacher = opened.model.to(ranks.device, precision.weights).eval()
     known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
     if len(opened.classes) != len(splits.classes) or (known and sorted(opened.classes) != sorted(splits.classes)):
-        raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
-                          f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
+        raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({first_names(opened.classes)}), the "
+                          f"data {len(splits.classes)} ({first_names(splits.classes)}). This is not "
                           "the same task: give another teacher")
     order = [list(opened.classes).index(name) for name in splits.classes] if known else range(len(splits.classes))
     channels = teacher.config.in_channels
     if channels not in (built.model.config.in_channels, 3):
         raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
     if ranks.is_main:
-        taken = ", ".join(splits.classes[:3])
-        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}, ..."
+        taken = first_names(splits.classes)
+        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}"
         print(f"teacher: {path}, {opened.parameters:,} parameters, {teacher.config.num_heads} attention heads{unnamed}")
 
     @torch.no_grad()
