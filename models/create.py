@@ -37,10 +37,10 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     model.load_report lists what was used, resized, fresh and left out (None without `pretrained`).
     Raises ModelError for anything that does not exist or does not fit.
     """
-    plain = _resolve_row(name_or_config, overrides)
+    plain = resolve_row(name_or_config, overrides)
     config = plain
     if isinstance(pretrained, OpenedCheckpoint):            # its GELU, eps, mean and std are part of the weights
-        config = _resolve_row(name_or_config, pretrained.computed | overrides)
+        config = resolve_row(name_or_config, pretrained.computed | overrides)
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "keep" and pretrained is None:
@@ -114,8 +114,8 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
 
 
-def _resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
-    """A copy of the row with the overrides, and of one channel with the mean of the channels' values."""
+def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
+    """A copy of the row with the overrides, and of one channel with the mean of the channels' values. Raises ModelError."""
     if isinstance(name_or_config, str):
         if name_or_config not in MODELS:
             raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")

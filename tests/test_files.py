@@ -50,7 +50,7 @@ def test_an_error_of_an_open_file_gets_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, files.naming("other"):
         open(tmp_path / "gone")                                      # which names it already
     assert caught.value.filename == str(tmp_path / "gone")
-    with pytest.raises(OSError, match="^cut off$"), files.naming("x"):
+    with pytest.raises(OSError, match=r"^cut off$"), files.naming("x"):
         raise OSError("cut off")
 
 

@@ -92,6 +92,8 @@ def _contradiction(content: Mapping) -> str:
     averaged, before = bool(content.get("ema")), content["first"].get("attention")
     if updates + skips > step or (updates == 0 and skips < step):
         return f"{updates} updates and {skips} skipped steps do not make {step} steps"
+    if content["scaler"] and content["scaler"]["_growth_tracker"] > updates:
+        return f"scaler has counted {content['scaler']['_growth_tracker']} updates of {updates}"
     if content["best"] and content["best"]["step"] > step:
         return f"best is of step {content['best']['step']}, the file of step {step}"
     if not content["classes"]:

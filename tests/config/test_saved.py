@@ -58,5 +58,5 @@ def test_what_is_wrong_is_named():
     assert fault(gradient_accumulation_steps="auto").startswith("x.pt: its setting gradient_accumulation_steps is 'auto'")
     assert fault(**{"\x1b[2J": 1}) == r"x.pt: its setting \x1b[2J is not known to this version of the program"
     lacking = {name: value for name, value in RUN.items() if name != "optimizer"}
-    with pytest.raises(ConfigError, match="x.pt: its settings lack optimizer"):
+    with pytest.raises(ConfigError, match=r"x\.pt: its settings lack optimizer"):
         check_settings(lacking, "x.pt")

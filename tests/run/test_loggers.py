@@ -218,7 +218,8 @@ def test_a_full_disk_costs_lines_and_curves(tmp_path, capsys):
     assert len(warnings) == 2 and errors == "", (printed, errors)
     assert "log.jsonl (File too large)" in warnings[0]
     place = tmp_path / "tensorboard"
-    assert warnings[1].startswith(f"warning: TensorBoard in {place} fails (") and "off from now on; training continues" in warnings[1]
+    assert warnings[1].startswith(f"warning: TensorBoard in {place} fails (")
+    assert "off from now on; training continues" in warnings[1]
 
 
 def test_a_disk_that_is_full_at_the_end_stops_nothing(tmp_path, capsys, monkeypatch):

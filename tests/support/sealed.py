@@ -1,7 +1,7 @@
 """Well-formed checkpoints with wrong values: the content of a real one, changed in one place, and sealed again.
 
-A place is the path of keys to a value. What is put there is never another plausible value of the same kind, which nothing could
-tell from the right one.
+A place is the path of keys to a value. What is put there is of another kind or out of its range; or, with `plausible`, another
+value of the same kind, which only a run that tells what it does lets a user notice.
 """
 
 import copy
@@ -16,6 +16,8 @@ from utils.run import checkpoint
 ESCAPE = "\x1b[31mred\x1b]0;title\x07\n\t=1+1"
 DEEP = 60                # lists within lists
 OFTEN = {"config": 6, "optimizer": 6, "architecture": 4, "model": 2, "ema": 2, "scaler": 2}        # fields with many places
+OTHER = {"optimizer": ("sgd", "adam", "adamw"), "decay_type": ("linear", "constant"), "augmentation": ("crop", "pad", "none"),
+         "gelu": ("erf", "tanh"), "precision": ("fp32", "bf16"), "interpolation": ("bicubic", "bilinear"), "classifier": ("gap",)}
 # What no field is: of another type, out of every range, or too long to be shown.
 VALUES = (None, True, -1, -2 ** 70, 2 ** 70, 1.5, float("nan"), float("inf"), -float("inf"), 1e300, "", "x" * 100_000, ESCAPE,
           "a\0b", b"bytes", [], {}, (), [[]], {"a": {}}, {1: 2}, (1, "2", None))
@@ -34,7 +36,7 @@ def places(content: object, path: tuple = ()) -> Iterator[tuple]:
         yield from places(value, (*path, key))
 
 
-def changed(content: dict, seed: int) -> tuple[dict, str]:
+def changed(content: dict, seed: int, plausible: bool = False) -> tuple[dict, str]:
     """-> (a copy that is wrong in one place, what was done)"""
     dice = random.Random(seed)
     paths = list(places(content))
@@ -45,6 +47,7 @@ def changed(content: dict, seed: int) -> tuple[dict, str]:
     parent, key = _at(new, path[:-1]), path[-1]
     ways = [*(["remove"] if isinstance(parent, (dict, list)) else []), *["replace"] * 3]
     ways += ["add"] * isinstance(old, dict) + ["rename"] * isinstance(parent, dict) + ["longer"] * isinstance(old, list)
+    ways += ["other"] * (plausible and (isinstance(old, (bool, int, float)) or key in OTHER)) * 3
     ways += ["tensor"] * 5 * isinstance(old, torch.Tensor) + ["wrapped"] + ["nested"]
     way, value = dice.choice(ways), None
     if way == "remove":
@@ -64,7 +67,10 @@ def changed(content: dict, seed: int) -> tuple[dict, str]:
     if way == "tensor":
         value, what = _other_tensor(old, dice)
         return _put(new, path, value), f"{_name(path)} {what}"
-    if way == "wrapped":
+    if way == "other":
+        number = (not old,) if isinstance(old, bool) or old is None else (old + 1, old * 2) if key not in OTHER else ()
+        value = dice.choice(OTHER.get(key) or number)
+    elif way == "wrapped":
         value = dice.choice(([old], {"a": old}, (old, old)))
     elif way == "nested":
         value = old

@@ -17,6 +17,7 @@ from models.checkpoints import torch_file
 
 # How often of 17 each way is tried.
 WAYS = {"resume": 5, "python": 4, "start": 3, "eval": 2, "eval_start": 1, "picture": 1, "annotate": 1}
+TELLS = ("resume", "start", "eval", "eval_start")        # doors that say what the file is before they use it
 LONGEST = 200
 
 
@@ -58,11 +59,11 @@ def assert_harmless(outcome: Outcome, own: Outcome) -> bool:
 @pytest.mark.contract("P7", "a checkpoint with a right seal and a wrong value is refused on one line, or does no harm")
 def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tries, figure):
     ways = [door for door in WAYS for _ in range(WAYS[door])]
-    count, refused = tries(17, 1700), 0
+    count, refused = tries(17, 1000), 0
     for seed in range(count):
         name, door = list(doors.BASES)[seed % 3 % 2], ways[seed % len(ways)]
         folder, content = runs[name]
-        changed, what = sealed.changed(content, seed)
+        changed, what = sealed.changed(content, seed, plausible=door in TELLS)
         outcome = doors.through(door, tmp_path / "x", folder, lambda path, changed=changed: sealed.seal(path, changed))
         try:
             refused += assert_harmless(outcome, unchanged(name, door))
@@ -85,6 +86,21 @@ def test_an_optimizer_state_of_another_shape(runs, unchanged, tmp_path, change):
     outcome = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong))
     assert assert_harmless(outcome, unchanged("adamw", "resume"))
     assert "optimizer state: exp_avg of blocks.0.attn.qkv.weight is an array of shape" in outcome.error
+
+
+def test_what_could_be_right_is_told(runs, tmp_path):
+    """Values that another run may have, and fields that an older file lacks."""
+    folder, content = runs["adamw"]
+    wrong = content | {"architecture": content["architecture"] | {"dropout_rate": 0.25}, "updates": 2, "world_size": 2,
+                       "config": {key: value for key, value in content["config"].items() if key != "seed"} | {"rotation": 5.0}}
+    del wrong["rules"]
+    told = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).output
+    for line in ("a checkpoint of an earlier version: what it lacks (rules, seed) is as it was then", "--rotation 5.0",
+                 "weights: from the checkpoint, whose model is not that of configs.py: dropout_rate 0.25",
+                 "changed: 1 processes (were 2), 2 micro-steps each (were 1)"):
+        assert line in told, told
+    own = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, content)).output
+    assert "earlier version" not in own and "weights: from the checkpoint\n" in own
 
 
 def test_names_with_escape_sequences_reach_no_terminal(runs, tmp_path):

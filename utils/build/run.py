@@ -45,8 +45,11 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
         return
     for reason in saved.opened.skipped.values():
         print(f"warning: {reason}; going back to the checkpoint before it")
-    path, step = saved.opened.path, saved.state.step
-    print(f"evaluating {path} (step {step})" if config.eval_only else f"resuming {path} at step {step} of {config.num_steps}")
+    path, step, skipped = saved.opened.path, saved.state.step, saved.state.step - saved.state.updates
+    what = f", of which {skipped} updated nothing" if skipped else ""
+    what += f"; loss scale {saved.state.scaler['scale']:g}" if saved.state.scaler else ""
+    print(f"evaluating {path} (step {step})" if config.eval_only else
+          f"resuming {path} at step {step} of {config.num_steps}{what}")
     if lacking := [*saved.opened.lacking, *lacking_settings(saved.state.config)]:
         more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) is as it was then")

@@ -223,7 +223,7 @@ def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:
             return dataclasses.replace(opened, skipped=skipped)
         except CheckpointError as error:
             skipped[path] = str(error)
-    reason = f" ({'; '.join(skipped.values())})" if skipped else ""
+    reason = f" ({'; '.join(each.replace(f'{folder}/', '') for each in skipped.values())})" if skipped else ""
     raise CheckpointError(f"{folder} holds no intact checkpoint{reason}")
 
 
