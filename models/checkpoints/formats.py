@@ -155,7 +155,7 @@ class TorchFile(WeightFile):
 
     def _own(self, content: dict) -> dict:
         """The averaged weights where the run kept them: they are the ones that it evaluates."""
-        run_fields.check_run(content, self.path)
+        run_fields.check_run(content, self.path, weights_alone=True)
         self.run = {name: content[name] for name in ("architecture", "classes", "config")}
         averaged = len(content.get("ema", {})) > 0
         weights = content["ema" if averaged else "model"]

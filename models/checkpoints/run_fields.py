@@ -64,6 +64,7 @@ FIELDS = {
     "train_images": _STEP, "seconds": number(0, words="0 or more"),
     "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH), "rules": one_of(1, 2),
 }
+NEEDED = {"format", "model", "architecture", "classes", "config"}           # by whoever wants the weights alone
 EMPTY = {"optimizer", "scaler", "best"}           # may be {}: of a run before its first step, without loss scaling, not evaluated
 
 
@@ -73,34 +74,44 @@ def is_run(content: Mapping) -> bool:
     return (isinstance(claimed, str) and claimed.startswith(OWN_FORMAT)) or 2 * len(FIELDS.keys() & content.keys()) > len(FIELDS)
 
 
-def check_run(content: object, path: str | Path) -> None:
-    """Raises WeightsError unless every field is there and of its kind, and they agree with each other."""
+def check_run(content: object, path: str | Path, weights_alone: bool = False) -> None:
+    """Raises WeightsError unless every field is there and of its kind, and they agree with each other.
+
+    weights_alone: others than those of NEEDED may be missing, since people take the optimizer's state out of what they pass on.
+    """
     if not isinstance(content, dict) or not FIELDS["format"].holds(content.get("format")):
         raise WeightsError(f"{path}: not a checkpoint of this version of the program (format {FORMAT})")
     fields = {name: value for name, value in content.items() if not (name in EMPTY and isinstance(value, dict) and not value)}
     optional = {*sum(LATER_FIELDS, ()), *content.keys() - fields.keys()}
-    if fault := Record(FIELDS, optional).fault("the file", fields) or _contradiction(content):
+    if weights_alone:
+        fields, optional = {name: fields[name] for name in FIELDS if name in fields}, FIELDS.keys() - NEEDED
+    fault = Record(FIELDS, optional).fault("the file", fields) or _disagreement(content) or (
+        "" if weights_alone else _contradiction(content))
+    if fault:
         raise WeightsError(f"{path}: {fault.removeprefix('the file.')}. {AGAIN}")
 
 
+def _disagreement(content: Mapping) -> str:
+    """What the weights, the settings and the architecture do not agree on, or ''. Each is of its kind."""
+    if missing := _missing(content["architecture"], LATER_KEYS):
+        return f"architecture lacks {missing}"
+    averaged, decay = bool(content.get("ema")), content["config"].get("ema_decay")
+    if averaged != bool(decay):
+        return f"the file has {'' if averaged else 'no '}averaged weights, ema_decay is {brief(decay)}"
+    return "" if content["classes"] else "the file has no classes"
+
+
 def _contradiction(content: Mapping) -> str:
-    """What two fields do not agree on, or ''. Each is of its kind."""
-    for name, there, versions in (("the file", content, LATER_FIELDS), ("architecture", content["architecture"], LATER_KEYS)):
-        if missing := _missing(there, versions):
-            return f"{name} lacks {missing}"
-    step, updates, skips = content["step"], content["updates"], content["skips"]
-    averaged, before = bool(content.get("ema")), content["first"].get("attention")
+    """What the other fields do not agree on, or ''."""
+    if missing := _missing(content, LATER_FIELDS):
+        return f"the file lacks {missing}"
+    step, updates, skips, before = *(content[name] for name in ("step", "updates", "skips")), content["first"].get("attention")
     if updates + skips > step or (updates == 0 and skips < step):
         return f"{updates} updates and {skips} skipped steps do not make {step} steps"
     if content["scaler"] and content["scaler"]["_growth_tracker"] > updates:
         return f"scaler has counted {content['scaler']['_growth_tracker']} updates of {updates}"
     if content["best"] and content["best"]["step"] > step:
         return f"best is of step {content['best']['step']}, the file of step {step}"
-    if not content["classes"]:
-        return "the file has no classes"
-    if averaged != bool(content["config"].get("ema_decay")):
-        decay = brief(content["config"].get("ema_decay"))
-        return f"the file has {'' if averaged else 'no '}averaged weights, ema_decay is {decay}"
     if before is not None and not _shows_images(before, len(content["classes"])):
         return "the arrays of first.attention do not fit its names and the classes"
     return ""
