@@ -321,3 +321,5 @@ def test_what_a_terminal_would_obey_is_written_as_escapes(text, shown, tmp_path)
 def test_the_line_of_an_error_is_printable(capsys):
     process.report_error("x.py", "class \x1b[2J\n\x1b]0;t\x07: no", 2)
     assert capsys.readouterr().err == "x.py: error: class \\x1b[2J \\x1b]0;t\\x07: no\n"
+    process.report_error("x.py", f"{'a/' * 5000}: no such folder", 2)
+    assert len(capsys.readouterr().err) < 170

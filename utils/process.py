@@ -36,6 +36,7 @@ PR_SET_PDEATHSIG = 1
 # Control characters but for tabs and ends of lines, and those that turn the order of letters around.
 OBEYED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
           for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+LONGEST_WORD = 400             # letters in the line of an error: longer ones are no path that anybody reads
 COLOR = re.compile(r"\x1b\[[0-9;]*m")                 # in the lines of other packages (wandb's)
 OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
 
@@ -131,7 +132,8 @@ def report_error(name: str, message: str, code: int) -> int:
             time.sleep(0.05)
     if launch.post_exit_code(code) is not False:
         sys.stdout.flush()                      # through a pipe, what was printed before stands before the error too
-        print(f"{name}: error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+        words = (word if len(word) <= LONGEST_WORD else f"{word[:60]}...{word[-60:]}" for word in message.split())
+        print(f"{name}: error: {printable(' '.join(words))}", file=sys.stderr, flush=True)
     return _exit_status(code)
 
 
