@@ -67,6 +67,20 @@ def test_states_of_other_sessions_are_taken():
     checked_state(plain.optimizer, plain.optimizer.state_dict(), UPDATES, plain.names)
 
 
+def test_groups_of_the_file_may_be_others():
+    """Of an earlier version, which divided the parameters otherwise."""
+    run = trained("adamw")
+    parameters = list(run.names)
+    other = build_optimizer("adamw", [{"params": parameters, "lr_scale": 1.0, "weight_decay": 0.1}], 0.1)
+    other.load_state_dict({"state": run.optimizer.state_dict()["state"], "param_groups": other.state_dict()["param_groups"]})
+    state = other.state_dict()
+    with pytest.raises(OptimizerError, match="1 groups of parameters in place of 2"):
+        checked_state(run.optimizer, state, UPDATES, run.names)
+    checked_state(run.optimizer, state, UPDATES, run.names, [{"params": parameters, "lr_scale": 1.0, "weight_decay": 0.1}])
+    with pytest.raises(OptimizerError, match=r"weight_decay 0\.1 in place of 0\.2"):
+        checked_state(run.optimizer, state, UPDATES, run.names, [{"params": parameters, "lr_scale": 1.0, "weight_decay": 0.2}])
+
+
 @pytest.mark.parametrize("shape", [(1,), (11,), (4, 3), (12,), (1, 3, 4), ()], ids=str)
 @pytest.mark.parametrize("slot", ["exp_avg", "exp_avg_sq"])
 def test_an_array_of_another_shape_is_named(slot, shape):

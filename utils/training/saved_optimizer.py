@@ -4,7 +4,7 @@ torch's load_state_dict compares neither shapes nor settings: a fused kernel the
 is too short, and an average or a setting that is not the run's own is trained on in silence.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,22 +23,26 @@ ADDED = {"lr_scale", "fused", "foreach", "capturable", "maximize", "differentiab
 EPS = (1e-8, 1e-6, 1e-4)        # of Adam, of LAMB, and with float16 weights, which --override may change
 
 
-def checked_state(optimizer: torch.optim.Optimizer, state: dict, updates: int, names: Mapping[Tensor, str]) -> dict:
+def checked_state(optimizer: torch.optim.Optimizer, state: dict, updates: int, names: Mapping[Tensor, str],
+                  groups: Sequence[dict] | None = None) -> dict:
     """The state, its tensors contiguous as the kernels take them, of a run after so many updates.
 
-    names: of the parameters, for messages. Raises OptimizerError where anything in it is not what this optimizer writes.
+    names: of the parameters, for messages. groups: of the parameters in the file, where they are not the optimizer's. Raises
+    OptimizerError where anything in it is not what this optimizer writes.
     """
-    if fault := next(_faults(optimizer, state, updates, names), ""):
+    groups = [optimizer.defaults | group for group in groups or optimizer.param_groups]
+    if fault := next(_faults(optimizer, groups, state, updates, names), ""):
         raise OptimizerError(f"optimizer state: {fault}. Use an earlier checkpoint")
     slots = {index: {name: value.contiguous() if isinstance(value, Tensor) else value for name, value in kept.items()}
              for index, kept in state["state"].items()}
     return {**state, "state": slots}
 
 
-def _faults(optimizer: torch.optim.Optimizer, state: dict, updates: int, names: Mapping[Tensor, str]) -> Iterator[str]:
+def _faults(optimizer: torch.optim.Optimizer, own: list[dict], state: dict, updates: int,
+            names: Mapping[Tensor, str]) -> Iterator[str]:
     if missing := {"state", "param_groups"} - state.keys():
         yield f"it lacks {min(missing)}"
-    groups, own = state["param_groups"], optimizer.param_groups
+    groups = state["param_groups"]
     parameters = [parameter for group in own for parameter in group["params"]]
     if len(groups) != len(own):
         yield f"{len(groups)} groups of parameters in place of {len(own)}"
@@ -60,7 +64,7 @@ def _faults(optimizer: torch.optim.Optimizer, state: dict, updates: int, names: 
 
 
 def _setting_faults(group: dict, current: dict, updates: int) -> Iterator[str]:
-    for key in current.keys() - group.keys() - ADDED:
+    for key in sorted(current.keys() - group.keys() - ADDED):
         yield f"a group lacks {key}"
     for key, value in group.items():
         if key == "eps":
