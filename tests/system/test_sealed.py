@@ -105,9 +105,11 @@ def test_what_could_be_right_is_told(runs, tmp_path):
 
 
 def test_names_with_escape_sequences_reach_no_terminal(runs, tmp_path):
-    """Of classes, in what an evaluation says of a checkpoint of other data."""
+    """Of classes, in what an evaluation says of a checkpoint of other data; of folders, in the settings that a run prints."""
     folder, content = runs["adamw"]
-    wrong = content | {"classes": [sealed.ESCAPE, *content["classes"][1:]]}
-    for door in ("eval", "start", "annotate", "python"):
-        outcome = doors.through(door, tmp_path / door, folder, lambda path: sealed.seal(path, wrong))
+    classes = content | {"classes": [sealed.ESCAPE, *content["classes"][1:]]}
+    settings = content | {"config": content["config"] | {"log_dir": "logs\x1b]0;title\x07"}}
+    for door, wrong in (("eval", classes), ("python", classes), ("resume", settings)):
+        outcome = doors.through(door, tmp_path / door, folder, lambda path, wrong=wrong: sealed.seal(path, wrong))
         assert "\x1b" not in outcome.output and "\x07" not in outcome.output, door
+    assert r"--log_dir 'logs\x1b]0;title\x07'" in outcome.output and outcome.code == 0
