@@ -19,7 +19,7 @@ from utils import process
 with process.imports("annotate.py"):
     from utils.config import ConfigError, Parser
     from utils.config.types import positive_int, user_path
-    from utils.files import located
+    from utils.files import no_folder
 
 if TYPE_CHECKING:
     from utils.attention.editor.session import Gallery
@@ -156,8 +156,7 @@ def find_images(data: str | None, part: str, settings: dict, reading: "Reading")
             raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
         return split, splits.classes, where
     if kind != "images":
-        splits = datasets.open_splits(kind, str(folder), **fractions, rule=rule, reading=reading,
-                                      **datasets.columns_of(settings))
+        splits = datasets.splits_of(settings | fractions, dataset=kind, data_dir=str(folder), rule=rule, reading=reading)
         return getattr(splits, part), splits.classes, kind if kind == "digits" else f"{kind} in {folder}"
     if part != "train":
         raise ConfigError(f"--split {part}: the images are not divided into train/ and val/. Omit --split")
@@ -192,7 +191,7 @@ def layout_of(folder: Path, own: str) -> str:
     from utils.data.layouts import split_names
 
     if not folder.is_dir():
-        raise ConfigError(f"no such folder: --data {located(folder)}")
+        raise ConfigError(f"--data {folder}: {no_folder(folder)}")
     if own in PUBLISHED and (folder / PUBLISHED[own]).is_dir():
         return own
     listed = any(file.suffix.lower() in ENDINGS for file in folder.iterdir())

@@ -54,14 +54,8 @@ def check(flags: dict) -> None:
     """Reads every image of every split and prints what was found. Raises DataError if one cannot be read."""
     from utils.data import check as checking
     from utils.data import datasets
-    from utils.data.classes import ClassRule
-    from utils.data.reading import Reading
 
-    sources = config.choose(flags)
-    splits = datasets.open_splits(sources.dataset, sources.data_dir, val_fraction=sources.val_fraction,
-                                  test_fraction=sources.test_fraction, split_seed=sources.split_seed,
-                                  rule=ClassRule(sources.class_order), reading=Reading.of(vars(sources)),
-                                  **datasets.columns_of(vars(sources)))
+    splits = datasets.splits_of(vars(config.choose(flags)))
     print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
     findings = checking.check(splits, flags["num_workers"], log=lambda line: print(line, file=sys.stderr))
     print("\n".join(findings.lines))

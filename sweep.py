@@ -46,6 +46,7 @@ RESULTS = ("split", "images", "accuracy", "top5", "loss")
 
 
 def main(argv: list[str]) -> int:
+    os.environ.setdefault("VIT_CALLED_FROM", os.getcwd())
     os.chdir(ROOT)                                    # as train.sh: all relative paths are meant from there
     with process.program("sweep.py", signals=False) as program:
         if os.environ.pop("DRY_RUN", "") == "1":
@@ -109,8 +110,8 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     (tried, text), = asked.items()
     try:
         values = [TRIED[tried][0](value) for value in re.split(r"[\s,;]+", text) if value]
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise ConfigError(f"--{tried}s {text}: must be numbers such as 0.001,0.003") from error
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--{tried}s {text}: each {error}. Expected numbers such as 0.001,0.003") from error
     if not values:
         raise ConfigError(f"--{tried}s {text!r}: holds no number. Expected some such as 0.001,0.003")
     for value in sorted({value for value in values if values.count(value) > 1}):
@@ -145,12 +146,8 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
 
 def open_data(run: argparse.Namespace, val_fraction: float) -> "Splits":
     from utils.data import datasets
-    from utils.data.classes import ClassRule
-    from utils.data.reading import Reading
 
-    return datasets.open_splits(run.dataset, run.data_dir, val_fraction=val_fraction, test_fraction=run.test_fraction,
-                                split_seed=run.split_seed, rule=ClassRule(run.class_order), reading=Reading.of(vars(run)),
-                                **datasets.columns_of(vars(run)))
+    return datasets.splits_of(vars(run), val_fraction=val_fraction)
 
 
 def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
-    from models.checkpoints.published import published_name, published_names, require_weights
+    from models.checkpoints.first_look import require_run, require_weights
+    from models.checkpoints.published import published_name, published_names
     from models.errors import ModelError
     from utils import config as configuration
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
-        flags = launch.flags_after_restart(configuration.parse(argv))
-        configuration.check(flags)                               # what needs neither data nor PyTorch
-        check_weights(flags)
+        flags = configuration.parse(argv)
+        if launch.one_node() and not launch.restarts():
+            check(flags)                                         # what needs neither data nor PyTorch
         if launch.only_checks():                                 # train.sh asks before it starts torchrun
             return program.exit_code
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
@@ -34,6 +35,9 @@ def main(argv: list[str]) -> int:
         from utils import build, distributed
 
         with distributed.init(flags.get("device", "auto"), flags.get("rank_timeout", 600)) as ranks:
+            flags = build.decide_resume(flags, ranks)            # after a restart: the same run
+            if not launch.one_node():                            # all nodes end where a file is missing on one of them
+                distributed.local_main_first(ranks, lambda: check(flags))
             saved = build.saved_run(flags, ranks)                # the checkpoint to resume or branch from, or None
             sources = configuration.choose(flags, saved and saved.state.config)
             found = build.find(sources, saved, ranks)            # facts as plain values, opened data, opened start weights
@@ -46,16 +50,24 @@ def main(argv: list[str]) -> int:
     return program.exit_code
 
 
+def check(flags: dict) -> None:
+    """Raises ConfigError for what can be known without data and PyTorch."""
+    configuration.check(flags, written=("output_dir", "log_dir") if launch.place().rank == 0 else ())
+    check_weights(flags)
+
+
 def check_weights(flags: dict) -> None:
-    """Raises ConfigError where weights that a flag names are neither there nor published. A resumed run has its own."""
+    """Raises ConfigError where weights that a flag names are neither there nor published, or what is there is plainly none. A
+    resumed run has its own."""
     for flag in ("pretrained_dir", "teacher"):
         configuration.check_published(flags, published_name, published_names(), flag)
-        weights = flags.get(flag)
-        if weights and "resume_path" not in flags and Path(weights).exists():
-            try:
-                require_weights(weights)
-            except ModelError as error:
-                raise configuration.ConfigError(f"--{flag}: {error}") from error
+    resumes = flags.keys() & {"resume_path"}
+    for flag in resumes or flags.keys() & {"pretrained_dir", "teacher"}:
+        try:
+            if Path(flags[flag]).exists():
+                (require_run if resumes else require_weights)(flags[flag])
+        except ModelError as error:
+            raise configuration.ConfigError(f"--{flag}: {error}") from error
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
@@ -91,6 +103,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
 def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks") -> None:
     """Evaluates the checkpoint, or the start weights with their own head, and prints what comes out."""
     from utils import build, distributed
+    from utils.device import SMALLER_EVALUATION
     from utils.report import summary
     from utils.training.evaluation import evaluate
 
@@ -107,7 +120,7 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     last = {splits.val_name: splits.val} if alone else {"test": splits.test}
     parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
     for name, images in parts.items():
-        with distributed.watch(ranks, lambda name=name: f"evaluation on {name}"):
+        with distributed.watch(ranks, lambda name=name: f"evaluation on {name}", SMALLER_EVALUATION):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
                                confusion=config.confusion_matrix, on_compiled=on_compiled)
         if ranks.is_main:

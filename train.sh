@@ -95,10 +95,6 @@ add seed "$SEED"
 add precision "$PRECISION"
 add fp16_opt_level "$FP16_OPT_LEVEL"
 
-launcher=(--standalone)
-if [ "$NNODES" -gt 1 ]; then
-    launcher=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
-fi
 # Processes on one machine share its cores; torchrun alone would give each of them a single one.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 settings=()
@@ -107,6 +103,11 @@ if [ "$NNODES" = 1 ] && [[ "${WORLD_SIZE:-}${PET_NNODES:-}" =~ [2-9]|[0-9]{2} ]]
     echo "train.sh: this run is of one node: WORLD_SIZE and PET_NNODES are not used (NNODES, NODE_RANK and MASTER_ADDR are)" >&2
 fi
 settings+=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NPROC - 1) / NPROC))}")
+launcher=(--standalone)
+if [ "$NNODES" -gt 1 ]; then
+    settings+=("TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}")      # PyTorch warns with stacks of C++ where node 0 is lost
+    launcher=(--nnodes "$NNODES" --rdzv_backend nodes --rdzv_endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv_conf "rank=$NODE_RANK")
+fi
 [ "$VISIBLE" = "$KEEP" ] || settings+=("CUDA_VISIBLE_DEVICES=$VISIBLE")
 [ "$MAX_RESTARTS" = 0 ] || launcher+=(--max_restarts "$MAX_RESTARTS")
 command=(env "${settings[@]}" "$PYTHON" -m utils.distributed.torchrun "${launcher[@]}" --nproc_per_node "$NPROC"
@@ -119,52 +120,57 @@ echo
 
 # What train.py refuses without PyTorch it refuses here, once, before the seconds that torchrun takes.
 for word in "$@"; do case $word in -h | --help) exec "$PYTHON" train.py --help ;; esac; done
-env "${settings[@]}" "VIT_CHECK=$((NPROC * NNODES))" "$PYTHON" train.py ${flags[@]+"${flags[@]}"} "$@" || exit $?
+env "${settings[@]}" "VIT_CHECK=$((NPROC * NNODES))x$NPROC" "$PYTHON" train.py ${flags[@]+"${flags[@]}"} "$@" || exit $?
 
 # torchrun answers any failure with code 1: the processes leave their own code here, and their numbers.
 VIT_LAUNCH=$(mktemp -d) || fail "no folder for temporary files can be made (the line above says why): set TMPDIR to one with room"
 export VIT_LAUNCH
 watcher=
 trap '[ -z "$watcher" ] || kill -KILL "$watcher" 2>/dev/null || true; rm -rf "$VIT_LAUNCH"' EXIT
-asked=
+asked= unanswered=
+any_process() {
+    local file
+    for file in "$VIT_LAUNCH"/pid-*; do
+        if [ -e "$file" ] && kill -0 "$(cat "$file")" 2>/dev/null; then return 0; fi
+    done
+    return 1
+}
+posted_code() {                             # of the newest attempt
+    local file code=
+    for file in "$VIT_LAUNCH"/code-*; do [ ! -s "$file" ] || code=$(cat "$file"); done
+    echo "$code"
+}
 # The processes are asked themselves: they finish the step, save and end, for which torchrun would give them 30 seconds.
 # What comes within two seconds is the same request: timeout and batch systems signal a process and its group.
 stop() {
     if [ -z "$asked" ]; then
         asked=$SECONDS
         : >"$VIT_LAUNCH/asked"
-        if compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
+        if any_process; then
             echo "train.sh: stopping: finishing the step and saving it; once more to leave at once" >&2
             kill -USR1 $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
         else
-            kill -TERM "$launcher" 2>/dev/null || true
+            case $(posted_code) in '' | 8 | 143) unanswered=1; kill -TERM "$launcher" 2>/dev/null || true ;; esac
         fi
     elif [ $((SECONDS - asked)) -ge 2 ]; then
         kill -KILL "$launcher" $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
     fi
 }
 # Ends what is left 10 seconds after a process left the code of a failure: a process that is stopped or hangs, for which torchrun
-# would wait 30 seconds, or without end. torchrun itself too, unless it is to restart the processes, and where it has heard no
-# request to stop while it waits for other nodes. Writes to 3.
+# would wait 30 seconds, or without end. torchrun itself too, unless it is to restart the processes, and where a request to stop has
+# left none and it waits for other nodes.
 watch() {
     trap '' TERM INT HUP USR1                   # Ctrl-C comes to this shell too
-    local file newest failed= since=0 code looks=0 busy waited=0 unheard=0
+    local file newest failed= since=0 code looks=0 busy unheard=0
     while sleep 1 && kill -0 "$launcher" 2>/dev/null; do
-        if ! compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
-            waited=$((waited + 1))
-            if [ "$waited" = 10 ] && [ "$NNODES" -gt 1 ]; then
-                echo "train.sh: node $NODE_RANK waits for the others: start this command on each of the $NNODES nodes, with its own" \
-                    "NODE_RANK and the same MASTER_ADDR=$MASTER_ADDR and MASTER_PORT=$MASTER_PORT" >&3
-            fi
-            [ ! -e "$VIT_LAUNCH/asked" ] || unheard=$((unheard + 1))
-            [ "$unheard" -lt 5 ] || kill -KILL "$launcher" || true
-        fi
-        newest=
-        for file in "$VIT_LAUNCH"/code-*; do [ ! -s "$file" ] || newest=$file; done
-        [ -n "$newest" ] || continue
-        code=0
-        read -r code <"$newest" || true
-        if [ "$code" = 0 ] || [ "$code" = 143 ]; then continue; fi
+        code=$(posted_code)
+        case $code in
+        '' | 8 | 143)
+            if [ -e "$VIT_LAUNCH/asked" ] && ! any_process; then unheard=$((unheard + 1)); fi
+            [ "$unheard" -lt 5 ] || kill -KILL "$launcher" || true ;;
+        esac
+        case $code in '' | 0 | 143) continue ;; esac
+        for file in "$VIT_LAUNCH"/code-*; do newest=$file; done
         if [ "$newest" != "$failed" ]; then failed=$newest since=$SECONDS; fi
         [ $((SECONDS - since)) -ge 10 ] || continue
         looks=$((looks + 1)) busy=
@@ -178,7 +184,8 @@ watch() {
             fi
         done
         : >"$VIT_LAUNCH/looked"
-        if [ "$MAX_RESTARTS" = 0 ] && [ -z "$busy" ] && [ $((SECONDS - since)) -ge 15 ]; then kill -KILL "$launcher" || true; fi
+        if [ -n "$busy" ] || [ $((SECONDS - since)) -lt 15 ]; then continue; fi
+        case $MAX_RESTARTS:$code in 0:* | *:[2-7]) kill -KILL "$launcher" || true ;; esac
     done
 }
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}     # for those who signal torchrun (from 2.12 on)
@@ -187,18 +194,18 @@ set -m              # a process group of its own: Ctrl-C comes to this script al
 (trap '' USR1; exec "${command[@]}") </dev/null &
 launcher=$!
 set +m
-watch </dev/null 3>&2 >/dev/null 2>&1 &
+watch </dev/null >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
 code=0
 wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
-posted=
-for file in "$VIT_LAUNCH"/code-*; do [ ! -e "$file" ] || posted=$(cat "$file"); done
+posted=$(posted_code)
 if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
     echo "train.sh: error: a process of the run was lost, and none could report it (what is above names it)" >&2
     posted=8
 fi
 [ -z "$asked" ] || posted=${posted:-143}
+[ -z "$unanswered" ] || posted=143
 [ "$posted" != 0 ] || posted=$code
 exit "${posted:-$code}"

@@ -195,9 +195,7 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
     run = subject.settings
     rule = ClassRule(run["class_order"], tuple(subject.classes) if subject.path else (), partly=True)
-    splits = datasets.open_splits(run["dataset"], run["data_dir"], val_fraction=run["val_fraction"],
-                                  test_fraction=run["test_fraction"], split_seed=run["split_seed"], rule=rule, need=HELD_OUT,
-                                  reading=subject.reading, **datasets.columns_of(run))
+    splits = datasets.splits_of(run, rule=rule, need=HELD_OUT)
     name = name or ("val" if run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))

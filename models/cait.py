@@ -41,8 +41,8 @@ class ClassBlock(LayerScaleBlock):
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         """(B, 1, D), (B, N, D) -> (B, 1, D)"""
-        cls = cls + self.gamma_1 * self.attn(self.norm1(torch.cat([cls, patches], dim=1)))
-        return cls + self.gamma_2 * self.mlp(self.norm2(cls))
+        cls = cls + self.drop_path(self.gamma_1 * self.attn(self.norm1(torch.cat([cls, patches], dim=1))))
+        return cls + self.drop_path(self.gamma_2 * self.mlp(self.norm2(cls)))
 
 
 class CaiT(ImageTransformer):
@@ -73,7 +73,8 @@ class CaiT(ImageTransformer):
         """(B, N, D) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
         blocks = self.blocks[first:] if first else self.blocks
         patches = blocks(tokens)
-        cls = self.cls_token.expand(len(patches), -1, -1)
+        # A copy: what counts FLOPs fails where a module is given a view of a parameter and gradients are off.
+        cls = self.cls_token.expand(len(patches), -1, -1).clone()
         for block in self.blocks_token_only:
             cls = block(cls, patches)
         return self.norm(torch.cat([cls, patches], dim=1))

@@ -1,7 +1,8 @@
 """Kernels for the operations that PyTorch's own take too long for, mostly in bfloat16 on a CPU. `enabled` switches all off.
 
 Everywhere else weights are used by calling their module. Here some are read, so each such kernel steps aside when the
-module that holds them is replaced, wrapped or hooked: adapters, quantized layers and hooks act as on any other model.
+module that holds them is replaced, wrapped or hooked: adapters, quantized layers and hooks act as on any other model. So do
+counters and transforms of operations.
 A kernel that steps aside returns None. The figures are in benchmarks/README.md.
 
 Shapes: B images, N tokens, H heads, d = D / H.
@@ -11,6 +12,7 @@ import functools
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
 
@@ -40,7 +42,8 @@ def linear_gelu(x: Tensor, linear: nn.Module, gelu: nn.Module) -> Tensor | None:
     PyTorch's own kernel of the tanh form is the slow one of the two. The backward pass would need what is before GELU.
     """
     if (not enabled or torch.is_grad_enabled() or not _autocasts_to_bfloat16(x.device) or not _has_linear_gelu()
-            or not _is_plain(linear, nn.Linear) or not _is_plain(gelu, nn.GELU) or linear.weight.dtype != torch.float32):
+            or not _is_plain(linear, nn.Linear) or not _is_plain(gelu, nn.GELU) or linear.weight.dtype != torch.float32
+            or _operations_are_followed()):
         return None
     x, weight, bias = (tensor.to(torch.bfloat16) for tensor in (x, linear.weight, linear.bias))
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], gelu.approximate)
@@ -64,6 +67,13 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
             and all(type(parameter) in (nn.Parameter, Tensor) for parameter in module._parameters.values())
             and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
             and not module_hooks._has_any_global_hook())
+
+
+def _operations_are_followed() -> bool:
+    """Whether somebody counts or transforms operations (a dispatch mode, torch.func, forward derivatives), who knows PyTorch's
+    own and not oneDNN's: a derivative would be 0 without a word."""
+    return (torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.maybe_current_level() is not None
+            or forward_ad._current_level >= 0)
 
 
 def _autocasts_to_bfloat16(device: torch.device) -> bool:

@@ -46,23 +46,36 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution without bias, of standardized weights, with the padding of the style."""
+    """Convolution of standardized weights. `padding` 0 is 'SAME'.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, style: Style = STYLES["google"]):
-        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+    Takes what nn.Conv2d takes, since libraries of adapters (peft) build theirs as type(layer)(...). What has no style uses its
+    weights as they are: those of an adapter begin at zero, which standardizing would turn into steps of any size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+                 stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0, groups: int = 1, bias: bool = False,
+                 style: Style | None = None):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
         self.style = style
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.style is None else self._standardized(self.style)
+        padded = x if any(self.padding) else pad_same(x, self.kernel_size[0], self.stride[0])
+        return self._conv_forward(padded, weight, self.bias)
+
+    def _standardized(self, style: Style) -> Tensor:
         # In float32 also under autocast: the variance of a kernel loses too much in half precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(self.weight.device.type, enabled=False):
             weight = self.weight.float()
             std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-            eps = self.style.standardize_eps
-            std = (std.square() + eps).sqrt() if self.style.eps_inside_root else std + eps
-            weight = ((weight - mean) / std).to(self.weight.dtype)
-        if not self.style.same_padding:
-            return F.conv2d(x, weight, stride=self.stride, padding=self.kernel_size[0] // 2)
-        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
+            eps = style.standardize_eps
+            std = (std.square() + eps).sqrt() if style.eps_inside_root else std + eps
+            return ((weight - mean) / std).to(self.weight.dtype)
+
+
+def std_conv(in_channels: int, out_channels: int, kernel: int, style: Style, stride: int = 1) -> StdConv2d:
+    """A convolution without bias, standardized and padded as the style has it."""
+    return StdConv2d(in_channels, out_channels, kernel, stride, 0 if style.same_padding else kernel // 2, style=style)
 
 
 def group_norm(channels: int, style: Style) -> nn.GroupNorm:
@@ -78,10 +91,10 @@ class Bottleneck(nn.Module):
         self.downsample = None
         if project:
             norm = nn.GroupNorm(style.projection_groups or 4 * width, 4 * width, eps=style.projection_eps)
-            self.downsample = nn.Sequential(OrderedDict(conv=StdConv2d(in_channels, 4 * width, 1, stride, style), norm=norm))
-        self.conv1, self.norm1 = StdConv2d(in_channels, width, 1, style=style), group_norm(width, style)
-        self.conv2, self.norm2 = StdConv2d(width, width, 3, stride, style), group_norm(width, style)
-        self.conv3, self.norm3 = StdConv2d(width, 4 * width, 1, style=style), group_norm(4 * width, style)
+            self.downsample = nn.Sequential(OrderedDict(conv=std_conv(in_channels, 4 * width, 1, style, stride), norm=norm))
+        self.conv1, self.norm1 = std_conv(in_channels, width, 1, style), group_norm(width, style)
+        self.conv2, self.norm2 = std_conv(width, width, 3, style, stride), group_norm(width, style)
+        self.conv3, self.norm3 = std_conv(width, 4 * width, 1, style), group_norm(4 * width, style)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -96,7 +109,7 @@ class Stem(nn.Module):
     def __init__(self, in_channels: int, width: int, style: Style):
         super().__init__()
         self.same_padding = style.same_padding
-        self.conv = StdConv2d(in_channels, width, 7, 2, style)
+        self.conv = std_conv(in_channels, width, 7, style, 2)
         self.norm = group_norm(width, style)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def offline(monkeypatch):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="docs/reliability.md at full counts (21 minutes on 2 cores)")
+    parser.addoption("--full", action="store_true", help="docs/reliability.md at full counts (half an hour on 2 cores)")
     parser.addoption("--figures", metavar="FILE", help="put what the contract's tests tried into this JSON file")
 
 
@@ -66,16 +66,19 @@ def tries(request):
 
 @pytest.fixture
 def figure(request, record_property):
-    """figure(what, tried, lost=0): a row of docs/reliability.md, for a test marked contract("P1", promise)."""
+    """figure(what, tried, lost=0): a row of docs/reliability.md, for a test marked contract("P1", promise).
+
+    More by name is kept in the row: `nodes` for the table of several nodes.
+    """
     started = time.monotonic()
 
-    def record(what: str, tried: int, lost: int = 0) -> None:
+    def record(what: str, tried: int, lost: int = 0, **more) -> None:
         assert not lost, f"{what}: {lost} of {tried}"
         promise = request.node.get_closest_marker("contract").args[0]
         record_property("contract", {
             "promise": promise, "what": what, "tried": int(tried), "lost": int(lost),
             "seconds": round(time.monotonic() - started, 1), "torch": str(torch.__version__),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores"})
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores"} | more)
 
     return record
 

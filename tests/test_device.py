@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from utils import device as devices
+from utils import distributed
 from utils.device import DeviceError, OutOfMemory, choose_device, is_out_of_memory, on_device, out_of_memory_error
+from utils.distributed import ranks
 
 CPU = torch.device("cpu")
 STEPS = """
@@ -117,6 +119,9 @@ def test_another_c_library_is_left_alone(monkeypatch):
     (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
     (RuntimeError("[...] not enough memory: you tried to allocate 9 bytes"), True), (RuntimeError("Connection closed"), False),
+    (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     (ValueError("can't allocate memory"), False)])
 def test_lack_of_memory_is_recognized(error, expected):
     assert is_out_of_memory(error) == expected
@@ -128,6 +133,19 @@ def test_lack_of_memory_names_the_peak_of_a_gpu(monkeypatch):
     error = out_of_memory_error(torch.device("cuda", 0), "step 2")
     assert isinstance(error, OutOfMemory) and error.exit_code == 6
     assert "step 2: out of memory of the GPU (70.0 GiB in use at the peak, 0.5 of 80.0 GiB free now); lower" in str(error)
+
+
+def test_a_gpu_without_room_for_cuda_itself(monkeypatch):
+    """Others have filled it: there are no figures, and no batch to make smaller."""
+    def fail(device):
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    monkeypatch.setattr(ranks, "choose_device", lambda *_: torch.device("cuda", 0))
+    with pytest.raises(OutOfMemory, match=r"^setting up: out of memory; what a run holds [^-]*--model_type or --img_size"), \
+            distributed.init("cuda"):
+        pass
 
 
 def test_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):

@@ -36,8 +36,18 @@ def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
     (here / "link").symlink_to("/no/such")
     for path in ("link", "link/best.pt"):
         assert files.where_looked(path).startswith(" (link is a link to /no/such, which is not there; looked for in")
+    (called / "dead").symlink_to("/no/such")                        # a link of the caller's folder
+    assert files.where_looked("dead/x").endswith(f"the script's folder: {called / 'dead'} is a link to /no/such, which is not "
+                                                 "there)")
     (here / "there").mkdir()
     assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (looked for in {here})"
+
+
+def test_what_is_no_folder(tmp_path):
+    (tmp_path / "pets.ZIP").touch()
+    (tmp_path / "list").touch()
+    assert files.no_folder(tmp_path / "pets.ZIP") == "an archive, not a folder: unpack it, and give the folder"
+    assert files.no_folder(tmp_path / "list") == "a file, not a folder" and files.no_folder("/no/such") == "no such folder"
 
 
 # ------------------------------------------------------------------------------------------------------------- names

@@ -1,12 +1,14 @@
 """What a launcher says in the environment, and the folder of a launch."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from utils import launch, process
 
-RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VIT_CHECK", "TORCHELASTIC_RUN_ID")
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VIT_CHECK", "TORCHELASTIC_RUN_ID",
+         "TORCHELASTIC_RESTART_COUNT", "GROUP_RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def setenv(monkeypatch, words: str) -> None:
     ("", (0, 1, 0, 1)), ("RANK=0 WORLD_SIZE=1", (0, 1, 0, 1)), ("RANK= WORLD_SIZE=", (0, 1, 0, 1)),
     ("MASTER_PORT=tcp://10.0.0.1:80", (0, 1, 0, 1)),
     ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", (3, 4, 1, 2)),
-    ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", (1, 2, 0, 1)), ("RANK=1 VIT_CHECK=8", (0, 8, 0, 8))])
+    ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", (1, 2, 0, 1)), ("RANK=1 VIT_CHECK=8x4", (0, 8, 0, 4))])
 def test_place(monkeypatch, words, place):
     setenv(monkeypatch, words)
     assert launch.place() == place
@@ -68,6 +70,17 @@ def test_a_launcher_is_torchrun_alone(monkeypatch):
     assert launch.below_launcher()
 
 
+@pytest.mark.parametrize(("words", "one", "node", "attempt"), [
+    ("", True, 0, "attempt-0"), ("VIT_CHECK=8x8", True, 0, "attempt-0"), ("VIT_CHECK=8x4", False, 0, "attempt-0"),
+    ("RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 TORCHELASTIC_RESTART_COUNT=3 TORCHELASTIC_RUN_ID=x", True, 0, "attempt-3"),
+    ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 TORCHELASTIC_RUN_ID=attempt-7", False, 1, "attempt-7"),
+    ("RANK=3 WORLD_SIZE=4 LOCAL_WORLD_SIZE=1 GROUP_RANK=2 TORCHELASTIC_RESTART_COUNT=3", False, 2, "attempt-0")])
+def test_several_nodes_do_not_go_by_their_own_restarts(monkeypatch, words, one, node, attempt):
+    """A node that is started again counts from 0; the rendezvous names the attempt on all of them."""
+    setenv(monkeypatch, "MASTER_ADDR=a MASTER_PORT=1 " + words)
+    assert (launch.one_node(), launch.node(), launch.attempt()) == (one, node, attempt)
+
+
 def test_the_first_code_counts_and_each_restart_has_its_own(folder, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     with process.StopSignal():
@@ -84,20 +97,40 @@ def test_the_first_code_counts_and_each_restart_has_its_own(folder, monkeypatch)
     assert launch.post_exit_code(2) is None and launch.launch_file("folder") is None
 
 
-def test_flags_after_a_restart(folder, monkeypatch, tmp_path):
+def test_process_0_resumes_the_same_run_after_a_restart(folder, monkeypatch, tmp_path):
     flags = {"resume_path": "output/a", "num_steps": 5}
-    assert launch.flags_after_restart(flags) is flags
+    typed = {"resume_path": "output/a"}
+    assert launch.resume_flags(flags) == typed
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert launch.flags_after_restart(flags) is flags                     # lost before there was a folder
-    run = tmp_path / "runs\udcf6" / "b"                                    # a name of any bytes
+    assert launch.resume_flags(flags) == typed                     # lost before there was a folder
+    run = tmp_path / "runs\udcf6" / "b"                            # a name of any bytes
     run.mkdir(parents=True)
     (folder / "folder").write_bytes(os.fsencode(run))
-    here = flags | {"output_dir": str(run.parent), "name": "b"}
-    assert launch.flags_after_restart(flags) == here
+    here = typed | {"output_dir": str(run.parent), "name": "b"}
+    assert launch.resume_flags(flags) == here
     (run / "step-000003.pt").touch()
-    assert launch.flags_after_restart(flags) == here | {"resume_path": "auto"}
-    assert launch.flags_after_restart(flags | {"eval_only": True}) == flags | {"eval_only": True}
+    assert launch.resume_flags(flags) == here | {"resume_path": "auto"}
+    assert launch.resume_flags(flags | {"eval_only": True}) == typed
     monkeypatch.delenv("VIT_LAUNCH")
     with pytest.raises(launch.LaunchError, match="--name"):
-        launch.flags_after_restart(flags)
-    assert launch.flags_after_restart({"name": "c"}) == {"output_dir": "output", "name": "c", "resume_path": "auto"}
+        launch.resume_flags(flags)
+    assert launch.resume_flags({"name": "c"}) == {"output_dir": "output", "name": "c", "resume_path": "auto"}
+
+
+def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeypatch):
+    """In the project's folder; in another, from which train.sh was called, which goes to its own; by python /path/to/train.py
+    there, whose data may have a relative path."""
+    monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
+    monkeypatch.setattr(launch, "_python", lambda: "python")
+    monkeypatch.chdir(launch.ROOT)
+    assert launch.command("train.py") == "python train.py" and launch.command("train.sh", "A=1") == "A=1 bash train.sh"
+    assert launch.command_to_resume(Path("output/r s"), 6) == "RESUME_PATH='output/r s' NUM_STEPS=6 bash train.sh"
+    monkeypatch.setenv("VIT_CALLED_FROM", str(tmp_path))
+    assert launch.command_to_resume(Path("output/r")) == f"cd {launch.ROOT} && RESUME_PATH=output/r bash train.sh"
+    assert launch.command("-m tensorboard.main") == f"cd {launch.ROOT} && python -m tensorboard.main"
+    monkeypatch.delenv("VIT_CALLED_FROM")
+    monkeypatch.chdir(tmp_path)
+    assert launch.command_to_resume(Path("output/r"), 6) == (
+        f"python {launch.ROOT}/train.py --resume_path output/r --num_steps 6")
+    assert launch.command("train.sh", "A=1") == f"A=1 bash {launch.ROOT}/train.sh"
+    assert launch.command("-m tensorboard.main") == "python -m tensorboard.main"

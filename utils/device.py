@@ -15,6 +15,12 @@ NAMES_GPUS = re.compile(r"\d|GPU-|MIG-")
 LARGEST = 2 ** 31 - 1                            # mallopt takes an int
 LARGEST_BEFORE = 32 << 20                        # of M_MMAP_THRESHOLD, before glibc 2.35
 
+# What to do when memory is used up, by what needed it.
+SMALLER_STEP = "lower --train_batch_size, or raise --gradient_accumulation_steps (GRAD_STEPS): the same steps in smaller pieces"
+SMALLER_EVALUATION = "lower --eval_batch_size"
+SMALLER_MODEL = ("what a run holds whatever its batch is (model, start weights, data) does not fit. Choose a smaller "
+                 "--model_type or --img_size, or end what else uses this memory")
+
 
 class DeviceError(ValueError):
     """Raised when the requested device is not available."""
@@ -105,17 +111,19 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it means that memory is used up: the GPU's or, as far as the system reports that, the machine's."""
-    # The CPU's allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory" or "not enough memory".
+    # Plain RuntimeErrors: of the CPU's allocator ("DefaultCPUAllocator: can't allocate memory" or "not enough memory"), and of
+    # CUDA and its libraries, where a GPU that others have filled has no room for their own tables.
+    words = r"can't allocate memory|not enough memory|CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", str(error)) is not None)
+        isinstance(error, RuntimeError) and re.search(words, str(error)) is not None)
 
 
-def out_of_memory_error(device: torch.device, where: str) -> OutOfMemory:
-    """where: what was done just then, such as "step 13". Names the peak on a GPU."""
+def out_of_memory_error(device: torch.device, where: str, remedy: str = SMALLER_STEP) -> OutOfMemory:
+    """where: what was done just then, such as "step 13"; remedy: one of the above. Names the peak on a GPU."""
     figures = ""
     if device.type == "cuda":
-        sizes = [torch.cuda.max_memory_allocated(device), *torch.cuda.mem_get_info(device)]
-        peak, free, total = (size / 2 ** 30 for size in sizes)
-        figures = f" of the GPU ({peak:.1f} GiB in use at the peak, {free:.1f} of {total:.1f} GiB free now)"
-    return OutOfMemory(f"{where}: out of memory{figures}; lower --train_batch_size, or raise --gradient_accumulation_steps "
-                       "(GRAD_STEPS): the same steps in smaller pieces")
+        with contextlib.suppress(RuntimeError):             # there was no room to initialize CUDA
+            sizes = [torch.cuda.max_memory_allocated(device), *torch.cuda.mem_get_info(device)]
+            peak, free, total = (size / 2 ** 30 for size in sizes)
+            figures = f" of the GPU ({peak:.1f} GiB in use at the peak, {free:.1f} of {total:.1f} GiB free now)"
+    return OutOfMemory(f"{where}: out of memory{figures}; {remedy}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 LOCK_FILE = ".lock"
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 OWNER_SECONDS = 2.0       # how long the owner of a lock may take to write its name into the file
 
 REFUSED = (BlockingIOError, PermissionError)         # of a lock: EAGAIN, EACCES
@@ -35,19 +36,42 @@ class InUseError(ValueError):
 def where_looked(path: str | Path) -> str:
     """Why nothing is there, for the end of a message: ' (...)'; '' where something is. A relative path was looked for in the
     current folder, which may not be the one that the script was called in; a link may lead nowhere."""
-    path, why = Path(path), []
+    path = Path(path)
     if path.exists():
         return ""
-    for part in (path, *path.parents):
-        if part.is_symlink() and not part.exists():
-            why.append(f"{part} is a link to {os.readlink(part)}, which is not there")
-            break
+    why = [dead_link(path)]
     if not path.is_absolute():
         here, called = Path.cwd(), os.environ.get("VIT_CALLED_FROM")
-        why.append(f"looked for in {here}")
-        if called and Path(called) != here and Path(called, path).exists():
-            why[-1] += f", since relative paths are meant from the script's folder: {Path(called, path)} is there"
-    return f" ({'; '.join(why)})" if why else ""
+        there = Path(called or here, path)
+        what = f"{there} is there" if there.exists() else dead_link(there) if there != here / path else ""
+        why.append(f"looked for in {here}" + (what and f", since relative paths are meant from the script's folder: {what}"))
+    return f" ({'; '.join(filter(None, why))})" if any(why) else ""
+
+
+def dead_link(path: str | Path) -> str:
+    """Which link on the way to the path leads to what is not there, for a message; '' if there is none."""
+    parts = (part for part in (Path(path), *Path(path).parents) if part.is_symlink() and not part.exists())
+    return next((f"{part} is a link to {os.readlink(part)}, which is not there" for part in parts), "")
+
+
+def no_folder(path: str | Path) -> str:
+    """What is wrong with a path that is no folder, and what to do, for the end of a message."""
+    if Path(path).exists():
+        is_packed = str(path).lower().endswith(ARCHIVES)
+        return "an archive, not a folder: unpack it, and give the folder" if is_packed else "a file, not a folder"
+    return f"no such folder{where_looked(path)}"
+
+
+def image_folder(image_dir: str, data_dir: str | Path) -> str | None:
+    """The folder that --image_dir means: seen from data_dir or, if there is none, from the current folder."""
+    return next((place for place in (os.path.join(data_dir, image_dir), image_dir) if os.path.isdir(place)), None)
+
+
+def no_image_folder(image_dir: str, data_dir: str | Path) -> str:
+    """The message where there is none."""
+    there = next((place for place in (os.path.join(data_dir, image_dir), image_dir) if os.path.exists(place)), None)
+    found = f"{there} is {no_folder(there)}" if there else dead_link(os.path.join(data_dir, image_dir)) or dead_link(image_dir)
+    return f"--image_dir {image_dir}: {found or f'no such folder in {data_dir}, nor in {os.getcwd()}'}"
 
 
 def located(path: str | Path) -> str:

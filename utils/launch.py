@@ -11,14 +11,18 @@ train.sh makes a folder for every launch, named by VIT_LAUNCH:
   code-000   the exit code of the launch (code-001 after torchrun's first restart, ...): the first process that knows it writes it
   folder     the folder of the run, which the processes resume after a restart
 
-Before torchrun it runs train.py with VIT_CHECK=N once, which checks the flags of N processes and ends.
+Before torchrun it runs train.py with VIT_CHECK=NxL once, which checks the flags of N processes, L a node, and ends.
 """
 
 import contextlib
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
 EXIT_BAD_INPUT = 2
 RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}       # and what holds where one is not set
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
@@ -42,7 +46,8 @@ class Place(NamedTuple):
 def place() -> Place:
     """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Raises LaunchError where they do not fit together."""
     if checked := os.environ.get("VIT_CHECK"):
-        return Place(0, int(checked), 0, int(checked))
+        size, _, local_size = checked.partition("x")
+        return Place(0, int(size), 0, int(local_size or size))
     found = [os.environ.get(name, "") or str(default) for name, default in RANKS.items()]
     rank, size, local_rank, local_size = numbers = [int(word) if word.isascii() and word.isdigit() else -1 for word in found]
     if min(numbers) < 0 or not (rank < size and local_rank < local_size <= size):
@@ -77,6 +82,18 @@ def below_launcher() -> bool:
     return "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def one_node() -> bool:
+    """Whether all processes of the run are on this machine."""
+    _, size, _, local_size = place()
+    return size == local_size
+
+
+def node() -> int:
+    """The number of this machine among those of the run."""
+    rank, _, _, local_size = place()
+    return int(os.environ.get("GROUP_RANK") or rank // local_size)
+
+
 def is_first_of_node() -> bool:
     return os.environ.get("LOCAL_RANK", "0") in ("", "0")
 
@@ -91,6 +108,11 @@ def launch_file(name: str) -> Path | None:
     return Path(folder, name) if (folder := os.environ.get("VIT_LAUNCH")) else None
 
 
+def is_asked_to_stop() -> bool:
+    """Whether train.sh was asked to stop."""
+    return (file := launch_file("asked")) is not None and file.exists()
+
+
 def show_life() -> None:
     """Tells train.sh, which kills what remains after a failure, that this process is still at work. Call it every second."""
     if (file := launch_file(f"alive-{os.environ.get('RANK', 0)}")) is not None:
@@ -99,8 +121,17 @@ def show_life() -> None:
 
 
 def restarts() -> int:
-    """How often torchrun has restarted the processes of this launch."""
+    """How often torchrun has restarted the processes of this launch. Nodes may count differently."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def attempt() -> str:
+    """The name of this attempt to run, on all its processes the same (utils/distributed/nodes.py)."""
+    return attempt_name(restarts()) if one_node() else os.environ.get("TORCHELASTIC_RUN_ID") or attempt_name(0)
+
+
+def attempt_name(number: int) -> str:
+    return f"attempt-{number}"
 
 
 def post_exit_code(code: int) -> bool | None:
@@ -127,20 +158,55 @@ def posted_exit_code() -> int | None:
         return None
 
 
-def flags_after_restart(flags: dict, output_dir: str = "output") -> dict:
-    """The flags with which the processes continue after torchrun has restarted them (MAX_RESTARTS): those of the same run.
+def command(script: str, variables: str = "") -> str:
+    """The beginning of a command of ours to copy, right from where the user stands: with `variables` of a script in bash.
+
+    Relative paths are meant from the current folder. That is the project's for train.sh, wherever it was called; python
+    /path/to/train.py stays where the user is.
+    """
+    here = os.path.realpath(os.getcwd())
+    away = here == str(ROOT) != os.path.realpath(os.environ.get("VIT_CALLED_FROM") or here)
+    if here != str(ROOT) and script.endswith((".py", ".sh")):
+        script = shlex.quote(str(ROOT / script))
+    program = "bash" if script.endswith(".sh") else _python()
+    return " ".join(filter(None, [f"cd {shlex.quote(here)} &&" if away else "", variables, program, script]))
+
+
+def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
+    """The command that goes on with a run, by train.sh where that finds the run's data: they count from the current folder."""
+    if os.path.realpath(os.getcwd()) == str(ROOT):
+        return command("train.sh", f"RESUME_PATH={shlex.quote(str(folder))}" + (f" NUM_STEPS={num_steps}" if num_steps else ""))
+    more = f" --num_steps {num_steps}" if num_steps else ""
+    return f"{command('train.py')} --resume_path {shlex.quote(str(folder))}{more}"
+
+
+def _python() -> str:
+    """This Python as a user would type it."""
+    python = sys.executable
+    if Path(python).is_relative_to(Path.cwd()):
+        return shlex.quote(os.path.relpath(python))
+    return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else shlex.quote(python)
+
+
+RESUME_FLAGS = ("resume_path", "output_dir", "name")
+
+
+def resume_flags(flags: dict, output_dir: str = "output") -> dict:
+    """Those of RESUME_FLAGS with which process 0 starts or continues the run: as typed, but for the same run after torchrun has
+    restarted the processes (MAX_RESTARTS).
 
     output_dir: where runs are if the flag was not given. Raises LaunchError.
     """
+    typed = {name: flags[name] for name in RESUME_FLAGS if name in flags}
     if not restarts() or flags.get("eval_only"):
-        return flags
+        return typed
     if (file := launch_file("folder")) is not None:
         if not file.exists():
-            return flags                           # a process was lost before the run had a folder
+            return typed                           # a process was lost before the run had a folder
         folder = Path(os.fsdecode(file.read_bytes()))
     elif "name" in flags:
         folder = Path(flags.get("output_dir", output_dir), flags["name"])
     else:
         raise LaunchError("--name: a run that torchrun may restart needs one, to be found again. Add it, or start by train.sh")
-    here = flags | {"output_dir": str(folder.parent), "name": folder.name}
+    here = typed | {"output_dir": str(folder.parent), "name": folder.name}
     return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in flags else here

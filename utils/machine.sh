@@ -10,6 +10,7 @@
 KEEP=' '
 
 choose_devices() {
+    local none_here="there is no GPU here: nvidia-smi lists none, and no driver of one is loaded. GPUS=cpu trains on the CPU."
     local asked listed=0 named=0 device names=,
     asked=$(tr -s ' ,\t' ',' <<<"$GPUS")
     asked=${asked#,} asked=${asked%,}
@@ -24,9 +25,11 @@ choose_devices() {
             case $CUDA_VISIBLE_DEVICES in [0-9]* | GPU-* | MIG-*) named=$(count_names "$CUDA_VISIBLE_DEVICES") ;; esac
             [ "$named" -gt 0 ] || [ -z "$asked" ] ||
                 fail "GPUS=$GPUS: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES hides every GPU. Unset it, or name devices: GPUS=0,1"
+            [ "$named" = 0 ] || [ "${DRY_RUN:-}" = 1 ] || ! lacks_gpu || fail "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES, $none_here"
         else
             named=$(listed_gpus)
             if [ "$named" = 0 ] && [ -n "$asked" ]; then        # where nvidia-smi is not installed, PyTorch may see GPUs
+                ! lacks_gpu || fail "GPUS=$GPUS: $none_here"
                 named=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) || named=0
                 [ "$named" -gt 0 ] || fail "GPUS=$GPUS: neither nvidia-smi nor PyTorch sees a GPU here. GPUS=cpu trains on the CPU."
             fi
@@ -53,6 +56,7 @@ choose_devices() {
             case $names in *,"$device",*) fail "GPUS=$GPUS names $device twice. Several processes on it: NPROC" ;; esac
             names=$names$device,
         done
+        [ "$listed" != 0 ] || [ "${DRY_RUN:-}" = 1 ] || ! lacks_gpu || fail "GPUS=$GPUS: $none_here"
         VISIBLE=$asked
         named=$(count_names "$asked") ;;
     esac

@@ -40,7 +40,7 @@ LONGEST_WORD = 400             # letters in the line of an error: longer ones ar
 COLOR = re.compile(r"\x1b\[[0-9;]*m")                 # in the lines of other packages (wandb's)
 OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
 
-_ends_at_once = False
+_ends_at_once = _nodes_know = False
 _asked_at = float("inf")
 
 
@@ -111,6 +111,12 @@ def end_at_once_on_error() -> None:
     _ends_at_once = True
 
 
+def nodes_know() -> None:
+    """Says that the processes of the other nodes know the code with which this one ends."""
+    global _nodes_know
+    _nodes_know = True
+
+
 def classify_error(error: Exception) -> tuple[str | None, int]:
     """-> (the message for the user, or None for a bug; the exit code)"""
     code = getattr(error, "exit_code", None)
@@ -146,15 +152,16 @@ def _exit_status(code: int) -> int:
     """What a process ends with, which has to end with `code`.
 
     torchrun takes anything but 0 for a failure, prints a report of its own and restarts all processes (MAX_RESTARTS). Started by
-    train.sh, processes therefore leave the code to it and end with 0, unless a process was lost; nodes do not know each other's.
+    train.sh, processes therefore leave the code to it and end with 0, unless a process was lost, or other nodes do not know the
+    code.
     """
     if not launch.below_launcher():
         return code
     cause = launch.posted_exit_code()
     if (code if cause is None else cause) == EXIT_PEER_LOST:
         return EXIT_PEER_LOST
-    one_node = os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return 0 if code in (0, EXIT_PREEMPTED) or (cause is not None and one_node) else code
+    known = cause is not None and (launch.one_node() or _nodes_know)
+    return 0 if code in (0, EXIT_PREEMPTED) or known else code
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
@@ -225,7 +232,7 @@ class StopSignal:
         self._listen()
         if (file := launch.launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
             files.write_file(file, f"{os.getpid()}\n")
-            if launch.launch_file("asked").exists():      # while torchrun started the processes: there was none to be signalled
+            if launch.is_asked_to_stop():                 # while torchrun started the processes: there was none to be signalled
                 _leave()
         return self
 
@@ -278,7 +285,8 @@ class StopSignal:
 
     def _print(self, number: int, words: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(2, f"{self._name}: {signal.Signals(number).name}: {words}\n".encode())
+            asked = "asked to stop" if launch.launch_file("") and number == signal.SIGUSR1 else signal.Signals(number).name
+            os.write(2, f"{self._name}: {asked}: {words}\n".encode())          # train.sh makes SIGUSR1 of every request
 
 
 # A child that is signalled must not wake its parent's thread.

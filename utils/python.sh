@@ -75,8 +75,7 @@ make_environment() {
 # Prints the address of the index that has PyTorch's CPU build, if that is what this machine wants and the index answers.
 cpu_index() {
     local index=${VIT_TORCH_CPU_INDEX-https://download.pytorch.org/whl/cpu}
-    [ "${LOCKED:-}" != 1 ] && [ -n "$index" ] && [ "$(uname -s)" = Linux ] && [ "$(listed_gpus)" = 0 ] || return 1
-    ! compgen -G '/dev/nvidia[0-9]*' >/dev/null && [ ! -e /dev/kfd ] || return 1
+    [ "${LOCKED:-}" != 1 ] && [ -n "$index" ] && lacks_gpu || return 1
     "$active" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1].rstrip("/") + "/torch/", timeout=5)' "$index" \
         2>/dev/null || return 1
     echo "$index"
@@ -87,6 +86,16 @@ listed_gpus() {
     local list=''
     ! command -v nvidia-smi >/dev/null || list=$(nvidia-smi -L 2>/dev/null) || list=''
     grep -c '^GPU' <<<"$list" || true
+}
+
+# Whether no GPU can be here: nvidia-smi lists none, and none of the files is there through which PyTorch would reach one of NVIDIA
+# (a Jetson's and Windows' too) or AMD. Where nvidia-modprobe is installed, it makes them when they are needed.
+lacks_gpu() {
+    local file
+    [ "$(uname -s)" = Linux ] && [ "$(listed_gpus)" = 0 ] && ! command -v nvidia-modprobe >/dev/null || return 1
+    for file in /dev/nvidia[0-9]* /dev/nvhost* /dev/nvmap /dev/dxg /dev/kfd /proc/driver/nvidia/gpus; do
+        [ ! -e "$file" ] || return 1
+    done
 }
 
 # Prints the modules that the Python lacks; fails where it is no Python of 3.10 or newer. Finds them without importing them, which

@@ -17,10 +17,12 @@ from models.errors import WeightsError
 
 from . import run_fields, torch_file
 from .described import HALF, IMAGENET, ROW_ENTRY, describe, is_weights_folder, own_row, weights_in
+from .first_look import NPZ, SAFETENSORS, TORCH, again, kind_of, report_damage
 from .key_maps import AVERAGED_FIRST, CONTAINERS, SELF_DISTILLED
 from .npz import NpzFile
-from .zip_archive import AGAIN, Archive, report_damage, shown
+from .zip_archive import shown
 
+RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data")
 MAX_NAME = 1000                        # characters
 MAX_DEPTH = 4                          # entries within entries
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -35,7 +37,7 @@ class WeightFile(contextlib.AbstractContextManager):
         self.names: list[str] = []
         self.left_out: list[str] = []          # what is beside the weights
         self.notes: list[str] = []
-        self.run: dict | None = None           # of our own checkpoints: architecture, classes, config
+        self.run: dict | None = None           # of our own checkpoints: RUN_ENTRIES
         self.described = describe(path)        # what stands beside the weights: config.json
 
     def read_view(self, name: str) -> Tensor:
@@ -58,32 +60,12 @@ def open_weights(path: str | Path) -> WeightFile:
     if not path.is_file():
         raise WeightsError(f"no checkpoint at {path}: give a file of weights (.npz, .pth, .safetensors), a folder of timm or "
                            "transformers (config.json and model.safetensors), or a published name such as imagenet21k/ViT-B_16")
-    with report_damage(f"{path}: damaged or cut off"), open(path, "rb") as stream:
-        start = stream.read(512)
-        is_npz = start[:2] == b"PK" and not any(name.endswith("data.pkl") for name in Archive(stream).members)
-    if start[4:9] == b"\0\0\0\0{":                 # the length of the header in 8 bytes, then its JSON
-        file = SafetensorsFile(path)
-    elif is_npz:
-        file = NpzWeights(path)
-    elif start[:2] == b"PK" or start[:1] == b"\x80":
-        file = TorchFile(path)
-    else:
-        raise WeightsError(f"{path}: {_describe_start(start)}")
+    file = {NPZ: NpzWeights, SAFETENSORS: SafetensorsFile, TORCH: TorchFile}[kind_of(path)](path)
     for name in file.names:
         if not name.isprintable() or len(name) > MAX_NAME:
             file.close()
-            raise WeightsError(f"{path}: {shown(name)!r} is no name of an array; {AGAIN}")
+            raise WeightsError(f"{path}: {shown(name)!r} is no name of an array; {again(path)}")
     return file
-
-
-def _describe_start(start: bytes) -> str:
-    if not start:
-        return f"the file is empty; {AGAIN}"
-    if start.lstrip()[:1] == b"<":
-        return f"a web page instead of weights, perhaps of a sign-in; {AGAIN}"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS instead of weights; fetch the file itself (git lfs pull)"
-    return f"not a file of weights (.npz, PyTorch or .safetensors), or damaged; {AGAIN} if it should be one"
 
 
 class NpzWeights(NpzFile, WeightFile):
@@ -115,7 +97,7 @@ class SafetensorsFile(WeightFile):
             self.described.row |= own_row(json.loads(row)) if row else {}
 
     def _report_damage(self) -> contextlib.AbstractContextManager:
-        return report_damage(f"{self.path}: damaged or cut off", Exception)      # whatever the library makes of a hostile header
+        return report_damage(self.path, "damaged or cut off", Exception)      # whatever the library makes of a hostile header
 
     def shape(self, name: str) -> tuple[int, ...]:
         with self._report_damage():
@@ -156,7 +138,7 @@ class TorchFile(WeightFile):
     def _own(self, content: dict) -> dict:
         """The averaged weights where the run kept them: they are the ones that it evaluates."""
         run_fields.check_run(content, self.path, weights_alone=True)
-        self.run = {name: content[name] for name in ("architecture", "classes", "config")}
+        self.run = {name: content.get(name) for name in RUN_ENTRIES}
         averaged = len(content.get("ema", {})) > 0
         weights = content["ema" if averaged else "model"]
         if averaged:

@@ -5,7 +5,9 @@ All but the number of heads can be read off, which a matrix of D x D hides: Goog
 
 import math
 
-from .layouts import Layout
+from models.errors import WeightsError
+
+from .layouts import Layout, abbreviate
 
 # The first kernel of a hybrid, and the first of a unit of its ResNet: in timm's names, in Google's and ViT-pytorch's, which count
 # from 1. Google's kernels are HWIO.
@@ -23,6 +25,9 @@ def infer_row(layout: Layout) -> dict:
     row = {"patch_size": patch, "hidden_size": width, "in_channels": channels, "distilled": layout.has("dist_token"),
            "num_layers": layout.count("blocks.{i}.norm1.weight"),
            "class_layers": layout.count("blocks_token_only.{i}.norm1.weight"), "resnet_layers": None, "resnet_width": 64}
+    if not row["num_layers"]:
+        raise WeightsError(f"{layout.file.path}: not a Vision Transformer in a known layout: it has a patch embedding, and no "
+                           f"blocks (its arrays: {abbreviate(layout.all)})")
     fc1 = layout.row("blocks.0.mlp.fc1.bias").sources[0]
     if fc1 in layout.all:
         row["mlp_dim"], = layout.shape(fc1) or (0,)

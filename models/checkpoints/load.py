@@ -235,6 +235,12 @@ def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
     return value
 
 
+def check_finite(checkpoint: OpenedCheckpoint) -> None:
+    """Reads every array of the file, one by one. Raises WeightsError for the first that is not finite, or is damaged."""
+    for name in checkpoint.file.names:
+        checked_finite(checkpoint.file.read(name), name, checkpoint.path)
+
+
 def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer) -> list[tuple[int, ...]]:
     blank, parts = torch.empty_like(parameter, device="meta"), 3 if conversion in ("qkv", "qkv_bias", "join") else 1
     return [tuple(CONVERSIONS[conversion].to_file(blank, model, part).shape) for part in range(parts)]

@@ -15,7 +15,8 @@ import numpy as np
 
 from models.errors import WeightsError
 
-from .zip_archive import DAMAGE, Archive, report_damage
+from .first_look import report_damage
+from .zip_archive import DAMAGE, Archive
 
 MAX_RATIO = 100          # unpacked / packed; weights hardly shrink, and the largest measured here is below 10
 RATIO_FREE_BYTES = 1 << 24   # arrays of zeros (a head) shrink a lot: below this size a member may
@@ -40,7 +41,7 @@ class NpzFile:
         self._buffers = threading.local()
         self._headers: dict[str, Header] = {}
         self._parsing = threading.Lock()             # Python 3.11 may raise SystemError where several threads parse at once
-        with contextlib.ExitStack() as opened, report_damage(f"{path}: not a readable .npz archive"):
+        with contextlib.ExitStack() as opened, report_damage(path, "not a readable .npz archive"):
             self._archive = Archive(opened.enter_context(open(self.path, "rb")))
             if not self._archive.members:                # or the end of another archive was written over this one's
                 raise ValueError("no members")
@@ -58,7 +59,7 @@ class NpzFile:
 
     def _header(self, name: str) -> Header:
         if name not in self._headers:
-            with (report_damage(f"{self.path}: member {name!r} has no readable array header", HEADER_DAMAGE), self._parsing,
+            with (report_damage(self.path, f"member {name!r} has no readable array header", HEADER_DAMAGE), self._parsing,
                   self._archive.open(self._members[name]) as stream):
                 header = self._parse_header(stream, name)
             if header.offset + math.prod(header.shape) * header.dtype.itemsize != self._members[name].file_size:
@@ -89,7 +90,7 @@ class NpzFile:
             if reuse and info.file_size > len(getattr(self._buffers, "memory", ())):
                 self._buffers.memory = np.empty(info.file_size, np.uint8)
             data = self._buffers.memory[:info.file_size] if reuse else np.empty(info.file_size, np.uint8)
-            with report_damage(f"{self.path}: member {name!r} is damaged"):
+            with report_damage(self.path, f"member {name!r} is damaged"):
                 self._archive.read_into(info, memoryview(data))
         except MemoryError as error:
             raise WeightsError(f"{self.path}: not enough memory to read {name!r}") from error

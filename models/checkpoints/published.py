@@ -112,19 +112,6 @@ def require_published(text: str | Path) -> str:
     return name
 
 
-def require_weights(name_or_path: str | Path) -> None:
-    """Looks for what is meant and opens nothing. Raises WeightsError where it is no file, no folder of weights or of a run, and
-    no published name."""
-    path = Path(name_or_path)
-    if not path.exists():
-        require_published(name_or_path)
-    elif path.is_dir() and is_weights_folder(path):
-        weights_in(path)
-    elif path.is_dir() and not any(path.glob("*.pt")):
-        raise WeightsError(f"{path} holds no intact checkpoint: it is no run folder, and has no model.safetensors of timm or "
-                           "transformers. Other files of weights are given themselves, not their folder")
-
-
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
 

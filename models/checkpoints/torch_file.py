@@ -8,7 +8,6 @@ the CRC-32 of every array. The format before 2020, a row of pickles and arrays, 
 """
 
 import functools
-import hashlib
 import io
 import math
 import mmap
@@ -28,30 +27,8 @@ from torch import Tensor
 
 from models.errors import ModelError, WeightsError
 
-from .zip_archive import AGAIN, Archive, one_line
-
-CHUNK = 1 << 20
-SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
-SEAL_LENGTH = len(SEAL) + 64
-# How the files begin that torch.save wrote until 2020: with a magic number, pickled. A version and facts about the
-# machine follow, then the content, then the keys of the storages whose numbers come last.
-LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-
-
-def is_sealed(stream: BinaryIO) -> bool | None:
-    """Whether every bit of the file is as our own program wrote it; None: it is of another program, or was cut off."""
-    left = os.fstat(stream.fileno()).st_size - SEAL_LENGTH
-    if left <= 0:
-        return None
-    stream.seek(left)
-    seal, digest = stream.read(), hashlib.sha256()
-    if not seal.startswith(SEAL):
-        return None
-    stream.seek(0)
-    while left > 0 and (chunk := stream.read(min(CHUNK, left))):
-        digest.update(chunk)
-        left -= len(chunk)
-    return seal == SEAL + digest.hexdigest().encode()
+from .first_look import FOREIGN_PICKLE, LEGACY_MAGIC, again, is_sealed
+from .zip_archive import Archive, one_line
 
 
 def read(path: str | Path, *, mapped: bool = False, verified: bool = False) -> object:
@@ -71,8 +48,7 @@ def read(path: str | Path, *, mapped: bool = False, verified: bool = False) -> o
                 return _read_zip(stream, mapped, verified)
             if start == LEGACY_MAGIC:
                 return _read_legacy(stream)
-        raise WeightsError("a pickle that PyTorch did not write; save it with torch.save, or as .safetensors"
-                           if start[:1] == b"\x80" else f"not of torch.save, or damaged; {AGAIN}")
+        raise WeightsError(FOREIGN_PICKLE if start[:1] == b"\x80" else f"not of torch.save, or damaged; {again(path)}")
     except ModelError as error:
         raise WeightsError(f"{path}: {error}") from error
     except MemoryError as error:
@@ -81,13 +57,13 @@ def read(path: str | Path, *, mapped: bool = False, verified: bool = False) -> o
         raise WeightsError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except Exception as error:              # what is raised depends on where the file is damaged
         raise WeightsError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {one_line(error)}); it is damaged "
-                           f"or cut off: {AGAIN}") from error
+                           f"or cut off: {again(path)}") from error
 
 
 def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
     sealed = verified or is_sealed(stream)
     if sealed is False:
-        raise WeightsError(f"damaged (its SHA-256 does not match); {AGAIN}")
+        raise WeightsError(f"damaged (its SHA-256 does not match); {again(stream.name)}")
     archive = Archive(stream)
     main = next((info for name, info in archive.members.items() if name.rpartition("/")[2] == "data.pkl"), None)
     if main is None:
@@ -101,7 +77,7 @@ def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
         info = archive.members.get(f"{folder}data/{key}")
         if info is None or info.file_size != size:
             found = "is missing" if info is None else f"has {info.file_size}"
-            raise WeightsError(f"damaged: expected {size} bytes of an array, whose member {found}; {AGAIN}")
+            raise WeightsError(f"damaged: expected {size} bytes of an array, whose member {found}; {again(stream.name)}")
         start = archive.start(info)
         if pages is None or not size:
             memory = _allocate(size)
@@ -118,12 +94,13 @@ def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
 
 
 def _read_legacy(stream: BinaryIO) -> object:
-    """Magic number, version, machine, content, keys of its storages; then for each key a count in 8 bytes, and its numbers."""
+    """Pickles of a magic number, version, machine, content and keys of storages; for each key a count in 8 bytes, its numbers."""
     size, storages = os.fstat(stream.fileno()).st_size, {}
 
     def make_storage(key: str, length: int) -> Tensor:
         if length > size - sum(map(len, storages.values())):
-            raise WeightsError(f"damaged or cut off: its arrays need more bytes than the {size} of the file; {AGAIN}")
+            raise WeightsError(f"damaged or cut off: its arrays need more bytes than the {size} of the file; "
+                               f"{again(stream.name)}")
         storages[key] = _allocate(length)
         return storages[key]
 
@@ -135,7 +112,7 @@ def _read_legacy(stream: BinaryIO) -> object:
         stream.seek(8, os.SEEK_CUR)         # how many numbers follow, as the content said
         missing += len(memory) - stream.readinto(memoryview(memory.numpy()))
     if missing or storages or stream.read(1):
-        raise WeightsError(f"damaged or cut off: its arrays do not end where the file does; {AGAIN}")
+        raise WeightsError(f"damaged or cut off: its arrays do not end where the file does; {again(stream.name)}")
     return content
 
 

@@ -4,19 +4,14 @@ Python's zipfile reads the directory. Stored members are read straight from the 
 CRC-32 is computed while the bytes are in the processor's cache. Format: PKWARE's APPNOTE.TXT, 4.3.
 """
 
-import contextlib
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from typing import BinaryIO
-
-from models.errors import WeightsError
 
 CHUNK = 1 << 18                 # bytes read at a time
 MEMBER, MEMBER_BYTES = b"PK\x03\x04", 30
-AGAIN = "download it again"     # the advice where a file is damaged
 # What zipfile and this module raise on damaged archives.
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError, RuntimeError,
           NotImplementedError)
@@ -73,17 +68,6 @@ class Archive:
             filled += count
         if verify and crc != info.CRC:
             raise ValueError(f"the CRC-32 of member {info.filename!r} does not match")
-
-
-@contextlib.contextmanager
-def report_damage(what: str, errors: type[Exception] | tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
-    """Raises WeightsError, "WHAT (the reason); download it again", where one of `errors` is raised inside."""
-    try:
-        yield
-    except WeightsError:
-        raise
-    except errors as error:
-        raise WeightsError(f"{what} ({one_line(error)}); {AGAIN}") from error
 
 
 def one_line(error: Exception) -> str:

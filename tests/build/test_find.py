@@ -1,12 +1,15 @@
 """What is known before the configuration is final, and the records that hold it."""
 
 import dataclasses
+import os
+import platform
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from building import ALONE, write_checkpoint
+from ranks import Ranks
 from runs import load_state, make_tree
 
 import models
@@ -31,6 +34,14 @@ def test_train_hands_device_and_timeout_to_the_process_group(monkeypatch, capsys
     monkeypatch.setattr(distributed, "init", init)
     assert [train.main(argv) for argv in ([], ["--device", "cpu", "--rank_timeout", "77"])] == [2, 2]
     assert given == [("auto", 600), ("cpu", 77)]
+
+
+def test_nodes_check_files_together(monkeypatch, capsys):
+    """Before torchrun train.sh checks only the words: what is missing on one node has to end the others too."""
+    for processes, code in (("2x2", 2), ("4x2", 0)):
+        monkeypatch.setenv("VIT_CHECK", processes)
+        assert train.main(["--pretrained_dir", "gone.npz"]) == code
+    assert train.main(["--pretrained_dirr", "gone.npz"]) == 2
 
 
 def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
@@ -74,6 +85,29 @@ def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
     saved = build.saved_run({"resume_path": "output/r", "eval_only": True}, ALONE)
     assert (saved.opened.path, saved.facts.step, saved.facts.train_images) == (Path("output/r/best.pt"), 0, 1097)
     assert build.find(choose({"resume_path": "output/r"}, saved.state.config), saved, ALONE).start is None
+
+
+@pytest.mark.slow
+def test_process_0_decides_what_is_resumed_and_a_node_that_cannot_read_it_is_named(tmp_path):
+    """Another node may have been started again, without the flag or with another."""
+    for folder in ("0", "1"):
+        (tmp_path / folder).mkdir()
+    write_checkpoint(tmp_path / "0/output/r/best.pt")
+
+    def work(ranks):
+        os.chdir(tmp_path / str(ranks.rank))               # a disk of its own
+        typed = {"resume_path": "output/r"} if ranks.rank == 0 else {"name": "other", "data_dir": "here"}
+        flags = build.decide_resume(typed, ranks)
+        with pytest.raises(ConfigError) as caught:
+            build.saved_run(flags | {"eval_only": True}, ranks)
+        return flags, str(caught.value)
+
+    with Ranks(2, work, tmp_path, nodes=True) as ranks:
+        (first, line), (second, other_line) = ranks.results()
+    assert first == {"resume_path": "output/r"} and second == first | {"data_dir": "here"}
+    assert line == other_line
+    assert line.startswith(f"--resume_path: node 1 (host {platform.node()}): cannot read output/r/best.pt: No such file")
+    assert "from a disk that they share" in line
 
 
 # ------------------------------------------------------------------------------------ the classes of a checkpoint or a head

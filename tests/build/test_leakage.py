@@ -1,7 +1,6 @@
 """Held-out images that the start weights were trained on."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,25 +11,25 @@ from utils.build.leakage import advise, seen_images, start_run, warning_of_seen
 from utils.config import before
 from utils.data.datasets import open_splits
 from utils.data.splits import fingerprint
-from utils.run.checkpoint import CheckpointError, RunState
+from utils.run.checkpoint import CheckpointError
 
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """trained(**fractions) -> the header of a run with these fractions on `tree`: 2 classes of 20 images to train on"""
+    """trained(**fractions) -> what a checkpoint holds of a run with these fractions on `tree`: 2 classes of 20 images each"""
     monkeypatch.chdir(tmp_path)
     make_tree(Path("tree"), images=20)
 
-    def header(**fractions) -> RunState:
+    def header(**fractions) -> dict:
         splits = open_splits("folder", "tree", **fractions)
         config = before() | {"dataset": "folder", "data_dir": "tree"} | fractions
-        return RunState(4, 4, 0, {}, {}, {}, {}, {}, config, {}, list(splits.classes), len(splits.train), 1.0,
-                        data=fingerprint(splits.train))
+        return {"config": config, "classes": list(splits.classes), "train_images": len(splits.train),
+                "data": fingerprint(splits.train)}
 
     return header
 
 
-def seen(start: RunState, data_dir="tree", **fractions):
+def seen(start: dict, data_dir="tree", **fractions):
     return seen_images(start, "folder", data_dir, open_splits("folder", data_dir, **fractions))
 
 
@@ -51,7 +50,7 @@ def test_only_its_own_images_count(trained):
     make_tree(Path("wood"), images=10)
     assert seen(start, "wood", val_fraction=0.1) == {}
     assert seen_images(start, "digits", "", open_splits("digits", "", test_fraction=0.1)) == {}
-    older = replace(start, data="")                                   # its fingerprint is not known
+    older = start | {"data": ""}                                   # its fingerprint is not known
     assert seen(older, val_fraction=0.1) == {"val": 4}
 
 

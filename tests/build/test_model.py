@@ -7,9 +7,11 @@ import torch
 from building import ALONE, build_objects, write_checkpoint
 from other_programs import renamed
 
-from models import WeightsError, create_model, load_model
+from models import create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
+from utils.build.model import describe_model, describe_outputs
+from utils.config import ConfigError, Facts, resolve
 
 
 def test_the_seed_fixes_initial_weights():
@@ -42,6 +44,23 @@ def test_images_that_were_prepared_too_small_are_a_warning(capsys):
     assert "less than the model's 8x8 px" in printed and "prepared, the shorter side 8 px at most" in printed
 
 
+def test_a_file_of_no_row_is_called_by_its_sizes():
+    flags = {"pretrained_dir": "w.pth", "num_heads": 2, "dataset": "folder"}
+    sizes = {"patch_size": 4, "hidden_size": 40, "mlp_dim": 80, "num_layers": 1}
+    for row, words in (({"model_type": "ViT-B_16", **sizes}, "ViT of its own sizes (patch_size 4, hidden_size 40, "),
+                       ({"model_type": "R26-ViT-S_32", **sizes}, "R26-ViT of its own sizes ("),
+                       ({"model_type": "DeiT-S_16-distilled", **sizes}, "DeiT-distilled of its own sizes ("),
+                       ({"model_type": "ViT-S_16", "classifier": "gap"}, "ViT-S_16 with classifier gap")):
+        facts = Facts(100, 10, start_row=row | {"names_img_size": False}, start_path="w.pth")
+        described = describe_model(resolve(flags, facts), facts)
+        assert described.startswith(words) and ("B_16" in described) is False
+
+
+def test_the_first_outputs_of_a_head_without_names_are_told():
+    assert describe_outputs(list(map(str, range(5, 17)))) == (
+        "classes: the head does not name them; its outputs 0, 1, 2, ... are taken to be 5, 6, 7, ...")
+
+
 @pytest.mark.parametrize(("eval_only", "value"), [(True, 3), (False, 2)])
 def test_a_resumed_model_has_the_checkpoints_weights(tmp_path, eval_only, value):
     """For --eval_only their average, where there is one."""
@@ -58,7 +77,7 @@ def test_a_resumed_model_whose_weights_are_not_finite_is_refused(tmp_path, eval_
     objects = write_checkpoint(tmp_path / "best.pt")
     saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
     saved.state.model["blocks.0.norm1.weight"][3] = float("inf")
-    with pytest.raises(WeightsError, match=r"best\.pt: 1 of the .* numbers of blocks\.0\.norm1.weight are not finite"):
+    with pytest.raises(ConfigError, match=r"^--resume_path: .*best\.pt: 1 of the .* numbers of blocks\.0\.norm1.weight are not"):
         build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
 
 

@@ -5,14 +5,15 @@ import string
 
 import pytest
 import torch
-from building import write_checkpoint
+from building import ALONE, write_checkpoint
 from PIL import Image
 
 from configs import architecture
 from models import create_model, save_npz, save_timm
+from utils import build
 from utils.build import open_model
 from utils.build.opened import preferred_row
-from utils.config import ConfigError, before
+from utils.config import ConfigError, before, choose, resolve
 from utils.data.reading import AS_STORED, FIND, Reading
 
 
@@ -89,3 +90,22 @@ def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
     names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "",
              "output/r": "", "x.pth": ""}
     assert {name: preferred_row(name) for name in names} == names
+
+
+def test_numbers_that_are_not_finite_are_named_first_and_each_message_has_the_flag(tmp_path):
+    """Before that the head is unknown, has other classes, or arrays are missing."""
+    weights = create_model("ViT-Nano_2", 3).state_dict()
+    whole = tmp_path / "whole.pth"
+    torch.save(weights | {"my_head.weight": torch.ones(3, 64)}, whole)
+    torch.save(weights | {"my_head.weight": torch.full((3, 64), float("nan"))}, tmp_path / "extra.pth")
+    torch.save(weights | {"head.bias": torch.tensor([0.0, float("inf"), 0.0])}, tmp_path / "head.pth")
+    digits = {"dataset": "digits", "model_type": "ViT-Nano_2"}
+    refused = "[0-9]+ of the [0-9]+ numbers of .* are not finite"
+    for start, more, words in (("extra.pth", {}, refused), ("head.pth", {"eval_only": True}, refused),
+                               ("whole.pth", {}, "whole.pth: the file has arrays that the model lacks: my_head.weight")):
+        flags = digits | {"pretrained_dir": str(tmp_path / start), **more}
+        with pytest.raises(ConfigError, match=f"^--pretrained_dir: .*{start}: .*{words}|^--pretrained_dir: .*{words}"):
+            found = build.find(choose(flags), None, ALONE)
+            build.build_model(resolve(flags, found.facts), found, None, ALONE)
+        with pytest.raises(ConfigError, match=f"^--teacher: .*{words if start != 'head.pth' else refused}"):
+            open_model(tmp_path / start, flag="--teacher")

@@ -1,13 +1,17 @@
 """The trainer of a resumed run, and which weights decide attention."""
 
 import dataclasses
+import types
 
+import pytest
 import torch
 from building import ALONE, build_objects, write_checkpoint
 
 from models import create_model
 from utils import build
+from utils.build import trainer as build_trainer_module
 from utils.build.trainer import decides_attention
+from utils.training import optimizer as optim
 
 
 def test_a_resumed_trainer_has_the_state_of_the_checkpoint(tmp_path):
@@ -26,6 +30,40 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(tmp_path):
     assert {each.unique().item() for each in trainer.ema.model.state_dict().values()} == {3}
     assert {each["momentum_buffer"].unique().item() for each in trainer.optimizer.state.values()} == {4}
     assert (state.model, state.optimizer, state.ema) == ({}, {}, {})
+
+
+def saved_state(config, optimizer) -> types.SimpleNamespace:
+    return types.SimpleNamespace(optimizer=optimizer.state_dict(), scaler={}, ema={}, model={}, step=1, updates=1, skips=0,
+                                 rules=2, config=config.to_dict())
+
+
+@pytest.mark.parametrize("flags", [
+    ["--head_learning_rate", 2e-3], ["--head_learning_rate", 5e-4, "--layer_decay", 0.5], ["--head_learning_rate", 1e-3]])
+def test_another_learning_rate_on_resume_meets_the_heads(capsys, flags):
+    """Begun at 1e-3 and resumed at 2e-3, by this version and by one whose groups were told apart by numbers alone."""
+    objects = build_objects("--optimizer", "adamw", "--learning_rate", 1e-3, *flags)
+    named = dict(objects.model.named_parameters())
+    resumed = objects.config.replace(learning_rate=2e-3)
+    for by_value in (False, True):
+        groups = build_trainer_module._parameter_groups(objects.config, objects.model, by_value)
+        saved = optim.build_optimizer("adamw", groups, 1e-3)
+        for number, parameter in enumerate(named.values()):
+            parameter.grad = torch.full_like(parameter, number + 1.0)
+        saved.step()
+        trainer = build.build_trainer(resumed, saved_state(objects.config, saved), ALONE, objects.built, objects.data)
+        for parameter in named.values():
+            assert torch.equal(trainer.optimizer.state[parameter]["exp_avg"], saved.state[parameter]["exp_avg"])
+    assert "changed:" not in capsys.readouterr().out
+
+
+def test_a_run_that_is_resumed_in_float16_says_what_becomes_of_eps(capsys):
+    objects, half = (build_objects("--optimizer", "adamw", "--precision", *precision)
+                     for precision in (["fp32"], ["fp16", "--fp16_opt_level", "O3"]))
+    state = saved_state(objects.config, objects.trainer.optimizer)
+    state.updates = 0                                    # before its first update an optimizer keeps nothing
+    trainer = build.build_trainer(half.config, state, ALONE, half.built, half.data)
+    assert trainer.optimizer.param_groups[0]["eps"] == 1e-4
+    assert capsys.readouterr().out.count("changed: the optimizer's eps is 0.0001 (was 1e-08)") == 1
 
 
 def test_what_the_attention_of_the_last_sigmoid_layer_depends_on():

@@ -54,6 +54,29 @@ def test_impossible_flags_are_refused_before_anything_is_opened(words):
     assert words in message(check, REFUSED[words])
 
 
+def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
+    """Without PyTorch, and without leaving anything there."""
+    (tmp_path / "pets.zip").touch()
+    packed = str(tmp_path / "pets.zip")
+    for dataset in ("folder", "csv", "imagenet", "cifar10", "mnist", "cub200"):
+        assert message(check, {"dataset": dataset, "data_dir": packed}) == (
+            f"--data_dir {packed}: an archive, not a folder: unpack it, and give the folder")
+    resumed = {"resume_path": str(tmp_path)}
+    assert "--data_dir" in message(check, resumed | {"data_dir": packed})
+    for typed in ({}, resumed):
+        for name in ("output_dir", "log_dir"):
+            assert message(check, typed | {name: f"{packed}/x"}) == f"--{name} {packed}/x: {packed} is a file, not a folder"
+            assert message(check, typed | {name: "/proc/runs/x"}).startswith(f"--{name} /proc/runs/x: /proc cannot be written (")
+            check(typed | {name: str(tmp_path / "new/x")})
+    assert "--data_dir /proc/x: /proc cannot be written" in message(check, {"dataset": "mnist", "data_dir": "/proc/x"})
+    lists = {"dataset": "csv", "data_dir": str(tmp_path)}
+    assert f"--image_dir gone: no such folder in {tmp_path}, nor in" in message(check, lists | {"image_dir": "gone"})
+    assert "--image_dir pets.zip: " in (text := message(check, lists | {"image_dir": "pets.zip"})) and "an archive" in text
+    check(lists | {"image_dir": "."})
+    check(resumed | {"output_dir": "/proc/runs", "eval_only": True})
+    assert [path.name for path in tmp_path.iterdir()] == ["pets.zip"]
+
+
 def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("VIT_CHECK", "3")
     assert "not divisible by 3 processes" in message(check, {})

@@ -167,7 +167,12 @@ def adopted(**flags) -> tuple:
 
 def test_a_start_from_a_run_brings_its_architecture():
     assert adopted() == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.0, "bilinear", None)
-    assert adopted(num_heads=4) == ("ViT-Nano_2", 4, 8, 0.0, None, 0.0, "bilinear", None)             # another architecture
+    other = adopted(model_type="ViT-Nano_2", num_heads=4)
+    assert other == ("ViT-Nano_2", 4, 8, 0.0, None, 0.0, "bilinear", None)                # another architecture
+    for typed, own in (({"num_heads": 3}, "num_heads 8"), ({"hidden_size": 64, "num_heads": 8}, "hidden_size 384")):
+        with pytest.raises(ConfigError, match=rf"best.pt is of a run of ViT-S_16 with {own}, .*its own sizes. Omit --{own[:5]}"):
+            adopted(**typed)
+    assert adopted(hidden_size=384) == (*adopted()[:-1], None)
     assert adopted(img_size=16, num_heads=8) == ("ViT-S_16", 8, 16, 0.25, "all", 0.0, "bilinear", None)
     config = resolve({"pretrained_dir": "output/r"}, STARTED)
     assert config.source("num_heads") == config.source("img_size") == "start" and config.source("seed") == "default"
@@ -175,7 +180,7 @@ def test_a_start_from_a_run_brings_its_architecture():
 
 def test_with_its_head_it_brings_its_view_of_images_too():
     assert adopted(head="keep") == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.875, "bicubic", None)
-    assert adopted(num_heads=4, head="keep")[2:] == ((8, 12), 0.0, "all", 0.875, "bicubic", None)
+    assert adopted(model_type="ViT-Nano_2", num_heads=4, head="keep")[2:] == ((8, 12), 0.0, "all", 0.875, "bicubic", None)
     assert adopted(eval_only=True, eval_crop=0.5)[5:7] == (0.5, "bicubic")
 
 

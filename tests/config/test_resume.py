@@ -29,6 +29,9 @@ def rows(rule: str) -> list[str]:
 
 def test_without_flags_a_run_stays_as_it_is():
     config = resume({})
+    own = RUN | {"dataset": "folder", "data_dir": "pets"}
+    places = {dataset: choose({"eval_only": True, "dataset": dataset}, own).data_dir for dataset in ("folder", "csv", "mnist")}
+    assert places == {"folder": "pets", "csv": "pets", "mnist": "data"}           # which is not inside the run's own data
     assert config.to_dict() == RUN | {"resume_path": "output/r"} and config.source("seed") == "checkpoint"
 
 

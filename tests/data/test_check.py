@@ -73,7 +73,9 @@ def test_held_out_images_that_are_trained_on_are_reported(tmp_path):
         (tmp_path / place).write_bytes((tmp_path / "train/cat/2.png").read_bytes())
     (tmp_path / "train/cat/1.png").write_bytes((tmp_path / "train/cat/0.png").read_bytes())        # within train: allowed
     findings = check(open_splits("folder", root), 2, silent)
-    assert in_lines(findings, "2 held-out images are in train too", "such as val: val/bee/0.png, which is train: train/cat/2.png")
+    for place in ("val: val/bee/0.png", "test: test/ant/1.png"):
+        begin = f"1 of {place[:place.index(':')]}'s 3 images are training images, byte by byte: such as {place}, "
+        assert in_lines(findings, begin + "which is train: train/cat/2.png")
 
 
 def test_oddities_are_counted(tmp_path):
@@ -142,7 +144,8 @@ def test_an_image_that_kills_its_reader_is_named(workers, figure):
 
 def test_a_reader_that_dies_of_something_else_is_replaced_without_blame(tmp_path):
     findings = check(one_split(Deadly(killed(signal.SIGKILL), (3, 4, 12), once=tmp_path)), 2, silent)
-    assert findings.bad == [] and in_lines(findings, "31 held-out images")       # the same arrays again: all were read
+    assert findings.bad == [] and in_lines(
+        findings, "all of test's 30 images are training images, byte by byte")       # the same arrays again: all were read
 
 
 def test_an_image_that_takes_too_long_is_named(monkeypatch):

@@ -1,5 +1,7 @@
 """Trees of class folders."""
 
+import itertools
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from miniatures import GOOD_TREE, imagenet, png, tree
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from utils.data import image_files
 from utils.data.class_folders import picture_files
 from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits
@@ -187,8 +190,9 @@ def test_links_that_lead_nowhere_are_refused(tmp_path, monkeypatch):
     for place, words in (("train/bee/x.jpg", "tree/train/bee/x.jpg is a link to /gone, which is not there"),
                          ("val/cat", "tree/val/cat is a link to /gone"), ("train/ant/deep", "tree/train/ant/deep is a link")):
         Path("tree", place).symlink_to("/gone")
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as caught:
             open_splits("folder", "tree")
+        assert str(caught.value).count(place) == 1
         Path("tree", place).unlink()
     Path("tree", "train", "ant", "notes.txt").symlink_to("/gone")                # no image
     open_splits("folder", "tree")
@@ -197,6 +201,33 @@ def test_links_that_lead_nowhere_are_refused(tmp_path, monkeypatch):
         open_splits("folder", "linked")
     with pytest.raises(DataError, match=rf"no such folder: tre \(looked for in {tmp_path}\)"):
         open_splits("folder", "tre")
+
+
+@pytest.mark.parametrize(("layout", "listed", "fractions"), [
+    ({"train/a": 0, "train/b/deep": 0, "val/a": 0, "val/b": 0}, 1, {}), ({"a": 0, "b/deep": 0}, 3, {"val_fraction": 0.2})])
+def test_a_start_lists_folders_and_opens_a_sample(tmp_path, monkeypatch, layout, listed, fractions):
+    """So that 100,000 files take no more than a second: no file is asked for by itself. A folder is listed once; a class of an
+    undivided tree to see what it is too, and where a share is drawn, to find links."""
+    root, counts, picture = tree(tmp_path, layout), Counter(), png()
+    for place, number in itertools.product(layout, range(300)):
+        (tmp_path / place / f"{number}.png").write_bytes(picture)
+    scandir, opened = os.scandir, image_files._opened
+
+    def scan(folder):
+        counts[str(folder)] += 1
+        return scandir(folder)
+
+    def count(what, function):
+        return lambda *arguments, **more: counts.update([what]) or function(*arguments, **more)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(image_files, "_opened", count("opened", opened))
+    for name in ("stat", "lstat", "readlink"):
+        monkeypatch.setattr(os, name, count("asked", getattr(os, name)))
+    splits = open_splits("folder", root, **fractions)
+    assert len(splits.train) + len(splits.val) == 300 * len(layout)
+    assert counts.pop("opened") <= 256 and counts.pop("asked") < 100
+    assert max(counts[str(tmp_path / place)] for place in layout) <= listed and counts.total() < 20
 
 
 def test_tiny_imagenets_list_has_the_classes_of_val(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from miniatures import csv_files, tree
 from torchvision.datasets import ImageFolder
 
-from utils.data.classes import Classes, ClassRule, apply, check_wanted, first_names, number_order, text_order, two_orders
+from utils.data.classes import Classes, ClassRule, apply, first_names, number_order, text_order, two_orders
 from utils.data.datasets import open_splits
 from utils.data.splits import ArrayImages, DataError, Splits
 
@@ -57,7 +57,7 @@ def test_the_names_of_a_checkpoint_decide(tmp_path):
         open_splits("folder", fewer, rule=ClassRule("number", wanted))
     splits = open_splits("folder", fewer, rule=ClassRule("number", wanted, partly=True), need="held out")
     assert splits.classes == wanted and splits.test.targets.tolist() == [0, 2, 2, 2] and not len(splits.train)
-    assert any("has no images of 1 of the 3 classes: 9" in note for note in splits.notes)
+    assert "warning: val has no images of 1 of the 3 classes: 9" in splits.notes
     with pytest.raises(DataError, match=r"has 2 classes \(9, 10\), and not 2: not the same task"):
         open_splits("folder", fewer, rule=ClassRule("number", ("9", "10"), partly=True), need="held out")
     with pytest.raises(DataError, match=r"3 classes .*and 9 is missing"):
@@ -91,14 +91,30 @@ def test_spellings_that_look_the_same_are_one_class():
 
 @pytest.mark.parametrize(("names", "words"), [
     (("Cat", "cat", "dog"), "Cat and cat are 2 classes"), (("HAPPINESS", "happiness"), "HAPPINESS and happiness"),
-    (("hot dog", "hot  dog"), "hot  dog and hot dog"), (("1", "1.0", "2"), "1 and 1.0 are 2"), (("nan", "x"), "the class nan"),
-    (("NaN", "x"), "missing"), (("NA", "x"), "the class NA"), (("None", "x"), "the class None"), (("n/a", "x"), "missing")])
+    (("hot dog", "hot  dog"), "hot  dog and hot dog"), (("1", "1.0", "2"), "1 and 1.0 are 2")])
 def test_names_that_differ_in_little_are_warned_of(names, words):
     notes = [note for note in Classes(ClassRule(), names).notes if note.startswith("warning: ")]
     assert len(notes) == 1 and words in notes[0]
-    assert not [note for note in Classes(ClassRule(), ("ant", "bee", "nothing", "nap")).notes if note.startswith("warning: ")]
+    assert not [note for note in Classes(ClassRule(), ("ant", "none", "NA", "nap")).notes if note.startswith("warning: ")]
+
+
+def test_other_data_of_other_classes_are_named_for_what_they_are():
+    """And not by the folder of the run, which has the classes."""
+    with pytest.raises(DataError, match=r"^digits: the checkpoint has 2 classes \(a, b\), and not 0, 1"):
+        open_splits("digits", "the/old/folder", rule=ClassRule(wanted=("a", "b")))
 
 
 def test_first_names_are_shown_as_they_are():
     assert first_names(("a", "b")) == "a, b" and first_names(("a", "b ", "c\n", "d")) == r"a, 'b ', 'c\n', ..."
-    check_wanted(ClassRule(), Classes(ClassRule(), ("a",)), ("a",), "here")
+
+
+def test_an_integer_and_its_float_are_one_class_of_two_sources():
+    """pandas writes 1.0 where a label of the column is missing; within one source both are classes, which are warned of."""
+    for wanted, found in (((*map(str, range(1, 13)),), [f"{n}.0" for n in range(1, 13)]), (("1.0", "2.0"), ["1", "2"])):
+        classes = Classes(ClassRule("number", wanted), found)
+        assert [classes.label(name) for name in found] == list(range(len(wanted)))
+        classes.check("here")
+    both = Classes(ClassRule(), {"1", "1.0", "2", "02"})
+    assert len(both.names) == 4 and both.label("1.0") != both.label("1")
+    assert both.label("2.") == both.label("2") != both.label("02")
+    assert Classes(ClassRule(None), {"1"}).label("1.0") is None

@@ -30,6 +30,9 @@ LISTS = {
     "class id,filepaths,age\nx,a.png,1\ny,b.png,2\nx,c.png,9": "paths from column filepaths, labels from column class id",
     "image,mask,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x": "paths from column image, labels from column label",
     "a.png,x\nb.png,y\nc.png,x": "",
+    "path,label,label_id\na.png,x,0\nb.png,y,1\nc.png,x,0": "labels from column label (label_id is a code of it)",
+    "Category_ID,image,category\n7,a.png,x\n3,b.png,y\n7,c.png,x": "labels from column category (Category_ID is a code of it)",
+    "image,class_id,class_name\na.png,1,x\nb.png,0,y\nc.png,1,x": "labels from column class_name (class_id is a code of it)",
 }
 
 
@@ -59,6 +62,7 @@ MOODS = "image,age,mood\na.png,3,x\nb.png,4,y\nc.png,3,x\n"
     ("image,age,mood\na.png,3,x\n", {"label_column": "smile"}, r"--label_column smile: no such column .*image, age, mood"),
     ("image,age,mood\na.png,3,x\n", {"path_column": "img"}, r"--path_column img: no such column .*image, age, mood"),
     ("image,label,class\na.png,0,x\nb.png,1,y\n", {}, r"label and class may both be the labels: add --label_column"),
+    ("image,label,label_id\na.png,x,0\nb.png,x,1\nc.png,y,2\n", {}, r"label and label_id may both be the labels"),
     ("image,label,class\na.png,0,x\nb.png,1,y\nc.png,0,x\n", {"label_column": "class"}, None),
     ("one,two,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x\n", {}, r"one, two hold names of files: add --path_column"),
     ("one,two,label\na.png,d.png,x\nb.png,e.png,y\nc.png,f.png,x\n", {"path_column": "one"}, None),
@@ -83,6 +87,14 @@ def test_the_other_lists_take_the_columns_of_the_first(tmp_path):
     for val in ("mood,other,image\ny,1,c.png\n", "7,c.png,y\n", "age,image,mood\n9,c.png,y\n"):
         splits = csv_lists(csv_files(tmp_path, train=train, val=val), Request(label_column="mood"))
         assert splits.val.targets.tolist() == [1] and splits.val[0][0].getpixel((0, 0))[0] == 20
+
+
+def test_lists_with_the_same_codes_are_told_in_one_line(tmp_path):
+    """A list without them has a line of its own."""
+    train, told = "path,label,label_id\na.png,x,0\nb.png,y,1\n", "paths from column path, labels from column label"
+    for val, words in (("label_id,label,path\n1,y,c.png\n", f"train.csv, val.csv: {told} (label_id is a code of it)"),
+                       ("age,label,path\n1,y,c.png\n", f"val.csv: {told}")):
+        assert words in csv_lists(csv_files(tmp_path, train=train, val=val)).notes
 
 
 def test_a_number_names_a_column_of_that_name_first(tmp_path):

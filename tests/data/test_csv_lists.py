@@ -9,7 +9,7 @@ from miniatures import csv_files, png
 from utils.data.classes import ClassRule
 from utils.data.csv_lists import csv_lists, lists_in
 from utils.data.datasets import open_splits
-from utils.data.layouts import HELD_OUT
+from utils.data.layouts import HELD_OUT, TRAIN, Request
 from utils.data.splits import DataError
 
 
@@ -99,7 +99,7 @@ def test_lists_by_name(tmp_path, names, parts):
     ("a.csv b.csv", "holds a.csv, b.csv, and none is called train.csv"),
     ("val.csv test.csv", "holds test.csv, val.csv, and none is called train.csv"),
     ("readme.txt img/a.png", "holds no csv, but img/, readme.txt. It must hold train.csv and val.csv, or one list"),
-    ("fer/train.csv fer/val.csv", "holds no csv; .*fer/train.csv, .*fer/val.csv does: give --data_dir .*fer"),
+    ("fer/train.csv fer/val.csv", "holds no csv; there are .*fer/train.csv, .*fer/val.csv: give --data_dir .*fer"),
     ("", "holds no csv. It must hold")])
 def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
     for name in names.split():
@@ -121,6 +121,7 @@ def test_one_list_alone_takes_a_fraction(tmp_path, name):
     both = open_splits("csv", root, test_fraction=0.34, val_fraction=0.5)
     assert (len(both.train), len(both.val), len(both.test), both.val_name) == (2, 2, 2, "val")
     assert any(note == f"lists: train from {root}/{name}.csv" for note in held.notes) == (name != "train")
+    assert not [note for note in open_splits("csv", root, need=HELD_OUT).notes if note.startswith("lists: train")]
 
 
 def test_a_list_to_test_on_alone_is_told(tmp_path):
@@ -156,8 +157,8 @@ def test_a_column_divides_one_list(tmp_path, column, values):
 
 
 def test_the_rows_that_are_chosen_on_are_told(tmp_path):
-    root = csv_files(tmp_path, train="path,label,split\na.png,x,train\nb.png,y,train\nc.png,y,test\nd.png,x,test\n")
-    assert any(note.startswith("best.pt is chosen on the 2 rows of train.csv whose split is test, since")
+    root = csv_files(tmp_path, train="path,label,Usage\na.png,x,train\nb.png,y,train\nc.png,y,test\nd.png,x,test\n")
+    assert any(note.startswith("best.pt is chosen on the 2 rows of train.csv that are test by column Usage, since")
                for note in open_splits("csv", root).notes)
 
 
@@ -225,26 +226,83 @@ def warnings_of(root, **texts) -> list[str]:
 
 
 def test_one_file_under_two_labels_is_told_with_both_places(tmp_path):
+    place = f"{tmp_path}/train.csv"
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n./a.png,y\na.png,y\n", val="c.png,x") == [
-        f"warning: {tmp_path}/train.csv:3: ./a.png is y here and x at {tmp_path}/train.csv:1; 1 more rows contradict others so"]
-    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x") == [
-        f"warning: {tmp_path}/val.csv:1: b.png is x here and y at {tmp_path}/train.csv:2"]
+        f"warning: 2 images under two labels: such as a.png at {place}:1 (x), which is ./a.png at {place}:3 (y)"]
+    assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x")[0] == (
+        f"warning: 1 image under two labels: such as b.png at {place}:2 (y), which is b.png at {tmp_path}/val.csv:1 (x)")
     assert not warnings_of(tmp_path, train="a.png,x\nb.png,y\na.png,x\n", val="c.png,x")
 
 
+@pytest.mark.parametrize(("labels", "words"), [
+    ([f"{number / 7:.3f}" for number in range(20)], "look like measurements, not classes (20 different ones in 20 rows"),
+    (["1.5e-3", ".25", "-7", *map(str, range(20))], "look like measurements"),
+    ([f"a{number}" for number in range(20)], "warning: {}/train.csv: the labels in column label are hardly classes (20 diff"),
+    (list(map(str, range(20, 40))), "are hardly classes")])
+def test_labels_of_nearly_every_row_are_hardly_classes(tmp_path, labels, words):
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"{row}.png,{label}\n" for row, label in enumerate(labels)))
+    for row in range(len(labels)):
+        (tmp_path / f"{row}.png").touch()
+    try:
+        found = [note for note in csv_lists(str(tmp_path), Request(val_fraction=0.5)).notes if note.startswith("warning: ")]
+    except DataError as error:
+        found = [str(error)]
+    assert len(found) == 1 and words.format(tmp_path) in found[0]
+    (tmp_path / "train.csv").write_text("".join(f"{row}.png,{labels[row % 7]}\n" for row in range(20)))        # few
+    assert not [note for note in csv_lists(str(tmp_path), Request(val_fraction=0.5)).notes if "hardly" in note]
+
+
+@pytest.mark.parametrize(("column", "values", "counts"), [
+    ("is_train", "True False", "1 row for train, 1 row for val"), ("is_valid", "0 1", "1 row for train, 1 row for val"),
+    ("isTest", "no yes", "1 row for train, 1 row for test"), ("is_training_image", "1 0", "1 row for train, 1 row for val")])
+def test_a_column_that_says_what_is_in_a_part_divides_a_list(tmp_path, column, values, counts):
+    first, second = values.split()
+    root = csv_files(tmp_path, train=f"path,label,{column}\na.png,x,{first}\nb.png,x,{second}\n")
+    splits = csv_lists(root, Request(need=TRAIN))
+    assert (len(splits.train), len(splits.val)) == (1, 1)
+    assert f"train.csv: column {column} divides it: {counts}" in splits.notes
+    csv_files(tmp_path, train=f"path,label,{column}\na.png,x,{first}\nb.png,x,maybe\n")
+    notes = csv_lists(root, Request(val_fraction=0.5)).notes
+    assert [note for note in notes if note.startswith("warning: ") and f"column {column} is not used" in note] and (
+        "are not true and false" in " ".join(notes))
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    """As in class folders."""
+    for name in ("a.png", "img"):
+        (tmp_path / name).symlink_to("/gone")
+    (tmp_path / "b.png").touch()
+    for rows, more in (("b.png,x\na.png,y\n", ". Restore what it names, or remove the link"),
+                       ("a.png,x\nb.png,y\nimg/c.png,x\n", ", and 1 more links lead nowhere. Restore what they name")):
+        (tmp_path / "train.csv").write_text(rows)
+        with pytest.raises(DataError) as caught:
+            csv_lists(str(tmp_path), Request(val_fraction=0.5))
+        assert f": {tmp_path}/a.png is a link to /gone, which is not there{more}" in str(caught.value)
+
+
 def test_held_out_files_that_are_trained_on_are_told(tmp_path):
-    begin = "images of {} are images of train too, such as"
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="c.png,x\na.png,x", test="b.png,y") == [
-        f"warning: 1 of 2 {begin.format('val')} a.png ({tmp_path}/val.csv:2 and {tmp_path}/train.csv:1)",
-        f"warning: 1 of 1 {begin.format('test')} b.png ({tmp_path}/test.csv:1 and {tmp_path}/train.csv:2)"]
+        f"warning: 1 of val's 2 images are training images: such as a.png at {tmp_path}/val.csv:2, which is a.png at "
+        f"{tmp_path}/train.csv:1. Results on them mean little",
+        f"warning: all of test's 1 images are training images: such as b.png at {tmp_path}/test.csv:1, which is b.png at "
+        f"{tmp_path}/train.csv:2. Results on them mean little"]
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "NA", "None"])
 def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
-    text = f"path,label\na.png,x\nb.png,{label}\nc.png,y\nd.png,{label}\n"
-    notes = csv_lists(csv_files(tmp_path, train=text, val="e.png,x")).notes
-    assert any(note.startswith(f"warning: the class {label} is what") for note in notes)
-    assert f"{tmp_path}/train.csv:3: the label is {label} (and in line 5)" in notes
+    """Where they are few beside the others: a class may be called so."""
+    rows = 5 * "c.png,x\nd.png,y\n"
+    assert warnings_of(tmp_path, train=f"a.png,{label}\n{rows}b.png,{label}\n", val="e.png,x") == [
+        f"warning: {tmp_path}/train.csv:1: the label {label} is what spreadsheets and pandas write where one is missing (and in "
+        "line 12): remove the rows if it is no class"]
+    assert not warnings_of(tmp_path, train=f"a.png,{label}\n{rows}b.png,{label}\na.png,{label}\n", val="e.png,x")
+
+
+def test_floats_in_one_list_are_the_integers_of_the_other(tmp_path):
+    ints, floats = ("".join(f"a.png,{number}{end}\n" for number in range(1, 13)) for end in ("", ".0"))
+    for train, val in ((ints, floats), (floats, ints)):
+        splits = csv_lists(csv_files(tmp_path, train=train, val=val))
+        assert splits.val.targets.tolist() == splits.train.targets.tolist() == list(range(12))
 
 
 def test_labels_that_differ_in_case_alone_are_told(tmp_path):

@@ -38,6 +38,16 @@ def test_a_damaged_archive_is_reported_as_damaged(tmp_path, name, archive):
     assert "cannot be downloaded" not in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("there", ["", "MNIST"])
+def test_a_failed_download_leaves_no_folders(tmp_path, there):
+    place = tmp_path / "no" / "such"
+    (place / there if there else tmp_path).mkdir(parents=True, exist_ok=True)
+    words = r"\(it holds MNIST/\)" if there else r"\(no such folder\)"
+    with pytest.raises(DataError, match=rf"MNIST is not in {place} {words} and cannot be downloaded"):
+        open_splits("mnist", str(place))
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "no", place, place / "MNIST"] if there else [])
+
+
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
     (tmp_path / "CUB_200_2011.tgz").touch()
     with pytest.raises(DataError, match=r"packed in .*CUB_200_2011\.tgz: unpack it"):

@@ -110,15 +110,44 @@ def test_an_undivided_tree_is_divided_by_a_fraction():
         assert layout.whole and taken == {"train": "."} and layout.notes == ()
     taken, layout = found("pets/pets/cat/1.jpg pets/pets/dog/1.jpg", test_fraction=0.2)
     assert taken == {"train": "pets/pets"} and layout.notes == (f"taken: the 2 folders of {ROOT}/pets/pets/ as classes",)
-    assert found("bus/1.jpg car/1.jpg train/1.jpg", test_fraction=0.2)[1].whole              # pictures of trains
+    taken, layout = found("ant/front/1.jpg ant/side/1.jpg bee/top/1.jpg bee/side/1.jpg bee/x/1.jpg", val_fraction=0.2)
+    assert layout.whole and not layout.notes
+
+
+@pytest.mark.parametrize("name", ["train", "Training", "test_set", "val-images"])
+def test_a_class_that_may_be_a_split_is_warned_of(name):
+    layout = found(f"bus/1.jpg car/1.jpg {name}/1.jpg", test_fraction=0.2)[1]              # pictures of trains
+    assert layout.whole and len(layout.notes) == 1
+    assert layout.notes[0].startswith(f"warning: {ROOT}/{name}/ is taken for a class, as the 2 folders beside it are: move it ")
+    assert not found("bus/1.jpg bullet_train/1.jpg", test_fraction=0.2)[1].notes
+    kept = ClassRule(wanted=("bus", "car", name))
+    assert not found(f"bus/1.jpg car/1.jpg {name}/1.jpg", classes=kept, test_fraction=0.2)[1].notes
+
+
+def test_class_folders_inside_one_folder_of_each_split_are_taken():
+    taken, layout = found(below("train/images", "val/images"))
+    assert taken == {"train": "train/images", "val": "val/images"}
+    assert layout.notes == (f"taken: train/images/ to train on, val/images/ held out (in {ROOT})",)
+    assert found(below("train/data", "test"), val_fraction=0.1)[0] == {"train": "train/data", "test": "test"}
+    assert found(below("train") + " val/cat/a/1.jpg val/cat/b/1.jpg")[0]["val"] == "val"            # a class of train
+    assert found(below("val/images"), need=HELD_OUT, classes=ClassRule(wanted=("images",)))[0] == {"val": "val"}
+    assert found("train/cat/1.jpg val/cat/1.jpg")[0]["train"] == "train"
 
 
 # what is there: what the refusal says
 AMBIGUOUS = {
     "Dataset/0/1.jpg Dataset/1/1.jpg Dataset/2/1.jpg Examples/1.jpg": r"which folders are the classes\? For the 3 of Dataset "
                                                                       r"\(0, 1, 2\) give --data_dir /data/Dataset; for 2 folders",
-    "color/a/1.jpg color/b/1.jpg color/c/1.jpg gray/a/1.jpg gray/b/1.jpg gray/c/1.jpg": "--data_dir /data/color",
+    below("color", "gray"): "For the 2 of color .*--data_dir /data/color, or put those of color, gray together.*; for 2 folders",
+    below("fold1", "fold2", "Examples/old"): "which folders are the classes",
+    below("s1", "s2", "s3") + " s3/bird/1.jpg s4/bird/1.jpg": r"For the 3 of s3 .*for 4 folders \(s1, s2, s3, s4\)",
+    "ant/front/1.jpg ant/side/1.jpg bee/front/1.jpg bee/side/1.jpg": r"for 2 folders \(ant, bee\) move them into /data/train",
+    "a/1.jpg b/1.jpg test/1.jpg": r"^/data: is test/ a class beside a, b\? .*rename it if it is a class",
+    "a/1.jpg b/1.jpg val/1.jpg": "is val/ a class", "pets/a/1.jpg pets/b/1.jpg pets/Testing/1.jpg": "^/data/pets: is Testing/ a",
     below("v1/train", "v1/val", "v2/train", "v2/val"): "more than one data set: /data/v1, /data/v2",
+    "cat/train/1.jpg cat/test/1.jpg dog/train/1.jpg dog/test/1.jpg":
+        r"^/data: each class has test/ and train/ inside it .*move cat/test to test/cat, and so on",
+    "a/Valid/1.jpg b/Valid/1.jpg b/training/1.jpg": r"each class has Valid/ inside it \(a/Valid, b/Valid, b/training\)",
     below("Train", "training", "val"): "holds Train and training: remove or rename",
     below("train", "valid", "dev"): "holds dev and valid",
     below("cats_train", "cats_test", "dogs_train", "dogs_test"): "which of them are the data set",

@@ -1,14 +1,17 @@
 """Images that are in two splits or in two classes."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 from miniatures import csv_files, png, tree
 
+from utils.data import overlap
 from utils.data.classes import ClassRule
 from utils.data.datasets import open_splits
-from utils.data.overlap import same_bytes
+from utils.data.overlap import in_two_splits, real_paths, shared_images
+from utils.data.splits import ArrayImages
 
 LAYOUT = {"train/ant": 3, "train/bee": 3, "val/ant": 1, "val/bee": 2}
 
@@ -36,11 +39,15 @@ def test_a_linked_folder_is_found(tmp_path, link):
 def test_one_file_under_two_labels(tmp_path):
     tree(tmp_path / "tree", LAYOUT)
     (tmp_path / "tree" / "train" / "bee" / "x.png").symlink_to(tmp_path / "tree" / "train" / "ant" / "0.png")
-    assert "1 image of train under two labels: such as train/ant/0.png (ant), which is train/bee/x.png (bee)" in " ".join(
+    assert "1 image under two labels: such as train/ant/0.png (ant), which is train/bee/x.png (bee)" in " ".join(
         warnings_of(tmp_path / "tree"))
     csv_files(tmp_path / "csv", train="a.png,x\nb.png,y\n./a.png,y\n", val="b.png,y\nc.png,x\n")
     two, both = warnings_of(tmp_path / "csv", "csv")
-    assert "train.csv:3: ./a.png is y here and x at" in two and "1 of 2 images of val are images of train too" in both
+    lists = tmp_path / "csv"
+    assert two == (f"warning: 1 image under two labels: such as a.png at {lists}/train.csv:1 (x), which is ./a.png at "
+                   f"{lists}/train.csv:3 (y)")
+    assert both == (f"warning: 1 of val's 2 images are training images: such as b.png at {lists}/val.csv:1, which is b.png at "
+                    f"{lists}/train.csv:2. Results on them mean little")
 
 
 def one_share(root, kind, order="number", **fractions):
@@ -67,6 +74,19 @@ def test_a_share_of_a_list_takes_each_file_once(tmp_path, fractions):
     assert len(before.train) + len(before.val) == 25 and trained & held
 
 
+@pytest.mark.parametrize("kind", ["csv", "folder"])
+def test_the_files_beyond_links_are_asked_for_once(tmp_path, monkeypatch, kind):
+    """However many checks a start makes."""
+    asked = []
+    monkeypatch.setattr(overlap, "real_paths", lambda paths: asked.append(len(paths)) or paths)
+    if kind == "csv":
+        csv_files(tmp_path, train="a.png,x\nb.png,y\nc.png,x\nd.png,y\n", test="e.png,x\n")
+    else:
+        tree(tmp_path, LAYOUT)
+    open_splits(kind, str(tmp_path), val_fraction=0.5) if kind == "csv" else open_splits(kind, str(tmp_path), test_fraction=0.5)
+    assert sorted(asked) == ([1, 4] if kind == "csv" else [3, 6])
+
+
 def test_rows_that_are_repeated_are_kept_where_no_share_is_drawn(tmp_path):
     splits = open_splits("csv", csv_files(tmp_path, train="a.png,x\na.png,x\nb.png,y\n", val="c.png,x\nd.png,y\n"))
     assert len(splits.train) == 3
@@ -84,7 +104,7 @@ def test_a_share_of_folders_takes_each_file_once(tmp_path):
     assert "train: 9 images name 6 files: each is taken once, since a share is held out" in splits.notes
     (tmp_path / "train" / "cat").symlink_to("ant")
     splits, trained, held = one_share(tmp_path, "folder", val_fraction=0.5)
-    told = [note for note in splits.notes if "held out for val are training images under another label" in note]
+    told = [note for note in splits.notes if "images are training images: such as train/" in note]
     assert len(told) == bool(trained & held)
 
 
@@ -92,8 +112,11 @@ def test_a_share_with_files_that_are_trained_on_under_another_label_is_told(tmp_
     text = "".join(f"{name}.png,x\n{name}.png,y\n" for name in "abcdef")
     csv_files(tmp_path, train=text)
     splits, trained, held = one_share(tmp_path, "csv", val_fraction=0.3, split_seed=1)
-    told = [note for note in splits.notes if "held out for val" in note]
-    assert len(trained & held) and len(told) == 1 and told[0].startswith("warning: ")
+    told = [note for note in splits.notes if "of val's" in note]
+    assert len(trained & held) and len(told) == 1
+    file = told[0].partition("such as ")[2].partition(" (")[0]
+    assert told[0].startswith("warning: ") and f"), which is {file} (" in told[0]
+    assert file in {name.rpartition("/")[2] for name in trained & held}
 
 
 def test_held_out_images_of_a_list_in_a_linked_folder_are_found(tmp_path):
@@ -101,7 +124,7 @@ def test_held_out_images_of_a_list_in_a_linked_folder_are_found(tmp_path):
     (tmp_path / "img2").symlink_to("img")
     csv_files(tmp_path, train="img/a.png,x\nimg/b.png,y\n", val="img2/a.png,x\nimg2/c.png,y\n")
     assert len(warnings_of(tmp_path, "csv")) == 1
-    assert "1 of 2 images of val are images of train too, such as img2/a.png" in warnings_of(tmp_path, "csv")[0]
+    assert "1 of val's 2 images are training images: such as img2/a.png at " in warnings_of(tmp_path, "csv")[0]
 
 
 def test_a_copy_is_suspected_by_names_and_sizes(tmp_path):
@@ -115,9 +138,26 @@ def test_a_copy_is_suspected_by_names_and_sizes(tmp_path):
     assert len(warnings_of(tmp_path)) == 1 and "every image of val has the name, class and size" in warnings_of(tmp_path)[0]
 
 
-def test_equal_bytes_are_reported():
-    digests = {0: b"a", 1: b"b", 2: b"c", 3: b"b", 5: b"c", 6: b"a"}                 # 4 cannot be read
-    lines = same_bytes(digests, np.array([0, 0, 1, 1, 0, 1, 0]), 4, "image {}".format)
-    assert lines == ["all 2 held-out images are in train too, byte by byte, so that results on them mean little: such as "
-                     "image 5, which is image 2", "1 images are in two classes, byte by byte: such as image 3, which is image 1"]
-    assert same_bytes({0: b"a", 1: b"b"}, np.array([0, 1]), 1, str) == []
+def test_images_of_one_key_are_told():
+    keys = {"train": [b"a", b"b", b"c", b"b"], "val": [b"c", b"a"], "test": [7, b"a"]}             # 7: could not be read
+    labels = {"train": [0, 0, 1, 1], "val": [1, 0], "test": [0, 0]}
+    images = {split: ArrayImages(np.empty(0), own) for split, own in labels.items()}
+    lines = shared_images(images, ("x", "y"), "{} {}".format, keys, ", byte by byte")
+    assert lines == ["warning: 1 image under two labels, byte by byte: such as train 1 (x), which is train 3 (y)",
+                     "warning: all of val's 2 images are training images, byte by byte: such as val 0, which is train 2. Results "
+                     "on them mean little",
+                     "warning: 1 of test's 2 images are training images, byte by byte: such as test 1, which is train 0. Results "
+                     "on them mean little"]
+    keys = {"train": ["a"], "val": ["b"], "test": ["b"]}
+    (line,) = in_two_splits(keys, "{} {}".format)
+    assert "all of test's 1 images are images of val too: such as test 0, which is val 0" in line
+    assert shared_images({}, ("x", "y"), str, {"train": [0], "val": [1]}) == []
+
+
+def test_paths_beyond_links(tmp_path):
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "1.png").touch()
+    for link, target in (("b", "a"), ("a/2.png", "1.png"), ("a/deep/3.png", "../2.png"), ("4.png", tmp_path / "b/deep/3.png")):
+        (tmp_path / link).symlink_to(target)
+    paths = [str(tmp_path / name) for name in ("a/1.png", "b/1.png", "a/2.png", "b/deep/3.png", "4.png", "gone/5.png")]
+    assert real_paths(paths) == [os.path.realpath(path) for path in paths] and len(set(real_paths(paths)[:5])) == 1

@@ -1,6 +1,7 @@
 """What the processes do together, on two and more of them and on one; errors of one reach the others."""
 
 import operator
+import platform
 import time
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def scenarios(ranks: distributed.Ranks, folder: Path) -> dict:
         "one after the other": one_after_the_other(ranks, folder),
         "at the end": torch.distributed.barrier() or "together",
     }
+
+
+@pytest.mark.slow
+def test_node_that_fails_alone_is_named(tmp_path):
+    """A file may be missing on one of them; what all nodes have in common is no node's."""
+    def scenario(ranks):
+        return [outcome(lambda who=who: distributed.local_main_first(ranks, lambda: refuse(who, ranks))) for who in ([1], [0, 1])]
+
+    with Ranks(2, scenario, tmp_path, nodes=True) as both:
+        alone, common = f"Refusal: node 1 (host {platform.node()}): rank 1 refuses", "Refusal: rank 0 refuses"
+        assert both.results() == [[alone, common]] * 2
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from ranks import Ranks
 from torch import nn
 
 from utils import distributed
-from utils.device import OutOfMemory
+from utils.device import SMALLER_EVALUATION, OutOfMemory
 from utils.distributed import PeerLost
 from utils.training.precision import FP32, warm_up
 
@@ -89,6 +89,14 @@ def test_error_of_one_process_ends_all(tmp_path, tries, figure):
 
 
 @pytest.mark.slow
+def test_error_of_one_node_gives_all_nodes_its_code(tmp_path):
+    """Not that of a loss, after which torchrun would start their processes again."""
+    with Ranks(2, training("error", 1, "forward"), tmp_path, nodes=True) as ranks:
+        assert ranks.wait() == [5, 5] and ranks.error(1) == "bad.png: cut off"
+        assert ranks.error(0) == "a process of another node has ended the run with code 5: what it has printed says why"
+
+
+@pytest.mark.slow
 def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
     def work(ranks: distributed.Ranks) -> None:
         if ranks.rank == 1:
@@ -120,7 +128,10 @@ def test_lack_of_memory_of_one_process_alone():
             distributed.watch(ALONE, lambda: "step 7"):
         raise MemoryError
     assert one.value.exit_code == 6
-    with pytest.raises(OutOfMemory, match="setting up: out of memory"), distributed.init("cpu"):
+    with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run holds"), distributed.init("cpu"):
+        raise MemoryError
+    with pytest.raises(OutOfMemory, match=r"evaluation: out of memory; lower --eval_batch_size$"), \
+            distributed.watch(ALONE, lambda: "step 7"), distributed.watch(ALONE, lambda: "evaluation", SMALLER_EVALUATION):
         raise MemoryError
     with pytest.raises(KeyError), distributed.watch(ALONE, lambda: "step 7"):
         raise KeyError

@@ -29,12 +29,13 @@ def port(monkeypatch):
 def test_missing_processes_are_named_soon(monkeypatch, capfd, port, rank, missing):
     """And what to do where the variables were not meant for this program; torchrun's are."""
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", str(rank))
     for advice in (True, False):
         with pytest.raises(dist.DistError, match="timed out"):
             rendezvous.meet(rank, 3, 0.5)
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py")]
         assert len(lines) == 1 and f"train.py: waiting for {missing} (of 0 to 2) to come to 127.0.0.1:{port}" in lines[0]
-        assert ("env -u WORLD_SIZE -u MASTER_ADDR -u MASTER_PORT" in lines[0]) == advice
+        assert ("env -u RANK -u WORLD_SIZE -u MASTER_ADDR -u MASTER_PORT" in lines[0]) == advice
         monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
 

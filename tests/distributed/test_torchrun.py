@@ -1,9 +1,14 @@
 """A process that was killed is one line; any other failure keeps torchrun's report."""
 
+import signal
+
 import pytest
+from torch.distributed import DistStoreError
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from utils.distributed import torchrun
+from utils import launch
+from utils.distributed import nodes, torchrun
 
 
 def failing(monkeypatch, *codes: int, seconds_apart: int = 1):
@@ -26,7 +31,7 @@ def test_killed_process_is_one_line(monkeypatch, capsys, codes, which):
                               "of memory") and printed.count("\n") == 1 and "GRAD_STEPS" in printed
 
 
-@pytest.mark.parametrize("codes", [(1,), (-11,), (8, 8)])
+@pytest.mark.parametrize("codes", [(1,), (-11,), (8, 1)])
 def test_other_failures_are_torchruns(monkeypatch, codes):
     failing(monkeypatch, *codes)
     with pytest.raises(ChildFailedError):
@@ -38,6 +43,36 @@ def test_process_that_the_launcher_killed_is_no_cause(monkeypatch):
     failing(monkeypatch, 8, -9, seconds_apart=10)
     with pytest.raises(ChildFailedError):
         torchrun.main([])
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (launch.LaunchError("MASTER_PORT=1: cannot open"), 2, "train.sh: error: MASTER_PORT=1: cannot open\n"),
+    (nodes.RunEnded("code 3"), 8, "train.sh: error: code 3\n"),
+    (DistStoreError("timed out\nafter"), 8, "train.sh: error: another node is lost or has not come: timed out\n")])
+def test_lost_node_is_one_line(monkeypatch, capsys, error, code, line):
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(torchrun.run, "main", main)
+    assert torchrun.main([]) == code and capsys.readouterr().err == line
+
+
+def test_processes_that_have_reported_a_loss_need_no_other_report(monkeypatch, capsys):
+    failing(monkeypatch, 8, 8)
+    assert torchrun.main([]) == 8 and capsys.readouterr().err == ""
+
+
+def test_requested_end_is_no_failure(monkeypatch, tmp_path):
+    """train.sh signals torchrun where no process is there yet, or any more."""
+    def main(argv):
+        raise SignalException("got signal", signal.SIGTERM)
+
+    monkeypatch.setattr(torchrun.run, "main", main)
+    monkeypatch.setenv("VIT_LAUNCH", str(tmp_path))
+    with pytest.raises(SignalException):
+        torchrun.main([])
+    (tmp_path / "asked").touch()
+    assert torchrun.main([]) == 143
 
 
 def test_success(monkeypatch):

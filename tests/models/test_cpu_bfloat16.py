@@ -1,12 +1,17 @@
 """Kernels for a CPU: as exact as PyTorch's own, and out of the way where a module is hooked, replaced or wrapped."""
 
+import contextlib
 import copy
 
 import filling
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from configs import META, architecture
 from models import cpu_bfloat16, record_attention
@@ -24,8 +29,8 @@ FAMILIES = {
 PRECISIONS = [torch.float32, torch.bfloat16]
 
 
-def random_model(family: str) -> nn.Module:
-    return filling.random_model(architecture(**FAMILIES[family]), 3, (8, 12), std=0.7).eval()
+def random_model(family: str, std: float = 0.7) -> nn.Module:
+    return filling.random_model(architecture(**FAMILIES[family]), 3, (8, 12), std=std).eval()
 
 
 def predict(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -65,13 +70,18 @@ def wrap(model, name):
     model.set_submodule(name, Wrapped(model.get_submodule(name)))
 
 
+def parametrize(model, name):
+    module = model.get_submodule(name)
+    nn.utils.parametrize.register_parametrization(module, next(iter(module._parameters)), Wrapped(nn.Identity()))
+
+
 def replace_forward(model, name):
     module = model.get_submodule(name)
     module.forward = lambda *inputs, forward=module.forward: bend(forward(*inputs))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("change", [hook, hook_inputs, wrap, replace_forward])
+@pytest.mark.parametrize("change", [hook, hook_inputs, wrap, parametrize, replace_forward])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_change_of_any_module_with_weights_acts(family, change, dtype):
     model = random_model(family)
@@ -83,15 +93,169 @@ def test_a_change_of_any_module_with_weights_acts(family, change, dtype):
         assert not torch.equal(predict(changed, dtype), plain), name
 
 
+class Adapted(nn.Module):
+    """As peft's LoRA: the layer, and two of its own kind with a small width between them; none of them is called `weight`."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int = 2):
+        super().__init__()
+        self.layer, kind = layer.requires_grad_(False), type(layer)
+        if isinstance(layer, nn.Linear):
+            self.down, self.up = kind(layer.in_features, rank, bias=False), kind(rank, layer.out_features, bias=False)
+        else:
+            self.down = kind(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False)
+            self.up = kind(rank, layer.out_channels, (1, 1), (1, 1), groups=1, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_all_layers_learn(family, dtype):
+    """At their start they change nothing, and their second layers have gradients; a small step changes little."""
+    model = random_model(family, 0.2)
+    plain = predict(model)
+    for name in [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]:
+        model.set_submodule(name, Adapted(model.get_submodule(name)))
+    adapters = [module for module in model.modules() if isinstance(module, Adapted)]
+    assert torch.equal(predict(model), plain) and len(adapters) > 8
+
+    def learn(layer: str) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            model(torch.ones(2, 3, 8, 12)).float().square().sum().backward()
+        assert all(getattr(adapter, layer).weight.grad.abs().max() > 0 for adapter in adapters)
+
+    learn("up")
+    for adapter in adapters:
+        adapter.up.weight.data -= 1e-4 * adapter.up.weight.grad.sign()
+    assert 0 < (predict(model) - plain).norm() < 0.05 * plain.norm()
+    learn("down")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_of_peft_learns_in_all_layers(family, dtype):
+    peft = pytest.importorskip("peft")
+    model = random_model(family)
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model(torch.ones(2, 3, 8, 12)).float().square().sum().backward()
+    adapters = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    assert len(adapters) == 2 * len(names) and all(parameter.grad.abs().max() > 0 for parameter in adapters)
+
+
+class Int8(torch.Tensor):
+    """As torchao's weights: whole numbers with a scale for each row, which a linear layer alone can use."""
+
+    @staticmethod
+    def __new__(cls, weight):
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)
+
+    def __init__(self, weight):
+        self.scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        self.used = 0
+        self.numbers = (weight / self.scale).round().to(torch.int8)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            x, weight, bias = args
+            weight.used += 1
+            with torch._C.DisableTorchFunctionSubclass():
+                return F.linear(x, (weight.numbers * weight.scale).to(x.dtype), bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"{function} of a weight in int8")
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_another_kind_of_tensor(family, dtype):
+    model = random_model(family, 0.2)
+    plain = predict(model, dtype)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    for layer in layers:
+        layer.weight = nn.Parameter(Int8(layer.weight.detach()), requires_grad=False)
+    assert (predict(model, dtype) - plain).norm() < 0.02 * plain.norm()
+    assert all(layer.weight.used == 1 for layer in layers)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_weights_of_torchao(family, kind, dtype):
+    torchao = pytest.importorskip("torchao.quantization")
+    model = random_model(family, 0.2)
+    plain = predict(model, dtype)
+    torchao.quantize_(model, getattr(torchao, kind)())
+    assert all(type(module.weight) is not nn.Parameter for module in model.modules() if isinstance(module, nn.Linear))
+    assert (predict(model, dtype) - plain).norm() < 0.02 * plain.norm()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dynamic_quantization(family):
     """Every linear layer is replaced by a module whose weight is no tensor."""
     quantization = pytest.importorskip("torch.ao.quantization")
-    model = random_model(family)
+    model = random_model(family, 0.2)
     plain, quantized = predict(model), quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     assert not any(type(module) is nn.Linear for module in quantized.modules())
-    assert 0 < (predict(quantized) - plain).norm() < 0.2 * plain.norm()
+    assert 0 < (predict(quantized) - plain).norm() < 0.02 * plain.norm()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hooks_of_all_modules_see_each_of_them(family, dtype):
+    model, seen = random_model(family), set()
+    with contextlib.ExitStack() as stack:
+        for register in (module_hooks.register_module_forward_hook, module_hooks.register_module_forward_pre_hook):
+            stack.callback(register(lambda module, *_: seen.add(module)).remove)
+            predict(model, dtype)
+            assert {*model.modules()} - seen == {module for module in model.modules() if isinstance(module, nn.ModuleList)}
+            seen.clear()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_are_counted(family, dtype):
+    """Those of both layers of an MLP, also without PyTorch's counter, whose hooks would send the kernels away."""
+    model, products = random_model(family), []
+    with FlopCounterMode(display=False) as counter:
+        predict(model, dtype)
+    counts = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    assert counts["blocks.1.mlp.fc1"] == counts["blocks.1.mlp.fc2"] > 0
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            products.extend([function] * (function in (torch.ops.aten.addmm.default, torch.ops.aten.linear.default)))
+            return function(*args, **(kwargs or {}))
+
+    with Products(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model.blocks[0].mlp(torch.zeros(1, 3, 12))
+    assert len(products) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_forward_derivatives(dtype):
+    """Of an MLP without gradients, as a finite difference has them."""
+    torch.manual_seed(0)
+    mlp, x, direction = Mlp(8, 16, "tanh"), torch.randn(2, 8), torch.randn(2, 8)
+    expected = (mlp(x + 1e-2 * direction) - mlp(x - 1e-2 * direction)).detach() / 2e-2
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        _, derivative = torch.func.jvp(mlp, (x,), (direction,))
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(mlp(forward_ad.make_dual(x, direction))).tangent
+    for each in (derivative, dual):
+        assert (each.float() - expected).norm() < 0.03 * expected.norm()
 
 
 def test_backward_hooks_on_talking_heads_are_called():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from configs import architecture
 from models import create_model
 from models.base import stride
-from models.resnet import Bottleneck, ResNet, StdConv2d, pad_same
+from models.resnet import STYLES, Bottleneck, ResNet, StdConv2d, pad_same
 
 
 # TensorFlow's rule: ceil(side / stride) windows; the odd pixel of padding goes to the bottom and the right.
@@ -28,7 +28,7 @@ def test_same_padding(side, kernel, step, before, after):
 def test_weights_are_standardized_with_eps_outside_the_root(scale):
     """At a deviation of 0.005, an eps of 1e-5 inside the root would make them 0.85 times as large."""
     torch.manual_seed(0)
-    conv = StdConv2d(8, 6, 3)
+    conv = StdConv2d(8, 6, 3, style=STYLES["google"])
     nn.init.normal_(conv.weight, mean=0.3 * scale, std=scale)
     weight = conv.weight.double()
     centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
@@ -40,7 +40,7 @@ def test_weights_are_standardized_with_eps_outside_the_root(scale):
 
 def test_weights_are_standardized_in_float32_under_autocast():
     torch.manual_seed(0)
-    conv, x = StdConv2d(64, 32, 1), torch.randn(2, 64, 6, 6)
+    conv, x = StdConv2d(64, 32, 1, style=STYLES["google"]), torch.randn(2, 64, 6, 6)
     with torch.no_grad():
         conv.weight.mul_(1e-3).add_(1)          # in bfloat16 all of these weights are 1
         with torch.autocast("cpu", dtype=torch.bfloat16):

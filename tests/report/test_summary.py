@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils import launch
 from utils.config import Facts, parse, resolve
 from utils.files import StorageError
 from utils.report import plots, summary
@@ -22,6 +23,8 @@ RESULT = EvalMetrics(200, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.7, 0.0312)
 def printed(tmp_path, monkeypatch, capsys):
     """printed(first, best, events, *flags, failed) -> the lines that are printed of a run in the folder `r s`"""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
+    monkeypatch.setattr(launch, "ROOT", tmp_path.resolve())
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     Path("r s").mkdir()
 

@@ -16,7 +16,7 @@ from runs import load_state
 from torch import nn
 from weight_files import plain_state
 
-from models.checkpoints import torch_file
+from models.checkpoints import first_look, torch_file
 from models.checkpoints.run_fields import LATER_FIELDS
 from utils.files import StorageError
 from utils.run import checkpoint
@@ -128,7 +128,8 @@ def hashed(monkeypatch) -> Counter:
         times[os.path.basename(os.readlink(f"/proc/self/fd/{stream.fileno()}"))] += 1
         return real(stream)
 
-    monkeypatch.setattr(torch_file, "is_sealed", is_sealed)
+    for module in (first_look, torch_file):
+        monkeypatch.setattr(module, "is_sealed", is_sealed)
     return times
 
 

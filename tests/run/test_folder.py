@@ -89,7 +89,8 @@ def test_a_folder_that_holds_a_run_is_refused(output, file):
     write_log(output / "r", [{"step": 1}])
     before = contents(output / "r")
     message = error_of(FolderError, create, str(output), "r", "digits")
-    assert "already holds a run" in message and f"RESUME_PATH={output}/r" in message and "--name" in message
+    assert "already holds a run" in message and "--name" in message
+    assert re.search(f"RESUME_PATH={output}/r|--resume_path {output}/r", message)
     assert contents(output / "r") == before
 
 

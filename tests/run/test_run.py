@@ -11,6 +11,7 @@ from runs import events_of, load_state
 from torch import nn
 
 from configs import MODELS
+from utils import launch
 from utils.config import Facts, parse, resolve
 from utils.data.sampler import StepSampler
 from utils.files import StorageError
@@ -136,9 +137,11 @@ def test_after_a_failed_save_a_later_evaluation_may_be_the_best(monkeypatch):
 
 
 @pytest.mark.parametrize("stopped", [(0, "test"), (2, "val"), (4, "val"), (4, "test")])
-def test_a_stop_during_an_evaluation_is_made_up_for(stopped, capsys):
+def test_a_stop_during_an_evaluation_is_made_up_for(stopped, capsys, monkeypatch):
     """The resumed run has the evaluations and the best.pt of one that nobody stopped."""
     accuracies = {(2, "val"): 0.7, (4, "val"): 0.6}
+    monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
+    monkeypatch.setattr(launch, "ROOT", Path.cwd().resolve())
     first = Session(accuracies=accuracies, stop_in=stopped)
     assert first.run.stop_requested and first.evaluated[-1] == stopped and stopped not in logged()
     assert [event["step"] for event in events_of("r", ("preempted",))] == [stopped[0]]

@@ -177,6 +177,49 @@ def test_memory_is_taken_beforehand(saver, folder):
     assert load_state(step_path(folder, 6)).model["weight"].shape == (200_000,)
 
 
+@pytest.mark.parametrize("limit", [1 << 30, 1000], ids=["pinned", "more than the system allows"])
+def test_memory_for_copies_of_a_gpu_is_pinned_as_large_as_it_is_and_given_back(saver, folder, monkeypatch, limit):
+    """With a stand-in for CUDA's functions."""
+    class Cuda:
+        pinned: dict[int, int] = {}
+        most = 0
+
+        def cudaHostRegister(self, place, size, flags):
+            if size > limit:
+                return 2                                # cudaErrorMemoryAllocation
+            self.pinned[place] = size
+            self.most = max(self.most, sum(self.pinned.values()))
+            return 0
+
+        def cudaHostUnregister(self, place):
+            del self.pinned[place]
+
+    cuda = Cuda()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("utils.run.saver.on_gpu", lambda value: True)
+    saver.reserve(state(2, 5_000))
+    for numbers in (5_000, 6_000):                      # the second needs more
+        save(saver, numbers, step_path(folder, numbers), numbers=numbers)
+        assert load_state(step_path(folder, numbers)).model["weight"][-1] == numbers
+        if limit > 1000:
+            assert list(cuda.pinned.values()) == [size_of(vars(state(2, numbers)))]
+    assert cuda.most < 1.1 * size_of(vars(state(2, 6_000)))                             # never two at a time
+    saver.close()
+    assert not cuda.pinned
+
+
+@pytest.mark.gpu
+def test_copies_of_a_gpu_are_in_pinned_memory():
+    value = {"weight": torch.arange(100_000.0, device="cuda")}
+    memory = Memory(size_of(value), pinned=True)
+    copy = copied(value, memory)["weight"]
+    assert copy.is_pinned() and torch.equal(copy, value["weight"].cpu())
+    del memory
+    assert not copy.is_pinned() and copy[-1] == 99_999
+    assert torch.zeros(1, device="cuda").item() == 0
+
+
 def test_what_is_on_the_disk_is_not_written_again(saver, folder):
     """A run that is stopped right after a save."""
     save(saver, 2, folder / "best.pt", step_path(folder, 2))

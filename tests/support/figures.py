@@ -19,18 +19,36 @@ def add(file: Path, found: dict[str, list[dict]]) -> None:
 
 def table(rows: dict[str, list[dict]]) -> str:
     lines = ["| promise | what was tried | times | lost or wrong |", "|---|---|---:|---:|"]
-    for row in sorted((row for some in rows.values() for row in some), key=lambda row: (int(row["promise"][1:]), row["what"])):
+    shown = [row for some in rows.values() for row in some if "nodes" not in row]
+    for row in sorted(shown, key=lambda row: (int(row["promise"][1:]), row["what"])):
         lines.append(f"| {row['promise']} | {row['what']} | {row['tried']:,} | {row['lost']} |")
     machines = sorted({f"{row['machine']}, torch {row['torch']}" for some in rows.values() for row in some})
     seconds = sum(max(row["seconds"] for row in some) for some in rows.values())
     return "\n".join(lines) + f"\n\nMachine: {'; '.join(machines)}; {seconds / 60:.0f} minutes of tests in all.\n"
 
 
-def document(text: str, rows: dict[str, list[dict]]) -> str:
-    """The text with the table of these rows in its place."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + table(rows) + END + rest.partition(END)[2]
+def nodes_table(rows: dict[str, list[dict]]) -> str:
+    """Of the rows that say what two nodes printed, and how they ended."""
+    lines = ["| what happens | node 0 prints | code | node 1 prints | code | seconds |", "|---|---|---:|---|---:|---:|"]
+    for row in (row["nodes"] for some in rows.values() for row in some if "nodes" in row):
+        cells = [row["fault"]]
+        for printed, code in zip(row["printed"], row["codes"]):
+            cells += ["<br>".join(f"`{line}`" for line in printed) or "-", {None: "-", -9: "killed"}.get(code, str(code))]
+        lines.append(f"| {' | '.join(cells)} | {row['seconds']} |")
+    return "\n".join(lines) + "\n"
 
+
+def document(text: str, rows: dict[str, list[dict]]) -> str:
+    """The text with the tables of these rows in their places, which are in the order of TABLES."""
+    written = ""
+    for make in TABLES:
+        before, _, rest = text.partition(BEGIN)
+        written += before + BEGIN + make(rows) + END
+        text = rest.partition(END)[2]
+    return written + text
+
+
+TABLES = (nodes_table, table)
 
 if __name__ == "__main__":
     page = DOCS / "reliability.md"

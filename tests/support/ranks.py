@@ -22,8 +22,10 @@ class Ranks:
     is in folder/RANK.error. Whoever is left at the end of the block is killed.
     """
 
-    def __init__(self, size: int, work: Callable[[distributed.Ranks], object], folder: Path, timeout_s: int = 60):
-        self.size, self.folder, self.codes = size, folder, {}
+    def __init__(self, size: int, work: Callable[[distributed.Ranks], object], folder: Path, timeout_s: int = 60,
+                 nodes: bool = False):
+        """nodes: each process is on a node of its own."""
+        self.size, self.folder, self.nodes, self.codes = size, folder, nodes, {}
         self._keep_store()
         self.pids = [self._fork(rank, work, timeout_s) for rank in range(size)]
 
@@ -51,8 +53,11 @@ class Ranks:
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, signal.SIG_DFL)
             torch.set_num_threads(1)
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(self.size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(self.size),
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self._port), TORCHELASTIC_USE_AGENT_STORE="True")
+            place = {"RANK": rank, "WORLD_SIZE": self.size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": self.size}
+            if self.nodes:
+                place |= {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": rank, "TORCHELASTIC_RUN_ID": "attempt-1"}
+            os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1",
+                              MASTER_PORT=str(self._port), TORCHELASTIC_USE_AGENT_STORE="True")
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             with distributed.init("cpu", timeout_s) as ranks:
                 torch.save(work(ranks), self.folder / f"{rank}.pt")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from utils.training import trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
+UNSET = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")      # of the environment, for scripts
 # Augmentation, mixing, dropout, averaged weights, a schedule; a checkpoint every third step, an evaluation every seventh.
 FLAGS = ("--device cpu --pretrained_dir none --patch_size 8 --hidden_size 64 --mlp_dim 128 --num_heads 2 --num_layers 2 "
          "--img_size 32 --dropout_rate 0.1 --drop_path_rate 0.1 --optimizer adamw --learning_rate 1e-3 --weight_decay 0.05 "
@@ -189,11 +191,35 @@ def script(folder: Path, *flags: str, script: str = "train.sh", **variables) -> 
     folder.mkdir(parents=True, exist_ok=True)
     words = [*FLAGS, *map(str, flags)]
     words[words.index("output")], words[words.index("logs")] = str(folder / "output"), str(folder / "logs")
-    unset = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
     return subprocess.Popen(["bash", str(ROOT / script), *words], start_new_session=True, stdin=subprocess.DEVNULL,
                             stdout=open(folder / "out.txt", "a"), stderr=subprocess.STDOUT, env=environment)
+
+
+def node(folder: Path, number: int, port: int, *flags: str, output: str | Path = "output", before: tuple[str, ...] = (),
+         auto: bool = True, **variables) -> subprocess.Popen:
+    """bash train.sh of node `number` of two, with one process, in a session of its own; its output goes to folder/out-NUMBER.txt.
+
+    It is started in a tree of its own, node-NUMBER: a relative `output` is this node's alone, an absolute one the nodes share.
+    `before`: words before the command, such as `ip netns exec X`. auto: whether with --resume_path auto.
+    """
+    tree = folder / f"node-{number}"
+    if not tree.exists():
+        tree.mkdir(parents=True)
+        for name in ("utils", "models", "assets", "configs.py", "train.py", "requirements.txt"):
+            (tree / name).symlink_to(ROOT / name)
+        shutil.copy(ROOT / "train.sh", tree)
+    words = [*FLAGS, *map(str, flags)]
+    words[words.index("output")] = str(output)
+    if not auto:
+        first = words.index("--resume_path")
+        del words[first:first + 2]
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    own = {"NNODES": 2, "NODE_RANK": number, "NPROC": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | variables
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in own.items()}
+    return subprocess.Popen([*before, "bash", str(tree / "train.sh"), *words], start_new_session=True, stdin=subprocess.DEVNULL,
+                            stdout=open(folder / f"out-{number}.txt", "a"), stderr=subprocess.STDOUT, env=environment)
 
 
 def until(condition, seconds: float = 180, what: str = "it") -> None:

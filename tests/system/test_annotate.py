@@ -161,7 +161,7 @@ def test_a_diverged_model_is_reported(run, monkeypatch):
     state.model["head.bias"][:] = float("nan")
     monkeypatch.setattr(checkpoint, "check_finite", lambda weights: None)
     checkpoint.save(run, state)
-    with pytest.raises(models.ModelError, match=r"numbers of head\.bias are not finite"):
+    with pytest.raises(config.ConfigError, match=r"numbers of head\.bias are not finite"):
         gallery()
 
 

@@ -45,7 +45,9 @@ def spellings(name: str) -> list[tuple[list[str], object]]:
 @pytest.mark.contract(*PROMISE)
 def test_the_launcher_takes_no_flag_for_its_own(figure):
     """Each flag by itself, in every spelling: argparse searches all words for options before it passes the rest on."""
-    tried, nodes = 0, ["--nnodes", "2", "--node_rank", "1", "--master_addr", "a", "--master_port", "29500", "--max_restarts", "3"]
+    nodes = ["--nnodes", "2", "--rdzv_backend", "nodes", "--rdzv_endpoint", "a:29500", "--rdzv_conf", "rank=1",
+             "--max_restarts", "3"]
+    tried = 0
     aliases = [["-" * min(2, len(alias)) + alias, "1"] for row in FLAGS.values() for alias in row.aliases]
     assert all(parse_args(["--standalone", "train.py", *words]).training_script_args == words for words in aliases)
     for name in FLAGS:

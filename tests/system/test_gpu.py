@@ -1,9 +1,13 @@
 """What only a GPU can show; skipped where there is none."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import rig
 import torch
 from runs import load_state
 
@@ -60,3 +64,22 @@ def test_resume_on_the_gpu(run_train, more):
 def test_all_gpus_through_the_script(run_script):
     done = run_script("train.sh", "--num_steps", "4", "--eval_every", "4")
     assert done.returncode == 0 and torch.cuda.get_device_name() in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("fault", "words"), [
+    (signal.SIGKILL, "has ended"), (signal.SIGSTOP, "did not answer within 20 s (--rank_timeout)")], ids=["killed", "stopped"])
+def test_a_lost_process_is_named_and_leaves_its_code(tmp_path, fault, words):
+    """NCCL's watchdog would abort the other one, after minutes and without a code."""
+    launched = rig.script(tmp_path, "--device", "cuda", "--num_steps", "1000000", "--rank_timeout", "20", NPROC=2, GPUS="0,1")
+    log = tmp_path / "output" / "run" / "log.jsonl"
+    rig.until(lambda: log.exists() and '"train"' in log.read_text(), 300, "the first step")
+    victim = rig.processes_of_run(launched, 2)["ranks"][1]
+    os.kill(victim, fault)
+    began = time.monotonic()
+    code, printed = launched.wait(120), (tmp_path / "out.txt").read_text()
+    errors = [line for line in printed.splitlines() if line.startswith("train.py: error: ")]
+    assert code == 8 and len(errors) == 1 and words in errors[0], printed[-5000:]
+    if fault == signal.SIGKILL:
+        assert f"(pid {victim})" in errors[0] and time.monotonic() - began < 20

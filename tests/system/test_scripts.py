@@ -1,6 +1,7 @@
 """The shell scripts as a user runs them, in processes of their own."""
 
 import functools
+import glob
 import http.server
 import importlib.util
 import itertools
@@ -14,7 +15,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def test_every_variable_of_the_script_is_tested():
     ({"GPUS": "0,1", "NPROC": "1"}, "--nproc_per_node 1"),
     ({"GPUS": "MIG-GPU-8932f937/1/0"}, "--nproc_per_node 1"), ({"GPUS": "GPU-8932f937,GPU-5f1d"}, "--nproc_per_node 2"),
     ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501", "NPROC": "8"},
-     "--nnodes 2 --node_rank 1 --master_addr node0 --master_port 29501 --nproc_per_node 8")])
+     "--nnodes 2 --rdzv_backend nodes --rdzv_endpoint node0:29501 --rdzv_conf rank=1 --nproc_per_node 8")])
 def test_processes_and_nodes(run_script, variables, words):
     """And what is not set is not passed on."""
     command = command_words(run_script("train.sh", DRY_RUN="1", **variables))
@@ -181,9 +181,23 @@ echo 0
     smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     smi.chmod(0o755)
     done = run_script("train.sh", DRY_RUN="1", GPUS="all", PYTHON=str(python), PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert done.returncode == 2 and "neither nvidia-smi nor PyTorch sees a GPU" in done.stderr, done.stdout
+    assert done.returncode == 2 and re.search("neither nvidia-smi nor PyTorch sees a GPU|is no GPU here", done.stderr)
     done = run_script("train.sh", DRY_RUN="1", GPUS="all", CUDA_VISIBLE_DEVICES="-1")
     assert done.returncode == 2 and "CUDA_VISIBLE_DEVICES=-1 hides every GPU" in done.stderr
+
+
+@pytest.mark.skipif(bool(glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-modprobe")), reason="where there is no GPU")
+@pytest.mark.parametrize(("name", "value"), [("GPUS", "0"), ("GPUS", "GPU-89"), ("GPUS", "all"), ("CUDA_VISIBLE_DEVICES", "7")])
+def test_gpus_where_there_is_none_are_refused_without_pytorch(run_script, tmp_path, name, value):
+    python = tmp_path / "python3"
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" != - ] || exec "{sys.executable}" "$@"
+touch "{tmp_path}/started"
+""")
+    python.chmod(0o755)
+    done = run_script("train.sh", PYTHON=str(python), **{name: value})
+    assert done.returncode == 2 and re.search(f"{name}={value}[:,] there is no GPU here", done.stderr), done.stderr
+    assert not (tmp_path / "started").exists()
 
 
 def test_variables_of_other_launchers_do_not_reach_a_run_of_one_node(run_script, tmp_path):
@@ -203,25 +217,24 @@ env > "{tmp_path}/environment"
 
 
 @pytest.mark.slow
-def test_a_node_says_that_it_waits_and_a_request_ends_it(tmp_path):
-    """Whatever torchrun does about the request."""
+def test_a_request_ends_a_node_whatever_torchrun_does_about_it(tmp_path):
+    """It may wait for a store whose machine is gone."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
 [ "$1" = -m ] || exit 0
 trap '' TERM
+echo waiting
 for second in {{1..60}}; do sleep 1; done
 """)
     python.chmod(0o755)
     waiting = subprocess.Popen(
-        ["bash", "train.sh"], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        ["bash", "train.sh"], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHON": str(python), "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29501"})
-    begun, line = time.monotonic(), waiting.stderr.readline()
-    assert "node 1 waits for the others" in line and "MASTER_ADDR=a and MASTER_PORT=29501" in line
-    assert time.monotonic() - begun < 40
+    assert waiting.stdout.readline() and waiting.stdout.readline() == "waiting\n"
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(40) == 143
-    waiting.stderr.close()
+    waiting.stdout.close()
 
 
 def test_the_name_of_a_computer_is_no_runs(run_script):
@@ -233,7 +246,7 @@ def test_the_name_of_a_computer_is_no_runs(run_script):
     assert flags_after(command_words(done)) == {"name": "own"}
 
 
-def test_the_printed_command_can_be_pasted(tmp_path):
+def test_the_printed_command_can_be_pasted(tmp_path, two_gpus):
     """Bash reads from it the words that the script itself passes on: those that a Python which only notes them is given."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
@@ -242,7 +255,8 @@ printf '%s\\0' "$OMP_NUM_THREADS" "$CUDA_VISIBLE_DEVICES" "$@" > "$NOTES"
 """)
     python.chmod(0o755)
     odd = ["--output_dir", str(tmp_path / "a b"), "--name", "it's $HOME *", "--pretrained_dir", 'x"\\;&(', "--log_dir", "\n"]
-    environment = os.environ | {"PYTHON": str(python), "GPUS": "0,1", "DATA_DIR": "my data\t'", "NOTES": str(tmp_path / "run")}
+    environment = os.environ | {"PYTHON": str(python), "GPUS": "0,1", "DATA_DIR": "my data\t'", "NOTES": str(tmp_path / "run"),
+                                "PATH": two_gpus}
     done = subprocess.run(["bash", "train.sh", *odd], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     environment = os.environ | {"NOTES": str(tmp_path / "pasted")}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from runs import TINY, make_tree, mark
 
 import sweep
 from utils.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def called_from_here(monkeypatch):
+    """A sweep sets it for its runs; other tests must not see it."""
+    monkeypatch.setenv("VIT_CALLED_FROM", os.getcwd())
 
 
 def error_line(capsys, *argv: str) -> str:
@@ -48,7 +55,8 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["--learning_rates", "0.1,high"], "--learning_rates"), (["--learning_rates", "0"], "--learning_rates"),
+    (["--learning_rates", "0.1,high"], "--learning_rates"),
+    (["--learning_rates=-1"], "--learning_rates -1: each must be more than 0, finite and below 1e30, not -1."),
     (["--attention_loss_weights", "-1"], "--attention_loss_weights -1"), (["--learning_rates", " , "], "holds no number"),
     (["--lr", "0.1"], "--learning_rate is what a sweep sets itself"), (["--dataset", "CIFAR10"], "Did you mean cifar10?"),
     (["--pretrained_dir", "vit_base_patch16_224"], "Did you mean imagenet21k/ViT-B_16?"),

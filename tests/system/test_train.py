@@ -18,6 +18,7 @@ from models import create_model, save_npz
 from utils.data import loader
 from utils.data.splits import ImageError
 from utils.files import StorageError
+from utils.launch import ROOT
 from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
@@ -42,7 +43,8 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     assert events[1]["images"] == 60 and events[4]["images"] == 40
     printed = capsys.readouterr().out
     for words in ("test accuracy", "before", "after", "output/digits/step-00000005.pt", "output/digits/curves.png",
-                  "logs/digits", "Next:", "RESUME_PATH=output/digits NUM_STEPS=10 bash train.sh", "--eval_only"):
+                  "logs/digits", "Next:", "--eval_only",
+                  f" {ROOT}/train.py --resume_path output/digits --num_steps 10\n"):
         assert words in printed, words
 
 
@@ -130,7 +132,7 @@ def test_picture_without_room_does_not_cost_the_last_words(run_train, monkeypatc
     printed = capsys.readouterr()
     assert "Done: step 4 of 4" in printed.out and "Next:" in printed.out
     line, = (line for line in printed.err.splitlines() if "error" in line)
-    assert "cannot write output/digits/curves.png" in line and "RESUME_PATH=output/digits bash train.sh" in line
+    assert "cannot write output/digits/curves.png" in line and "--resume_path output/digits then trains nothing" in line
     assert run_train("--resume_path", "output/digits") == 0 and Path("output/digits/curves.png").exists()
 
 
@@ -182,6 +184,24 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
     assert run_train("--resume_path", "output/r", "--num_steps", 6, "--override", *diverging[:2], *diverging[4:]) == 4
     assert "step-00000002.pt" in capsys.readouterr().err
     assert all(value.isfinite().all() for value in state_of("output/r").model.values())
+
+
+@pytest.mark.parametrize(("function", "flags", "line"), [
+    ("utils.build.model.create_model", [], "setting up: out of memory; what a run holds whatever its batch is (model, "),
+    ("utils.build.trainer.warm_up", ["--compile"], "compiling for 16 images a micro-step: out of memory; lower --train_bat"),
+    ("utils.run.run.evaluate", [], "evaluation on test after step 0: out of memory; lower --eval_batch_size"),
+    ("utils.training.evaluation.evaluate", ["--eval_only", "--pretrained_dir", "model.npz"],
+     "evaluation on test: out of memory; lower --eval_batch_size"),
+    ("utils.training.trainer.Trainer._backward", [], "step 1: out of memory; lower --train_batch_size, or raise --gradient_")])
+def test_lack_of_memory_is_answered_by_what_needed_it(run_train, monkeypatch, capsys, function, flags, line):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("utils.build.model.compile_model", lambda model, device: None)
+    save_npz(create_model("ViT-Nano_2", 10), "model.npz")
+    monkeypatch.setattr(function, fail)
+    assert run_train("--name", "r", *flags) == 6
+    assert capsys.readouterr().err.startswith(f"train.py: error: {line}")
 
 
 def test_unreadable_images(run_train, capsys):

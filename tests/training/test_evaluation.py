@@ -141,6 +141,21 @@ def test_evaluation_computes_in_the_precision_and_leaves_the_model_as_it_was(row
     assert all(map(torch.equal, before, model.parameters()))
 
 
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_no_batch_makes_the_host_wait(device):
+    """On the device `meta`, which has no values that it could wait for."""
+    counts = ClassificationMetrics(10, torch.device(device), confusion=True)
+    logits, labels = torch.zeros(4, 10, device=device), torch.zeros(4, dtype=torch.int64, device=device)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        counts.update(logits, labels)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert counts.confusion.shape == (100,)
+
+
 def test_write_confusion(tmp_path):
     confusion = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 5]])
     files = write_confusion(tmp_path, confusion, ["cat", "a, b", 'the "dog"'])

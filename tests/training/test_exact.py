@@ -90,6 +90,29 @@ def test_ranks_sum_as_one(tmp_path, monkeypatch, size, leaves):
             assert all(map(same_bits, got, expected))
 
 
+def test_the_host_does_not_wait_for_sums_that_all_ranks_have(monkeypatch):
+    """On the device `meta`, which has no values that it could wait for."""
+    ranks, meta = distributed.Ranks(0, 2, 0, 2, torch.device("meta")), torch.device("meta")
+    monkeypatch.setattr(exact, "all_gather", lambda tensor, ranks: [tensor, tensor.clone()])
+    node = [torch.empty(3, 4, device=meta), torch.empty(5, dtype=torch.float64, device=meta)]
+    total = exact.sum_over_ranks(node, node, ranks)
+    assert [(tensor.shape, tensor.dtype) for tensor in total] == [(tensor.shape, tensor.dtype) for tensor in node]
+
+
+@pytest.mark.gpu
+def test_no_micro_step_makes_the_host_wait():
+    reducer = ExactReducer(nn.Linear(8, 8).cuda(), distributed.Ranks(0, 1, 0, 1, torch.device("cuda")))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            for parameter in reducer.parameters:
+                parameter.grad = torch.ones_like(parameter)
+            reducer.add(torch.ones(3, dtype=torch.float64, device="cuda"))
+        reducer.reduce(torch.zeros(2, dtype=torch.float64, device="cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_deterministic_is_one_thread_on_a_cpu_and_deterministic_kernels_on_a_gpu(monkeypatch):
     torch.set_num_threads(2)
     exact.set_deterministic(CPU)

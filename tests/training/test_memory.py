@@ -31,9 +31,23 @@ def test_what_is_kept_beside_the_model_counts():
     assert fixed(optimizer="adamw") - fixed() == 2 * weights              # a state, and its copy while it is written
     assert fixed(averaged=True) - fixed() == 2 * weights
     assert fixed(precision="bf16") - fixed() == weights // 2              # its copy in bfloat16
+    assert fixed(precision="fp16", fp16_opt_level="O1") == fixed(precision="bf16")
+    assert fixed(precision="fp16", fp16_opt_level="O0") == fixed()
+    assert fixed() - fixed(precision="fp16", fp16_opt_level="O3") == 2 * weights       # of 4: them, a state, and their copies
     assert fixed(teacher_parameters=1000) - fixed() == 4000 and fixed(cached_images=1000) - fixed() == 1000
     assert fixed(device_type="cuda") < fixed()                            # what is written lies in the memory of the machine
     assert fixed(trained_blocks=0) < fixed()
+
+
+# MiB at most of a whole process on 2 cores, PyTorch 2.15, by the command of tests/system/test_peak_memory.py, whose plain run
+# measures the smallest model alone.
+@pytest.mark.parametrize(("model", "images", "precision", "optimizer", "measured"), [
+    ("ViT-Ti_16", 16, "fp32", "sgd", 1424), ("ViT-S_16", 16, "bf16", "sgd", 1920), ("ViT-S_16", 32, "fp32", "adamw", 3487),
+    ("R26-ViT-S_32", 16, "fp32", "sgd", 3268), ("ViT-B_16", 8, "fp32", "sgd", 3247), ("ViT-Ti_16", 32, "bf16", "adamw", 1720),
+    ("R26-ViT-S_32", 16, "bf16", "sgd", 2387), ("ViT-B_16", 8, "bf16", "sgd", 2980)])
+def test_what_is_expected_is_what_was_measured(model, images, precision, optimizer, measured):
+    told = need(configs.MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
+    assert 0.8 < max(told.step(images), told.fixed + told.evaluation) / (measured << 20) < 1.2
 
 
 @pytest.mark.parametrize(("images", "memory", "more", "steps"), [
@@ -48,5 +62,5 @@ def test_the_default_for_photographs_fits_into_half_of_this_machine():
     row, size = configs.MODELS["ViT-B_16"], (224, 224)
     for precision in ("fp32", "bf16"):
         whole = need(row, size, 100, precision=precision, optimizer="sgd", eval_batch_size=64)
-        assert whole.of(512) > 24 * GIB
+        assert whole.step(512) > 24 * GIB
         assert choose_micro_steps(512, whole, 12 * GIB) in (8, 16)

@@ -81,6 +81,19 @@ def test_lamb(decay):
     assert trajectory("lamb", decay, start=(2.0, 30.0)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.reference
+def test_a_resumed_lamb_keeps_its_count_of_steps():
+    """It is in the groups, of which the optimizer's own values win elsewhere."""
+    pytest.importorskip("timm")
+    weight = nn.Parameter(torch.ones(2))
+    old, optimizer = (build_optimizer("lamb", [weight], 0.1) for _ in range(2))
+    weight.grad = torch.ones(2)
+    for _ in range(3):
+        old.step()
+    load_state(optimizer, old.state_dict())
+    assert optimizer.param_groups[0]["step"] == 3
+
+
 def test_lamb_without_timm_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.optim", None)
     with pytest.raises(OptimizerError, match="--optimizer lamb needs timm") as caught:
@@ -148,6 +161,64 @@ def test_head_scale_and_frozen_parameters():
     got = by_name(parameter_groups(named, weight_decay=0.0, head_names=heads, head_scale=10.0, layer_decay=0.5,
                                    layer_index=layer_index, depth=5), named, "lr_scale")
     assert (got["head.bias"], got["norm.bias"], got["blocks.0.norm1.bias"]) == (5, 0.5, 0.0625)
+
+
+LAYERS = {"layer_index": layer_index, "depth": 4, "head_names": ["head.weight", "head.bias"], "weight_decay": 0.1,
+          "decay_matrices_only": True}
+# lr_scales that are equal by chance: the head's and that of the rest, of what is behind the blocks, of the last block; all 0.
+COLLISIONS = [
+    {"head_scale": 1.0}, {"head_scale": 1.0, "layer_decay": 0.5}, {"head_scale": 0.5, "layer_decay": 0.5},
+    {"head_scale": 0.0, "layer_decay": 1e-300}, {"head_scale": 2.0, "weight_decay": 0.0}]
+
+
+@pytest.mark.parametrize("settings", COLLISIONS)
+def test_groups_are_the_same_whatever_the_rates_are(settings):
+    def members(**more) -> list[list[str]]:
+        return [[names[id(parameter)] for parameter in group["params"]]
+                for group in parameter_groups(named, **LAYERS | settings | more)]
+
+    named = parameters()
+    names = {id(parameter): name for name, parameter in named}
+    assert members() == members(head_scale=3.0, weight_decay=0.3) != members(by_value=True)
+
+
+@pytest.mark.parametrize("settings", COLLISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_of_groups_by_value_reaches_its_parameters(name, settings):
+    """As earlier versions saved them, and with another rate for the head than in that run."""
+    named = parameters()
+    old = build_optimizer(name, parameter_groups(named, **LAYERS | settings, by_value=True), 0.1)
+    for number, (_, parameter) in enumerate(named):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    old.step()
+    state = old.state_dict()
+    for head_scale in (settings["head_scale"], 7.0):
+        optimizer = build_optimizer(name, parameter_groups(named, **LAYERS | settings | {"head_scale": head_scale}), 0.1)
+        assert not load_state(optimizer, state, lambda: parameter_groups(named, **LAYERS | settings, by_value=True))
+        assert len(optimizer.state) == len(named)
+        for _, parameter in named:
+            assert optimizer.state[parameter].keys() == old.state[parameter].keys()
+            assert all(torch.equal(value, old.state[parameter][key]) for key, value in optimizer.state[parameter].items())
+        again = build_optimizer(name, parameter_groups(named, **LAYERS | settings | {"head_scale": 9.0}), 0.1)
+        load_state(again, optimizer.state_dict())                                # of this version: by number
+        assert all(torch.equal(value, old.state[parameter][key]) for _, parameter in named
+                   for key, value in again.state[parameter].items())
+
+
+@pytest.mark.parametrize(("before", "after", "eps"), [(torch.float32, torch.float16, 1e-4), (torch.float16, torch.float32, 1e-8)])
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_eps_is_that_of_the_precision_in_use(name, before, after, eps):
+    """A weight without gradient is NaN after one update in float16 with an eps that is 0 there."""
+    old, weight = (nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (before, after))
+    first, optimizer = build_optimizer(name, [old], 0.1), build_optimizer(name, [weight], 0.1)
+    old.grad, weight.grad = torch.zeros_like(old), torch.zeros_like(weight)
+    first.step()
+    line = load_state(optimizer, first.state_dict())
+    assert line == f"changed: the optimizer's eps is {eps} (was {first.param_groups[0]['eps']}), as the precision needs it"
+    optimizer.step()
+    assert optimizer.param_groups[0]["eps"] == eps and torch.equal(weight.detach(), torch.ones(2, dtype=after))
+    assert {value.dtype for key, value in optimizer.state[weight].items() if key != "step"} == {after}
+    assert load_state(optimizer, optimizer.state_dict()) == ""
 
 
 @pytest.mark.parametrize("name", NAMES)

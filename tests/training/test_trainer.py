@@ -284,6 +284,21 @@ def test_late_figures_are_read_while_the_next_step_is_under_way(monkeypatch, lat
     assert [each.step for each in metrics if each.data_seconds > 0.09] == ([2, 4] if late else [3, 5])
 
 
+def test_the_host_looks_for_late_figures_and_does_not_wait_inside_the_device():
+    """Or it would hear neither signals nor that another process is lost. With a stand-in for an event of CUDA."""
+    class Event:
+        looks = 0
+
+        def query(self):
+            self.looks += 1
+            return self.looks == 3
+
+    setup, event = Setup(late=True), Event()
+    setup.run(1, flush=False)
+    setup.trainer._readout.pending.ready = event
+    assert [metrics.step for metrics in setup.run(1, flush=False)] == [1] and event.looks == 3
+
+
 def test_a_late_step_that_diverges_is_the_last():
     """Nothing is known of it yet when it ends, but its update is left out. The step before it is reported."""
     for flush in (False, True):

@@ -12,14 +12,15 @@ from torch.utils.data import Dataset
 
 import configs
 from models import ModelError
+from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
 from models.create import match_row
-from utils import distributed
-from utils.config import FLAGS, ConfigError, Facts, Saved, Sources, before
+from utils import distributed, launch
+from utils.config import FLAGS, Facts, Saved, Sources, before
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
-from utils.data.datasets import OWN_CLASSES, columns_of, open_splits
+from utils.data.datasets import OWN_CLASSES, splits_of
 from utils.data.device_cache import cached_bytes
 from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.reading import Reading
@@ -27,12 +28,12 @@ from utils.data.splits import DataError, ImageError, Splits, fingerprint
 from utils.device import total_memory
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
-from utils.run.checkpoint import RunCheckpoint, RunState
+from utils.run.checkpoint import CheckpointError, RunCheckpoint, RunState
 from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
-from .leakage import start_run, warning_of_seen
-from .opened import ROOT, HeadsUnknown, Opened, find_weights, open_checkpoint, open_model, preferred_row
+from .leakage import warning_of_seen
+from .opened import ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -66,10 +67,17 @@ class Found:
     teacher: Opened | None = None     # what --teacher means
 
 
+def decide_resume(flags: dict, ranks: Ranks) -> dict:
+    """The flags with which all processes start or resume the run. Rank 0 decides: another node may have been started again, or
+    count the restarts otherwise. Raises LaunchError on every rank."""
+    others = {name: value for name, value in flags.items() if name not in launch.RESUME_FLAGS}
+    return others | distributed.broadcast_from_main(ranks, lambda: launch.resume_flags(flags))
+
+
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
     """The checkpoint that --resume_path means, opened; None without one, or where `auto` finds no run yet.
 
-    Rank 0 decides which file it is. Raises CheckpointError, or FolderError where the run cannot have its folder, on every rank,
+    Rank 0 decides which file it is. Raises ConfigError, or FolderError where the run cannot have its folder, on every rank,
     before time is spent on the data.
     """
     output_dir, name = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name")
@@ -81,7 +89,8 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
 
     def find_checkpoint_file() -> Path | None:
         nonlocal opened
-        opened = folder.find_run_checkpoint(flags["resume_path"], output_dir, name)
+        with given_by("--resume_path"):
+            opened = folder.find_run_checkpoint(flags["resume_path"], output_dir, name)
         return opened and opened.path
 
     path = distributed.broadcast_from_main(ranks, find_checkpoint_file)
@@ -89,23 +98,32 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
         if ranks.is_main:
             print(f"no run to resume in {Path(output_dir, name)} yet: starting a new one")
         return None
-    opened = distributed.local_main_first(ranks, lambda: opened or checkpoint.open_run_checkpoint(path))
-    state = distributed.local_main_first(ranks, lambda: _checked_state(opened))
+    with given_by("--resume_path"):
+        opened = distributed.local_main_first(ranks, lambda: opened or _open_as_rank_0(path))
+        state = distributed.local_main_first(ranks, lambda: _checked_state(opened))
     if not flags.get("eval_only"):
         distributed.broadcast_from_main(ranks, lambda: folder.check_resume(path, flags.get("output_dir"), name))
     return SavedRun(opened, state)
 
 
+def _open_as_rank_0(path: Path) -> RunCheckpoint:
+    try:
+        return checkpoint.open_run_checkpoint(path)
+    except CheckpointError as error:
+        error.args = (f"{error}. Process 0 resumes this checkpoint, and every node has to read it: from a disk that they share",)
+        raise
+
+
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the teacher, the data and the start weights. Raises DataError, ConfigError, WeightsError, CheckpointError on every
-    rank.
+    """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank.
 
     A checkpoint's names decide the order of the classes, and its run how images are read; so do those of a start whose head is
     kept, which is opened first.
     """
     teacher = start = head_classes = None
     if sources.teacher:
-        teacher = distributed.local_main_first(ranks, lambda: open_teacher(sources))
+        teacher = distributed.local_main_first(ranks, lambda: open_model(sources.teacher, flag="--teacher",
+                                                                         heads_if_unknown=sources.num_heads))
     if saved is None and sources.head == "keep":
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     splits = distributed.local_main_first(ranks, lambda: open_data(sources, saved, start))
@@ -118,7 +136,10 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
         head_classes = start and start.head_classes
-    start_row = start and start.settings is None and read_row(start, sources)
+    with given_by("--pretrained_dir", start):
+        start_row = start and start.settings is None and read_row(start, sources)
+        if sources.head == "keep" and start and head_classes != len(splits.classes):
+            check_finite(start)                            # before anything is said about its head
     memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes),
@@ -132,8 +153,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         evaluated_images=max(len(splits.val), len(splits.test)), cached_images=cached_bytes(splits.train),
         teacher_parameters=teacher.parameters if teacher else 0,
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
-    run = start_run(start.path) if ranks.is_main and start and start.settings is not None else None
-    seen = warning_of_seen(run[1], start.path, sources, splits) if run else ""
+    seen = warning_of_seen(start.file.run, start.path, sources, splits) if ranks.is_main and start and start.file.run else ""
     return Found(facts, splits, start, print_of_train, seen, teacher)
 
 
@@ -145,10 +165,9 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
     names = saved.state.classes if saved else (start and start.class_names) or ()
     rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
-    opened = functools.partial(open_splits, sources.dataset, sources.data_dir, split_seed=sources.split_seed,
-                               strata=SINGLE_LABEL.strata, rule=rule, need=HELD_OUT if sources.eval_only else TRAIN,
-                               reading=reading_of(sources, start), **columns_of(vars(sources)))
-    splits = opened(**shares)
+    opened = functools.partial(splits_of, vars(sources), strata=SINGLE_LABEL.strata, rule=rule,
+                               need=HELD_OUT if sources.eval_only else TRAIN, reading=reading_of(sources, start))
+    splits = opened()
     if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
         return splits
     own = {name: saved.state.config.get(name, 0.0) for name in ("data_dir", *shares)}
@@ -156,9 +175,8 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
             saved.state.data in ("", fingerprint(splits.train))):
         return splits
     with contextlib.suppress(DataError):                 # where nothing else is held out
-        splits = opened()
-        splits = dataclasses.replace(splits, notes=(*splits.notes, "these are not the images of the run, so that no fraction of "
-                                                    "them is drawn (--val_fraction, --test_fraction)"))
+        splits = opened(val_fraction=0.0, test_fraction=0.0).replace(
+            "these are not the images of the run, so that no fraction of them is drawn (--val_fraction, --test_fraction)")
     return splits
 
 
@@ -182,24 +200,15 @@ def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
 
 
 def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
-    """What --pretrained_dir means: a path, a published name, `auto` (the model's own published file) or `none`."""
+    """What --pretrained_dir means: a path, a published name, `auto` (the model's own published file) or `none`. Raises
+    ConfigError."""
     if start == "none":
         return None
-    if start != "auto":
-        return open_checkpoint(find_weights(start))
-    default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-    return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
-
-
-def open_teacher(sources: Sources) -> Opened:
-    """Raises ConfigError, ModelError or CheckpointError."""
-    try:
-        return open_model(sources.teacher, flag="--teacher")
-    except HeadsUnknown as error:
-        if sources.num_heads is None:
-            raise ConfigError(f"{error} (of the student, and of such a teacher), or fine-tune it first, and give the run's "
-                              "folder") from error
-        return open_model(sources.teacher, num_heads=sources.num_heads, flag="--teacher")
+    with given_by("--pretrained_dir"):
+        if start != "auto":
+            return open_checkpoint(find_weights(start))
+        default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
+        return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:

@@ -1,23 +1,27 @@
 """Held-out images that the start weights were trained on: an accuracy on them says little."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.config import before
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule
-from utils.data.datasets import columns_of, open_splits
+from utils.data.datasets import splits_of
 from utils.data.reading import AS_STORED
 from utils.data.splits import DataError, Splits, fingerprint
-from utils.run.checkpoint import CheckpointError, RunState, read_header
+from utils.run.checkpoint import CheckpointError, read_header
 from utils.run.folder import resolve_checkpoint
 
 DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
-def start_run(start: str) -> tuple[Path, RunState] | None:
-    """The checkpoint that --pretrained_dir means and its header, if it is of one of our runs.
+# `start` is what a checkpoint holds of its run, by name: config, classes, train_images, data.
+
+
+def start_run(start: str) -> tuple[Path, dict] | None:
+    """The checkpoint that --pretrained_dir means and what it holds of its run, if it is of one of ours.
 
     Raises ConfigError for settings that no run has.
     """
@@ -28,35 +32,34 @@ def start_run(start: str) -> tuple[Path, RunState] | None:
         return None
     if header is not None:
         check_settings(header.config, path)
-    return header and (path, header)
+    return header and (path, vars(header))
 
 
-def seen_images(start: RunState, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:
+def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:
     """By name of a held-out split, how many of its images the run `start` was trained on; nothing where it is none.
 
     splits: of `dataset` in `data_dir`. None: this cannot be known, because the data are not what they were then.
     """
-    config = before() | start.config
+    config = before() | start["config"]
     if config["dataset"] != dataset:
         return {}
     now = (len(splits.train), fingerprint(splits.train))
-    if now == (start.train_images, start.data):
+    if now == (start["train_images"], start["data"]):
         return {}                                            # the same images were held out
     try:
-        theirs = open_splits(dataset, data_dir, **{name: config[name] for name in DRAWN}, **columns_of(config), reading=AS_STORED,
-                             rule=ClassRule(config["class_order"], tuple(start.classes))).train
+        theirs = splits_of(config, data_dir=data_dir, reading=AS_STORED,
+                           rule=ClassRule(config["class_order"], tuple(start["classes"]))).train
     except DataError:                                        # these data cannot be divided so: they are others
         return {}
-    if start.data and (len(theirs), fingerprint(theirs)) != (start.train_images, start.data):
+    if start["data"] and (len(theirs), fingerprint(theirs)) != (start["train_images"], start["data"]):
         same_place = os.path.realpath(config["data_dir"]) == os.path.realpath(data_dir)
         return None if same_place and (config["val_fraction"] or config["test_fraction"]) else {}
     trained = {theirs.name(index) for index in range(len(theirs))}
-    held_out = {"test": splits.test} if splits.val is splits.test else {splits.val_name: splits.val, "test": splits.test}
-    counts = {name: sum(split.name(index) in trained for index in range(len(split))) for name, split in held_out.items()}
+    counts = {name: sum(split.name(index) in trained for index in range(len(split))) for name, split in splits.held_out.items()}
     return {name: count for name, count in counts.items() if count}
 
 
-def warning_of_seen(start: RunState, path: str | Path, sources: Any, splits: Splits) -> str:
+def warning_of_seen(start: Mapping, path: str | Path, sources: Any, splits: Splits) -> str:
     """The line for a run that starts from these weights, or ''. sources: with `dataset`, `data_dir` and the fractions."""
     seen = seen_images(start, sources.dataset, sources.data_dir, splits)
     if seen is None:
@@ -64,15 +67,14 @@ def warning_of_seen(start: RunState, path: str | Path, sources: Any, splits: Spl
                 "removed or renamed), so that it may have seen those that are held out here")
     if not seen:
         return ""
-    sizes = {splits.val_name: len(splits.val), "test": len(splits.test)}
-    counts = " and ".join(f"{count} of {sizes[name]} {name} images" for name, count in seen.items())
+    counts = " and ".join(f"{count} of {len(splits.held_out[name])} {name} images" for name, count in seen.items())
     drawn = {name: getattr(sources, name) for name in DRAWN}
     return f"warning: {path} was trained on {counts}, so that their accuracy says little. {advise(start, drawn)}"
 
 
-def advise(start: RunState, drawn: dict) -> str:
+def advise(start: Mapping, drawn: dict) -> str:
     """What to set, so that what is held out here was held out there. `drawn`: the values of DRAWN here."""
-    theirs = {name: start.config.get(name) or 0 for name in DRAWN}
+    theirs = {name: start["config"].get(name) or 0 for name in DRAWN}
     advice, values = "Hold out the same images as that run", theirs
     if not (theirs["val_fraction"] or theirs["test_fraction"]):
         advice, values = "Train that run again, with the same images held out", drawn

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,19 +20,20 @@ from utils.config import (
     SIZES,
     Config,
     ConfigError,
+    Facts,
     describe_length,
     describe_memory,
     length_warnings,
     model_overrides,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
-from utils.data.classes import first_names, where_orders_differ
+from utils.data.classes import first_names
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
 
 from .find import Found, SavedRun
-from .opened import Opened
+from .opened import Opened, given_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Built:
 
 
 def build_model(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks) -> Built:
-    """Raises ConfigError, WeightsError or ModelError on every rank."""
-    model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
+    """Raises ConfigError on every rank."""
+    with given_by("--pretrained_dir" if saved is None else "--resume_path", found.start):
+        model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
     if found.start:
         found.start.close()                                  # all that the model needs of it is in memory
     if saved is None and config.head == "keep":
@@ -126,14 +130,9 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     for note in splits.notes:
         print(note)
     if config.eval_only and not (saved or found.facts.start_names_classes):
-        start = where_orders_differ(splits.classes)
-        numbers = first_names([str(label) for label in range(len(splits.classes))], start)
-        print(f"classes: the head does not name them; {numbers} are taken to be {first_names(splits.classes, start)}")
+        print(describe_outputs(splits.classes))
     count = sum(parameter.numel() for parameter in model.parameters())
-    sizes = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
-             if config.source(key) == START and getattr(config, key) is not None]
-    other = f" with {', '.join(sizes)}" if sizes and found.facts.start_row else ""
-    print(f"model: {config.model_type}{other} at {size} px, {count:,} parameters\n"
+    print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
         print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
@@ -152,6 +151,24 @@ def _other_than_configured(config: Config, architecture: dict) -> list[str]:
     row = resolve_row(config.model_type, model_overrides(config))
     own = resolve_row(configs.architecture(**architecture), {})
     return [f"{key} {brief(own[key])}" for key in row if key != "img_size" and own[key] != row[key]]
+
+
+def describe_model(config: Config, facts: Facts) -> str:
+    """The row of configs.py and what the file has otherwise; of a file whose sizes no row has, its family and its sizes."""
+    own = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
+           if config.source(key) == START and getattr(config, key) is not None]
+    if not (own and facts.start_row):
+        return config.model_type
+    if "hidden_size" not in facts.start_row:
+        return f"{config.model_type} with {', '.join(own)}"
+    family = re.match(r"(R\d*-)?[A-Za-z]+", config.model_type)[0] + "-distilled" * config.model_type.endswith("-distilled")
+    return f"{family} of its own sizes ({', '.join(own)})"
+
+
+def describe_outputs(classes: Sequence[str]) -> str:
+    """What the outputs of a head without names are taken to be."""
+    numbers = first_names([str(label) for label in range(len(classes))])
+    return f"classes: the head does not name them; its outputs {numbers} are taken to be {first_names(classes)}"
 
 
 def _source_of_weights(config: Config, saved: SavedRun | None, model: ImageTransformer) -> str:

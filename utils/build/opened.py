@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from models import WeightsError, create_model, load_model
+from models import ModelError, WeightsError, create_model, load_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
+from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, require_published
 from models.create import check_weights_of_run, match_row
@@ -19,16 +20,12 @@ from utils.data import transforms
 from utils.data.datasets import imagenet_names
 from utils.data.reading import FIND, Reading
 from utils.files import where_looked
-from utils.run.checkpoint import read_header
+from utils.run.checkpoint import CheckpointError
 from utils.run.folder import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = "assets/ViT-Nano_2-letters.npz"
 NO_RUN = before() | vars(FIND)         # settings of a model that no run has trained
-
-
-class HeadsUnknown(ConfigError):
-    """Raised for a file of a size of its own, which does not tell how many attention heads it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +65,22 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
                                      crop=settings["eval_crop"])
 
 
+@contextlib.contextmanager
+def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
+    """Raises ConfigError, "FLAG: ...", for what is wrong with the weights that were given by it: first of all that numbers of the
+    open file are not finite."""
+    try:
+        yield
+    except (ModelError, CheckpointError) as error:
+        cause = error
+        if file is not None:
+            try:
+                check_finite(file)
+            except ModelError as worse:
+                cause = worse
+        raise ConfigError(f"{flag}: {cause}") from cause
+
+
 def find_weights(what: str | Path) -> Path:
     """The file that a path means: of a run folder its best checkpoint, of a folder of timm or transformers its weights, or of a
     published name. Raises WeightsError or CheckpointError."""
@@ -102,11 +115,12 @@ def preferred_row(what: str) -> str:
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
                num_heads: int | None = None, interpolation: str | None = None, eval_crop: float | None = None,
-               flag: str = "--checkpoint") -> Opened:
+               heads_if_unknown: int | None = None, flag: str = "--checkpoint") -> Opened:
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    model_type, img_size, num_heads: of a file that is no run, in place of what it tells. `flag`: what the user typed it after.
-    Raises ConfigError, ModelError or CheckpointError.
+    model_type, img_size, num_heads: of a file that is no run, in place of what it tells. heads_if_unknown: num_heads where it
+    tells nothing. `flag`: what the user typed it after.
+    Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
     typed = {name: value for name, value in (("model_type", model_type), ("img_size", img_size), ("num_heads", num_heads))
@@ -114,10 +128,8 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
-            try:
+            with given_by(flag):
                 file = stack.enter_context(open_checkpoint(find_weights(what)))
-            except WeightsError as error:
-                raise ConfigError(f"{flag}: {error}") from error
         if (typed or view) and (file is None or file.settings is not None):
             raise ConfigError("--model_type, --img_size, --num_heads, --interpolation and --eval_crop only have an effect with "
                               f"a {flag} that is no run: a run has its own. Omit them")
@@ -125,32 +137,36 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
             return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
-        if file.settings is not None:
-            return _of_run(file)
-        return _of_other(file, f"{flag} {what}", typed, view)
+        with given_by(flag, file):
+            return (_of_run(file) if file.settings is not None else
+                    _of_other(file, str(what), typed, view, heads_if_unknown, flag))
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
     model, run = load_model(file), file.settings
-    name, step = run.get("name") or file.path.parent.name, read_header(file.path).step
+    name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
     title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
     return Opened(model, tuple(model.classes), before() | run, title, True, file.path)
 
 
-def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict) -> Opened:
+def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None, flag: str) -> Opened:
     """The model that the file is of, or the one that is typed; without a head, where the file has none, of one class."""
     name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
     size = typed.get("img_size", file.row.get("img_size") if name is None else None)
     if name is None:
-        name, keys = match_row(file, preferred_row(what.partition(" ")[2]), typed.get("num_heads"))
+        name, keys = match_row(file, preferred_row(what), typed.get("num_heads"))
         if "hidden_size" in keys and "num_heads" not in keys:
-            raise HeadsUnknown(f"{what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing in it "
-                               "tells how many attention heads it has. Add --num_heads")
+            if heads_if_unknown is None:
+                other = (" (of the student, and of such a teacher), or fine-tune it first, and give the run's folder"
+                         if flag == "--teacher" else "")
+                raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing "
+                                  f"in it tells how many attention heads it has. Add --num_heads{other}")
+            keys["num_heads"] = heads_if_unknown
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
-    title = f"{name}, {what.partition(' ')[2]}"
+    title = f"{name}, {what}"
     settings = NO_RUN | {"model_type": name} | file.view | view
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

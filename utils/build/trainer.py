@@ -1,5 +1,6 @@
 """Config -> optimizer, criterion (class weights, mixing, teacher, edits of attention), loss scale, averages, Trainer."""
 
+import contextlib
 import functools
 import gc
 import time
@@ -43,7 +44,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         ema.model.compile(dynamic=False)
     progress = Progress()
     if state is not None:
-        _load_optimizer(optimizer, state, model, config)
+        _load_optimizer(optimizer, state, model, config, ranks)
         if state.scaler:
             scaler.load_state_dict(state.scaler)
         elif scaler.enabled and not config.override:
@@ -64,13 +65,19 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         stop=stop)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: RunState, model: ImageTransformer, config: Config) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: RunState, model: ImageTransformer, config: Config,
+                    ranks: Ranks) -> None:
     """Raises ConfigError for a state that is not the run's own, before it is loaded."""
     names = {parameter: name for name, parameter in model.named_parameters()}
+    earlier = functools.cache(lambda: _earlier_groups(config, state, model))
+    as_now = len(state.optimizer.get("param_groups", ())) == len(optimizer.param_groups)
     try:
-        optim.load_state(optimizer, checked_state(optimizer, state.optimizer, state.updates, names))
+        own = checked_state(optimizer, state.optimizer, state.updates, names, None if as_now else earlier())
+        change = optim.load_state(optimizer, own, earlier)
     except optim.OptimizerError as error:
         raise ConfigError(f"--resume_path {config.resume_path}: {error}") from error
+    if change and ranks.is_main:
+        print(change)
 
 
 def build_step_settings(config: Config, state: RunState | None = None) -> StepSettings:
@@ -86,19 +93,31 @@ def build_step_settings(config: Config, state: RunState | None = None) -> StepSe
 
 def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks) -> torch.optim.Optimizer:
     """Over the parameters that are trained, in their groups; the others are frozen."""
-    facts = {"layer_index": model.layer_index, "depth": model.depth, "head_names": model.head_names()}
     frozen = optim.choose_trainable(model.named_parameters(), train_layers=config.train_layers,
-                                    freeze=config.freeze.split(",") if config.freeze else [], **facts)
+                                    freeze=config.freeze.split(",") if config.freeze else [], **_layers(model))
     if frozen and ranks.is_main:
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(f"training {count:,} parameters; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
         if config.pretrained_dir == "none":
             print("warning: what is frozen has random weights. Give a --pretrained_dir")
-    head_scale = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
-    groups = optim.parameter_groups(
+    return optim.build_optimizer(config.optimizer, _parameter_groups(config, model), config.learning_rate,
+                                 momentum=config.momentum)
+
+
+def _layers(model: ImageTransformer) -> dict:
+    return {"layer_index": model.layer_index, "depth": model.depth, "head_names": model.head_names()}
+
+
+def _parameter_groups(config: Config, model: ImageTransformer, by_value: bool = False) -> list[dict]:
+    head_scale = None if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
+    return optim.parameter_groups(
         model.named_parameters(), weight_decay=config.weight_decay, decay_matrices_only=config.decay_on == "matrices",
-        layer_decay=config.layer_decay, head_scale=head_scale, **facts)
-    return optim.build_optimizer(config.optimizer, groups, config.learning_rate, momentum=config.momentum)
+        layer_decay=config.layer_decay, head_scale=head_scale, by_value=by_value, **_layers(model))
+
+
+def _earlier_groups(config: Config, state: RunState, model: ImageTransformer) -> list[dict]:
+    """Those of an earlier version's checkpoint. Of what they depend on, a resumed run may change the learning rate alone."""
+    return _parameter_groups(config.replace(learning_rate=state.config["learning_rate"]), model, by_value=True)
 
 
 def build_criterion(config: Config, data: Data, built: Built, ranks: Ranks) -> Criterion:
@@ -188,8 +207,10 @@ def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Mod
     began, images = time.monotonic(), micro_size if config.compile else 2
     if config.compile and ranks.is_main:
         print(f"compiling for {images} images a micro-step: a minute or so, less where it was done before", flush=True)
-    warm_up(wrapped, torch.zeros(images, model.config.in_channels, *model.img_size, device=ranks.device, dtype=precision.weights),
-            precision)
+    inputs = torch.zeros(images, model.config.in_channels, *model.img_size, device=ranks.device, dtype=precision.weights)
+    with (distributed.watch(ranks, lambda: f"compiling for {images} images a micro-step") if config.compile
+          else contextlib.nullcontext()):
+        warm_up(wrapped, inputs, precision)
     if config.compile:
         if ranks.is_main:
             print(f"compiled in {time.monotonic() - began:.0f} s, for {images} images a micro-step", flush=True)

@@ -8,30 +8,31 @@
 import dataclasses
 import importlib.util
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from configs import AUGREG_SIZES, MODELS
 from utils import launch
-from utils.files import where_looked
+from utils.files import image_folder, no_folder, no_image_folder, where_looked
 from utils.training import memory
 
 from . import checks, recipes
 from .adopt import adopt_file
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
-from .resume import AUTOMATIC, keep_or_refuse, read_saved, resolve_resumed
+from .resume import AUTOMATIC, NOT_DOWNLOADED, keep_or_refuse, read_saved, resolve_resumed
 from .types import ConfigError, as_tuple
 
 AUTO, NONE = "auto", "none"
 MAX_PASSES = 200                                   # over the training images; more are hardly ever meant
 RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto` found nothing to resume
-NOT_DOWNLOADED = ("folder", "csv", "imagenet")
 
 
 def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
     """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included.
 
-    written: the flags whose folders the program writes into.
+    written: the flags whose folders this process writes into.
     """
     checks.check_flags(flags)
     resume_path, edits = flags.get("resume_path"), flags.get("attention_edits")
@@ -42,26 +43,40 @@ def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> 
         raise ConfigError(f"--resume_path: nothing to resume at {resume_path}{where_looked(resume_path)}: give a run folder "
                           "(output/NAME) or a checkpoint file")
     if edits and not Path(edits).is_dir():
-        raise ConfigError(f"--attention_edits {edits}: no such folder{where_looked(edits)}")
+        raise ConfigError(f"--attention_edits {edits}: {no_folder(edits)}")
     if resume_path is not None:
+        check_folders(flags, {}, written)
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values["optimizer"] == "lamb" and importlib.util.find_spec("timm") is None:
         raise ConfigError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use adamw.")
-    if values["dataset"] in NOT_DOWNLOADED and not Path(values["data_dir"]).is_dir():
-        raise ConfigError(f"--data_dir {values['data_dir']}: no such folder{where_looked(values['data_dir'])}")
-    if not values["eval_only"]:
-        for name in written:
-            check_writable(f"--{name}", Path(values[name]))
+    check_folders(flags, values, written)
+
+
+def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> None:
+    """Raises ConfigError where the data are not, or a folder cannot be written. values: {} for a resumed run, of which only the
+    flags are known."""
+    dataset, place = values.get("dataset"), Path(values["data_dir"] if values else flags.get("data_dir", "."))
+    if dataset != "digits" and (place.exists() or dataset in NOT_DOWNLOADED) and not place.is_dir():
+        raise ConfigError(f"--data_dir {place}: {no_folder(place)}")
+    if values and dataset not in ("digits", *NOT_DOWNLOADED) and not place.exists():
+        check_writable("--data_dir", place)
+    if dataset == "csv" and values["image_dir"] and image_folder(values["image_dir"], place) is None:
+        raise ConfigError(no_image_folder(values["image_dir"], place))
+    if not (values or flags).get("eval_only"):
+        for name in (name for name in written if name in (values or flags)):
+            check_writable(f"--{name}", Path((values or flags)[name]))
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """Raises ConfigError where the folder cannot be made, or not be written."""
+    """Raises ConfigError where the folder cannot be made, or not be written: it tries, and leaves nothing behind."""
     there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
         raise ConfigError(f"{flag} {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} {folder}: {there} cannot be written. Give another folder.")
+    try:
+        os.rmdir(tempfile.mkdtemp(suffix=".tmp", dir=there))
+    except OSError as error:
+        raise ConfigError(f"{flag} {folder}: {there} cannot be written ({error.strerror}). Give another folder.") from error
 
 
 def choose(flags: dict, saved_config: dict | None = None) -> Sources:
@@ -179,7 +194,7 @@ def _need(values: dict, facts: Facts) -> memory.Need:
     row = MODELS[values["model_type"]].to_dict() | {key: values[key] for key in MODEL_KEYS if values[key] is not None}
     size, layers = values["img_size"], values["train_layers"]
     return memory.need(row, size if isinstance(size, tuple) else (size, size), facts.num_classes, precision=values["precision"],
-                       optimizer=values["optimizer"], device_type=facts.device_type,
+                       fp16_opt_level=values["fp16_opt_level"], optimizer=values["optimizer"], device_type=facts.device_type,
                        eval_batch_size=min(values["eval_batch_size"], facts.evaluated_images or values["eval_batch_size"]),
                        trained_blocks=None if layers == "all" else 0 if layers == "head" else int(layers),
                        averaged=bool(values["ema_decay"]), teacher_parameters=facts.teacher_parameters,
@@ -232,7 +247,13 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
     """
     settings = facts.start_settings
     architecture = ("model_type", *SIZES, "in_channels", "classifier")
-    same = settings and all(flags[key] == settings.get(key) for key in architecture if key in flags)
+    own = {key: settings.get(key) or MODELS[settings["model_type"]][key] for key in SIZES} if settings else {}
+    others = [key for key in own if key in flags and flags[key] != own[key]]
+    if others and "model_type" not in flags:
+        key = others[0]
+        raise ConfigError(f"--{key} {flags[key]}: {facts.start_path} is of a run of {settings['model_type']} with {key} "
+                          f"{own[key]}, and a run brings its own sizes. Omit --{key}, or add the --model_type that you mean")
+    same = settings and all(flags[key] in (settings.get(key), own.get(key)) for key in architecture if key in flags)
     keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
     if settings and values["head"] == "keep":
         keys = (*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention")

@@ -8,6 +8,7 @@ from .records import CHECKPOINT, FLAG, Config, Facts, Saved, Values, steps_in
 from .retired import check_retired
 from .types import ConfigError, as_tuple
 
+NOT_DOWNLOADED = ("folder", "csv", "imagenet")
 EVALUATED_ON = ("dataset", "val_fraction", "test_fraction", "split_seed")      # an evaluation may be on other data
 # Flags whose `auto` is as good as nothing typed.
 AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
@@ -47,7 +48,8 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
         raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run keeps it so. Start a new run with "
                           "--pretrained_dir in place of --resume_path.")
     if flags.get("eval_only") and asked.get("dataset", saved["dataset"]) != saved["dataset"]:
-        asked = {name: FLAGS[name].default for name in ("val_fraction", "test_fraction", "test")} | asked
+        others = ("val_fraction", "test_fraction", "test", *["data_dir"] * (asked["dataset"] not in NOT_DOWNLOADED))
+        asked = {name: FLAGS[name].default for name in others} | asked
     for name, value in asked.items():
         old = saved[name]
         if flags.get("eval_only") and name in EVALUATED_ON:

@@ -59,9 +59,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     """
     from tqdm import tqdm
 
-    named = {"train": splits.train, splits.val_name: splits.val}
-    if splits.test is not splits.val:
-        named["test"] = splits.test
+    named = {"train": splits.train, **splits.held_out}
     images, starts = Concat(list(named.values())), np.cumsum([0, *map(len, named.values())])
 
     def split_of(place: int) -> int:
@@ -93,7 +91,11 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     if len(bad) > SHOWN:
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
     findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
-    findings.lines += overlap.same_bytes(digests, images.targets, len(splits.train), name_of)
+    begin = dict(zip(named, starts.tolist()))
+    keys = {name: [digests.get(place, place) for place in range(begin[name], begin[name] + len(split))]
+            for name, split in named.items()}
+    findings.lines += overlap.shared_images(named, splits.classes, lambda name, index: name_of(begin[name] + index), keys,
+                                            ", byte by byte")
     return findings
 
 

@@ -4,17 +4,24 @@ import dataclasses
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from utils.files import located
-
 from . import layouts, overlap
-from .classes import Classes, check_wanted
-from .image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FileImages, existing_images, shown
+from .classes import Classes
+from .image_files import (
+    FIRST_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    FileImages,
+    entries,
+    existing_images,
+    links_gone,
+    shown,
+    splits_in_files,
+)
 from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Request, is_hidden
 from .splits import DataError, Splits, abbreviate
 
@@ -33,7 +40,6 @@ class Scan:
     others: Counter = dataclasses.field(default_factory=Counter)       # files by ending, in small letters
     gone: list[str] = dataclasses.field(default_factory=list)          # links that lead nowhere
     linked: bool = False                                               # a file or folder is reached by a link
-    real_path: Callable[[str], str] = dataclasses.field(default_factory=lambda: functools.cache(os.path.realpath))
     systems: set[str] = dataclasses.field(default_factory=set)         # folders that an operating system leaves
 
     def is_image(self, name: str) -> bool:
@@ -41,7 +47,7 @@ class Scan:
 
     def listing(self, folder: Path) -> Listing:
         names = {True: [], False: []}
-        for entry in _entries(folder):
+        for entry in entries(folder):
             if not is_hidden(entry.name):
                 names[entry.is_dir()].append(entry.name)
             elif not entry.name.startswith("."):
@@ -50,27 +56,20 @@ class Scan:
         return Listing(tuple(sorted(names[True])), tuple(name for name in files if self.is_image(name)),
                        tuple(name for name in files if not self.is_image(name)))
 
-    def images_below(self, top: str) -> list[tuple[str, str]]:
-        """(path, the file's own path, beyond all links) of image files at any depth, folder by folder. Hidden ones
-        (.ipynb_checkpoints, and the ._NAME.jpg that macOS writes beside a file) are skipped, which torchvision takes."""
+    def images_below(self, top: str) -> list[str]:
+        """The paths of image files at any depth, folder by folder. Hidden ones (.ipynb_checkpoints, and the ._NAME.jpg that
+        macOS writes beside a file) are skipped, which torchvision takes."""
         found = []
         for folder in sorted(files_below(top)):
             self.linked |= folder.linked
             for name in sorted(folder.names):
                 if self.is_image(name):
-                    own = self._beyond(folder.path, name) if name in folder.links else os.path.join(folder.real, name)
-                    found.append((os.path.join(folder.path, name), own))
+                    found.append(os.path.join(folder.path, name))
                 elif not name.startswith("."):
                     self.others[os.path.splitext(name)[1].lower()] += 1
-            self.linked |= bool(folder.links)
-            self.gone += [os.path.join(folder.path, name) for name in sorted(folder.gone)
-                          if self.is_image(name) or not (os.path.splitext(name)[1] or name.startswith("."))]
+            self.gone += [path for path in sorted(folder.gone)
+                          if self.is_image(name := os.path.basename(path)) or not (os.path.splitext(name)[1] or name[0] == ".")]
         return found
-
-    def _beyond(self, folder: str, name: str) -> str:
-        """The path that a link leads to; of links to links, the next one."""
-        place, _, target = os.readlink(f"{folder}/{name}").rpartition("/")
-        return f"{self.real_path(os.path.join(folder, place))}/{target}"
 
 
 def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = None) -> Splits:
@@ -94,36 +93,32 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
         scan.gone += [str(root / name) for root in layout.folders.values() for name in listing(root).files
                       if "." not in name and not os.path.exists(root / name)]
         _check_gone(scan)
-    found = {split: _class_names(split, layout, listing) for split in layout.folders}
-    empty = _leave_out_empty(found, layout, request, scan)
+    trees = {split: root for split, root in layout.folders.items() if not (split == "val" and layout.val_list)}
+    found = {split: _class_names(root, listing(root)) for split, root in trees.items()}
+    rows = list(_list_rows(layout.val_list)) if layout.val_list else []
+    if layout.val_list:
+        found["val"] = tuple(sorted({label for _, _, label in rows}))
+    empty = _leave_out_empty(found, trees, request, scan)
     classes = _classes_of(found, layout, data_dir, request, synsets)
-    images, files = {}, {}
+    images = {}
     for split, root in layout.folders.items():
-        if split == "val" and layout.val_list:
-            images[split] = _listed(layout.val_list, classes, data_dir)
-            files[split] = [os.path.realpath(path) for path, _ in images[split].samples]
-        else:
-            images[split], files[split] = _images_of(root, found[split], classes, data_dir, scan)
+        images[split] = (_images_of(root, found[split], classes, data_dir, scan) if split in trees else
+                         _listed(layout.val_list, rows, classes, data_dir))
         _check_counts(split, root, images[split], classes, layout.whole, scan.endings)
+    notes = [*layout.notes, *classes.notes, *empty, *_stray(trees, listing), *_left_out(scan)]
     if not first:
         _check_gone(scan)
-    notes = [*layout.notes, *classes.notes, *empty, *_stray(layout, listing), *_left_out(scan)]
-    if not first:
-        notes += overlap.shared_files(images, files, classes.names) if scan.linked else []
+        if scan.linked:
+            notes += overlap.shared_images(images, classes.names, lambda split, index: shown(images[split].name(index)))
         notes += overlap.seems_copied(images, layout.folders)
-    none = FileImages([], data_dir)
-    val = images.get("val", images.get("test", none))
-    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
-    return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
+    return splits_in_files(images, data_dir, classes.names, notes)
 
 
-def _leave_out_empty(found: dict[str, tuple[str, ...]], layout: Layout, request: Request, scan: Scan) -> list[str]:
+def _leave_out_empty(found: dict[str, tuple[str, ...]], trees: dict[str, Path], request: Request, scan: Scan) -> list[str]:
     """Take out of `found` the folders held out that are no class of train or of the checkpoint, and hold no image -> warnings"""
     known, notes = Classes(request.classes, found.get("train", ())), []
-    for split in [name for name in found if name != "train"] if known.names else ():
-        root = layout.folders[split]
-        if split == "val" and layout.val_list:
-            continue
+    for split in [split for split in trees if split != "train"] if known.names else ():
+        root = trees[split]
         empty = [name for name in found[split] if known.label(name) is None and not scan.images_below(os.path.join(root, name))]
         found[split] = tuple(name for name in found[split] if name not in empty)
         notes += [f"warning: {shown(os.path.join(root, name))}/ is left out: it holds no images, and there is no class of this "
@@ -134,9 +129,8 @@ def _leave_out_empty(found: dict[str, tuple[str, ...]], layout: Layout, request:
 def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str, request: Request,
                 synsets: int | None) -> Classes:
     """Of the names of class folders, by split. Raises DataError for those that do not fit."""
-    names = found.get("train") or set().union(*found.values())
-    classes = Classes(request.classes, names)
-    check_wanted(request.classes, classes, names, data_dir)
+    classes = Classes(request.classes, found.get("train") or set().union(*found.values()))
+    classes.check(data_dir)
     if synsets:
         _check_synsets(classes.names, synsets, data_dir)
     for split, own in found.items():
@@ -148,15 +142,10 @@ def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str
 
 def _check_gone(scan: Scan) -> None:
     if scan.gone:
-        others = f", nor do {len(scan.gone) - 1} more" if len(scan.gone) > 1 else ""
-        raise DataError(f"{shown(located(scan.gone[0]))}: this link leads nowhere{others}. Restore what it names, or remove it")
+        raise DataError(links_gone(scan.gone))
 
 
-def _class_names(split: str, layout: Layout, listing) -> tuple[str, ...]:
-    root = layout.folders[split]
-    if split == "val" and layout.val_list:
-        return tuple(sorted({label for _, _, label in _list_rows(layout.val_list)}))
-    here = listing(root)
+def _class_names(root: Path, here: Listing) -> tuple[str, ...]:
     if not here.folders and here.images:
         raise DataError(f"{root} holds images but no class folders: sort them into one folder a class first "
                         "(ImageNet's validation images are published unsorted, with their labels in a list)")
@@ -168,15 +157,11 @@ def _class_names(split: str, layout: Layout, listing) -> tuple[str, ...]:
     return here.folders
 
 
-def _images_of(root: Path, names: Sequence[str], classes: Classes, data_dir: str, scan: Scan) -> tuple[FileImages, list[str]]:
-    """-> the images of a split, class by class; the path of each beyond all links"""
+def _images_of(root: Path, names: Sequence[str], classes: Classes, data_dir: str, scan: Scan) -> FileImages:
+    """The images of a split, class by class."""
     scan.linked |= os.path.realpath(root) != os.path.join(os.path.realpath(data_dir), os.path.relpath(root, data_dir))
-    samples, files = [], []
-    for name in sorted(names, key=lambda name: (classes.label(name), name)):
-        for path, real in scan.images_below(os.path.join(root, name)):
-            samples.append((path, classes.label(name)))
-            files.append(real)
-    return FileImages(samples, data_dir), files
+    named = sorted((classes.label(name), name) for name in names)
+    return FileImages([(path, label) for label, name in named for path in scan.images_below(os.path.join(root, name))], data_dir)
 
 
 def _check_counts(split: str, root: Path, images: FileImages, classes: Classes, whole: bool, endings: Sequence[str]) -> None:
@@ -210,17 +195,16 @@ def _list_rows(file: Path) -> Iterator[tuple[int, str, str]]:
             yield number, words[0].strip(), words[1].strip()
 
 
-def _listed(file: Path, classes: Classes, data_dir: str) -> FileImages:
-    inner, rows = file.parent / "images", list(_list_rows(file))
+def _listed(file: Path, rows: list[tuple[int, str, str]], classes: Classes, data_dir: str) -> FileImages:
+    inner = file.parent / "images"
     place = inner if inner.is_dir() else file.parent
     samples = [(str(place / image), classes.label(label)) for _, image, label in rows]
     return existing_images(samples, data_dir, lambda row: f"{file}:{rows[row][0]}")
 
 
-def _stray(layout: Layout, listing) -> Iterator[str]:
-    for split, root in layout.folders.items():
-        names = () if split == "val" and layout.val_list else listing(root).images
-        if names:
+def _stray(trees: dict[str, Path], listing: layouts.List) -> Iterator[str]:
+    for root in trees.values():
+        if names := listing(root).images:
             yield (f"warning: {root}/ holds {len(names)} image{'s' * (len(names) > 1)} beside its class folders, which belong to "
                    f"no class and are left out: {shown(abbreviate(names))}")
 
@@ -245,55 +229,40 @@ def _left_out(scan: Scan) -> Iterator[str]:
 
 class Folder(NamedTuple):
     path: str
-    real: str                   # beyond all links
     names: list[str]            # its files
-    links: set[str]             # those of them that are links
-    gone: set[str]              # those of them that lead nowhere
-    linked: bool                # it is reached by a link
+    gone: list[str]             # the paths of those that are links and lead nowhere
+    linked: bool                # it, or a file in it, is reached by a link
 
 
 def files_below(top: str | Path) -> Iterator[Folder]:
     """Every folder once: by its own path, else by the first link to it in alphabetical order, or links among folders would
     multiply the files. Hidden folders, and links to an enclosing folder, are skipped."""
-    seen, starts, begin = set(), [str(top)], os.path.realpath(top)
+    seen, starts, begin, linked = set(), [str(top)], os.path.realpath(top), os.path.islink(top)
     while starts:
-        links = []
-        for start in starts:
-            inside = [start]
-            while inside:
-                root = inside.pop()
-                real = os.path.realpath(root)
-                if real in seen:
-                    continue
-                seen.add(real)
-                names, files, gone = [], set(), set()
-                places = [os.path.join(place, "") for place in (begin, real)]
-                for entry in _entries(root):
-                    if not entry.is_dir():
-                        names.append(entry.name)
-                        if entry.is_symlink():
-                            files.add(entry.name)
-                            if not entry.is_file() and not os.path.exists(entry.path):
-                                gone.add(entry.name)
-                    elif entry.is_symlink() and not is_hidden(entry.name):
-                        target = os.path.join(os.path.realpath(entry.path), "")
-                        links += [] if any(place.startswith(target) for place in places) else [entry.path]
-                    elif not is_hidden(entry.name):
-                        inside.append(entry.path)
-                plain = os.path.normpath(os.path.join(begin, os.path.relpath(root, top)))
-                yield Folder(root, real, names, files, gone, real != plain or os.path.islink(top))
-        starts = sorted(links)
+        links, inside = [], starts[::-1]
+        while inside:
+            root = inside.pop()
+            real = os.path.realpath(root)
+            if real in seen:
+                continue
+            seen.add(real)
+            names, gone, has_links = [], [], False
+            places = [os.path.join(place, "") for place in (begin, real)]
+            for entry in entries(root):
+                if not entry.is_dir():
+                    names.append(entry.name)
+                    if entry.is_symlink():
+                        has_links = True
+                        gone += [entry.path] if not (entry.is_file() or os.path.exists(entry.path)) else []
+                elif entry.is_symlink() and not is_hidden(entry.name):
+                    target = os.path.join(os.path.realpath(entry.path), "")
+                    links += [] if any(place.startswith(target) for place in places) else [entry.path]
+                elif not is_hidden(entry.name):
+                    inside.append(entry.path)
+            yield Folder(root, names, gone, linked or has_links)
+        starts, linked = sorted(links), True
 
 
 def picture_files(top: str | Path) -> list[str]:
     """The image files below a folder of pictures, without hidden ones, sorted by path."""
-    return sorted((path for path, _ in Scan(IMAGE_EXTENSIONS).images_below(str(top))), key=lambda path: Path(path).parts)
-
-
-def _entries(folder: str | Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{reason}: {located(folder)}") from error
+    return sorted(Scan(IMAGE_EXTENSIONS).images_below(str(top)), key=lambda path: Path(path).parts)

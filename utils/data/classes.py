@@ -6,7 +6,7 @@ Folders and lists share it. A run that is resumed or evaluated keeps the names o
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -16,7 +16,6 @@ from .splits import DataError, Splits, View, abbreviate
 
 NUMBER, TEXT = "number", "text"                  # the values of --class_order
 INTEGER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
-MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 SHOWN_FIRST = 3
 LONGEST_SHOWN = 40       # letters of a name in a message
 
@@ -68,20 +67,29 @@ def canonical(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
+def as_integer(name: str) -> str:
+    """The name in that form, and 1.0 as 1: pandas writes integers so in a column where one is missing."""
+    match = INTEGER.fullmatch(canonical(name))
+    return match[1] if match else canonical(name)
+
+
 class Classes:
     """The classes of the spellings that were found (of train, where there is one), by label; `notes` to print."""
 
     def __init__(self, rule: ClassRule, found: Collection[str]):
-        self.names, self._canonical = rule.wanted or _sorted(rule.order, found), {}
+        self.rule, self.found, self._canonical = rule, found, {}
+        self.names = rule.wanted or _sorted(rule.order, found)
         self._labels = {name: label for label, name in enumerate(self.names)}
         if rule.order is not None or rule.wanted:
-            for label, name in enumerate(self.names):
-                self._canonical.setdefault(canonical(name), label)
-        self.notes = tuple(self._notes(rule, found))
+            for same in (canonical, as_integer):
+                for label, name in enumerate(self.names):
+                    self._canonical.setdefault(same(name), label)
+        self.notes = tuple(self._notes())
 
     def label(self, spelling: str) -> int | None:
         """None: it is none of the classes."""
-        return self._labels.get(spelling, self._canonical.get(canonical(spelling)))
+        same = self._canonical.get(as_integer(spelling))
+        return self._labels.get(spelling, self._canonical.get(canonical(spelling), same))
 
     def describe(self, names: Iterable[str]) -> str:
         """The first of the names that are no class, and which class each may be meant for."""
@@ -91,18 +99,32 @@ class Classes:
         meant = next((own for own in self.names if _key(own) == _key(name)), None)
         return f" (similar: {shown_name(meant)})" if meant is not None else ""
 
-    def _notes(self, rule: ClassRule, found: Collection[str]) -> Iterable[str]:
+    def check(self, location: str) -> None:
+        """Raise DataError unless the classes that were found are the wanted ones, or some of them where that is allowed."""
+        if not self.rule.wanted:
+            return
+        labels = {name: self.label(name) for name in self.found}
+        unknown = [name for name, label in labels.items() if label is None]
+        missing = set(range(len(self.names))) - set(labels.values())
+        has = f"the checkpoint has {len(self.names)} classes ({first_names(self.names)})"
+        if unknown:
+            raise DataError(f"{location}: {has}, and not {self.describe(unknown)}: not the same task")
+        if missing and not self.rule.partly:
+            raise DataError(f"{location}: {has}, and {abbreviate(self.names[label] for label in missing)} is missing: "
+                            "not the same task")
+
+    def _notes(self) -> Iterator[str]:
         spelled: dict[int | None, list[str]] = {}
-        for name in sorted(found):
+        for name in sorted(self.found):
             spelled.setdefault(self.label(name), []).append(name)
         for label, names in spelled.items():
             if label is not None and len(names) > 1:
                 yield f"classes: {' and '.join(map(ascii, names))} are taken for one class: they look the same"
         yield from _twins([self.names[label] for label in spelled if label is not None])
-        if not rule.wanted and (orders := two_orders(self.names)):
+        if not self.rule.wanted and (orders := two_orders(self.names)):
             by_number, as_text = (f"--class_order {name} would be {first}" for name, first in zip((NUMBER, TEXT), orders))
             yield (f"classes: in the order {first_names(self.names, where_orders_differ(self.names))}; "
-                   + (f"{as_text}, as torchvision's ImageFolder" if rule.order == NUMBER else by_number))
+                   + (f"{as_text}, as torchvision's ImageFolder" if self.rule.order == NUMBER else by_number))
 
 
 def _sorted(order: str | None, found: Collection[str]) -> tuple[str, ...]:
@@ -147,9 +169,6 @@ def _twins(names: Iterable[str]) -> Iterable[str]:
         if len(same) > 1:
             yield (f"warning: {' and '.join(map(shown_name, same))} are {len(same)} classes whose names differ only in case, "
                    "space or spelling: rename one if they are the same")
-        if same[0].casefold() in MISSING:
-            yield (f"warning: the class {shown_name(same[0])} is what spreadsheets and pandas write where a label is missing: "
-                   "remove its images if it is no class")
 
 
 # ------------------------------------------------------------------------------------------ data that are opened already
@@ -179,26 +198,8 @@ def apply(rule: ClassRule, splits: Splits, location: str, sort: bool = False) ->
     if not rule.wanted and not sort:
         return splits
     classes = Classes(rule, splits.classes)
-    check_wanted(rule, classes, splits.classes, location)
+    classes.check(location)
     if classes.names == splits.classes:
         return splits
     table = np.array([classes.label(name) for name in splits.classes], dtype=np.int64)
-    kinds = {id(split): Relabeled(split, table) for split in (splits.train, splits.val, splits.test)}
-    train, val, test = (kinds[id(split)] for split in (splits.train, splits.val, splits.test))
-    return dataclasses.replace(splits, train=train, val=val, test=test, classes=classes.names,
-                               notes=(*splits.notes, *classes.notes))
-
-
-def check_wanted(rule: ClassRule, classes: Classes, found: Collection[str], location: str) -> None:
-    """Raise DataError unless the classes that were found are the wanted ones, or some of them where that is allowed."""
-    if not rule.wanted:
-        return
-    labels = {name: classes.label(name) for name in found}
-    unknown = [name for name, label in labels.items() if label is None]
-    missing = set(range(len(classes.names))) - set(labels.values())
-    has = f"the checkpoint has {len(classes.names)} classes ({first_names(classes.names)})"
-    if unknown:
-        raise DataError(f"{location}: {has}, and not {classes.describe(unknown)}: not the same task")
-    if missing and not rule.partly:
-        raise DataError(f"{location}: {has}, and {abbreviate(classes.names[label] for label in missing)} is missing: "
-                        "not the same task")
+    return splits.changed(lambda split: Relabeled(split, table)).replace(*classes.notes, classes=classes.names)

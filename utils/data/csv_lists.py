@@ -1,20 +1,26 @@
 """A data set in lists: CSV files that name images and their labels."""
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
 
-from .classes import MISSING, Classes, check_wanted
-from .csv_columns import PARTS, PLAIN_HEADER, Columns, find_columns, with_header
+from utils.files import dead_link
+
+from .classes import INTEGER, Classes
+from .csv_columns import PARTS, Columns, find_columns, is_plain_header, parts_of, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
-from .image_files import FileImages, shown
-from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request
+from .image_files import FileImages, entries, links_gone, shown, splits_in_files
+from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request, chosen_on_test
 from .listed_files import IS_URL, FileFinder, is_absolute, is_url
-from .overlap import real_paths
+from .overlap import shared_images
 from .splits import DataError, Splits, abbreviate
 
 ENDINGS = (".csv", ".tsv")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+MANY_LABELS = 12        # fewer different ones are not asked about
+MISSING = {"nan", "na", "none", "null", "<na>", "n/a", "#n/a", "nat"}         # what spreadsheets and pandas write for no value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +31,11 @@ class _List:
     columns: Columns
     rows: list[int]
 
+    @functools.cached_property
     def names(self) -> list[str]:
         return [self.table.rows[row][self.columns.path] for row in self.rows]
 
+    @functools.cached_property
     def labels(self) -> list[str]:
         return [self.table.rows[row][self.columns.label] for row in self.rows]
 
@@ -47,28 +55,29 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     """
     files, finder = lists_in(data_dir, request.need), FileFinder(data_dir, request.image_dir)
     lists, notes = _read_lists(files, request.path_column, request.label_column, finder)
-    if lists.keys() == {"train"} and not request.draws:
-        if request.need == TRAIN:
-            raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
-        if request.need == HELD_OUT:
-            lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
+    alone = lists.keys() == {"train"} and not request.draws
+    if alone and request.need == HELD_OUT:
+        lists, notes = {"val": lists["train"]}, [*notes, f"taken: all images of {lists['train'].table.file}, to evaluate"]
+    elif any(path.stem != part for part, path in files.items()):
+        notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
+    if alone and request.need == TRAIN:
+        raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
     trained = [lists["train"]] if "train" in lists else list(lists.values())
-    found = {label for own in trained for label in own.labels()}
+    found = {label for own in trained for label in own.labels}
     _check_filled(lists)
     classes = Classes(request.classes, found)
-    check_wanted(request.classes, classes, found, data_dir)
+    classes.check(data_dir)
+    notes += _hardly_classes(trained[0]) if not request.classes.wanted else []
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
-    notes += [*classes.notes, *_missing_labels(trained), *_listed_twice(lists, images)]
+    notes += [*classes.notes, *_missing_labels(trained), *shared_images(
+        images, classes.names, lambda part, number: f"{shown(lists[part].names[number])} at {lists[part].place(number)}")]
     if images.keys() == {"train", "test"} and request.need == TRAIN and not request.draws:
         test = lists["test"]
-        chosen_on = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} whose split is test"
-                     if test.table is lists["train"].table else test.table.file)
-        notes.append(f"best.pt is chosen on {chosen_on}, since nothing else is held out: --val_fraction 0.1 "
-                     "(VAL_FRACTION=0.1) would choose on a share of train instead")
-    none = FileImages([], data_dir)
-    val = images.get("val", images.get("test", none))
-    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
-    return Splits(images.get("train", none), val, images.get("test", val), val_name, classes.names, notes=tuple(notes))
+        test_set = (f"the {len(test.rows):,} row{'s' * (len(test.rows) != 1)} of {test.table.file.name} that are test by column "
+                    f"{test.table.title(test.columns.split)}"
+                    if test.table is lists["train"].table else test.table.file)
+        notes.append(chosen_on_test(test_set))
+    return splits_in_files(images, data_dir, classes.names, notes)
 
 
 def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
@@ -76,6 +85,21 @@ def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
     return (f"{data_dir} holds {train.table.file.name} ({len(train.rows):,} labeled images) and none to validate or test on: add "
             "--val_fraction 0.1 (VAL_FRACTION=0.1), which holds out a tenth to choose on, or --test_fraction 0.2, which draws a "
             f"test set; or put val.csv beside it{seen}")
+
+
+def _hardly_classes(own: _List) -> list[str]:
+    """A warning where nearly every row has a label of its own. Raises DataError where those are numbers that are not whole."""
+    different = set(own.labels)
+    if len(different) < MANY_LABELS or 2 * len(different) < len(own.rows):
+        return []
+    column = f"{own.table.file}: the labels in column {own.table.title(own.columns.label)}"
+    number = f"{len(different):,} different ones in {len(own.rows):,} rows, such as {shown(own.labels[0])}"
+    if all(map(NUMBER.fullmatch, different)) and not all(map(INTEGER.fullmatch, different)):
+        raise DataError(f"{column} look like measurements, not classes ({number}): add --label_column with the column of the "
+                        "classes, or divide the measurements into a few ranges first")
+    if 10 * len(different) < 9 * len(own.rows):
+        return []
+    return [f"warning: {column} are hardly classes ({number}): --label_column takes another column"]
 
 
 # ------------------------------------------------------------------------------------------------- which files
@@ -97,18 +121,15 @@ def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
     deeper = [str(path) for folder in _entries(root) if folder.is_dir() for path in _entries(folder)
               if path.suffix.lower() in ENDINGS]
     if deeper:
-        raise DataError(f"{data_dir} holds no csv; {abbreviate(deeper)} does: give --data_dir {Path(min(deeper)).parent}, or "
-                        f"move the list to {data_dir}")
+        raise DataError(f"{data_dir} holds no csv; there {'is' if len(deeper) == 1 else 'are'} {abbreviate(deeper)}: give "
+                        f"--data_dir {Path(min(deeper)).parent}, or move the list to {data_dir}")
     there = abbreviate(path.name + "/" * path.is_dir() for path in _entries(root))
     raise DataError(f"{data_dir} holds no csv{there and f', but {there}'}. It must hold train.csv and val.csv, or one list and "
                     f"--val_fraction 0.1; {SHAPE}")
 
 
 def _entries(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    return [Path(entry.path) for entry in entries(folder) if not entry.name.startswith(".")]
 
 
 def _only(part: str, files: list[Path], data_dir: str) -> Path | None:
@@ -146,8 +167,6 @@ def _read_lists(files: dict[str, Path], path_column: str | None, label_column: s
     for own in lists.values():
         alike.setdefault(_how_it_was_read(own, finder), []).append(own.table.file.name)
     notes[:0] = [f"{', '.join(names)}: {text}" for text, names in alike.items() if text]
-    if any(path.stem != part for part, path in files.items()):
-        notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
     if columns.split is not None and first == "train":
         lists = _divide(lists)
         if len(files) == 1:
@@ -173,13 +192,17 @@ def _read_like(file: Path, part: str, first: _List, finder: FileFinder) -> _List
         return None
     elif table.width != first.table.width:
         raise DataError(f"{table.place(0)}: {table.width} columns, and {first.table.width} in {first.table.file.name}; {SHAPE}")
-    return _List(table, find_columns(table, *wanted, finder, part), list(range(len(table.rows))))
+    columns = find_columns(table, *wanted, finder, part)
+    if first.columns.code is not None and (code := first.table.header[first.columns.code]) in table.header:
+        columns = dataclasses.replace(columns, code=table.header.index(code))
+    return _List(table, columns, list(range(len(table.rows))))
 
 
 def _divide(lists: dict[str, _List]) -> dict[str, _List]:
     """One list, by its split column. Raises DataError where that contradicts the lists beside it."""
     first = lists["train"]
-    values = [PARTS[value.lower()] for value in first.table.column(first.columns.split)]
+    parts = parts_of(first.table, first.columns.split)
+    values = [parts[value.lower()] for value in first.table.column(first.columns.split)]
     divided = {part: dataclasses.replace(first, rows=[row for row, value in enumerate(values) if value == part])
                for part in ("train", "val", "test") if part in values}
     column = f"column {first.table.title(first.columns.split)} of {first.table.file}"
@@ -194,17 +217,16 @@ def _divide(lists: dict[str, _List]) -> dict[str, _List]:
 def _how_it_was_read(own: _List, finder: FileFinder) -> str:
     """What differs from rows of path,label in UTF-8 with paths from DATA_DIR; "" if nothing does."""
     table, columns, found = own.table, own.columns, []
-    plain = table.width == 2 and columns.path == 0 and (not table.header or all(
-        name.lower() in known for name, known in zip(table.header, PLAIN_HEADER)))
-    if not plain:
-        found.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}")
+    if not (table.width == 2 and columns.path == 0 and (not table.header or is_plain_header(table.header))):
+        code = f" ({table.title(columns.code)} is a code of it)" if columns.code is not None else ""
+        found.append(f"paths from column {table.title(columns.path)}, labels from column {table.title(columns.label)}{code}")
     if table.separator != ",":
         found.append(f"separated by {SEPARATORS[table.separator]}")
     if table.encoding != "utf-8":
         found.append(f"in {table.encoding.upper()}")
     if columns.folders not in ([], [finder.data_dir]):
         found.append(f"images in {' and '.join(map(shown, columns.folders))}")
-    first = own.names()[0]
+    first = own.names[0]
     if columns.folders and is_absolute(first) and (path := finder.find(first, columns.folders)) not in (first, None):
         found.append(f"absolute paths of another machine, taken by their ends: {shown(first)} as {shown(path)}")
     return "; ".join(found)
@@ -215,14 +237,14 @@ def _how_it_was_read(own: _List, finder: FileFinder) -> str:
 
 def _check_filled(lists: dict[str, _List]) -> None:
     for own in lists.values():
-        for what, values in (("path", own.names()), ("label", own.labels())):
+        for what, values in (("path", own.names), ("label", own.labels)):
             if empty := [number for number, value in enumerate(values) if not value]:
                 raise DataError(f"{own.place(empty[0])}: empty {what}{_and_more(own, empty)}: fill it in or remove the row; "
                                 f"{SHAPE}")
 
 
 def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -> FileImages:
-    names, labels = own.names(), own.labels()
+    names, labels = own.names, own.labels
     index = {label: classes.label(label) for label in set(labels)}
     unknown = [number for number, label in enumerate(labels) if index[label] is None]
     if unknown:
@@ -240,11 +262,15 @@ def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -
     if absent:
         if is_url(names[absent[0]]):
             raise DataError(f"{own.place(absent[0])}: {shown(names[absent[0]])} {IS_URL}")
+        path = os.path.join(folders[0], names[absent[0]])
+        if dead_link(path):
+            gone = [path for path in (os.path.join(folders[0], names[number]) for number in absent) if dead_link(path)]
+            raise DataError(f"{own.place(absent[0])}: {links_gone(gone)}")
         others = f", nor {len(absent) - 1} more" if len(absent) > 1 else ""
         other = finder.other_case(names[absent[0]], folders[0])
         advice = (f"; {shown(other)} does: upper and lower case differ" if other else "" if own.columns.folders else
                   "; no other path of the list does. Add --image_dir with the folder that the paths count from")
-        raise DataError(f"{own.place(absent[0])}: the image {shown(os.path.join(folders[0], names[absent[0]]))} does not "
+        raise DataError(f"{own.place(absent[0])}: the image {shown(path)} does not "
                         f"exist{others}{advice}")
     return FileImages(samples, finder.data_dir)
 
@@ -256,36 +282,14 @@ def _and_more(own: _List, numbers: list[int]) -> str:
 
 
 def _missing_labels(lists: list[_List]) -> list[str]:
-    """The lines of labels that are what programs write for a missing value; classes.py warns of the class."""
+    """Warnings of labels that are what programs write for a missing one, with their lines. A class may be called so: labels are
+    taken for missing where they are fewer than half of what the other classes have on average."""
     notes = []
     for own in lists:
-        numbers = [number for number, label in enumerate(own.labels()) if label.casefold() in MISSING]
-        if numbers:
-            notes.append(f"{own.place(numbers[0])}: the label is {shown(own.labels()[numbers[0]])}{_and_more(own, numbers)}")
-    return notes
-
-
-def _listed_twice(lists: dict[str, _List], images: dict[str, FileImages]) -> list[str]:
-    """Warnings of files with two labels, and of held-out files that are trained on."""
-    seen: dict[str, tuple[str, int, int]] = {}
-    two, shared = [], {}
-    for part, own in images.items():
-        files = real_paths([path for path, _ in own.samples])
-        for number, (key, (_, label)) in enumerate(zip(files, own.samples)):
-            first = seen.setdefault(key, (part, number, label))
-            if first[2] != label:
-                two.append((part, number, first))
-            elif first[0] != part:
-                shared.setdefault((first[0], part), []).append((number, first[1]))
-    notes = []
-    if two:
-        part, number, (other, other_number, _) = two[0]
-        here, there = lists[part], lists[other]
-        more = f"; {len(two) - 1:,} more rows contradict others so" if len(two) > 1 else ""
-        notes.append(f"warning: {here.place(number)}: {shown(here.names()[number])} is {shown(here.labels()[number])} here and "
-                     f"{shown(there.labels()[other_number])} at {there.place(other_number)}{more}")
-    for (part, other), pairs in shared.items():
-        number, first = pairs[0]
-        notes.append(f"warning: {len(pairs):,} of {len(images[other]):,} images of {other} are images of {part} too, such as "
-                     f"{shown(lists[other].names()[number])} ({lists[other].place(number)} and {lists[part].place(first)})")
+        numbers = [number for number, label in enumerate(own.labels) if label.casefold() in MISSING]
+        others = len(set(own.labels) - {own.labels[number] for number in numbers})
+        if numbers and 2 * len(numbers) * others < len(own.labels) - len(numbers):
+            rows = "row" if len(numbers) == 1 else "rows"
+            notes.append(f"warning: {own.place(numbers[0])}: the label {shown(own.labels[numbers[0]])} is what spreadsheets and "
+                         f"pandas write where one is missing{_and_more(own, numbers)}: remove the {rows} if it is no class")
     return notes

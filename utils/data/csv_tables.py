@@ -3,6 +3,7 @@
 csv_columns.py finds out which column is what, and whether the first row is a header.
 """
 
+import codecs
 import csv
 import dataclasses
 import re
@@ -18,7 +19,6 @@ MAX_LIST_BYTES = 1 << 30
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "|"}
 SAMPLE = 100                      # lines that the separator is found by
 SHAPE = 'a row is path,label (with double quotes around what holds a comma: "a,b.png",cat)'
-_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,13 +146,7 @@ def _read_lines(file: Path) -> tuple[list[str], str]:
         raise DataError(f"no such file: {file}")
     if file.stat().st_size > MAX_LIST_BYTES:
         raise DataError(f"{file}: {file.stat().st_size:,} bytes, more than {MAX_LIST_BYTES:,}: not a list of images")
-    content = file.read_bytes()
-    mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), (b"", "utf-8"))
-    if encoding == "utf-16":
-        text = _decode_utf16(file, content)
-    else:
-        content = content[len(mark):]
-        text = _decode_utf8(file, content)
+    text, encoding = _decode(file, file.read_bytes())
     lines = text.split("\n") if "\n" in text else text.split("\r")
     for number, line in enumerate(lines, 1):
         if len(line) >= MAX_LINE_BYTES:
@@ -160,33 +154,33 @@ def _read_lines(file: Path) -> tuple[list[str], str]:
     return lines, encoding
 
 
-def _decode_utf16(file: Path, content: bytes) -> str:
+def _decode(file: Path, content: bytes) -> tuple[str, str]:
+    """-> (text, encoding)"""
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     try:
-        text = content.decode("utf-16")
+        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: begins as UTF-16 text and is not ({error.reason}): save it as UTF-8") from error
+        if encoding == "utf-16":
+            raise DataError(f"{file}: begins as UTF-16 text and is not ({error.reason}): save it as UTF-8") from error
+        text = error.object[:error.start].decode()
+        if "\0" not in text:
+            raise DataError(_not_utf8(file, error)) from error
     if "\0" in text:
-        raise DataError(f"{file}:{text[:text.index(chr(0))].count(chr(10)) + 1}: NUL bytes: not plain text; save it as UTF-8")
-    return text
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{file}:{line}: NUL bytes: not plain text; save it as UTF-8")
+    return text, encoding
 
 
-def _decode_utf8(file: Path, content: bytes) -> str:
-    try:
-        text, failed = content.decode("utf-8"), None
-    except UnicodeDecodeError as error:
-        text, failed = "", error
-    nul = content.find(b"\0")
-    if nul >= 0 and (failed is None or nul < failed.start):
-        raise DataError(f"{file}:{content.count(bytes([10]), 0, nul) + 1}: NUL bytes: not plain text; save it as UTF-8")
-    if failed is None:
-        return text
-    start = content.rfind(b"\n", 0, failed.start) + 1
+def _not_utf8(file: Path, error: UnicodeDecodeError) -> str:
+    content = error.object
+    start = content.rfind(b"\n", 0, error.start) + 1
     line = content[start:].partition(b"\n")[0][:200].strip()
-    column = len(content[start:failed.start].decode("utf-8")) + 1
-    where = f"{file}:{content.count(bytes([10]), 0, start) + 1}: not UTF-8 text ({failed.reason} in column {column})"
-    if nul >= 0 or re.search(rb"[\x01-\x08\x0e-\x1f]", line):
-        raise DataError(f"{where}: not a list of images") from failed
-    raise DataError(f"{where}. In Windows-1252 (Western Europe; Excel's plain CSV) the line is "
-                    f"{shown(line.decode('cp1252', 'replace'))!r}. If that is right, convert the file: iconv -f WINDOWS-1252 -t "
-                    f"UTF-8 {shown(file.name)} > utf8.csv (and put that in its place); or save it as \"CSV UTF-8\" in the "
-                    "program it is from") from failed
+    column = len(content[start:error.start].decode()) + 1
+    number = content.count(b"\n", 0, start) + 1
+    where = f"{file}:{number}: not UTF-8 text ({error.reason} in column {column})"
+    if b"\0" in content or re.search(rb"[\x01-\x08\x0e-\x1f]", line):
+        return f"{where}: not a list of images"
+    return (f"{where}. In Windows-1252 (Western Europe; Excel's plain CSV) the line is "
+            f"{shown(line.decode('cp1252', 'replace'))!r}. If that is right, convert the file: iconv -f WINDOWS-1252 -t "
+            f"UTF-8 {shown(file.name)} > utf8.csv (and put that in its place); or save it as \"CSV UTF-8\" in the "
+            "program it is from")

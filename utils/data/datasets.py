@@ -6,7 +6,6 @@ Sources: CUB-200-2011 (Wah et al., Caltech CNS-TR-2011-001), Oxford 102 Flowers 
 or count in them is trusted.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -204,7 +203,11 @@ def own_splits(dataset: str, data_dir: str, request: Request = BY_DEFAULT, readi
         splits = read_as(splits, reading, follow_exif=dataset not in PUBLISHED_FILES)
         if own_classes:
             return splits
-    return classes.apply(request.classes, splits, data_dir, sort=own_classes)
+    return classes.apply(request.classes, splits, _location(dataset, data_dir), sort=own_classes)
+
+
+def _location(dataset: str, data_dir: str) -> str:
+    return f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
 
 
 def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_fraction: float = 0.0,
@@ -218,12 +221,11 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
     it. Raises DataError if the data are missing or do not fit together.
     """
     splits = own_splits(dataset, data_dir, Request(rule, val_fraction, test_fraction, need, **columns), reading)
-    location = f"{dataset} in {data_dir}" if data_dir and dataset != "digits" else dataset
+    location = _location(dataset, data_dir)
     if not len(splits.train) and need == HELD_OUT:
         check(splits, location, trains=False)
         drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]
-        return dataclasses.replace(splits, notes=(*splits.notes, *drawn * bool(val_fraction or test_fraction),
-                                                  *without_images(splits, need)))
+        return splits.replace(*drawn * bool(val_fraction or test_fraction), *without_images(splits, need))
     unclear = {}
     if (test_fraction or val_fraction) and dataset in OWN_CLASSES and rule.order is not None:       # None: a run from before
         splits, unclear = overlap.each_file_once(splits, bool(test_fraction), "rows" if dataset == "csv" else "images")
@@ -231,25 +233,28 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
         splits = draw_test(splits, test_fraction, split_seed, strata)
     if val_fraction:
         splits = hold_out(splits, val_fraction, split_seed, strata)
-    told = [note for part, drawn in (("test", test_fraction), ("val", val_fraction)) if drawn
-            for note in overlap.drawn_from_trained(splits, part, unclear)]
-    splits = dataclasses.replace(splits, notes=(*splits.notes, *told))
+    splits = splits.replace(*overlap.drawn_from_trained(splits, unclear))
     if not len(splits.test) and need != ANYTHING:
         seen = f" of its {len(splits.train):,} images ({'; '.join(splits.notes)})" if splits.notes else ""
         raise DataError(f"{location}: nothing is held out{seen}. --val_fraction 0.1 holds out a share of train to choose on, "
                         "--test_fraction 0.2 draws a test set")
     check(splits, location, trains=need == TRAIN, kept=bool(rule.wanted))
-    return dataclasses.replace(splits, notes=(*splits.notes, *without_images(splits, need)))
+    return splits.replace(*without_images(splits, need))
+
+
+def splits_of(settings: Mapping, **others) -> Splits:
+    """open_splits by the settings of a run; `others` are arguments of it in their place."""
+    named = {name: settings[name] for name in ("dataset", "data_dir", "val_fraction", "test_fraction", "split_seed")}
+    return open_splits(**{**named, "rule": ClassRule(settings["class_order"]), "reading": Reading.of(settings),
+                          **columns_of(settings), **others})
 
 
 def without_images(splits: Splits, need: str) -> Iterator[str]:
     """A line for each held-out split that lacks images of some classes."""
-    named = {splits.val_name: splits.val} | ({"test": splits.test} if splits.test is not splits.val else {})
-    for name, split in named.items():
+    for name, split in splits.held_out.items():
         missing = np.flatnonzero(np.bincount(split.targets, minlength=len(splits.classes)) == 0)
         if len(missing) and (need == TRAIN or split is splits.test):
-            begin = "warning: " if need == TRAIN else ""
-            yield (f"{begin}{name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
+            yield (f"warning: {name} has no images of {len(missing):,} of the {len(splits.classes):,} classes: "
                    f"{abbreviate(splits.classes[label] for label in missing)}")
 
 

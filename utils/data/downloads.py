@@ -1,5 +1,6 @@
 """torchvision's data sets: where they are downloaded by torchvision, and what is reported where that fails."""
 
+import contextlib
 import http.client
 import os
 from collections.abc import Iterable
@@ -20,16 +21,25 @@ def download(kind: type, data_dir: str, advice: str, archives: Iterable[Path] = 
 
     archives: packed files that torchvision would take if they were there whole. What was there and is not taken is damaged.
     """
-    there = [file for file in archives if file.is_file()]
+    there, found, made = [file for file in archives if file.is_file()], describe(data_dir), _missing(data_dir, kind.__name__)
     try:
         return kind(data_dir, download=True, **arguments)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        for folder, _, _ in os.walk(made, topdown=False):              # torchvision makes it first; files are kept
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
         if there:
             raise DataError(f"{abbreviate(map(str, there))}: damaged or cut off (not the published file); delete it and {advice}"
                             ) from error
         reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise DataError(f"{kind.__name__} is not in {data_dir} ({describe(data_dir)}) and cannot be downloaded ({reason}); "
+        raise DataError(f"{kind.__name__} is not in {data_dir} ({found}) and cannot be downloaded ({reason}); "
                         f"{advice}") from error
+
+
+def _missing(data_dir: str, name: str) -> Path:
+    """The outermost folder of DATA_DIR/NAME that is not there yet; one that never is, where all are."""
+    inner = Path(data_dir, name, "raw").absolute()
+    return next((folder for folder in (*inner.parents[::-1], inner) if not folder.exists()), inner / "none")
 
 
 def describe(data_dir: str) -> str:

@@ -4,13 +4,14 @@ A file may hold anything: whatever is wrong with it raises an ImageError, before
 """
 
 import contextlib
+import copy
 import functools
 import hashlib
 import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,9 +19,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from utils.files import dead_link, located, no_folder
+
 from .decode import IMAGE_FORMATS, MAX_PIXELS, opened_image, undecoded
 from .reading import AS_STORED, UPRIGHT, Reading, orientation, to_rgb, turned_size
-from .splits import DataError, ImageError
+from .splits import DataError, ImageError, Splits
 
 FIRST_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")     # of runs from before others
 HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
@@ -44,6 +47,12 @@ class FileImages(Dataset):
         assert not reading.unknown, reading
         self.samples, self.root, self.reading = samples, Path(root), reading
         self.targets = np.array([label for _, label in samples], dtype=np.int64)
+        self.files: list[str] | None = None         # the paths beyond all links, where overlap.py has asked for them
+
+    def read_as(self, reading: Reading) -> "FileImages":
+        images = copy.copy(self)
+        images.reading = reading
+        return images
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -123,9 +132,37 @@ def _reason(error: Exception) -> str:
     return shown(text or type(error).__name__)[:MAX_REASON]
 
 
+def entries(folder: str | Path) -> list[os.DirEntry]:
+    """Raises DataError."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        if isinstance(error, NotADirectoryError) and Path(folder).exists():
+            raise DataError(f"{folder} is {no_folder(folder)}") from error
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{reason}: {located(folder)}") from error
+
+
+def links_gone(paths: Sequence[str]) -> str:
+    """The message for links that lead nowhere."""
+    if len(paths) == 1:
+        return f"{shown(dead_link(paths[0]))}. Restore what it names, or remove the link"
+    return (f"{shown(dead_link(paths[0]))}, and {len(paths) - 1:,} more links lead nowhere. Restore what they name, or remove "
+            "them")
+
+
 def shown(text: str) -> str:
     """Escape what a terminal cannot show: names of files may hold line breaks, control characters, undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def splits_in_files(images: Mapping[str, FileImages], root: str | Path, classes: Sequence[str], notes: Iterable[str]) -> Splits:
+    """images: by part, "train", "val" and "test", as far as they are there. A part to test on alone is chosen on too."""
+    none = FileImages([], root)
+    val = images.get("val", images.get("test", none))
+    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    return Splits(images.get("train", none), val, images.get("test", val), val_name, tuple(classes), notes=tuple(notes))
 
 
 def existing_images(samples: list[tuple[str, int]], root: str | Path, named_by: Callable[[int], str]) -> FileImages:

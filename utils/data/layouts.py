@@ -6,7 +6,8 @@ archives unpack. What could mean two things is refused, with the choice.
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,11 +82,23 @@ def find(data_dir: str, listing: List, request: Request) -> Layout:
         return _undivided(root, root, listing, request)            # the classes of a run that took them so
     found = _divisions(root, listing, 0)
     if len(found) > 1:
+        _check_swapped(root, found, listing)
         raise DataError(f"{located(root)} holds more than one data set: {', '.join(str(place) for place, _ in found[:5])}. Give "
                         "one of them as --data_dir")
     if found:
         return _divided(root, *found[0], listing, request)
     return _undivided(root, _outer(root, listing), listing, request)
+
+
+def _check_swapped(root: Path, found: list[tuple[Path, dict[str, list[str]]]], listing: List) -> None:
+    """Raise DataError for classes that are each divided inside: cat/train, cat/test, dog/train, dog/test."""
+    parts = [place / name for place, roles in found for same in roles.values() for name in same]
+    if {place.parent for place, _ in found} != {root} or not all(listing(part).images for part in parts):
+        return
+    first, splits = found[0][0].name, [part.name for part in parts if part.parent == found[0][0]]
+    raise DataError(f"{located(root)}: each class has {' and '.join(f'{split}/' for split in splits)} inside it "
+                    f"({abbreviate(str(part.relative_to(root)) for part in parts)}), and it must be the other way round: move "
+                    f"{first}/{splits[0]} to {splits[0]}/{first}, and so on")
 
 
 def _outer(root: Path, listing: List) -> Path:
@@ -149,7 +162,10 @@ def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List
     if request.classes.order is None and names.get("train") == "train" and names.get("val") == "val" and (
             names.get("test") not in (None, "test")):
         del names["test"]                       # a run from before other spellings were taken
-    folders = {role: _class_root(place / names[role], listing) for role in SPELLINGS if role in names}
+    folders, classes = {}, set(request.classes.wanted)
+    for role in (role for role in SPELLINGS if role in names):
+        folders[role] = _class_root(place / names[role], listing, classes)
+        classes |= set(listing(folders[role]).folders) if role == "train" else set()
     classes = set(listing(folders["train"]).folders) if "train" in folders else set()
     test = folders.get("test")
     if test and classes and not set(listing(test).folders) - ({"images"} - classes):
@@ -166,14 +182,19 @@ def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List
     return Layout(folders, False, val_list, (*_taken(root, folders, request), *notes))
 
 
-def _class_root(folder: Path, listing: List) -> Path:
-    """The folder itself, or the one inside that archives add: training_set/training_set/cats."""
+def _class_root(folder: Path, listing: List, classes: Collection[str]) -> Path:
+    """The folder itself, or the one inside that archives and programs add: training_set/training_set/cats, train/images/cats.
+
+    classes: names that are known to be those of classes. One class alone cannot be trained, so that a folder alone with several
+    inside is none.
+    """
     here = listing(folder)
-    if here.images or len(here.folders) != 1:
+    if here.images or len(here.folders) != 1 or here.folders[0] in classes:
         return folder
     inner = folder / here.folders[0]
     below = listing(inner)
-    return inner if not below.images and (here.folders[0].casefold() == folder.name.casefold() and below.folders) else folder
+    same = here.folders[0].casefold() == folder.name.casefold()
+    return inner if not below.images and len(below.folders) > (0 if same else 1) else folder
 
 
 def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: Request) -> None:
@@ -209,9 +230,13 @@ def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
         parts = [" and ".join(f"{folder.relative_to(root)}/" for folder in folders.values()) + ", to draw a test set from"]
     notes = [f"taken: {', '.join(parts)} (in {root})"]
     if lone_test and not request.draws and request.need == TRAIN:
-        notes.append("best.pt is chosen on the test set, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) "
-                     "would choose on a share of train instead")
+        notes.append(chosen_on_test("the test set"))
     return notes
+
+
+def chosen_on_test(what: str) -> str:
+    return (f"best.pt is chosen on {what}, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) would choose "
+            "on a share of train instead")
 
 
 # --------------------------------------------------------------------------------------------------- one undivided tree
@@ -223,9 +248,11 @@ def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layo
         holds = f"holds no train/ and val/, and no class folders, but {contents(here)}" if any(here) else NOTHING
         raise DataError(f"{located(place)} {holds}: give the folder "
                         "that holds them, with one folder a class" + _advice(here))
+    notes = []
     if not (request.classes.wanted and set(here.folders) <= set(request.classes.wanted)):
-        _check_levels(place, here, listing)
+        _check_levels(place, here, listing, request)
         _check_depth(place, listing)
+        notes += _called_as_splits(place, here)
     if request.need == TRAIN and not request.draws:
         if len(here.folders) == 1:
             raise DataError(f"{located(place)} holds one folder ({here.folders[0]}) but no train/ and val/: give the folder that "
@@ -233,26 +260,44 @@ def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layo
         raise DataError(f"{located(place)} holds {_count(here.folders, 'folder')} but no train/ and val/ "
                         f"({abbreviate(here.folders)}): if the folders are classes, --test_fraction 0.2 draws a test set from "
                         "them, and --val_fraction 0.1 images to choose on; else give the folder that holds train/ and val/")
-    notes = [f"taken: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
+    notes += [f"taken: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
     if request.need == HELD_OUT and not request.draws:
         notes.append(f"taken: all images of {place}/, which has no train/ and val/")
     return Layout({"train": place}, True, notes=tuple(notes))
 
 
-def _check_levels(place: Path, here: Listing, listing: List) -> None:
+def _called_as_splits(place: Path, here: Listing) -> list[str]:
+    """Warnings of classes that are called as a split. Pictures of trains are as likely as photographs to train on; nobody calls
+    a class val or test. Raises DataError for those."""
+    called = {name: SPLIT_NAME.fullmatch(name) for name in here.folders}
+    plain = [name for name, match in called.items() if match and name.casefold() in ROLE and ROLE[name.casefold()] != "train"]
+    if plain:
+        others = abbreviate(name for name in here.folders if name not in plain)
+        raise DataError(f"{located(place)}: is {plain[0]}/ a class beside {others}? It holds images and no class folders, so "
+                        f"that nothing can be tested on it: move it out of {place}, or rename it if it is a class")
+    return [f"warning: {place / name}/ is taken for a class, as the {len(here.folders) - 1} folders beside it are: move it "
+            "elsewhere if it is none" for name, match in called.items() if match and not match[1]]
+
+
+def _check_levels(place: Path, here: Listing, listing: List, request: Request) -> None:
     """Raise DataError if the classes may as well be one level deeper: Dataset/0 ... Dataset/9 beside Examples/, or
-    color/... beside gray/... with the same folders in both."""
+    color/... beside gray/..., fold1/... beside fold2/..., with mostly the same folders in all."""
     inner = {name: listing(place / name) for name in here.folders}
-    outer = [name for name, one in inner.items() if not one.images and len(one.folders) > 1]
-    below = {name: set(inner[name].folders) for name in outer}
-    more = max(map(len, below.values()), default=0)
-    alike = len(outer) > 1 and len(outer) == len(inner) and len(set.intersection(*below.values())) > len(outer)
-    if not alike and not (len(outer) == 1 and len(inner) > 1 and more > len(inner) - 1):
+    outer = [name for name, one in inner.items() if one.folders and not one.images]
+    below = {name: inner[name].folders for name in outer}
+    counts = Counter(name for names in below.values() for name in names)
+    shared = [name for name, count in counts.items() if count > 1]
+    several = [name for name in outer if len(below[name]) > 1]
+    alike = bool(len(shared) > 1 and several) and (
+        2 * sum(counts[name] for name in shared) >= counts.total() and 2 * len(outer) > len(inner))
+    if not alike and not (len(several) == 1 and len(inner) > 1 and len(below[several[0]]) > len(inner) - 1):
         return
-    largest = max(outer, key=lambda name: len(below[name]))
-    raise DataError(f"{located(place)}: which folders are the classes? For the {more} of {largest} "
-                    f"({abbreviate(below[largest])}) give --data_dir {place / largest}; for {_count(here.folders, 'folder')} "
-                    f"({abbreviate(here.folders)}) move them into {place / 'train'} and add --val_fraction 0.1")
+    largest = max(several, key=lambda name: len(below[name]))
+    together = f", or put those of {abbreviate(outer)} together in one folder" if alike else ""
+    move = f"{place / 'val'}" if request.need == HELD_OUT else f"{place / 'train'} and add --val_fraction 0.1"
+    raise DataError(f"{located(place)}: which folders are the classes? For the {len(below[largest])} of {largest} "
+                    f"({abbreviate(below[largest])}) give --data_dir {place / largest}{together}; for "
+                    f"{_count(here.folders, 'folder')} ({abbreviate(here.folders)}) move them into {move}")
 
 
 def _check_depth(place: Path, listing: List) -> None:

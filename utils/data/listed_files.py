@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from utils.files import image_folder, no_image_folder
+
 from .image_files import IMAGE_EXTENSIONS, shown
 from .splits import DataError
 
@@ -23,17 +25,21 @@ class FileFinder:
     """
 
     def __init__(self, data_dir: str, image_dir: str | None = None):
-        self.data_dir, self.given = data_dir, image_dir and _given(image_dir, data_dir)
+        self.data_dir, self.given = data_dir, image_dir and image_folder(image_dir, data_dir)
+        if image_dir and self.given is None:
+            raise DataError(no_image_folder(image_dir, data_dir))
         self._asked: dict[str, int] = {}
         self._names: dict[str, set[str]] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folders: Sequence[str]) -> str | None:
         """The file's path, or None. Raises DataError where the name means two files."""
-        if len(folders) == 1:
-            return self._find_in(folders[0], name)
-        found = [path for folder in folders if (path := self._find_in(folder, name))]
+        found = [path for folder in folders for path in self._candidates(name, folder)]
         if len(found) > 1:
+            (place, one), (other, two) = map(split_path, found[:2])
+            if place == other:
+                raise DataError(f"{shown(os.path.splitext(one)[0])} is {shown(one)} and {shown(two)} in {place}: write the names "
+                                "with their endings, or remove one")
             raise DataError(f"{shown(name)} is {shown(found[0])} and {shown(found[1])}: name one of the folders with --image_dir")
         return found[0] if found else None
 
@@ -47,10 +53,10 @@ class FileFinder:
         names = list(dict.fromkeys(filter(None, names)))
         sample = [names[number * len(names) // SAMPLE] for number in range(SAMPLE)] if len(names) > SAMPLE else names
         near = self.given or self.data_dir
-        if any(self._is_there(name, near) for name in sample):
+        if any(self._candidates(name, near) for name in sample):
             return [near]
         for level in _levels(self.data_dir) if everywhere and not self.given else ():
-            hits = {folder: {name for name in sample if self._is_there(name, folder)} for folder in level}
+            hits = {folder: {name for name in sample if self._candidates(name, folder)} for folder in level}
             hits = {folder: found for folder, found in hits.items() if found}
             whole = [folder for folder, found in hits.items() if len(found) == len(sample)]
             named = [folder for folder in whole if os.path.basename(folder).lower().startswith(part)]
@@ -63,36 +69,25 @@ class FileFinder:
                 return list(hits)
         return []
 
-    def _is_there(self, name: str, folder: str) -> bool:
-        try:
-            return self._find_in(folder, name) is not None
-        except DataError:                       # twice
-            return True
-
-    def _find_in(self, folder: str, name: str) -> str | None:
+    def _candidates(self, name: str, folder: str) -> list[str]:
+        """The files that the name means there; without an ending it may be several."""
         for spelling in _spellings(name):
-            path = _join(folder, spelling)
+            path = join_path(folder, spelling)
             if self._is_file(path):
-                return path
-            if not spelling.lower().endswith(IMAGE_EXTENSIONS) and (path := self._with_ending(path)):
-                return path
-        return None
+                return [path]
+            if not spelling.lower().endswith(IMAGE_EXTENSIONS):
+                place, stem = split_path(path)
+                if names := self._by_stem(place).get(stem):
+                    return [join_path(place, each) for each in names]
+        return []
 
     def other_case(self, name: str, folder: str) -> str | None:
         """A file there whose name differs in upper and lower case alone."""
-        folder, name = _split(_join(folder, name.replace("\\", "/")))
-        return next((_join(folder, other) for other in self._listing(folder) if other.lower() == name.lower()), None)
-
-    def _with_ending(self, path: str) -> str | None:
-        folder, stem = _split(path)
-        names = self._by_stem(folder).get(stem, ())
-        if len(names) > 1:
-            raise DataError(f"{shown(stem)} is {shown(names[0])} and {shown(names[1])} in {folder}: write the names with their "
-                            "endings, or remove one")
-        return _join(folder, names[0]) if names else None
+        folder, name = split_path(join_path(folder, name.replace("\\", "/")))
+        return next((join_path(folder, other) for other in self._listing(folder) if other.lower() == name.lower()), None)
 
     def _is_file(self, path: str) -> bool:
-        folder, name = _split(path)
+        folder, name = split_path(path)
         if folder in self._names:
             return name in self._names[folder]
         asked = self._asked[folder] = self._asked.get(folder, 0) + 1
@@ -141,11 +136,11 @@ def is_url(name: str) -> bool:
 # As os.path.join and os.path.split, in a third of their time.
 
 
-def _join(folder: str, name: str) -> str:
+def join_path(folder: str, name: str) -> str:
     return name if name.startswith("/") or not folder else folder + name if folder.endswith("/") else f"{folder}/{name}"
 
 
-def _split(path: str) -> tuple[str, str]:
+def split_path(path: str) -> tuple[str, str]:
     end = path.rfind("/") + 1
     return path[:end - 1 or end] if end else "", path[end:]
 
@@ -165,11 +160,3 @@ def _folders_in(folder: str) -> list[str]:
     except OSError:
         return []
     return [os.path.join(folder, name) for name in names[:MAX_FOLDERS]]
-
-
-def _given(image_dir: str, data_dir: str) -> str:
-    places = (os.path.join(data_dir, image_dir), image_dir)
-    place = next((place for place in places if os.path.isdir(place)), None)
-    if place is None:
-        raise DataError(f"--image_dir {image_dir}: no such folder in {data_dir}, nor in {os.getcwd()}")
-    return place

@@ -1,35 +1,34 @@
 """Images that are in two splits, or in two classes: by the files that they are, and by their bytes."""
 
-import dataclasses
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import Dataset
 
-from .image_files import FileImages
+from .classes import shown_name
+from .image_files import FileImages, shown
+from .listed_files import FEW, join_path, split_path
 from .splits import Splits, Subset
 
 SAMPLE = 64                 # sizes that are compared
-FEW = 32                    # files of a folder that are asked for one by one; for more its listing is read
-
-
-# ------------------------------------------------------------------------------------------------ before and after a draw
 
 
 def real_paths(paths: Sequence[str]) -> list[str]:
     """The paths beyond all links. Asks the file system once a folder, and for each file that is a link."""
-    divided = [os.path.split(path) for path in paths]
+    divided = [split_path(path) for path in paths]
     folders: dict[str, set[str]] = defaultdict(set)
     for folder, name in divided:
         folders[folder].add(name)
-    known = {folder: (os.path.realpath(folder), _links(folder, names)) for folder, names in folders.items()}
-    found = []
-    for folder, name in divided:
-        real, links = known[folder]
-        found.append(os.path.realpath(os.path.join(folder, name)) if name in links else os.path.join(real, name))
+    links = {folder: _links(folder, names) for folder, names in folders.items()}
+    real_folder = {folder: os.path.realpath(folder) for folder in folders}
+    found = [join_path(real_folder[folder], name) for folder, name in divided]
+    linked = [number for number, (folder, name) in enumerate(divided) if name in links[folder]]
+    if linked:                                  # realpath of each would ask about every folder above it
+        targets = [join_path(real_folder[divided[number][0]], os.readlink(found[number])) for number in linked]
+        for number, path in zip(linked, real_paths(targets)):
+            found[number] = path
     return found
 
 
@@ -49,7 +48,7 @@ def each_file_once(splits: Splits, pooled: bool, what: str) -> tuple[Splits, dic
     pooled: the share is drawn from all images, and not from train alone. what: what names them, such as "rows".
     -> (the splits, the file by image name, of files that stay under several labels)
     """
-    parts = {id(split): split for split in (splits.train, splits.val, splits.test)[:3 if pooled else 1] if len(split)}
+    parts = {id(split): split for split in (splits.train, *splits.held_out.values())[:None if pooled else 1] if len(split)}
     seen, taken, files = set(), {}, {}
     for key, split in parts.items():
         files[key], chosen = _files(split), []
@@ -65,56 +64,65 @@ def each_file_once(splits: Splits, pooled: bool, what: str) -> tuple[Splits, dic
         return splits, unclear
     note = (f"{'all parts together' if len(parts) > 1 else 'train'}: {total:,} {what} name {len(labels):,} files: each is taken "
             f"once{' for each of its labels' * bool(unclear)}, since a share is held out")
-    train, val, test = (taken.get(id(split), split) for split in (splits.train, splits.val, splits.test))
-    return dataclasses.replace(splits, train=train, val=val, test=test, notes=(*splits.notes, note)), unclear
+    return splits.changed(lambda split: taken.get(id(split), split)).replace(note), unclear
 
 
 def _files(split: Dataset) -> list[str]:
     """What identifies the file of each image; of a prepared one, its name."""
     if isinstance(split, FileImages):
-        return real_paths([path for path, _ in split.samples])
+        split.files = split.files or real_paths([path for path, _ in split.samples])
+        return split.files
     return [split.name(index) for index in range(len(split))]
 
 
-def drawn_from_trained(splits: Splits, part: str, files: Mapping[str, str]) -> list[str]:
-    """A warning where the share `part` has files that are in train too. files: by image name, as each_file_once has them."""
-    if not files:
+def drawn_from_trained(splits: Splits, files: Mapping[str, str]) -> list[str]:
+    """Warnings of files that are held out and in train too. files: by image name, as each_file_once has them."""
+    images = {"train": splits.train, **splits.held_out} if files else {}
+    names = {part: list(map(split.name, range(len(split)))) for part, split in images.items()}
+    return in_two_splits({part: [files.get(name, name) for name in own] for part, own in names.items()},
+                         lambda part, index: f"{shown(names[part][index])} ({splits.classes[images[part].targets[index]]})")
+
+
+# ------------------------------------------------------------------------------------------------------- one image twice
+
+# By split, train first: `images`, and `keys`, what identifies each of them (its file, or a digest of it). name_of(split, index):
+# what a message calls an image. `how`: by what images are the same, if not by their files.
+
+
+def shared_images(images: Mapping[str, Dataset], classes: Sequence[str], name_of: Callable[[str, int], str],
+                  keys: Mapping[str, Sequence] | None = None, how: str = "") -> list[str]:
+    """Warnings of one image under two labels, or in two splits."""
+    keys = keys or {split: _files(own) for split, own in images.items()}
+    if len(set().union(*keys.values())) == sum(map(len, keys.values())):
         return []
-    trained, held = ({name: files[name] for name in map(split.name, range(len(split))) if name in files}
-                     for split in (splits.train, getattr(splits, part)))
-    names = {file: name for name, file in trained.items()}
-    both = [name for name, file in held.items() if file in names]
-    if not both:
-        return []
-    return [f"warning: {len(both):,} of the {len(getattr(splits, part)):,} images held out for {part} are training images under "
-            f"another label: such as {both[0]}, which is {names[held[both[0]]]} in train. Results on them mean little: keep one "
-            "label a file"]
+    first, two = {}, []
+    for split, own in keys.items():
+        for index, (key, label) in enumerate(zip(own, images[split].targets.tolist())):
+            before = first.setdefault(key, (split, index, label))
+            if before[2] != label:
+                two.append((before, (split, index, label)))
+    lines = []
+    if two:
+        one, other = (f"{name_of(split, index)} ({shown_name(classes[label])})" for split, index, label in two[0])
+        lines.append(f"warning: {len(two):,} image{'s' * (len(two) > 1)} under two labels{how}: such as {one}, which is {other}")
+    return lines + in_two_splits(keys, name_of, how)
 
 
-# -------------------------------------------------------------------------------------------------- own splits of the data
-
-
-def shared_files(images: Mapping[str, FileImages], files: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:
-    """Warnings of one file in train and a held-out split, or under two labels. files: what identifies each image, by split."""
-    notes, trained = [], {}
-    for split, own in files.items():
-        labels: dict[str, int] = {}
-        two = [index for index, file in enumerate(own)
-               if images[split].targets[labels.setdefault(file, index)] != images[split].targets[index]]
-        if two:
-            first = labels[own[two[0]]]
-            notes.append(f"warning: {len(two):,} image{'s' * (len(two) > 1)} of {split} under two labels: such as "
-                         f"{images[split].name(first)} ({classes[images[split].targets[first]]}), which is "
-                         f"{images[split].name(two[0])} ({classes[images[split].targets[two[0]]]})")
-        trained = labels if split == "train" else trained
-    for split in (split for split in files if split != "train" and trained):
-        same = [index for index, file in enumerate(files[split]) if file in trained]
-        if same:
-            part = "all of" if len(same) == len(files[split]) else f"{len(same):,} of"
-            notes.append(f"warning: {part} {split}'s {len(files[split]):,} images are training images: such as "
-                         f"{images[split].name(same[0])}, which is {images['train'].name(trained[files[split][same[0]]])}. "
-                         "Results on them mean little")
-    return notes
+def in_two_splits(keys: Mapping[str, Sequence], name_of: Callable[[str, int], str], how: str = "") -> list[str]:
+    """Warnings of held-out images that are in a split before theirs too."""
+    lines, first = [], {}
+    for split, own in keys.items():
+        shared: dict[str, list[int]] = defaultdict(list)
+        for index, key in enumerate(own):
+            before, _ = first.setdefault(key, (split, index))
+            if before != split:
+                shared[before].append(index)
+        for other, same in shared.items():
+            part = "all of" if len(same) == len(own) else f"{len(same):,} of"
+            what = "training images" if other == "train" else f"images of {other} too"
+            lines.append(f"warning: {part} {split}'s {len(own):,} images are {what}{how}: such as {name_of(split, same[0])}, "
+                         f"which is {name_of(*first[own[same[0]]])}. Results on them mean little")
+    return lines
 
 
 def seems_copied(images: Mapping[str, FileImages], roots: Mapping[str, Path]) -> list[str]:
@@ -133,21 +141,3 @@ def seems_copied(images: Mapping[str, FileImages], roots: Mapping[str, Path]) ->
             notes.append(f"warning: every image of {split} has the name, class and size of one of train: is it a copy? Results "
                          "on training images mean little; python dataset.py check compares the bytes")
     return notes
-
-
-def same_bytes(digests: Mapping[int, bytes], targets: np.ndarray, train_images: int, name_of: Callable[[int], str]) -> list[str]:
-    """Lines about images that are equal byte by byte. digests, targets: by place, those of train first."""
-    lines, first = [], {}
-    for place in sorted(digests):
-        first.setdefault(digests[place], place)
-    held_out = [place for place in sorted(digests) if place >= train_images]
-    twice = [place for place in held_out if first[digests[place]] < train_images]
-    if twice:
-        part = "all " if len(twice) == len(held_out) else ""
-        lines.append(f"{part}{len(twice):,} held-out images are in train too, byte by byte, so that results on them mean little: "
-                     f"such as {name_of(twice[0])}, which is {name_of(first[digests[twice[0]]])}")
-    two = [place for place in sorted(digests) if targets[place] != targets[first[digests[place]]]]
-    if two:
-        lines.append(f"{len(two):,} images are in two classes, byte by byte: such as {name_of(two[0])}, which is "
-                     f"{name_of(first[digests[two[0]]])}")
-    return lines

@@ -59,6 +59,21 @@ class Splits:
     reading: Reading = AS_STORED    # how its image files are read
     notes: tuple[str, ...] = ()     # to print when a run starts: what was taken as what; a fault begins with "warning: "
 
+    @property
+    def held_out(self) -> dict[str, Dataset]:
+        """By name; one where val and test are."""
+        return {self.val_name: self.val} if self.val is self.test else {self.val_name: self.val, "test": self.test}
+
+    def replace(self, *notes: str, **values: object) -> "Splits":
+        """A copy with other values, and with more notes."""
+        return dataclasses.replace(self, **values, notes=(*self.notes, *notes))
+
+    def changed(self, change: Callable[[Dataset], Dataset]) -> "Splits":
+        """A copy whose splits are change(split), called once for each: what was one object stays one."""
+        made = {id(split): split for split in (self.train, self.val, self.test)}
+        made = {key: change(split) for key, split in made.items()}
+        return self.replace(train=made[id(self.train)], val=made[id(self.val)], test=made[id(self.test)])
+
 
 class ArrayImages(Dataset):
     """uint8 images (n, height, width[, 3]) in memory. `part`: the published part that they come from, such as "train"."""
@@ -162,14 +177,13 @@ def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_cla
         raise DataError(f"--val_fraction: the data set has a validation split of its own ({len(splits.val)} images). Omit "
                         "--val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
-    return dataclasses.replace(splits, train=train, val=val, test=splits.test if len(splits.test) else val, val_name="val")
+    return splits.replace(train=train, val=val, test=splits.test if len(splits.test) else val, val_name="val")
 
 
 def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
     """Pool all images and draw a share of them as the test set, as papers on data sets without a usual split do."""
-    published = [splits.train, splits.val, splits.test] if splits.val is not splits.test else [splits.train, splits.test]
-    train, test = _divide(Concat(published), fraction, seed, "test", strata)
-    return dataclasses.replace(splits, train=train, val=test, test=test, val_name="test")
+    train, test = _divide(Concat([splits.train, *splits.held_out.values()]), fraction, seed, "test", strata)
+    return splits.replace(train=train, val=test, test=test, val_name="test")
 
 
 def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: Strata) -> tuple[Subset, Subset]:

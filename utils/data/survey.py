@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 
 from .decode import INSTALL_HEIF, can_read_heif
 from .image_files import HEIF_EXTENSIONS, FileImages, shown
@@ -60,13 +61,10 @@ def read_as(splits: Splits, wish: Reading, follow_exif: bool) -> Splits:
     """
     wish = wish.replace(exif="follow" if follow_exif else "off") if wish.exif == AUTO else wish
     splits = _without_heif(splits)
-    files = [split for split in {id(split): split for split in (splits.train, splits.val, splits.test)}.values()
-             if isinstance(split, FileImages)]
+    files = [split for split in (splits.train, *splits.held_out.values()) if isinstance(split, FileImages)]
     reading, notes = _find(files, wish) if wish.unknown else (wish, ())
-    made = {id(split): FileImages(split.samples, split.root, reading) for split in files}
-    parts = {name: made.get(id(split), split) for name, split in
-             (("train", splits.train), ("val", splits.val), ("test", splits.test))}
-    return dataclasses.replace(splits, **parts, reading=reading, notes=(*splits.notes, *notes))
+    splits = splits.changed(lambda split: split.read_as(reading) if split in files else split)
+    return splits.replace(*notes, reading=reading)
 
 
 def loose_files(samples: list[tuple[str, int]], root: str | Path, wish: Reading) -> FileImages:
@@ -78,26 +76,25 @@ def loose_files(samples: list[tuple[str, int]], root: str | Path, wish: Reading)
 
 def _without_heif(splits: Splits) -> Splits:
     """Without the HEIC images, where pillow-heif is missing."""
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    kept, endings = {}, Counter()
-    for split in {id(split): split for split in parts.values()}.values():
-        if not isinstance(split, FileImages):
-            continue
-        left_out = [Path(path).suffix.lower() for path, _ in split.samples if path.lower().endswith(HEIF_EXTENSIONS)]
-        if left_out and not can_read_heif():
-            endings.update(left_out)
-            kept[id(split)] = FileImages([each for each in split.samples if not each[0].lower().endswith(HEIF_EXTENSIONS)],
-                                         split.root, split.reading)
-    if not kept:
+    endings = Counter()
+
+    def without(split: Dataset) -> Dataset:
+        samples = getattr(split, "samples", [])
+        left_out = [path for path, _ in samples if path.lower().endswith(HEIF_EXTENSIONS)]
+        if not left_out or can_read_heif():
+            return split
+        endings.update(Path(path).suffix.lower() for path in left_out)
+        return FileImages([each for each in samples if not each[0].lower().endswith(HEIF_EXTENSIONS)], split.root, split.reading)
+
+    kept = splits.changed(without)
+    if not endings:
         return splits
     counts = " and ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
-    parts = {name: kept.get(id(split), split) for name, split in parts.items()}
-    gone = set(splits.train.targets.tolist()) - set(parts["train"].targets.tolist())
+    gone = set(splits.train.targets.tolist()) - set(kept.train.targets.tolist())
     if gone:
         raise DataError(f"{splits.train.root}: the images of class {abbreviate(splits.classes[label] for label in gone)} are "
                         f"{' and '.join(sorted(endings))} files alone, and this Python cannot read those: {INSTALL_HEIF}")
-    note = f"warning: {counts} images are left out: {INSTALL_HEIF}"
-    return dataclasses.replace(splits, **parts, notes=(*splits.notes, note))
+    return kept.replace(f"warning: {counts} images are left out: {INSTALL_HEIF}")
 
 
 # ------------------------------------------------------------------------------------------------------ the sample

@@ -2,4 +2,4 @@
 
 from .collectives import all_gather, all_gather_objects, all_reduce_sum, broadcast_from_main, broadcast_weights, local_main_first
 from .ddp import no_sync, unwrap, wrap
-from .ranks import PeerLost, Ranks, init, watch
+from .ranks import PeerLost, Ranks, before_end, init, to_host, wait_for, watch

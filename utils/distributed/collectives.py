@@ -1,10 +1,13 @@
 """What the processes of a run do together. On one process each function does the same without a group."""
 
+import platform
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from utils import launch
 
 from .ranks import Ranks, current_group, training_group
 
@@ -51,7 +54,8 @@ def broadcast_from_main(ranks: Ranks, function: Callable):
 def local_main_first(ranks: Ranks, function: Callable):
     """Runs `function` on one process of each node, then on the others: what it downloads or writes is there for them.
 
-    A ValueError on any process is raised on all of them, so that none waits for one that has given up.
+    A ValueError on any process is raised on all of them, so that none waits for one that has given up. It names the node, unless
+    all nodes have it: a file may be missing on one of them.
     """
     result, error = None, None
     for turn in (True, False):
@@ -60,7 +64,12 @@ def local_main_first(ranks: Ranks, function: Callable):
                 result = function()
             except ValueError as caught:
                 error = caught
-        for known in filter(None, all_gather_objects(ranks, error)):
+        outcomes = all_gather_objects(ranks, (launch.node(), platform.node(), error))
+        failed = [outcome for outcome in outcomes if outcome[2] is not None]
+        if failed:
+            node, host, known = failed[0]
+            if {outcome[0] for outcome in failed} != {outcome[0] for outcome in outcomes}:
+                known.args = (f"node {node} (host {host}): {known}",)
             raise known
     return result
 

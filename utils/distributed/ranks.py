@@ -1,8 +1,10 @@
 """Joins and leaves the processes of a run; turns a broken collective into one line.
 
 While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
-`timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process): it asks neither the others
-nor the store in which torchrun introduced them, which may be gone with its machine. Its report names a process that died.
+`timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process). It does not ask the others,
+and the store in which they met for `ANSWER_S` at most, because that may be gone with its machine. On several nodes a process
+whose error ends the run leaves its exit code there, so that all end with the same one and none is started again. The report of a
+process that is lost names one that died.
 """
 
 import contextlib
@@ -11,18 +13,26 @@ import datetime
 import gc
 import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from utils import launch, process
-from utils.device import choose_device, is_out_of_memory, keep_memory, out_of_memory_error
+from utils.device import SMALLER_MODEL, SMALLER_STEP, choose_device, is_out_of_memory, keep_memory, out_of_memory_error
 
-from .rendezvous import meet
+from .neighbors import NeighborLost, Neighbors, watch_neighbors
+from .rendezvous import EXIT_CODE, meet
 
 OF_GLOO = ("gloo", "Application timeout caused pair closure", "Operation timed out!")
+ANSWER_S = 2.0      # of the store, after a failure
 SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
+WATCHDOG_S = 60     # NCCL's watchdog, which leaves no exit code, aborts a process so much later than `wait_for` raises an error
+POLL_S = 0.0005     # between two looks at a device
 
 
 class PeerLost(ValueError):
@@ -50,10 +60,14 @@ class Ranks:
 class _Group:
     training: dist.ProcessGroup     # its collectives wait `timeout_s`; those of the default group SETUP_S
     timeout_s: int
+    store: dist.Store
     watched: bool = False
+    where: Callable[[], str] = lambda: "setting up"
+    neighbors: Neighbors | None = None
 
 
 _group: _Group | None = None
+before_end: list[Callable[[], None]] = []       # called before `_end`: what is being written must get to its end
 
 
 @contextlib.contextmanager
@@ -66,11 +80,11 @@ def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
     """
     place = launch.place()
     ranks, size = Ranks(*place, choose_device(device, place.local_rank, place.local_size)), place.size
-    if ranks.device.type == "cuda":
-        torch.cuda.set_device(ranks.device)
-    else:
-        keep_memory()
-    with _one_line(ranks, lambda: "setting up"):
+    with _one_code(), _one_line(ranks, lambda: "setting up", SMALLER_MODEL):
+        if ranks.device.type == "cuda":
+            torch.cuda.set_device(ranks.device)
+        else:
+            keep_memory()
         if size > 1:
             _join(ranks, timeout_s)
         yield ranks
@@ -81,43 +95,119 @@ def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
 
 
 @contextlib.contextmanager
-def watch(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
-    """Around all that the processes do together once they are set up; `where()` is what they do just now ("step 13")."""
+def watch(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) -> Iterator[None]:
+    """Around all that the processes do together once they are set up; `where()` is what they do just now ("step 13"), `remedy`
+    what helps where memory is used up."""
+    before = _group and (_group.watched, _group.where)
     if _group is not None:
-        _group.watched = True
+        _group.watched, _group.where = True, where
     try:
-        with _one_line(ranks, where):
+        with _one_line(ranks, where, remedy):
             yield
     finally:
         if _group is not None:
-            _group.watched = False
+            _group.watched, _group.where = before
 
 
 @contextlib.contextmanager
-def _one_line(ranks: Ranks, where: Callable[[], str]) -> Iterator[None]:
+def _one_line(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory_error(ranks.device, where()) from error
+            raise out_of_memory_error(ranks.device, where(), remedy) from error
         if _is_of_collective(error):
-            raise PeerLost(f"{where()}: {_loss(error)}; --resume_path continues from the last checkpoint") from error
+            raise _peer_lost(where(), error) from error
         raise
+
+
+@contextlib.contextmanager
+def _one_code() -> Iterator[None]:
+    """On several nodes: leaves the exit code of an error to the others, or ends with the code that another process has left."""
+    try:
+        yield
+    except ValueError as error:
+        code = getattr(error, "exit_code", None)
+        if _group is None or code is None or launch.one_node() or not launch.below_launcher():
+            raise
+        if not isinstance(error, PeerLost):
+            known = _ask_store(lambda: _group.store.set(EXIT_CODE, str(code)))
+        elif known := _ask_store(lambda: _group.store.check([EXIT_CODE]) and int(_group.store.get(EXIT_CODE))):
+            error = PeerLost(f"a process of another node has ended the run with code {known[0]}: what it has printed says why")
+            error.exit_code = known[0]
+        if known:
+            process.nodes_know()
+        raise error
+
+
+def _ask_store(function: Callable[[], object]) -> list:
+    """-> [what function() returns]; [] if that is False, or the store does not answer in time"""
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(dist.DistError):
+            answers.append(function())
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return [answer for answer in answers if answer is not False]
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    """Returns when the device has come to the event. Unlike the event's own wait it hears signals, and that a process is lost.
+
+    Raises NeighborLost, or DistError after the seconds that a collective waits.
+    """
+    began = time.monotonic()
+    while not event.query():
+        if _group is not None:
+            if _group.neighbors is not None:
+                _group.neighbors.raise_if_lost()
+            if time.monotonic() - began > (_group.timeout_s if _group.watched else SETUP_S):
+                raise dist.DistBackendError("timed out")
+        time.sleep(POLL_S)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the CPU of what all ranks have computed together, by `wait_for`; a tensor of the CPU itself."""
+    if not tensor.is_cuda:
+        return tensor
+    done = torch.cuda.Event()
+    done.record()
+    wait_for(done)                      # before the copy, which waits in CUDA for what is still to be computed
+    return tensor.cpu()
+
+
+def _peer_lost(where: str, error: Exception) -> PeerLost:
+    return PeerLost(f"{where}: {_loss(error)}; --resume_path continues from the last checkpoint")
+
+
+def _end(error: NeighborLost) -> None:
+    """Ends this process, which waits for a lost one without hearing of it."""
+    for finish in before_end:
+        finish()
+    code = process.report_error("train.py", str(_peer_lost(_group.where(), error)), PeerLost.exit_code)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _is_of_collective(error: Exception) -> bool:
     """gloo raises plain RuntimeErrors: most name their source file, the others are in OF_GLOO; nccl raises DistBackendError."""
-    return isinstance(error, dist.DistError) or (
+    return isinstance(error, (dist.DistError, NeighborLost)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OF_GLOO))
 
 
 def _loss(error: Exception) -> str:
+    if isinstance(error, NeighborLost):
+        return f"{error}; the out-of-memory killer may have ended it (see dmesg)"
     if re.search("timed out|timeout", str(error).lower()):
         patience = f"{_group.timeout_s} s (--rank_timeout)" if current_group() else f"{SETUP_S} s"
         return f"another process of the run did not answer within {patience}"
     reason = re.sub(r"^\[\S*\] ", "", f"{error}".partition("\n")[0]).partition(". ")[0][:200]
-    return (f"another process of the run has ended ({reason}): what is printed below names it; the out-of-memory killer may have "
-            "ended it (see dmesg)")
+    where = "below" if launch.one_node() else "below or on its node"
+    return (f"another process of the run has ended ({reason}): what is printed {where} names it; the out-of-memory killer may "
+            "have ended it (see dmesg)")
 
 
 def _join(ranks: Ranks, timeout_s: int) -> None:
@@ -129,7 +219,9 @@ def _join(ranks: Ranks, timeout_s: int) -> None:
     store = meet(ranks.rank, ranks.size, SETUP_S)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=patience,
                             device_id=ranks.device if on_gpu else None)
-    _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)), timeout_s)
+    _group = _Group(dist.new_group(timeout=datetime.timedelta(seconds=timeout_s + on_gpu * WATCHDOG_S)), timeout_s, store)
+    if on_gpu:
+        _group.neighbors = watch_neighbors(store, ranks.rank, ranks.local_rank, ranks.local_size, _end)
 
 
 def _leave() -> None:
@@ -140,6 +232,8 @@ def _leave() -> None:
     # leaves out.
     gc.unfreeze()
     gc.collect()
+    if _group.neighbors is not None:
+        _group.neighbors.stop()
     dist.barrier(_group.training)
     dist.destroy_process_group()
     _group = None

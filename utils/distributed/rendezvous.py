@@ -1,6 +1,7 @@
 """Introduces the processes of a run to each other, and reports the ones that do not come.
 
-They meet in a store at MASTER_ADDR:MASTER_PORT, which torchrun keeps; without torchrun process 0 does.
+They meet in a store at MASTER_ADDR:MASTER_PORT, which torchrun keeps; without torchrun process 0 does. Every attempt of a run
+has keys of its own there.
 """
 
 import datetime
@@ -8,48 +9,75 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterable
 
 import torch.distributed as dist
 
 from utils import launch
 from utils.launch import LaunchError
 
-NOTICE_S = 5.0          # after which the missing processes are reported, once
+NOTICE_S = 5.0          # after which the missing are reported, once
 CONNECT_S = 60.0        # to reach a store that is there
 POLL_S = 0.1
+# Keys of an attempt:
+REPLACED = "replaced"       # a node was started again, and waits for the next attempt
+EXIT_CODE = "exit code"     # of an error that ends the run: there is no next attempt
+
+
+class Wait:
+    """Waits at most `patience_s` in steps in which signals are heard, and reports once for what."""
+
+    def __init__(self, patience_s: float, report: Callable[[str], None]):
+        self.patience_s, self._report = patience_s, report
+        self._begun, self._reported = time.monotonic(), False
+
+    def is_over(self) -> bool:
+        return time.monotonic() - self._begun > self.patience_s
+
+    def step(self, what: str, reports: bool = True) -> None:
+        """Sleeps a moment. Raises DistStoreError when the time is over."""
+        if self.is_over():
+            raise dist.DistStoreError(f"timed out: waited {self.patience_s:g} s for {what}")
+        if time.monotonic() - self._begun > NOTICE_S and not self._reported:
+            self._reported = True
+            if reports:
+                self._report(what)
+        time.sleep(POLL_S)
 
 
 def meet(rank: int, size: int, patience_s: float) -> dist.Store:
-    """-> a store that all processes of the run have reached. Waits `patience_s` for them; a signal is heard meanwhile.
+    """-> a store of this attempt that all processes of the run have reached. Waits `patience_s` for them; a signal is heard
+    meanwhile.
 
     Raises LaunchError if process 0 cannot open its port, dist.DistError if processes do not come.
     """
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    begun = time.monotonic()
-    store = _reach(rank, size, address, begun + patience_s)
+    def report(what: str) -> None:
+        advice = "" if launch.below_launcher() else (
+            f" (WORLD_SIZE={size} of the environment asks for it; to train alone: {launch.without_variables()} python train.py "
+            "...)")
+        print(f"train.py: waiting for {what}{advice}", file=sys.stderr, flush=True)
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    wait = Wait(patience_s, report)
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    store = reach(host, port, hosts, wait, named("process", [0], size), launch.is_first_of_node())
     store.set_timeout(datetime.timedelta(seconds=patience_s))
     # torchrun keeps its store when it restarts the processes: they would read where their predecessors could be reached.
-    store = dist.PrefixStore(f"attempt-{launch.restarts()}", store)
+    store = dist.PrefixStore(launch.attempt(), store)
     store.set(f"here-{rank}", "")
-    noticed = False
     while missing := [other for other in range(size) if not store.check([f"here-{other}"])]:
-        if time.monotonic() - begun > patience_s:
-            raise dist.DistStoreError(f"timed out: {_named(missing, size)} did not come to {address} within {patience_s:g} s")
-        if not noticed and time.monotonic() - begun > NOTICE_S:
-            noticed = True
-            if rank == min(set(range(size)) - set(missing)):
-                _report(missing, size, address)
-        time.sleep(POLL_S)
+        if store.check([REPLACED]):
+            raise dist.DistStoreError("a node was started again")
+        wait.step(f"{named('process', missing, size)} to come to {host}:{port}", rank == min(set(range(size)) - set(missing)))
     return store
 
 
-def _reach(rank: int, size: int, address: str, until: float) -> dist.TCPStore:
-    host, port = address.rsplit(":", 1)
-    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+def reach(host: str, port: int, hosts: bool, wait: Wait, missing: str, reports: bool = True) -> dist.TCPStore:
+    """-> the store at host:port, which this process keeps if it `hosts` it. missing: who keeps it, if nobody listens there."""
     if not hosts:
-        _knock(host, int(port), size, until)
+        _knock(host, port, wait, missing, reports)
     try:
-        return dist.TCPStore(host, int(port), size, hosts, timeout=datetime.timedelta(seconds=CONNECT_S), wait_for_workers=False,
+        return dist.TCPStore(host, port, None, hosts, timeout=datetime.timedelta(seconds=CONNECT_S), wait_for_workers=False,
                              multi_tenant=True, use_libuv=os.environ.get("USE_LIBUV", "1") == "1")     # as torch's env://
     except dist.DistError as error:
         if not hosts:
@@ -58,28 +86,18 @@ def _reach(rank: int, size: int, address: str, until: float) -> dist.TCPStore:
                           "MASTER_PORT to another number, on every node.") from error
 
 
-def _knock(host: str, port: int, size: int, until: float) -> None:
+def _knock(host: str, port: int, wait: Wait, missing: str, reports: bool) -> None:
     """Waits until somebody listens there. TCPStore would print many lines meanwhile, and hear no signal."""
-    begun, noticed = time.monotonic(), False
     while True:
         try:
             return socket.create_connection((host, port), timeout=NOTICE_S).close()
         except OSError as error:
-            if time.monotonic() > until:
-                raise dist.DistNetworkError(f"timed out: nobody listens at {host}:{port} ({error})") from error
-            if not noticed and time.monotonic() - begun >= NOTICE_S:
-                noticed = True
-                if launch.is_first_of_node():
-                    _report([0], size, f"{host}:{port} ({error.strerror or error})")
-        time.sleep(POLL_S)
+            wait.step(f"{missing} to come to {host}:{port} ({error.strerror or error})", reports)
 
 
-def _named(missing: list[int], size: int) -> str:
-    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-    return f"process{'es' if len(missing) > 1 else ''} {shown} (of 0 to {size - 1})"
-
-
-def _report(missing: list[int], size: int, address: str) -> None:
-    advice = "" if launch.below_launcher() else (
-        f" (WORLD_SIZE={size} of the environment asks for it; to train alone: {launch.without_variables()} python train.py ...)")
-    print(f"train.py: waiting for {_named(missing, size)} to come to {address}{advice}", file=sys.stderr, flush=True)
+def named(kind: str, missing: Iterable[int], size: int) -> str:
+    """named("node", [1, 2], 4): "nodes 1, 2 (of 0 to 3)" """
+    numbers = list(missing)
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    plural = ("es" if kind.endswith("s") else "s") if len(numbers) > 1 else ""
+    return f"{kind}{plural} {shown} (of 0 to {size - 1})"

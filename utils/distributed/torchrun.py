@@ -1,4 +1,5 @@
-"""torchrun as train.sh starts it: a process that was killed is one line, in place of a report of forty.
+"""torchrun as train.sh starts it: with the rendezvous of nodes.py, and with one line for a process that was killed or a node that
+is lost, in place of a report of forty.
 
     python -m utils.distributed.torchrun --standalone --nproc_per_node 2 train.py ...
 """
@@ -6,26 +7,47 @@
 import signal
 import sys
 
-from torch.distributed import run
+from torch.distributed import DistError, run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from utils import launch
+from utils.process import EXIT_PEER_LOST, EXIT_PREEMPTED
+
+from . import nodes
 
 # train.sh kills what has not ended 10 s after another process failed, torchrun itself after 30 s. Timestamps are whole seconds.
 OWN_KILLS_AFTER_S = 5
 
 
 def main(argv: list[str]) -> int:
+    nodes.register()
     try:
         run.main(argv)
+    except launch.LaunchError as error:
+        return fail(str(error), error.exit_code)
+    except DistError as error:
+        return fail(f"another node is lost or has not come: {error}".partition("\n")[0], EXIT_PEER_LOST)
+    except SignalException:
+        if not launch.is_asked_to_stop():
+            raise
+        return EXIT_PREEMPTED
     except ChildFailedError as error:
         # Another process that lost it may have ended before torchrun looked; a later kill is train.sh's or torchrun's own.
         _, first = error.get_first_failure()
         killed = [(rank, failure) for rank, failure in error.failures.items()
                   if failure.exitcode == -signal.SIGKILL and failure.timestamp <= first.timestamp + OWN_KILLS_AFTER_S]
-        if not killed:
+        if killed:
+            return fail(describe(*killed[0]), 1)
+        if any(failure.exitcode != EXIT_PEER_LOST for failure in error.failures.values()):
             raise
-        print(f"train.sh: error: {describe(*killed[0])}", file=sys.stderr, flush=True)
-        return 1
+        return EXIT_PEER_LOST           # which they have reported; what they lost was on another node
     return 0
+
+
+def fail(message: str, code: int) -> int:
+    print(f"train.sh: error: {message}", file=sys.stderr, flush=True)
+    return code
 
 
 def describe(rank: int, failure: ProcessFailure) -> str:

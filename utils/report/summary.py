@@ -2,17 +2,14 @@
 
 import contextlib
 import math
-import os
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from utils import process
+from utils import launch, process
 from utils.attention.edits import digest
 from utils.data.splits import Splits
 from utils.files import StorageError
@@ -57,8 +54,8 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
                               run.ranks.device, run.ranks.size, run.ranks.local_size)
     print_summary(run, data.splits, data.final.name, speed, failed)
     if failed:
-        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; RESUME_PATH={shlex.quote(str(folder))} "
-                           "bash train.sh then trains nothing and writes what is missing")
+        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; {launch.command_to_resume(folder)} then "
+                           "trains nothing and writes what is missing")
 
 
 @contextlib.contextmanager
@@ -121,12 +118,12 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
         print(f"  curves         {curves}")
     if (folder / ATTENTION_FILE).exists():
         print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
-    python = _python()
-    print(f"  TensorBoard    {outputs.log_folder}  ({python} -m tensorboard.main --logdir {config.log_dir})")
+    tensorboard = f"{launch.command('-m tensorboard.main')} --logdir {shlex.quote(config.log_dir)}"
+    print(f"  TensorBoard    {outputs.log_folder}  ({tensorboard})")
     if config.confusion_matrix:
         with _collect_failures(failed):
             print_confusion(folder, result, splits.classes)
-    _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest, python)
+    _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest)
 
 
 def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
@@ -162,23 +159,15 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
     return lines
 
 
-def _print_next_commands(config, folder: Path, weights: Path, python: str) -> None:
-    quoted = shlex.quote(str(folder))
+def _print_next_commands(config, folder: Path, weights: Path) -> None:
+    run, command = shlex.quote(str(folder)), launch.command
     print("Next:")
-    print(f"  {python} train.py --eval_only --resume_path {shlex.quote(str(weights))}")
-    print(f"  RESUME_PATH={quoted} NUM_STEPS={2 * config.num_steps} bash train.sh")
+    print(f"  {command('train.py')} --eval_only --resume_path {shlex.quote(str(weights))}")
+    print(f"  {launch.command_to_resume(folder, 2 * config.num_steps)}")
     if config.attention_edits:
         print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
-    print(f"  {python} visualize.py attention --checkpoint {quoted}     # see what it looks at")
+    print(f"  {command('visualize.py')} attention --checkpoint {run}     # see what it looks at")
     if config.sigmoid_attention:
-        print(f"  {python} annotate.py --checkpoint {quoted}     # edit what it looks at")
+        print(f"  {command('annotate.py')} --checkpoint {run}     # edit what it looks at")
     if config.dataset == "digits":
-        print("  DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500 bash train.sh     # on a GPU; downloads both")
-
-
-def _python() -> str:
-    """This Python as a user would type it."""
-    python = sys.executable
-    if Path(python).is_relative_to(Path.cwd()):
-        return os.path.relpath(python)
-    return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else python
+        print(f"  {command('train.sh', 'DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500')}     # on a GPU; downloads both")

@@ -10,14 +10,13 @@ import dataclasses
 import hashlib
 import re
 import typing
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.checkpoints import torch_file
+from models.checkpoints import first_look, torch_file
 from models.checkpoints.run_fields import FORMAT, check_run, lacking
 from utils.files import atomic_write
 
@@ -90,13 +89,13 @@ class RunCheckpoint:
 def open_run_checkpoint(path: Path) -> RunCheckpoint:
     """Verifies that the file is what `save` wrote, bit for bit, and of the step in its name. Raises CheckpointError."""
     try:
+        first_look.check_seal(path)
         with open(path, "rb") as stream:
-            sealed = torch_file.is_sealed(stream)
+            sealed = first_look.is_sealed(stream)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if sealed is None:
-        kind = "" if zipfile.is_zipfile(path) else "not a zip archive, "
-        raise CheckpointError(f"{path}: not a checkpoint of this program ({kind}no SHA-256 at its end), or it was cut off")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if not sealed:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
     content, named = _read(path, mapped=True), STEP_FILE.fullmatch(path.name)
@@ -191,8 +190,8 @@ class _Sealed:
         if self._error is not None:
             raise self._error
         assert self._withheld == b"\0\0", "torch.save no longer ends its archive with the length of an empty comment"
-        self._put(memoryview(torch_file.SEAL_LENGTH.to_bytes(2, "little")))
-        self._stream.write(torch_file.SEAL + self._digest.hexdigest().encode())
+        self._put(memoryview(first_look.SEAL_LENGTH.to_bytes(2, "little")))
+        self._stream.write(first_look.SEAL + self._digest.hexdigest().encode())
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

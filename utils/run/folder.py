@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from utils import launch
 from utils.files import FileLock, InUseError, atomic_write
 
 from . import checkpoint as checkpoints
@@ -86,7 +87,8 @@ def check_free(output_dir: str, name: str) -> None:
     folder = Path(output_dir) / name
     lock(folder).check()
     if folder.is_dir() and checkpoints.checkpoint_files(folder):
-        raise FolderError(f"{folder} already holds a run. Resume it with RESUME_PATH={folder}, or choose another --name.")
+        raise FolderError(f"{folder} already holds a run. Resume it ({launch.command_to_resume(folder)}), or choose another "
+                          "--name.")
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -6,7 +6,6 @@ every rank, in the same order, because evaluations and saves hold collectives; r
 
 import contextlib
 import dataclasses
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 
 import torch
 
-from utils import distributed
+from utils import distributed, launch
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError
-from utils.device import OutOfMemory
+from utils.device import SMALLER_EVALUATION, OutOfMemory
 from utils.distributed import PeerLost, Ranks
 from utils.process import StopSignal
 from utils.training.evaluation import EvalMetrics, evaluate
@@ -218,9 +217,10 @@ class Run:
 
         Returns None, on every rank, if one of them is asked to stop meanwhile; `stop_requested` is true then.
         """
-        metrics = evaluate(trainer.eval_model, data.eval_loader(split.images), trainer.normalize, trainer.precision, self.ranks,
-                           len(data.splits.classes), confusion=confusion, stop_requested=self.stop.requested,
-                           on_compiled=data.on_compiled)
+        loader, classes = data.eval_loader(split.images), len(data.splits.classes)
+        with distributed.watch(self.ranks, lambda: f"evaluation on {split.name} after step {trainer.step}", SMALLER_EVALUATION):
+            metrics = evaluate(trainer.eval_model, loader, trainer.normalize, trainer.precision, self.ranks, classes,
+                               confusion=confusion, stop_requested=self.stop.requested, on_compiled=data.on_compiled)
         self.stop_requested |= metrics is None
         if metrics is not None and (trainer.step, split.name) not in self.history.logged:
             self.outputs.logger.log_evaluation(trainer.step, split.name, metrics)
@@ -276,7 +276,7 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
-            resume = f"Resume with: RESUME_PATH={shlex.quote(str(folder))} bash train.sh" if step else "Nothing to save yet."
+            resume = f"Resume with: {launch.command_to_resume(folder)}" if step else "Nothing to save yet."
             print(f"Stopped on request after step {step} of {self.config.num_steps}. {resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:

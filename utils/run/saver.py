@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import launch
+from utils import distributed, launch
 from utils.files import InUseError, StorageError
 
 from . import checkpoint
@@ -114,6 +114,7 @@ class Saver:
     def close(self) -> None:
         """Waits. Raises StorageError if the last save failed: the end of a run has to be on the disk."""
         self._writer.shutdown()
+        self._memory = None
         self.raise_if_failed(1)
 
     # ---------------------------------------------------------------------------------------------- in the thread
@@ -160,26 +161,35 @@ def _content(state: RunState) -> tuple:
 
 
 class Memory:
-    """One block for the copies of many tensors: pinned for tensors of a GPU, for a fast transfer, if the system allows so much.
+    """One block for the copies of many tensors.
 
-    Otherwise it is a shared mapping, with large pages where the system has them: after a fork (the workers of an evaluation)
-    a page of private memory would cost a fault at its next use, together ten times the cost of the copy. Raises MemoryError.
+    A shared mapping, with large pages where the system has them: after a fork (the workers of an evaluation) a page of private
+    memory would cost a fault at its next use, together ten times the cost of the copy. Pinned for tensors of a GPU, for a fast
+    transfer, if the system allows so much, and given back with this object: PyTorch's own pinned memory is of the next power
+    of two, and stays. Raises MemoryError.
     """
 
     ALIGNMENT = 64                  # bytes: a line of the processor's cache
+    PORTABLE = 1                    # cudaHostRegisterPortable: for all threads and GPUs of the process
 
     def __init__(self, size: int, pinned: bool = False):
         self.size = size
-        if pinned:
-            with contextlib.suppress(RuntimeError):                            # a limit on what may be locked
-                self.block = torch.empty(max(1, size), dtype=torch.uint8, pin_memory=True).numpy()
-                return
         try:
             self.block = mmap.mmap(-1, max(1, size))
         except OSError as error:
             raise MemoryError(f"not enough memory for a copy of {size / 1e6:,.0f} MB") from error
         with contextlib.suppress(AttributeError, OSError):                     # of another system
             self.block.madvise(mmap.MADV_HUGEPAGE)
+        if pinned:
+            self._pin()
+
+    def _pin(self) -> None:
+        cuda, place = torch.cuda.cudart(), torch.frombuffer(self.block, dtype=torch.uint8).data_ptr()
+        if int(cuda.cudaHostRegister(place, len(self.block), self.PORTABLE)) == 0:
+            weakref.finalize(self, cuda.cudaHostUnregister, place).atexit = False
+        else:
+            with contextlib.suppress(RuntimeError, AssertionError):            # or the next kernel would report that failure
+                torch.zeros(1, device="cuda")
 
     def tensor(self, like: torch.Tensor, offset: int) -> torch.Tensor:
         """An uninitialized CPU tensor at this byte of the block, with a storage of its own, as torch.save needs it."""
@@ -244,3 +254,4 @@ def _finish_writes() -> None:
 
 
 os.register_at_fork(before=_finish_writes)
+distributed.before_end.append(_finish_writes)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.data.loader import Loader, prefetch
-from utils.distributed import Ranks, all_reduce_sum
+from utils.distributed import Ranks, all_reduce_sum, to_host
 from utils.files import atomic_write, csv_table
 
 from .precision import Precision
@@ -76,20 +76,20 @@ class ClassificationMetrics:
         self.confidence += (own_bin * confidence[:, None]).sum(dim=0)
         if self.confusion is not None:
             cells = targets * self.num_classes + best[:, 0]
-            self.confusion += torch.bincount(cells, minlength=self.num_classes ** 2)
+            self.confusion.index_add_(0, cells, torch.ones_like(cells))          # the host would wait for bincount
 
     def compute(self, stopped: bool = False) -> EvalMetrics | None:
         """Returns the metrics of all ranks, on every rank; None if a rank has `stopped` before its last image."""
         stops = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
-        *counts, stops = all_reduce_sum(torch.cat([self.images, self.top, self.correct, stops])).tolist()
+        *counts, stops = to_host(all_reduce_sum(torch.cat([self.images, self.top, self.correct, stops]))).tolist()
         if stops:
             return None
-        sums = all_reduce_sum(torch.cat([self.sums, self.confidence])).tolist()
+        sums = to_host(all_reduce_sum(torch.cat([self.sums, self.confidence]))).tolist()
         images, top, correct = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
         loss, true_probability, *confidence = sums
         confusion = None
         if self.confusion is not None:
-            confusion = all_reduce_sum(self.confusion.clone()).view(self.num_classes, -1).cpu()
+            confusion = to_host(all_reduce_sum(self.confusion.clone())).view(self.num_classes, -1)
         return EvalMetrics(images, loss / images, *(hits / images for hits in top), true_probability=true_probability / images,
                            calibration_error=sum(abs(hits - total) for hits, total in zip(correct, confidence)) / images,
                            confusion=confusion)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.device import on_device
 from utils.distributed import Ranks, all_gather
 
 from .trainer import Reducer
@@ -84,17 +85,19 @@ def sum_over_ranks(node: list[Tensor | None], like: Sequence[Tensor], ranks: Ran
     """Adds the ranks' nodes to the tree's root, on every rank; `like` has the shapes and types that None means."""
     if ranks.size == 1:
         return node
-    present = torch.tensor([tensor is not None for tensor in node], dtype=torch.uint8, device=ranks.device)
-    present = torch.stack(all_gather(present, ranks)).any(dim=0).tolist()
-    total = [(torch.zeros_like(shape, memory_format=torch.contiguous_format) if tensor is None else tensor) if there else None
-             for tensor, shape, there in zip(node, like, present)]
-    for pieces in _chunks([tensor for tensor in total if tensor is not None]):
+    present = torch.tensor([tensor is not None for tensor in node], dtype=torch.uint8)
+    present = torch.stack(all_gather(on_device(present, ranks.device), ranks)).any(dim=0)
+    # The host waits for the device only where a tensor is missing, which is rare.
+    known = present.tolist() if any(tensor is None for tensor in node) else [True] * len(node)
+    total = [torch.zeros_like(shape, memory_format=torch.contiguous_format) if tensor is None else tensor
+             for tensor, shape in zip(node, like)]
+    for pieces in _chunks(total):
         tree = SumTree()
         for part in all_gather(torch.cat(pieces), ranks):
             tree.push([part])
         for piece, part in zip(pieces, tree.root()[0].split([len(piece) for piece in pieces])):
             piece.copy_(part)
-    return total
+    return [tensor if there else None for tensor, there in zip(total, known)]
 
 
 def _chunks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

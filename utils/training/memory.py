@@ -25,27 +25,25 @@ class Need:
         """Of a step in micro-batches of so many images."""
         return self.fixed + max(self.gradients, images * self.image)
 
-    def of(self, images: int) -> int:
-        """Of such a step, and of an evaluation."""
-        return max(self.step(images), self.fixed + self.evaluation)
-
     def fitting(self, memory: int) -> int:
         """The images of the largest micro-batch that fits into `memory` bytes, or takes no more than the gradients anyway."""
         return max(1, max(memory - self.fixed, self.gradients) // self.image)
 
 
-def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision: str, optimizer: str, device_type: str = "cpu",
-         eval_batch_size: int = 0, trained_blocks: int | None = None, averaged: bool = False, teacher_parameters: int = 0,
-         cached_images: int = 0) -> Need:
+def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision: str, optimizer: str,
+         fp16_opt_level: str = "O2", device_type: str = "cpu", eval_batch_size: int = 0, trained_blocks: int | None = None,
+         averaged: bool = False, teacher_parameters: int = 0, cached_images: int = 0) -> Need:
     """row: of configs.MODELS, with the run's own keys; img_size: (height, width); trained_blocks: of the last layers (None: all);
     cached_images: bytes."""
-    half, depth = precision in ("bf16", "fp16"), row["num_layers"] + row["class_layers"]
-    weights = 4 * parameters(row, img_size, num_classes)
+    level = fp16_opt_level if precision == "fp16" else ""
+    half, depth = precision in ("bf16", "fp16") and level != "O0", row["num_layers"] + row["class_layers"]
+    weights = (2 if level == "O3" else 4) * parameters(row, img_size, num_classes)      # at O3 they are float16 themselves
     share = 1.0 if trained_blocks is None else min(1.0, trained_blocks / depth)
     trained = int(share * weights)
     kept = weights + STATES[optimizer] * trained + averaged * weights            # what a checkpoint holds
     saved = kept if device_type == "cpu" else 0                                  # its copy, which is written beside training
-    fixed = PROCESS[device_type] + kept + saved + half * weights // 2 + 4 * teacher_parameters + cached_images
+    copied = weights // 2 if half and level != "O3" else 0                       # for autocast
+    fixed = PROCESS[device_type] + kept + saved + copied + 4 * teacher_parameters + cached_images
     block, stem = activations(row, img_size, half, device_type)
     image = int(share * depth * block) + stem * (trained_blocks is None) + 2 * block
     return Need(fixed, trained, image, eval_batch_size * 2 * max(block, stem // 4))

@@ -55,21 +55,25 @@ def choose_trainable(named_parameters: Iterable[tuple[str, nn.Parameter]], *, tr
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float,
                      decay_matrices_only: bool = False, layer_decay: float = 1.0,
                      layer_index: Callable[[str], int] | None = None, depth: int = 0, head_names: Sequence[str] = (),
-                     head_scale: float = 1.0) -> list[dict]:
+                     head_scale: float | None = None, by_value: bool = False) -> list[dict]:
     """Returns the parameters that require gradients in groups {"params", "lr_scale", "weight_decay"}, in order of appearance.
 
     lr_scale = layer_decay ** (depth - layer_index(name)), times head_scale for the names in `head_names`.
     decay_matrices_only: biases, norms and other vectors, positions and tokens have no weight decay.
+    A group is a layer (with layer_decay), the heads (with head_scale), and what has no weight decay of them, whatever the
+    numbers are: a checkpoint numbers parameters in the order of the groups. by_value: as earlier versions of this program, which
+    put into one group what has the same lr_scale and weight decay.
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple, dict] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        scale = 1.0 if layer_decay == 1 else layer_decay ** (depth - layer_index(name))
-        scale *= head_scale if name in head_names else 1.0
+        layer = depth if layer_decay == 1 else layer_index(name)
+        is_head = head_scale is not None and name in head_names
         exempt = decay_matrices_only and (parameter.ndim <= 1 or name.rpartition(".")[2] in NOT_DECAYED)
-        decay = 0.0 if exempt else weight_decay
-        group = groups.setdefault((scale, decay), {"params": [], "lr_scale": scale, "weight_decay": decay})
+        scale, decay = layer_decay ** (depth - layer) * (head_scale if is_head else 1.0), 0.0 if exempt else weight_decay
+        group = groups.setdefault((scale, decay) if by_value else (layer, is_head, exempt),
+                                  {"params": [], "lr_scale": scale, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -114,13 +118,28 @@ def _initialize_momentum(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads a checkpoint's optimizer state. The optimizer keeps its own kernel (fused) and its groups' lr_scale, which are
-    settings of this session."""
-    groups = [{**saved, **{key: own[key] for key in ("fused", "lr_scale") if key in own}}
-              for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+def load_state(optimizer: torch.optim.Optimizer, state: dict, earlier: Callable[[], list[dict]] = list) -> str:
+    """Loads a checkpoint's averages. What the optimizer was built with (its kernel, eps, lr_scale) are settings of this session.
+
+    earlier: the groups of the checkpoint's parameters, where it has others than the optimizer: by value. Returns a line for the
+    user if the precision has changed eps, else "".
+    """
+    saved, groups = state["param_groups"], optimizer.param_groups
+    in_file = groups if len(saved) == len(groups) else earlier()
+    numbers = {id(parameter): (number, group) for group, there in zip(saved, in_file, strict=True)
+               for number, parameter in zip(group["params"], there["params"], strict=True)}
+    own = optimizer.state_dict()["param_groups"]
+    values, options = {}, []
+    for group, packed in zip(groups, own):
+        for parameter, number in zip(group["params"], packed["params"]):
+            if (in_checkpoint := numbers[id(parameter)][0]) in state["state"]:
+                values[number] = state["state"][in_checkpoint]
+        there = numbers[id(group["params"][0])][1]
+        options.append(there | packed | {"lr": there["lr"]})              # lamb keeps its count of the steps there
+    optimizer.load_state_dict({"state": values, "param_groups": options})
     _initialize_momentum(optimizer)
+    before, now = (group[0].get("eps") for group in (saved, own))
+    return "" if before == now else f"changed: the optimizer's eps is {now} (was {before}), as the precision needs it"
 
 
 def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, scale: Tensor, max_norm: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from utils.data.loader import Batch
 from utils.data.sampler import SampleIndex
 from utils.device import on_device
-from utils.distributed import Ranks, all_reduce_sum, no_sync, unwrap
+from utils.distributed import Ranks, all_reduce_sum, no_sync, unwrap, wait_for
 from utils.randomness import seed_device
 
 from .criterion import Criterion
@@ -201,7 +201,7 @@ class Trainer:
             return
         readout.pending = None
         if step.ready is not None:
-            step.ready.synchronize()
+            wait_for(step.ready)
         losses, correct, attention, *requests, norm, scale = step.figures.tolist()
         images = self.settings.batch_size
         loss, attention = losses / images, attention / (step.edited or 1)

@@ -108,9 +108,10 @@ def own(**more) -> dict:
 
 
 def test_a_checkpoint_of_our_own(tmp_path):
-    with open_weights(saved(tmp_path / "x.pt", own())) as file:
-        assert file.run == {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "config": {"img_size": 8}}
-        assert file.left_out == ["architecture", "classes", "config", "format", "optimizer", "step"] and file.notes == []
+    with open_weights(saved(tmp_path / "x.pt", own(train_images=9))) as file:
+        assert file.run == {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "config": {"img_size": 8},
+                            "step": 3, "train_images": 9, "data": None}
+        assert file.left_out == sorted(own(train_images=9).keys() - {"model"}) and file.notes == []
 
 
 @pytest.mark.parametrize("ema", [{}, {name: value + 1 for name, value in WEIGHTS.items()}])
@@ -151,7 +152,7 @@ ENTRY = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[%s]}}'
 ])
 def test_false_headers_of_safetensors(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    refused(tmp_path / "x.safetensors", "damaged or cut off .*download it again")
+    refused(tmp_path / "x.safetensors", "damaged or cut off .*write or copy it again")
 
 
 @pytest.mark.parametrize("kind, count", [("C64", b"2"), ("F8_E4M3", b"16")])
@@ -167,7 +168,7 @@ def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "the file is empty; download it again"),
+    (b"", "the file is empty; write or copy it again"),
     (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page instead of weights"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "a pointer of Git LFS.*git lfs pull"),
     (b'{"error": "not found"}', r"not a file of weights \(.npz, PyTorch or .safetensors\)"),

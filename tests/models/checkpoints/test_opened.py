@@ -9,7 +9,7 @@ import reference
 import torch
 
 from models import ModelError, checkpoint_head, create_model, load_model, load_pretrained, run_settings, save_npz, save_timm
-from models.checkpoints import torch_file
+from models.checkpoints import first_look
 from models.checkpoints.opened import OpenedCheckpoint
 from utils.run import checkpoint
 
@@ -47,7 +47,7 @@ def bytes_read() -> int:
 
 def test_file_of_a_run_is_hashed_and_read_once(run_file, monkeypatch):
     hashes, real = [], hashlib.sha256
-    monkeypatch.setattr(torch_file.hashlib, "sha256", lambda: hashes.append(1) or real())
+    monkeypatch.setattr(first_look.hashlib, "sha256", lambda: hashes.append(1) or real())
     create_model("ViT-Nano_2", initialise=False)                   # PyTorch reads modules of its own on first use
     row, before = {"hidden_size": 192, "mlp_dim": 768}, bytes_read()
     with OpenedCheckpoint(run_file) as opened:

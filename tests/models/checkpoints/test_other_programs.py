@@ -211,6 +211,13 @@ def test_what_no_model_takes_is_named_for_what_it_is(tmp_path, names, message, h
     refused(f"x.pth: {message}", load, saved(tmp_path / "x.pth", {name: torch.ones(2) for name in names}), ROW, head)
 
 
+def test_a_patch_embedding_without_known_blocks_is_no_known_layout(tmp_path):
+    state = {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "stages.0.attn.qkv.weight": torch.ones(24, 8)}
+    with OpenedCheckpoint(saved(tmp_path / "x.pth", state)) as file:
+        refused("x.pth: not a Vision Transformer in a known layout: it has a patch embedding, and no blocks .its arrays: ",
+                lambda: file.row)
+
+
 # --------------------------------------------------------------------------------------------------- not finite
 
 

@@ -16,7 +16,6 @@ from models.checkpoints.published import (
     published_name,
     published_url,
     recommended_file,
-    require_weights,
 )
 
 AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224"
@@ -121,20 +120,6 @@ def test_neither_a_file_nor_a_name(folder, name, message):
     with pytest.raises(ModelError, match=f"no checkpoint at {name}, and {message}") as error:
         find_checkpoint(name)
     assert "\n" not in str(error.value) and not folder.exists()
-
-
-def test_what_is_meant_is_looked_for_without_opening_it(tmp_path, monkeypatch, put):
-    monkeypatch.chdir(tmp_path)
-    for file in ("hub/model.safetensors", "run/step-00000010.pt", "some.bin", "lora/adapter_config.json", "other/notes.txt",
-                 "parts/model.safetensors.index.json"):
-        put(tmp_path / file, b"{}")
-    for what in ("hub", "run", "run/step-00000010.pt", "some.bin", "ViT-B_16", "augreg/S_16", "deit/deit_small_patch16_224"):
-        require_weights(what)
-    for what, words in (("lora", "lora: a LoRA adapter"), ("parts", "parts: its weights are in several files"),
-                        ("other", "other holds no intact checkpoint: it is no run folder"), ("none", "it is no published name"),
-                        ("imagenet21k/ViT-S_16", "imagenet21k has no published file")):
-        with pytest.raises(ModelError, match=words):
-            require_weights(what)
 
 
 # ------------------------------------------------------------------------------------------------ Meta's files
