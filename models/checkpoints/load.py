@@ -231,7 +231,7 @@ def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
     """The value. Raises WeightsError with the name of an array that holds NaN or infinity: it would be trained on in silence."""
     if not value.sum().isfinite() and not (finite := value.isfinite()).all():      # a sum is faster, and may overflow
         raise WeightsError(f"{path}: {int((~finite).sum())} of the {value.numel()} numbers of {name} are not finite (NaN or "
-                           "infinity): the run that wrote them diverged. Use an earlier checkpoint")
+                           "infinity): its run diverged. Use an earlier checkpoint")
     return value
 
 
