@@ -12,7 +12,6 @@ The weight of the attention loss (--attention_edits) is chosen in the same way.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import process
-from utils.files import StorageError, atomic_write
+from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
     from models.checkpoints.published import published_name, published_names
@@ -293,13 +292,9 @@ def choose(rows: list[dict], folder: Path) -> dict:
 
 
 def write(folder: Path, rows: list[dict], tried: str) -> None:
-    def write_table(unfinished: Path) -> None:
-        with open(unfinished, "w", newline="", encoding="utf-8") as stream:
-            table = csv.DictWriter(stream, ("run", tried, *RESULTS, "status"))
-            table.writeheader()
-            table.writerows(rows)
-
-    atomic_write(folder / "sweep.csv", write_table)
+    columns = ("run", tried, *RESULTS, "status")
+    table = csv_table([columns, *([row.get(column, "") for column in columns] for row in rows)]).encode()
+    atomic_write(folder / "sweep.csv", lambda unfinished: unfinished.write_bytes(table))
 
 
 def summarise(folder: Path, rows: list[dict], tried: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import record_attention
 from .errors import ModelError
+from .kinds import SWITCH, TEXT, Kind, is_whole, number, numbers, one_of, whole
 from .layers import RESIZE_RULES, PatchEmbed
 from .resnet import GROUPS, STYLES, ResNet
 from .sigmoid_attention import edit_attention, record_patch_logits
@@ -182,28 +183,37 @@ def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
                 f"take {' or '.join(map(str, near))}")
 
 
+SIDE = 1 << 14           # pixels
+SIZE, COUNT = whole(1, 1 << 20, "1 or more, and at most 1048576"), whole(1, 1000, "1 or more, and at most 1000")
+RATE = number(0, below=1, words="at least 0 and below 1")
+PIXELS = Kind("a side or (height, width), in whole pixels", lambda value: all(is_whole(side) and 1 <= side <= SIDE for side in (
+    value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,))))
+UNITS = Kind("None, or the number of units of every stage, such as (3, 4, 9)", lambda value: value is None or (
+    isinstance(value, (tuple, list)) and len(value) <= 10 and all(is_whole(units) and 0 < units <= 1000 for units in value)))
+MEAN, STD = (-1e6, "a number for each channel"), (0, "a number above 0 for each channel")
+# The keys of a row, and what each must be.
+ROW = {
+    "patch_size": SIZE, "hidden_size": SIZE, "mlp_dim": SIZE, "num_heads": SIZE, "num_layers": COUNT,
+    "in_channels": whole(1, 1000, "1 or more"), "dropout_rate": RATE, "attention_dropout_rate": RATE, "drop_path_rate": RATE,
+    "classifier": one_of("token", "gap", "patch_mean"), "representation_size": whole(0, 1 << 20, "0 or more"),
+    "distilled": SWITCH,
+    "class_layers": whole(0, 1000, "0 or more"), "layer_scale": number(-1e6, 1e6), "resnet_layers": UNITS,
+    "resnet_width": SIZE, "resnet_style": one_of(*STYLES), "sigmoid_attention": TEXT, "gelu": one_of("tanh", "erf"),
+    "norm_eps": number(math.ulp(0.0), below=1, words="above 0 and below 1, such as 1e-6"),
+    "position_resize": one_of(*RESIZE_RULES),
+    "img_size": PIXELS, "mean": numbers(1, *MEAN), "std": numbers(1, *STD), "channel_mean": numbers(0, *MEAN),
+    "channel_std": numbers(0, *STD),
+}
+
+
 def _check_values(config) -> None:
-    for names, lowest, end, allowed in (
-            (("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers", "in_channels"), 1, math.inf, "1 or more"),
-            (("representation_size", "class_layers"), 0, math.inf, "0 or more"),
-            (("dropout_rate", "attention_dropout_rate", "drop_path_rate"), 0, 1, "at least 0 and below 1"),
-            (("norm_eps",), math.ulp(0.0), 1, "above 0 and below 1, such as 1e-6")):
-        for name in names:
-            if not lowest <= config[name] < end:
-                raise ModelError(f"{name} {config[name]}: must be {allowed}")
-    for name, values in {"classifier": ("token", "gap", "patch_mean"), "gelu": ("tanh", "erf"),
-                         "position_resize": tuple(RESIZE_RULES), "resnet_style": tuple(STYLES)}.items():
-        if config[name] not in values:
-            *most, last = map(repr, values)
-            raise ModelError(f"{name} {config[name]!r}: must be {', '.join(most)} or {last}")
+    for key, kind in ROW.items():
+        if fault := kind.fault(key, config[key]):
+            raise ModelError(fault)
     if config.hidden_size % config.num_heads:
         raise ModelError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}")
-    if config.resnet_layers is not None:
-        stages = config.resnet_layers
-        if not isinstance(stages, (tuple, list)) or not all(isinstance(units, int) and units > 0 for units in stages):
-            raise ModelError(f"resnet_layers {stages}: must be None, or the number of units of every stage, such as (3, 4, 9)")
-        if config.resnet_width < 1 or config.resnet_width % GROUPS:
-            raise ModelError(f"resnet_width {config.resnet_width}: must be a multiple of {GROUPS}, the groups of its norms")
+    if config.resnet_layers is not None and config.resnet_width % GROUPS:
+        raise ModelError(f"resnet_width {config.resnet_width}: must be a multiple of {GROUPS}, the groups of its norms")
 
 
 def _check_family(config) -> None:

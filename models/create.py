@@ -11,7 +11,7 @@ from configs import MODELS, architecture
 from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.described import COMPUTED
-from .checkpoints.load import load_pretrained, load_run
+from .checkpoints.load import check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
@@ -37,10 +37,10 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     model.load_report lists what was used, resized, fresh and left out (None without `pretrained`).
     Raises ModelError for anything that does not exist or does not fit.
     """
-    plain = _resolve_row(name_or_config, overrides)
+    plain = resolve_row(name_or_config, overrides)
     config = plain
     if isinstance(pretrained, OpenedCheckpoint):            # its GELU, eps, mean and std are part of the weights
-        config = _resolve_row(name_or_config, pretrained.computed | overrides)
+        config = resolve_row(name_or_config, pretrained.computed | overrides)
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "keep" and pretrained is None:
@@ -70,7 +70,16 @@ def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
 
     Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.
     """
-    return load_run(path, lambda row, classes, img_size: create_model(architecture(**row), classes, img_size))
+    return load_run(path, _build_of_run)
+
+
+def check_weights_of_run(opened: OpenedCheckpoint) -> None:
+    """Raises WeightsError where the weights of a run's checkpoint are not those of its architecture. Takes no memory."""
+    check_own_weights(opened, _build_of_run)
+
+
+def _build_of_run(row: dict, classes: int, img_size: int | tuple[int, int]) -> ImageTransformer:
+    return create_model(architecture(**row), classes, img_size)
 
 
 # What a row of another size must share with a file to be its family; and then what must agree for it to be the file's model.
@@ -105,8 +114,8 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
 
 
-def _resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
-    """A copy of the row with the overrides, and of one channel with the mean of the channels' values."""
+def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
+    """A copy of the row with the overrides, and of one channel with the mean of the channels' values. Raises ModelError."""
     if isinstance(name_or_config, str):
         if name_or_config not in MODELS:
             raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")

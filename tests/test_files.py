@@ -1,17 +1,25 @@
 """Files are written whole or not at all; one process at a time works in a folder."""
 
+import ast
+import csv
 import errno
+import io
 import os
 import platform
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import rig
 from processes import FORK, AnotherProcess, error_of
 
-from utils import files
+from utils import files, process
 from utils.files import FileLock, InUseError, StorageError, atomic_write
+from utils.run.log import Log
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
 
@@ -40,6 +48,80 @@ def test_what_is_no_folder(tmp_path):
     (tmp_path / "list").touch()
     assert files.no_folder(tmp_path / "pets.ZIP") == "an archive, not a folder: unpack it, and give the folder"
     assert files.no_folder(tmp_path / "list") == "a file, not a folder" and files.no_folder("/no/such") == "no such folder"
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_an_error_of_an_open_file_gets_its_name(tmp_path):
+    with pytest.raises(OSError) as caught, files.naming(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "x") and caught.value.errno == errno.ENOSPC
+    with pytest.raises(FileNotFoundError) as caught, files.naming("other"):
+        open(tmp_path / "gone")                                      # which names it already
+    assert caught.value.filename == str(tmp_path / "gone")
+    with pytest.raises(OSError, match=r"^cut off$"), files.naming("x"):
+        raise OSError("cut off")
+
+
+def test_a_write_a_flush_and_a_close_name_their_file(tmp_path, monkeypatch):
+    with rig.files_no_larger_than(10), pytest.raises(OSError) as caught:
+        files.write_file(tmp_path / "x", "more than ten letters")
+    assert process.classify_error(caught.value) == (f"{tmp_path / 'x'}: File too large", 2)
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError) as caught:
+        files.fsync_path(tmp_path / "x")
+    assert process.classify_error(caught.value) == (f"{tmp_path / 'x'}: Input/output error", 2)
+    log = Log(tmp_path, print)
+    monkeypatch.setattr(os, "close", failing)
+    with pytest.raises(OSError) as caught:
+        log.close()
+    assert caught.value.filename == str(tmp_path / "log.jsonl")
+
+
+# What is written without one of these two: by their own rules, or where nobody waits for it (launch.post_exit_code).
+UNNAMED = {"utils/files.py", "utils/launch.py", "utils/run/checkpoint.py", "utils/process.py"}
+
+
+def writes_of(tree: ast.AST, around: tuple = ()) -> Iterator[tuple[ast.Call, tuple]]:
+    """Calls that write a file, each with the nodes that it is in."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            given = (*node.args, *(more.value for more in node.keywords))
+            modes = {str(each.value) for each in given if isinstance(each, ast.Constant)}
+            if name in ("write_text", "write_bytes") or (name == "open" and modes & {"w", "wb", "ab", "a", "x", "r+b"}):
+                yield node, around
+        yield from writes_of(node, (*around, node))
+
+
+def test_every_write_of_a_file_names_it():
+    """Inside atomic_write, or `with naming(...)`: a write to an open file that fails does not say which file it is."""
+    found = []
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")]:
+        for call, around in writes_of(ast.parse(path.read_text())):
+            calls = [each.func for each in around if isinstance(each, ast.Call)]
+            calls += [item.context_expr.func for each in around if isinstance(each, ast.With) for item in each.items
+                      if isinstance(item.context_expr, ast.Call)]
+            if not {getattr(each, "id", "") for each in calls} & {"atomic_write", "naming"}:
+                found.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert not [place for place in found if place.partition(":")[0] not in UNNAMED]
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1", "''@x", "-", "=", "\uff1d1"])
+def test_no_cell_of_text_is_a_formula(text):
+    """And whoever reads the table with our reader gets the text as it was."""
+    cell = next(csv.reader(io.StringIO(files.csv_table([[text]]), newline="")))[0]
+    assert cell == f"'{text}" and files.read_csv_table(files.csv_table([[text, "b"]])) == [[text, "b"]]
+
+
+@pytest.mark.parametrize("cell", ["-0.5", "+3", "-1e-5", "'", "a=b", "'a", " =1", "", "5", -0.5, 7, "x-y"])
+def test_other_cells_stay_as_they_are(cell):
+    assert files.csv_table([[cell, "b"]]) == f"{cell},b\r\n"
+    assert files.read_csv_table(files.csv_table([[cell, "b"]])) == [[str(cell), "b"]]
 
 
 # ------------------------------------------------------------------------------------------------------ atomic_write

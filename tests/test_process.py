@@ -309,3 +309,22 @@ def test_garbage_collector_starts_late_and_leaves_out_what_exists():
             "    return 4 + len(argv)\n"
             "process.run(main)")
     assert subprocess.run([sys.executable, "-c", code, "a"], check=False).returncode == 5
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("a\x1b]0;title\x07b", r"a\x1b]0;title\x07b"), ("\x9b2J", r"\x9b2J"), ("\u202etxt", r"\u202etxt"),
+    ("\x1b[31mred\x1b[0m", "red"), ("ü مرحبا 日本\tx\n", "ü مرحبا 日本\tx\n"), ("\r  5%|", "\r  5%|"), ("\x00\x7f", r"\x00\x7f")])
+def test_what_a_terminal_would_obey_is_written_as_escapes(text, shown, tmp_path):
+    """Of both outputs; in the line of an error colors too."""
+    with open(tmp_path / "x", "w", encoding="utf-8", newline="") as file:
+        stream = process.ResilientStream(file)
+        assert stream.write(text) == len(text)
+    assert (tmp_path / "x").read_bytes().decode() == shown
+    assert process.printable("\x1b[31mred") == r"\x1b[31mred"
+
+
+def test_the_line_of_an_error_is_printable(capsys):
+    process.report_error("x.py", "class \x1b[2J\n\x1b]0;t\x07: no", 2)
+    assert capsys.readouterr().err == "x.py: error: class \\x1b[2J \\x1b]0;t\\x07: no\n"
+    process.report_error("x.py", f"{'a/' * 5000}: no such folder", 2)
+    assert len(capsys.readouterr().err) < 170

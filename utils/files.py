@@ -1,14 +1,16 @@
-"""The one way to write a file: it is complete or absent, and errors of the disk are one line. Locks of folders."""
+"""The one way to write a file: it is complete or absent, and errors of the disk are one line. Tables. Locks of folders."""
 
 import contextlib
+import csv
 import errno
 import fcntl
+import io
 import os
 import platform
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 LOCK_FILE = ".lock"
@@ -98,13 +100,56 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError of a file that is open, in writing, flushing or closing it, does not say which file that is: here it is given
+    this name, which `classify_error` and str(error) tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def write_file(path: str | Path, text: str, encoding: str = "utf-8", errors: str = "strict") -> None:
+    """For small files of which nothing is lost with a half. Raises OSError that names the file."""
+    with naming(path):
+        Path(path).write_text(text, encoding=encoding, errors=errors)
+
+
 def fsync_path(path: str | Path) -> None:
     """Flushes a file or a folder to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+# What a spreadsheet takes for a formula, or moves to another cell, and an apostrophe keeps it from; a number it may have.
+FORMULA, NUMBER = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"), re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+
+
+def csv_table(rows: Iterable[Sequence[object]]) -> str:
+    """Text of a csv file. A cell of text that a spreadsheet would run, such as =1+1, begins with an apostrophe."""
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows([_as_cell(cell) for cell in row] for row in rows)
+    return stream.getvalue()
+
+
+def read_csv_table(text: str) -> list[list[str]]:
+    """The cells of `csv_table`, text as it was given."""
+    return [[cell[1:] if FORMULA.match(cell, 1) and cell[0] == "'" else cell for cell in row]
+            for row in csv.reader(io.StringIO(text, newline=""))]
+
+
+def _as_cell(cell: object) -> object:
+    is_formula = isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
 
 
 class FileLock:

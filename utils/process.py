@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
-from utils import launch, temporary
+from utils import files, launch, temporary
 
 EXIT_BUG, EXIT_BAD_INPUT, EXIT_PEER_LOST = 1, 2, 8
 EXIT_PREEMPTED = 143           # as a shell has it for a process that SIGTERM ended
@@ -32,6 +33,11 @@ SILENCE_S = 2.0
 # in C code, for another process or a disk.
 DEAF_S = 1.0
 PR_SET_PDEATHSIG = 1
+# Control characters but for tabs and ends of lines, and those that turn the order of letters around.
+OBEYED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+          for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+LONGEST_WORD = 400             # letters in the line of an error: longer ones are no path that anybody reads
+COLOR = re.compile(r"\x1b\[[0-9;]*m")                 # in the lines of other packages (wandb's)
 OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
 
 _ends_at_once = _nodes_know = False
@@ -132,8 +138,14 @@ def report_error(name: str, message: str, code: int) -> int:
             time.sleep(0.05)
     if launch.post_exit_code(code) is not False:
         sys.stdout.flush()                      # through a pipe, what was printed before stands before the error too
-        print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        words = (word if len(word) <= LONGEST_WORD else f"{word[:60]}...{word[-60:]}" for word in message.split())
+        print(f"{name}: error: {printable(' '.join(words))}", file=sys.stderr, flush=True)
     return _exit_status(code)
+
+
+def printable(text: str) -> str:
+    """The text with escapes, such as \\x1b, for what a terminal would obey: the names of files and classes may hold anything."""
+    return text if text.isascii() and text.isprintable() else text.translate(OBEYED)
 
 
 def _exit_status(code: int) -> int:
@@ -173,7 +185,8 @@ def collect_garbage() -> None:
 class ResilientStream:
     """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped.
 
-    Letters that its encoding lacks (PYTHONIOENCODING=ascii, another locale than UTF-8) are written as escapes such as \\xfc.
+    Letters that its encoding lacks (PYTHONIOENCODING=ascii, another locale than UTF-8), and what a terminal would obey, are
+    written as escapes such as \\xfc; colors are left out.
     """
 
     def __init__(self, stream: TextIO | None):
@@ -185,7 +198,8 @@ class ResilientStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._try(self._stream.write, text) or len(text)
+        self._try(self._stream.write, printable(COLOR.sub("", text) if "\x1b" in text else text))
+        return len(text)
 
     def flush(self) -> None:
         self._try(self._stream.flush)
@@ -217,7 +231,7 @@ class StopSignal:
                 self._before[number] = signal.signal(number, self._handle)
         self._listen()
         if (file := launch.launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
-            file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+            files.write_file(file, f"{os.getpid()}\n")
             if launch.is_asked_to_stop():                 # while torchrun started the processes: there was none to be signalled
                 _leave()
         return self

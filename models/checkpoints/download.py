@@ -5,11 +5,13 @@ the checksum that the publisher names, and for its kind, since a network may ans
 """
 
 import base64
+import contextlib
 import fcntl
 import hashlib
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -43,7 +45,9 @@ def download(url: str, path: Path, checksum: str = "") -> Path:
             if not path.is_file():
                 _download(url, path, checksum)
             lock.unlink(missing_ok=True)             # not after an error: others may wait for this file, a new one would be free
-    except (OSError, HTTPException, ValueError) as error:     # no network, full disk, not HTTP, not a URL
+    except WeightsError:                                      # of the disk
+        raise
+    except (OSError, HTTPException, ValueError) as error:     # no network, not HTTP, not a URL, no folder
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
     return path
@@ -93,11 +97,22 @@ def _receive(response: HTTPResponse, part: Path, have: int, title: str) -> int |
     with open(part, "ab" if have else "wb") as stream, tqdm(
             total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=f"downloading {title}") as bar:
         while chunk := response.read(CHUNK):
-            stream.write(chunk)
+            with _naming(part):
+                stream.write(chunk)
             bar.update(len(chunk))
-        stream.flush()
-        os.fsync(stream.fileno())
+        with _naming(part):
+            stream.flush()
+            os.fsync(stream.fileno())
     return total
+
+
+@contextlib.contextmanager
+def _naming(part: Path) -> Iterator[None]:
+    """An error of the disk is not one of the network: what has arrived is there, and the same command continues."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"cannot write {part} ({error.strerror}); make room, and run again to resume") from error
 
 
 def _find_fault(part: Path, suffix: str, headers: Message, checksum: str) -> str | None:

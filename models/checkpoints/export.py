@@ -1,5 +1,6 @@
 """Exports a model for other programs: in Google's layout, or under timm's names. A file is written whole or not at all."""
 
+import errno
 import json
 import os
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from .conversions import CONVERSIONS, google_rows
 from .described import COMPUTED, ROW_ENTRY
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
 from .layouts import abbreviate, spelled
+from .zip_archive import one_line
 
 
 def save_npz(model: ImageTransformer, path: str | Path) -> None:
@@ -77,5 +79,10 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with open(unfinished, "wb") as stream:
             write(stream)
         os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:          # RuntimeError: torch's writer; a write to an open file names none
+        if isinstance(error, OSError) and (error.filename is not None or error.errno is None):
+            raise
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise OSError(getattr(error, "errno", errno.EIO), reason, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)

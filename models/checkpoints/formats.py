@@ -15,14 +15,13 @@ from torch import Tensor
 
 from models.errors import WeightsError
 
-from . import torch_file
+from . import run_fields, torch_file
 from .described import HALF, IMAGENET, ROW_ENTRY, describe, is_weights_folder, own_row, weights_in
 from .first_look import NPZ, SAFETENSORS, TORCH, again, kind_of, report_damage
 from .key_maps import AVERAGED_FIRST, CONTAINERS, SELF_DISTILLED
 from .npz import NpzFile
 from .zip_archive import shown
 
-OWN_FORMAT = "vit-run-"                # the `format` entry of the checkpoints of our own runs begins so
 RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data")
 MAX_NAME = 1000                        # characters
 MAX_DEPTH = 4                          # entries within entries
@@ -123,7 +122,7 @@ class TorchFile(WeightFile):
         if not isinstance(content, dict):
             kind = content.of if isinstance(content, torch_file.Placeholder) else type(content).__name__
             raise WeightsError(f"{path}: holds a {shown(kind)}, not weights by name; save model.state_dict()")
-        if isinstance(content.get("format"), str) and content["format"].startswith(OWN_FORMAT):
+        if run_fields.is_run(content):
             weights = self._own(content)
         else:
             weights = self._foreign(content)
@@ -138,13 +137,10 @@ class TorchFile(WeightFile):
 
     def _own(self, content: dict) -> dict:
         """The averaged weights where the run kept them: they are the ones that it evaluates."""
+        run_fields.check_run(content, self.path, weights_alone=True)
         self.run = {name: content.get(name) for name in RUN_ENTRIES}
-        averaged = isinstance(content.get("ema"), dict) and len(content["ema"]) > 0
-        weights = content.get("ema" if averaged else "model")
-        if not (isinstance(weights, dict) and isinstance(self.run["architecture"], dict) and isinstance(self.run["config"], dict)
-                and isinstance(self.run["classes"], list) and all(isinstance(name, str) for name in self.run["classes"])):
-            raise WeightsError(f"{self.path}: a checkpoint of a run without model, architecture, classes or config; "
-                               f"{again(self.path)}")
+        averaged = len(content.get("ema", {})) > 0
+        weights = content["ema" if averaged else "model"]
         if averaged:
             self.notes.append("averaged weights (ema)")
         self.left_out = sorted(shown(name) for name in content if name != ("ema" if averaged else "model"))

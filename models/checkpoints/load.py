@@ -21,6 +21,7 @@ from models.layers import resize_positions
 from .conversions import CONVERSIONS, Row, fold_channels
 from .layouts import Layout, abbreviate
 from .opened import OpenedCheckpoint, Source, opened
+from .run_fields import check_shapes
 
 MAX_THREADS = 4          # that read: a few are faster than the memory
 PATCH_KERNEL, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
@@ -70,17 +71,20 @@ def load_run(path: Source, build: Callable[[dict, int, int | tuple[int, int]], I
     run kept them. Raises ModelError.
     """
     with opened(path) as checkpoint:
-        model = _build_without_memory(checkpoint, build)
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        if shapes != {name: checkpoint.file.shape(name) for name in checkpoint.file.names}:
-            raise WeightsError(f"{checkpoint.path}: the weights do not fit the architecture that it names; the file is damaged")
+        model = check_own_weights(checkpoint, build)
         model.load_report = _fill(model, checkpoint, "keep")
         model.classes = list(checkpoint.file.run["classes"])
     return model.eval()
 
 
+def check_own_weights(checkpoint: OpenedCheckpoint, build: Callable) -> ImageTransformer:
+    """The model of a run, on the meta device: a file's claims about itself take no memory. Raises WeightsError."""
+    model, file = _build_without_memory(checkpoint, build), checkpoint.file
+    check_shapes({name: file.shape(name) for name in file.names}, model.state_dict(), checkpoint.path)
+    return model
+
+
 def _build_without_memory(checkpoint: OpenedCheckpoint, build: Callable) -> ImageTransformer:
-    """On the meta device, so that a file's claims about itself take no memory."""
     run = checkpoint.file.run
     if run is None:
         raise WeightsError(f"{checkpoint.path}: no checkpoint of a run of train.py; use create_model(NAME, pretrained=...) for "
@@ -227,7 +231,7 @@ def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
     """The value. Raises WeightsError with the name of an array that holds NaN or infinity: it would be trained on in silence."""
     if not value.sum().isfinite() and not (finite := value.isfinite()).all():      # a sum is faster, and may overflow
         raise WeightsError(f"{path}: {int((~finite).sum())} of the {value.numel()} numbers of {name} are not finite (NaN or "
-                           "infinity): the run that wrote them diverged. Use an earlier checkpoint")
+                           "infinity): its run diverged. Use an earlier checkpoint")
     return value
 
 

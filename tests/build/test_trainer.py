@@ -60,6 +60,7 @@ def test_a_run_that_is_resumed_in_float16_says_what_becomes_of_eps(capsys):
     objects, half = (build_objects("--optimizer", "adamw", "--precision", *precision)
                      for precision in (["fp32"], ["fp16", "--fp16_opt_level", "O3"]))
     state = saved_state(objects.config, objects.trainer.optimizer)
+    state.updates = 0                                    # before its first update an optimizer keeps nothing
     trainer = build.build_trainer(half.config, state, ALONE, half.built, half.data)
     assert trainer.optimizer.param_groups[0]["eps"] == 1e-4
     assert capsys.readouterr().out.count("changed: the optimizer's eps is 0.0001 (was 1e-08)") == 1

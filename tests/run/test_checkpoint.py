@@ -14,8 +14,10 @@ import pytest
 import torch
 from runs import load_state
 from torch import nn
+from weight_files import plain_state
 
 from models.checkpoints import first_look, torch_file
+from models.checkpoints.run_fields import LATER_FIELDS
 from utils.files import StorageError
 from utils.run import checkpoint
 from utils.run.checkpoint import (
@@ -34,12 +36,12 @@ from utils.run.checkpoint import (
 
 
 def state(step=3, **changes) -> RunState:
-    values = {"step": step, "updates": step - 1, "skips": 1, "model": {"weight": torch.arange(6.0).view(2, 3)}, "optimizer": {},
-              "scaler": {"scale": 65536.0}, "best": {"step": 2, "accuracy": 0.5}, "first": {"accuracy": 0.125},
-              "config": {"img_size": (8, 10), "name": None, "learning_rate": 1e-3}, "architecture": {"mean": (0.5, 0.5, 0.5)},
-              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5, "ema": {"weight": torch.arange(6.0).view(2, 3) / 7},
-              "cached": False}
-    return RunState(**values | changes)
+    scaler = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 1}
+    values = {"updates": step - 1, "skips": 1, "scaler": scaler, "best": {"step": 2, "accuracy": 0.5},
+              "first": {"accuracy": 0.125}, "cached": False,
+              "config": {"img_size": (8, 10), "name": None, "learning_rate": 1e-3, "ema_decay": 0.9},
+              "ema": {"weight": torch.arange(6.0).view(2, 3) / 7}}
+    return plain_state(step, **values | changes)
 
 
 @pytest.fixture
@@ -88,26 +90,27 @@ def test_the_file_is_an_ordinary_archive(saved):
 
 
 def test_every_kind_of_number_that_a_run_holds(tmp_path, monkeypatch):
-    """As LAMB, AdamW and loss scaling keep them, in the precisions of weights; written in pieces."""
+    """As AdamW and the precisions of weights keep them; written in pieces."""
     monkeypatch.setattr(checkpoint, "CHUNK", 100)
     torch.manual_seed(0)
-    model = {str(dtype): torch.randn(3, 4).to(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
-    kinds = model | {"bool": torch.tensor([True, False]), "long": torch.arange(3), "byte": torch.arange(3, dtype=torch.uint8),
-                     "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "transposed": torch.randn(3, 4).t()}
+    model = {"single": torch.randn(3, 4), "half": torch.randn(3, 4).half(), "scalar": torch.tensor(2.5),
+             "empty": torch.zeros(0, 3), "transposed": torch.randn(3, 4).t()}
     parameter = nn.Parameter(torch.randn(500))
-    optimizer = torch.optim.AdamW([parameter], lr=torch.tensor(0.1), amsgrad=True)
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, amsgrad=True)
     parameter.sum().backward()
     optimizer.step()
-    save(tmp_path / "x.pt", state(model=kinds, optimizer=optimizer.state_dict(), best={"a": None, "b": (1, True), "c": -2 ** 60}))
+    save(tmp_path / "x.pt", state(model=model, optimizer=optimizer.state_dict(), config={"a": None, "b": (1, True), "c": -2 ** 60,
+                                                                                      "ema_decay": 0.5}))
     loaded = load_state(tmp_path / "x.pt")
-    assert all(torch.equal(loaded.model[name], kinds[name]) and loaded.model[name].dtype == kinds[name].dtype for name in kinds)
+    assert all(torch.equal(loaded.model[name], model[name]) and loaded.model[name].dtype == model[name].dtype for name in model)
     slots = optimizer.state_dict()["state"][0]
     assert all(torch.equal(loaded.optimizer["state"][0][name], slots[name]) for name in slots)
-    assert loaded.best == {"a": None, "b": (1, True), "c": -2 ** 60}
+    assert loaded.config == {"a": None, "b": (1, True), "c": -2 ** 60, "ema_decay": 0.5}
 
 
 def test_a_file_without_optional_fields_is_read(tmp_path):
-    content = {name: value for name, value in vars(state()).items() if name not in checkpoint.OPTIONAL_FIELDS}
+    content = {name: value for name, value in vars(state()).items() if name not in sum(LATER_FIELDS, ())}
+    content["config"]["ema_decay"] = 0.0
     loaded = load_state(sealed(tmp_path / "old.pt", content))
     assert loaded.ema == {} and loaded.step == 3 and loaded.format == checkpoint.FORMAT
     assert (loaded.world_size, loaded.threads, loaded.data, loaded.cached) == (1, 0, "", None)
@@ -199,10 +202,10 @@ def test_foreign_and_missing_files_are_refused(tmp_path):
 HUGE = torch.zeros(1).as_strided((10 ** 6, 10 ** 6), (0, 0))          # 10^12 numbers in the storage of one
 LESS = {name: value for name, value in vars(state()).items() if name != "architecture"}
 HAND_MADE = {"another format": ({"format": "vit-run-0", "step": 3}, "this version"), "a list": ([1, 2], "this version"),
-             "text": ("x" * 5000, "this version"), "a field less": (LESS, "this version"),
-             "a field more": (vars(state()) | {"another": 1}, "this version"),
-             "a step of text": (vars(state()) | {"step": "3"}, "its step is of type str"),
-             "cached of text": (vars(state()) | {"cached": "yes"}, "its cached is of type str"),
+             "text": ("x" * 5000, "this version"), "a field less": (LESS, "the file lacks architecture"),
+             "a field more": (vars(state()) | {"another": 1}, "has another, which this version does not know"),
+             "a step of text": (vars(state()) | {"step": "3"}, "step '3': must be 0 or more"),
+             "cached of text": (vars(state()) | {"cached": "yes"}, "cached 'yes': must be True or False, or None"),
              "more numbers than bytes": (vars(state()) | {"model": {"weight": HUGE}}, "")}
 
 
@@ -324,7 +327,8 @@ def save_in_a_child(path: Path, content: RunState, crash_at: int) -> None:
 @pytest.mark.parametrize("name", ["step-00000006.pt", "best.pt"])
 def test_every_crash_point_inside_a_save(tmp_path, name, tries, figure):
     save(step_path(tmp_path, 3), state(step=3))
-    old, new = state(step=3, best={"step": 3}), state(step=6, best={"step": 6}, model={"weight": torch.arange(600.0)})
+    old = state(step=3, best={"step": 3, "accuracy": 0.5})
+    new = state(step=6, best={"step": 6, "accuracy": 0.5}, model={"weight": torch.arange(600.0)})
     save_in_a_child(tmp_path / name, new, crash_at=0)
     points = int((tmp_path / "points").read_text())
     assert points > 100

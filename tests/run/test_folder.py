@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import FORK, AnotherProcess, error_of
+from weight_files import plain_state
 
 from utils import files
 from utils.files import LOCK_FILE, InUseError, StorageError
@@ -37,7 +38,7 @@ def output(tmp_path) -> Path:
 
 
 def add_checkpoint(folder: Path, step: int, spoilt=False, best=None) -> Path:
-    state = checkpoint.RunState(step, step, 0, {}, {}, {}, best or {}, {}, {}, {}, [], 7, 0.0)
+    state = plain_state(step, best=best or {})
     path = step_path(folder, step)
     checkpoint.save(path, state)
     if spoilt:

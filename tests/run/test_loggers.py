@@ -217,7 +217,9 @@ def test_a_full_disk_costs_lines_and_curves(tmp_path, capsys):
     warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2 and errors == "", (printed, errors)
     assert "log.jsonl (File too large)" in warnings[0]
-    assert warnings[1].startswith("warning: TensorBoard fails (") and "off from now on; training continues" in warnings[1]
+    place = tmp_path / "tensorboard"
+    assert warnings[1].startswith(f"warning: TensorBoard in {place} fails (")
+    assert "off from now on; training continues" in warnings[1]
 
 
 def test_a_disk_that_is_full_at_the_end_stops_nothing(tmp_path, capsys, monkeypatch):
@@ -227,7 +229,7 @@ def test_a_disk_that_is_full_at_the_end_stops_nothing(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(SummaryWriter, "close", close)
     log_steps(tmp_path, step_metrics(1), tensorboard=tmp_path / "tensorboard")
-    assert "warning: TensorBoard fails (No space left on device)" in capsys.readouterr().out
+    assert f"warning: TensorBoard in {tmp_path / 'tensorboard'} fails (No space left on device)" in capsys.readouterr().out
 
 
 def test_a_closed_terminal_stops_nothing(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from building import ALONE
 from runs import events_of, load_state
 from torch import nn
 
+from configs import MODELS
 from utils import launch
 from utils.config import Facts, parse, resolve
 from utils.data.sampler import StepSampler
@@ -22,7 +23,7 @@ from utils.training.evaluation import EvalMetrics
 from utils.training.step import Progress, StepMetrics
 
 VAL, TEST, TRAIN = (types.SimpleNamespace(name=name, images=name) for name in ("val", "test", "train"))
-CONSTANT = {"architecture": {}, "classes": ["a", "b"], "train_images": 8}
+CONSTANT = {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "train_images": 8}
 
 
 class CountingTrainer:

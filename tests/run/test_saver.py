@@ -1,6 +1,7 @@
 """Saving beside training: the copy is all that it waits for, and a disk that fails costs a warning."""
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import torch
 from processes import AnotherProcess
 from rig import files_no_larger_than
 from runs import load_state
+from weight_files import plain_state
 
 from utils import files
 from utils.files import StorageError
@@ -26,10 +28,11 @@ FULL_DISK = ("P8", "a full disk costs warnings and not the run, its checkpoints 
 
 def state(step: int, numbers: int = 6, **changes) -> checkpoint.RunState:
     weights = {"weight": torch.full((numbers,), float(step))}
-    values = {"step": step, "updates": step, "skips": 0, "model": weights, "optimizer": {"state": {0: dict(weights)}},
-              "scaler": {}, "best": {"step": step}, "first": {}, "config": {"img_size": (8, 10)}, "architecture": {},
-              "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
-    return checkpoint.RunState(**values | changes)
+    return plain_state(step, **{"model": weights, "optimizer": {"state": {0: dict(weights)}}, "best": best(step)} | changes)
+
+
+def best(step: int) -> dict:
+    return {"step": step, "accuracy": 0.5}
 
 
 @pytest.fixture
@@ -339,6 +342,18 @@ def test_other_failures_of_a_write_are_one_line_too(saver, folder, lines, monkey
     monkeypatch.setattr(checkpoint, "save", fails)
     save(saver, 2, step_path(folder, 2))
     assert len(lines) == 1 and "\n" not in lines[0] and ("unexpected pos 64" in lines[0] or "MemoryError" in lines[0])
+    assert f"cannot write {step_path(folder, 2)} (" in lines[0]
+
+
+def test_a_log_that_cannot_be_flushed_is_named(saver, folder, lines, monkeypatch):
+    (folder / "log.jsonl").write_text("{}\n")
+
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    save(saver, 2, step_path(folder, 2))
+    assert lines[0].startswith(f"warning: cannot write {folder / 'log.jsonl'} (Input/output error); earlier checkpoints are kept")
 
 
 def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(saver, folder, lines):
@@ -357,21 +372,21 @@ def test_the_best_is_the_one_on_the_disk(saver, folder):
     """After a failed save a later evaluation may be the best again, and no checkpoint names one that is not there."""
     assert saver.best == {}
     save(saver, 2, step_path(folder, 2), folder / "best.pt")
-    assert saver.best == load_state(folder / "best.pt").best == load_state(step_path(folder, 2)).best == {"step": 2}
+    assert saver.best == load_state(folder / "best.pt").best == load_state(step_path(folder, 2)).best == best(2)
     save(saver, 4, step_path(folder, 4), folder / "best.pt", room=100)
-    assert saver.best == {"step": 2} and load_state(folder / "best.pt").step == 2
+    assert saver.best == best(2) and load_state(folder / "best.pt").step == 2
     save(saver, 6, step_path(folder, 6))
-    assert load_state(step_path(folder, 6)).best == {"step": 2}
+    assert load_state(step_path(folder, 6)).best == best(2)
     (folder / "best.pt").unlink()
     assert saver.best == {}
 
 
 def test_the_best_of_an_earlier_session_is_kept(folder):
     (folder / "best.pt").touch()
-    saver = Saver(folder, keep=2, best={"step": 4})
+    saver = Saver(folder, keep=2, best=best(4))
     save(saver, 6, step_path(folder, 6))
     saver.close()
-    assert load_state(step_path(folder, 6)).best == {"step": 4}
+    assert load_state(step_path(folder, 6)).best == best(4)
 
 
 def test_a_best_that_cannot_be_written_keeps_no_checkpoint_from_the_disk(saver, folder):

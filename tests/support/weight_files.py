@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs import MODELS
 from utils.run.checkpoint import RunState
 
 
@@ -26,6 +27,14 @@ def rezipped(source: Path, path: Path, edit=lambda name, data: data, **more) -> 
     with zipfile.ZipFile(source) as file:
         members = {name: edit(name, file.read(name)) for name in file.namelist()}
     return archive(path, members, **more)
+
+
+def plain_state(step: int = 3, **changes) -> RunState:
+    """The smallest that a file may hold."""
+    values = {"step": step, "updates": step, "skips": 0, "model": {"weight": torch.arange(6.0).view(2, 3)}, "optimizer": {},
+              "scaler": {}, "best": {}, "first": {}, "config": {"img_size": (8, 10)},
+              "architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
+    return RunState(**values | changes)
 
 
 def run_state(optimizer: str) -> RunState:

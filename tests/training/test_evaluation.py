@@ -13,6 +13,7 @@ from utils import distributed
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.transforms import eval_transform
+from utils.files import read_csv_table
 from utils.training import evaluation
 from utils.training.evaluation import ClassificationMetrics, EvalMetrics, write_confusion
 from utils.training.precision import BF16, FP32, LEVELS
@@ -163,6 +164,13 @@ def test_write_confusion(tmp_path):
     assert matrix == [["true \\ predicted", "cat", "a, b", 'the "dog"'],
                       ["cat", "3", "1", "0"], ["a, b", "0", "0", "0"], ['the "dog"', "2", "0", "5"]]
     assert per_class == [["class", "images", "accuracy"], ["cat", "4", "0.7500"], ["a, b", "0", ""], ['the "dog"', "7", "0.7143"]]
+
+
+def test_class_names_are_no_formulas(tmp_path):
+    names = ["=cmd|'/C calc'!A0", "-0.5", "@x"]
+    confusion, per_class = write_confusion(tmp_path, torch.eye(3, dtype=torch.int64), names)
+    assert confusion.read_text().splitlines()[0] == "true \\ predicted,'=cmd|'/C calc'!A0,-0.5,'@x"
+    assert [row[0] for row in read_csv_table(per_class.read_text())] == ["class", *names]
 
 
 def test_tables_of_a_checkpoint_replace_no_other(tmp_path):

@@ -18,6 +18,7 @@ from models.checkpoints.published import find_checkpoint
 from models.create import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Saved, Sources, before
+from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, splits_of
 from utils.data.device_cache import cached_bytes
@@ -32,7 +33,7 @@ from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
 from .leakage import warning_of_seen
-from .opened import ROOT, Opened, find_weights, given_by, open_model, preferred_row
+from .opened import ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -47,6 +48,11 @@ class SavedRun:
     @property
     def facts(self) -> Saved:
         return Saved(self.state.config, self.state.step, self.state.train_images, self.state.world_size, str(self.opened.path))
+
+
+def _checked_state(opened: RunCheckpoint) -> RunState:
+    check_settings(opened.header.config, opened.path)
+    return opened.state()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +100,7 @@ def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
         return None
     with given_by("--resume_path"):
         opened = distributed.local_main_first(ranks, lambda: opened or _open_as_rank_0(path))
-        state = distributed.local_main_first(ranks, opened.state)
+        state = distributed.local_main_first(ranks, lambda: _checked_state(opened))
     if not flags.get("eval_only"):
         distributed.broadcast_from_main(ranks, lambda: folder.check_resume(path, flags.get("output_dir"), name))
     return SavedRun(opened, state)
@@ -200,7 +206,7 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
         return None
     with given_by("--pretrained_dir"):
         if start != "auto":
-            return OpenedCheckpoint(find_weights(start))
+            return open_checkpoint(find_weights(start))
         default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
         return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
 

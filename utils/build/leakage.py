@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import before
+from utils.config.saved import check_settings
 from utils.data.classes import ClassRule
 from utils.data.datasets import splits_of
 from utils.data.reading import AS_STORED
@@ -20,12 +21,18 @@ DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
 def start_run(start: str) -> tuple[Path, dict] | None:
-    """The checkpoint that --pretrained_dir means and what it holds of its run, if it is of one of ours."""
+    """The checkpoint that --pretrained_dir means and what it holds of its run, if it is of one of ours.
+
+    Raises ConfigError for settings that no run has.
+    """
     path = Path(resolve_checkpoint(start))
     try:
-        return (path, vars(read_header(path))) if path.is_file() else None
+        header = read_header(path) if path.is_file() else None
     except CheckpointError:
         return None
+    if header is not None:
+        check_settings(header.config, path)
+    return header and (path, vars(header))
 
 
 def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:

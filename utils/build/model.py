@@ -12,6 +12,9 @@ import configs
 from models import create_model
 from models.base import ImageTransformer
 from models.checkpoints.load import checked_finite
+from models.checkpoints.run_fields import check_shapes
+from models.create import resolve_row
+from models.kinds import brief
 from utils import distributed
 from utils.config import (
     SIZES,
@@ -78,11 +81,14 @@ def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransf
     classes = found.facts.num_classes
     if saved is None:
         return create_model(config.model_type, classes, config.img_size, found.start, config.head, **model_overrides(config))
-    model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size, initialise=False)
-    weights = (saved.state.ema if config.eval_only else {}) or saved.state.model
-    for name, value in weights.items():
-        checked_finite(value, name, saved.opened.path)
-    model.load_state_dict(weights)
+    with torch.device("meta"):              # what a file claims takes no memory, until its weights are known to be as large
+        model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size)
+    for weights in (saved.state.model, saved.state.ema)[:1 + bool(saved.state.ema)]:
+        check_shapes({name: value.shape for name, value in weights.items()}, model.state_dict(), saved.opened.path)
+        for name, value in weights.items():
+            checked_finite(value, name, saved.opened.path)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict((saved.state.ema if config.eval_only else {}) or saved.state.model)
     return model
 
 
@@ -91,8 +97,8 @@ def _check_classes(config: Config, model: ImageTransformer, found: Found) -> Non
     if config.dataset == "imagenet" and found.start.settings is None:
         return                              # other programs spell its 1000 names otherwise, in the same order
     if known not in ([], own):
-        raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({', '.join(known[:3])}, ...) are not those of "
-                          f"the data ({', '.join(own[:3])}, ...). This is not the same task: give other weights, or --head zero")
+        raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({first_names(known)}) are not those of "
+                          f"the data ({first_names(own)}). This is not the same task: give other weights, or --head zero")
 
 
 def compile_model(model: torch.nn.Module, device: torch.device) -> None:
@@ -138,6 +144,15 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
 
 
+def _other_than_configured(config: Config, architecture: dict) -> list[str]:
+    """What the checkpoint's model has otherwise than the settings and the row in configs.py say: of another program's weights."""
+    if config.model_type not in configs.MODELS:
+        return []
+    row = resolve_row(config.model_type, model_overrides(config))
+    own = resolve_row(configs.architecture(**architecture), {})
+    return [f"{key} {brief(own[key])}" for key in row if key != "img_size" and own[key] != row[key]]
+
+
 def describe_model(config: Config, facts: Facts) -> str:
     """The row of configs.py and what the file has otherwise; of a file whose sizes no row has, its family and its sizes."""
     own = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
@@ -158,7 +173,8 @@ def describe_outputs(classes: Sequence[str]) -> str:
 
 def _source_of_weights(config: Config, saved: SavedRun | None, model: ImageTransformer) -> str:
     if saved:
-        return "from the checkpoint"
+        others = _other_than_configured(config, saved.state.architecture)
+        return "from the checkpoint" + (f", whose model is not that of configs.py: {', '.join(others)}" if others else "")
     own_size = [f"--{key} {config.to_dict()[key]}" for key in SIZES if config.to_dict()[key] is not None]
     unpublished = f" (nobody has published them for {' '.join(own_size)})" if own_size else ""
     return str(model.load_report or f"from scratch{unpublished}")

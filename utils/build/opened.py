@@ -13,8 +13,9 @@ from models.checkpoints.described import is_weights_folder
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, require_published
-from models.create import match_row
+from models.create import check_weights_of_run, match_row
 from utils.config import ConfigError, before
+from utils.config.saved import check_settings
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
 from utils.data.reading import FIND, Reading
@@ -91,6 +92,21 @@ def find_weights(what: str | Path) -> Path:
     return find_checkpoint(what if is_weights_folder(what) else resolve_checkpoint(what))
 
 
+def open_checkpoint(path: Path) -> OpenedCheckpoint:
+    """Where it is of a run of ours, with its settings and the shapes of its weights compared.
+
+    Raises WeightsError or ConfigError.
+    """
+    opened = OpenedCheckpoint(path)
+    if opened.settings is not None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(opened.close)
+            check_settings(opened.settings, path)
+            check_weights_of_run(opened)
+            stack.pop_all()
+    return opened
+
+
 def preferred_row(what: str) -> str:
     """How the name of the row begins that a published name means, where the shapes in its file are those of others too."""
     folder = "" if Path(what).exists() else (published_name(what) or "").partition("/")[0]
@@ -113,7 +129,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
         file = None
         if what is not None:
             with given_by(flag):
-                file = stack.enter_context(OpenedCheckpoint(find_weights(what)))
+                file = stack.enter_context(open_checkpoint(find_weights(what)))
         if (typed or view) and (file is None or file.settings is not None):
             raise ConfigError("--model_type, --img_size, --num_heads, --interpolation and --eval_crop only have an effect with "
                               f"a {flag} that is no run: a run has its own. Omit them")

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils import distributed, launch
-from utils.config import Config, as_command, changes
+from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
+from utils.data.classes import first_names
 from utils.distributed import Ranks
+from utils.files import naming
 from utils.process import StopSignal
 from utils.run import folder
 from utils.run.checkpoint import RULES, CheckpointError
@@ -20,6 +22,8 @@ from utils.training.trainer import Trainer
 from .data import Data
 from .find import Found, SavedRun
 from .model import Built
+
+SHOWN = 6           # names in a line
 
 
 def build_run(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, stop: StopSignal) -> Run:
@@ -41,8 +45,14 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
         return
     for reason in saved.opened.skipped.values():
         print(f"warning: {reason}; going back to the checkpoint before it")
-    path, step = saved.opened.path, saved.state.step
-    print(f"evaluating {path} (step {step})" if config.eval_only else f"resuming {path} at step {step} of {config.num_steps}")
+    path, step, skipped = saved.opened.path, saved.state.step, saved.state.step - saved.state.updates
+    what = f", of which {skipped} updated nothing" if skipped else ""
+    what += f"; loss scale {saved.state.scaler['scale']:g}" if saved.state.scaler else ""
+    print(f"evaluating {path} (step {step})" if config.eval_only else
+          f"resuming {path} at step {step} of {config.num_steps}{what}")
+    if lacking := [*saved.opened.lacking, *lacking_settings(saved.state.config)]:
+        more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) is as it was then")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 
@@ -52,8 +62,8 @@ def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks)
     state, splits = saved.state, found.splits
     if list(splits.classes) != state.classes:
         raise CheckpointError(f"--data_dir {config.data_dir}: the data have {len(splits.classes)} classes "
-                              f"({', '.join(splits.classes[:3])}, ...), the checkpoint {len(state.classes)} "
-                              f"({', '.join(state.classes[:3])}, ...): not the same task")
+                              f"({first_names(splits.classes)}), the checkpoint {len(state.classes)} "
+                              f"({first_names(state.classes)}): not the same task")
     if config.eval_only:
         return
     difference = ""
@@ -78,7 +88,8 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     where, run.history.best = distributed.broadcast_from_main(ranks, lambda: _claim(run))
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
     if ranks.is_main and (place := launch.launch_file("folder")) is not None:
-        place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
+        with naming(place):
+            place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from models.base import ImageTransformer
 from utils import distributed
 from utils.config import Config, ConfigError
+from utils.data.classes import first_names
 from utils.data.mixup import Mixer
 from utils.data.transforms import normalize
 from utils.distributed import Ranks
@@ -22,6 +23,7 @@ from utils.training import optimizer as optim
 from utils.training.criterion import AttentionSupervision, Criterion, balanced_weights
 from utils.training.ema import Ema
 from utils.training.precision import LossScaler, warm_up
+from utils.training.saved_optimizer import checked_state
 from utils.training.step import Progress, Requests, StepSettings
 from utils.training.task import SINGLE_LABEL
 from utils.training.trainer import Trainer
@@ -42,11 +44,11 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         ema.model.compile(dynamic=False)
     progress = Progress()
     if state is not None:
-        change = optim.load_state(optimizer, state.optimizer, lambda: _earlier_groups(config, state, model))
-        if change and ranks.is_main:
-            print(change)
+        _load_optimizer(optimizer, state, model, config, ranks)
         if state.scaler:
             scaler.load_state_dict(state.scaler)
+        elif scaler.enabled and not config.override:
+            raise ConfigError(f"--resume_path {config.resume_path}: the file lacks its loss scale. Use an earlier checkpoint")
         if ema is not None:
             ema.model.load_state_dict(state.ema)
         progress = Progress(state.step, state.updates, state.skips)
@@ -61,6 +63,21 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         _wrap(config, built, data.sampler.micro_size, ranks), optimizer, criterion, scaler, precision, ranks, built.normalize,
         build_step_settings(config, state), ema=ema, reducer=reducer, progress=progress, requests=requests,
         stop=stop)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: RunState, model: ImageTransformer, config: Config,
+                    ranks: Ranks) -> None:
+    """Raises ConfigError for a state that is not the run's own, before it is loaded."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    earlier = functools.cache(lambda: _earlier_groups(config, state, model))
+    as_now = len(state.optimizer.get("param_groups", ())) == len(optimizer.param_groups)
+    try:
+        own = checked_state(optimizer, state.optimizer, state.updates, names, None if as_now else earlier())
+        change = optim.load_state(optimizer, own, earlier)
+    except optim.OptimizerError as error:
+        raise ConfigError(f"--resume_path {config.resume_path}: {error}") from error
+    if change and ranks.is_main:
+        print(change)
 
 
 def build_step_settings(config: Config, state: RunState | None = None) -> StepSettings:
@@ -133,16 +150,16 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
     teacher = opened.model.to(ranks.device, precision.weights).eval()
     known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
     if len(opened.classes) != len(splits.classes) or (known and sorted(opened.classes) != sorted(splits.classes)):
-        raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({', '.join(opened.classes[:3])}, ...), the "
-                          f"data {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...). This is not "
+        raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({first_names(opened.classes)}), the "
+                          f"data {len(splits.classes)} ({first_names(splits.classes)}). This is not "
                           "the same task: give another teacher")
     order = [list(opened.classes).index(name) for name in splits.classes] if known else range(len(splits.classes))
     channels = teacher.config.in_channels
     if channels not in (built.model.config.in_channels, 3):
         raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
     if ranks.is_main:
-        taken = ", ".join(splits.classes[:3])
-        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}, ..."
+        taken = first_names(splits.classes)
+        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}"
         print(f"teacher: {path}, {opened.parameters:,} parameters, {teacher.config.num_heads} attention heads{unnamed}")
 
     @torch.no_grad()

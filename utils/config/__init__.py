@@ -17,6 +17,6 @@ from .resolve import (
     preview,
     resolve,
 )
-from .resume import changes
+from .resume import changes, lacking_settings
 from .spelling import check_published, did_you_mean, unknown_model
 from .types import ConfigError

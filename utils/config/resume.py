@@ -28,6 +28,11 @@ def read_saved(config: dict) -> dict:
     return check_retired(config, values)
 
 
+def lacking_settings(config: dict) -> list[str]:
+    """The settings that a checkpoint was written without, because the flag did not exist."""
+    return sorted(set(SETTINGS) - config.keys())
+
+
 def keep_or_refuse(flags: dict, saved: dict) -> dict:
     """The flags that change something, without those that only repeat it. `saved`: as read_saved returns it.
 

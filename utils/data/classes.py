@@ -17,6 +17,7 @@ from .splits import DataError, Splits, View, abbreviate
 NUMBER, TEXT = "number", "text"                  # the values of --class_order
 INTEGER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 SHOWN_FIRST = 3
+LONGEST_SHOWN = 40       # letters of a name in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Classes:
 
     def describe(self, names: Iterable[str]) -> str:
         """The first of the names that are no class, and which class each may be meant for."""
-        return abbreviate(shown_name(name) + self.hint(name) for name in names)
+        return abbreviate(short_name(name) + self.hint(name) for name in names)
 
     def hint(self, name: str) -> str:
         meant = next((own for own in self.names if _key(own) == _key(name)), None)
@@ -139,7 +140,12 @@ def first_names(names: Sequence[str], start: int | None = None) -> str:
     """A few names: the first, or those from label `start`."""
     start = start or 0
     end = start + SHOWN_FIRST
-    return "..., " * (start > 0) + ", ".join(map(shown_name, names[start:end])) + ", ..." * (len(names) > end)
+    return "..., " * (start > 0) + ", ".join(map(short_name, names[start:end])) + ", ..." * (len(names) > end)
+
+
+def short_name(name: str) -> str:
+    """As `shown_name`, and cut if it is long."""
+    return shown_name(name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN - 3]}...")
 
 
 def shown_name(name: str) -> str:

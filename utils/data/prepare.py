@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils import process
-from utils.files import LOCK_FILE, FileLock, StorageError, atomic_write, fsync_path
+from utils.files import LOCK_FILE, FileLock, StorageError, atomic_write, fsync_path, naming, write_file
 
 from .image_files import FileImages
 from .prepared import FILE, FORMAT, ROW, describe, is_prepared
@@ -110,7 +110,7 @@ def _check_bad(bad: list[Bad], train_images: int, building: Path, skip: float) -
     file.unlink(missing_ok=True)
     if not bad:
         return
-    file.write_text("".join(f"{one.why}\n" for one in bad), encoding="utf-8", errors="backslashreplace")
+    write_file(file, "".join(f"{one.why}\n" for one in bad), errors="backslashreplace")
     if len(bad) > skip * train_images or any(one.part != "train" for one in bad):
         first = bad[0].why + ", ..." * (len(bad) > 1)
         raise DataError(f"{len(bad):,} images cannot be read: {first}; {file} lists them; replace or remove them, or omit them "
@@ -157,10 +157,10 @@ def _allocate_files(rows: dict[str, np.ndarray], building: Path, target: Path, p
                            "prepare on another disk, or with a smaller --size")
     for name, (pixels, digests) in files.items():
         for file, length in ((pixels, _bytes(rows[name])), (digests, len(rows[name]) * 32)):
-            with open(file, "ab") as stream:
+            with naming(file), open(file, "ab") as stream:
                 stream.truncate(length)
     done = sum(int(np.fromfile(digests, np.uint8).reshape(-1, 32).any(axis=1).sum()) for _, digests in files.values())
-    known.write_text(plan, encoding="utf-8")
+    write_file(known, plan)
     size = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.0f} MB"
     log(f"{target}: {count:,} images, {size}" + (f"; {done:,} are done already" if done else ""))
 
@@ -226,7 +226,8 @@ def _write_pixels(name: str, start: int, rows: np.ndarray) -> list[Bad]:
     """Write the pixels and digests that are missing -> images that cannot be read"""
     parts, _, building = _work
     bad = []
-    with open(building / f"{name}.pixels", "r+b") as pixels, open(building / f"{name}.digests", "r+b", 0) as digests:
+    places = building / f"{name}.pixels", building / f"{name}.digests"
+    with naming(places[0]), open(places[0], "r+b") as pixels, open(places[1], "r+b", 0) as digests:
         for number, row in enumerate(rows, start):
             shape = int(row["width"]), int(row["height"])
             if not all(shape):                            # _read_sizes has reported it

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from utils.attention import maps as attention_maps
+from utils.data.classes import first_names
 from utils.data.loader import default_workers, eval_loader
 from utils.data.transforms import normalize
 from utils.run.log import LOG_FILE, scan_log
@@ -292,8 +293,8 @@ def draw_curves(folders: list[str]) -> Figure:
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
     """Evaluates the model on `data`, whose split is called `name`. Raises ViewError if its classes are not the model's."""
     if classes != subject.classes:
-        raise ViewError(f"the model knows {len(subject.classes)} classes ({', '.join(subject.classes[:3])}, ...), the data have "
-                        f"{len(classes)} ({', '.join(classes[:3])}, ...): not the same task; give --checkpoint a run on these "
+        raise ViewError(f"the model knows {len(subject.classes)} classes ({first_names(subject.classes)}), the data have "
+                        f"{len(classes)} ({first_names(classes)}): not the same task; give --checkpoint a run on these "
                         f"data, such as output/NAME (the model: {subject.title})")
     model, matrix, wrong = subject.model, np.zeros((len(classes), len(classes)), dtype=np.int64), []
     loader = eval_loader(data, transform=subject.transform, batch_size=64, rank=0, world_size=1, pin_memory=False,

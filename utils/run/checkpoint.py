@@ -9,7 +9,6 @@ models.checkpoints.torch_file, which runs no code.
 import dataclasses
 import hashlib
 import re
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +17,13 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import first_look, torch_file
+from models.checkpoints.run_fields import FORMAT, check_run, lacking
 from utils.files import atomic_write
 
-FORMAT = "vit-run-1"
 RULES = 2                        # of this code, for runs that it begins; see RunState.rules
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
 BEST_FILE = "best.pt"
 CHUNK = 1 << 20
-OPTIONAL_FIELDS = {"ema", "world_size", "threads", "data", "cached", "rules"}      # that older files of this format lack
 WEIGHTS = {"model": {}, "optimizer": {}, "scaler": {}, "ema": {}, "first": {}}        # what a header is without
 
 
@@ -43,7 +41,10 @@ class NonFiniteError(CheckpointError):
 
 @dataclasses.dataclass
 class RunState:
-    """Everything that a run needs to resume exactly. No generator state: see randomness.py."""
+    """Everything that a run needs to resume exactly. No generator state: see randomness.py.
+
+    What a file may hold of each field, and which of them older files lack: models/checkpoints/run_fields.py.
+    """
 
     step: int                       # batches consumed
     updates: int                    # of them, those that changed the weights
@@ -75,10 +76,11 @@ class RunCheckpoint:
     path: Path
     header: RunState                # without what is in WEIGHTS
     skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)      # newer files of the folder: why they are not used
+    lacking: tuple[str, ...] = ()   # fields that it was written without, by an earlier version
 
     def state(self) -> RunState:
         """Everything, tensors on the CPU. Raises CheckpointError."""
-        state = _read(self.path, mapped=False)
+        state = RunState(**_read(self.path, mapped=False))
         if state.step != self.header.step:
             raise CheckpointError(f"{self.path} was replaced while it was being read. Start again.")
         return state
@@ -96,32 +98,30 @@ def open_run_checkpoint(path: Path) -> RunCheckpoint:
         raise CheckpointError(str(error)) from error
     if not sealed:
         raise CheckpointError(f"{path}: damaged (its SHA-256 does not match)")
-    header, named = read_header(path), STEP_FILE.fullmatch(path.name)
-    if named and header.step != int(named[1]):
-        raise CheckpointError(f"{path}: contains step {header.step}; it was renamed or replaced by another file")
-    return RunCheckpoint(path, header)
+    content, named = _read(path, mapped=True), STEP_FILE.fullmatch(path.name)
+    if named and content["step"] != int(named[1]):
+        raise CheckpointError(f"{path}: contains step {content['step']}; it was renamed or replaced by another file")
+    return RunCheckpoint(path, _header(content), lacking=tuple(lacking(content)))
 
 
 def read_header(path: Path) -> RunState:
     """The state without what is in WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
-    return dataclasses.replace(_read(path, mapped=True), **WEIGHTS)
+    return _header(_read(path, mapped=True))
 
 
-def _read(path: Path, mapped: bool) -> RunState:
-    """Does not verify the SHA-256. `mapped`: numbers stay in the file until they are used."""
+def _header(content: dict) -> RunState:
+    return RunState(**content | WEIGHTS)
+
+
+def _read(path: Path, mapped: bool) -> dict:
+    """The fields of a RunState, each of its kind. Does not verify the SHA-256. `mapped`: numbers stay in the file until they are
+    used."""
     try:
         content = torch_file.read(path, mapped=mapped, verified=True)
+        check_run(content, path)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    fields = {field.name: field.type if isinstance(field.type, types.UnionType) else typing.get_origin(field.type) or field.type
-              for field in dataclasses.fields(RunState)}
-    if (not isinstance(content, dict) or content.get("format") != FORMAT
-            or not fields.keys() - OPTIONAL_FIELDS <= content.keys() <= fields.keys()):
-        raise CheckpointError(f"{path}: not a checkpoint of this version of the program (format {FORMAT})")
-    for name, value in content.items():
-        if not isinstance(value, (int, float) if fields[name] is float else fields[name]):
-            raise CheckpointError(f"{path}: not a checkpoint of this program (its {name} is of type {type(value).__name__})")
-    return RunState(**content)
+    return content
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -218,10 +218,11 @@ def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:
     skipped = {}
     for path in checkpoint_files(folder):
         try:
-            return RunCheckpoint(path, open_run_checkpoint(path).header if verify else read_header(path), skipped)
+            opened = open_run_checkpoint(path) if verify else RunCheckpoint(path, read_header(path))
+            return dataclasses.replace(opened, skipped=skipped)
         except CheckpointError as error:
             skipped[path] = str(error)
-    reason = f" ({'; '.join(skipped.values())})" if skipped else ""
+    reason = f" ({'; '.join(each.replace(f'{folder}/', '') for each in skipped.values())})" if skipped else ""
     raise CheckpointError(f"{folder} holds no intact checkpoint{reason}")
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.files import atomic_write
+from utils.files import atomic_write, fsync_path, naming
 
 LOG_FILE = "log.jsonl"
 
@@ -40,13 +40,15 @@ class Log:
             raise
 
     def close(self) -> None:
-        os.close(self._file)
+        """Raises OSError: some disks tell of a failed write here."""
+        with naming(self._path):
+            os.close(self._file)
 
 
 def sync_log(folder: Path) -> None:
     """Flushes the lines so far to the disk. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError), open(folder / LOG_FILE, "rb") as stream:
-        os.fsync(stream.fileno())
+    with contextlib.suppress(FileNotFoundError):
+        fsync_path(folder / LOG_FILE)
 
 
 def read_log(folder: Path) -> list[dict]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from utils.files import StorageError, atomic_write
+from utils.files import StorageError, atomic_write, naming, write_file
 from utils.training.evaluation import EvalMetrics
 from utils.training.trainer import StepMetrics
 
@@ -99,7 +99,10 @@ class RunLogger:
                 call(writer)
             except OSError as error:
                 self._writers.remove(writer)
-                self.log(f"warning: {writer.name} fails ({error.strerror or error}) and is off from now on; training continues")
+                place = error.filename or writer.place
+                where = f" in {place}" if place else ""
+                self.log(f"warning: {writer.name}{where} fails ({error.strerror or error}) and is off from now on; training "
+                         "continues")
                 with contextlib.suppress(OSError):
                     writer.close()
 
@@ -118,7 +121,7 @@ class BadImages:
     def __init__(self, folder: Path, warn: Callable[[str], None]):
         """Reads the file of an earlier session. Raises OSError."""
         self._path, self._warn, self._lines = folder / BAD_IMAGES_FILE, warn, set()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), naming(self._path):
             self._lines |= set(self._path.read_text(encoding="utf-8", errors="replace").splitlines())
 
     def add(self, lines: set[str]) -> tuple[list[str], int]:
@@ -140,6 +143,8 @@ class BadImages:
 
 class _Console:
     """Shows steps and evaluations; its kinds `print` a line and show a step's progress."""
+
+    place = None            # of the files that a writer makes
 
     def __init__(self):
         self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
@@ -217,6 +222,7 @@ class _TensorBoard:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")      # quiet, should TensorFlow be installed
         from torch.utils.tensorboard import SummaryWriter
 
+        self.place = folder
         # What an earlier session wrote after the checkpoint is void: its steps come again.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
         self._hook, threading.excepthook = threading.excepthook, self._thread_ended
@@ -245,9 +251,9 @@ class _WandB:
     def __init__(self, project: str, folder: Path, config: dict, first_step: int):
         import wandb
 
-        file = folder / "wandb-id.txt"
+        self.place, file = folder, folder / "wandb-id.txt"
         if first_step == 0 or not file.exists():
-            file.write_text(secrets.token_hex(8), encoding="utf-8")
+            write_file(file, secrets.token_hex(8))
         self._run = wandb.init(project=project, name=folder.name, id=file.read_text(encoding="utf-8"), resume="allow",
                                dir=str(folder), config=config)
 

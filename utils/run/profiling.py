@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from utils.files import write_file
+
 WARM_UP = 3              # first steps of a session that are not counted, if there are twice as many
 MEASURED_FROM = 20.0     # seconds of steps: for less, measuring the machine would take too large a part of the time
 WAIT_SHOWN = 0.05        # fraction of the time above which waiting for data is shown during a run
@@ -193,8 +195,8 @@ class Profile:
         try:
             order = "self_device_time_total" if self._on_gpu else "self_cpu_time_total"
             rows = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
-            table.write_text(f"Steps {self._first} to {last} of the session: operators by the time they take themselves; "
-                             f"ProfilerStep is a whole step.\n{rows}", encoding="utf-8")
+            write_file(table, f"Steps {self._first} to {last} of the session: operators by the time they take themselves; "
+                              f"ProfilerStep is a whole step.\n{rows}")
             profiler.export_chrome_trace(str(trace))
             if not trace.stat().st_size:
                 raise OSError(f"{trace} was not written")

@@ -145,7 +145,10 @@ class Saver:
             is_best = path.name == checkpoint.BEST_FILE
             checkpoint.save(path, state if is_best else dataclasses.replace(state, best=self._best_on_disk()))
         except (StorageError, InUseError, OSError, RuntimeError, MemoryError) as error:   # RuntimeError: torch's writer
-            return " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, OSError) and error.filename is not None:               # the log's, or the folder's
+                return f"cannot write {error.filename} ({error.strerror})"
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            return reason if isinstance(error, (StorageError, InUseError)) else f"cannot write {path} ({reason})"
         self._saved[path] = _content(state)
         if is_best:
             self._best = state.best

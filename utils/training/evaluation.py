@@ -1,8 +1,6 @@
 """Evaluation, and the metrics of one class an image. The counts are exact: integers and float64 sums, added over ranks."""
 
-import csv
 import dataclasses
-import io
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +12,7 @@ from torch.nn import functional as F
 
 from utils.data.loader import Loader, prefetch
 from utils.distributed import Ranks, all_reduce_sum, to_host
-from utils.files import atomic_write
+from utils.files import atomic_write, csv_table
 
 from .precision import Precision
 
@@ -142,7 +140,7 @@ def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], che
               "per_class": [["class", "images", "accuracy"],
                             *([name, sum(row), f"{row[label] / sum(row):.4f}" if sum(row) else ""]
                               for label, (name, row) in enumerate(counts))]}
-    contents = {name: _csv_bytes(rows) for name, rows in tables.items()}
+    contents = {name: csv_table(rows).encode("utf-8", "backslashreplace") for name, rows in tables.items()}
     for number in itertools.count(1):
         suffix = f"-{checkpoint}" * bool(checkpoint) + f"-{number}" * (number > 1)
         files = {folder / f"{name}{suffix}.csv": content for name, content in contents.items()}
@@ -153,7 +151,3 @@ def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], che
     return list(files)
 
 
-def _csv_bytes(rows: list[list]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -13,6 +13,7 @@ from filling import save_arrays
 from safetensors.torch import save_file
 from weight_files import saved
 
+from configs import MODELS
 from models.checkpoints.formats import open_weights
 from models.checkpoints.torch_file import LEGACY_MAGIC
 from models.errors import WeightsError
@@ -101,30 +102,34 @@ def test_numpy_arrays_are_weights(tmp_path, save):
 
 
 def own(**more) -> dict:
-    return {"format": "vit-run-1", "model": WEIGHTS, "architecture": {"patch_size": 2}, "classes": ["a", "b"],
+    """Without what only a resumed run needs."""
+    return {"format": "vit-run-1", "model": WEIGHTS, "architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"],
             "config": {"img_size": 8}, "optimizer": {}, "step": 3, **more}
 
 
 def test_a_checkpoint_of_our_own(tmp_path):
     with open_weights(saved(tmp_path / "x.pt", own(train_images=9))) as file:
-        assert file.run == {"architecture": {"patch_size": 2}, "classes": ["a", "b"], "config": {"img_size": 8}, "step": 3,
-                            "train_images": 9, "data": None}
+        assert file.run == {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "config": {"img_size": 8},
+                            "step": 3, "train_images": 9, "data": None}
         assert file.left_out == sorted(own(train_images=9).keys() - {"model"}) and file.notes == []
 
 
-@pytest.mark.parametrize("ema", [{}, None, {name: value + 1 for name, value in WEIGHTS.items()}])
+@pytest.mark.parametrize("ema", [{}, {name: value + 1 for name, value in WEIGHTS.items()}])
 def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
-    with open_weights(saved(tmp_path / "x.pt", own(ema=ema))) as file:
+    config = {"img_size": 8, "ema_decay": 0.9 if ema else 0.0}
+    with open_weights(saved(tmp_path / "x.pt", own(ema=ema, config=config))) as file:
         assert torch.equal(file.read("head.bias"), WEIGHTS["head.bias"] + (1 if ema else 0))
         assert file.notes == (["averaged weights (ema)"] if ema else [])
         assert ("model" in file.left_out, "ema" in file.left_out) == (bool(ema), not ema)
 
 
-@pytest.mark.parametrize("more", [
-    {"model": None}, {"architecture": 3}, {"config": None}, {"classes": "ab"}, {"classes": [["a"]]},
-    {"model": torch.ones(3), "ema": torch.ones(3)}])
-def test_a_checkpoint_of_our_own_that_lacks_something(tmp_path, more):
-    refused(saved(tmp_path / "x.pt", own(**more)), "a checkpoint of a run without model, architecture, classes or config")
+@pytest.mark.parametrize(("more", "message"), [
+    ({"model": None}, "model None: must be values by name"), ({"architecture": 3}, "architecture 3: must be values by name"),
+    ({"config": None}, "config None: must be"), ({"classes": "ab"}, "classes 'ab': must be a list"),
+    ({"classes": [["a"]]}, "classes.0 a list of 1: must be text"), ({"ema": torch.ones(3)}, "ema an array of shape"),
+    ({"step": "3"}, "step '3': must be 0 or more"), ({"format": "vit-run-0"}, "not a checkpoint of this version")])
+def test_a_checkpoint_of_our_own_with_something_else(tmp_path, more, message):
+    refused(saved(tmp_path / "x.pt", own(**more)), message)
 
 
 def header(text: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:

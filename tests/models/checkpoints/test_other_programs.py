@@ -226,7 +226,7 @@ def test_a_patch_embedding_without_known_blocks_is_no_known_layout(tmp_path):
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, number):
     state = {key: value.clone() for key, value in STATE.items()}
     state[name].flatten()[1] = number
-    refused(rf"x.pth: 1 of the \d+ numbers of {name} are not finite .NaN or infinity.: the run .* Use an earlier checkpoint",
+    refused(rf"x.pth: 1 of the \d+ numbers of {name} are not finite .NaN or infinity.: its run .* Use an earlier checkpoint",
             load, saved(tmp_path / "x.pth", state), ROW)
     if name == "head.bias":                          # a new task reads no head
         load(saved(tmp_path / "x.pth", state), ROW, "zero")

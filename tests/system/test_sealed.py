@@ -1,0 +1,115 @@
+"""Checkpoints with a right seal and a wrong value, through every way in which one is opened.
+
+Each is tried in a child, from a real run's checkpoint that is changed in one place (tests/support/sealed.py). It is refused in
+one line, of at most 200 characters, with exit code 2; or the value does no harm: then what comes of it (the weights, averages and
+optimizer state at the end of the training, the metrics of an evaluation, the outputs of the model) is that of the unchanged
+file, bit for bit, or what is printed before the first step differs from what the unchanged file prints: the user is told.
+"""
+
+import copy
+from collections.abc import Callable
+
+import doors
+import pytest
+import sealed
+from doors import Outcome
+
+from models.checkpoints import torch_file
+
+# How often of 17 each way is tried.
+WAYS = {"resume": 5, "python": 4, "start": 3, "eval": 2, "eval_start": 1, "picture": 1, "annotate": 1}
+TELLS = ("resume", "start", "eval", "eval_start")        # doors that say what the file is before they use it
+LONGEST = 200
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """By name: (the run's folder, what its checkpoint holds)"""
+    folders = {name: doors.train_base(tmp_path_factory.mktemp(name), name) for name in doors.BASES}
+    return {name: (folder, torch_file.read(next(folder.glob("step-*.pt")))) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def unchanged(runs, tmp_path_factory):
+    """unchanged(name, door) -> the outcome of the run's own checkpoint"""
+    known = {}
+
+    def outcome(name: str, door: str) -> Outcome:
+        if (name, door) not in known:
+            folder, content = runs[name]
+            known[name, door] = doors.through(door, tmp_path_factory.mktemp("own") / "x", folder,
+                                              lambda path: sealed.seal(path, content))
+            assert known[name, door].code == 0 and known[name, door].result, known[name, door].output
+        return known[name, door]
+
+    return outcome
+
+
+def assert_harmless(outcome: Outcome, own: Callable[[], Outcome]) -> bool:
+    """-> whether it was refused. own(): the outcome of the run's own checkpoint"""
+    assert "Traceback" not in outcome.output, outcome.output
+    assert all(letter.isprintable() or letter in "\n\r" for letter in outcome.output), ascii(outcome.output)
+    if outcome.code == 0:
+        assert outcome.result == own().result or outcome.told != own().told, "in silence"
+        return False
+    lines = [line for line in outcome.output.splitlines() if "error: " in line]
+    assert outcome.code == 2 and len(lines) == 1 and len(lines[0]) <= LONGEST, (outcome.code, lines)
+    return True
+
+
+@pytest.mark.contract("P7", "a checkpoint with a right seal and a wrong value is refused on one line, or does no harm")
+def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tries, figure):
+    ways = [door for door in WAYS for _ in range(WAYS[door])]
+    count, refused = tries(17, 1000), 0
+    for seed in range(count):
+        name, door = list(doors.BASES)[seed % 3 % 2], ways[seed % len(ways)]
+        folder, content = runs[name]
+        changed, what = sealed.changed(content, seed, plausible=door in TELLS)
+        outcome = doors.through(door, tmp_path / "x", folder, lambda path, changed=changed: sealed.seal(path, changed))
+        try:
+            refused += assert_harmless(outcome, lambda name=name, door=door: unchanged(name, door))
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {door} of {name}, {what}: {error}") from error
+    assert refused > count / 2
+    figure("checkpoints with a right seal and a wrong value, through every door", count)
+
+
+@pytest.mark.parametrize("change", [lambda average: average.flatten()[:1].clone(), lambda average: average.flatten()[1:].clone(),
+                                    lambda average: average.transpose(-1, -2).contiguous()],
+                         ids=["one number", "one fewer", "transposed"])
+def test_an_optimizer_state_of_another_shape(runs, unchanged, tmp_path, change):
+    """Before it was compared: a segmentation fault, or training from wrong averages without a word."""
+    folder, content = runs["adamw"]
+    wrong = copy.copy(content) | {"optimizer": copy.deepcopy(content["optimizer"])}
+    for slots in wrong["optimizer"]["state"].values():
+        if slots["exp_avg"].shape == (24, 8):                       # the layer's queries, keys and values
+            slots["exp_avg"] = change(slots["exp_avg"])
+    outcome = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong))
+    assert assert_harmless(outcome, lambda: unchanged("adamw", "resume"))
+    assert "optimizer state: exp_avg of blocks.0.attn.qkv.weight is an array of shape" in outcome.error
+
+
+def test_what_could_be_right_is_told(runs, tmp_path):
+    """Values that another run may have, and fields that an older file lacks."""
+    folder, content = runs["adamw"]
+    wrong = content | {"architecture": content["architecture"] | {"dropout_rate": 0.25}, "updates": 2, "world_size": 2,
+                       "config": {key: value for key, value in content["config"].items() if key != "seed"} | {"rotation": 5.0}}
+    del wrong["rules"]
+    told = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).output
+    for line in ("a checkpoint of an earlier version: what it lacks (rules, seed) is as it was then", "--rotation 5.0",
+                 "weights: from the checkpoint, whose model is not that of configs.py: dropout_rate 0.25",
+                 "changed: 1 processes (were 2), 2 micro-steps each (were 1)"):
+        assert line in told, told
+    own = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, content)).output
+    assert "earlier version" not in own and "weights: from the checkpoint\n" in own
+
+
+def test_names_with_escape_sequences_reach_no_terminal(runs, tmp_path):
+    """Of classes, in what an evaluation says of a checkpoint of other data; of folders, in the settings that a run prints."""
+    folder, content = runs["adamw"]
+    classes = content | {"classes": [sealed.ESCAPE, *content["classes"][1:]]}
+    settings = content | {"config": content["config"] | {"log_dir": "logs\x1b]0;title\x07"}}
+    for door, wrong in (("eval", classes), ("python", classes), ("resume", settings)):
+        outcome = doors.through(door, tmp_path / door, folder, lambda path, wrong=wrong: sealed.seal(path, wrong))
+        assert "\x1b" not in outcome.output and "\x07" not in outcome.output, door
+    assert r"--log_dir 'logs\x1b]0;title\x07'" in outcome.output and outcome.code == 0
