@@ -196,7 +196,10 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
     run = subject.settings
     rule = ClassRule(run["class_order"], tuple(subject.classes) if subject.path else (), partly=True)
     splits = datasets.splits_of(run, rule=rule, need=HELD_OUT)
-    name = name or ("val" if run["test"] == "never" else "test")
+    no_test = splits.val is splits.test and splits.val_name == "val"
+    if no_test and name == "test":
+        raise ConfigError("--split test: the run's data have no test set, and best.pt was chosen on val: --split val")
+    name = name or ("val" if no_test or run["test"] == "never" else "test")
     split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
     count = min(count or len(split), len(split))
     return name, Subset(split, [number * len(split) // count for number in range(count)]), tuple(splits.classes)

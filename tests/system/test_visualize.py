@@ -14,6 +14,7 @@ from PIL import Image
 import models
 import visualize
 from utils import config, process
+from utils.build import open_model
 from utils.data.datasets import imagenet_names
 from utils.data.transforms import eval_transform
 from utils.report import plots, views
@@ -300,6 +301,19 @@ def test_curves_of_one_run_and_of_several(figures):
     loss = draw(figures, "curves", "--checkpoint", first, second).axes[0]
     assert list(figures) == ["output/curves.png"]
     assert [line.get_label() for line in loss.get_lines()] == ["a train", "b train"]
+
+
+def test_images_that_chose_the_best_are_not_called_test(tmp_path, monkeypatch):
+    """A share of train is held out, and there is no test set."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(CLASSES * 2):
+        (tmp_path / "data/train" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * number).save(tmp_path / "data/train" / name / f"{number}.png")
+    subject = open_model(save_run(Path("output/run"), dataset="folder", data_dir="data", val_fraction=0.5))
+    assert [len(visualize.split_of(subject, name)[1]) for name in ("train", "val")] == [10, 10]
+    assert visualize.split_of(subject)[0] == "val"
+    with pytest.raises(config.ConfigError, match=r"no test set, .* --split val"):
+        visualize.split_of(subject, "test")
 
 
 def test_confusion_counts_what_the_trainer_evaluates(run_train, figures):
