@@ -72,7 +72,7 @@ def check_weights(flags: dict) -> None:
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
     """-> exit code: 0, or that of a run that was asked to stop"""
-    from utils import build
+    from utils import build, distributed
     from utils.report import summary
 
     run = build.build_run(config, found, saved, ranks, stop)
@@ -96,7 +96,8 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
         if run.stop_requested:                                         # in a step, or in any evaluation
             run.stop_early(trainer)                                    # saves what was trained
             return process.EXIT_PREEMPTED
-    summary.after(run, trainer, data, shown)                           # pictures, the last words
+    with distributed.watch(ranks, lambda: "after the last step", "the run is done and saved"):
+        summary.after(run, trainer, data, shown)                       # pictures, the last words
     return 0
 
 

@@ -20,6 +20,8 @@ SMALLER_STEP = "lower --train_batch_size, or raise --gradient_accumulation_steps
 SMALLER_EVALUATION = "lower --eval_batch_size"
 SMALLER_MODEL = ("what a run holds whatever its batch is (model, start weights, data) does not fit. Choose a smaller "
                  "--model_type or --img_size, or end what else uses this memory")
+SMALLER_SAVE = ("a checkpoint is copied before it is written, and the copy does not fit. Choose a smaller --model_type, or end "
+                "what else uses this memory")
 
 
 class DeviceError(ValueError):

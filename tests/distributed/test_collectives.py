@@ -1,5 +1,6 @@
 """What the processes do together, on two and more of them and on one; errors of one reach the others."""
 
+import errno
 import operator
 import platform
 import time
@@ -10,7 +11,7 @@ import torch
 from ranks import Ranks
 from torch import nn
 
-from utils import distributed
+from utils import distributed, process
 from utils.data import loader as data
 from utils.data.datasets import digits
 from utils.data.splits import ArrayImages
@@ -101,9 +102,22 @@ def test_node_that_fails_alone_is_named(tmp_path):
     def scenario(ranks):
         return [outcome(lambda who=who: distributed.local_main_first(ranks, lambda: refuse(who, ranks))) for who in ([1], [0, 1])]
 
-    with Ranks(2, scenario, tmp_path, nodes=True) as both:
-        alone, common = f"Refusal: node 1 (host {platform.node()}): rank 1 refuses", "Refusal: rank 0 refuses"
-        assert both.results() == [[alone, common]] * 2
+    def with_a_disk_of_its_own(ranks):
+        if ranks.rank == 1:
+            raise OSError(errno.EIO, "Input/output error", "/data/x")
+
+    def scenario_of_disks(ranks):
+        with pytest.raises(ValueError, match="node 1") as caught:
+            distributed.local_main_first(ranks, lambda: with_a_disk_of_its_own(ranks))
+        return process.classify_error(caught.value)
+
+    alone = f"node 1 (host {platform.node()})"
+    for number, (work, expected) in enumerate([
+            (scenario, [f"Refusal: {alone}: rank 1 refuses", "Refusal: rank 0 refuses"]),
+            (scenario_of_disks, (f"{alone}: /data/x: Input/output error", 2))]):
+        (tmp_path / str(number)).mkdir()
+        with Ranks(2, work, tmp_path / str(number), nodes=True) as both:
+            assert both.results() == [expected] * 2
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Processes that are killed, stopped, asleep, out of memory or in error: how the others end."""
 
+import errno
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ FAULTS = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "sleep": lambda: time.sleep(1000),
     "error": lambda: BadImage("bad.png: cut off"),
+    "disk": lambda: OSError(errno.EIO, "Input/output error", "/data/x"),
     "memory": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
 }
 
@@ -89,11 +91,13 @@ def test_error_of_one_process_ends_all(tmp_path, tries, figure):
 
 
 @pytest.mark.slow
-def test_error_of_one_node_gives_all_nodes_its_code(tmp_path):
+@pytest.mark.parametrize(("fault", "code", "line"),
+                         [("error", 5, "bad.png: cut off"), ("disk", 2, "/data/x: Input/output error")])
+def test_error_of_one_node_gives_all_nodes_its_code(tmp_path, fault, code, line):
     """Not that of a loss, after which torchrun would start their processes again."""
-    with Ranks(2, training("error", 1, "forward"), tmp_path, nodes=True) as ranks:
-        assert ranks.wait() == [5, 5] and ranks.error(1) == "bad.png: cut off"
-        assert ranks.error(0) == "a process of another node has ended the run with code 5: what it has printed says why"
+    with Ranks(2, training(fault, 1, "forward"), tmp_path, nodes=True) as ranks:
+        assert ranks.wait() == [code, code] and ranks.error(1) == line
+        assert ranks.error(0) == f"a process of another node has ended the run with code {code}: what it has printed says why"
 
 
 @pytest.mark.slow

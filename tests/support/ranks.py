@@ -63,8 +63,9 @@ class Ranks:
                 torch.save(work(ranks), self.folder / f"{rank}.pt")
             code = 0
         except BaseException as error:
-            (self.folder / f"{rank}.error").write_text(str(error))
-            code = getattr(error, "exit_code", None) or getattr(error, "code", None) or 1
+            message, code = process.classify_error(error)
+            (self.folder / f"{rank}.error").write_text(message or str(error))
+            code = getattr(error, "code", None) or code
             if code == 1:
                 traceback.print_exc()
         finally:

@@ -193,6 +193,8 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
     ("utils.run.run.evaluate", [], "evaluation on test after step 0: out of memory; lower --eval_batch_size"),
     ("utils.training.evaluation.evaluate", ["--eval_only", "--pretrained_dir", "model.npz"],
      "evaluation on test: out of memory; lower --eval_batch_size"),
+    ("utils.run.saver.Saver.save", [], "saving step 4: out of memory; a checkpoint is copied before it is written"),
+    ("utils.report.summary.print_summary", [], "after the last step: out of memory; the run is done and saved"),
     ("utils.training.trainer.Trainer._backward", [], "step 1: out of memory; lower --train_batch_size, or raise --gradient_")])
 def test_lack_of_memory_is_answered_by_what_needed_it(run_train, monkeypatch, capsys, function, flags, line):
     def fail(*_, **__):

@@ -7,9 +7,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils import launch
+from utils import launch, process
 
 from .ranks import Ranks, current_group, training_group
+
+REPORTED = (ValueError, OSError)         # what becomes one line for the user; anything else is a bug
+
+
+class NodeError(ValueError):
+    """A file or disk of one node, in words that name it."""
+
+    exit_code = process.EXIT_BAD_INPUT
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -37,12 +45,12 @@ def all_gather_objects(ranks: Ranks, value: object) -> list:
 
 
 def broadcast_from_main(ranks: Ranks, function: Callable):
-    """Runs `function` on rank 0 and returns its result on every rank; a ValueError of it is raised on every rank."""
+    """Runs `function` on rank 0 and returns its result on every rank; an error of REPORTED is raised on every rank."""
     outcome = [None, None]
     if ranks.is_main:
         try:
             outcome[0] = function()
-        except ValueError as error:
+        except REPORTED as error:
             outcome[1] = error
     if dist.is_initialized():
         dist.broadcast_object_list(outcome, src=0, group=current_group())
@@ -54,21 +62,23 @@ def broadcast_from_main(ranks: Ranks, function: Callable):
 def local_main_first(ranks: Ranks, function: Callable):
     """Runs `function` on one process of each node, then on the others: what it downloads or writes is there for them.
 
-    A ValueError on any process is raised on all of them, so that none waits for one that has given up. It names the node, unless
-    all nodes have it: a file may be missing on one of them.
+    An error of REPORTED on any process is raised on all of them, so that none waits for one that has given up. It names the node,
+    unless all nodes have it: a file may be missing on one of them.
     """
     result, error = None, None
     for turn in (True, False):
         if (ranks.local_rank == 0) == turn:
             try:
                 result = function()
-            except ValueError as caught:
+            except REPORTED as caught:
                 error = caught
         outcomes = all_gather_objects(ranks, (launch.node(), platform.node(), error))
         failed = [outcome for outcome in outcomes if outcome[2] is not None]
         if failed:
             node, host, known = failed[0]
             if {outcome[0] for outcome in failed} != {outcome[0] for outcome in outcomes}:
+                if isinstance(known, OSError):                  # its words are made of other things than its arguments
+                    known = NodeError(process.classify_error(known)[0] or str(known))
                 known.args = (f"node {node} (host {host}): {known}",)
             raise known
     return result

@@ -126,9 +126,9 @@ def _one_code() -> Iterator[None]:
     """On several nodes: leaves the exit code of an error to the others, or ends with the code that another process has left."""
     try:
         yield
-    except ValueError as error:
-        code = getattr(error, "exit_code", None)
-        if _group is None or code is None or launch.one_node() or not launch.below_launcher():
+    except Exception as error:
+        message, code = process.classify_error(error)
+        if _group is None or message is None or launch.one_node() or not launch.below_launcher():
             raise
         if not isinstance(error, PeerLost):
             known = _ask_store(lambda: _group.store.set(EXIT_CODE, str(code)))

@@ -16,7 +16,7 @@ import torch
 from utils import distributed, launch
 from utils.data.sampler import StepSampler
 from utils.data.splits import DataError
-from utils.device import SMALLER_EVALUATION, OutOfMemory
+from utils.device import SMALLER_EVALUATION, SMALLER_SAVE, OutOfMemory
 from utils.distributed import PeerLost, Ranks
 from utils.process import StopSignal
 from utils.training.evaluation import EvalMetrics, evaluate
@@ -229,11 +229,12 @@ class Run:
 
     def _save(self, trainer: Trainer, files: Sequence[Path]) -> None:
         """Raises NonFiniteError on every rank: all stop together."""
-        if self.ranks.is_main:
-            self.outputs.saver.save(files, self._snapshot(trainer))
-        else:
-            checkpoint.check_finite(trainer.model.state_dict())
-            checkpoint.check_finite(trainer.ema.model.state_dict() if trainer.ema else {})
+        with distributed.watch(self.ranks, lambda: f"saving step {trainer.step}", SMALLER_SAVE):
+            if self.ranks.is_main:
+                self.outputs.saver.save(files, self._snapshot(trainer))
+            else:
+                checkpoint.check_finite(trainer.model.state_dict())
+                checkpoint.check_finite(trainer.ema.model.state_dict() if trainer.ema else {})
 
     def _snapshot(self, trainer: Trainer) -> RunState:
         return RunState(
