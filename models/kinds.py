@@ -65,10 +65,11 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Each:
-    """A list of one kind of value, or with `keys` a dict of it."""
+    """A list of one kind of value, or with `keys` a dict of it, in which those of `special` are of a kind of their own."""
 
     kind: "Kind | Record | Each"
     keys: Kind | None = None
+    special: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
 
     def fault(self, name: str, value: object) -> str:
         if self.keys is None:
@@ -80,7 +81,7 @@ class Each:
         for key, item in value.items():
             if not self.keys.holds(key):
                 return f"{name} has {brief(key)}: its names must be {self.keys.words}"
-            if fault := self.kind.fault(f"{name}.{named(key)}", item):
+            if fault := self.special.get(key, self.kind).fault(f"{name}.{named(key)}", item):
                 return fault
         return ""
 

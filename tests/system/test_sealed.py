@@ -12,6 +12,7 @@ from collections.abc import Callable
 import doors
 import pytest
 import sealed
+import torch
 from doors import Outcome
 
 from models.checkpoints import torch_file
@@ -60,9 +61,10 @@ def assert_harmless(outcome: Outcome, own: Callable[[], Outcome]) -> bool:
 @pytest.mark.contract("P7", "a checkpoint with a right seal and a wrong value is refused on one line, or does no harm")
 def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tries, figure):
     ways = [door for door in WAYS for _ in range(WAYS[door])]
+    names = ["adamw", *doors.BASES]                                   # which has most places, twice as often
     count, refused = tries(17, 1000), 0
     for seed in range(count):
-        name, door = list(doors.BASES)[seed % 3 % 2], ways[seed % len(ways)]
+        name, door = names[seed % len(names)], ways[seed % len(ways)]
         folder, content = runs[name]
         changed, what = sealed.changed(content, seed, plausible=door in TELLS)
         outcome = doors.through(door, tmp_path / "x", folder, lambda path, changed=changed: sealed.seal(path, changed))
@@ -87,6 +89,40 @@ def test_an_optimizer_state_of_another_shape(runs, unchanged, tmp_path, change):
     outcome = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong))
     assert assert_harmless(outcome, lambda: unchanged("adamw", "resume"))
     assert "optimizer state: exp_avg of blocks.0.attn.qkv.weight is an array of shape" in outcome.error
+
+
+@pytest.mark.reference
+def test_a_lamb_run_is_resumed_and_opened(runs, unchanged):
+    """timm counts its updates in an array of every group."""
+    pytest.importorskip("timm")
+    folder, content = runs["lamb"]
+    assert torch.is_tensor(content["optimizer"]["param_groups"][0]["step"])
+    for door in doors.DOORS:
+        unchanged("lamb", door)
+    assert unchanged("lamb", "resume").result == doors.ended(folder), "not as the run that was not stopped"
+
+
+@pytest.mark.reference
+def test_a_lamb_run_of_other_versions_of_timm(runs, unchanged, tmp_path):
+    pytest.importorskip("timm")
+    folder, content = runs["lamb"]
+
+    def resumed(changes: dict, removed: tuple = (), *flags: str) -> Outcome:
+        wrong = copy.copy(content) | {"optimizer": copy.deepcopy(content["optimizer"])}
+        for group in wrong["optimizer"]["param_groups"]:
+            group |= changes
+            for key in removed:
+                del group[key]
+        return doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong), flags)
+
+    own = unchanged("lamb", "resume").result
+    older = resumed({"step": doors.AT, "later": None}, ("max_lr_snapshot", "foreach", "caution", "decoupled_decay"))
+    assert (older.code, older.result) == (0, own), older.output
+    assert resumed({}, (), "--override", "--learning_rate", "0.002").code == 0
+    for outcome, words in ((resumed({}, ("step",)), "a group lacks step, after 2 updates"),
+                           (resumed({"step": torch.ones(2)}), "step an array of shape (2,): must be a number"),
+                           (resumed({"later": True}), "later True of a group, written by another version of timm or PyTorch")):
+        assert outcome.code == 2 and words in outcome.error, outcome.output
 
 
 def test_what_could_be_right_is_told(runs, tmp_path):
