@@ -95,12 +95,15 @@ def resume(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "tolerance"), [
     ("digits", 1e-5), ("files", 1e-4), ("held_images", 1e-5), ("fp16_overflows", 1e-3), ("before_heads", 1e-4)])
-def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
+def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance, capsys):
     """Bit for bit on a machine that computes as the old one did, and where the model sees the same pixels.
 
     `before_heads` is of a version that lacked 19 of the settings, and computed other last bits.
     """
     images, state = resume(name)
+    told = capsys.readouterr().out
+    assert "a checkpoint of an earlier version: what it lacks (" in told and ") takes the values of that version\n" in told
+    assert ("at step 3 of 6 (2 steps made no update); loss scale " in told) == (name == "fp16_overflows")
     bitwise = name != "before_heads" and numerics() == json.loads((RUNS / "machine.json").read_text())["numerics"]
     if name == "held_images":          # the same boxes and flips: a shift of one pixel would change far more
         pixels = np.load(RUNS / name / "expected/pixels.npy")

@@ -1,4 +1,4 @@
-"""Checkpoints with a right seal and a wrong value, through every way in which one is opened.
+"""Checkpoints with a correct SHA-256 and a wrong value, through every way in which one is opened.
 
 Each is tried in a child, from a real run's checkpoint that is changed in one place (tests/support/sealed.py). It is refused in
 one line, of at most 200 characters, with exit code 2; or the value does no harm: then what comes of it (the weights, averages and
@@ -58,7 +58,7 @@ def assert_harmless(outcome: Outcome, own: Callable[[], Outcome]) -> bool:
     return True
 
 
-@pytest.mark.contract("P7", "a checkpoint with a right seal and a wrong value is refused on one line, or does no harm")
+@pytest.mark.contract("P7", "a checkpoint with a correct SHA-256 and a wrong value is refused on one line, or does no harm")
 def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tries, figure):
     ways = [door for door in WAYS for _ in range(WAYS[door])]
     names = ["adamw", *doors.BASES]                                   # which has most places, twice as often
@@ -73,7 +73,7 @@ def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tri
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {door} of {name}, {what}: {error}") from error
     assert refused > count / 2
-    figure("checkpoints with a right seal and a wrong value, through every door", count)
+    figure(f"checkpoints with a correct SHA-256 and a wrong value, opened in each of {len(WAYS)} ways", count)
 
 
 @pytest.mark.parametrize("change", [lambda average: average.flatten()[:1].clone(), lambda average: average.flatten()[1:].clone(),
@@ -132,12 +132,22 @@ def test_what_could_be_right_is_told(runs, tmp_path):
                        "config": {key: value for key, value in content["config"].items() if key != "seed"} | {"rotation": 5.0}}
     del wrong["rules"]
     told = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).output
-    for line in ("a checkpoint of an earlier version: what it lacks (rules, seed) is as it was then", "--rotation 5.0",
+    for line in ("a checkpoint of an earlier version: what it lacks (rules, seed) takes the values of that version",
+                 "--rotation 5.0",
                  "weights: from the checkpoint, whose model is not that of configs.py: dropout_rate 0.25",
                  "changed: 1 processes (were 2), 2 micro-steps each (were 1)"):
         assert line in told, told
     own = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, content)).output
     assert "earlier version" not in own and "weights: from the checkpoint\n" in own
+
+
+@pytest.mark.parametrize(("door", "flag"), [
+    ("resume", "--resume_path"), ("start", "--pretrained_dir"), ("picture", "--checkpoint")])
+def test_a_wrong_setting_is_told_with_the_flag_that_gave_the_file(runs, tmp_path, door, flag):
+    folder, content = runs["adamw"]
+    wrong = content | {"config": content["config"] | {"seed": -1}}
+    error = doors.through(door, tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).error
+    assert error.endswith(f"{flag}: {doors.FILE}: its setting seed is -1, which no run has. Use an earlier checkpoint"), error
 
 
 def test_names_with_escape_sequences_reach_no_terminal(runs, tmp_path):
