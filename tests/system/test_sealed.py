@@ -16,6 +16,7 @@ import torch
 from doors import Outcome
 
 from models.checkpoints import torch_file
+from utils.config.saved import STORED
 
 # How often of 17 each way is tried.
 WAYS = {"resume": 5, "python": 4, "start": 3, "eval": 2, "eval_start": 1, "picture": 1, "annotate": 1}
@@ -139,6 +140,14 @@ def test_what_could_be_right_is_told(runs, tmp_path):
         assert line in told, told
     own = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, content)).output
     assert "earlier version" not in own and "weights: from the checkpoint\n" in own
+
+
+def test_a_run_from_before_most_flags_is_resumed(runs, unchanged, tmp_path):
+    """The run had the defaults of all of them."""
+    folder, content = runs["adam"]
+    older = content | {"config": {name: value for name, value in content["config"].items() if name in STORED}}
+    outcome = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, older))
+    assert (outcome.code, outcome.result) == (0, unchanged("adam", "resume").result), outcome.output
 
 
 @pytest.mark.parametrize(("door", "flag"), [
