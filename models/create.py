@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
 
@@ -51,7 +52,7 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     if head == "keep":
         num_classes = pretrained.head_classes if num_classes is None else num_classes
         config.representation_size = pretrained.representation_size
-    size = config.img_size if img_size is None else img_size
+    num_classes, size = _plain(num_classes), _plain(config.img_size if img_size is None else img_size)
     size = (size, size) if isinstance(size, int) else tuple(size)
     family = CaiT if config.class_layers else DistilledVisionTransformer if config.distilled else VisionTransformer
     # Initial values that a file replaces are not drawn, which would take longer than to read it.
@@ -114,6 +115,13 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
 
 
+def _plain(value: object) -> object:
+    """NumPy's scalars as Python's: what a program computes is often one, and a row and a file hold Python's alone."""
+    if isinstance(value, (tuple, list)):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
     """A copy of the row with the overrides, and of one channel with the mean of the channels' values. Raises ModelError."""
     if isinstance(name_or_config, str):
@@ -121,12 +129,14 @@ def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict
             raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")
         name_or_config = MODELS[name_or_config]
     config = name_or_config.copy_and_resolve_references()
+    with config.ignore_type():                               # NumPy's, where the row was made with it
+        config.update({key: _plain(value) for key, value in config.items()})
     unknown = set(overrides) - set(config)
     if unknown:
         raise ModelError(f"unknown keys {', '.join(sorted(unknown))}; a model has {', '.join(sorted(config))}")
     for key, value in overrides.items():
         try:
-            config[key] = value
+            config[key] = _plain(value)
         except TypeError as error:
             raise ModelError(f"{key}={value!r}: must be of the type of the row's {config[key]!r}") from error
     if config.in_channels == 1 and len(config.mean) == 3:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 LARGEST = 1e6            # of a factor or a mean
 LONGEST = 4096           # characters of a text: as long as a path may be
+LONGEST_WORD = 1 << 17   # of a word of a command line: as long as Linux takes them
 SHOWN = 30               # of a value in a message
 
 
@@ -65,10 +66,11 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Each:
-    """A list of one kind of value, or with `keys` a dict of it."""
+    """A list of one kind of value, or with `keys` a dict of it, in which those of `special` are of a kind of their own."""
 
     kind: "Kind | Record | Each"
     keys: Kind | None = None
+    special: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
 
     def fault(self, name: str, value: object) -> str:
         if self.keys is None:
@@ -80,7 +82,7 @@ class Each:
         for key, item in value.items():
             if not self.keys.holds(key):
                 return f"{name} has {brief(key)}: its names must be {self.keys.words}"
-            if fault := self.kind.fault(f"{name}.{named(key)}", item):
+            if fault := self.special.get(key, self.kind).fault(f"{name}.{named(key)}", item):
                 return fault
         return ""
 
@@ -96,8 +98,8 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= 1e300          # neither NaN nor infinity
 
 
-def is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= LONGEST and "\0" not in value
+def is_text(value: object, longest: int = LONGEST) -> bool:
+    return isinstance(value, str) and len(value) <= longest and "\0" not in value
 
 
 def whole(low: int, high: int = 2 ** 63 - 1, words: str = "") -> Kind:
@@ -128,8 +130,8 @@ def numbers(fewest: int, above: float, words: str) -> Kind:
 
 def _is_plain(value: object, depth: int = 2) -> bool:
     if isinstance(value, (tuple, list)):
-        return depth > 0 and len(value) <= LONGEST and all(_is_plain(each, depth - 1) for each in value)
-    return value is None or type(value) in (bool, int, float) or is_text(value)
+        return depth > 0 and len(value) <= LONGEST_WORD and all(_is_plain(each, depth - 1) for each in value)
+    return value is None or type(value) in (bool, int, float) or is_text(value, LONGEST_WORD)
 
 
 TEXT = Kind(f"text of at most {LONGEST} characters", is_text)

@@ -44,13 +44,15 @@ _WEIGHT = Kind("an array of float32 or float16",
 _WEIGHTS = Each(_WEIGHT, keys=NAME)
 _TENSOR = Kind("an array", lambda value: isinstance(value, Tensor) and not value.is_complex() and value.layout == torch.strided)
 _SLOT = Kind("an array, a number or None", lambda value: value is None or is_number(value) or _TENSOR.holds(value))
+_COUNT = Kind("a number", lambda value: is_number(value) or (_TENSOR.holds(value) and value.dim() == 0))
 _STEP = whole(0)
 FIELDS = {
     "format": one_of(FORMAT),
     "step": _STEP, "updates": _STEP, "skips": whole(0, 1 << 20),
     "model": _WEIGHTS, "ema": _WEIGHTS,
     "optimizer": Record({"state": Each(Each(_SLOT, keys=NAME), keys=whole(0)),
-                         "param_groups": Each(Each(PLAIN, keys=NAME))}, optional={"state", "param_groups"}),
+                         "param_groups": Each(Each(PLAIN, keys=NAME, special={"step": _COUNT}))},           # LAMB's
+                        optional={"state", "param_groups"}),
     "scaler": Record({"scale": number(1e-30, 1e38, words="above 0, and finite in float32"), "growth_factor": one_of(2.0),
                       "backoff_factor": one_of(0.5), "growth_interval": one_of(2000),
                       "_growth_tracker": whole(0, 1999)}),
@@ -65,6 +67,7 @@ FIELDS = {
     "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH), "rules": one_of(1, 2),
 }
 NEEDED = {"format", "model", "architecture", "classes", "config"}           # by whoever wants the weights alone
+OF_WEIGHTS = NEEDED | {"ema", "step", "train_images", "data"}               # what they read, where it is there
 EMPTY = {"optimizer", "scaler", "best"}           # may be {}: of a run before its first step, without loss scaling, not evaluated
 
 
@@ -77,14 +80,15 @@ def is_run(content: Mapping) -> bool:
 def check_run(content: object, path: str | Path, weights_alone: bool = False) -> None:
     """Raises WeightsError unless every field is there and of its kind, and they agree with each other.
 
-    weights_alone: others than those of NEEDED may be missing, since people take the optimizer's state out of what they pass on.
+    weights_alone: others than those of NEEDED may be missing, since people take the optimizer's state out of what they pass on,
+    and those that are not of OF_WEIGHTS may be anything: only a resumed run reads them.
     """
     if not isinstance(content, dict) or not FIELDS["format"].holds(content.get("format")):
         raise WeightsError(f"{path}: not a checkpoint of this version of the program (format {FORMAT})")
     fields = {name: value for name, value in content.items() if not (name in EMPTY and isinstance(value, dict) and not value)}
     optional = {*sum(LATER_FIELDS, ()), *content.keys() - fields.keys()}
     if weights_alone:
-        fields, optional = {name: fields[name] for name in FIELDS if name in fields}, FIELDS.keys() - NEEDED
+        fields, optional = {name: fields[name] for name in OF_WEIGHTS if name in fields}, FIELDS.keys() - NEEDED
     fault = Record(FIELDS, optional).fault("the file", fields) or _disagreement(content) or (
         "" if weights_alone else _contradiction(content))
     if fault:

@@ -72,8 +72,12 @@ def test_rows_are_complete():
     assert set(MODEL_KEYS) - set(SIZES) == {
         "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
     changed = {"gradient_accumulation_steps": 1, "class_order": None, "exif": "off", "intensity_range": (0, 65535),
-               "alpha": "white"}
+               "alpha": "white", "head": "zero"}
     assert before() == defaults() | changed and "fp16" not in defaults()
+    assert all(row.before is None for row in FLAGS.values() if row.stored)
+    assert {row.name for row in FLAGS.values() if row.stored} == {
+        "dataset", "model_type", "img_size", "dropout_rate", "train_batch_size", "num_steps", "warmup_steps", "optimizer",
+        "learning_rate", "decay_type", "weight_decay", "max_grad_norm", "augmentation", "eval_every", "save_every"}
 
 
 # Flags beside which a flag that requires something has no effect; without an entry: beside none.

@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,23 @@ def test_overrides_act_on_this_model_alone():
     assert len(model.blocks) == 2 and model.pos_drop.p == 0.25 and model.pre_logits.fc.out_features == 48
     assert MODELS["ViT-Nano_2"].to_dict() == before
     assert (model.training, model.load_report, model.num_classes) == (True, None, 1000)
+
+
+def test_numbers_of_numpy_are_taken():
+    """What a program computes; files hold Python's own alone."""
+    numpy_row = architecture(np.int64(4), 8, 8, np.int32(2), 1, drop_path_rate=np.float64(0.1))
+    for row, keys in ((numpy_row, {}), ("ViT-Nano_2", {
+            "patch_size": np.int64(4), "hidden_size": np.uint8(8), "mlp_dim": np.int32(8), "num_heads": np.int64(2),
+            "num_layers": np.int16(1), "drop_path_rate": np.float64(0.1), "norm_eps": np.float32(1e-6),
+            "mean": (np.float32(0.5),) * 3, "distilled": np.bool_(False), "classifier": np.str_("token")})):
+        model = create_model(row, np.int64(10), (np.int64(8), 8), **keys)
+        assert model.img_size == (8, 8) and model.num_classes == 10 and model.config.drop_path_rate == 0.1
+        values = [*model.config.values(), *model.config.mean, *model.img_size, model.num_classes]
+        assert not [value for value in values if isinstance(value, np.generic)]
+    assert isinstance(numpy_row.drop_path_rate, np.float64)                          # the caller's row stays
+    assert create_model("ViT-Nano_2", 10, np.int64(8)).img_size == (8, 8)
+    with pytest.raises(ModelError, match=r"drop_path_rate 1\.5"):
+        create_model("ViT-Nano_2", 10, drop_path_rate=np.float64(1.5))
 
 
 def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):

@@ -7,6 +7,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +35,8 @@ SECONDS = 60
 BASES = {
     "adamw": ("--optimizer", "adamw", "--weight_decay", "0.05", "--ema_decay", "0.9", "--layer_decay", "0.8"),
     "fp16": ("--precision", "fp16", "--optimizer", "sgd", "--sigmoid_attention", "last"),
-}
+    "adam": ("--optimizer", "adam"),
+} | ({"lamb": ("--optimizer", "lamb", "--weight_decay", "0.05")} if importlib.util.find_spec("timm") else {})
 TINY = ["--patch_size", "4", "--hidden_size", "8", "--mlp_dim", "8", "--num_heads", "2", "--num_layers", "1", "--img_size", "8",
         "--train_batch_size", "16"]
 
@@ -57,7 +59,7 @@ def train_base(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     argv = ["--device", "cpu", "--pretrained_dir", "none", "--num_steps", str(STEPS), "--save_every", str(AT), "--eval_every",
             str(AT), "--name", "r", *TINY, *BASES[name]]
-    outcome = in_child(folder, lambda: train.main(argv))
+    outcome = in_child(folder, lambda: train.main(argv), _end_of_run)
     assert outcome.code == 0, outcome.output
     run = folder / "output" / "r"
     for file in (*checkpoint.step_files(run)[:1], run / "best.pt", run / "curves.png"):
@@ -65,13 +67,19 @@ def train_base(folder: Path, name: str) -> Path:
     return run
 
 
-def through(door: str, folder: Path, run: Path, make: Callable[[Path], object]) -> Outcome:
-    """make(path) writes the checkpoint in the place of the run's own."""
+def ended(run: Path) -> str:
+    """The result of a run that nobody stopped."""
+    return (run.parents[1] / "result").read_text()
+
+
+def through(door: str, folder: Path, run: Path, make: Callable[[Path], object], flags: Sequence[str] = ()) -> Outcome:
+    """make(path) writes the checkpoint in the place of the run's own. flags: more of `resume`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copytree(run, folder / "output" / "r", ignore=shutil.ignore_patterns("*.pt", ".lock"))
     make(checkpoint.step_path(folder / "output" / "r", AT))
-    return in_child(folder, DOORS[door], RESULTS.get(door, lambda: ""))
+    call = DOORS[door] if not flags else lambda: train.main([*RESUME, *flags])
+    return in_child(folder, call, RESULTS.get(door, lambda: ""))
 
 
 def in_child(folder: Path, call: Callable[[], object], result: Callable[[], str] = lambda: "") -> Outcome:
@@ -192,8 +200,9 @@ def _annotate() -> int:
 
 START = (f"--device cpu --pretrained_dir {FILE} --num_steps {STEPS} --save_every {STEPS} --eval_every {STEPS} "
          "--train_batch_size 16 --name s").split()
+RESUME = ["--device", "cpu", "--resume_path", FILE]
 DOORS: dict[str, Callable[[], int]] = {
-    "resume": lambda: train.main(["--device", "cpu", "--resume_path", FILE]),
+    "resume": lambda: train.main(RESUME),
     "eval": lambda: train.main(["--device", "cpu", "--eval_only", "--resume_path", FILE]),
     "start": lambda: train.main(START),
     "eval_start": lambda: train.main(["--device", "cpu", "--eval_only", "--pretrained_dir", FILE]),

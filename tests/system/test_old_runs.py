@@ -61,7 +61,7 @@ def assert_close(new, old, tolerance: float, path="") -> None:
         torch.testing.assert_close(new, old, rtol=tolerance, atol=tolerance, msg=lambda text: f"{path}: {text}")
     elif isinstance(old, float):
         assert new == pytest.approx(old, rel=tolerance, abs=tolerance), path
-    else:
+    elif not path.endswith("/fused"):                        # which kernel is each session's own
         assert new == old, path
 
 
@@ -94,11 +94,17 @@ def resume(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [
-    ("digits", 1e-5), ("files", 1e-4), ("held_images", 1e-5), ("fp16_overflows", 1e-3)])
-def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
-    """Bit for bit on a machine that computes as the old one did, and where the model sees the same pixels."""
+    ("digits", 1e-5), ("files", 1e-4), ("held_images", 1e-5), ("fp16_overflows", 1e-3), ("before_heads", 1e-4)])
+def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance, capsys):
+    """Bit for bit on a machine that computes as the old one did, and where the model sees the same pixels.
+
+    `before_heads` is of a version that lacked 19 of the settings, and computed other last bits.
+    """
     images, state = resume(name)
-    bitwise = numerics() == json.loads((RUNS / "machine.json").read_text())["numerics"]
+    told = capsys.readouterr().out
+    assert "a checkpoint of an earlier version: what it lacks (" in told and ") takes the values of that version\n" in told
+    assert ("at step 3 of 6 (2 steps made no update); loss scale " in told) == (name == "fp16_overflows")
+    bitwise = name != "before_heads" and numerics() == json.loads((RUNS / "machine.json").read_text())["numerics"]
     if name == "held_images":          # the same boxes and flips: a shift of one pixel would change far more
         pixels = np.load(RUNS / name / "expected/pixels.npy")
         difference = np.abs(images.astype(int) - pixels)
@@ -109,6 +115,7 @@ def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance):
     new, old = values_of(state), values_of(expected)
     assert dict(configs.architecture(**old["architecture"])) == state.architecture, "later keys have their defaults"
     new["architecture"] = {key: state.architecture[key] for key in old["architecture"]}
+    new["data"] = new["data"] if old["data"] else ""                # a hash that older versions did not keep
     events, old_events = events_of("output/r"), events_of(RUNS / name / "expected")
     assert all(old.keys() <= event.keys() for event, old in zip(events, old_events, strict=True)), "a later metric may be added"
     events = [{key: event[key] for key in old} for event, old in zip(events, old_events)]

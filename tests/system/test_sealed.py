@@ -1,4 +1,4 @@
-"""Checkpoints with a right seal and a wrong value, through every way in which one is opened.
+"""Checkpoints with a correct SHA-256 and a wrong value, through every way in which one is opened.
 
 Each is tried in a child, from a real run's checkpoint that is changed in one place (tests/support/sealed.py). It is refused in
 one line, of at most 200 characters, with exit code 2; or the value does no harm: then what comes of it (the weights, averages and
@@ -12,9 +12,11 @@ from collections.abc import Callable
 import doors
 import pytest
 import sealed
+import torch
 from doors import Outcome
 
 from models.checkpoints import torch_file
+from utils.config.saved import STORED
 
 # How often of 17 each way is tried.
 WAYS = {"resume": 5, "python": 4, "start": 3, "eval": 2, "eval_start": 1, "picture": 1, "annotate": 1}
@@ -57,12 +59,13 @@ def assert_harmless(outcome: Outcome, own: Callable[[], Outcome]) -> bool:
     return True
 
 
-@pytest.mark.contract("P7", "a checkpoint with a right seal and a wrong value is refused on one line, or does no harm")
+@pytest.mark.contract("P7", "a checkpoint with a correct SHA-256 and a wrong value is refused on one line, or does no harm")
 def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tries, figure):
     ways = [door for door in WAYS for _ in range(WAYS[door])]
+    names = ["adamw", *doors.BASES]                                   # which has most places, twice as often
     count, refused = tries(17, 1000), 0
     for seed in range(count):
-        name, door = list(doors.BASES)[seed % 3 % 2], ways[seed % len(ways)]
+        name, door = names[seed % len(names)], ways[seed % len(ways)]
         folder, content = runs[name]
         changed, what = sealed.changed(content, seed, plausible=door in TELLS)
         outcome = doors.through(door, tmp_path / "x", folder, lambda path, changed=changed: sealed.seal(path, changed))
@@ -71,7 +74,7 @@ def test_a_wrong_value_is_refused_or_does_no_harm(runs, unchanged, tmp_path, tri
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {door} of {name}, {what}: {error}") from error
     assert refused > count / 2
-    figure("checkpoints with a right seal and a wrong value, through every door", count)
+    figure(f"checkpoints with a correct SHA-256 and a wrong value, opened in each of {len(WAYS)} ways", count)
 
 
 @pytest.mark.parametrize("change", [lambda average: average.flatten()[:1].clone(), lambda average: average.flatten()[1:].clone(),
@@ -89,6 +92,40 @@ def test_an_optimizer_state_of_another_shape(runs, unchanged, tmp_path, change):
     assert "optimizer state: exp_avg of blocks.0.attn.qkv.weight is an array of shape" in outcome.error
 
 
+@pytest.mark.reference
+def test_a_lamb_run_is_resumed_and_opened(runs, unchanged):
+    """timm counts its updates in an array of every group."""
+    pytest.importorskip("timm")
+    folder, content = runs["lamb"]
+    assert torch.is_tensor(content["optimizer"]["param_groups"][0]["step"])
+    for door in doors.DOORS:
+        unchanged("lamb", door)
+    assert unchanged("lamb", "resume").result == doors.ended(folder), "not as the run that was not stopped"
+
+
+@pytest.mark.reference
+def test_a_lamb_run_of_other_versions_of_timm(runs, unchanged, tmp_path):
+    pytest.importorskip("timm")
+    folder, content = runs["lamb"]
+
+    def resumed(changes: dict, removed: tuple = (), *flags: str) -> Outcome:
+        wrong = copy.copy(content) | {"optimizer": copy.deepcopy(content["optimizer"])}
+        for group in wrong["optimizer"]["param_groups"]:
+            group |= changes
+            for key in removed:
+                del group[key]
+        return doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong), flags)
+
+    own = unchanged("lamb", "resume").result
+    older = resumed({"step": doors.AT, "later": None}, ("max_lr_snapshot", "foreach", "caution", "decoupled_decay"))
+    assert (older.code, older.result) == (0, own), older.output
+    assert resumed({}, (), "--override", "--learning_rate", "0.002").code == 0
+    for outcome, words in ((resumed({}, ("step",)), "a group lacks step, after 2 updates"),
+                           (resumed({"step": torch.ones(2)}), "step an array of shape (2,): must be a number"),
+                           (resumed({"later": True}), "later True of a group, written by another version of timm or PyTorch")):
+        assert outcome.code == 2 and words in outcome.error, outcome.output
+
+
 def test_what_could_be_right_is_told(runs, tmp_path):
     """Values that another run may have, and fields that an older file lacks."""
     folder, content = runs["adamw"]
@@ -96,12 +133,30 @@ def test_what_could_be_right_is_told(runs, tmp_path):
                        "config": {key: value for key, value in content["config"].items() if key != "seed"} | {"rotation": 5.0}}
     del wrong["rules"]
     told = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).output
-    for line in ("a checkpoint of an earlier version: what it lacks (rules, seed) is as it was then", "--rotation 5.0",
+    for line in ("a checkpoint of an earlier version: what it lacks (rules, seed) takes the values of that version",
+                 "--rotation 5.0",
                  "weights: from the checkpoint, whose model is not that of configs.py: dropout_rate 0.25",
                  "changed: 1 processes (were 2), 2 micro-steps each (were 1)"):
         assert line in told, told
     own = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, content)).output
     assert "earlier version" not in own and "weights: from the checkpoint\n" in own
+
+
+def test_a_run_from_before_most_flags_is_resumed(runs, unchanged, tmp_path):
+    """The run had the defaults of all of them."""
+    folder, content = runs["adam"]
+    older = content | {"config": {name: value for name, value in content["config"].items() if name in STORED}}
+    outcome = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, older))
+    assert (outcome.code, outcome.result) == (0, unchanged("adam", "resume").result), outcome.output
+
+
+@pytest.mark.parametrize(("door", "flag"), [
+    ("resume", "--resume_path"), ("start", "--pretrained_dir"), ("picture", "--checkpoint")])
+def test_a_wrong_setting_is_told_with_the_flag_that_gave_the_file(runs, tmp_path, door, flag):
+    folder, content = runs["adamw"]
+    wrong = content | {"config": content["config"] | {"seed": -1}}
+    error = doors.through(door, tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).error
+    assert error.endswith(f"{flag}: {doors.FILE}: its setting seed is -1, which no run has. Use an earlier checkpoint"), error
 
 
 def test_names_with_escape_sequences_reach_no_terminal(runs, tmp_path):

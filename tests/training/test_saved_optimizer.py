@@ -57,7 +57,7 @@ def test_states_of_other_sessions_are_taken():
     state = copy.deepcopy(run.optimizer.state_dict())
     for group in state["param_groups"]:
         group |= {"lr": 7.0, "lr_scale": 3.0, "fused": None, "eps": 1e-4}
-        del group["decoupled_weight_decay"]
+        del group["decoupled_weight_decay"], group["amsgrad"]
     checked_state(run.optimizer, state, UPDATES, run.names)
     half = trained("adam", dtype=torch.float16)
     checked_state(half.optimizer, copy.deepcopy(half.optimizer.state_dict()), UPDATES, half.names)
@@ -65,6 +65,45 @@ def test_states_of_other_sessions_are_taken():
     checked_state(half.optimizer, half.optimizer.state_dict(), UPDATES, half.names)
     plain = trained("sgd", momentum=0.0)
     checked_state(plain.optimizer, plain.optimizer.state_dict(), UPDATES, plain.names)
+
+
+def test_what_another_version_has_and_is_off_is_left_out():
+    run = trained("adamw")
+    state = copy.deepcopy(run.optimizer.state_dict())
+    for group in state["param_groups"]:
+        group |= {"caution": False, "schedule": None}
+    taken = checked_state(run.optimizer, state, UPDATES, run.names)
+    assert taken["param_groups"] == run.optimizer.state_dict()["param_groups"]
+
+
+class Lamb(torch.optim.Adam):
+    """Counts its updates in the groups, as timm's."""
+
+    def state_dict(self):
+        state = super().state_dict()
+        for slots in state["state"].values():
+            del slots["step"]
+        return state
+
+
+@pytest.mark.parametrize(("count", "words"), [
+    (2, None), (2.0, None), (torch.tensor(2.0), None), (torch.tensor(2), None),
+    (None, "a group lacks step, after 2 updates"), (3, "step 3 after 2 updates"), (torch.tensor(1.0), "step 1.0 after 2 updates"),
+    (True, "step True after 2 updates"), ("2", "step '2' after 2 updates"),
+    (torch.ones(2), "step an array of shape (2,) after 2 updates")], ids=repr)
+def test_a_count_of_a_group(count, words):
+    run = trained("adam")
+    optimizer = Lamb(run.optimizer.param_groups)
+    optimizer.state.update(run.optimizer.state)
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"] if count is not None else ():
+        group["step"] = count
+    if words is None:
+        assert [group["step"] for group in checked_state(optimizer, state, UPDATES, run.names)["param_groups"]] == [2, 2]
+    else:
+        with pytest.raises(OptimizerError) as caught:
+            checked_state(optimizer, state, UPDATES, run.names)
+        assert str(caught.value) == f"optimizer state: {words}. Use an earlier checkpoint"
 
 
 def test_groups_of_the_file_may_be_others():
@@ -107,8 +146,13 @@ CASES = {
     "capturable": (put("param_groups", 0, "capturable", True), "capturable True in place of False"),
     "betas": (put("param_groups", 0, "betas", (0.9, 0.5)), "betas (0.9, 0.5) in place of (0.9, 0.999)"),
     "eps": (put("param_groups", 0, "eps", 0.0), "eps 0.0"),
+    "a setting of a tensor": (put("param_groups", 0, "amsgrad", torch.zeros(2)),
+                              "amsgrad an array of shape (2,) in place of False"),
+    "eps of a tensor": (put("param_groups", 0, "eps", torch.zeros(2)), "eps an array of shape (2,)"),
     "a setting that there is not": (put("param_groups", 0, "nesterov", True),
-                                    "a group has nesterov, which this program does not write"),
+                                    "nesterov True of a group, written by another version of timm or PyTorch"),
+    "a count that there is not": (put("param_groups", 0, "step", 2),
+                                  "step 2 of a group, written by another version of timm or PyTorch"),
     "parameters": (put("param_groups", 0, "params", [1, 0]), "a group's parameters are a list of 2, not 0 to 1"),
     "a parameter too many": (put("state", 3, {}), "it has a parameter 3, of 3"),
     "a slot that there is not": (put("state", 0, "max_exp_avg_sq", torch.ones(3, 4)),
@@ -117,6 +161,7 @@ CASES = {
     "a slot less": (lambda state: {**state, "state": {**state["state"], 1: {"step": torch.tensor(2.0)}}},
                     "it lacks exp_avg of b"),
     "a setting less": (lambda state: state["param_groups"][0].pop("betas") and None, "a group lacks betas"),
+    "no learning rate": (lambda state: state["param_groups"][1].pop("lr") and None, "a group lacks lr"),
     "a group less": (lambda state: state["param_groups"].pop() and None, "1 groups of parameters in place of 2"),
     "no state": (lambda state: {"param_groups": state["param_groups"]}, "it lacks state"),
     "steps": (put("state", 2, "step", torch.tensor(1.0)), "step 1.0 of c after 2 updates"),

@@ -14,6 +14,8 @@ from utils.data.splits import DataError, Splits, fingerprint
 from utils.run.checkpoint import CheckpointError, read_header
 from utils.run.folder import resolve_checkpoint
 
+from .opened import given_by
+
 DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
@@ -31,7 +33,8 @@ def start_run(start: str) -> tuple[Path, dict] | None:
     except CheckpointError:
         return None
     if header is not None:
-        check_settings(header.config, path)
+        with given_by("--pretrained_dir"):
+            check_settings(header.config, path)
     return header and (path, vars(header))
 
 

@@ -15,7 +15,7 @@ from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, require_published
 from models.create import check_weights_of_run, match_row
 from utils.config import ConfigError, before
-from utils.config.saved import check_settings
+from utils.config.saved import SettingsError, check_settings
 from utils.data import transforms
 from utils.data.datasets import imagenet_names
 from utils.data.reading import FIND, Reading
@@ -71,7 +71,7 @@ def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
     open file are not finite."""
     try:
         yield
-    except (ModelError, CheckpointError) as error:
+    except (ModelError, CheckpointError, SettingsError) as error:
         cause = error
         if file is not None:
             try:

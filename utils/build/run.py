@@ -46,13 +46,14 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
     for reason in saved.opened.skipped.values():
         print(f"warning: {reason}; going back to the checkpoint before it")
     path, step, skipped = saved.opened.path, saved.state.step, saved.state.step - saved.state.updates
-    what = f", of which {skipped} updated nothing" if skipped else ""
+    what = f" ({skipped} step{'s' * (skipped > 1)} made no update)" if skipped else ""
     what += f"; loss scale {saved.state.scaler['scale']:g}" if saved.state.scaler else ""
     print(f"evaluating {path} (step {step})" if config.eval_only else
           f"resuming {path} at step {step} of {config.num_steps}{what}")
     if lacking := [*saved.opened.lacking, *lacking_settings(saved.state.config)]:
         more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) is as it was then")
+        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) takes the values of that "
+              "version")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 

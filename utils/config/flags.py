@@ -49,6 +49,7 @@ class Flag:
     group: str = ""                                          # the title that --help shows it under
     requires: tuple[Callable[[Mapping], Any], str] | None = None    # has an effect where this holds; how to make it hold
     before: Any = _SAME            # what a checkpoint that lacks the flag had; set it to the old default when that changes
+    stored: bool = False           # no checkpoint lacks it, nor has None: what no flag sets, the recipe, the model or the data do
     hidden: bool | None = None     # not printed while it has its default; so are flags that require something
     model: str | None = None       # SIZE or KEY
     alias_of: tuple[str, Any] | None = None                  # (flag, value): the parser replaces this flag by that one
@@ -86,7 +87,7 @@ FLAGS: dict[str, Flag] = _group(
     "data",
     Flag("name", run_name, None, "name of the run; its folder is OUTPUT_DIR/NAME (default: the data set's name, numbered)", FREE,
          aliases=("experiment",)),
-    Flag("dataset", DATASETS, None, "what to train on (default: the recipe's, else the embedded digits)",
+    Flag("dataset", DATASETS, None, "what to train on (default: the recipe's, else the embedded digits)", stored=True,
          aliases=("data_set", "dataset_name")),
     Flag("data_dir", user_path, "data", "folder that holds the data set, or that it is downloaded to", FREE, hidden=False,
          metavar="DIR",
@@ -119,8 +120,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("recipe", ("auto", *RECIPES), "auto", "row of configs.py that fills what no flag sets"),
 ) | _group(
     "model and weights",
-    Flag("model_type", str, None, "architecture: a row of configs.py", metavar="MODEL", aliases=("model",)),
-    Flag("img_size", image_size, None, "side in pixels, or height x width such as 224x160 (default: the model's)",
+    Flag("model_type", str, None, "architecture: a row of configs.py", stored=True, metavar="MODEL", aliases=("model",)),
+    Flag("img_size", image_size, None, "side in pixels, or height x width such as 224x160 (default: the model's)", stored=True,
          aliases=("input_size",)),
     Flag("patch_size", positive_int, None, "side of a patch; this and the next four define a size of your own", model=SIZE),
     Flag("hidden_size", positive_int, None, "width of the model", model=SIZE),
@@ -137,7 +138,7 @@ FLAGS: dict[str, Flag] = _group(
          "published name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the "
          "model's own", FREE, metavar="WEIGHTS", aliases=("finetune", "initial_checkpoint", "pretrained_path")),
     Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
-         "keep for --attention_edits and --eval_only)"),
+         "keep for --attention_edits and --eval_only)", before="zero"),
     Flag("resume_path", user_path, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: "
          "OUTPUT_DIR/NAME if it holds a run, else a new run there", FREE, metavar="PATH",
          aliases=("resume", "resume_from_checkpoint")),
@@ -149,22 +150,23 @@ FLAGS: dict[str, Flag] = _group(
          metavar="PROJECT", aliases=("wandb_project",)),
 ) | _group(
     "length and batch",
-    Flag("train_batch_size", positive_int, None, "images of an optimizer step, over all processes and micro-steps", OVERRIDE),
+    Flag("train_batch_size", positive_int, None, "images of an optimizer step, over all processes and micro-steps", OVERRIDE,
+         stored=True),
     Flag("eval_batch_size", positive_int, 64, "images of an evaluation batch, per process", FREE,
          aliases=("validation_batch_size", "per_device_eval_batch_size")),
     Flag("gradient_accumulation_steps", auto_or_positive_int, "auto", "micro-steps that a process's part of the batch is divided "
          "into; auto: as few as the memory of the GPU, or of the machine, allows", FREE, before=1),
-    Flag("num_steps", positive_int, None, "optimizer steps in all", FREE, aliases=("max_steps",)),
+    Flag("num_steps", positive_int, None, "optimizer steps in all", FREE, stored=True, aliases=("max_steps",)),
     Flag("num_epochs", positive_float, None, "instead of --num_steps: passes over the training images", FREE,
          aliases=("epochs", "num_train_epochs")),
-    Flag("warmup_steps", non_negative_int, None, "steps of warm-up", OVERRIDE),
+    Flag("warmup_steps", non_negative_int, None, "steps of warm-up", OVERRIDE, stored=True),
     Flag("warmup_epochs", non_negative_float, None, "instead of --warmup_steps", OVERRIDE, aliases=("lr_warmup_epochs",)),
 ) | _group(
     "optimizer",
     Flag("optimizer", ("sgd", "adamw", "adam", "lamb"), None, "SGD with momentum; AdamW; Adam; LAMB, where timm is installed",
-         aliases=("opt", "optim")),
+         stored=True, aliases=("opt", "optim")),
     Flag("momentum", fraction, 0.9, "momentum of SGD", requires=_is("optimizer", "sgd")),
-    Flag("learning_rate", non_negative_float, None, "peak learning rate", OVERRIDE, aliases=("lr",)),
+    Flag("learning_rate", non_negative_float, None, "peak learning rate", OVERRIDE, stored=True, aliases=("lr",)),
     Flag("min_learning_rate", non_negative_float, 0.0, "learning rate at the end of the decay", OVERRIDE, hidden=True,
          aliases=("min_lr", "lr_min")),
     Flag("warmup_learning_rate", non_negative_float, 0.0, "learning rate at the start of the warm-up", OVERRIDE, hidden=True,
@@ -173,14 +175,15 @@ FLAGS: dict[str, Flag] = _group(
     Flag("layer_decay", positive_float, 1.0, "learning rate of a block as a ratio of the next block's",
          requires=(lambda config: config["train_layers"] != "head", "--train_layers all or a number")),
     Flag("decay_type", ("cosine", "linear", "step", "constant"), None, "decay after the warm-up; step: a tenth at each of "
-         "--decay_milestones", OVERRIDE, aliases=("sched", "lr_scheduler", "lr_scheduler_type")),
+         "--decay_milestones", OVERRIDE, stored=True, aliases=("sched", "lr_scheduler", "lr_scheduler_type")),
     Flag("decay_milestones", increasing_steps, None, "steps such as 200,300,400, for --decay_type step", OVERRIDE,
          requires=_is("decay_type", "step")),
-    Flag("weight_decay", non_negative_float, None, "weight decay (as the optimizer understands it)", aliases=("wd",)),
+    Flag("weight_decay", non_negative_float, None, "weight decay (as the optimizer understands it)", stored=True,
+         aliases=("wd",)),
     Flag("decay_on", ("all", "matrices"), "all", "what weight decay acts on; matrices: no biases, norms, tokens, positions",
          requires=_has("weight_decay")),
     Flag("max_grad_norm", non_negative_float, None, "clip the global gradient norm to this; 0: no clipping", OVERRIDE,
-         aliases=("clip_grad", "clip_grad_norm")),
+         stored=True, aliases=("clip_grad", "clip_grad_norm")),
     Flag("train_layers", trained_layers, "all", "all; head: a linear probe; 2: the last 2 blocks and what follows them",
          hidden=True),
     Flag("freeze", str, None, "patterns of parameter names to leave unchanged, such as 'patch_embed.*,pos_embed'",
@@ -189,7 +192,7 @@ FLAGS: dict[str, Flag] = _group(
          "n) at update n; 0: off", hidden=True),
 ) | _group(
     "regularization and augmentation",
-    Flag("dropout_rate", fraction, None, "dropout (default: the model's)", model=KEY),
+    Flag("dropout_rate", fraction, None, "dropout (default: the model's)", stored=True, model=KEY),
     Flag("attention_dropout_rate", fraction, None, "dropout on attention weights (default: the model's)", model=KEY),
     Flag("drop_path_rate", fraction, None, "stochastic depth of the last block (default: the model's)", model=KEY,
          aliases=("drop_path",)),
@@ -198,7 +201,7 @@ FLAGS: dict[str, Flag] = _group(
     Flag("class_weights", class_weights, "none", "none; balanced: by one over the class's frequency; or 1,2.5,1 by label",
          OVERRIDE, hidden=True),
     Flag("augmentation", ("crop_flip", "crop", "pad_flip", "pad", "none"), None, "random resized crop and flip (no flip for "
-         "digits); crop alone; padding and a random crop, with or without a flip; or a plain resize", OVERRIDE),
+         "digits); crop alone; padding and a random crop, with or without a flip; or a plain resize", OVERRIDE, stored=True),
     Flag("crop_scale", unit_interval, 0.05, "smallest part of the image's area that a random resized crop keeps", OVERRIDE,
          requires=_is("augmentation", "crop", "crop_flip")),
     Flag("crop_padding", padding, 4, "pixels of padding for --augmentation pad and pad_flip", OVERRIDE,
@@ -243,8 +246,9 @@ FLAGS: dict[str, Flag] = _group(
 ) | _group(
     "the run",
     Flag("eval_every", positive_int, None, "steps between evaluations (default: the recipe's; else an epoch, or a tenth of "
-         "--num_steps where that is set)", FREE, aliases=("eval_steps",)),
-    Flag("save_every", positive_int, None, "steps between checkpoints (default: --eval_every)", FREE, aliases=("save_steps",)),
+         "--num_steps where that is set)", FREE, stored=True, aliases=("eval_steps",)),
+    Flag("save_every", positive_int, None, "steps between checkpoints (default: --eval_every)", FREE, stored=True,
+         aliases=("save_steps",)),
     Flag("keep_checkpoints", positive_int, 2, "number of step checkpoints to keep, besides best.pt", FREE,
          aliases=("save_total_limit",)),
     Flag("precision", ("auto", "fp32", "tf32", "bf16", "fp16"), "auto", "auto: bf16 where the processor multiplies it natively, "

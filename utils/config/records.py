@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from .types import ConfigError
+
 FLAG, RECIPE, MODEL, START, CHECKPOINT, DEFAULT = "flag", "recipe", "model", "start", "checkpoint", "default"
 
 
@@ -67,8 +69,11 @@ class Saved:
 
 
 def steps_in(epochs: float, images: int, batch_size: int) -> int:
-    """Optimizer steps in so many passes over the training images."""
-    return max(1, round(epochs * images / batch_size)) if epochs else 0
+    """Optimizer steps in so many passes over the training images. Raises ConfigError for more than --num_steps takes."""
+    steps = max(1, round(epochs * images / batch_size)) if epochs else 0
+    if steps >= 2 ** 63:
+        raise ConfigError(f"--num_epochs or --warmup_epochs {epochs:g}: these are 2 ** 63 steps or more. Give fewer")
+    return steps
 
 
 @dataclasses.dataclass(frozen=True)

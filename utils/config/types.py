@@ -8,6 +8,8 @@ import os
 import re
 from collections.abc import Callable
 
+LONGEST_PATH = 4096      # characters: what Linux takes
+
 
 class ConfigError(ValueError):
     """A setting that is not possible. The message names the flag, what is wrong and what to do."""
@@ -29,7 +31,7 @@ def _within(kind: type, accepts: Callable[[float], bool], condition: str) -> Cal
     return read
 
 
-positive_int = _within(int, lambda n: n >= 1, "1 or more")
+positive_int = _within(int, lambda n: 1 <= n < 2 ** 63, "1 or more (and below 2 ** 63)")
 non_negative_int = _within(int, lambda n: 0 <= n < 2 ** 63, "0 or more (and below 2 ** 63)")
 magnitude = _within(int, lambda n: 0 <= n <= 10, "a whole number from 0 to 10")
 image_channels = _within(int, lambda n: n in (1, 3), "1 (gray) or 3 (color)")
@@ -52,7 +54,7 @@ def _matching(pattern: str, condition: str) -> Callable[[str], str]:
 
 
 # Neither hidden nor outside the output folder.
-run_name = _matching(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*", "consist of letters, digits and . _ + - only")
+run_name = _matching(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,254}", "consist of letters, digits and . _ + - only, at most 255")
 trained_layers = _matching(r"all|head|[1-9][0-9]{0,3}", "be all, head, or a number of blocks")
 sigmoid_layers = _matching(r"all|last|[1-9][0-9]{0,3}(,[1-9][0-9]{0,3})*", "be last, all, or layers counted from 1 such as 3,7")
 _sides = _matching(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?", "be a side in pixels (224) or height x width (224x160)")
@@ -61,7 +63,10 @@ _steps = _matching(r"[1-9][0-9]*(,[1-9][0-9]*)*", "be steps such as 200,300,400"
 
 def user_path(text: str) -> str:
     """A path, or a name in its place; `~` at its beginning is the home folder, which a shell does not replace in --flag=~/x."""
-    return os.path.expanduser(text)
+    path = os.path.expanduser(text)
+    if len(path) > LONGEST_PATH:
+        raise argparse.ArgumentTypeError(f"must be a path, of at most {LONGEST_PATH} characters, not one of {len(path)}")
+    return path
 
 
 def image_size(text: str) -> int | tuple[int, int]:
@@ -73,6 +78,8 @@ def image_size(text: str) -> int | tuple[int, int]:
 def increasing_steps(text: str) -> tuple[int, ...]:
     """'200,300,400': steps, each larger than the one before."""
     steps = tuple(map(int, _steps(text).split(",")))
+    if steps[-1] >= 2 ** 63:
+        raise argparse.ArgumentTypeError("must be below 2 ** 63")
     if list(steps) != sorted(set(steps)):
         raise argparse.ArgumentTypeError(f"must increase, not {text}")
     return steps

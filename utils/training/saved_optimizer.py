@@ -16,16 +16,17 @@ from .optimizer import OptimizerError
 # By the optimizer's class: what it keeps of every parameter. `step` counts its updates; all else has the parameter's shape.
 SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("step", "exp_avg", "exp_avg_sq"), "AdamW": ("step", "exp_avg", "exp_avg_sq"),
          "Lamb": ("exp_avg", "exp_avg_sq")}
-# Settings of a group that a session sets itself, which kernel and the learning rate, and LAMB's own count of its updates.
-OF_A_SESSION = {"params", "lr", "lr_scale", "fused", "step"}
-# Those that another version of PyTorch may not have written, and adds with the values that every run here has.
-ADDED = {"lr_scale", "fused", "foreach", "capturable", "maximize", "differentiable", "decoupled_weight_decay"}
+# Settings of a group that a session sets itself: which kernel, and the learning rate.
+OF_A_SESSION = {"params", "lr", "lr_scale", "fused", "max_lr_snapshot"}
+# Those that every version of PyTorch and timm has written. Of all others a run here has their defaults.
+WRITTEN = {"params", "lr", "betas", "eps", "weight_decay", "momentum"}
 EPS = (1e-8, 1e-6, 1e-4)        # of Adam, of LAMB, and with float16 weights, which --override may change
 
 
 def checked_state(optimizer: torch.optim.Optimizer, state: dict, updates: int, names: Mapping[Tensor, str],
                   groups: Sequence[dict] | None = None) -> dict:
-    """The state, its tensors contiguous as the kernels take them, of a run after so many updates.
+    """The state, its tensors contiguous as the kernels take them and its groups with the settings that this version of PyTorch or
+    timm knows, of a run after so many updates.
 
     names: of the parameters, for messages. groups: of the parameters in the file, where they are not the optimizer's. Raises
     OptimizerError where anything in it is not what this optimizer writes.
@@ -35,7 +36,9 @@ def checked_state(optimizer: torch.optim.Optimizer, state: dict, updates: int, n
         raise OptimizerError(f"optimizer state: {fault}. Use an earlier checkpoint")
     slots = {index: {name: value.contiguous() if isinstance(value, Tensor) else value for name, value in kept.items()}
              for index, kept in state["state"].items()}
-    return {**state, "state": slots}
+    known = optimizer.param_groups[0].keys() | {"step"}
+    settings = [{key: value for key, value in group.items() if key in known} for group in state["param_groups"]]
+    return {**state, "state": slots, "param_groups": settings}
 
 
 def _faults(optimizer: torch.optim.Optimizer, own: list[dict], state: dict, updates: int,
@@ -51,7 +54,11 @@ def _faults(optimizer: torch.optim.Optimizer, own: list[dict], state: dict, upda
         indices, first = list(range(first, first + len(current["params"]))), first + len(current["params"])
         if group.get("params") != indices:
             yield f"a group's parameters are {brief(group.get('params'))}, not {indices[0]} to {indices[-1]}"
-        yield from _setting_faults(group, current, updates)
+        yield from _setting_faults(group, current)
+        if type(optimizer).__name__ == "Lamb":                                          # which counts its updates in the groups
+            yield from _count_faults(group, updates)
+        elif "step" in group:
+            yield from _other_version("step", group["step"])
     kept = state["state"]
     if unknown := kept.keys() - set(range(len(parameters))):
         yield f"it has a parameter {brief(min(unknown))}, of {len(parameters)}"
@@ -63,25 +70,41 @@ def _faults(optimizer: torch.optim.Optimizer, own: list[dict], state: dict, upda
         yield "two of its arrays are the same memory"
 
 
-def _setting_faults(group: dict, current: dict, updates: int) -> Iterator[str]:
-    for key in sorted(current.keys() - group.keys() - ADDED):
+def _setting_faults(group: dict, current: dict) -> Iterator[str]:
+    for key in sorted((current.keys() - group.keys()) & WRITTEN):
         yield f"a group lacks {key}"
     for key, value in group.items():
         if key == "eps":
-            if value not in EPS:
+            if not is_number(value) or value not in EPS:
                 yield f"eps {brief(value)}"
-        elif key == "step" and key not in current:
-            if value != updates or isinstance(value, bool):
-                yield f"step {brief(value)} after {updates} updates"
+        elif key == "step":
+            continue
         elif key not in current:
-            yield f"a group has {named(key)}, which this program does not write"
+            yield from _other_version(key, value)
         elif key not in OF_A_SESSION and not _same(value, current[key]):
             yield f"{key} {brief(value)} in place of {brief(current[key])}"
+
+
+def _other_version(key: str, value: object) -> Iterator[str]:
+    """Of a setting that the optimizer does not have here: what is off there does not act."""
+    if value is not None and value is not False:
+        yield f"{named(key)} {brief(value)} of a group, written by another version of timm or PyTorch"
+
+
+def _count_faults(group: dict, updates: int) -> Iterator[str]:
+    count = group.get("step", 0 if updates == 0 else None)
+    count = count.item() if isinstance(count, Tensor) and count.dim() == 0 else count
+    if count is None:
+        yield f"a group lacks step, after {updates} updates"
+    elif not is_number(count) or count != updates:
+        yield f"step {brief(count)} after {updates} updates"
 
 
 def _same(value: object, own: object) -> bool:
     if isinstance(own, tuple):
         return isinstance(value, (tuple, list)) and len(value) == len(own) and all(map(_same, value, own))
+    if isinstance(value, Tensor):
+        return False                                        # of several numbers `==` has no truth
     return value == own and isinstance(value, bool) == isinstance(own, bool)
 
 

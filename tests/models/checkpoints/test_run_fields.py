@@ -54,6 +54,26 @@ def test_a_wrong_field_is_named(changes, words):
     assert fault(**changes) == words
 
 
+def with_group(**settings) -> dict:
+    return {"optimizer": {"state": {}, "param_groups": [settings]}}
+
+
+def test_the_count_of_an_optimizers_group_may_be_an_array():
+    """timm's LAMB keeps it so."""
+    for count in (2, 2.0, torch.tensor(2.0), torch.tensor(2)):
+        check_run(content(**with_group(step=count, eps=1e-6)), "x.pt")
+    assert fault(**with_group(step=torch.ones(2))) == "optimizer.param_groups.0.step an array of shape (2,): must be a number"
+    assert fault(**with_group(eps=torch.tensor(1.0))).endswith("eps an array of shape (): must be a plain value")
+
+
+def test_whoever_wants_the_weights_takes_any_state_of_an_optimizer():
+    wrong = content(optimizer={"state": torch.ones(2)}, scaler=7, skips=None, best=[], seconds="long")
+    check_run(wrong, "x.pt", weights_alone=True)
+    for name in ("ema", "step", "classes", "config", "train_images"):
+        with pytest.raises(WeightsError, match=name):
+            check_run(wrong | {name: -1}, "x.pt", weights_alone=True)
+
+
 def test_another_format_is_named():
     for wrong in ("vit-run-0", None, torch.ones(2), 7):
         with pytest.raises(WeightsError, match=f"not a checkpoint of this version of the program .format {FORMAT}"):
