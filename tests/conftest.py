@@ -27,8 +27,9 @@ from utils.report import plots
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
-# Ignored where the tests run in the background of a script, and then by every program that they start and send it to.
+# Ignored where the tests run in the background of a script or under nohup, and then by every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES: dict[str, list[dict]] = {}      # by test: what it tried for the contract

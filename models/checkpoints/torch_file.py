@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import pickle
+import pickletools
 import re
 import types
 import zlib
@@ -90,7 +91,7 @@ def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
     archive.start(main)                     # raises where its size cannot be right
     description = bytearray(main.file_size)
     archive.read_into(main, memoryview(description), verify)
-    return _Unpickler(io.BytesIO(description), read_storage).load()
+    return _unpickle(io.BytesIO(description), len(description), read_storage)
 
 
 def _read_legacy(stream: BinaryIO) -> object:
@@ -105,7 +106,7 @@ def _read_legacy(stream: BinaryIO) -> object:
         return storages[key]
 
     stream.seek(0)
-    *_, content, keys = [_Unpickler(stream, make_storage).load() for _ in range(5)]
+    *_, content, keys = [_unpickle(stream, size, make_storage) for _ in range(5)]
     missing = 0
     for key in keys:
         memory = storages.pop(key)
@@ -124,6 +125,17 @@ def _allocate(size: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------- the pickle
+
+
+def _unpickle(stream: BinaryIO, size: int, read_storage: Callable[[str, int], Tensor]) -> object:
+    """read_storage(key, bytes) -> the memory of a storage, uint8. Raises ValueError for a pickle that would take far more memory
+    than its `size` bytes: pickle's own reader makes 16 bytes for every place up to the last one that an object is kept at."""
+    start = stream.tell()
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name in ("PUT", "LONG_BINPUT") and argument > size:
+            raise ValueError(f"a pickle of {size} bytes with a place {argument}")
+    stream.seek(start)
+    return _Unpickler(stream, read_storage).load()
 
 
 class Placeholder:
@@ -152,8 +164,6 @@ class _Storage(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """read_storage(key, bytes) -> the memory of a storage, uint8."""
-
     def __init__(self, stream: BinaryIO, read_storage: Callable[[str, int], Tensor]):
         super().__init__(stream, encoding="utf-8")
         self._read_storage, self._memory = read_storage, {}

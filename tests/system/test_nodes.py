@@ -222,7 +222,7 @@ def test_faults_of_two_nodes(tmp_path, tries, figure):
             printed = [pair.printed(number) for number in (0, 1)]
         assert not re.search("Traceback|FAILED", "".join(printed)), (str(fault), printed)
         for code, text in zip(fault.codes, printed):
-            assert text.count(f"error: node 1 (host {platform.node()}): ") == (code == 2), (str(fault), text[-3000:])
+            assert text.count(f"node 1 (host {platform.node()}): ") == (code == 2), (str(fault), text[-3000:])
         if fault.codes == (0, 0):
             steps = [event["step"] for event in rig.events(pair.home) if event["event"] == "train"]
             assert steps == list(range(1, 41)), str(fault)
