@@ -3,6 +3,7 @@
 import gc
 import socket
 import threading
+import time
 
 import pytest
 import torch.distributed as dist
@@ -71,6 +72,10 @@ def test_nodes_begin_together_and_name_who_is_missing(port, capfd):
     assert wait_until(lambda: first.place._store is not None)
     assert printed(capfd, "train.sh: node 0 is waiting for node 1 (of 0 to 1) to come to 127.0.0.1:")
     assert attempt_of(first, Meeting(node(1, port))) == "attempt-1"
+    began, other = time.monotonic(), nodes.Nodes.current           # the last that was made
+    threading.Timer(0.3, other.leave).start()
+    first.place.leave()
+    assert 0.2 < time.monotonic() - began < nodes.LEAVE_S          # node 0 has the store, and leaves last
     again = Meeting(first.place)                                   # torchrun of node 0 starts its processes again
     assert attempt_of(again, Meeting(node(1, port))) == "attempt-2"
 

@@ -76,5 +76,6 @@ def test_requested_end_is_no_failure(monkeypatch, tmp_path):
 
 
 def test_success(monkeypatch):
+    monkeypatch.setattr(torchrun.nodes.Nodes, "current", None)              # no several nodes
     monkeypatch.setattr(torchrun.run, "main", lambda argv: None)
     assert torchrun.main([]) == 0

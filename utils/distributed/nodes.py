@@ -6,8 +6,10 @@ others answer it, and all begin together. A node that is started again waits for
 one lose those that it had, and end. The name of the attempt reaches the processes as TORCHELASTIC_RUN_ID.
 """
 
+import contextlib
 import datetime
 import sys
+import time
 
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import (
@@ -26,11 +28,19 @@ from .rendezvous import EXIT_CODE, REPLACED, Wait, named, reach
 BACKEND = "nodes"           # torchrun --rdzv_backend nodes --rdzv_endpoint ADDRESS:PORT --rdzv_conf rank=NODE_RANK
 PATIENCE_S = 7200           # for the other nodes
 EXCHANGE_S = 300            # for what torchrun's agents tell each other once they have met
+LEAVE_S = 5                 # for the others to leave, before node 0 takes the store away
 COUNT = "attempts"
 
 
 def register() -> None:
     rendezvous_handler_registry.register(BACKEND, Nodes)
+
+
+def leave() -> None:
+    """At the end of a run whose processes all ended by themselves: node 0, which keeps the store, ends last. The farewell of
+    torchrun on another node would fail otherwise, with a traceback."""
+    if Nodes.current is not None:
+        Nodes.current.leave()
 
 
 class RunEnded(launch.LaunchError):
@@ -42,12 +52,15 @@ class RunEnded(launch.LaunchError):
 class Nodes(RendezvousHandler):
     """The rendezvous of one node."""
 
+    current: "Nodes | None" = None          # that torchrun has made
+
     def __init__(self, parameters: RendezvousParameters):
         host, port = parameters.endpoint.rsplit(":", 1)
         self.host, self.port = host, int(port)
         self.node, self.count = parameters.get_as_int("rank"), parameters.max_nodes
         self._store: dist.TCPStore | None = None
         self._attempt = ""
+        Nodes.current = self
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Raises LaunchError if node 0 cannot open its port, RunEnded, dist.DistError if nodes do not come."""
@@ -104,6 +117,15 @@ class Nodes(RendezvousHandler):
         if self._store.check([key]):
             raise RunEnded(f"a process of another node has ended the run with code {self._store.get(key).decode()}: what it has "
                            "printed says why")
+
+    def leave(self) -> None:
+        end, others = time.monotonic() + LEAVE_S, range(1, self.count)
+        with contextlib.suppress(dist.DistError):
+            if self.node > 0:
+                self._store.set(f"{self._attempt}/left-{self.node}", "")
+                return
+            while time.monotonic() < end and not self._store.check([f"{self._attempt}/left-{node}" for node in others]):
+                time.sleep(0.05)
 
     def _report(self, what: str) -> None:
         print(f"train.sh: node {self.node} is waiting for {what}. Start the same command on each of the {self.count} nodes, with "

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     nodes.register()
     try:
         run.main(argv)
+        nodes.leave()
     except launch.LaunchError as error:
         return fail(str(error), error.exit_code)
     except DistError as error:
