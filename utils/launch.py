@@ -99,7 +99,7 @@ def is_first_of_node() -> bool:
 
 
 def only_checks() -> bool:
-    """Whether train.sh asks for the check of the flags alone."""
+    """Whether train.sh wants only the check of the flags."""
     return bool(os.environ.get("VIT_CHECK"))
 
 
@@ -173,7 +173,8 @@ def command(script: str, variables: str = "") -> str:
 
 
 def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
-    """The command that goes on with a run, by train.sh where that finds the run's data: they count from the current folder."""
+    """The command that resumes a run: with train.sh in the project's folder, else with train.py, since the run's paths are
+    relative to the current folder."""
     if os.path.realpath(os.getcwd()) == str(ROOT):
         return command("train.sh", f"RESUME_PATH={shlex.quote(str(folder))}" + (f" NUM_STEPS={num_steps}" if num_steps else ""))
     more = f" --num_steps {num_steps}" if num_steps else ""

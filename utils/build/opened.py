@@ -67,8 +67,8 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
 
 @contextlib.contextmanager
 def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
-    """Raises ConfigError, "FLAG: ...", for what is wrong with the weights that were given by it: first of all that numbers of the
-    open file are not finite."""
+    """Raises ConfigError, "FLAG: ...", for weights given by that flag that cannot be used. If numbers of the open file are not
+    finite, it says that, whatever else is wrong."""
     try:
         yield
     except (ModelError, CheckpointError, SettingsError) as error:
