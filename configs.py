@@ -114,6 +114,12 @@ RECIPES = {
     "vit-paper": {
         "optimizer": "sgd", "learning_rate": 3e-2, "weight_decay": 0.0, "train_batch_size": 512, "num_steps": 10_000,
         "warmup_steps": 500, "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip", "eval_every": 100},
+    # For images of one's own: what `auto` means for folder and csv. Its function (utils/config/recipes.py) chooses batch, length
+    # and view; FINE_TUNING has the rates. How they were chosen, and what they reach: docs/small_sets.md.
+    "photos": {
+        "function": "photos",
+        "optimizer": "adamw", "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "head": "logistic",
+        "augmentation": "crop_flip", "crop_scale": 0.5, "interpolation": "bicubic"},
     # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (MODEL_ZOO.md).
     "digits": {
         "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "train_batch_size": 64, "num_steps": 100,
@@ -186,11 +192,22 @@ VARIANTS = {
     ("cait", "CaiT-M48"): {"drop_path_rate": 0.4},
 }
 
-# Which row a data set starts from, and which model; every other data set takes the first of each.
+# Rates of the recipe `photos`, by the beginning of a model's name, the first that fits, and by optimizer.
+FINE_TUNING = {
+    "": {"adamw": {"learning_rate": 3e-4, "layer_decay": 0.75, "weight_decay": 0.05},
+         "sgd": {"learning_rate": 1e-2, "layer_decay": 1.0, "weight_decay": 0.0}},
+}
+
+# Which row a data set starts from, and which model; every other data set takes the first of each. No model: MODEL_OF_MACHINE.
 DEFAULTS_OF_DATASET = {
     None: {"recipe": "vit-paper", "model_type": "ViT-B_16"},
     "digits": {"recipe": "digits", "model_type": "ViT-Nano_2"},
+    "folder": {"recipe": "photos"},
+    "csv": {"recipe": "photos"},
 }
+# (device, GiB of memory, cores, model): the first whose memory and cores a process has.
+MODEL_OF_MACHINE = (
+    ("cuda", 10, 1, "ViT-B_16"), ("cuda", 0, 1, "ViT-S_16"), ("cpu", 8, 8, "ViT-S_16"), ("cpu", 0, 0, "ViT-Ti_16"))
 # What PRETRAINED_DIR=auto means: the embedded file; for sizes that Google published in the AugReg paper alone, the
 # file that its README recommends; for DeiT, CaiT and MAE their own; for all others the ImageNet-21k file of the model's name.
 DEFAULT_WEIGHTS = {

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
             if not launch.one_node():                            # all nodes end where a file is missing on one of them
                 distributed.local_main_first(ranks, lambda: check(flags))
             saved = build.saved_run(flags, ranks)                # the checkpoint to resume or branch from, or None
-            sources = configuration.choose(flags, saved and saved.state.config)
+            sources = configuration.choose(flags, saved and saved.state.config, build.machine(ranks))
             found = build.find(sources, saved, ranks)            # facts as plain values, opened data, opened start weights
             config = configuration.resolve(flags, found.facts, saved and saved.facts)
             if config.eval_only:
@@ -78,6 +78,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
     data = build.build_data(config, found, saved, ranks, built)        # loaders over the splits that were found
+    build.start_head(config, saved, ranks, built, data)                # as --head logistic asks
     trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()

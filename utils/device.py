@@ -80,6 +80,11 @@ def keep_memory() -> bool:
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST) and mapped)
 
 
+def core_count() -> int:
+    """The cores of the processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def total_memory(device: torch.device, local_size: int = 1) -> int:
     """Bytes that a process may plan with: the GPU's, or its part of what the machine, or its container, has; 0: not known.
 

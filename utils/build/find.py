@@ -17,7 +17,7 @@ from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint
 from models.create import match_row
 from utils import distributed, launch
-from utils.config import FLAGS, Facts, Saved, Sources, before
+from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, splits_of
@@ -25,7 +25,7 @@ from utils.data.device_cache import cached_bytes
 from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.reading import Reading
 from utils.data.splits import DataError, ImageError, Splits, fingerprint
-from utils.device import total_memory
+from utils.device import core_count, total_memory
 from utils.distributed import Ranks
 from utils.run import checkpoint, folder
 from utils.run.checkpoint import CheckpointError, RunCheckpoint, RunState
@@ -114,6 +114,13 @@ def _open_as_rank_0(path: Path) -> RunCheckpoint:
         raise
 
 
+def machine(ranks: Ranks) -> Machine:
+    """The same on every rank."""
+    cores = max(1, core_count() // ranks.local_size)
+    known = distributed.all_gather_objects(ranks, (total_memory(ranks.device, ranks.local_size), cores))
+    return Machine(ranks.device.type, *map(min, zip(*known)))
+
+
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank.
 
@@ -140,7 +147,6 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start_row = start and start.settings is None and read_row(start, sources)
         if sources.head == "keep" and start and head_classes != len(splits.classes):
             check_finite(start)                            # before anything is said about its head
-    memory = min(distributed.all_gather_objects(ranks, total_memory(ranks.device, ranks.local_size)))
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes),
         test_is_val=splits.test is splits.val and splits.val_name == "test",
@@ -149,7 +155,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         start_settings=start and start.settings, start_row=start_row or None, start_head_classes=head_classes,
         start_path=start and str(start.path), start_names_classes=bool(start and start.class_names),
         class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
-        device_type=ranks.device.type, memory=memory,
+        **vars(machine(ranks)),
         evaluated_images=max(len(splits.val), len(splits.test)), cached_images=cached_bytes(splits.train),
         teacher_parameters=teacher.parameters if teacher else 0,
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)

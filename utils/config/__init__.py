@@ -5,7 +5,7 @@
 
 from .flags import FLAGS, SIZES, Flag, before
 from .parser import Parser, as_command, parse
-from .records import Config, Facts, Saved, Sources
+from .records import Config, Facts, Machine, Saved, Sources
 from .resolve import (
     check,
     check_writable,

@@ -74,7 +74,7 @@ def check_flags(flags: dict) -> None:
 
 def check_batch(values: dict, ranks: int, resumed: bool) -> None:
     """The batch must divide into equal micro-batches; the message names the nearest sizes, or what else to change."""
-    if values["eval_only"]:
+    if values["eval_only"] or "train_batch_size" not in values:
         return
     size, micro_steps = values["train_batch_size"], values["gradient_accumulation_steps"]
     unit = ranks * micro_steps

@@ -1,23 +1,30 @@
 """Recipes: a row of configs.RECIPES, and for recipes that depend on the data a function that the row names.
 
-A function gets the facts and the number of steps that flags ask for (None: they ask for none), and returns flags with their
-values. What a flag sets wins over both. Its attribute `sets` lists what it may return: none of it may decide what is opened
+A function gets the facts and the settings so far (`num_steps` is None where no flag asks for a length), and returns flags with
+their values. What a flag sets wins over both. Its attribute `sets` lists what it may return: none of it may decide what is opened
 (records.Sources).
 """
 
+import math
+import statistics
 from collections.abc import Callable
 
-from configs import DEFAULTS_OF_DATASET, MODELS, RECIPES, VARIANTS
+from configs import DEFAULTS_OF_DATASET, FINE_TUNING, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
 
 from .flags import SIZES
-from .records import Facts
+from .records import Facts, Machine, Values
 from .spelling import unknown_model
 from .types import ConfigError
+
+# photos: the batch by the number of training images, and the length in passes over them, within bounds.
+BATCHES = ((2_000, 32), (20_000, 128), (math.inf, 512))
+PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 200, 240, 20_000
+LONG = 2.0                      # longer side over shorter: of images beyond it the middle square shows less than half
 
 FUNCTION = "function"           # the key of a row of configs.RECIPES that names one of the functions below
 
 
-def bit_hyperrule(facts: Facts, num_steps: int | None) -> dict:
+def bit_hyperrule(facts: Facts, values: Values) -> dict:
     """BiT-HyperRule (arXiv 1912.11370, section 3.3): length, milestones and MixUp by the number of training images.
 
     Another length keeps the shape of the schedule: warm-up and milestones scale with it.
@@ -28,17 +35,40 @@ def bit_hyperrule(facts: Facts, num_steps: int | None) -> dict:
         own, warmup, milestones, mixup = 10_000, 500, (3_000, 6_000, 9_000), 0.1
     else:
         own, warmup, milestones, mixup = 20_000, 500, (6_000, 12_000, 18_000), 0.1
-    ratio = (num_steps or own) / own
+    num_steps = values["num_steps"] or own
+    ratio = num_steps / own
     scaled = dict.fromkeys(max(1, round(step * ratio)) for step in milestones)        # two may round to the same step
-    return {"num_steps": num_steps or own, "warmup_steps": round(warmup * ratio), "decay_milestones": tuple(scaled),
+    return {"num_steps": num_steps, "warmup_steps": round(warmup * ratio), "decay_milestones": tuple(scaled),
             "mixup_alpha": mixup}
 
 
 bit_hyperrule.sets = frozenset({"num_steps", "warmup_steps", "decay_milestones", "mixup_alpha"})
-FUNCTIONS: dict[str, Callable[[Facts, int | None], dict]] = {"bit_hyperrule": bit_hyperrule}
 
 
-def function_of(recipe: str) -> Callable[[Facts, int | None], dict] | None:
+def photos(facts: Facts, values: Values) -> dict:
+    """For images of one's own: batch and length by their number, rates (configs.FINE_TUNING) by model, view by their shapes."""
+    images = facts.train_images
+    batch = values["train_batch_size"] or next(size for below, size in BATCHES if images < below)
+    length = min(max(LEAST_STEPS, PASSES * images // batch), MOST_PASSES * images // batch, MOST_STEPS)
+    steps = values["num_steps"] or max(1, length)
+    ratios = [max(size) / min(size) for size in facts.image_sizes]
+    whole = bool(ratios) and statistics.median(ratios) > LONG
+    return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
+            "eval_crop": 0.0 if whole else 0.875} | _rates(values)
+
+
+def _rates(values: Values) -> dict:
+    """Those of the first row of configs.FINE_TUNING that is of the model, for the optimizer."""
+    row = next(row for prefix, row in FINE_TUNING.items() if values["model_type"].startswith(prefix))
+    return row.get(values["optimizer"], row["adamw"])
+
+
+photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop",
+                         *(name for row in FINE_TUNING.values() for rates in row.values() for name in rates)})
+FUNCTIONS: dict[str, Callable[[Facts, Values], dict]] = {"bit_hyperrule": bit_hyperrule, "photos": photos}
+
+
+def function_of(recipe: str) -> Callable[[Facts, Values], dict] | None:
     return FUNCTIONS.get(RECIPES.get(recipe, {}).get(FUNCTION))
 
 
@@ -48,10 +78,17 @@ def decides(recipe: str) -> set[str]:
     return (set(RECIPES.get(recipe, {})) - {FUNCTION}) | (set(function.sets) if function else set())
 
 
-def choose_row(flags: dict) -> tuple[dict, dict]:
+def _model_of_machine(machine: Machine | Facts | None) -> str:
+    rows = [model for device, gib, cores, model in MODEL_OF_MACHINE
+            if machine and machine.device_type == device and machine.memory >= gib << 30 and machine.cores >= cores]
+    return rows[0] if rows else MODEL_OF_MACHINE[-1][-1]
+
+
+def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dict, dict]:
     """The recipe that the flags ask for -> (its values for their model, the recipe's, data set's and model's name).
 
-    Values that a flag replaces under another name (steps for epochs) are left out. Raises ConfigError for an unknown model.
+    Values that a flag replaces under another name (steps for epochs) are left out. machine: None while it is not known; the
+    model that it decides is then the smallest. Raises ConfigError for an unknown model.
     """
     recipe = flags.get("recipe", "auto")
     dataset = flags.get("dataset") or RECIPES.get(recipe, {}).get("dataset", "digits")
@@ -59,7 +96,8 @@ def choose_row(flags: dict) -> tuple[dict, dict]:
     if recipe == "auto":
         recipe = of_dataset["recipe"]
     row = RECIPES[recipe]
-    model_type = flags.get("model_type") or row.get("model_type") or of_dataset["model_type"]
+    own = _model_of_machine(machine) if row.get(FUNCTION) == "photos" else DEFAULTS_OF_DATASET[None]["model_type"]
+    model_type = flags.get("model_type") or row.get("model_type") or of_dataset.get("model_type", own)
     if model_type not in MODELS:
         raise ConfigError(unknown_model(model_type))
     dropped = {FUNCTION}

@@ -34,6 +34,15 @@ class Sources:
 
 
 @dataclasses.dataclass(frozen=True)
+class Machine:
+    """What each process has; of several the least."""
+
+    device_type: str = "cpu"                        # or "cuda"
+    memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
+    cores: int = 0                                  # of the processor, for this process; 0: not known
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """What the data, the start weights and the machine are like."""
 
@@ -48,8 +57,9 @@ class Facts:
     start_path: str | None = None
     start_names_classes: bool = False               # a head without names depends on the order of the classes
     class_orders: tuple[str, ...] = ()              # where they differ: what the first classes are by number, and as text
-    device_type: str = "cpu"                        # or "cuda"
-    memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
+    device_type: str = "cpu"                        # this and the next two as in Machine
+    memory: int = 0
+    cores: int = 0
     evaluated_images: int = 0                       # of the largest split that is evaluated; 0: not known
     cached_images: int = 0                          # bytes of training images that the device keeps
     teacher_parameters: int = 0

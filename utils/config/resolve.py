@@ -9,7 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from configs import AUGREG_SIZES, MODELS
@@ -20,7 +20,7 @@ from utils.training import memory
 from . import checks, recipes
 from .adopt import adopt_file
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
-from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Saved, Sources, Values, steps_in
+from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Machine, Saved, Sources, Values, steps_in
 from .resume import AUTOMATIC, NOT_DOWNLOADED, keep_or_refuse, read_saved, resolve_resumed
 from .types import ConfigError, as_tuple
 
@@ -48,7 +48,7 @@ def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> 
         check_folders(flags, {}, written)
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
-    if values["optimizer"] == "lamb" and importlib.util.find_spec("timm") is None:
+    if values.get("optimizer") == "lamb" and importlib.util.find_spec("timm") is None:
         raise ConfigError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use adamw.")
     check_folders(flags, values, written)
 
@@ -79,10 +79,10 @@ def check_writable(flag: str, folder: Path) -> None:
         raise ConfigError(f"{flag} {folder}: {there} cannot be written ({error.strerror}). Give another folder.") from error
 
 
-def choose(flags: dict, saved_config: dict | None = None) -> Sources:
+def choose(flags: dict, saved_config: dict | None = None, machine: Machine | None = None) -> Sources:
     """What has to be opened. saved_config: of the checkpoint that is resumed. Raises ConfigError."""
     if saved_config is None:
-        values = _fill(flags)
+        values = _fill(flags, machine)
     else:
         saved = read_saved(saved_config)
         kept = keep_or_refuse({name: value for name, value in flags.items() if "epochs" not in name}, saved)
@@ -162,7 +162,7 @@ def describe_memory(config: Config, facts: Facts) -> list[str]:
 
 def _resolve(flags: dict, facts: Facts | None) -> Values:
     """The settings of a new run, checked as far as they are known. Raises ConfigError."""
-    values = _fill(flags)
+    values = _fill(flags, facts)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
         if facts.start_row:
@@ -201,9 +201,9 @@ def _need(values: dict, facts: Facts) -> memory.Need:
                        cached_images=facts.cached_images)
 
 
-def _fill(flags: dict) -> Values:
+def _fill(flags: dict, machine: Machine | Facts | None) -> Values:
     """Defaults, the recipe's row, flags, the model's row. Lengths and `auto` stay as they are. Raises ConfigError."""
-    row, chosen = recipes.choose_row(flags)
+    row, chosen = recipes.choose_row(flags, machine)
     values = Values(defaults())
     values.put(RECIPE, row)
     values.put(DEFAULT, chosen)
@@ -231,10 +231,15 @@ def _set_head(values: Values, flags: dict) -> None:
     from_nothing = values["pretrained_dir"] == NONE
     if values["eval_only"] and from_nothing:
         raise ConfigError("--eval_only needs something to evaluate: give --resume_path, or a --pretrained_dir with a head")
-    if values["head"] is None:
-        values["head"] = "keep" if values["eval_only"] or values["attention_edits"] else "zero"
-    if values["head"] == "zero" and values["eval_only"]:
-        raise ConfigError("--head zero and --eval_only contradict each other: a head of zeros predicts nothing")
+    if "head" not in flags:
+        if values["eval_only"] or values["attention_edits"]:
+            values["head"] = "keep"
+        elif values["head"] is None or from_nothing:
+            values["head"] = "zero"
+    if values["head"] != "keep" and values["eval_only"]:
+        raise ConfigError(f"--head {values['head']} and --eval_only contradict each other: an evaluation keeps the file's head")
+    if values["head"] == "logistic" and from_nothing:
+        raise ConfigError("--head logistic needs start weights, whose features it reads: give a --pretrained_dir, or omit --head")
     if values["head"] == "keep" and from_nothing:
         needing = "--head keep" if "head" in flags else "--attention_edits"
         raise ConfigError(f"{needing} needs a --pretrained_dir with a head: the run folder output/NAME of a run on these data")
@@ -264,6 +269,14 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
         values["sigmoid_attention"] = "last"             # the same model: without edits it computes what it did
 
 
+def _compute(function: Callable[[Facts, Values], dict], facts: Facts, values: Values, flags: dict) -> dict:
+    """Puts what the recipe's function returns where no flag, and no start whose task it is, sets it. Returns that."""
+    computed = {name: value for name, value in function(facts, values).items()
+                if name not in flags and values.sources[name] != START}
+    values.put(RECIPE, {name: value for name, value in computed.items() if name != "num_steps" or value != values[name]})
+    return computed
+
+
 def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
     """Epochs and recipes that depend on the data -> steps. Without facts, what depends on them is left unknown.
 
@@ -274,17 +287,17 @@ def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
     function, computed = recipes.function_of(values["recipe"]), {}
     by_data = function is not None or values["num_epochs"] is not None or values["warmup_epochs"] is not None
     if by_data and facts is None:
-        lengths = {"num_steps", "warmup_steps", "eval_every", "save_every"} | (function.sets if function else set())
-        for name in lengths - set(flags):
-            del values[name]
+        unknown = {"num_steps", "warmup_steps", "eval_every", "save_every"} | (function.sets if function else set())
+        for name in unknown - set(flags):
+            values.pop(name, None)
         return
+    if function is not None:
+        computed = _compute(function, facts, values, flags)
     steps = (lambda epochs: steps_in(epochs, facts.train_images, values["train_batch_size"])) if by_data else None
     if values["num_epochs"] is not None:
         values.put(values.sources["num_epochs"], {"num_steps": steps(values["num_epochs"])})
-    if function is not None:
-        computed = function(facts, values["num_steps"])
-        values.put(RECIPE, {name: value for name, value in computed.items()
-                            if name not in flags and (name, values[name]) != ("num_steps", value)})
+        if function is not None:                          # what depends on the length; the batch is known by now
+            computed = _compute(function, facts, values, flags)
     if values["decay_type"] != "step" and "decay_milestones" not in flags:
         values["decay_milestones"] = None
     if values["warmup_epochs"] is not None:

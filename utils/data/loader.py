@@ -8,8 +8,6 @@ draws alone, and the batch is made on the device.
 
 import contextlib
 import functools
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.device import core_count
 from utils.randomness import derive_seed, seeded
 
 from .device_cache import CachedImages, Geometry, cache_on_device
@@ -161,15 +160,15 @@ def train_loader(split: Dataset, sampler: StepSampler, *, transform: Transform, 
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int,
-                **loading: object) -> Loader:
+                bad_images: str = "stop", **loading: object) -> Loader:
     """This rank's part of the split in batches of `batch_size`: over all ranks every image once.
 
-    loading: arguments of Loader.
+    bad_images: as in train_loader. loading: arguments of Loader.
     """
     own = np.arange(rank, len(split), world_size)
     batches = [SampleIndices(0, 0, np.zeros_like(part), part)
                for part in (own[first:first + batch_size] for first in range(0, len(own), batch_size))]
-    return Loader(_Samples(split, transform, None), batches, **loading)
+    return Loader(_Samples(split, transform, None, skip=bad_images == "skip"), batches, **loading)
 
 
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
@@ -178,8 +177,7 @@ def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu
     None where there is one core, and for digits, which need no decoding."""
     if dataset == "digits":
         return 0
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    own = cores // local_world_size
+    own = core_count() // local_world_size
     return max(0, min(16, own - 1) if device_type == "cuda" else min(4, max(1, own // 4), own - 1))
 
 

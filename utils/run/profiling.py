@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from utils.device import core_count
 from utils.files import write_file
 
 WARM_UP = 3              # first steps of a session that are not counted, if there are twice as many
@@ -142,7 +143,7 @@ def cores_for_all(device: torch.device, local_processes: int) -> float:
     """The fraction of its threads' cores that a process has while all processes of this machine compute; 1 on GPUs."""
     if device.type != "cpu":
         return 1.0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     return min(1.0, cores / (min(cores, torch.get_num_threads()) * local_processes))
 
 
