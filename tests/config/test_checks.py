@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import FLAGS, ConfigError, Facts, check, checks, flags, resolve
+from utils.config import FLAGS, ConfigError, Facts, check, checks, flags, resolve, scratch_warnings
 
 FACTS = Facts(1797, 10, start_head_classes=10, start_path="w.npz")
 
@@ -100,6 +100,22 @@ def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
     ids=str)
 def test_flags_that_do_not_fit_the_facts_are_refused(typed, facts, words):
     assert words in message(resolve, typed, facts)
+
+
+@pytest.mark.parametrize(("typed", "images", "warned"), [
+    ({"recipe": "deit"}, 256, True), ({"recipe": "scratch-small"}, 9_999, True), ({"recipe": "deit"}, 10_000, False),
+    ({"recipe": "mae"}, 256, False), ({}, 256, False), ({"recipe": "deit", "pretrained_dir": "auto"}, 256, False),
+    ({"pretrained_dir": "none"}, 256, False)], ids=str)
+def test_a_recipe_that_starts_from_scratch_on_few_images_is_warned_of(typed, images, warned):
+    facts = Facts(images, 8)
+    lines = scratch_warnings(resolve({"dataset": "folder", "data_dir": "photos"} | typed, facts), facts)
+    assert lines == [f"warning: the recipe {typed.get('recipe')} starts from scratch, and {images:,} images are few for that. "
+                     "Without --recipe (RECIPE) a run starts from trained weights"] * warned
+
+
+def test_trained_weights_are_not_promised_to_a_size_of_one_s_own():
+    line, = scratch_warnings(resolve({"dataset": "folder", "recipe": "deit", "num_layers": 2}, FACTS), FACTS)
+    assert line == "warning: the recipe deit starts from scratch, and 1,797 images are few for that"
 
 
 def test_conditions_ask_for_settings_that_exist():

@@ -1,5 +1,6 @@
 """README, MODEL_ZOO and CONTRIBUTING match the code."""
 
+import fnmatch
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ import pytest
 
 import configs
 from models import list_models
-from models.checkpoints.published import published_name, published_url
+from models.checkpoints.published import META_FILES, PUBLISHED, published_name, published_url
 from utils import process
 from utils.config import FLAGS, Facts, parse, preview, resolve
 from utils.config.spelling import ELSEWHERE
@@ -90,6 +91,62 @@ def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
     for name, model, url in rows:
         assert published_name(name) == name and published_url(name) == url, name
         assert model in list_models(), model
+
+
+FILES = re.findall(r"^\| `([^`]+/[^`]+)` \| `[^`]+` \| (\d+)(?: \\\*)? \| (\w+) \|.*(https?://[^>)]+)", ZOO, re.MULTILINE)
+VIEWS = re.findall(r"^\| `([\w+*/-]+)` \| ([\w, ]+?)(?: \\\*)? \| (\d+) \| (\w+) \| ([\d.]+) \|$", ZOO, re.MULTILINE)
+
+
+def view_of(name: str, source: str) -> tuple[int, str, float] | None:
+    """Image size, interpolation and crop by which the page says that `source` evaluates a published file."""
+    for pattern, sources, *view in VIEWS:
+        if fnmatch.fnmatchcase(name, pattern) and source in sources.split(", "):
+            size, interpolation, crop = view
+            given = parse(["--img_size", size, "--interpolation", interpolation, "--eval_crop", crop])
+            return given["img_size"], given["interpolation"], given["eval_crop"]
+    return None
+
+
+def test_every_published_head_of_imagenet_says_how_its_figure_is_reproduced():
+    heads = [(name, int(size)) for name, size, head, _ in FILES if head == "1000" and not name.startswith("gsam/")]
+    assert {name.partition("/")[0] for name, _ in heads} == {"augreg", *PUBLISHED, *META_FILES} - {"imagenet21k", "gsam"}
+    for name, size in heads:
+        views = [view for source in ("Google", "Meta", "timm") if (view := view_of(name, source))]
+        assert views and {view[0] for view in views} == {size}, name
+    assert view_of("deit/deit_base_patch16_384-8de9b5d1", "Meta") == (384, "bicubic", 0.875)
+    assert view_of("deit/deit_base_patch16_384-8de9b5d1", "timm") == (384, "bicubic", 1.0)
+    assert all(any(fnmatch.fnmatchcase(name, pattern) for name, _ in heads) for pattern, *_ in VIEWS)
+
+
+@pytest.mark.reference
+def test_the_page_has_the_files_of_timm_and_evaluates_them_as_timm_does():
+    models = pytest.importorskip("timm.models")
+    known = {url: (name, head) for name, _, head, url in FILES}
+    fetched = [theirs for theirs in map(models.get_pretrained_cfg, models.list_pretrained()) if re.search(
+        r"vit_models/(augreg|sam)/(?!Mixer)|fbaipublicfiles\.com/(mae/|deit/(deit_(?!3)|[A-Z]+\d+_))", theirs.url or "")]
+    heads = [(known[theirs.url][0], theirs) for theirs in fetched if known[theirs.url][1] == "1000"]
+    assert len(heads) > 40
+    for name, theirs in heads:
+        assert view_of(name, "timm") == (theirs.input_size[-1], theirs.interpolation, theirs.crop_pct), name
+        assert theirs.crop_mode == "center"
+
+
+def test_the_overview_of_recipes_says_which_start_from_scratch():
+    table = ZOO.split("\n## Recipes\n")[1]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (scratch|trained weights) \| .+ \|$", table, re.MULTILINE))
+    scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
+    assert set(rows) == {"auto", *configs.RECIPES} and {name for name in rows if rows[name] == "scratch"} == scratch
+    assert all(name in FLAGS["recipe"].help for name in scratch)
+    named = README.split("## Recipes and knobs")[1].split(" start from scratch\n")[0].splitlines()[-1]
+    assert set(re.findall(r"`([\w-]+)`", named)) == scratch
+
+
+def test_no_example_on_images_of_one_s_own_starts_from_scratch():
+    own = [parse(words) for words in (shlex.split(line)[2:] for line in PYTHON) if {"folder", "csv"} & set(words)]
+    own += [dict(word.split("=", 1) for word in shlex.split(line) if re.match("[A-Z_]+=", word)) for line in SHELL
+            if re.search("DATASET=(folder|csv)", line)]
+    scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
+    assert len(own) > 3 and not any(given.get("recipe", given.get("RECIPE")) in scratch for given in own)
 
 
 RECIPE_TABLES = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", ZOO.split("\n## Recipes\n")[1], re.DOTALL | re.MULTILINE))

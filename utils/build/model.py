@@ -25,6 +25,7 @@ from utils.config import (
     describe_memory,
     length_warnings,
     model_overrides,
+    scratch_warnings,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
@@ -136,6 +137,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
     if not config.eval_only and not saved:
+        for warning in scratch_warnings(config, found.facts):
+            print(warning)
         print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
                          *length_warnings(config, found.facts)]), flush=True)
     if found.seen:

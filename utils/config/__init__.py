@@ -3,6 +3,7 @@
     flags = parse(argv); check(flags); sources = choose(flags); ...; config = resolve(flags, facts, saved)
 """
 
+from .checks import scratch_warnings
 from .flags import FLAGS, SIZES, Flag, before
 from .parser import Parser, as_command, parse
 from .records import Config, Facts, Machine, Saved, Sources

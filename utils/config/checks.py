@@ -1,4 +1,4 @@
-"""What settings must fulfil together. Each check raises ConfigError; none needs more than plain values.
+"""What settings must fulfil together, or had better. Each check raises ConfigError; none needs more than plain values.
 
 A setting that depends on data which are not known yet is missing: a check that asks for it is skipped, and made again when
 everything is known.
@@ -6,9 +6,11 @@ everything is known.
 
 from collections.abc import Callable
 
-from .flags import FLAGS, SETTINGS
-from .records import FLAG, Facts, Values
+from .flags import FLAGS, SETTINGS, SIZES
+from .records import FLAG, RECIPE, Config, Facts, Values
 from .types import ConfigError
+
+FEW_FOR_SCRATCH = 10_000                           # training images; the recipes that start from scratch have 50,000 and more
 
 
 def _holds(condition: Callable, values: dict, if_missing: bool) -> bool:
@@ -127,3 +129,12 @@ def check_head(values: Values, facts: Facts) -> None:
     other = "--resume_path output/NAME, or " if values["eval_only"] else ""
     raise ConfigError(f"{why}: the head of {facts.start_path} has {facts.start_head_classes or 0} classes, the data "
                       f"{facts.num_classes}: give {other}a --pretrained_dir with a head for these data")
+
+
+def scratch_warnings(config: Config, facts: Facts) -> list[str]:
+    """A recipe that starts from scratch, on fewer images than anybody trains a Vision Transformer on."""
+    if config.pretrained_dir != "none" or config.source("pretrained_dir") != RECIPE or facts.train_images >= FEW_FOR_SCRATCH:
+        return []
+    own_size = any(config.source(key) == FLAG for key in SIZES)             # for which nobody has published weights
+    return [f"warning: the recipe {config.recipe} starts from scratch, and {facts.train_images:,} images are few for that"
+            + ("" if own_size else ". Without --recipe (RECIPE) a run starts from trained weights")]

@@ -83,6 +83,8 @@ def _has(*names: str) -> tuple[Callable[[Mapping], Any], str]:
 _IN_FILES = (_is("dataset", "imagenet", "cub200", "flowers102", "oxford_pets", "folder", "csv")[0],
              "a --dataset of image files, such as folder or csv")
 
+_SCRATCH = ", ".join(name for name, row in RECIPES.items() if row.get("pretrained_dir") == "none")
+
 FLAGS: dict[str, Flag] = _group(
     "data",
     Flag("name", run_name, None, "name of the run; its folder is OUTPUT_DIR/NAME (default: the data set's name, numbered)", FREE,
@@ -117,7 +119,8 @@ FLAGS: dict[str, Flag] = _group(
          requires=_IN_FILES, before="white"),
     Flag("test", ("always", "once", "never"), "always", "evaluate on test before, after (and, where no other split is there to "
          "choose on, during) training; at the end alone; or not at all", FREE, hidden=True),
-    Flag("recipe", ("auto", *RECIPES), "auto", "row of configs.py that fills what no flag sets"),
+    Flag("recipe", ("auto", *RECIPES), "auto", f"row of configs.py that fills what no flag sets; {_SCRATCH} start from scratch, "
+         "the others from trained weights"),
 ) | _group(
     "model and weights",
     Flag("model_type", str, None, "architecture: a row of configs.py", stored=True, metavar="MODEL", aliases=("model",)),

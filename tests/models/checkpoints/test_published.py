@@ -28,6 +28,8 @@ AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imag
     ("ViT-B_16.npz", "imagenet21k/ViT-B_16"),
     ("imagenet21k+imagenet2012/R50-ViT-B_16", "imagenet21k+imagenet2012/R50+ViT-B_16"),
     (AUGREG, AUGREG),
+    *((f"augreg/{name}-i1k-300ep-lr_0.001-aug_{tail}-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384",) * 2 for name, tail in (
+        ("B_16", "strong2-wd_0.1-do_0.1"), ("B_32", "medium2-wd_0.1-do_0.1"))),
     ("augreg/S_16", "augreg/S_16"),                           # the recommended one
     ("gsam/ViT-S_32-gap-norep.npz", "gsam/ViT-S_32-gap-norep"),
     ("deit/deit_small_patch16_224", "deit/deit_small_patch16_224-cd65a155"),
