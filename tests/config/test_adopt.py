@@ -13,7 +13,7 @@ FOLDER = {"model_type": "DeiT-S_16", "img_size": 384, "names_img_size": True, "i
 
 def config(row: dict, flags: dict | None = None):
     facts = Facts(1000, 10, start_row=row, start_head_classes=10, start_path="w.pth")
-    return resolve({"dataset": "folder", "pretrained_dir": "w.pth", **(flags or {})}, facts)
+    return resolve({"dataset": "oxford_pets", "pretrained_dir": "w.pth", **(flags or {})}, facts)
 
 
 def test_sizes_of_its_own_are_taken_with_the_image_size():
@@ -27,9 +27,9 @@ def test_sizes_of_its_own_are_taken_with_the_image_size():
 def test_the_batch_is_divided_for_the_sizes_of_the_file():
     """Not for those of the row that they are put into."""
     facts = Facts(1000, 10, start_row=TINY, start_path="w.pth", memory=24 << 30)
-    flags = {"dataset": "folder", "pretrained_dir": "w.pth", "num_heads": 2}
+    flags = {"dataset": "oxford_pets", "pretrained_dir": "w.pth", "num_heads": 2}
     large = TINY | {"patch_size": 16, "hidden_size": 1536, "mlp_dim": 6144, "num_layers": 24}
-    plain = {"dataset": "folder", "pretrained_dir": "none"}
+    plain = {"dataset": "oxford_pets", "pretrained_dir": "none"}
     tiny, row, huge = (resolve(*each).gradient_accumulation_steps for each in (
         (flags, facts), (plain, dataclasses.replace(facts, start_row=None)),
         (flags | {"img_size": 224}, dataclasses.replace(facts, start_row=large))))
@@ -66,7 +66,7 @@ def test_a_model_that_is_typed_stays():
 
 def test_the_file_of_the_model_itself_changes_nothing():
     row = {"model_type": "ViT-B_16", "img_size": 384, "names_img_size": False}
-    plain = resolve({"dataset": "folder", "pretrained_dir": "w.pth"}, Facts(1000, 10, start_path="w.pth"))
+    plain = resolve({"dataset": "oxford_pets", "pretrained_dir": "w.pth"}, Facts(1000, 10, start_path="w.pth"))
     assert config(row) == plain
 
 

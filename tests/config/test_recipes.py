@@ -34,7 +34,8 @@ def test_tables_name_what_exists():
     assert {model for _, model in configs.VARIANTS} | set(configs.DEFAULT_WEIGHTS) <= set(configs.MODELS)
     assert {row[FUNCTION] for row in configs.RECIPES.values() if FUNCTION in row} == set(FUNCTIONS)
     for row in configs.DEFAULTS_OF_DATASET.values():
-        assert row["recipe"] in configs.RECIPES and row["model_type"] in configs.MODELS
+        assert row["recipe"] in configs.RECIPES and row.get("model_type", "ViT-B_16") in configs.MODELS
+    assert {model for *_, model in configs.MODEL_OF_MACHINE} <= set(configs.MODELS)
     assert {*configs.DEFAULTS_OF_DATASET, *NOT_DOWNLOADED} - {None} <= set(configs.DATASETS)
 
 
@@ -42,7 +43,8 @@ def test_a_function_sets_nothing_that_is_opened_before():
     opened = {field.name for field in dataclasses.fields(Sources)} | {"pretrained_dir"}
     for function in FUNCTIONS.values():
         assert not function.sets & opened and function.sets <= set(FLAGS)
-    assert function_of("bit-hyperrule").sets == set(FUNCTIONS["bit_hyperrule"](FACTS, None))
+        assert function.sets == set(function(FACTS, {"num_steps": None, "train_batch_size": None, "model_type": "ViT-B_16",
+                                                     "optimizer": "adamw", "attention_edits": None}))
     assert function_of("digits") is function_of("a name of an older version") is None
 
 

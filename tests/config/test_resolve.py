@@ -28,7 +28,7 @@ def test_digits_are_the_default_and_other_data_start_from_the_paper():
     assert (config.dataset, config.model_type, config.recipe, config.img_size) == ("digits", "ViT-Nano_2", "digits", 8)
     assert {name: getattr(config, name) for name in configs.RECIPES["digits"]} == configs.RECIPES["digits"]
     assert config == resolve({"dataset": "digits", "recipe": "auto"}, FACTS)
-    for dataset in set(configs.DATASETS) - {"digits"}:
+    for dataset in set(configs.DATASETS) - set(configs.DEFAULTS_OF_DATASET):
         config = resolve({"dataset": dataset}, FACTS)
         assert (config.model_type, config.recipe, config.img_size) == ("ViT-B_16", "vit-paper", 224)
         assert (config.optimizer, config.learning_rate, config.num_steps, config.warmup_steps) == ("sgd", 3e-2, 10_000, 500)
@@ -61,7 +61,7 @@ def test_lengths(flags, lengths):
     assert describe_length(config, FACTS).startswith(f"{lengths[0]} steps of {config.train_batch_size} images = ")
 
 
-PHOTOGRAPHS = {"dataset": "folder"}
+PHOTOGRAPHS = {"dataset": "oxford_pets"}
 
 
 @pytest.mark.parametrize(("flags", "facts", "steps"), [
@@ -140,8 +140,8 @@ def test_where_the_weights_come_from(flags, start):
 
 def test_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
-    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "zero", False, "vit-paper",
-                                    "ViT-B_16", "auto")
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "logistic", False, "photos",
+                                    "ViT-Ti_16", "auto")
 
 
 def test_what_was_found_about_the_images_is_kept():
