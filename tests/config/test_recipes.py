@@ -1,12 +1,13 @@
 """Rows and functions of recipes."""
 
 import dataclasses
+import shlex
 
 import pytest
 from flag_values import words
 
 import configs
-from utils.config import FLAGS, ConfigError, Facts, Sources, check, parse, resolve
+from utils.config import FLAGS, ConfigError, Facts, Machine, Sources, as_command, check, choose, parse, resolve
 from utils.config.recipes import FUNCTION, FUNCTIONS, function_of
 from utils.config.resolve import NOT_DOWNLOADED
 
@@ -82,3 +83,58 @@ def test_variants_and_sizes_belong_to_one_model():
     assert own.source("dataset") == own.source("model_type") == own.source("patch_size") == "recipe"
     other = resolve({"recipe": "scratch-small", "model_type": "ViT-B_16"}, FACTS)
     assert other.patch_size is None and other.img_size == 224 and other.source("img_size") == "model"
+
+
+PHOTOS = {"dataset": "folder", "data_dir": "d"}
+
+
+def photos(images: int = 300, facts: dict | None = None, **flags):
+    return resolve(PHOTOS | flags, Facts(images, 5, **facts or {}))
+
+
+@pytest.mark.parametrize("images", [2, 10, 25, 50, 256, 2_000, 30_000, 10 ** 6, 10 ** 8])
+def test_photos_go_by_the_number_of_images(images):
+    config = photos(images)
+    passes = config.num_steps * config.train_batch_size / images
+    assert config.recipe == "photos" and config.num_steps <= 20_000 and config.warmup_steps == config.num_steps // 10
+    assert 6 <= passes <= 200 or images > 10 ** 6 or config.num_steps == 12 and images == 2
+    assert config.eval_every * 8 <= max(8, config.num_steps)
+
+
+def test_photos_are_seen_whole_where_the_middle_would_show_too_little():
+    assert [photos(facts={"image_sizes": sizes}).eval_crop for sizes in (
+        (), ((600, 800), (800, 600)), ((100, 1000), (1000, 100), (500, 500)))] == [0.875, 0.875, 0.0]
+
+
+def test_what_photos_choose_is_reproduced_by_flags():
+    """And flags that are typed win; a length in passes is one of the batch that was chosen."""
+    config = photos()
+    typed = parse(shlex.split(as_command(config)))
+    again = resolve(typed, Facts(10 ** 5, 5, image_sizes=((1, 9),)))                 # other facts do not matter any more
+    assert again.to_dict() == config.to_dict() and all(again.source(name) == "flag" for name in function_of("photos").sets)
+    assert photos(num_epochs=4.0).num_steps == round(4 * 300 / 32) == photos(num_epochs=4.0).warmup_steps * 10 + 8
+    some = photos(learning_rate=0.5, eval_crop=0.0, train_batch_size=16, num_steps=7)
+    assert (some.learning_rate, some.eval_crop, some.train_batch_size, some.num_steps) == (0.5, 0.0, 16, 7)
+    assert photos(optimizer="sgd").learning_rate != photos(optimizer="adamw").learning_rate
+
+
+def test_photos_start_from_a_fitted_head_where_there_are_features():
+    heads = {name: photos(facts={"start_head_classes": 5}, **flags).head for name, flags in {
+        "published": {}, "scratch": {"pretrained_dir": "none"}, "typed": {"head": "zero"}, "edits": {"attention_edits": "e"},
+        "evaluation": {"eval_only": True}}.items()}
+    assert heads == {"published": "logistic", "scratch": "zero", "typed": "zero", "edits": "keep", "evaluation": "keep"}
+    with pytest.raises(ConfigError, match="--head logistic needs start weights"):
+        check(PHOTOS | {"head": "logistic", "pretrained_dir": "none"})
+    assert photos(facts={"start_head_classes": 5}, eval_only=True).recipe == "vit-paper"         # which sees whole images
+
+
+@pytest.mark.parametrize(("machine", "model"), [
+    (None, "ViT-Ti_16"), (Machine("cpu", 16 << 30, 2), "ViT-Ti_16"), (Machine("cpu", 64 << 30, 32), "ViT-S_16"),
+    (Machine("cpu", 4 << 30, 32), "ViT-Ti_16"), (Machine("cuda", 6 << 30, 4), "ViT-S_16"),
+    (Machine("cuda", 24 << 30, 4), "ViT-B_16")], ids=str)
+def test_the_machine_decides_the_model_of_photos_alone(machine, model):
+    assert choose(PHOTOS, machine=machine).model_type == model
+    assert choose(PHOTOS | {"model_type": "ViT-B_32"}, machine=machine).model_type == "ViT-B_32"
+    assert choose(PHOTOS | {"recipe": "vit-paper"}, machine=machine).model_type == "ViT-B_16"
+    facts = Facts(300, 5) if machine is None else Facts(300, 5, **vars(machine))
+    assert resolve(PHOTOS, facts).model_type == model

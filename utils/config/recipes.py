@@ -95,6 +95,8 @@ def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dic
     of_dataset = DEFAULTS_OF_DATASET.get(dataset, DEFAULTS_OF_DATASET[None])
     if recipe == "auto":
         recipe = of_dataset["recipe"]
+        if recipe == "photos" and flags.get("eval_only"):       # nothing is trained, and the head's own view counts
+            recipe, of_dataset = DEFAULTS_OF_DATASET[None]["recipe"], DEFAULTS_OF_DATASET[None]
     row = RECIPES[recipe]
     own = _model_of_machine(machine) if row.get(FUNCTION) == "photos" else DEFAULTS_OF_DATASET[None]["model_type"]
     model_type = flags.get("model_type") or row.get("model_type") or of_dataset.get("model_type", own)
