@@ -97,7 +97,7 @@ def test_photos_go_by_the_number_of_images(images):
     config = photos(images)
     passes = config.num_steps * config.train_batch_size / images
     assert config.recipe == "photos" and config.num_steps <= 20_000 and config.warmup_steps == config.num_steps // 10
-    assert 6 <= passes <= 200 or images > 10 ** 6 or config.num_steps == 12 and images == 2
+    assert 6 <= passes <= 200 or images > 10 ** 6 or (config.num_steps == 12 and images == 2)
     assert config.eval_every * 8 <= max(8, config.num_steps)
 
 
