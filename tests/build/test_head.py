@@ -21,6 +21,11 @@ START = ("--hidden_size", 64, "--num_layers", 4, "--mlp_dim", 256, "--num_heads"
 SMALL = {"img_size": 32, "hidden_size": 16, "mlp_dim": 32, "num_heads": 2, "num_layers": 2}
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(head, "MAX_IMAGES", 200)
+
+
 def accuracy(objects) -> float:
     split = objects.data.splits.train
     images = torch.stack([objects.data.eval_transform(split.source(index)[0]) for index in range(300)])
@@ -31,7 +36,7 @@ def accuracy(objects) -> float:
 
 def test_a_run_begins_with_what_the_features_tell():
     fitted, zero = build_objects(*START, "--head", "logistic"), build_objects(*START)
-    assert accuracy(fitted) > 0.9 and zero.model.head.weight.abs().max() == 0
+    assert accuracy(fitted) > 0.8 and zero.model.head.weight.abs().max() == 0
     own = dict(zero.model.named_parameters())
     assert all(torch.equal(each, own[name]) for name, each in fitted.model.named_parameters() if not name.startswith("head."))
 

@@ -20,7 +20,7 @@ PINNED = {
         warmup_learning_rate 0.0, decay_type None, decay_milestones None, max_grad_norm None, label_smoothing 0.0,
         class_weights none, augmentation None, crop_scale 0.05, crop_padding 4, rotation 0.0, color_jitter 0.0, randaugment_ops 0,
         randaugment_magnitude 9, random_erasing 0.0, mixup_alpha 0.0, cutmix_alpha 0.0, mix_probability 1.0,
-        mix_switch_probability 0.5, mix_off_steps 0, interpolation bilinear, eval_crop 0.0, distillation_alpha 0.5,
+        mix_switch_probability 0.5, mix_off_steps 0, interpolation bilinear, eval_crop 0.0, tta none, distillation_alpha 0.5,
         distillation_temperature 1.0, attention_loss_weight 1.0, precision auto, fp16 False, fp16_opt_level O2, loss_scale 0.0,
         seed 42, exact False, path_column None, label_column None""",
     FIXED: """
@@ -35,7 +35,7 @@ TYPES = {
     "str": "path_column label_column model_type wandb freeze",
     "user_path": "data_dir image_dir pretrained_dir resume_path output_dir log_dir teacher attention_edits",
     "switch": "override fp16 compile exact profile eval_only eval_train confusion_matrix",
-    "choice": """dataset class_order test recipe classifier head optimizer decay_type decay_on augmentation interpolation
+    "choice": """dataset class_order test recipe classifier head optimizer decay_type decay_on augmentation interpolation tta
         distillation exif alpha precision fp16_opt_level device non_finite bad_images""",
     "positive_int": """patch_size hidden_size mlp_dim num_heads num_layers train_batch_size eval_batch_size num_steps
         eval_every save_every keep_checkpoints rank_timeout""",

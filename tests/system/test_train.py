@@ -85,6 +85,18 @@ def test_eval_only_repeats_the_evaluation_and_writes_nothing(run_train, capsys, 
     assert before == {path: path.read_bytes() for path in Path("output").rglob("*") if path.is_file()}
 
 
+def test_an_image_and_its_mirror_image_are_evaluated_together(run_train, capsys):
+    """In training and afterwards, unless a flag says otherwise."""
+    assert run_train("--num_steps", 8, "--learning_rate", 0.01, "--tta", "flip") == 0
+    expected = [event for event in events_of() if event.get("split") == "test"][-1]
+    printed = []
+    for flags in ([], ["--tta", "none", "--override"]):
+        capsys.readouterr()
+        assert run_train("--eval_only", "--resume_path", "output/digits", *flags) == 0
+        printed.append(f"loss {expected['loss']:.4f}" in capsys.readouterr().out)
+    assert printed == [True, False]
+
+
 def test_every_image_by_its_class(run_train, capsys):
     """--confusion_matrix and --eval_train, in a run and of a run."""
     assert run_train("--confusion_matrix", "--eval_train") == 0

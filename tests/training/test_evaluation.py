@@ -122,6 +122,26 @@ def test_an_evaluation_can_be_stopped():
     assert len(calls) == 3 and model.training
 
 
+def test_an_image_and_its_mirror_image_count_as_one():
+    """Whichever of the two is shown; what is counted is the mean of the probabilities."""
+    class Mirrored(nn.Module):
+        def __init__(self, model: nn.Module):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model(images.flip(-1))
+
+    class Mean(Mirrored):
+        def forward(self, images):
+            return ((self.model(images).softmax(1) + self.model(images.flip(-1)).softmax(1)) / 2).log()
+
+    model = network()
+    both, plain = evaluate(model, flipped=True).as_dict(), evaluate(model).as_dict()
+    assert both == pytest.approx(evaluate(Mean(model)).as_dict(), rel=1e-5)
+    assert both == pytest.approx(evaluate(Mirrored(model), flipped=True).as_dict(), rel=1e-5) and both["loss"] != plain["loss"]
+
+
 def test_batches_of_a_compiled_model_have_one_size():
     model, sizes, compiled = network(), [], []
     expected = evaluate(model)

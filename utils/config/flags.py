@@ -231,6 +231,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("interpolation", ("bilinear", "bicubic"), "bilinear", "how images are resized", OVERRIDE, hidden=True),
     Flag("eval_crop", center_fraction, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole "
          "image", OVERRIDE, hidden=True, aliases=("crop_pct",)),
+    Flag("tta", ("none", "flip"), "none", "test-time augmentation; flip: evaluate the mean of the probabilities for an image and "
+         "its mirror image, in twice the time", OVERRIDE, hidden=True),
 ) | _group(
     "distillation",
     Flag("distillation", ("none", "hard", "soft"), "none", "learn from a teacher: its prediction, or its probabilities",

@@ -220,7 +220,8 @@ class Run:
         loader, classes = data.eval_loader(split.images), len(data.splits.classes)
         with distributed.watch(self.ranks, lambda: f"evaluation on {split.name} after step {trainer.step}", SMALLER_EVALUATION):
             metrics = evaluate(trainer.eval_model, loader, trainer.normalize, trainer.precision, self.ranks, classes,
-                               confusion=confusion, stop_requested=self.stop.requested, on_compiled=data.on_compiled)
+                               confusion=confusion, stop_requested=self.stop.requested, on_compiled=data.on_compiled,
+                               flipped=self.config.tta == "flip")
         self.stop_requested |= metrics is None
         if metrics is not None and (trainer.step, split.name) not in self.history.logged:
             self.outputs.logger.log_evaluation(trainer.step, split.name, metrics)

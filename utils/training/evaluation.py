@@ -98,7 +98,7 @@ class ClassificationMetrics:
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Tensor], precision: Precision, ranks: Ranks,
              num_classes: int, *, confusion: bool = False, stop_requested: Callable[[], bool] = lambda: False,
-             on_compiled: Callable[[int, float], None] | None = None,
+             on_compiled: Callable[[int, float], None] | None = None, flipped: bool = False,
              metrics: type[ClassificationMetrics] = ClassificationMetrics) -> EvalMetrics | None:
     """Evaluates every image of the split once, whatever the number of ranks.
 
@@ -106,7 +106,7 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
     if stop_requested() became true on one of them before its last batch.
     `on_compiled`, for a compiled model, is called with the images and seconds of the first batch, for which it may have been
     compiled. The last batch is then padded to the size of the others, or the model would be compiled for it alone.
-    `metrics`: those of the task.
+    `flipped`: the mean of the probabilities for an image and its mirror image counts. `metrics`: those of the task.
     """
     was_training = model.training
     model.eval()
@@ -119,13 +119,20 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
         if on_compiled and count < batch_size:
             images = torch.cat([images, images[-1:].expand(batch_size - count, -1, -1, -1)])
         with precision.autocast(ranks.device):
-            logits = model(images)[:count]
+            logits = [model(view)[:count] for view in ((images, images.flip(-1)) if flipped else (images,))]
         if on_compiled and not batch_size:
             on_compiled(count, time.monotonic() - started)
         batch_size = max(batch_size, count)
-        counts.update(logits, batch.targets.to(ranks.device, non_blocking=True))
+        counts.update(mean_prediction(logits), batch.targets.to(ranks.device, non_blocking=True))
     model.train(was_training)
     return counts.compute(stopped)
+
+
+def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
+    """Of several views (B, C) -> (B, C) of which the softmax is the mean of their probabilities; of one view its logits."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([each.float().log_softmax(dim=1) for each in logits]).logsumexp(dim=0)
 
 
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], checkpoint: str = "") -> list[Path]:
