@@ -125,7 +125,7 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
                                confusion=config.confusion_matrix, on_compiled=on_compiled)
         if ranks.is_main:
-            summary.print_evaluation(name, metrics)
+            summary.print_evaluation(name, metrics, chosen=build.chosen_on(saved, config, splits, name))
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:

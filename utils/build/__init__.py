@@ -7,5 +7,5 @@ from .data import Data, NamedSplit, build_data, build_eval_loader, print_compile
 from .find import Found, SavedRun, decide_resume, find, saved_run
 from .model import Built, build_model
 from .opened import Opened, open_model
-from .run import build_run, check_same_data, open_outputs, print_resume
+from .run import build_run, check_same_data, chosen_on, open_outputs, print_resume
 from .trainer import build_trainer
