@@ -91,6 +91,8 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert drawn["on the 40 images held out, 95% interval"] == ([0.001, 0.01], [50.0, 75.0], [[35.2, 64.8], [59.8, 85.8]])
     assert drawn["final run, test: 62.50% of 60"] == ([0.01], [62.5], [[49.8, 73.6]])
     assert lines(axes)["chosen: 0.01"] == ([0.01], [75.0])
+    low, high = plots.sweep([*SWEEP[:2], trial(0.01, 0.0, run="final")]).axes[0].get_ylim()
+    assert low < 0 and high > 85.8, "the bars of the final run are inside"
     shade = axes.patches[0].get_window_extent().transformed(axes.transData.inverted())
     assert [round(shade.y0, 1), round(shade.y1, 1)] == [59.8, 85.8]
     assert "chosen: 0.01" not in lines(plots.sweep(SWEEP[:2]).axes[0]), "before the final run nothing is chosen"

@@ -10,19 +10,17 @@ from utils import distributed, launch
 from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
 from utils.data.classes import first_names
-from utils.data.splits import Splits
 from utils.distributed import Ranks
 from utils.files import naming
 from utils.process import StopSignal
 from utils.run import folder
-from utils.run.checkpoint import BEST_FILE, RULES, CheckpointError
+from utils.run.checkpoint import RULES, CheckpointError
 from utils.run.loggers import check_wandb
 from utils.run.run import Run
 from utils.training.trainer import Trainer
 
 from .data import Data
 from .find import Found, SavedRun
-from .leakage import DRAWN
 from .model import Built
 
 SHOWN = 6           # names in a line
@@ -79,12 +77,6 @@ def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks)
                               "add --override")
     if difference and ranks.is_main:
         print(f"warning: {difference}: the order of the samples is another from here on (--override)")
-
-
-def chosen_on(saved: SavedRun | None, config: Config, splits: Splits, name: str) -> bool:
-    """Whether what is evaluated is a run's best.pt, and the split of this name the images that it was chosen on."""
-    same = saved and all(saved.state.config.get(key) == config.to_dict()[key] for key in (*DRAWN, "dataset", "data_dir"))
-    return bool(same) and saved.opened.path.name == BEST_FILE and name == splits.val_name
 
 
 @contextlib.contextmanager

@@ -189,7 +189,7 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
     if ended and any(row["run"] == FINAL for row in rows):
         chosen = chosen_of(rows, tried)
         low, high = result_of(chosen).interval
-        axes.axhspan(100 * low, 100 * high, color=COLORS[0], alpha=0.1, linewidth=0, label="that of the choice")
+        axes.axhspan(100 * low, 100 * high, color=COLORS[0], alpha=0.1, linewidth=0, label="95% interval of the choice")
         axes.plot(chosen[tried], 100 * chosen["accuracy"], "o", markersize=12, markerfacecolor="none", markeredgewidth=1.5,
                   color="black", label=f"chosen: {chosen[tried]:g}")
     for row in trials:
@@ -200,6 +200,8 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
         _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=beside,
                         label=f"final run, test: {final[0]['accuracy']:.2%} of {final[0]['images']}")
     axes.set(xlabel=spoken(tried), ylabel="accuracy in %", title=plain(title))
+    if ends := [100 * end for row in [*ended, *final] for end in result_of(row).interval]:
+        axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # what is drawn beside its place does not count by itself
     values = [row[tried] for row in trials]
     if min(values, default=1) > 0:
         axes.set_xscale("log")
