@@ -8,7 +8,7 @@ The weight of the attention loss (--attention_edits) is chosen in the same way.
     OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders (weight-0.1/ ... for --attention_loss_weights)
                       sweep.json    the settings, which a resumed sweep must share
                       sweep.csv     one row a run
-                      sweep.png     accuracy over what was tried
+                      sweep.png     accuracy over what was tried, with 95 % intervals
 """
 
 import argparse

@@ -86,8 +86,10 @@ def test_the_last_step_and_the_best_and_which_figure_to_report(printed, how, exp
 
 
 def test_a_best_that_is_the_last_step_is_the_figure_to_report(printed):
-    lines = printed({}, {"accuracy": 0.625, "step": 100}, logged={(100, "val"): (15 / 24, 1.1)}, alone=True, final="val")
-    assert not any("too good" in line or "highest" in line for line in lines)
+    for how in ({"alone": True, "final": "val"}, {}):
+        lines = printed({}, {"accuracy": 0.625, "step": 100}, logged={(100, "val"): (15 / 24, 1.1)}, **how)
+        assert any(line.startswith("  best           62.50% on val at step 100, the last (the best of 1; ") for line in lines)
+        assert not any("too good" in line or "highest" in line or "last step" in line for line in lines)
 
 
 def test_the_trials_of_a_sweep_leave_what_comes_next_to_it(printed, monkeypatch):

@@ -152,16 +152,17 @@ def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
     """best.pt beside the last step, on the images that it was chosen on, and which figure to report."""
     name, last, lines = splits.val_name, run.config.num_steps, []
     results = {step: each for (step, split), each in run.history.logged.items() if split == name and step and each}
-    if final != name and last in results:
+    is_last = best["step"] == last
+    if final != name and last in results and not is_last:
         lines.append(f"last step      {results[last].accuracy:.2%} on {name} ({describe(results[last])})")
     held = results.get(best["step"])
     looks = f" (the best of {len(results)}; {describe_interval(held)})" if held else ""
-    lines.append(f"best           {best['accuracy']:.2%} on {name} at step {best['step']}{looks}: "
+    lines.append(f"best           {best['accuracy']:.2%} on {name} at step {best['step']}{', the last' * is_last}{looks}: "
                  f"{run.outputs.folder / checkpoint.BEST_FILE}")
     highest = max((each.accuracy for each in results.values()), default=0.0)
     if held and held.accuracy < highest:
         lines.append(f"               {highest:.2%} was the highest; one image decides nothing, so that the lower loss does")
-    if launch.is_trial() or (final == name and best["step"] == last):
+    if launch.is_trial() or is_last:
         return lines
     if final != name:
         figure = "report a test accuracy: the last step's is above, best.pt's comes from the first command below"
