@@ -8,13 +8,12 @@ The weight of the attention loss (--attention_edits) is chosen in the same way.
     OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders (weight-0.1/ ... for --attention_loss_weights)
                       sweep.json    the settings, which a resumed sweep must share
                       sweep.csv     one row a run
-                      sweep.png     accuracy over what was tried
+                      sweep.png     accuracy over what was tried, with 95 % intervals
 """
 
 import argparse
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
@@ -34,6 +33,8 @@ with process.imports("sweep.py"):
     from utils.config.flags import FREE
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
+    from utils.report import sweeps
+    from utils.training.certainty import result_of
 
 if TYPE_CHECKING:
     from utils.data.splits import Splits
@@ -43,6 +44,8 @@ OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself
 # What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
 TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
+# What it sets of each run in the place of what was typed or is in the variables of train.sh.
+OF_RUN = ("output_dir", "log_dir", "name", "val_fraction", "test")
 
 
 def main(argv: list[str]) -> int:
@@ -67,8 +70,9 @@ def main(argv: list[str]) -> int:
         settings = {name: value for name, value in vars(run).items() if name not in may_change}
         settings["edits"] = digest_of_edits(run.attention_edits)
         claim(folder, {f"{tried}s": values, **settings, "val_fraction": held_out})
+        flags = without(flags, *OF_RUN)
         if not run.test_fraction:                     # the final run holds nothing out
-            flags = without(flags, "--split_seed")
+            flags = without(flags, "split_seed")
         shared = [*flags, "--output_dir", str(folder), "--log_dir", str(Path(run.log_dir) / folder.name)]
         trial = ["--val_fraction", str(held_out), "--test", "never"]
         trial += ["--split_seed", str(run.split_seed)] if held_out else []
@@ -77,9 +81,11 @@ def main(argv: list[str]) -> int:
         for value in values:
             rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, tried, value))
             write(folder, rows, tried)
-        best = choose(rows, folder)[tried]
-        print(f"\nsweep: {spoken(tried)} {best:g} is the best on the held-out images; now the final run", flush=True)
-        rows.append(finish(folder / "final", [*shared, "--val_fraction", "0", "--test", "once"], tried, best))
+        best = begun_with(folder / sweeps.FINAL, tried, rows) or sweeps.choose(rows)
+        if best is None:
+            raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
+        print(f"\nsweep: {sweeps.describe_choice(rows, best, tried)}\nsweep: now the final run", flush=True)
+        rows.append(finish(folder / sweeps.FINAL, [*shared, "--val_fraction", "0", "--test", "once"], tried, best[tried]))
         summarise(folder, rows, tried)
     return program.exit_code
 
@@ -117,10 +123,6 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     for value in sorted({value for value in values if values.count(value) > 1}):
         print(f"sweep: --{tried}s has {value:g} more than once; it is tried once")
     return tried, sorted(set(values)), flags
-
-
-def spoken(tried: str) -> str:
-    return tried.replace("_", " ")
 
 
 def flags_of_script(flags: list[str]) -> dict:
@@ -183,10 +185,11 @@ def digest_of_edits(folder: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def without(flags: list[str], flag: str) -> list[str]:
-    """The flags, but for this one and its value."""
+def without(flags: list[str], *names: str) -> list[str]:
+    """The flags, but for these and their values."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag)
+    for name in names:
+        parser.add_argument(f"--{name}")
     return parser.parse_known_args(flags)[1]
 
 
@@ -245,26 +248,28 @@ def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
     if ended is None or ended["event"] not in ("end", "diverged") or (ended["event"] == "end" and result() is None):
         started = folder.is_dir() and (checkpoint.step_files(folder) or (folder / checkpoint.BEST_FILE).exists())
         print(f"\nsweep: {'resuming' if started else 'running'} {folder.name}", flush=True)
-        code = start(folder) if started else start(None, *flags, f"--{tried}", str(value), "--name", folder.name)
+        typed = [] if started else [*flags, f"--{tried}", str(value), "--name", folder.name]
+        code = start(folder if started else None, *typed, trial=folder.name != sweeps.FINAL)
         ended = last("start", "resume", "end", "diverged")
         if code and (ended is None or ended["event"] != "diverged"):
             raise RunError(code)
     row = {"run": folder.name, tried: value, "status": "done"}
     if ended is not None and ended["event"] == "diverged":
         return row | {"status": f"diverged at step {ended['step']}"}
-    if (evaluated := result()) is None:
+    if (evaluated := result()) is None or result_of(evaluated) is None:
         raise StorageError(f"{folder / run_folder.LOG_FILE} has no evaluation of the finished run. Make room on the disk and "
                            "start the sweep again: it continues from here")
     return row | {key: value for key, value in evaluated.items() if key in RESULTS}
 
 
-def start(resume: Path | None, *flags: str) -> int:
-    """Runs train.sh -> its exit code. A resumed run has its settings, so that the script's variables are left out."""
-    environment = os.environ | {"PYTHON": sys.executable}
-    if resume is not None:
-        settings = re.findall(r'^add \w+ "\$(\w+)"', Path("train.sh").read_text(encoding="utf-8"), re.MULTILINE)
-        environment = {name: value for name, value in environment.items() if name not in settings}
-        environment["RESUME_PATH"] = str(resume)
+def start(resume: Path | None, *flags: str, trial: bool) -> int:
+    """Runs train.sh -> its exit code. What is set here is left out of the script's variables; a resumed run has all its
+    settings."""
+    settings = re.findall(r'^add (\w+) "\$(\w+)"', Path("train.sh").read_text(encoding="utf-8"), re.MULTILINE)
+    ours = {variable for name, variable in settings if resume is not None or name in OF_RUN}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {"PYTHON": sys.executable} | ({"VIT_TRIAL": "1"} if trial else {})
+    environment |= {"RESUME_PATH": str(resume)} if resume is not None else {}
     child = subprocess.Popen(["bash", "train.sh", *flags], env=environment)
     stopped = []
 
@@ -282,13 +287,15 @@ def start(resume: Path | None, *flags: str) -> int:
     return code
 
 
-def choose(rows: list[dict], folder: Path) -> dict:
-    """The row of the highest accuracy; of two, that of the lower loss. Raises ConfigError if no run has ended."""
-    ended = [row for row in rows if row["status"] == "done"]
-    if not ended:
-        raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
-    losses = {row["run"]: float(row["loss"]) for row in ended}
-    return max(ended, key=lambda row: (row["accuracy"], not math.isnan(losses[row["run"]]), -losses[row["run"]]))
+def begun_with(final: Path, tried: str, rows: list[dict]) -> dict | None:
+    """The row that the final run has begun with, since an earlier version may have chosen another; None: it has not begun."""
+    from utils.run import checkpoint
+
+    try:
+        value = checkpoint.open_newest(final, verify=False).header.config.get(tried) if final.is_dir() else None
+    except checkpoint.CheckpointError:
+        return None
+    return next((row for row in rows if row[tried] == value and row["status"] == "done"), None)
 
 
 def write(folder: Path, rows: list[dict], tried: str) -> None:
@@ -301,15 +308,11 @@ def summarise(folder: Path, rows: list[dict], tried: str) -> None:
     """Prints the table, then writes it and the picture, for which there may be no room. Raises StorageError."""
     from utils.report import plots
 
-    print(f"\n{'run':<12} {spoken(tried):>21}  {'split':<6} {'images':>7} {'accuracy':>9} {'top-5':>8} {'loss':>8}")
-    for row in rows:
-        result = row["status"] if row["status"] != "done" else (
-            f"{row['split']:<6} {row['images']:>7} {row['accuracy']:>9.2%} {row['top5']:>8.2%} {float(row['loss']):>8.4f}")
-        print(f"{row['run']:<12} {row[tried]:>21g}  {result}")
-    print(f"model    {folder / 'final'}", flush=True)
+    print("\n" + "\n".join(sweeps.table(rows, tried)))
+    print(f"model    {folder / sweeps.FINAL}", flush=True)
     write(folder, rows, tried)
     print(f"table    {folder / 'sweep.csv'}")
-    plots.save(plots.sweep(rows, f"{spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
+    plots.save(plots.sweep(rows, f"{sweeps.spoken(tried)}s: {folder.name}", tried), folder / "sweep.png")
     print(f"picture  {folder / 'sweep.png'}")
 
 

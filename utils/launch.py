@@ -98,6 +98,11 @@ def is_first_of_node() -> bool:
     return os.environ.get("LOCAL_RANK", "0") in ("", "0")
 
 
+def is_trial() -> bool:
+    """Whether this run is one of many that sweep.py starts: the sweep says what comes next."""
+    return bool(os.environ.get("VIT_TRIAL"))
+
+
 def only_checks() -> bool:
     """Whether train.sh wants only the check of the flags."""
     return bool(os.environ.get("VIT_CHECK"))

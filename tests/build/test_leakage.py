@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from runs import make_tree
 
-from utils.build.leakage import advise, seen_images, start_run, warning_of_seen
+from utils.build.leakage import advise, chosen_on, seen_images, start_run, warning_of_seen
 from utils.config import before
 from utils.data.datasets import open_splits
 from utils.data.splits import fingerprint
@@ -31,6 +31,17 @@ def trained(tmp_path, monkeypatch):
 
 def seen(start: dict, data_dir="tree", **fractions):
     return seen_images(start, "folder", data_dir, open_splits("folder", data_dir, **fractions))
+
+
+def test_the_images_that_a_best_pt_was_chosen_on():
+    """Of the run itself, by the same part of the same data."""
+    run = before() | {"dataset": "folder", "data_dir": "tree", "val_fraction": 0.1}
+    splits, best = SimpleNamespace(val_name="val"), Path("output/r/best.pt")
+    assert chosen_on(best, run, run, splits, "val")
+    assert not chosen_on(best, run, run, splits, "test") and not chosen_on(Path("step-00000004.pt"), run, run, splits, "val")
+    for name, value in (("data_dir", "study"), ("val_fraction", 0.2), ("split_seed", 1)):
+        assert not chosen_on(best, run, run | {name: value}, splits, "val")
+    assert not chosen_on(best, None, run, splits, "val"), "a file of another program that is called so"
 
 
 def test_images_of_both_are_counted(trained):

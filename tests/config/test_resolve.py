@@ -47,14 +47,17 @@ def test_sources_of_values():
 @pytest.mark.parametrize(("flags", "lengths"), [
     ({}, (100, 10, 20, 20)), ({"num_steps": 50, "eval_every": 7}, (50, 5, 7, 7)),
     ({"num_steps": 200, "eval_every": 7, "save_every": 3}, (200, 10, 7, 3)),
-    ({"dataset": "cifar10", "num_steps": 300}, (300, 30, 100, 100)), ({"num_steps": 5, "warmup_steps": 5}, (5, 5, 20, 20)),
-    ({"num_epochs": 3.0}, (84, 8, 20, 20)), ({"num_epochs": 0.5, "warmup_steps": 4}, (14, 4, 20, 20)),
-    ({"num_epochs": 3.0, "warmup_epochs": 1.0}, (84, 28, 20, 20)), ({"num_steps": 84, "warmup_epochs": 1.0}, (84, 28, 20, 20)),
+    ({"dataset": "cifar10", "num_steps": 500}, (500, 50, 100, 100)), ({"num_steps": 4, "warmup_steps": 4}, (4, 4, 1, 1)),
+    ({"dataset": "cifar10", "num_steps": 40}, (40, 4, 8, 8)), ({"num_steps": 40, "eval_every": 100}, (40, 4, 100, 100)),
+    ({"num_steps": 300}, (300, 10, 20, 20)), ({"recipe": "bit-hyperrule", "num_steps": 50}, (50, 10, 10, 10)),
+    ({"num_epochs": 3.0}, (84, 8, 16, 16)), ({"num_epochs": 0.5, "warmup_steps": 4}, (14, 4, 2, 2)),
+    ({"num_epochs": 3.0, "warmup_epochs": 1.0}, (84, 28, 16, 16)), ({"num_steps": 84, "warmup_epochs": 1.0}, (84, 28, 16, 16)),
     ({"recipe": "mae", "dataset": "digits"}, (175, 9, 2, 2)), ({"recipe": "deit-384", "dataset": "digits"}, (105, 18, 4, 4)),
     ({"recipe": "mae", "dataset": "digits", "num_steps": 50}, (50, 5, 5, 5)),
     ({"recipe": "mae", "dataset": "digits", "num_epochs": 10.0}, (18, 1, 2, 2))], ids=str)
 def test_lengths(flags, lengths):
-    """1,797 images; batches of 64 (28 steps an epoch), with MAE's recipe of 1,024. Evaluated once an epoch, or each tenth."""
+    """1,797 images; batches of 64 (28 steps an epoch), with MAE's recipe of 1,024. Evaluated once an epoch, or each tenth;
+    where flags shorten a recipe with an interval of its own, five times at least, unless a flag sets that."""
     config = resolve(flags, FACTS)
     assert (config.num_steps, config.warmup_steps, config.eval_every, config.save_every) == lengths
     assert config.num_epochs is None and config.warmup_epochs is None

@@ -18,11 +18,12 @@ EVENTS += [{"event": "eval", "step": 5, "split": "val", "loss": 0.5, "accuracy":
 
 def trial(rate, accuracy, run=None, status="done") -> dict:
     return {"run": run or f"lr-{rate:g}", "learning_rate": rate, "status": status} | (
-        {"accuracy": accuracy, "images": 40 if run is None else 60} if status == "done" else {})
+        {"accuracy": accuracy, "images": 40 if run is None else 60, "loss": 1.0} if status == "done" else {})
 
 
 WEIGHTS = [{"attention_loss_weight" if key == "learning_rate" else key: value for key, value in trial(*each).items()}
            for each in ((0, 0.5), (0.1, 0.75), (10, 0.25), (0.1, 0.8, "final"))]
+MANY = [trial(0.001 * number, number / 12) for number in range(1, 13)]                 # 0.012: all of them are right
 SWEEP = [trial(0.001, 0.5), trial(0.01, 0.75), trial(0.1, None, status="diverged at step 3"),
          trial(1.0, None, status="diverged at step 1"), trial(0.01, 0.625, run="final")]
 
@@ -34,6 +35,7 @@ FIGURES = {
     "curves before the first step": lambda: plots.learning_curves(EVENTS[:2]),
     "curves of a diverged run": lambda: plots.learning_curves([{"event": "train", "step": 1, "loss": "nan", "lr": 0.1}]),
     "a sweep": lambda: plots.sweep(SWEEP, "a sweep"),
+    "a sweep of twelve": lambda: plots.sweep([*MANY, trial(0.012, 0.0, run="final")], "a sweep"),
     "a sweep that diverged": lambda: plots.sweep(SWEEP[2:4]),
     "a sweep of weights": lambda: plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight"),
     "curves of what lacks everything": lambda: plots.learning_curves([{"a": 1}, {"event": "train"}, {"event": "eval"},
@@ -63,6 +65,13 @@ def lines(axes) -> dict[str, tuple[list, list]]:
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
 
 
+def with_errors(axes) -> dict[str, tuple[list, list, list]]:
+    """By label: x, y, and the ends of the error bars."""
+    return {bars.get_label(): (list(bars[0].get_xdata()), list(bars[0].get_ydata()),
+                               [[round(y, 1) for y in bar[:, 1]] for bar in bars[2][0].get_segments()])
+            for bars in axes.containers}
+
+
 def test_learning_curves_show_the_numbers():
     loss, accuracy, rate = plots.learning_curves(EVENTS, "a run").axes
     assert lines(loss)["train"] == ([1, 2, 3, 4, 5], [2.0, 1.0, 2 / 3, 0.5, 0.4])
@@ -75,13 +84,21 @@ def test_learning_curves_show_the_numbers():
 
 
 def test_a_sweep_shows_trials_and_the_final_run():
-    axes, = plots.sweep(SWEEP, "a sweep").axes
-    drawn = lines(axes)
-    assert drawn["on the 40 images held out"] == ([0.001, 0.01], [50.0, 75.0])
-    assert drawn["final run, test: 62.50% of 60"] == ([0.01], [62.5])
+    """With Wilson's intervals; the choice is marked, and what it is not told from lies in its shade."""
+    figure = plots.sweep(SWEEP, "a sweep")
+    axes, = figure.axes
+    drawn = with_errors(axes)
+    assert drawn["on the 40 images held out, 95% interval"] == ([0.001, 0.01], [50.0, 75.0], [[35.2, 64.8], [59.8, 85.8]])
+    assert drawn["final run, test: 62.50% of 60"] == ([0.01], [62.5], [[49.8, 73.6]])
+    assert lines(axes)["chosen: 0.01"] == ([0.01], [75.0])
+    low, high = plots.sweep([*SWEEP[:2], trial(0.01, 0.0, run="final")]).axes[0].get_ylim()
+    assert low < 0 and high > 85.8, "the bars of the final run are inside"
+    shade = axes.patches[0].get_window_extent().transformed(axes.transData.inverted())
+    assert [round(shade.y0, 1), round(shade.y1, 1)] == [59.8, 85.8]
+    assert "chosen: 0.01" not in lines(plots.sweep(SWEEP[:2]).axes[0]), "before the final run nothing is chosen"
     diverged = [line.get_xdata()[0] for line in axes.get_lines() if line.get_label() == "diverged"]
     assert diverged == [0.1, 1.0] and axes.get_xscale() == "log" and list(axes.get_xticks()) == [0.001, 0.01, 0.1, 1.0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()].count("diverged") == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()].count("diverged") == 1
 
 
 def test_several_runs_have_a_color_each():
@@ -127,7 +144,7 @@ def test_output_paths(tmp_path):
 
 def test_a_sweep_of_weights_has_a_place_for_none():
     axes, = plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight").axes
-    assert lines(axes)["on the 40 images held out"] == ([0, 0.1, 10], [50.0, 75.0, 25.0])
+    assert with_errors(axes)["on the 40 images held out, 95% interval"][:2] == ([0, 0.1, 10], [50.0, 75.0, 25.0])
     assert axes.get_xscale() == "symlog" and [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]
     assert axes.get_xlabel() == "attention loss weight"
 

@@ -14,6 +14,7 @@ from utils.report import plots, summary
 from utils.run.log import write_log
 from utils.run.run import History
 from utils.training import evaluation
+from utils.training.certainty import Result
 from utils.training.evaluation import EvalMetrics
 
 RESULT = EvalMetrics(200, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.7, 0.0312)
@@ -21,22 +22,26 @@ RESULT = EvalMetrics(200, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.7, 0.0312)
 
 @pytest.fixture
 def printed(tmp_path, monkeypatch, capsys):
-    """printed(first, best, events, *flags, failed) -> the lines that are printed of a run in the folder `r s`"""
+    """printed(first, best, events, *flags, ...) -> the lines that are printed of a run in the folder `r s`
+
+    logged: (accuracy, loss) of 24 images, by (step, split); alone: val is test; final: the split that is evaluated last.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
     monkeypatch.setattr(launch, "ROOT", tmp_path.resolve())
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     Path("r s").mkdir()
 
-    def run(first: dict, best: dict, events=(), *flags, failed=None) -> list[str]:
+    def run(first: dict, best: dict, events=(), *flags, failed=None, logged=(), alone=False, final="test") -> list[str]:
         write_log(Path("r s"), list(events))
         run = types.SimpleNamespace(
             config=resolve(parse(["--pretrained_dir", "none", "--name", "r", *flags]), Facts(1097, 10)), seconds=7.0,
-            history=History(first=first, result=dataclasses.replace(RESULT, confusion=torch.eye(10))),
+            history=History(first=first, result=dataclasses.replace(RESULT, confusion=torch.eye(10)),
+                            logged={at: Result(*figures, 24) for at, figures in dict(logged).items()}),
             outputs=types.SimpleNamespace(
                 folder=Path("r s"), log_folder=Path("logs/r"), saver=types.SimpleNamespace(best=best)))
-        splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val")
-        summary.print_summary(run, splits, "test", ["10/s", "of 20"], [] if failed is None else failed)
+        splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val", val="val", test="val" if alone else "test")
+        summary.print_summary(run, splits, final, ["10/s", "of 20"], [] if failed is None else failed)
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -45,7 +50,8 @@ def printed(tmp_path, monkeypatch, capsys):
 def test_results_and_where_they_are(printed):
     Path("r s/bad_images.txt").write_text("a.png: cut off\nb.png: cut off\n")
     lines = printed({"accuracy": 0.1, "split": "test"}, {"accuracy": 0.85, "step": 40})
-    for line in ("Done: step 100 of 100, 7 s.", "  test accuracy  10.00% before, 80.00% after (200 images)",
+    for line in ("Done: step 100 of 100, 7 s.",
+                 "  test accuracy  10.00% before, 80.00% after (200 images; 95% interval 73.9% to 85.0%)",
                  "  top-1 to top-5 80.00% 90.00% 95.00% 97.00% 99.00%", "  speed          10/s", "                 of 20",
                  "  probability    0.7000 of the true class on average; calibration error 0.0312",
                  "  best           85.00% on val at step 40: r s/best.pt", "  checkpoint     r s/best.pt",
@@ -54,6 +60,52 @@ def test_results_and_where_they_are(printed):
         assert line in lines, line
     assert any(line.endswith("train.py --eval_only --resume_path 'r s/best.pt'") for line in lines)
     assert Path("r s/curves.png").exists() and summary.metric_lines(RESULT, 3)[0] == "top-1 to top-2 80.00% 90.00%"
+    assert summary.metric_lines(RESULT, 2)[0].startswith("probability"), "of two classes top-1 is all there is"
+
+
+LOOKS = {(0, "val"): (1.0, 0.0), (20, "val"): (18 / 24, 0.5), (40, "val"): (19 / 24, 0.9), (100, "val"): (15 / 24, 1.1),
+         (100, "test"): (1.0, 0.1)}
+TOO_GOOD = "                 chosen on these images, so a little too good: report "
+
+
+@pytest.mark.parametrize(("how", "expected"), [
+    ({}, ["  last step      62.50% on val (24 images, one is 4.2%; 95% interval 42.7% to 78.8%)",
+          "  best           75.00% on val at step 20 (the best of 3; 95% interval 55.1% to 88.0%): r s/best.pt",
+          "                 79.17% was the highest; one image decides nothing, so that the lower loss does",
+          TOO_GOOD + "a test accuracy: the last step's is above, best.pt's comes from the first command below"]),
+    ({"final": "val", "alone": True}, [
+        "  best           75.00% on val at step 20 (the best of 3; 95% interval 55.1% to 88.0%): r s/best.pt",
+        "                 79.17% was the highest; one image decides nothing, so that the lower loss does",
+        TOO_GOOD + "the last step's accuracy, or hold out a test set (--test_fraction 0.2)"]),
+    ({"final": "val"}, [TOO_GOOD + "a test accuracy, once all is decided: the first command below with --test once"])],
+    ids=["a test split", "one held-out split", "test never"])
+def test_the_last_step_and_the_best_and_which_figure_to_report(printed, how, expected):
+    lines = printed({}, {"accuracy": 0.75, "step": 20}, logged=LOOKS, **how)
+    at = lines.index(expected[0])
+    assert lines[at:at + len(expected)] == expected
+
+
+def test_a_best_that_is_the_last_step_is_the_figure_to_report(printed):
+    for how in ({"alone": True, "final": "val"}, {}):
+        lines = printed({}, {"accuracy": 0.625, "step": 100}, logged={(100, "val"): (15 / 24, 1.1)}, **how)
+        assert any(line.startswith("  best           62.50% on val at step 100, the last (the best of 1; ") for line in lines)
+        assert not any("too good" in line or "highest" in line or "last step" in line for line in lines)
+
+
+def test_the_trials_of_a_sweep_leave_what_comes_next_to_it(printed, monkeypatch):
+    monkeypatch.setenv("VIT_TRIAL", "1")
+    lines = printed({}, {"accuracy": 0.75, "step": 20}, logged=LOOKS)
+    assert any(line.startswith("  best  ") for line in lines)
+    assert not any("report" in line or line == "Next:" for line in lines)
+
+
+def test_an_evaluation_tells_how_sure_it_is(capsys):
+    summary.print_evaluation("val", RESULT, chosen=True)
+    summary.print_evaluation("train", RESULT)
+    assert capsys.readouterr().out.splitlines() == [
+        "val accuracy 80.00%, top-5 99.00%, loss 0.5000 (200 images; 95% interval 73.9% to 85.0%)",
+        "best.pt was chosen on these images, so that its accuracy on them is a little too good",
+        "train accuracy 80.00%, top-5 99.00%, loss 0.5000 (200 images)"]
 
 
 def test_means_over_the_last_steps_and_another_split_before(printed):
@@ -62,7 +114,7 @@ def test_means_over_the_last_steps_and_another_split_before(printed):
     whole = {"event": "eval", "split": "train", "step": 40, "accuracy": 0.5, "images": 1097}
     lines = printed({"accuracy": 0.1, "split": "val"}, {}, [*steps, whole], "--eval_train", "--eval_every", "4")
     first, last = (sum(1 / number for number in some) / 20 for some in (range(1, 21), range(21, 41)))
-    for line in ("  val accuracy   10.00% before", "  test accuracy  80.00% after (200 images)",
+    for line in ("  val accuracy   10.00% before", "  test accuracy  80.00% after (200 images; 95% interval 73.9% to 85.0%)",
                  "  train accuracy 30.50% on the images of the last 20 steps, as they were fed",
                  "                 50.00% on all 1097 training images, without augmentation",
                  f"  attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit"):

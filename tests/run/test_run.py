@@ -23,7 +23,7 @@ from utils.training.evaluation import EvalMetrics
 from utils.training.step import Progress, StepMetrics
 
 VAL, TEST, TRAIN = (types.SimpleNamespace(name=name, images=name) for name in ("val", "test", "train"))
-CONSTANT = {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "train_images": 8}
+CONSTANT = {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "train_images": 8, "rules": checkpoint.RULES}
 
 
 class CountingTrainer:
@@ -42,10 +42,14 @@ class CountingTrainer:
 
 
 class Session:
-    """The loop of train.train. `evaluated` and `saved` list (step, what); `stop_in`: the evaluation that a stop interrupts."""
+    """The loop of train.train. `evaluated` and `saved` list (step, what); `stop_in`: the evaluation that a stop interrupts.
 
-    def __init__(self, *flags, parts=(TEST, VAL, TEST), accuracies=None, stop_in=None, resume=False):
+    `accuracies` (of 4 images) and `losses`: of an evaluation, where it is not 0.5 and 1.
+    """
+
+    def __init__(self, *flags, parts=(TEST, VAL, TEST), accuracies=None, losses=None, stop_in=None, resume=False):
         self.evaluated, self.saved, self.accuracies, self.stop_in = [], [], accuracies or {}, stop_in
+        self.losses = losses or {}
         config = resolve(parse(["--num_steps", "4", "--eval_every", "2", "--pretrained_dir", "none", *flags]), Facts(8, 2))
         source = checkpoint.open_newest(Path("r")) if resume else None
         state, best = source and source.state(), folder.resume(source, None, None)[1] if resume else {}
@@ -82,8 +86,8 @@ class Session:
 
     def evaluate(self, model, name, *_, stop_requested, **__) -> EvalMetrics | None:
         self.evaluated.append((self.trainer.step, name))
-        accuracy = self.accuracies.get(self.evaluated[-1], 0.5)
-        return None if stop_requested() else EvalMetrics(4, 1.0, accuracy, 1, 1, 1, 1, 0.5, 0.1)
+        accuracy, loss = self.accuracies.get(self.evaluated[-1], 0.5), self.losses.get(self.evaluated[-1], 1.0)
+        return None if stop_requested() else EvalMetrics(4, loss, accuracy, 1, 1, 1, 1, 0.5, 0.1)
 
 
 def logged() -> list[tuple]:
@@ -119,6 +123,59 @@ def test_the_best_is_saved_with_its_step():
     session = Session("--save_every", "3", accuracies={(2, "val"): 0.7, (4, "val"): 0.6})
     assert session.saved == [(2, ["best"]), (3, ["step-00000003"]), (4, ["step-00000004"])]
     assert best_of("step-00000004.pt") == best_of("best.pt") == {"step": 2, "accuracy": 0.7}
+
+
+def validations(*pairs) -> dict:
+    """(correct of 4 images, loss) of val after step 1, 2, ... -> what a Session takes"""
+    return {"accuracies": {(step, "val"): hits / 4 for step, (hits, _) in enumerate(pairs, start=1)},
+            "losses": {(step, "val"): loss for step, (_, loss) in enumerate(pairs, start=1)}}
+
+
+EACH = ("--num_steps", "6", "--eval_every", "1", "--save_every", "2")
+# 1 is the best of the first; 2 is the highest yet worse; 4, within one image of 1, is two below 2; 5 has the lowest loss.
+DRIFT = validations((3, 0.5), (4, 0.9), (2, 0.3), (2, 0.2), (3, 0.4), (4, 0.8))
+
+
+def test_within_one_image_of_the_highest_accuracy_the_loss_decides():
+    session = Session(*EACH, **DRIFT)
+    assert [step for step, files in session.saved if "best" in files] == [1, 5] and best_of("best.pt")["step"] == 5
+    assert best_of("step-00000004.pt") == {"step": 1, "accuracy": 0.75}
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_the_choice_survives_a_resume(step):
+    """The highest accuracy too, which best.pt does not have: it comes from the log."""
+    Session(*EACH, **DRIFT, stop_in=(step, "val"))
+    assert best_of_all(Session(*EACH, **DRIFT, resume=True)) == {"step": 5, "accuracy": 0.75}
+
+
+def best_of_all(session: Session) -> dict:
+    assert not session.run.stop_requested and best_of("step-00000006.pt") == best_of("best.pt")
+    return best_of("best.pt")
+
+
+@pytest.mark.parametrize(("pairs", "steps", "again"), [
+    (((2, 0.5), (3, 0.9), (4, 1.0)), [1, 3], [2, 3]),        # 2 gives way to 3, as if it had not been written
+    (((4, 0.5), (2, 0.8), (2, 0.7), (3, 0.9)), [1], [2, 3, 4])], ids=["made again", "lost"])
+def test_a_best_that_is_not_on_the_disk(pairs, steps, again):
+    """Such as after a kill: best.pt was of a later step than the newest checkpoint. The run ends with the best.pt of one that was
+    not killed or, where its weights are lost, with the best that came after."""
+    pairs = validations(*pairs)
+    whole = Session(*EACH, **pairs)
+    Path("r").rename("whole")
+    Session(*EACH, **pairs, stop_in=(2, "val"))
+    Path("r/best.pt").unlink()
+    resumed = Session(*EACH, **pairs, resume=True)
+    for session, expected in ((whole, steps), (resumed, again)):
+        assert [step for step, files in session.saved if "best" in files] == expected
+
+
+def test_a_run_of_an_earlier_version_keeps_its_rule(monkeypatch):
+    """Any higher accuracy, whatever the loss."""
+    monkeypatch.setitem(CONSTANT, "rules", 2)
+    Session(*EACH, **DRIFT, stop_in=(1, "val"))
+    session = Session(*EACH, **DRIFT, resume=True)
+    assert [step for step, files in session.saved if "best" in files] == [1, 2] and best_of_all(session)["step"] == 2
 
 
 def test_after_a_failed_save_a_later_evaluation_may_be_the_best(monkeypatch):

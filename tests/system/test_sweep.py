@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import types
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_flags_and_the_variables_of_train_sh_are_read(monkeypatch):
     assert sweep.parse(["--learning_rates", "0.3,0.1,0.3", "--seed", "5"]) == ("learning_rate", [0.1, 0.3], ["--seed", "5"])
     for text in ("0.1 0.3", "0.3,0.1,", " 0.1;\t0.3 ", "0.1, 0.3", "1e-1,0.3"):
         assert sweep.parse([f"--learning-rates={text}"]) == ("learning_rate", [0.1, 0.3], [])
-    assert sweep.without(["--split-seed", "3", "--eval_train"], "--split_seed") == ["--eval_train"]
+    assert sweep.without(["--split-seed", "3", "--eval_train", "--name=a"], "split_seed", "name") == ["--eval_train"]
     assert sweep.parse([]) == ("learning_rate", [0.001, 0.003, 0.01, 0.03], [])
     monkeypatch.setenv("DATASET", "cifar10")
     monkeypatch.setenv("NAME", "c10")
@@ -99,19 +100,12 @@ def test_sweep_with_other_names_of_settings_is_refused(tmp_path, before, words):
         sweep.claim(tmp_path, {"learning_rates": [0.1], "seed": 1})
 
 
-def test_the_best_is_chosen(tmp_path):
-    rows = [{"run": f"lr-{rate:g}", "learning_rate": rate, "accuracy": accuracy, "loss": loss, "status": "done"}
-            for rate, accuracy, loss in ((0.001, 0.7, "nan"), (0.01, 0.7, 0.9), (0.1, 0.7, 0.8))]
-    rows.append({"run": "lr-1", "learning_rate": 1.0, "status": "diverged at step 3"})
-    assert sweep.choose(rows, tmp_path) is rows[2]
-    with pytest.raises(ConfigError, match="all runs"):
-        sweep.choose(rows[3:], tmp_path)
-
-
 # ------------------------------------------------------------------ whole sweeps, of runs that only write what runs write
 
 TRAIN_SH = """
-add LEARNING_RATE "$LEARNING_RATE"
+add learning_rate "$LEARNING_RATE"
+add name "$NAME"
+add val_fraction "$VAL_FRACTION"
 if [ "${DRY_RUN:-}" = 1 ]; then printf '%q ' train.py "$@"; echo; exit; fi
 exec "$PYTHON" stub.py "$@"
 """
@@ -187,7 +181,7 @@ def test_a_sweep_that_was_interrupted_resumes(stub, capsys, monkeypatch):
         monkeypatch.setenv(name, value)                    # the run that is resumed has its settings
     assert sweep.main(argv) == 0
     printed = capsys.readouterr().out
-    assert "resuming final" in printed and "running" not in printed and "learning rate 0.003 is the best" in printed
+    assert "resuming final" in printed and "running" not in printed and "sweep: learning rate 0.003, chosen on" in printed
     assert before == {path: path.stat().st_mtime_ns for path in Path("output/s").glob("lr-*/log.jsonl")}
     rows = rows_of("output/s")
     assert [row["run"] for row in rows] == ["lr-0.003", "lr-1e+25", "final"]
@@ -216,7 +210,7 @@ def test_a_sweep_over_attention_weights(stub, capsys):
     assert [call["argv"][call["argv"].index("--attention_loss_weight") + 1] for call in stub()] == ["0.0", "10.0", "0.0"]
     assert all({"one.pt", "edits"} <= set(call["argv"]) for call in stub())
     printed = capsys.readouterr().out
-    assert "attention loss weight" in printed and "is the best" in printed and Path("output/w/sweep.png").exists()
+    assert "choice   attention loss weight 0, chosen on" in printed and Path("output/w/sweep.png").exists()
 
 
 def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys, run_train):
@@ -240,6 +234,40 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
     argv[argv.index("w")] = "old"
     sweep.main([*argv, "output/whole"])
     assert capsys.readouterr().out.startswith("warning: --pretrained_dir output/whole: that run was trained on 2 of the 2 images")
+
+
+def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
+    """Whether its name and folder came as flags or as variables of train.sh. The trials leave what comes next to the sweep."""
+    monkeypatch.setenv("NAME", "other")
+    monkeypatch.setenv("VAL_FRACTION", "0.5")
+    data = tree(Path("data"), {"train/ant": 4, "train/bee": 4, "val/ant": 2, "val/bee": 2})
+    assert sweep.main(["--learning_rates", "0.003", "--name=s", "--output-dir", "here", "--log_dir", "there", "--val_fraction",
+                       "0.25", "--dataset", "folder", "--data_dir", data]) == 0
+    for call, name in zip(stub(), ("lr-0.003", "final"), strict=True):
+        flags = [word.partition("=")[0].replace("-", "_") for word in call["argv"] if word.startswith("--")]
+        assert sorted(flags) == sorted(set(flags)) and call["argv"][-4:].count(name) == 1, call["argv"]
+        assert not {"NAME", "VAL_FRACTION", "OUTPUT_DIR"} & call["env"].keys()
+        assert (call["env"].get("VIT_TRIAL") == "1") == (name != "final")
+    assert Path("here/s/final/log.jsonl").exists()
+
+
+def test_a_final_run_goes_on_with_the_rate_that_it_began_with(stub, monkeypatch, capsys):
+    """An earlier version may have chosen another."""
+    argv = ["--learning_rates", "0.003,0.1", "--name", "s"]
+    Path("kill-final").touch()
+    assert sweep.main(argv) == 9
+    Path("kill-final").unlink()
+    began = types.SimpleNamespace(header=types.SimpleNamespace(config={"learning_rate": 0.1}))
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.run.checkpoint.open_newest", lambda folder, verify: began)
+        assert sweep.main(argv) == 0
+    assert [row["learning_rate"] for row in rows_of("output/s")] == ["0.003", "0.1", "0.1"]
+    assert "the final run began with it" in capsys.readouterr().out
+
+
+def test_all_diverged_is_one_line(stub, capsys):
+    assert sweep.main(["--learning_rates", "1e25", "--name", "s"]) == 2
+    assert "all runs of output/s diverged: give lower learning rates" in capsys.readouterr().err
 
 
 def test_lost_line_of_an_evaluation_is_written_again(stub, capsys):

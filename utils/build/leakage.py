@@ -11,7 +11,7 @@ from utils.data.classes import ClassRule
 from utils.data.datasets import splits_of
 from utils.data.reading import AS_STORED
 from utils.data.splits import DataError, Splits, fingerprint
-from utils.run.checkpoint import CheckpointError, read_header
+from utils.run.checkpoint import BEST_FILE, CheckpointError, read_header
 from utils.run.folder import resolve_checkpoint
 
 from .opened import given_by
@@ -83,3 +83,14 @@ def advise(start: Mapping, drawn: dict) -> str:
         advice, values = "Train that run again, with the same images held out", drawn
     flags = [f"--{name} {values[name]}" for name in DRAWN if values[name] or name == "split_seed"]
     return f"{advice}: {' '.join(flags)}"
+
+
+def chosen_on(path: Path, settings: Mapping | None, values: Mapping, splits: Splits, name: str) -> bool:
+    """Whether the split of this name holds the images on which the checkpoint was chosen: that is a run's best.pt.
+
+    settings: of the checkpoint's run, None where it is of none; values: of the evaluation, of which `splits` are.
+    """
+    if settings is None or path.name != BEST_FILE or name != splits.val_name:
+        return False
+    run = before() | settings
+    return all(run[key] == values[key] for key in (*DRAWN, "dataset", "data_dir"))

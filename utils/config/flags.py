@@ -251,8 +251,8 @@ FLAGS: dict[str, Flag] = _group(
          OVERRIDE, requires=_has("attention_edits")),
 ) | _group(
     "the run",
-    Flag("eval_every", positive_int, None, "steps between evaluations (default: the recipe's; else an epoch, or a tenth of "
-         "--num_steps where that is set)", FREE, stored=True, aliases=("eval_steps",)),
+    Flag("eval_every", positive_int, None, "steps between evaluations (default: the recipe's, or a fifth of a shorter "
+         "--num_steps; else an epoch, or a tenth of --num_steps where that is set)", FREE, stored=True, aliases=("eval_steps",)),
     Flag("save_every", positive_int, None, "steps between checkpoints (default: --eval_every)", FREE, stored=True,
          aliases=("save_steps",)),
     Flag("keep_checkpoints", positive_int, 2, "number of step checkpoints to keep, besides best.pt", FREE,

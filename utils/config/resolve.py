@@ -310,6 +310,9 @@ def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
         values["warmup_steps"] = min(values["warmup_steps"], values["num_steps"] // 10)
     if values["eval_every"] is None:
         values["eval_every"] = steps(1) if by_data else max(1, values["num_steps"] // 10)
+    elif "eval_every" not in flags | computed and {"num_steps", "num_epochs"} & set(flags):
+        # The recipe's is meant for its own length too: a shorter run has five evaluations at least.
+        values["eval_every"] = min(values["eval_every"], max(1, values["num_steps"] // 5))
     if values["save_every"] is None:
         values["save_every"] = values["eval_every"]
     values.update(num_epochs=None, warmup_epochs=None)                    # from here on the steps are what counts

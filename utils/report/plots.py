@@ -17,6 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from utils.files import atomic_write
+from utils.training.certainty import result_of
+
+from .sweeps import FINAL, chosen_of, ended_trials, spoken
 
 # For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
 # format can hold.
@@ -174,31 +177,51 @@ def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, 
 
 
 def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:
-    """Accuracy over what was tried, from the rows of sweep.py: trials as points, the final run as a star."""
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    """Accuracy over what was tried, from the rows of sweep.py, with 95 % intervals: trials as points, the choice in a ring, the
+    final run as a star beside it. What lies in the shaded interval of the choice is not told from it."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    trials = [row for row in rows if row["run"] != "final"]
-    ended = [row for row in trials if row["status"] == "done"]
-    axes.plot([row[tried] for row in ended], [100 * row["accuracy"] for row in ended], "o-",
-              label=f"on the {ended[0]['images']} images held out" if ended else None)
-    for row in rows:
-        if row in trials and row not in ended:
+    trials = [row for row in rows if row["run"] != FINAL]
+    ended, final = ended_trials(rows), [row for row in rows if row["run"] == FINAL and row["status"] == "done"]
+    if ended:
+        _with_intervals(axes, ended, tried, fmt="o", color=COLORS[0],
+                        label=f"on the {ended[0]['images']} images held out, 95% interval")
+    if ended and any(row["run"] == FINAL for row in rows):
+        chosen = chosen_of(rows, tried)
+        low, high = result_of(chosen).interval
+        axes.axhspan(100 * low, 100 * high, color=COLORS[0], alpha=0.1, linewidth=0, label="95% interval of the choice")
+        axes.plot(chosen[tried], 100 * chosen["accuracy"], "o", markersize=12, markerfacecolor="none", markeredgewidth=1.5,
+                  color="black", label=f"chosen: {chosen[tried]:g}")
+    for row in trials:
+        if row not in ended:
             axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
-        elif row not in trials and row["status"] == "done":
-            axes.plot(row[tried], 100 * row["accuracy"], "*", markersize=14, color="tab:green",
-                      label=f"final run, test: {row['accuracy']:.2%} of {row['images']}")
-    axes.set(xlabel=tried.replace("_", " "), ylabel="accuracy in %", title=plain(title))
+    if final:
+        beside = axes.transData + transforms.ScaledTranslation(0.15, 0, figure.dpi_scale_trans)
+        _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=beside,
+                        label=f"final run, test: {final[0]['accuracy']:.2%} of {final[0]['images']}")
+    axes.set(xlabel=spoken(tried), ylabel="accuracy in %", title=plain(title))
+    if ends := [100 * end for row in [*ended, *final] for end in result_of(row).interval]:
+        axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # what is drawn beside its place does not count by itself
     values = [row[tried] for row in trials]
     if min(values, default=1) > 0:
         axes.set_xscale("log")
     elif above := [value for value in values if value > 0]:
         axes.set_xscale("symlog", linthresh=min(above))               # a weight of 0 has a place there
-    axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+    many = len(values) > 6
+    axes.set_xticks(values, [f"{value:g}" for value in values], minor=False, rotation=45 * many, ha="right" if many else "center")
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))       # one "diverged" for all of them
-    axes.legend(handles.values(), handles.keys(), fontsize="small")
+    figure.legend(handles.values(), handles.keys(), fontsize="small", loc="outside lower center", ncols=2)
     return figure
+
+
+def _with_intervals(axes: Axes, rows: Sequence[dict], tried: str, **how) -> None:
+    """Accuracies of rows with error bars of 95 %."""
+    values, percent = [row[tried] for row in rows], [100 * row["accuracy"] for row in rows]
+    low, high = zip(*(result_of(row).interval for row in rows))
+    lengths = [[abs(at - 100 * end) for at, end in zip(percent, ends)] for ends in (low, high)]
+    axes.errorbar(values, percent, lengths, capsize=3, elinewidth=1, **how)
 
 
 # -------------------------------------------------------------------------------------------------- files

@@ -17,6 +17,7 @@ from utils.run import checkpoint, profiling
 from utils.run.folder import BAD_IMAGES_FILE
 from utils.run.log import read_log
 from utils.run.run import Run
+from utils.training.certainty import Result, describe, describe_images, describe_interval
 from utils.training.evaluation import EvalMetrics, write_confusion
 from utils.training.trainer import Trainer
 
@@ -76,14 +77,22 @@ def _attention_now(shown: Sequence[ShownImage], trainer: Trainer, model: nn.Modu
 
 def metric_lines(metrics: EvalMetrics, num_classes: int) -> list[str]:
     """What an evaluation reports beside its accuracy."""
-    last = max(1, min(len(metrics.top), num_classes - 1))           # among all classes is every image
-    return [f"top-1 to top-{last} {' '.join(f'{value:.2%}' for value in metrics.top[:last])}",
-            f"probability    {metrics.true_probability:.4f} of the true class on average; "
-            f"calibration error {metrics.calibration_error:.4f}"]
+    last = min(len(metrics.top), num_classes - 1)                   # among all classes is every image
+    top = [f"top-1 to top-{last} {' '.join(f'{value:.2%}' for value in metrics.top[:last])}"] if last > 1 else []
+    return [*top, f"probability    {metrics.true_probability:.4f} of the true class on average; "
+                  f"calibration error {metrics.calibration_error:.4f}"]
 
 
-def print_evaluation(name: str, metrics: EvalMetrics) -> None:
-    print(f"{name} accuracy {metrics.accuracy:.2%}, top-5 {metrics.top5:.2%}, loss {metrics.loss:.4f} ({metrics.images} images)")
+def print_evaluation(name: str, metrics: EvalMetrics, chosen: bool = False) -> None:
+    """`chosen`: the checkpoint is a best.pt that was chosen on these images."""
+    of = describe_images(metrics.images) if name == "train" else describe(_result(metrics))       # those were learned
+    print(f"{name} accuracy {metrics.accuracy:.2%}, top-5 {metrics.top5:.2%}, loss {metrics.loss:.4f} ({of})")
+    if chosen:
+        print("best.pt was chosen on these images, so that its accuracy on them is a little too good")
+
+
+def _result(metrics: EvalMetrics) -> Result:
+    return Result(metrics.accuracy, metrics.loss, metrics.images)
 
 
 def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str], checkpoint: str = "") -> None:
@@ -123,7 +132,8 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
     if config.confusion_matrix:
         with _collect_failures(failed):
             print_confusion(folder, result, splits.classes)
-    _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest)
+    if not launch.is_trial():
+        _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest)
 
 
 def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
@@ -133,11 +143,34 @@ def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[st
         before = f"{first['accuracy']:.2%} before, "
     elif "accuracy" in first:
         lines.append(f"{first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before")
-    lines += [f"{final + ' accuracy':<14} {before}{result.accuracy:.2%} after ({result.images} images)",
+    lines += [f"{final + ' accuracy':<14} {before}{result.accuracy:.2%} after ({describe(_result(result))})",
               *metric_lines(result, len(splits.classes))]
-    if best:
-        lines.append(f"best           {best['accuracy']:.2%} on {splits.val_name} at step {best['step']}: "
-                     f"{run.outputs.folder / checkpoint.BEST_FILE}")
+    return [*lines, *(_best_lines(run, splits, final, best) if best else [])]
+
+
+def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
+    """best.pt beside the last step, on the images that it was chosen on, and which figure to report."""
+    name, last, lines = splits.val_name, run.config.num_steps, []
+    results = {step: each for (step, split), each in run.history.logged.items() if split == name and step and each}
+    is_last = best["step"] == last
+    if final != name and last in results and not is_last:
+        lines.append(f"last step      {results[last].accuracy:.2%} on {name} ({describe(results[last])})")
+    held = results.get(best["step"])
+    looks = f" (the best of {len(results)}; {describe_interval(held)})" if held else ""
+    lines.append(f"best           {best['accuracy']:.2%} on {name} at step {best['step']}{', the last' * is_last}{looks}: "
+                 f"{run.outputs.folder / checkpoint.BEST_FILE}")
+    highest = max((each.accuracy for each in results.values()), default=0.0)
+    if held and held.accuracy < highest:
+        lines.append(f"               {highest:.2%} was the highest; one image decides nothing, so that the lower loss does")
+    if launch.is_trial() or is_last:
+        return lines
+    if final != name:
+        figure = "report a test accuracy: the last step's is above, best.pt's comes from the first command below"
+    elif splits.test is splits.val:
+        figure = "report the last step's accuracy, or hold out a test set (--test_fraction 0.2)"
+    else:
+        figure = "report a test accuracy, once all is decided: the first command below with --test once"
+    lines.append(f"               chosen on these images, so a little too good: {figure}")
     return lines
 
 

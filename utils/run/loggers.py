@@ -158,7 +158,7 @@ class _Console:
             self._show(event, f"loss {event['loss']:.4f}{attention}, lr {event['lr']:.2e}, {pace(self._steps)}")
         elif event["event"] == "eval":
             self.print(f"step {event['step']}: {event['split']} accuracy {event['accuracy']:.2%}, top-5 {event['top5']:.2%}, "
-                       f"loss {event['loss']:.4f} ({event['images']} images)")
+                       f"loss {event['loss']:.4f} ({event['images']} image{'s' * (event['images'] != 1)})")
 
     def close(self) -> None:
         pass

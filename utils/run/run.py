@@ -19,6 +19,7 @@ from utils.data.splits import DataError
 from utils.device import SMALLER_EVALUATION, SMALLER_SAVE, OutOfMemory
 from utils.distributed import PeerLost, Ranks
 from utils.process import StopSignal
+from utils.training.certainty import Result, best_of, result_of
 from utils.training.evaluation import EvalMetrics, evaluate
 from utils.training.optimizer import is_time
 from utils.training.step import Requests, StepMetrics
@@ -39,9 +40,10 @@ class History:
 
     began_at: int = 0                        # the step that this session began at
     first: dict = dataclasses.field(default_factory=dict)      # RunState.first
-    best: dict = dataclasses.field(default_factory=dict)       # {"step", "accuracy"} of the best evaluation
+    best: dict = dataclasses.field(default_factory=dict)       # {"step", "accuracy"} of the evaluation of best.pt
     seconds: float = 0.0                     # of earlier sessions
-    logged: set[tuple[int, str]] = dataclasses.field(default_factory=set)      # (step, split) of evaluations in the log
+    # The evaluations in the log, by (step, split). None: the log has no figures of it that can be read.
+    logged: dict[tuple[int, str], Result | None] = dataclasses.field(default_factory=dict)
     result: EvalMetrics | None = None        # the last evaluation of this session
 
 
@@ -107,7 +109,7 @@ class Run:
                            config.to_dict())
         self.outputs = Outputs(folder, log_folder, logger)
         self.history.logged = distributed.broadcast_from_main(self.ranks, lambda: {
-            (event["step"], event["split"]) for event in read_log(folder) if event["event"] == "eval"})
+            (event["step"], event["split"]): result_of(event) for event in read_log(folder) if event["event"] == "eval"})
         if main:
             print(f"{settings}\nrun folder: {folder}", flush=True)
             self.outputs.saver = Saver(folder, config.keep_checkpoints, self.history.best, warn=logger.log)
@@ -146,11 +148,29 @@ class Run:
         history.result = metrics
         # What is on the disk: after a save that failed, a later evaluation may become the best again.
         history.best = distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.best)
-        if metrics.accuracy > history.best.get("accuracy", -1.0):
+        if self.is_best(step, watched.name):
             history.best = {"step": step, "accuracy": metrics.accuracy}
             self.unsaved.append(self.outputs.folder / checkpoint.BEST_FILE)
         if step == history.began_at:           # the step's file holds the best evaluation too
             self.unsaved.append(checkpoint.step_path(self.outputs.folder, step))
+
+    def is_best(self, step: int, split: str) -> bool:
+        """Whether the evaluation of this step, the last one, is the best: its weights become best.pt.
+
+        The rule is certainty.best_of's, over the evaluations in the log: the lowest loss within one image of the highest
+        accuracy. Where best.pt is not what that rule kept (its save failed, or it was later than the checkpoint that is
+        resumed), it is enough to be better than that. Runs of earlier versions go on as they began: any higher accuracy.
+        """
+        history = self.history
+        result, kept = history.logged[step, split], history.best
+        if self.state and self.state.rules < 3:
+            return result.accuracy > kept.get("accuracy", -1.0)
+        results = {at: each for (at, name), each in sorted(history.logged.items()) if each and name == split and 0 < at <= step}
+        best, highest = best_of(results)
+        if best == step or not kept:
+            return True
+        held = results.get(kept["step"]) or Result(kept["accuracy"], float("nan"), result.images)
+        return best != kept["step"] and result.rank(highest) > held.rank(highest)
 
     def save_if_due(self, trainer: Trainer) -> None:
         """After the steps of --save_every, and where the last evaluation was the best."""
@@ -225,7 +245,7 @@ class Run:
         self.stop_requested |= metrics is None
         if metrics is not None and (trainer.step, split.name) not in self.history.logged:
             self.outputs.logger.log_evaluation(trainer.step, split.name, metrics)
-            self.history.logged.add((trainer.step, split.name))
+            self.history.logged[trainer.step, split.name] = result_of(metrics.as_dict())
         return metrics
 
     def _save(self, trainer: Trainer, files: Sequence[Path]) -> None:
