@@ -54,11 +54,10 @@ def test_images_that_are_easy_to_tell_apart_or_all_alike_give_a_finite_head():
 
 @pytest.mark.reference
 def test_as_scikit_learn(blobs):
-    from sklearn.linear_model import LogisticRegression
-
+    linear_model = pytest.importorskip("sklearn.linear_model")
     features, targets = blobs
     inputs = (features - features.mean(0)) / (features - features.mean(0)).std()
-    other = LogisticRegression(C=1 / PENALTY, tol=1e-8, max_iter=1000).fit(inputs, targets)
+    other = linear_model.LogisticRegression(C=1 / PENALTY, tol=1e-8, max_iter=1000).fit(inputs, targets)
     weight, bias = fit(features, targets, 3)
     ours = torch.as_tensor(features @ weight.T + bias).softmax(1).numpy()
     assert np.abs(ours - other.predict_proba(inputs)).max() < 1e-4
