@@ -26,10 +26,10 @@ def name() -> str:
     return "-".join("".join(letter if letter.isalnum() else " " for letter in words.lower()).split())
 
 
-def versions() -> dict:
-    """Of this program (its commit, with a + where files differ from it), Python and the packages"""
+def versions(more: tuple[str, ...] = ()) -> dict:
+    """Of this program (its commit, with a + where files differ from it), Python and the packages, and `more` of them"""
     found = {"commit": _commit(), "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

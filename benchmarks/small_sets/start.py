@@ -1,0 +1,113 @@
+"""The start weights for every program: the same features to 1e-4, or the comparison does not begin.
+
+python -m benchmarks.small_sets.start --start FILE --model "FLAGS OF OURS" --out FOLDER
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from configs import MODELS
+from utils.config import parse
+from utils.config.flags import SIZES
+
+TIMM_MODEL = "vit_tiny_patch16_224"         # its sizes are set one by one
+TIMM_FILE = "start.safetensors"
+TOLERANCE = 1e-4
+
+
+def row_of(flags: str) -> dict:
+    """Flags of ours that name a model -> their row, and its "name" and "img_size" (the side). Raises ValueError."""
+    typed = parse(shlex.split(flags))
+    if typed.get("model_type") not in MODELS:
+        raise ValueError(f"--model {flags}: expected --model_type and the name of a model")
+    row = MODELS[typed["model_type"]].copy_and_resolve_references()
+    row.update({name: typed[name] for name in SIZES if name in typed})
+    side = typed.get("img_size", row.img_size)
+    if not isinstance(side, int):
+        raise ValueError(f"--model {flags}: the images must be square")
+    return row.to_dict() | {"name": typed["model_type"], "img_size": side}
+
+
+def timm_kwargs(row: dict) -> dict:
+    """For timm's create_model, beside the name TIMM_MODEL"""
+    return {"img_size": row["img_size"], "patch_size": row["patch_size"], "embed_dim": row["hidden_size"],
+            "depth": row["num_layers"], "num_heads": row["num_heads"], "mlp_ratio": row["mlp_dim"] / row["hidden_size"],
+            "act_layer": {"tanh": "gelu_tanh", "erf": "gelu"}[row["gelu"]]}
+
+
+def our_model(file: Path, row: dict, classes: int):
+    """With a head of zeros"""
+    from models import create_model
+
+    return create_model(row["name"], classes, row["img_size"], file, "zero", **{name: row[name] for name in SIZES})
+
+
+def timm_model(file: Path, row: dict, classes: int):
+    """As timm's train.py makes it of --pretrained --pretrained-path"""
+    import timm
+
+    return timm.create_model(TIMM_MODEL, pretrained=True, num_classes=classes,
+                             pretrained_cfg_overlay={"file": str(file), "num_classes": -1}, **timm_kwargs(row))
+
+
+def transformers_model(file: Path, row: dict, classes: int):
+    """ViTForImageClassification with our weights; its head is drawn by its own rule."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from models.checkpoints.conversions import CONVERSIONS, transformers_rows
+    from models.checkpoints.key_maps import TRANSFORMERS_BLOCKS
+
+    ours = our_model(file, row, classes)
+    model = ViTForImageClassification(ViTConfig(
+        image_size=row["img_size"], patch_size=row["patch_size"], hidden_size=row["hidden_size"], num_labels=classes,
+        num_hidden_layers=row["num_layers"], num_attention_heads=row["num_heads"], intermediate_size=row["mlp_dim"],
+        hidden_act={"tanh": "gelu_pytorch_tanh", "erf": "gelu"}[row["gelu"]], layer_norm_eps=row["norm_eps"],
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    state = {}
+    for name, sources, conversion in transformers_rows(ours, TRANSFORMERS_BLOCKS["attention.q_proj"]):
+        for part, source in enumerate(sources):
+            if not source.startswith("classifier."):
+                state[f"vit.{source}"] = CONVERSIONS[conversion].to_file(ours.get_parameter(name).detach(), ours, part)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or {name for name in missing if not name.startswith("classifier.")}:
+        raise ValueError(f"transformers names its parameters otherwise: {[*missing, *unexpected]}")
+    return model
+
+
+def differences(file: Path, row: dict, folder: Path) -> dict[str, float]:
+    """Writes the start for timm into `folder` -> by program, the largest difference of its features from ours"""
+    import torch
+
+    from models import save_timm
+
+    ours = our_model(file, row, 2).eval()
+    save_timm(ours, folder / TIMM_FILE)
+    torch.manual_seed(0)
+    images = torch.rand(4, row["in_channels"], row["img_size"], row["img_size"]) * 2 - 1
+    with torch.inference_mode():
+        expected = ours.forward_features(images)[:, 0]
+        theirs = {"timm": timm_model(folder / TIMM_FILE, row, 2).eval().forward_features(images)[:, 0],
+                  "transformers": transformers_model(file, row, 2).eval().vit(images).last_hidden_state[:, 0]}
+    return {name: (features - expected).abs().max().item() for name, features in theirs.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--start", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    try:
+        found = differences(options.start, row_of(options.model), options.out)
+    except ValueError as error:                                     # ModelError is one
+        sys.exit(f"--start: {error}")
+    print("features of the start, largest difference from ours: " + ", ".join(f"{name} {value:.1e}" for name, value in
+                                                                              found.items()))
+    if not max(found.values()) < TOLERANCE:
+        sys.exit(f"a start that differs by more than {TOLERANCE} makes no fair comparison")
+
+
+if __name__ == "__main__":
+    main()
