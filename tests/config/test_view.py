@@ -30,8 +30,12 @@ def test_images_in_words(flags, words):
     assert describe_view(config(**flags), can_flip=True) == words
 
 
-def test_digits_are_not_mirrored():
+def test_digits_are_not_mirrored_and_square_as_they_are():
     assert "mirrored" not in describe_view(config(), can_flip=False)
+    digits = resolve({}, Facts(1000, 10))
+    assert describe_view(digits, False) == "training: the whole image, bilinear; evaluation: the whole image, bilinear"
+    oblong = resolve({"img_size": (8, 16)}, Facts(1000, 10))
+    assert "evaluation: the whole image, its shape not kept" in describe_view(oblong, False)
 
 
 @pytest.mark.parametrize(("view", "flags", "lines"), [

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from .records import FLAG, RECIPE, Config, Facts
 
+SQUARE = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist")       # data sets whose images all are
 SMALL = 0.5              # of the side that the weights were made with: below it images are of too few patches
 
 
@@ -12,15 +13,15 @@ def describe_view(config: Config, can_flip: bool) -> str:
 
     can_flip: whether mirroring keeps the classes of the data set.
     """
-    evaluation = f"evaluation: {_evaluated(config.interpolation, config.eval_crop)}"
+    evaluation = f"evaluation: {_evaluated(config.interpolation, config.eval_crop, _whole(config))}"
     return evaluation if config.eval_only else f"training: {_trained(config, can_flip)}; {evaluation}"
 
 
 def _trained(config: Config, can_flip: bool) -> str:
     crop, _, flip = config.augmentation.partition("_")
     words = [{"crop": f"random crops of {100 * config.crop_scale:g} to 100 % of the area",
-              "pad": f"the whole image, its shape not kept, moved by up to {config.crop_padding} pixels",
-              "none": "the whole image, its shape not kept"}[crop]]
+              "pad": f"{_whole(config)}, moved by up to {config.crop_padding} pixels",
+              "none": _whole(config)}[crop]]
     words += ["mirrored half of the time"] * bool(flip and can_flip)
     words += [f"turned by up to {config.rotation:g} degrees"] * bool(config.rotation)
     words += ["colors varied"] * bool(config.color_jitter)
@@ -30,8 +31,13 @@ def _trained(config: Config, can_flip: bool) -> str:
     return ", ".join([*words, config.interpolation])
 
 
-def _evaluated(interpolation: str, eval_crop: float) -> str:
-    how = ("the whole image, its shape not kept" if not eval_crop else
+def _whole(config: Config) -> str:
+    keeps = config.dataset in SQUARE and isinstance(config.img_size, int)
+    return "the whole image" + ", its shape not kept" * (not keeps)
+
+
+def _evaluated(interpolation: str, eval_crop: float, whole: str = "the whole image, its shape not kept") -> str:
+    how = (whole if not eval_crop else
            "shape kept, as much of the middle as fits" if eval_crop == 1 else
            f"shape kept, the middle {100 * eval_crop:g} % of the shorter side")
     return f"{how}, {interpolation}"
