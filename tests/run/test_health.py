@@ -49,6 +49,7 @@ def curve(loss, accuracy=lambda step: 0.1, steps: int = 240, **more) -> list[dic
     ({"classes": "ab", "share": 0.95, "guess": 0.1985}, lambda step: 0.15, lambda step: 0.95),      # as most are of one class
     ({"guess": None}, lambda step: 3.0, lambda step: 0.2),                                          # a teacher's part in the loss
     ({"num_steps": 30, "warmup_steps": 3}, lambda step: 2.3 if step < 10 else 2.1, lambda step: 0.3),
+    ({"classes": "a", "share": 1.0, "guess": 0.0}, lambda step: 0.0, lambda step: 1.0),
     ({}, lambda step: 0.01, lambda step: 1.0), ({}, lambda step: math.nan, lambda step: 0.1)])
 def test_a_run_that_learns_is_left_alone(settings, loss, accuracy):
     steps = curve(loss, accuracy, settings.get("num_steps", 240))

@@ -112,7 +112,7 @@ def plan_of(config: Config, data: Data, criterion: Criterion) -> Plan:
     classes = data.splits.classes
     counts = torch.bincount(torch.as_tensor(data.splits.train.targets), minlength=len(classes))
     held_out, share = "", 1.0
-    if data.watched:
+    if data.watched and len(data.watched.images):
         targets = torch.as_tensor(data.watched.images.targets)
         held_out, share = data.watched.name, float(torch.bincount(targets).max()) / len(targets)
     guess = None if criterion.teacher else guess_loss(counts, criterion.label_smoothing, criterion.class_weights)

@@ -146,6 +146,8 @@ def _is_unmoved(plan: Plan, recent: Sequence[tuple[float, float]]) -> bool:
     guesses = accuracy <= share + 2 * math.sqrt(share * (1 - share) / images)
     if plan.guess_loss is None:
         return guesses and share <= 0.5
+    if share == 1:
+        return False
     if plan.config.mixup_alpha or plan.config.cutmix_alpha:
         return loss >= (1 - UNMOVED_MIXED) * plan.guess_loss or (guesses and loss >= (1 - UNMOVED) * plan.guess_loss)
     return loss >= (1 - UNMOVED) * plan.guess_loss
