@@ -248,7 +248,7 @@ def test_how_a_start_saw_its_images(tmp_path, monkeypatch):
             views.append(view_of(start))
     assert views == [
         {"interpolation": "bilinear", "eval_crop": 0.9, "img_size": 8, "by": "their run"},
-        {"img_size": 8, "by": "who published them", "unknown_mean": True},
-        {"interpolation": "bicubic", "eval_crop": 0.875, "img_size": 8, "by": "who published them", "unknown_mean": False}]
+        {"img_size": 8, "by": "their publisher", "unknown_mean": True},
+        {"interpolation": "bicubic", "eval_crop": 0.875, "img_size": 8, "by": "their publisher", "unknown_mean": False}]
     with OpenedCheckpoint(build.opened.ROOT / build.opened.EMBEDDED) as start:
         assert not view_of(start)["unknown_mean"]

@@ -5,8 +5,8 @@ import pytest
 from utils.config import Facts, describe_view, resolve, view_notes
 
 FOLDER = {"dataset": "folder", "recipe": "vit-paper", "pretrained_dir": "w.pth"}
-DEIT = {"interpolation": "bicubic", "eval_crop": 0.875, "img_size": 224, "by": "who published them"}
-GOOGLE = {"interpolation": "bilinear", "eval_crop": 0.0, "img_size": 384, "by": "who published them"}
+DEIT = {"interpolation": "bicubic", "eval_crop": 0.875, "img_size": 224, "by": "their publisher"}
+GOOGLE = {"interpolation": "bilinear", "eval_crop": 0.0, "img_size": 384, "by": "their publisher"}
 
 
 def config(**flags):
@@ -43,9 +43,9 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
     (GOOGLE, {"interpolation": "bicubic", "eval_crop": 0.9}, []),
     (DEIT, {"interpolation": "bicubic", "eval_crop": 0.9}, []), (DEIT, {"interpolation": "bilinear", "eval_crop": 0.0}, []),
     (DEIT, {"recipe": "mae", "dataset": "folder"}, []),
-    (DEIT, {}, ["note: who published them evaluated these weights otherwise (shape kept, the middle 87.5 % of the shorter side, "
-                "bicubic). To do so here, add --interpolation bicubic --eval_crop 0.875"]),
-    (DEIT, {"eval_crop": 1.0}, ["evaluated these weights otherwise (shape kept, the middle 87.5 % of the shorter side, bicubic). "
+    (DEIT, {}, ["note: these weights were evaluated otherwise, as their publisher says (shape kept, the middle 87.5 % of the "
+                "shorter side, bicubic). To do so here, add --interpolation bicubic --eval_crop 0.875"]),
+    (DEIT, {"eval_crop": 1.0}, ["(shape kept, the middle 87.5 % of the shorter side, bicubic). "
                                 "To do so here, add --interpolation bicubic"]),
     (GOOGLE, {"img_size": 64}, ["warning: images of 64 px have far fewer patches than those of 384 px that the weights were made "
                                 "with, and much of what they know is lost. Add --img_size 384 (IMG_SIZE)"]),

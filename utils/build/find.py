@@ -247,7 +247,7 @@ def view_of(start: OpenedCheckpoint) -> dict:
     published = published_view(start.path)
     said = start.view or published
     size = {"img_size": start.row["img_size"]} if "img_size" in start.row else {}
-    return said | size | {"by": "their config.json" if start.view else "who published them",
+    return said | size | {"by": "their config.json" if start.view else "their publisher",
                           "unknown_mean": not (start.tells_mean or published)}
 
 

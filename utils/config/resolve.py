@@ -122,7 +122,7 @@ def describe_length(config: Config, facts: Facts) -> str:
     steps, size, images = config.num_steps, config.train_batch_size, facts.train_images
     passes = steps * size / images
     times = f"{passes:,.0f}" if passes >= 1000 else f"{passes:.3g}"
-    return f"{steps} steps of {size} images = {times} passes over the {images} training images"
+    return f"{steps} step{'s' * (steps > 1)} of {size} images = {times} passes over the {images} training images"
 
 
 def length_warnings(config: Config, facts: Facts) -> list[str]:

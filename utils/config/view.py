@@ -76,7 +76,7 @@ def _resize_notes(config: Config, view: Mapping, same_task: bool) -> list[str]:
     mark = _mark(config, *differs) if same_task else "note"
     theirs = _evaluated(**{name: view.get(name, here[name]) for name in here})
     flags = " ".join(f"--{name} {value if name == 'interpolation' else format(value, 'g')}" for name, value in differs.items())
-    return [f"{mark}: {view['by']} evaluated these weights otherwise ({theirs}). To do so here, add {flags}"]
+    return [f"{mark}: these weights were evaluated otherwise, as {view['by']} says ({theirs}). To do so here, add {flags}"]
 
 
 def _mark(config: Config, *names: str) -> str:
