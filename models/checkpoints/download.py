@@ -28,12 +28,36 @@ KINDS = {
 }
 
 
+class DownloadError(WeightsError):
+    """A file that is not here cannot be downloaded either."""
+
+
+def check_reachable(url: str, path: Path) -> None:
+    """Asks for the head of `url` unless its file is at `path`: where nothing answers, that is known before other work is done.
+    Raises DownloadError, as `download` does; what a server refuses is left to that."""
+    if path.is_file():
+        return
+    try:
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(urllib.request.Request(url, method="HEAD"),
+                                                                                timeout=TIMEOUT_S):
+            pass
+    except (OSError, HTTPException, ValueError) as error:
+        raise _failed(url, path, error) from error
+
+
+def _failed(url: str, path: Path, error: Exception) -> DownloadError:
+    cause = getattr(error, "reason", None) or error
+    reason = " ".join(str(getattr(cause, "strerror", None) or cause).split())
+    table = ", and then the file that it names for the size" if path.suffix == ".csv" else ""
+    return DownloadError(f"could not download {url} ({reason}); download it on another machine and put it at {path}{table}")
+
+
 def download(url: str, path: Path, checksum: str = "") -> Path:
     """Downloads `url` to `path`, whose suffix is one of KINDS, unless it is there, and returns it. Of several processes one does.
 
     What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
     two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
-    Raises WeightsError with the URL and the path to put the file at by hand.
+    Raises DownloadError with the URL and the path to put the file at by hand, or WeightsError for a fault of the disk.
     """
     if path.is_file():
         return path
@@ -48,8 +72,7 @@ def download(url: str, path: Path, checksum: str = "") -> Path:
     except WeightsError:                                      # of the disk
         raise
     except (OSError, HTTPException, ValueError) as error:     # no network, not HTTP, not a URL, no folder
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise WeightsError(f"could not download {url} ({reason}); download it on another machine and put it at {path}") from error
+        raise _failed(url, path, error) from error
     return path
 
 

@@ -40,12 +40,12 @@ class LoadReport:
     classes: list[str] = dataclasses.field(default_factory=list)          # names, where the file is of a run of ours
 
     def __str__(self) -> str:
-        parts = [f"{len(self.used)} parameters from {self.path}"]
+        parts = [f"{len(self.used)} arrays from {self.path}"]
         parts += [f"{name} resized {how}" for name, how in self.resized.items()]
         if self.fresh:
-            parts.append(f"fresh: {', '.join(self.fresh)}")
+            parts.append(f"new: {', '.join(self.fresh)}")
         if self.left_out:
-            parts.append(f"left out of the file: {abbreviate(self.left_out)}")
+            parts.append(f"not used of the file: {abbreviate(self.left_out)}")
         return "; ".join(parts + self.notes)
 
 

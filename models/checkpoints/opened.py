@@ -44,6 +44,11 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         """How images are resized to be evaluated (flags), where a config.json beside the weights says so."""
         return dict(self.file.described.view)
 
+    @property
+    def tells_mean(self) -> bool:
+        """Whether mean and standard deviation of the images are known: Google's files all have 0.5."""
+        return "mean" in self.computed or any("encoderblock" in name for name in self.file.names)
+
     @functools.cached_property
     def computed(self) -> dict:
         """Those of COMPUTED that are known: of our own runs, of the program that wrote the file, of its config.json."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from models.errors import WeightsError
 
 from .described import is_weights_folder, weights_in
-from .download import download
+from .download import check_reachable, download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
 
@@ -60,6 +60,11 @@ META_FILES = {
     }.items()},
 }
 
+# How those who published them see images, by folder (flags): Google squeezes the whole image (vit_jax/input_pipeline.py).
+SQUEEZED = {"interpolation": "bilinear", "eval_crop": 0.0}
+VIEWS = {**dict.fromkeys((*PUBLISHED, "augreg"), SQUEEZED), "deit": {"interpolation": "bicubic", "eval_crop": 0.875},
+         "cait": {"interpolation": "bicubic", "eval_crop": 1.0}, "mae": {"interpolation": "bicubic", "eval_crop": 0.875}}
+
 
 def published_names() -> list[str]:
     """The canonical names; of AugReg's over 50,000 files those that a size alone stands for."""
@@ -83,6 +88,12 @@ def published_name(name: str) -> str | None:
         return f"augreg/{file}"
     folder = folder or "imagenet21k"
     return f"{folder}/{file}" if file in PUBLISHED.get(folder, []) else None
+
+
+def published_view(path: Path) -> dict:
+    """How the publisher evaluates the file at FOLDER/FILE (flags); {} for any other file."""
+    name = published_name("/".join(path.parts[-2:]))
+    return dict(VIEWS[name.partition("/")[0]]) if name and path.parent.name in VIEWS else {}
 
 
 def published_url(name: str) -> str:
@@ -123,20 +134,31 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if Path(name_or_path).is_dir() and is_weights_folder(name_or_path):
         return weights_in(Path(name_or_path))
     name = require_published(name_or_path)
+    path = download(*_wanted(name))
+    return download(*_wanted(name)) if path.name == Path(AUGREG_TABLE).name else path
+
+
+def check_published_reachable(name: str) -> None:
+    """Raises DownloadError where the file of a canonical name is neither here nor answers its server; downloads nothing."""
+    url, path, _ = _wanted(name)
+    check_reachable(url, path)
+
+
+def _wanted(name: str) -> tuple[str, Path, str]:
+    """(URL, place, checksum) of the file of a canonical name; of an AugReg size alone first those of the table."""
     checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
     folder, _, file = name.partition("/")
     if folder in META_FILES:
-        _, checksum = META_FILES[folder][file]
-        return download(published_url(name), checkpoints / f"{name}.pth", checksum)
+        return published_url(name), checkpoints / f"{name}.pth", META_FILES[folder][file][1]
     if folder == "augreg" and AUGREG_SIZE.fullmatch(file):
-        table = download(_google_url(AUGREG_TABLE), checkpoints / AUGREG_TABLE)
+        table = checkpoints / AUGREG_TABLE
+        if not table.is_file():
+            return _google_url(AUGREG_TABLE), table, ""
         name = f"augreg/{recommended_file(table, file)}"
     # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
-    by_hand = checkpoints / f"{file}.npz"
-    own_place = checkpoints / f"{name}.npz"
-    if folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file():
-        return by_hand
-    return download(published_url(name), own_place)
+    by_hand, own_place = checkpoints / f"{file}.npz", checkpoints / f"{name}.npz"
+    is_by_hand = folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file()
+    return published_url(name), by_hand if is_by_hand else own_place, ""
 
 
 def recommended_file(table: Path, size: str) -> str:

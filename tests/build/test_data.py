@@ -1,10 +1,14 @@
 """The loaders and what is evaluated when."""
 
+import types
+
 import pytest
+import torch
 from building import build_objects
 from runs import FOLDER, make_tree
 
 from utils import build
+from utils.build.data import describe_loading
 from utils.distributed import Ranks
 
 
@@ -18,6 +22,18 @@ def test_which_split_is_evaluated_when(tmp_path, monkeypatch, choice, has_val, n
     parts = data.evaluated_before, data.watched, data.final
     assert tuple(part and part.name for part in parts) == names
     assert (data.watched is data.final) == (names[1] == names[2])
+
+
+def test_how_images_come_to_the_device_is_told_in_plain_words():
+    def told(why="", workers=0, size=1, device="cpu"):
+        loader = types.SimpleNamespace(not_cached=why, num_workers=workers)
+        return describe_loading(loader, Ranks(0, size, 0, size, torch.device(device)))
+
+    assert told() == "loading: all images stay in the memory of the CPU"
+    assert told(device="cuda").endswith("of the GPU")
+    assert told("why", 1) == "loading: one image after the other, by 1 process beside the training (why)"
+    assert told("why", 3, 2) == "loading: one image after the other, by 3 processes beside the training on each GPU (why)"
+    assert told("why") == "loading: one image after the other, by the training process itself (why)"
 
 
 def test_each_rank_loads_its_own_part():

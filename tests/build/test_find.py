@@ -16,8 +16,9 @@ import models
 import train
 from configs import architecture
 from models import create_model, save_timm
+from models.checkpoints.opened import OpenedCheckpoint
 from utils import build, distributed
-from utils.build.find import open_start
+from utils.build.find import check_start, open_start, view_of
 from utils.config import ConfigError, choose, resolve
 from utils.data.reading import Reading
 from utils.data.splits import DataError
@@ -213,3 +214,41 @@ def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
     assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
                                "num_layers": 1, "img_size": 12, "names_img_size": False}
     assert (facts.start_settings, facts.start_head_classes) == (None, 10)
+
+
+def test_a_file_that_cannot_be_had_is_told_before_the_data_are_opened(tmp_path, monkeypatch):
+    """In one line: which file, from where, to which place, and how a run can begin without it."""
+    monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
+    monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")                   # nothing answers there
+    for flags, file, then in (({}, "imagenet21k/ViT-B_16.npz", ". Without it"),
+                              ({"pretrained_dir": "augreg/S_16"}, "augreg/index.csv", ", and then the file that it names")):
+        with pytest.raises(ConfigError) as caught:
+            build.find(choose({"dataset": "folder", "recipe": "vit-paper", "data_dir": "no data"} | flags), None, ALONE)
+        line = str(caught.value)
+        assert line.startswith(f"--pretrained_dir: could not download http://127.0.0.1:9/vit/{file} (Connection refused); ")
+        assert f"put it at {tmp_path / 'weights' / file}{then}" in line and "another --model_type (MODEL_TYPE)" in line
+        assert "\n" not in line
+    for start in ("none", "ViT-B_16.npz", str(tmp_path / "x.npz")):                     # a file is not asked for
+        if start != "none":
+            (tmp_path / Path(start).name).touch()
+        monkeypatch.chdir(tmp_path)
+        assert check_start(start, "ViT-B_16") is None
+
+
+def test_how_a_start_saw_its_images(tmp_path, monkeypatch):
+    """Its run says it, the page of a published file, or nobody."""
+    write_checkpoint(tmp_path / "r/best.pt", "--eval_crop", 0.9)
+    state = create_model("ViT-Nano_2", 3).state_dict()
+    (tmp_path / "deit").mkdir()
+    for file in ("mine.pth", "deit/deit_small_patch16_224-cd65a155.pth"):
+        torch.save(state, tmp_path / file)
+    views = []
+    for file in ("r/best.pt", "mine.pth", "deit/deit_small_patch16_224-cd65a155.pth"):
+        with OpenedCheckpoint(tmp_path / file) as start:
+            views.append(view_of(start))
+    assert views == [
+        {"interpolation": "bilinear", "eval_crop": 0.9, "img_size": 8, "by": "their run"},
+        {"img_size": 8, "by": "their publisher", "unknown_mean": True},
+        {"interpolation": "bicubic", "eval_crop": 0.875, "img_size": 8, "by": "their publisher", "unknown_mean": False}]
+    with OpenedCheckpoint(build.opened.ROOT / build.opened.EMBEDDED) as start:
+        assert not view_of(start)["unknown_mean"]

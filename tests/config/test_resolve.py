@@ -102,10 +102,11 @@ def test_what_auto_chose_is_told():
 @pytest.mark.parametrize(("flags", "images", "words"), [
     ({"num_steps": 10}, 1000, []), ({"num_steps": 199}, 511, ["a step takes 512 images and there are 511"]),
     ({"num_epochs": 200.0}, 1024, []), ({"num_steps": 402}, 1024, ["201 passes over the training images"]),
-    ({}, 20, ["it sees each 25.6 times", "256,000 passes"])], ids=str)
+    ({}, 20, ["it sees each 25.6 times", "256,000 passes"]), ({"recipe": "deit"}, 2048, []),
+    ({"recipe": "deit", "num_epochs": 300.0}, 2048, ["try --num_epochs 50 (NUM_EPOCHS=50), here 100 steps"])], ids=str)
 def test_lengths_that_hardly_anybody_means_are_told(flags, images, words):
     facts = Facts(images, 10)
-    lines = length_warnings(resolve(PHOTOGRAPHS | flags, facts), facts)
+    lines = length_warnings(resolve({"recipe": "vit-paper"} | PHOTOGRAPHS | flags, facts), facts)
     assert len(lines) == len(words)
     for line, part in zip(lines, words):
         assert line.startswith("warning: ") and part in line

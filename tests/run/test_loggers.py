@@ -94,13 +94,14 @@ def test_other_ranks_log_nothing(tmp_path, capsys, monkeypatch):
 # ------------------------------------------------------------------------------------------------------ console
 
 
-@pytest.mark.parametrize(("total", "lines"), [(4, 4), (100, PLAIN_LINES), (10_000, PLAIN_LINES), (107, 22)])
+@pytest.mark.parametrize(("total", "lines"), [(4, 4), (30, 30), (100, PLAIN_LINES + 1), (10_000, PLAIN_LINES + 1), (107, 23)])
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, total, lines):
+    """And one on the time that is left after 20 steps of half a second, unless it is less than 10 s."""
     log_steps(tmp_path, *map(step_metrics, range(1, total + 1)), total=total)
     printed, errors = capsys.readouterr()
     printed = printed.splitlines()
     assert len(printed) == lines and errors == "" and "\r" not in "".join(printed)
-    assert printed[-1] == f"step {total}/{total}: loss 0.5000, lr {0.001 * total:.2e}, 100 images/s, 0:00:00 left"
+    assert printed[-1] == f"step {total}/{total}: loss 0.5000, lr {0.001 * total:.2e}, 100 images/s"
 
 
 def test_lines_of_evaluations_and_skipped_updates(tmp_path, capsys):
@@ -115,21 +116,29 @@ def test_speed_is_a_mean_and_long_waits_are_shown(tmp_path, capsys):
     log_steps(tmp_path, step_metrics(1, images=150, waited=0.5), step_metrics(2, waited=0.05),
               tensorboard=tmp_path / "tensorboard", total=2)
     assert [line.split(", ", 2)[2] for line in capsys.readouterr().out.splitlines()] == [
-        "300 images/s, 100% waiting for data, 0:00:01 left", "200 images/s, 55% waiting for data, 0:00:00 left"]
+        "300 images/s, 100% waiting for data", "200 images/s, 55% waiting for data"]
     assert [event["data_wait"] for event in events(tmp_path)] == [1.0, 0.1]
     assert curves(tmp_path / "tensorboard")["train/data_wait"] == [(1, 1.0), (2, pytest.approx(0.1))]
 
 
-@pytest.mark.parametrize("first", [0, 10])
-def test_the_remaining_time(tmp_path, capsys, monkeypatch, first):
-    """Of this session: 100 s for 10 steps, so 3 h 20 min for 1,200 more."""
-    clock = iter([1000.5, 1100.0])                        # the first step took 0.5 s
-    monkeypatch.setattr("utils.run.loggers.time.monotonic", lambda: next(clock))
-    logger = RunLogger(tmp_path, None, first, 1210 + first)
-    monkeypatch.setattr(logger._writers[0], "_every", first + 10)
-    logger.log_step(step_metrics(first + 1))
-    logger.log_step(step_metrics(first + 10))
-    assert "3:20:00 left" in capsys.readouterr().out
+@pytest.mark.parametrize("first", [0, 1000])
+def test_the_time_that_is_left(tmp_path, capsys, first):
+    """In one line after 20 steps of this session, then in each: a step takes half a second."""
+    log_steps(tmp_path, *map(step_metrics, range(first + 1, first + 101)), total=first + 200, first=first)
+    about, *others = [line for line in capsys.readouterr().out.splitlines() if line.endswith((" left", "a step)"))]
+    assert about == "about 1 min 30 s left (0.5 s a step)"
+    assert others[0].endswith(", 1 min 25 s left" if first == 0 else ", 1 min 0 s left") and "100 images/s" in others[0], others
+
+
+def test_warnings_of_a_run_that_goes_badly_are_printed_once(tmp_path, capsys):
+    health = SimpleNamespace(follow=lambda event: ["warning: bad"] * (event["event"] == "eval"))
+    logger = RunLogger(tmp_path, None, 0, 4, health=health)
+    logger.log_step(step_metrics(1))
+    logger.log_evaluation(1, "val", eval_metrics())
+    logger.close()
+    assert capsys.readouterr().out.splitlines()[-1] == "warning: bad"
+    RunLogger(None, None, 0, 4, health=health).log_evaluation(1, "val", eval_metrics())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):

@@ -54,7 +54,7 @@ def test_mnist_scratch_on_grey_images(run_train, capsys):
     miniatures.mnist(Path("data/MNIST/raw"), ".gz")
     assert run_train("--recipe", "mnist-scratch", "--num_epochs", 2, "--train_batch_size", 10, "--num_workers", 1, "--name", "r",
                      "--eval_every", 6) == 0
-    assert "length: 6 steps of 10 images = 2 epochs of 30" in capsys.readouterr().out
+    assert "length: 6 steps of 10 images = 2 passes over the 30 training images" in capsys.readouterr().out
     model = load_model(Path("output/r/best.pt"))
     assert model.patch_embed.proj.weight.shape == (64, 1, 7, 7) and model.img_size == (28, 28)
     assert len(model.blocks) == 6 and model.config.num_heads == 8 and model.classes == list("0123456789")

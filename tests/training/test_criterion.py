@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from utils.training.criterion import Criterion, attention_loss, balanced_weights, classification_loss, distillation_loss
+from utils.training.criterion import (
+    Criterion,
+    attention_loss,
+    balanced_weights,
+    classification_loss,
+    distillation_loss,
+    guess_loss,
+)
 
 IMAGES, CLASSES = 12, 5
 
@@ -40,6 +47,26 @@ def test_classification_loss(soft, weights, smoothing):
     class_weights = torch.tensor(weights) if weights else None
     got = classification_loss(logits, targets, label_smoothing=smoothing, class_weights=class_weights)
     assert got.dtype == torch.float32 and got.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.0, 3.0]])
+def test_the_loss_of_a_guess_is_the_lowest_that_one_prediction_for_all_has(smoothing, weights):
+    """Found by descent; ln C where classes are alike. Of no image of a class nothing is infinite."""
+    targets, class_weights = torch.tensor([0] * 5 + [1] * 3 + [2] * 2 + [4]), torch.tensor(weights) if weights else None
+    logits = torch.zeros(1, CLASSES, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        mean = classification_loss(logits.expand(11, -1), targets, label_smoothing=smoothing, class_weights=class_weights) / 11
+        mean.backward()
+        return mean
+
+    optimizer.step(loss)
+    guess = guess_loss(torch.bincount(targets, minlength=CLASSES), smoothing, class_weights)
+    assert guess == pytest.approx(loss().item(), rel=1e-3)
+    assert guess_loss(torch.full((8,), 32)) == pytest.approx(np.log(8))
 
 
 LOSSES = {"classes": lambda logits: classification_loss(logits, labels()),

@@ -64,7 +64,9 @@ def test_against_numpy(classes):
     assert got.top == tuple((ranks < k).sum() / 77 for k in range(1, 6))
     assert (got.accuracy, got.top5) == (got.top[0], got.top[4])
     assert list(got.as_dict()) == ["images", "loss", "accuracy", "top2", "top3", "top4", "top5", "true_probability",
-                                   "calibration_error"]
+                                   "calibration_error", "predicted_class", "predicted_share"]
+    often = np.bincount(x.argmax(axis=1), minlength=classes)
+    assert (got.predicted_class, got.predicted_share) == (often.argmax(), often.max() / 77)
     assert got.loss == pytest.approx(-np.log(true).mean(), abs=1e-6)
     assert got.true_probability == pytest.approx(true.mean(), abs=1e-6)
     assert got.calibration_error == pytest.approx(expected_calibration_error(probabilities, labels), abs=1e-6)

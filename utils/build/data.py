@@ -69,9 +69,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
                           edit_transform=functools.partial(transform_with_edits, found_edits, model.grid)
                           if config.attention_edits else None, cached=cached, **shared)
     if ranks.is_main:
-        workers, why = loader.num_workers, loader.not_cached
-        print("input: " + (f"{workers} worker process{'es' * (workers > 1)} a rank; " if workers else "")
-              + (f"image by image: {why}" if why else f"whole batches, of images cached on the {ranks.device.type.upper()}"))
+        print(describe_loading(loader, ranks))
     return Data(
         splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
         eval_loader=build_eval_loader(config, model, ranks),
@@ -79,6 +77,16 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
         final=final, evaluated_before=test if config.test == "always" else watched,
         edits=found_edits, held_out_edits=held_out_edits,
         on_compiled=print_compile_time(ranks) if config.compile else None)
+
+
+def describe_loading(loader: Loader, ranks: Ranks) -> str:
+    """How training images come to the device."""
+    if not loader.not_cached:
+        return f"loading: all images stay in the memory of the {'CPU' if ranks.device.type == 'cpu' else 'GPU'}"
+    count = loader.num_workers
+    who = f"{count} process{'es' * (count > 1)} beside the training" if count else "the training process itself"
+    return (f"loading: one image after the other, by {who}{' on each GPU' * (count > 0 and ranks.size > 1)}"
+            f" ({loader.not_cached})")
 
 
 def build_train_transform(config: Config, model: ImageTransformer, splits: Splits) -> Callable:

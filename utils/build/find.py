@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import configs
-from models import ModelError
+from models import ModelError, WeightsError
+from models.checkpoints.download import DownloadError
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
-from models.checkpoints.published import find_checkpoint
+from models.checkpoints.published import check_published_reachable, find_checkpoint, published_name, published_view
 from models.create import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
@@ -128,6 +130,8 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     kept, which is opened first.
     """
     teacher = start = head_classes = None
+    if saved is None:
+        distributed.broadcast_from_main(ranks, lambda: check_start(sources.start, sources.model_type))
     if sources.teacher:
         teacher = distributed.local_main_first(ranks, lambda: open_model(sources.teacher, flag="--teacher",
                                                                          heads_if_unknown=sources.num_heads))
@@ -152,7 +156,8 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         test_is_val=splits.test is splits.val and splits.val_name == "test",
         reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
-        start_settings=start and start.settings, start_row=start_row or None, start_head_classes=head_classes,
+        start_settings=start and start.settings, start_row=start_row or None, start_view=start and view_of(start),
+        start_head_classes=head_classes,
         start_path=start and str(start.path), start_names_classes=bool(start and start.class_names),
         class_orders=two_orders(splits.classes) if sources.dataset in OWN_CLASSES else (),
         **vars(machine(ranks)),
@@ -210,11 +215,46 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
     ConfigError."""
     if start == "none":
         return None
-    with given_by("--pretrained_dir"):
-        if start != "auto":
-            return open_checkpoint(find_weights(start))
-        default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-        return OpenedCheckpoint(find_checkpoint(os.path.relpath(ROOT / default) if default.startswith("assets/") else default))
+    with given_by("--pretrained_dir"), telling_what_else():
+        return open_checkpoint(find_weights(start)) if start != "auto" else OpenedCheckpoint(find_checkpoint(file_of(model_type)))
+
+
+def check_start(start: str, model_type: str) -> None:
+    """Raises ConfigError where a published file is neither here nor can be had: before the time that the data take."""
+    name = file_of(model_type) if start == "auto" else start
+    if not Path(name).exists() and (name := published_name(name)):
+        with given_by("--pretrained_dir"), telling_what_else():
+            check_published_reachable(name)
+
+
+def file_of(model_type: str) -> str:
+    """The path or published name that `auto` means."""
+    default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
+    return os.path.relpath(ROOT / default) if default.startswith("assets/") else default
+
+
+@contextlib.contextmanager
+def telling_what_else() -> Iterator[None]:
+    try:
+        yield
+    except DownloadError as error:
+        raise WeightsError(f"{error}. Without it: weights that are here (--pretrained_dir FILE, PRETRAINED_DIR), or another "
+                           "--model_type (MODEL_TYPE) whose file is") from error
+
+
+def view_of(start: OpenedCheckpoint) -> dict:
+    """How the weights of a start saw their images, as far as their run, a config.json beside them or the page that publishes them
+    says; see Facts.start_view."""
+    if start.settings is not None:
+        of_run = before() | start.settings
+        size = of_run["img_size"]                       # of a checkpoint: a list where it has two sides
+        return {name: of_run[name] for name in ("interpolation", "eval_crop")} | {
+            "img_size": tuple(size) if isinstance(size, list) else size, "by": "their run"}
+    published = published_view(start.path)
+    said = start.view or published
+    size = {"img_size": start.row["img_size"]} if "img_size" in start.row else {}
+    return said | size | {"by": "their config.json" if start.view else "their publisher",
+                          "unknown_mean": not (start.tells_mean or published)}
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:

@@ -23,9 +23,11 @@ from utils.config import (
     Facts,
     describe_length,
     describe_memory,
+    describe_view,
     length_warnings,
     model_overrides,
     scratch_warnings,
+    view_notes,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
@@ -123,7 +125,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     """The first words of a run: where it happens, with what."""
     splits, size = found.splits, "x".join(map(str, model.img_size))
     place = (torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda"
-             else f"CPU with {torch.get_num_threads()} threads")
+             else f"CPU with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}")
     print(f"device: {ranks.size} x {place}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
     trained = f"{len(splits.train)} images to train on, " if len(splits.train) else ""
@@ -141,6 +143,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
             print(warning)
         print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
                          *length_warnings(config, found.facts)]), flush=True)
+    print("\n".join([f"images: {describe_view(config, splits.can_flip)}", *view_notes(config, found.facts)]), flush=True)
     if found.seen:
         print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):

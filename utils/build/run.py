@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from utils import distributed, launch
 from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
@@ -15,8 +17,10 @@ from utils.files import naming
 from utils.process import StopSignal
 from utils.run import folder
 from utils.run.checkpoint import RULES, CheckpointError
+from utils.run.health import Health, Plan
 from utils.run.loggers import check_wandb
 from utils.run.run import Run
+from utils.training.criterion import Criterion, guess_loss
 from utils.training.trainer import Trainer
 
 from .data import Data
@@ -97,9 +101,22 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
                 "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached,
                 "rules": run.state.rules if run.state else RULES}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
+    health = Health(plan_of(config, data, trainer.criterion)) if ranks.is_main else None
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
-                                                     settings):
+                                                     settings, health):
         yield
+
+
+def plan_of(config: Config, data: Data, criterion: Criterion) -> Plan:
+    """What the course of the run is judged by."""
+    classes = data.splits.classes
+    counts = torch.bincount(torch.as_tensor(data.splits.train.targets), minlength=len(classes))
+    held_out, share = "", 1.0
+    if data.watched and len(data.watched.images):
+        targets = torch.as_tensor(data.watched.images.targets)
+        held_out, share = data.watched.name, float(torch.bincount(targets).max()) / len(targets)
+    guess = None if criterion.teacher else guess_loss(counts, criterion.label_smoothing, criterion.class_weights)
+    return Plan(config, classes, float(counts.max() / counts.sum()), guess, held_out, share)
 
 
 def _claim(run: Run) -> tuple[Path, dict]:

@@ -21,3 +21,4 @@ from .resolve import (
 from .resume import changes, lacking_settings
 from .spelling import check_published, did_you_mean, unknown_model
 from .types import ConfigError
+from .view import describe_view, view_notes

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from configs import AUGREG_SIZES, MODELS
+from configs import AUGREG_SIZES, MODELS, RECIPES
 from utils import launch
 from utils.files import image_folder, no_folder, no_image_folder, where_looked
 from utils.training import memory
@@ -25,7 +25,7 @@ from .resume import AUTOMATIC, NOT_DOWNLOADED, keep_or_refuse, read_saved, resol
 from .types import ConfigError, as_tuple
 
 AUTO, NONE = "auto", "none"
-MAX_PASSES = 200                                   # over the training images; more are hardly ever meant
+MAX_PASSES, GOOD_PASSES = 200, 50                  # over the training images: more are hardly ever meant; what to try instead
 RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto` found nothing to resume
 
 
@@ -120,7 +120,9 @@ def model_overrides(config: Config) -> dict:
 
 def describe_length(config: Config, facts: Facts) -> str:
     steps, size, images = config.num_steps, config.train_batch_size, facts.train_images
-    return f"{steps} steps of {size} images = {steps * size / images:.3g} epochs of {images}"
+    passes = steps * size / images
+    times = f"{passes:,.0f}" if passes >= 1000 else f"{passes:.3g}"
+    return f"{steps} step{'s' * (steps > 1)} of {size} images = {times} passes over the {images} training images"
 
 
 def length_warnings(config: Config, facts: Facts) -> list[str]:
@@ -130,9 +132,12 @@ def length_warnings(config: Config, facts: Facts) -> list[str]:
     if size > images:
         found.append(f"warning: a step takes {size} images and there are {images}: it sees each {size / images:.3g} times. A "
                      "lower --train_batch_size (TRAIN_BATCH_SIZE) gives more steps an epoch")
-    if passes > MAX_PASSES:
-        found.append(f"warning: {passes:,.0f} passes over the training images: set a lower --num_steps (NUM_STEPS), or "
-                     "--num_epochs (NUM_EPOCHS)")
+    # From scratch a recipe may mean so many: that of DeiT asks for 300.
+    of_recipe = config.source("num_steps") == RECIPE and RECIPES[config.recipe].get("num_epochs")
+    if passes > MAX_PASSES and not of_recipe:
+        found.append(f"warning: {passes:,.0f} passes over the training images take long, and more than {MAX_PASSES} hardly ever "
+                     f"help: try --num_epochs {GOOD_PASSES} (NUM_EPOCHS={GOOD_PASSES}), here "
+                     f"{steps_in(GOOD_PASSES, images, size)} steps")
     return found
 
 

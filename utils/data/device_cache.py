@@ -221,7 +221,7 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device,
     """
     arrays, rows = _arrays(split)
     if not any_size and not cached_bytes(split):
-        return "the images are in files or too large to be cached"
+        return "the images are in files, or too large to stay in memory"
     if not arrays:
         return "the images are not in memory"
     if not _are_alike(arrays):

@@ -20,13 +20,16 @@ from utils.training.evaluation import EvalMetrics
 from utils.training.trainer import StepMetrics
 
 from .folder import BAD_IMAGES_FILE
+from .health import Health
 from .log import Log
 from .profiling import pace
+from .time_left import TimeLeft, in_words
 
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
+LEFT_SHOWN = 10.0     # seconds: of a run that is over sooner nobody asks how long it takes
 PACE_STEPS = 20       # over which the displayed speed is a mean: a single step may have waited for a loader that others did not
 # What is in the log alone; all other numbers of an event are drawn.
-NOT_DRAWN = {"step", "seconds", "skipped", "images", "top2", "top3", "top4"}
+NOT_DRAWN = {"step", "seconds", "skipped", "images", "top2", "top3", "top4", "predicted_class", "predicted_share"}
 
 
 class LoggerError(ValueError):
@@ -55,13 +58,16 @@ class RunLogger:
     """`folder` None: log nothing (all ranks but 0)."""
 
     def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int,
-                 wandb_project: str | None = None, config: dict | None = None):
-        """`config` is what W&B shows beside the run; call `check_wandb` before."""
-        self._writers, self._file, self._console = [], None, None
+                 wandb_project: str | None = None, config: dict | None = None, eval_every: int | None = None,
+                 health: Health | None = None):
+        """`config` is what W&B shows beside the run; call `check_wandb` before. eval_every: steps between evaluations. The
+        warnings of `health` are printed."""
+        self._writers, self._file, self._console, self._health = [], None, None, health
         if folder is None:
             return
         self._file = Log(folder, self.log)
-        self._console = (_ProgressBar if sys.stderr.isatty() else _PlainLines)(first_step, total_steps)
+        self._console = (_ProgressBar(first_step, total_steps) if sys.stderr.isatty() else
+                         _PlainLines(total_steps, TimeLeft(first_step, total_steps, eval_every)))
         self._writers.append(self._console)
         if tensorboard_dir is not None:
             self._writers.append(_TensorBoard(tensorboard_dir, first_step))
@@ -91,6 +97,8 @@ class RunLogger:
         self._file.write({key: str(value) if isinstance(value, float) and not abs(value) < float("inf") else value
                           for key, value in event.items()})
         self._each_writer(lambda writer: writer.write(event))
+        for warning in self._health.follow(event) if self._health else ():
+            self.log(warning)
 
     def _each_writer(self, call: Callable) -> None:
         """Turns off a writer that fails."""
@@ -193,24 +201,31 @@ class _ProgressBar(_Console):
 
 
 class _PlainLines(_Console):
-    """About PLAIN_LINES plain lines over the run, where there is no terminal."""
+    """About PLAIN_LINES plain lines over the run, where there is no terminal, and one that says how long the run will take."""
 
     name = "the output"
 
-    def __init__(self, first_step: int, total_steps: int):
+    def __init__(self, total_steps: int, left: TimeLeft):
         super().__init__()
-        self._first, self._total, self._every = first_step, total_steps, max(1, total_steps // PLAIN_LINES)
-        self._started = 0.0                             # of the first step: what is before it happens once
+        self._total, self._every, self._left, self._told = total_steps, max(1, total_steps // PLAIN_LINES), left, False
 
     def print(self, text: str) -> None:
         print(text, flush=True)
 
+    def write(self, event: dict) -> None:
+        self._left.follow(event)
+        super().write(event)
+
     def _show(self, event: dict, figures: str) -> None:
-        step = event["step"]
-        self._started = self._started or time.monotonic() - event["seconds"]
+        step, left = event["step"], self._left
+        known = left.known and step < self._total
         if step % self._every == 0 or step == self._total:
-            left = round((time.monotonic() - self._started) / (step - self._first) * (self._total - step))
-            self.print(f"step {step}/{self._total}: {figures}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+            remaining = f", {in_words(left.seconds)} left" if known and self._told else ""
+            self.print(f"step {step}/{self._total}: {figures}{remaining}")
+        if known and not self._told:
+            self._told = True
+            if left.seconds >= LEFT_SHOWN:
+                self.print(f"about {in_words(left.seconds)} left ({left.a_step:.2g} s a step)")
 
 
 class _TensorBoard:

@@ -28,6 +28,7 @@ from utils.training.trainer import DivergedError, Trainer
 from . import checkpoint
 from .checkpoint import NonFiniteError, RunCheckpoint, RunState
 from .folder import BAD_IMAGES_FILE
+from .health import Health
 from .log import LOG_FILE, read_log
 from .loggers import BadImages, RunLogger
 from .profiling import Profile
@@ -76,14 +77,14 @@ class Run:
 
     @contextlib.contextmanager
     def opened(self, folder: Path, log_folder: Path, constant: dict, trainer: Trainer, sampler: StepSampler,
-               settings: str) -> Iterator[None]:
+               settings: str, health: Health | None = None) -> Iterator[None]:
         """Around the step loop: opens what the run writes to, and closes it however the loop ends.
 
-        `constant`: the fields of RunState that do not change; `settings`: what is printed of the configuration. An error of the
-        step under way does not lose the steps before it.
+        `constant`: the fields of RunState that do not change; `settings`: what is printed of the configuration; `health` warns
+        of a run that goes badly. An error of the step under way does not lose the steps before it.
         """
         self.constant = constant
-        self._open(folder, log_folder, settings)
+        self._open(folder, log_folder, settings, health)
         try:
             with distributed.watch(self.ranks, lambda: f"step {trainer.step + 1}"):
                 if self.source and self.source.path.parent.resolve() != folder.resolve():
@@ -103,13 +104,19 @@ class Run:
                 self.outputs.saver.wait()
             self.outputs.logger.close()
 
-    def _open(self, folder: Path, log_folder: Path, settings: str) -> None:
+    def _open(self, folder: Path, log_folder: Path, settings: str, health: Health | None) -> None:
         config, main = self.config, self.ranks.is_main
         logger = RunLogger(folder if main else None, log_folder, self.history.began_at, config.num_steps, config.wandb,
-                           config.to_dict())
+                           config.to_dict(), config.eval_every, health)
         self.outputs = Outputs(folder, log_folder, logger)
-        self.history.logged = distributed.broadcast_from_main(self.ranks, lambda: {
-            (event["step"], event["split"]): result_of(event) for event in read_log(folder) if event["event"] == "eval"})
+
+        def earlier_evaluations() -> dict:
+            events = read_log(folder)
+            if health:
+                health.resume(events)
+            return {(event["step"], event["split"]): result_of(event) for event in events if event["event"] == "eval"}
+
+        self.history.logged = distributed.broadcast_from_main(self.ranks, earlier_evaluations)
         if main:
             print(f"{settings}\nrun folder: {folder}", flush=True)
             self.outputs.saver = Saver(folder, config.keep_checkpoints, self.history.best, warn=logger.log)

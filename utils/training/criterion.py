@@ -92,6 +92,18 @@ def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
     return torch.where(counts > 0, weights, 0.0).float()
 
 
+def guess_loss(counts: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> float:
+    """Returns the mean loss of the best prediction that is the same for all images, of which `counts` (C,) are of each class.
+
+    It is what a model reaches that has learned the classes' frequencies alone: ln C where they are alike. Mixed images do not
+    change it, since on average their targets are those of the images.
+    """
+    counts = counts.double().cpu()
+    targets = (1 - label_smoothing) * counts / counts.sum() + label_smoothing / len(counts)
+    terms = targets if class_weights is None else targets * class_weights.double().cpu()
+    return float(-torch.xlogy(terms, terms / terms.sum()).sum())
+
+
 def distillation_loss(kind: str, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Returns the sum over the images of logits (B, C) each (DeiT, arXiv 2012.12877, section 4).
 

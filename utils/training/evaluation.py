@@ -32,6 +32,8 @@ class EvalMetrics:
     top5: float
     true_probability: float                 # mean probability (softmax) of the true class
     calibration_error: float                # |accuracy - confidence| over 15 bins of the confidence, weighted by their images
+    predicted_class: int = -1               # the label that is predicted most often, and the fraction of the images that get it
+    predicted_share: float = 0.0
     confusion: Tensor | None = None         # (C, C) int64: rows true class, columns predicted class; not logged
 
     @property
@@ -58,6 +60,7 @@ class ClassificationMetrics:
         self.correct = torch.zeros(BINS, dtype=torch.int64, device=device)              # in each bin
         self.confidence = torch.zeros(BINS, dtype=torch.float64, device=device)         # sum in each bin
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)                  # loss, true probability
+        self.predicted = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self.confusion = torch.zeros(num_classes ** 2, dtype=torch.int64, device=device) if confusion else None
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -74,24 +77,26 @@ class ClassificationMetrics:
         own_bin = (confidence * BINS).ceil().clamp(1, BINS)[:, None] == torch.arange(1, BINS + 1, device=logits.device)
         self.correct += (own_bin & hits[:, :1]).sum(dim=0)
         self.confidence += (own_bin * confidence[:, None]).sum(dim=0)
+        self.predicted.index_add_(0, best[:, 0], torch.ones_like(targets))       # the host would wait for bincount
         if self.confusion is not None:
-            cells = targets * self.num_classes + best[:, 0]
-            self.confusion.index_add_(0, cells, torch.ones_like(cells))          # the host would wait for bincount
+            self.confusion.index_add_(0, targets * self.num_classes + best[:, 0], torch.ones_like(targets))
 
     def compute(self, stopped: bool = False) -> EvalMetrics | None:
         """Returns the metrics of all ranks, on every rank; None if a rank has `stopped` before its last image."""
         stops = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
-        *counts, stops = to_host(all_reduce_sum(torch.cat([self.images, self.top, self.correct, stops]))).tolist()
+        counts = torch.cat([stops, self.images, self.top, self.correct, self.predicted])
+        stops, images, *counts = to_host(all_reduce_sum(counts)).tolist()
         if stops:
             return None
         sums = to_host(all_reduce_sum(torch.cat([self.sums, self.confidence]))).tolist()
-        images, top, correct = counts[0], counts[1:TOP + 1], counts[TOP + 1:]
+        top, correct, predicted = counts[:TOP], counts[TOP:TOP + BINS], counts[TOP + BINS:]
         loss, true_probability, *confidence = sums
         confusion = None
         if self.confusion is not None:
             confusion = to_host(all_reduce_sum(self.confusion.clone())).view(self.num_classes, -1)
         return EvalMetrics(images, loss / images, *(hits / images for hits in top), true_probability=true_probability / images,
                            calibration_error=sum(abs(hits - total) for hits, total in zip(correct, confidence)) / images,
+                           predicted_class=predicted.index(max(predicted)), predicted_share=max(predicted) / images,
                            confusion=confusion)
 
 

@@ -54,8 +54,8 @@ def test_resized_positions_are_reported(case, img_size, resized):
 
 def test_report_is_one_line():
     text = str(load(reference.weights(CASE), CASE, "zero", img_size=96).load_report)
-    assert text == (f"42 parameters from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; fresh: head.bias, head.weight; "
-                    "left out of the file: head/bias, head/kernel, pre_logits/bias, pre_logits/kernel")
+    assert text == (f"42 arrays from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; new: head.bias, head.weight; "
+                    "not used of the file: head/bias, head/kernel, pre_logits/bias, pre_logits/kernel")
 
 
 # ---------------------------------------------------------------------------------------------------- the head

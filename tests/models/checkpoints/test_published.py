@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from models import ModelError, find_checkpoint
 from models.checkpoints.published import (
     META_FILES,
     PUBLISHED,
+    VIEWS,
+    check_published_reachable,
     published_name,
     published_url,
+    published_view,
     recommended_file,
 )
 
@@ -213,3 +217,23 @@ def test_a_damaged_table_on_the_disk(folder, put, content, message):
     with pytest.raises(ModelError, match=message) as error:
         find_checkpoint("augreg/S_16")
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_each_folder_has_its_way_of_evaluation():
+    """As MODEL_ZOO.md says; any other file has none."""
+    assert set(VIEWS) == {*PUBLISHED, *META_FILES, "augreg"}
+    for file, crop in (("sam/ViT-B_16.npz", 0.0), ("x/deit/deit_tiny_patch16_224-a1311bcf.pth", 0.875),
+                       ("cait/S24_224.pth", 1.0), ("augreg/S_16.npz", 0.0)):
+        assert published_view(Path(file))["eval_crop"] == crop
+    assert all(published_view(Path(file)) == {} for file in ("ViT-B_16.npz", "deit/mine.pth", "r/best.pt"))
+
+
+def test_a_server_is_asked_for_what_is_not_here(server, folder, put, monkeypatch):
+    """One that refuses to say is left to the download."""
+    check_published_reachable("sam/ViT-B_16")
+    assert server.requests == [] and not folder.exists()
+    monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")
+    with pytest.raises(ModelError, match=r"could not download http://127.0.0.1:9/vit/sam/ViT-B_16.npz .Connection refused.; "):
+        check_published_reachable("sam/ViT-B_16")
+    put(folder / "sam/ViT-B_16.npz")
+    check_published_reachable("sam/ViT-B_16")

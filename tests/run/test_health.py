@@ -1,0 +1,153 @@
+"""Warnings of a run that goes badly: on curves of runs that go well, which must stay silent, and of others."""
+
+import math
+import types
+
+import pytest
+
+from utils.run.health import Health, Plan
+
+CONFIG = {"num_steps": 240, "warmup_steps": 24, "train_batch_size": 32, "learning_rate": 0.03, "pretrained_dir": "w.npz",
+          "train_layers": "all", "freeze": None, "max_grad_norm": 1.0, "class_weights": "none", "augmentation": "crop_flip",
+          "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "attention_loss_weight": 1.0}
+TEN = [f"class {number}" for number in range(10)]
+MIXED = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+
+
+def plan(classes=TEN, share=0.1, guess: float | None = math.log(10), held_out_share=0.1, **flags) -> Plan:
+    return Plan(types.SimpleNamespace(**CONFIG | flags), classes, share, guess, "val", held_out_share)
+
+
+def train(step: int, loss: float, accuracy: float, **more) -> dict:
+    return {"event": "train", "step": step, "loss": loss, "accuracy": accuracy, "skipped": False} | more
+
+
+def evaluation(step: int, accuracy=0.5, loss=1.0, share=0.15, images=200, split="val", label=3) -> dict:
+    return {"event": "eval", "step": step, "split": split, "images": images, "accuracy": accuracy, "loss": loss,
+            "predicted_class": label, "predicted_share": share}
+
+
+def said(plan: Plan, *events: dict) -> list[str]:
+    health = Health(plan)
+    return [line for event in events for line in health.follow(event)]
+
+
+def curve(loss, accuracy=lambda step: 0.1, steps: int = 240, **more) -> list[dict]:
+    """Steps whose loss and accuracy are functions of the step; every fifth is a little better, every seventh worse."""
+    wobble = lambda step: 1 - 0.01 * (step % 5 == 0) + 0.01 * (step % 7 == 0)        # noqa: E731
+    return [train(step, loss(step) * wobble(step), accuracy(step), **more) for step in range(1, steps + 1)]
+
+
+# ------------------------------------------------------------------------------------------------------------- runs that learn
+
+
+@pytest.mark.parametrize(("settings", "loss", "accuracy"), [
+    ({}, lambda step: 2.3 * math.exp(-step / 60), lambda step: min(0.99, step / 100)),
+    ({}, lambda step: 2.3 if step < 45 else 2.25 - step / 400, lambda step: 0.15),                  # late
+    (MIXED, lambda step: 2.29 - step / 4000, lambda step: 0.2 + step / 1000),                       # far from a loss of 0
+    ({"classes": "ab", "share": 0.5, "guess": math.log(2), **MIXED}, lambda step: 0.69, lambda step: 0.60),
+    ({"classes": "ab", "share": 0.95, "guess": 0.1985}, lambda step: 0.15, lambda step: 0.95),      # as most are of one class
+    ({"guess": None}, lambda step: 3.0, lambda step: 0.2),                                          # a teacher's part in the loss
+    ({"num_steps": 30, "warmup_steps": 3}, lambda step: 2.3 if step < 10 else 2.1, lambda step: 0.3),
+    ({"classes": "a", "share": 1.0, "guess": 0.0}, lambda step: 0.0, lambda step: 1.0),
+    ({}, lambda step: 0.01, lambda step: 1.0), ({}, lambda step: math.nan, lambda step: 0.1)])
+def test_a_run_that_learns_is_left_alone(settings, loss, accuracy):
+    steps = curve(loss, accuracy, settings.get("num_steps", 240))
+    assert said(plan(**settings), *steps) == []
+
+
+def test_a_loss_of_edited_attention_is_no_part_of_the_judgement():
+    steps = curve(lambda step: 2.0 + 4.0, attention_loss=2.0)
+    assert said(plan(attention_loss_weight=2.0), *steps) == []
+    assert len(said(plan(attention_loss_weight=1.0), *steps)) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- runs that do not
+
+
+@pytest.mark.parametrize(("settings", "loss", "words"), [
+    ({"learning_rate": 1e-7}, 2.3026, "Try a higher --learning_rate (LEARNING_RATE, now 1e-07), or more steps (--num_steps"),
+    ({"pretrained_dir": "none"}, 2.3, "a higher --learning_rate (LEARNING_RATE, now 0.03), or start weights (--pretrained_dir"),
+    ({"train_layers": "head"}, 2.3, "or training more of the model (--train_layers all"),
+    ({"learning_rate": 10.0}, 20.0, "Try a lower --learning_rate (LEARNING_RATE, now 10), or a longer warm-up (--warmup_steps"),
+    ({"max_grad_norm": 0.0}, 20.0, "a lower --learning_rate (LEARNING_RATE, now 0.03), or --max_grad_norm 1"),
+    (MIXED, 2.3026, "no better than guessing by how frequent the classes are, with 2.303"),
+    ({"classes": "ab", "share": 0.9, "guess": 0.325}, 0.325, "with 0.325"),
+    ({"guess": None}, 5.0, "the training accuracy is 10.0% (mean of 16 steps), no better than always guessing the largest")])
+def test_a_loss_that_does_not_fall_is_told_once_and_early(settings, loss, words):
+    made = plan(**settings)
+    steps = curve(lambda step: loss, lambda step: settings.get("share", 0.1))
+    line, = said(made, *steps)
+    assert line.startswith("warning: at step 64 ") and words in line and made.judged_from == 64
+    assert said(made, *steps[:63]) == []
+
+
+def test_a_loss_that_was_high_and_came_down_to_guessing_was_too_fast():
+    line, = said(plan(), *curve(lambda step: 30.0 if step < 20 else 2.31))
+    assert "a lower --learning_rate" in line
+
+
+def test_a_long_run_is_judged_after_some_hundred_steps_and_a_short_one_after_half():
+    assert plan(num_steps=10_000, warmup_steps=500).judged_from == 800
+    assert plan(num_steps=2000, warmup_steps=0).judged_from == 200
+    assert plan(num_steps=30, warmup_steps=10).judged_from == 20
+
+
+@pytest.mark.parametrize(("settings", "share", "words"), [
+    ({}, 1.0, "200 of the 200 val images are taken for class 3, one of 10 classes. Try a lower --learning_rate"),
+    ({}, 0.99, "198 of the 200 val images"), ({}, 0.9, None),
+    ({"classes": ["ant", "bee", "c", "d"], "share": 0.9, "held_out_share": 0.9}, 1.0, "Try --class_weights balanced, or a lower"),
+    ({"classes": "abcd", "share": 0.9, "held_out_share": 0.98}, 1.0, None),                         # there are 4 others
+    ({"classes": "abcd", "share": 0.9, "held_out_share": 0.9, "class_weights": "balanced"}, 1.0, "Try a lower --learning_rate")])
+def test_one_class_for_all_images(settings, share, words):
+    learning = curve(lambda step: 1.0, lambda step: 0.6, 100)
+    lines = said(plan(**settings), *learning, *(evaluation(step, 0.1, share=share) for step in (100, 150)))
+    assert len(lines) == (words is not None) and (words is None or words in lines[0])
+
+
+def test_evaluations_before_the_run_of_its_beginning_and_of_another_split_say_nothing():
+    others = evaluation(0, share=1.0), evaluation(30, share=1.0), evaluation(100, share=1.0, split="test")
+    assert said(plan(), *others) == [] and len(said(plan(), *others, evaluation(100, share=1.0))) == 1
+
+
+LEARNED = curve(lambda step: 0.01, lambda step: 1.0)
+
+
+@pytest.mark.parametrize(("evaluations", "training", "told"), [
+    ([(0.6, 1.0), (0.6, 1.3)], 1.0, True), ([(0.6, 1.0), (0.6, 1.1)], 1.0, False),                  # hardly risen
+    ([(0.6, 1.0), (0.65, 1.3)], 1.0, False),                                                        # better all the same
+    ([(0.95, 0.1), (0.95, 0.2)], 1.0, False), ([(0.6, 1.0), (0.6, 1.3)], 0.9, False),
+    ([(0.6, 1.0)], 1.0, False), ([(0.6, 1.0), (0.6, math.inf)], 1.0, True)])
+def test_images_learned_by_heart(evaluations, training, told):
+    steps = curve(lambda step: 0.01, lambda step: training, 60)
+    lines = said(plan(), *steps, *(evaluation(80 + 20 * number, *values) for number, values in enumerate(evaluations)))
+    assert len(lines) == told
+    if told:
+        assert "warning: at step 100 100.0% of the training images are right and 60.0% of 200 val images" in lines[0]
+        assert "(step 80)" in lines[0] and "NUM_STEPS, now 240), or mixed images (--mixup_alpha 0.2)" in lines[0]
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"augmentation": "none"}, "or more varied images (--augmentation crop_flip)"),
+    ({"mixup_alpha": 0.2}, "a higher --weight_decay")])
+def test_what_helps_against_learning_by_heart(settings, words):
+    line, = said(plan(**settings), *LEARNED[:60], evaluation(80, 0.6, 1.0), evaluation(100, 0.6, 1.3))
+    assert words in line
+
+
+def test_few_held_out_images_decide_little():
+    """12 of 16 are as good as all within three sampling errors."""
+    few = [evaluation(step, 0.75, loss, images=16) for step, loss in ((80, 1.0), (100, 1.3))]
+    assert said(plan(), *LEARNED[:60], *few) == []
+
+
+def test_a_resumed_run_says_nothing_again():
+    """What the log holds has been said. It has NaN as text, and of an earlier version neither accuracies nor predictions."""
+    steps = curve(lambda step: 2.3026)
+    health = Health(plan())
+    health.resume([{"event": "start", "step": 0}, *steps[:100], evaluation(100, share=1.0)])
+    assert [line for event in (*steps[100:], evaluation(200, share=1.0)) for line in health.follow(event)] == []
+    fresh = Health(plan())
+    old = {"event": "eval", "step": 100, "split": "val", "images": 200, "accuracy": 0.1, "loss": "nan"}
+    fresh.resume([train(1, "nan", 0.1, skipped=True), {"event": "train", "step": 2, "loss": "inf"}, old])
+    assert len([line for event in steps for line in fresh.follow(event)]) == 1
