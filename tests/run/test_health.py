@@ -135,6 +135,13 @@ def test_what_helps_against_learning_by_heart(settings, words):
     assert words in line
 
 
+def test_guessing_the_largest_class_is_not_learning_by_heart():
+    steps = curve(lambda step: 0.15, lambda step: 0.957, 60)
+    evaluations = evaluation(80, 0.6, 1.0), evaluation(100, 0.6, 1.3)
+    unbalanced = plan(classes="ab", share=0.953, guess=0.19, held_out_share=0.78)
+    assert said(unbalanced, *steps, *evaluations) == [] and len(said(plan(), *steps, *evaluations)) == 1
+
+
 def test_few_held_out_images_decide_little():
     """12 of 16 are as good as all within three sampling errors."""
     few = [evaluation(step, 0.75, loss, images=16) for step, loss in ((80, 1.0), (100, 1.3))]

@@ -122,7 +122,8 @@ def by_heart(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[
     """What is wrong where a run knows its training images and is ever less sure of others; else "". `earlier`: evaluations."""
     config, (_, training), accuracy = plan.config, _means(recent), event["accuracy"]
     margin = max(GAP, 3 * math.sqrt(accuracy * (1 - accuracy) / event["images"]))
-    if not (earlier and training >= BY_HEART and accuracy < training - margin):
+    wrong = (1 - BY_HEART) * min(1, 2 * (1 - plan.train_share))      # where most are of one class, guessing it is right as often
+    if not (earlier and training >= 1 - wrong and accuracy < training - margin):
         return ""
     lowest = min(earlier, key=lambda one: float(one["loss"]))
     if not float(event["loss"]) > RISEN * float(lowest["loss"]) or accuracy > max(one["accuracy"] for one in earlier):
