@@ -50,7 +50,8 @@ def test_averages_start_from_it_and_resumed_runs_keep_theirs():
 
 def test_one_of_several_ranks_computes_it_for_all(monkeypatch):
     """The others take what it sends; the number of ranks is no part of it."""
-    objects, sent = build_objects(*START, "--head", "logistic"), {}
+    alone, objects = build_objects(*START, "--head", "logistic"), build_objects(*START, "--head", "logistic")
+    sent = {}
 
     def broadcast(ranks, compute):
         if ranks.is_main:
@@ -63,7 +64,6 @@ def test_one_of_several_ranks_computes_it_for_all(monkeypatch):
             torch.nn.init.zeros_(parameter)
         build.start_head(objects.config, None, dataclasses.replace(ALONE, rank=rank, size=2), objects.built, objects.data)
         assert torch.equal(objects.model.head.weight, torch.from_numpy(sent["head.weight"]).float())
-    alone = build_objects(*START, "--head", "logistic")
     assert torch.equal(alone.model.head.weight, objects.model.head.weight)
 
 
