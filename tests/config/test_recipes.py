@@ -44,8 +44,8 @@ def test_a_function_sets_nothing_that_is_opened_before():
     opened = {field.name for field in dataclasses.fields(Sources)} | {"pretrained_dir"}
     for function in FUNCTIONS.values():
         assert not function.sets & opened and function.sets <= set(FLAGS)
-        assert function.sets == set(function(FACTS, {"num_steps": None, "train_batch_size": None, "model_type": "ViT-B_16",
-                                                     "optimizer": "adamw", "attention_edits": None}))
+        assert function.sets >= set(function(FACTS, {"num_steps": None, "train_batch_size": None, "model_type": "MAE-B_16",
+                                                     "optimizer": None, "pretrained_dir": "auto", "attention_edits": None}))
     assert function_of("digits") is function_of("a name of an older version") is None
 
 
@@ -111,11 +111,28 @@ def test_what_photos_choose_is_reproduced_by_flags():
     config = photos()
     typed = parse(shlex.split(as_command(config)))
     again = resolve(typed, Facts(10 ** 5, 5, image_sizes=((1, 9),)))                 # other facts do not matter any more
-    assert again.to_dict() == config.to_dict() and all(again.source(name) == "flag" for name in function_of("photos").sets)
+    assert again.to_dict() == config.to_dict() and all(
+        again.source(name) == "flag" for name in function_of("photos").sets if getattr(config, name) is not None)
     assert photos(num_epochs=4.0).num_steps == round(4 * 300 / 32) == photos(num_epochs=4.0).warmup_steps * 10 + 8
     some = photos(learning_rate=0.5, eval_crop=0.0, train_batch_size=16, num_steps=7)
     assert (some.learning_rate, some.eval_crop, some.train_batch_size, some.num_steps) == (0.5, 0.0, 16, 7)
-    assert photos(optimizer="sgd").learning_rate != photos(optimizer="adamw").learning_rate
+
+
+def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
+    """Every row has a source, and one optimizer at least; the last fits any model."""
+    def taken(model_type: str, **flags) -> tuple:
+        config = photos(model_type=model_type, **flags)
+        return config.optimizer, config.learning_rate, config.layer_decay, config.weight_decay, config.drop_path_rate
+
+    assert taken("ViT-Ti_16") == ("sgd", 0.03, 1.0, 0.0, None) and taken("ViT-B_16") == ("sgd", 0.01, 1.0, 0.0, None)
+    assert taken("CaiT-S24") == taken("DeiT-Ti_16-distilled") == ("sgd", 0.01, 1.0, 1e-4, None)
+    assert taken("MAE-L_16") == ("adamw", 1.25e-4, 0.75, 0.05, 0.1) and taken("MAE-L_16", optimizer="sgd")[:2] == ("sgd", 0.01)
+    assert taken("MAE-L_16", pretrained_dir="none") == ("adamw", 1e-3, 1.0, 0.1, None)
+    assert photos(2000, pretrained_dir="none").num_steps > 3 * photos(2000).num_steps
+    assert taken("ViT-B_16", optimizer="adamw") == ("adamw", 1e-4, 0.75, 0.05, None)
+    assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1e-4, 0.5)
+    assert all(row["source"] and {"sgd", "adamw"} <= set(row) for row in configs.FINE_TUNING)
+    assert "".startswith(configs.FINE_TUNING[-1]["models"])
 
 
 def test_photos_start_from_a_fitted_head_where_there_are_features():

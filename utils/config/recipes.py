@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from configs import DEFAULTS_OF_DATASET, FINE_TUNING, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
+from configs import DEFAULTS_OF_DATASET, FINE_TUNING, FROM_SCRATCH, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
 
 from .flags import SIZES
 from .records import Facts, Machine, Values
@@ -18,7 +18,8 @@ from .types import ConfigError
 
 # photos: the batch by the number of training images, and the length in passes over them, within bounds.
 BATCHES = ((2_000, 32), (20_000, 128), (math.inf, 512))
-PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 200, 240, 20_000
+PASSES, SCRATCH_PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 100, 200, 240, 20_000
+OPTIMIZERS = ("sgd", "adamw")
 LONG = 2.0                      # longer side over shorter: of images beyond it the middle square shows less than half
 
 FUNCTION = "function"           # the key of a row of configs.RECIPES that names one of the functions below
@@ -49,22 +50,26 @@ def photos(facts: Facts, values: Values) -> dict:
     """For images of one's own: batch and length by their number, rates (configs.FINE_TUNING) by model, view by their shapes."""
     images = facts.train_images
     batch = values["train_batch_size"] or next(size for below, size in BATCHES if images < below)
-    length = min(max(LEAST_STEPS, PASSES * images // batch), MOST_PASSES * images // batch, MOST_STEPS)
+    passes = SCRATCH_PASSES if values["pretrained_dir"] == "none" else PASSES
+    length = min(max(LEAST_STEPS, passes * images // batch), MOST_PASSES * images // batch, MOST_STEPS)
     steps = values["num_steps"] or max(1, length)
     ratios = [max(size) / min(size) for size in facts.image_sizes]
     whole = bool(ratios) and statistics.median(ratios) > LONG
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
-            "eval_crop": 0.0 if whole else 0.875} | _rates(values)
+            "eval_crop": 0.0 if whole else 0.875} | _fine_tuning(values)
 
 
-def _rates(values: Values) -> dict:
-    """Those of the first row of configs.FINE_TUNING that is of the model, for the optimizer."""
-    row = next(row for prefix, row in FINE_TUNING.items() if values["model_type"].startswith(prefix))
-    return row.get(values["optimizer"], row["adamw"])
+def _fine_tuning(values: Values) -> dict:
+    """The optimizer and its rates: of the first row of configs.FINE_TUNING that is of the model, or of FROM_SCRATCH."""
+    row = FROM_SCRATCH if values["pretrained_dir"] == "none" else next(
+        row for row in FINE_TUNING if values["model_type"].startswith(row["models"]))
+    own = next(name for name in row if name in OPTIMIZERS)
+    optimizer = values["optimizer"] or own
+    return {"optimizer": optimizer} | row.get(optimizer, row["adamw"])
 
 
-photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop",
-                         *(name for row in FINE_TUNING.values() for rates in row.values() for name in rates)})
+photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "optimizer",
+                         *(flag for row in FINE_TUNING for name in OPTIMIZERS for flag in row.get(name, ()))})
 FUNCTIONS: dict[str, Callable[[Facts, Values], dict]] = {"bit_hyperrule": bit_hyperrule, "photos": photos}
 
 
