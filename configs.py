@@ -119,8 +119,8 @@ RECIPES = {
     # and view; FINE_TUNING has the rates. How they were chosen, and what they reach: docs/small_sets.md.
     "photos": {
         "function": "photos",
-        "weight_decay": 0.0, "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip",
-        "crop_scale": 0.5, "interpolation": "bicubic", "head": "logistic", "tta": "flip"},
+        "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip",
+        "crop_scale": 0.5, "interpolation": "bicubic", "head": "logistic"},
     # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (MODEL_ZOO.md).
     "digits": {
         "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "train_batch_size": 64, "num_steps": 100,

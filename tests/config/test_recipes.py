@@ -45,7 +45,8 @@ def test_a_function_sets_nothing_that_is_opened_before():
     for function in FUNCTIONS.values():
         assert not function.sets & opened and function.sets <= set(FLAGS)
         assert function.sets >= set(function(FACTS, {"num_steps": None, "train_batch_size": None, "model_type": "MAE-B_16",
-                                                     "optimizer": None, "pretrained_dir": "auto", "attention_edits": None}))
+                                                     "optimizer": None, "pretrained_dir": "auto", "attention_edits": None,
+                                                     "augmentation": "crop_flip"}))
     assert function_of("digits") is function_of("a name of an older version") is None
 
 
@@ -133,6 +134,13 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1e-4, 0.5)
     assert all(row["source"] and {"sgd", "adamw"} <= set(row) for row in configs.FINE_TUNING)
     assert "".startswith(configs.FINE_TUNING[-1]["models"])
+
+
+def test_photos_are_mirrored_and_mixed_where_that_is_possible():
+    assert [photos(augmentation=kind).tta for kind in ("crop_flip", "crop", "pad_flip")] == ["flip", "none", "flip"]
+    assert photos(facts={"can_flip": False}).tta == "none"
+    alone, edited = photos(train_batch_size=5), photos(attention_edits="e", facts={"start_head_classes": 5})
+    assert (photos().mixup_alpha, alone.mixup_alpha, edited.mixup_alpha) == (0.2, 0.0, 0.0)
 
 
 def test_photos_start_from_a_fitted_head_where_there_are_features():

@@ -25,7 +25,9 @@ def config(**flags):
     ({"augmentation": "crop", "rotation": 7.2, "color_jitter": 0.1, "randaugment_ops": 2, "random_erasing": 0.2},
      "training: random crops of 5 to 100 % of the area, turned by up to 7.2 degrees, colors varied, RandAugment, partly erased, "
      "bilinear; evaluation: the whole image, its shape not kept, bilinear"),
-    ({"eval_only": True}, "evaluation: the whole image, its shape not kept, bilinear")], ids=str)
+    ({"eval_only": True}, "evaluation: the whole image, its shape not kept, bilinear"),
+    ({"eval_only": True, "tta": "flip"}, "evaluation: the whole image, its shape not kept, bilinear, and its mirror image")],
+    ids=str)
 def test_images_in_words(flags, words):
     assert describe_view(config(**flags), can_flip=True) == words
 

@@ -153,6 +153,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
             check_finite(start)                            # before anything is said about its head
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes),
+        can_flip=splits.can_flip,
         test_is_val=splits.test is splits.val and splits.val_name == "test",
         reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),

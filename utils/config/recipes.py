@@ -55,8 +55,11 @@ def photos(facts: Facts, values: Values) -> dict:
     steps = values["num_steps"] or max(1, length)
     ratios = [max(size) / min(size) for size in facts.image_sizes]
     whole = bool(ratios) and statistics.median(ratios) > LONG
+    flips = facts.can_flip and values["augmentation"].endswith("_flip")
+    mixes = batch % (2 * facts.ranks) == 0 and not values["attention_edits"]          # in pairs; an edit belongs to one image
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
-            "eval_crop": 0.0 if whole else 0.875} | _fine_tuning(values)
+            "eval_crop": 0.0 if whole else 0.875, "tta": "flip" if flips else "none",
+            "mixup_alpha": 0.2 if mixes else 0.0} | _fine_tuning(values)
 
 
 def _fine_tuning(values: Values) -> dict:
@@ -65,11 +68,11 @@ def _fine_tuning(values: Values) -> dict:
         row for row in FINE_TUNING if values["model_type"].startswith(row["models"]))
     own = next(name for name in row if name in OPTIMIZERS)
     optimizer = values["optimizer"] or own
-    return {"optimizer": optimizer} | row.get(optimizer, row["adamw"])
+    return {"optimizer": optimizer, "weight_decay": 0.0} | row.get(optimizer, row["adamw"])
 
 
-photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "optimizer",
-                         *(flag for row in FINE_TUNING for name in OPTIMIZERS for flag in row.get(name, ()))})
+photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "tta", "mixup_alpha",
+                         "optimizer", *(flag for row in FINE_TUNING for name in OPTIMIZERS for flag in row.get(name, ()))})
 FUNCTIONS: dict[str, Callable[[Facts, Values], dict]] = {"bit_hyperrule": bit_hyperrule, "photos": photos}
 
 

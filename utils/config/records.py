@@ -48,6 +48,7 @@ class Facts:
 
     train_images: int
     num_classes: int
+    can_flip: bool = True                           # mirrored, an image keeps its class
     test_is_val: bool = False                       # no split but test is left to choose on
     image_sizes: tuple[tuple[int, int], ...] = ()   # (height, width) of some training images, where the recipe is a function
     reading: dict | None = None                     # settings of how image files are read, as they were found: exif, alpha, ...

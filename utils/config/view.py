@@ -14,6 +14,7 @@ def describe_view(config: Config, can_flip: bool) -> str:
     can_flip: whether mirroring keeps the classes of the data set.
     """
     evaluation = f"evaluation: {_evaluated(config.interpolation, config.eval_crop, _whole(config))}"
+    evaluation += ", and its mirror image" * (config.tta == "flip")
     return evaluation if config.eval_only else f"training: {_trained(config, can_flip)}; {evaluation}"
 
 
