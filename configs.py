@@ -120,7 +120,7 @@ RECIPES = {
     "photos": {
         "function": "photos",
         "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip",
-        "crop_scale": 0.5, "interpolation": "bicubic", "head": "logistic"},
+        "crop_scale": 0.5, "randaugment_magnitude": 5, "interpolation": "bicubic", "head": "logistic"},
     # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (MODEL_ZOO.md).
     "digits": {
         "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "train_batch_size": 64, "num_steps": 100,

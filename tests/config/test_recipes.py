@@ -100,6 +100,7 @@ def test_photos_go_by_the_number_of_images(images):
     assert config.recipe == "photos" and config.num_steps <= 20_000 and config.warmup_steps == config.num_steps // 10
     assert 6 <= passes <= 200 or images > 10 ** 6 or (config.num_steps == 12 and images == 2)
     assert config.eval_every * 8 <= max(8, config.num_steps)
+    assert photos(images, facts={"ranks": 3}).train_batch_size % 3 == 0             # which nobody has typed
 
 
 def test_photos_are_seen_whole_where_the_middle_would_show_too_little():
@@ -136,11 +137,11 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert "".startswith(configs.FINE_TUNING[-1]["models"])
 
 
-def test_photos_are_mirrored_and_mixed_where_that_is_possible():
+def test_photos_are_mirrored_and_varied_where_that_is_possible():
     assert [photos(augmentation=kind).tta for kind in ("crop_flip", "crop", "pad_flip")] == ["flip", "none", "flip"]
     assert photos(facts={"can_flip": False}).tta == "none"
-    alone, edited = photos(train_batch_size=5), photos(attention_edits="e", facts={"start_head_classes": 5})
-    assert (photos().mixup_alpha, alone.mixup_alpha, edited.mixup_alpha) == (0.2, 0.0, 0.0)
+    edited = photos(attention_edits="e", facts={"start_head_classes": 5})
+    assert (photos().randaugment_ops, edited.randaugment_ops) == (1, 0)
 
 
 def test_photos_start_from_a_fitted_head_where_there_are_features():

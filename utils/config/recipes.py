@@ -49,17 +49,17 @@ bit_hyperrule.sets = frozenset({"num_steps", "warmup_steps", "decay_milestones",
 def photos(facts: Facts, values: Values) -> dict:
     """For images of one's own: batch and length by their number, rates (configs.FINE_TUNING) by model, view by their shapes."""
     images = facts.train_images
-    batch = values["train_batch_size"] or next(size for below, size in BATCHES if images < below)
+    own = next(size for below, size in BATCHES if images < below)
+    batch = values["train_batch_size"] or math.ceil(own / facts.ranks) * facts.ranks
     passes = SCRATCH_PASSES if values["pretrained_dir"] == "none" else PASSES
     length = min(max(LEAST_STEPS, passes * images // batch), MOST_PASSES * images // batch, MOST_STEPS)
     steps = values["num_steps"] or max(1, length)
     ratios = [max(size) / min(size) for size in facts.image_sizes]
     whole = bool(ratios) and statistics.median(ratios) > LONG
     flips = facts.can_flip and values["augmentation"].endswith("_flip")
-    mixes = batch % (2 * facts.ranks) == 0 and not values["attention_edits"]          # in pairs; an edit belongs to one image
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
             "eval_crop": 0.0 if whole else 0.875, "tta": "flip" if flips else "none",
-            "mixup_alpha": 0.2 if mixes else 0.0} | _fine_tuning(values)
+            "randaugment_ops": 0 if values["attention_edits"] else 1} | _fine_tuning(values)       # an edit cannot follow them
 
 
 def _fine_tuning(values: Values) -> dict:
@@ -71,7 +71,7 @@ def _fine_tuning(values: Values) -> dict:
     return {"optimizer": optimizer, "weight_decay": 0.0} | row.get(optimizer, row["adamw"])
 
 
-photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "tta", "mixup_alpha",
+photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "tta", "randaugment_ops",
                          "optimizer", *(flag for row in FINE_TUNING for name in OPTIMIZERS for flag in row.get(name, ()))})
 FUNCTIONS: dict[str, Callable[[Facts, Values], dict]] = {"bit_hyperrule": bit_hyperrule, "photos": photos}
 
