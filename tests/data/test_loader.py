@@ -84,10 +84,9 @@ def test_evaluation_covers_every_image_once(count, world, batch_size):
 
 
 def test_default_workers(monkeypatch):
-    monkeypatch.setattr(data.sys, "platform", "linux")
     for cores, ranks, gpu, cpu in ((1, 1, 0, 0), (2, 1, 1, 1), (4, 1, 3, 1), (16, 1, 15, 4), (16, 8, 1, 1), (8, 2, 3, 1),
                                    (2, 2, 0, 0), (2, 4, 0, 0), (64, 1, 16, 4), (192, 8, 16, 4)):
-        monkeypatch.setattr(data.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(data, "core_count", lambda cores=cores: cores)
         assert data.default_workers("folder", ranks, "cuda") == gpu, (cores, ranks)
         assert data.default_workers("folder", ranks, "cpu") == cpu, (cores, ranks)
         assert data.default_workers("digits", ranks, "cuda") == 0

@@ -75,7 +75,7 @@ def test_a_journey_on_two_processes(tmp_path, capsys):
 
     code, printed, errors = end(start(RESUME_PATH=str(folder)))
     assert code == 0, errors
-    before, after = map(float, re.search(r"([\d.]+)% before, ([\d.]+)% after \(500 images\)", printed).groups())
+    before, after = map(float, re.search(r"([\d.]+)% before, ([\d.]+)% after \(500 images;", printed).groups())
     assert before < 20 and after > 90, (before, after)
     assert load_state(checkpoint.step_files(folder)[0]).step == 100
     assert (folder / "best.pt").exists() and (folder / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -230,7 +230,8 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
     pixels[:10] = 255                                          # its top, which turns to the right
     Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif, quality=95)
     for number, exif_of_run in enumerate(("follow", "off")):
-        folder = save_run(Path(f"output/{number}"), dataset="folder", exif=exif_of_run, intensity_range=(0, 65535), alpha="white")
+        folder = save_run(Path(f"output/{number}"), dataset="folder", exif=exif_of_run, intensity_range=(0, 65535), alpha="white",
+                          eval_crop=0.0)
         shown = np.asarray(draw(figures, "rollout", "--checkpoint", folder, "--image", "phone.jpg").axes[0].images[0].get_array())
         bright = shown[..., 0] > 128
         assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off")
