@@ -76,6 +76,15 @@ def test_a_build_for_cpus_alone_is_named(monkeypatch, no_gpu):
             choose_device(name)
 
 
+def test_the_cores_of_a_process(monkeypatch):
+    """Those it may use; where the system does not tell, all."""
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    assert devices.core_count() == 3
+    monkeypatch.delattr(devices.os, "sched_getaffinity")
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: None)
+    assert devices.core_count() == 1
+
+
 def test_a_tensor_is_copied():
     tensor = torch.arange(5)
     assert on_device(tensor, CPU) is tensor
