@@ -116,11 +116,11 @@ RECIPES = {
         "optimizer": "sgd", "learning_rate": 3e-2, "weight_decay": 0.0, "train_batch_size": 512, "num_steps": 10_000,
         "warmup_steps": 500, "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip", "eval_every": 100},
     # For images of one's own: what `auto` means for folder and csv. Its function (utils/config/recipes.py) chooses batch, length
-    # and view; FINE_TUNING has the rates. How they were chosen, and what they reach: docs/small_sets.md.
+    # and view; FINE_TUNING has the rates.
     "photos": {
         "function": "photos",
         "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip",
-        "crop_scale": 0.5, "randaugment_magnitude": 5, "interpolation": "bicubic", "head": "logistic"},
+        "crop_scale": 0.5, "randaugment_magnitude": 5, "interpolation": "bicubic"},
     # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (MODEL_ZOO.md).
     "digits": {
         "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "train_batch_size": 64, "num_steps": 100,
@@ -194,11 +194,11 @@ VARIANTS = {
 }
 
 # How the recipe `photos` fine-tunes a model: the first row of which the model's name has the beginning. By optimizer, the first
-# where no flag names another; rates are for batches of 32.
+# where no flag names another. Rates of AdamW are for 32 images, and grow with the batch; SGD's do not.
 PAPER = "arXiv 2010.11929, appendix B.1.1, and 2106.10270, section 3.5: the best of 0.001 to 0.03, SGD, batch 512"
 MAE_TABLE = "arXiv 2111.06377, table 9: AdamW, 1e-3 times batch / 256"
 FINE_TUNING = (
-    {"models": "ViT-Ti", "source": "run here, on a model of this width at 32 px: docs/small_sets.md",
+    {"models": "ViT-Ti", "source": "run here, on a model of width 128 with 6 blocks at 32 px",
      "sgd": {"learning_rate": 0.03}, "adamw": {"learning_rate": 3e-4, "layer_decay": 0.75, "weight_decay": 0.05}},
     {"models": "MAE-", "source": f"not run here; {MAE_TABLE}",
      "adamw": {"learning_rate": 1.25e-4, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path_rate": 0.1},

@@ -12,6 +12,7 @@ The weight of the attention loss (--attention_edits) is chosen in the same way.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -85,7 +86,10 @@ def main(argv: list[str]) -> int:
         if best is None:
             raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
         print(f"\nsweep: {sweeps.describe_choice(rows, best, tried)}\nsweep: now the final run", flush=True)
-        rows.append(finish(folder / sweeps.FINAL, [*shared, "--val_fraction", "0", "--test", "once"], tried, best[tried]))
+        final = [*shared, "--val_fraction", "0", "--test", "once"]
+        if "train_batch_size" not in flags_of_run:    # more images may mean another, for which the rate was not chosen
+            final += batch_of(folder / best["run"])
+        rows.append(finish(folder / sweeps.FINAL, final, tried, best[tried]))
         summarise(folder, rows, tried)
     return program.exit_code
 
@@ -214,9 +218,19 @@ def claim(folder: Path, settings: dict) -> None:
             return
         if any(folder.glob("*/log.jsonl")):
             name = changed[0]
-            raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings.get(name)}: give another NAME")
+            or_else = f", or --{name} {before[name]} to go on with it" if name in FLAGS and before.get(name) is not None else ""
+            raise ConfigError(f"{folder} is a sweep with {name} {before.get(name)}, not {settings.get(name)}: give another NAME"
+                              f"{or_else}")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+
+
+def batch_of(trial: Path) -> list[str]:
+    """The flag that repeats the trial's batch; [] if its config.json is lost."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        saved = json.loads((trial / "config.json").read_text(encoding="utf-8"))
+        return ["--train_batch_size", str(saved["config"]["train_batch_size"])]
+    return []
 
 
 def value_before(name: str, settings: dict) -> object:

@@ -78,7 +78,6 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
     data = build.build_data(config, found, saved, ranks, built)        # loaders over the splits that were found
-    build.start_head(config, saved, ranks, built, data)                # as --head logistic asks
     trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()

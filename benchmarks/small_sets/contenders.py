@@ -189,6 +189,8 @@ def outcome_of_logistic(result: dict) -> Outcome:
 
 CONTENDERS = (
     Contender("auto", "train.py with data, start weights and model, and nothing else", train_py, read_ours),
+    Contender("auto-one-pass", "`auto` with `--tta none`: an image without its mirror image in evaluation, as the programs below",
+              lambda job: train_py(job, "--tta", "none"), read_ours, "--tta none"),
     Contender("vit-paper", "train.py, recipe `vit-paper` at batch 32: SGD 0.03, warm-up a tenth, crops of half the area and "
               "more; evaluation on the whole image, squeezed to a square", vit_paper, read_ours),
     Contender("timm", "timm's train.py with the settings of `vit-paper`; evaluation with the shape kept (it cannot squeeze)",
@@ -201,7 +203,8 @@ CONTENDERS = (
     Contender("transformers-own", "transformers' Trainer at its defaults, with the transforms of its image-classification "
               "example: AdamW 5e-5, linear decay, batch 8, crops of 0.08 of the area and more; evaluation with the shape kept",
               trainer_command("own"), lambda job: outcome_of_trainer(read_json(job), job.split.train)),
-    Contender("logistic", "scikit-learn's logistic regression on frozen features; cross-validation on the training images "
-              "chooses C, and whether all images are squeezed or seen with their shape kept and a crop of 0.875",
+    Contender("logistic", "scikit-learn's logistic regression on frozen features of images and mirror images, in evaluation "
+              "too; cross-validation on the training images chooses C, and whether all images are squeezed or seen with their "
+              "shape kept and a crop of 0.875",
               lambda job: module_command(job, "logistic"), lambda job: outcome_of_logistic(read_json(job))),
 )

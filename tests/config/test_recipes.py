@@ -7,7 +7,7 @@ import pytest
 from flag_values import words
 
 import configs
-from utils.config import FLAGS, ConfigError, Facts, Machine, Sources, as_command, check, choose, parse, resolve
+from utils.config import FLAGS, ConfigError, Facts, Machine, Sources, as_command, check, choose, length_warnings, parse, resolve
 from utils.config.recipes import FUNCTION, FUNCTIONS, function_of
 from utils.config.resolve import NOT_DOWNLOADED
 
@@ -93,13 +93,14 @@ def photos(images: int = 300, facts: dict | None = None, **flags):
     return resolve(PHOTOS | flags, Facts(images, 5, **facts or {}))
 
 
-@pytest.mark.parametrize("images", [2, 10, 25, 50, 256, 2_000, 30_000, 10 ** 6, 10 ** 8])
-def test_photos_go_by_the_number_of_images(images):
+@pytest.mark.parametrize(("images", "batch", "steps"), [
+    (2, 2, 200), (10, 10, 200), (32, 32, 200), (50, 32, 240), (512, 32, 240), (1_000, 32, 468), (1_999, 32, 937),
+    (2_000, 128, 240), (19_999, 128, 2_343), (20_000, 512, 585), (10 ** 6, 512, 20_000), (10 ** 8, 512, 20_000)])
+def test_photos_go_by_the_number_of_images(images, batch, steps):
     config = photos(images)
-    passes = config.num_steps * config.train_batch_size / images
-    assert config.recipe == "photos" and config.num_steps <= 20_000 and config.warmup_steps == config.num_steps // 10
-    assert 6 <= passes <= 200 or images > 10 ** 6 or (config.num_steps == 12 and images == 2)
-    assert config.eval_every * 8 <= max(8, config.num_steps)
+    assert (config.recipe, config.train_batch_size, config.num_steps, config.warmup_steps) == (
+        "photos", batch, steps, steps // 10)
+    assert config.eval_every * 8 <= config.num_steps and not length_warnings(config, Facts(images, 5))
     assert photos(images, facts={"ranks": 3}).train_batch_size % 3 == 0             # which nobody has typed
 
 
@@ -129,7 +130,8 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert taken("ViT-Ti_16") == ("sgd", 0.03, 1.0, 0.0, None) and taken("ViT-B_16") == ("sgd", 0.01, 1.0, 0.0, None)
     assert taken("CaiT-S24") == taken("DeiT-Ti_16-distilled") == ("sgd", 0.01, 1.0, 1e-4, None)
     assert taken("MAE-L_16") == ("adamw", 1.25e-4, 0.75, 0.05, 0.1) and taken("MAE-L_16", optimizer="sgd")[:2] == ("sgd", 0.01)
-    assert taken("MAE-L_16", pretrained_dir="none") == ("adamw", 1e-3, 1.0, 0.1, None)
+    assert taken("MAE-L_16", pretrained_dir="none", train_batch_size=64) == ("adamw", 1e-3, 1.0, 0.1, None)
+    assert taken("MAE-L_16", train_batch_size=64)[1] == 2.5e-4 and taken("ViT-B_16", train_batch_size=64)[1] == 0.01
     assert photos(2000, pretrained_dir="none").num_steps > 3 * photos(2000).num_steps
     assert taken("ViT-B_16", optimizer="adamw") == ("adamw", 1e-4, 0.75, 0.05, None)
     assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1e-4, 0.5)
@@ -140,18 +142,14 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
 def test_photos_are_mirrored_and_varied_where_that_is_possible():
     assert [photos(augmentation=kind).tta for kind in ("crop_flip", "crop", "pad_flip")] == ["flip", "none", "flip"]
     assert photos(facts={"can_flip": False}).tta == "none"
-    edited = photos(attention_edits="e", facts={"start_head_classes": 5})
-    assert (photos().randaugment_ops, edited.randaugment_ops) == (1, 0)
+    edited, plain = photos(attention_edits="e", facts={"start_head_classes": 5}), photos(augmentation="none")
+    assert (photos().randaugment_ops, edited.randaugment_ops, plain.randaugment_ops) == (1, 0, 0)
+    assert (plain.eval_crop, photos(augmentation="pad_flip").eval_crop, photos(augmentation="crop").eval_crop) == (0, 0, 0.875)
 
 
-def test_photos_start_from_a_fitted_head_where_there_are_features():
-    heads = {name: photos(facts={"start_head_classes": 5}, **flags).head for name, flags in {
-        "published": {}, "scratch": {"pretrained_dir": "none"}, "typed": {"head": "zero"}, "edits": {"attention_edits": "e"},
-        "evaluation": {"eval_only": True}}.items()}
-    assert heads == {"published": "logistic", "scratch": "zero", "typed": "zero", "edits": "keep", "evaluation": "keep"}
-    with pytest.raises(ConfigError, match="--head logistic needs start weights"):
-        check(PHOTOS | {"head": "logistic", "pretrained_dir": "none"})
-    assert photos(facts={"start_head_classes": 5}, eval_only=True).recipe == "vit-paper"         # which sees whole images
+def test_an_evaluation_sees_images_as_the_paper_does():
+    config = photos(facts={"start_head_classes": 5}, eval_only=True)
+    assert (config.recipe, config.eval_crop, config.tta, config.head) == ("vit-paper", 0.0, "none", "keep")
 
 
 @pytest.mark.parametrize(("machine", "model"), [
@@ -162,5 +160,7 @@ def test_the_machine_decides_the_model_of_photos_alone(machine, model):
     assert choose(PHOTOS, machine=machine).model_type == model
     assert choose(PHOTOS | {"model_type": "ViT-B_32"}, machine=machine).model_type == "ViT-B_32"
     assert choose(PHOTOS | {"recipe": "vit-paper"}, machine=machine).model_type == "ViT-B_16"
+    assert choose({"dataset": "oxford_pets", "recipe": "photos"}, machine=machine).model_type == model
+    assert choose({"recipe": "photos"}, machine=machine).model_type == "ViT-Nano_2"
     facts = Facts(300, 5) if machine is None else Facts(300, 5, **vars(machine))
     assert resolve(PHOTOS, facts).model_type == model

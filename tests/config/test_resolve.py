@@ -144,7 +144,7 @@ def test_where_the_weights_come_from(flags, start):
 
 def test_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
-    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "logistic", False, "photos",
+    assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "zero", False, "photos",
                                     "ViT-Ti_16", "auto")
 
 

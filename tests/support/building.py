@@ -32,7 +32,6 @@ def build_objects(*flags) -> types.SimpleNamespace:
             mock.patch.object(build_data, "eval_loader", wraps=build_data.eval_loader) as evaluation:
         data = build.build_data(config, found, None, ALONE, built)
         data.eval_loader(data.final.images)
-    build.start_head(config, None, ALONE, built, data)
     trainer = build.build_trainer(config, None, ALONE, built, data, run.requests)
     return types.SimpleNamespace(config=config, found=found, run=run, built=built, model=built.model, data=data, trainer=trainer,
                                  train=types.SimpleNamespace(**train.call_args.kwargs),

@@ -85,7 +85,7 @@ def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
     older = json.loads(file.read_text()) | {"fp16": False, "float32_matmul": "highest"}              # flags that are gone
     file.write_text(json.dumps(older))
     sweep.claim(tmp_path / "s", settings | {"seed": 2})
-    with pytest.raises(ConfigError, match="with seed 2, not 1: give another NAME"):
+    with pytest.raises(ConfigError, match="with seed 2, not 1: give another NAME, or --seed 2 to go on with it"):
         sweep.claim(tmp_path / "s", settings)
 
 
@@ -241,14 +241,24 @@ def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
     monkeypatch.setenv("NAME", "other")
     monkeypatch.setenv("VAL_FRACTION", "0.5")
     data = tree(Path("data"), {"train/ant": 4, "train/bee": 4, "val/ant": 2, "val/bee": 2})
+    monkeypatch.setattr(sweep, "batch_of", lambda trial: ["--train_batch_size", "32"] * (trial.name == "lr-0.003"))
     assert sweep.main(["--learning_rates", "0.003", "--name=s", "--output-dir", "here", "--log_dir", "there", "--val_fraction",
                        "0.25", "--dataset", "folder", "--data_dir", data]) == 0
-    for call, name in zip(stub(), ("lr-0.003", "final"), strict=True):
+    trial, final = stub()
+    assert "--train_batch_size" not in trial["argv"] and "--train_batch_size 32" in " ".join(final["argv"])
+    for call, name in ((trial, "lr-0.003"), (final, "final")):
         flags = [word.partition("=")[0].replace("-", "_") for word in call["argv"] if word.startswith("--")]
         assert sorted(flags) == sorted(set(flags)) and call["argv"][-4:].count(name) == 1, call["argv"]
         assert not {"NAME", "VAL_FRACTION", "OUTPUT_DIR"} & call["env"].keys()
         assert (call["env"].get("VIT_TRIAL") == "1") == (name != "final")
     assert Path("here/s/final/log.jsonl").exists()
+
+
+def test_the_final_run_has_the_batch_of_its_trial(tmp_path):
+    """For which its rate was chosen, though a recipe may take another for more images."""
+    assert sweep.batch_of(tmp_path) == []
+    (tmp_path / "config.json").write_text('{"config": {"train_batch_size": 48}}')
+    assert sweep.batch_of(tmp_path) == ["--train_batch_size", "48"]
 
 
 def test_a_final_run_goes_on_with_the_rate_that_it_began_with(stub, monkeypatch, capsys):

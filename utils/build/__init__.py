@@ -5,7 +5,6 @@ The builders are called once each, in the order in which train.py calls them; no
 
 from .data import Data, NamedSplit, build_data, build_eval_loader, print_compile_time
 from .find import Found, SavedRun, decide_resume, find, machine, saved_run
-from .head import start_head
 from .leakage import chosen_on
 from .model import Built, build_model
 from .opened import Opened, open_model

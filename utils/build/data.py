@@ -60,7 +60,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
     found_edits, held_out_edits = {}, {}
     if config.attention_edits:
         found_edits, held_out_edits = _find_edits(config, splits, final, saved, ranks)
-    shared = loader_settings(config, ranks)
+    shared = _loader_settings(config, ranks)
     cached = saved.state.cached if saved else None          # a resumed run keeps the pixels that it began with
     sampler = StepSampler(len(splits.train), config.train_batch_size, ranks.size * config.gradient_accumulation_steps, ranks.rank,
                           ranks.size, config.seed, began_at, config.num_steps)
@@ -100,12 +100,12 @@ def build_train_transform(config: Config, model: ImageTransformer, splits: Split
 
 def build_eval_loader(config: Config, model: ImageTransformer, ranks: Ranks) -> Callable[[Dataset], Loader]:
     """-> a function: split -> the loader of this rank's share of it"""
-    transform, shared = eval_transform(model, config.to_dict()), loader_settings(config, ranks)
+    transform, shared = eval_transform(model, config.to_dict()), _loader_settings(config, ranks)
     return lambda images: eval_loader(images, transform=transform, batch_size=config.eval_batch_size, rank=ranks.rank,
                                       world_size=ranks.size, **shared)
 
 
-def loader_settings(config: Config, ranks: Ranks) -> dict:
+def _loader_settings(config: Config, ranks: Ranks) -> dict:
     """What the training and the evaluation loaders share."""
     workers = config.num_workers
     if workers is None:

@@ -83,8 +83,7 @@ def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransf
     torch.manual_seed(config.seed)
     classes = found.facts.num_classes
     if saved is None:
-        head = "keep" if config.head == "keep" else "zero"               # head.py fills it otherwise
-        return create_model(config.model_type, classes, config.img_size, found.start, head, **model_overrides(config))
+        return create_model(config.model_type, classes, config.img_size, found.start, config.head, **model_overrides(config))
     with torch.device("meta"):              # what a file claims takes no memory, until its weights are known to be as large
         model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size)
     for weights in (saved.state.model, saved.state.ema)[:1 + bool(saved.state.ema)]:

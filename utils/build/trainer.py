@@ -132,11 +132,11 @@ def build_criterion(config: Config, data: Data, built: Built, ranks: Ranks) -> C
         built.model.distilling = True               # a model with a distillation head answers with both while it trains
     supervision = build_attention_supervision(config, data, built.model, ranks) if config.attention_edits else None
     return SINGLE_LABEL.criterion(
-        config.label_smoothing, class_weights(config, data, ranks.device), mixer, config.distillation, teacher,
+        config.label_smoothing, _class_weights(config, data, ranks.device), mixer, config.distillation, teacher,
         config.distillation_alpha, config.distillation_temperature, supervision)
 
 
-def class_weights(config: Config, data: Data, device: torch.device) -> Tensor | None:
+def _class_weights(config: Config, data: Data, device: torch.device) -> Tensor | None:
     if config.class_weights == "none":
         return None
     if config.class_weights == "balanced":

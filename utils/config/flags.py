@@ -140,9 +140,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
          "published name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the "
          "model's own", FREE, metavar="WEIGHTS", aliases=("finetune", "initial_checkpoint", "pretrained_path")),
-    Flag("head", ("zero", "keep", "logistic"), None, "start with a head of zeros; with the file's, of the same classes; or a "
-         "logistic regression on what the start weights see in the training images (default: the recipe's, else zero; keep for "
-         "--attention_edits and --eval_only)", before="zero"),
+    Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
+         "keep for --attention_edits and --eval_only)", before="zero"),
     Flag("resume_path", user_path, None, "run folder or checkpoint file to resume; wins over --pretrained_dir; auto: "
          "OUTPUT_DIR/NAME if it holds a run, else a new run there", FREE, metavar="PATH",
          aliases=("resume", "resume_from_checkpoint")),

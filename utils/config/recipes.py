@@ -49,26 +49,29 @@ bit_hyperrule.sets = frozenset({"num_steps", "warmup_steps", "decay_milestones",
 def photos(facts: Facts, values: Values) -> dict:
     """For images of one's own: batch and length by their number, rates (configs.FINE_TUNING) by model, view by their shapes."""
     images = facts.train_images
-    own = next(size for below, size in BATCHES if images < below)
+    own = min(images, next(size for below, size in BATCHES if images < below))
     batch = values["train_batch_size"] or math.ceil(own / facts.ranks) * facts.ranks
     passes = SCRATCH_PASSES if values["pretrained_dir"] == "none" else PASSES
     length = min(max(LEAST_STEPS, passes * images // batch), MOST_PASSES * images // batch, MOST_STEPS)
     steps = values["num_steps"] or max(1, length)
     ratios = [max(size) / min(size) for size in facts.image_sizes]
     whole = bool(ratios) and statistics.median(ratios) > LONG
-    flips = facts.can_flip and values["augmentation"].endswith("_flip")
+    crops, _, flips = values["augmentation"].partition("_")
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
-            "eval_crop": 0.0 if whole else 0.875, "tta": "flip" if flips else "none",
-            "randaugment_ops": 0 if values["attention_edits"] else 1} | _fine_tuning(values)       # an edit cannot follow them
+            "eval_crop": 0.0 if whole or crops != "crop" else 0.875, "tta": "flip" if flips and facts.can_flip else "none",
+            # An edit cannot follow it; and who wants images as they are wants it neither.
+            "randaugment_ops": 0 if values["attention_edits"] or crops == "none" else 1} | _fine_tuning(values, batch)
 
 
-def _fine_tuning(values: Values) -> dict:
+def _fine_tuning(values: Values, batch: int) -> dict:
     """The optimizer and its rates: of the first row of configs.FINE_TUNING that is of the model, or of FROM_SCRATCH."""
     row = FROM_SCRATCH if values["pretrained_dir"] == "none" else next(
         row for row in FINE_TUNING if values["model_type"].startswith(row["models"]))
     own = next(name for name in row if name in OPTIMIZERS)
     optimizer = values["optimizer"] or own
-    return {"optimizer": optimizer, "weight_decay": 0.0} | row.get(optimizer, row["adamw"])
+    rates = {"weight_decay": 0.0} | row.get(optimizer, row["adamw"])
+    scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH else batch / 32
+    return {"optimizer": optimizer} | rates | {"learning_rate": rates["learning_rate"] * scale}
 
 
 photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "tta", "randaugment_ops",
@@ -106,8 +109,10 @@ def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dic
         if recipe == "photos" and flags.get("eval_only"):       # nothing is trained, and the head's own view counts
             recipe, of_dataset = DEFAULTS_OF_DATASET[None]["recipe"], DEFAULTS_OF_DATASET[None]
     row = RECIPES[recipe]
-    own = _model_of_machine(machine) if row.get(FUNCTION) == "photos" else DEFAULTS_OF_DATASET[None]["model_type"]
-    model_type = flags.get("model_type") or row.get("model_type") or of_dataset.get("model_type", own)
+    model_type = flags.get("model_type") or row.get("model_type")
+    if not model_type and row.get(FUNCTION) == "photos" and dataset != "digits":
+        model_type = _model_of_machine(machine)
+    model_type = model_type or (DEFAULTS_OF_DATASET[None] | of_dataset)["model_type"]
     if model_type not in MODELS:
         raise ConfigError(unknown_model(model_type))
     dropped = {FUNCTION}

@@ -236,15 +236,10 @@ def _set_head(values: Values, flags: dict) -> None:
     from_nothing = values["pretrained_dir"] == NONE
     if values["eval_only"] and from_nothing:
         raise ConfigError("--eval_only needs something to evaluate: give --resume_path, or a --pretrained_dir with a head")
-    if "head" not in flags:
-        if values["eval_only"] or values["attention_edits"]:
-            values["head"] = "keep"
-        elif values["head"] is None or from_nothing:
-            values["head"] = "zero"
-    if values["head"] != "keep" and values["eval_only"]:
-        raise ConfigError(f"--head {values['head']} and --eval_only contradict each other: an evaluation keeps the file's head")
-    if values["head"] == "logistic" and from_nothing:
-        raise ConfigError("--head logistic needs start weights, whose features it reads: give a --pretrained_dir, or omit --head")
+    if values["head"] is None:
+        values["head"] = "keep" if values["eval_only"] or values["attention_edits"] else "zero"
+    if values["head"] == "zero" and values["eval_only"]:
+        raise ConfigError("--head zero and --eval_only contradict each other: a head of zeros predicts nothing")
     if values["head"] == "keep" and from_nothing:
         needing = "--head keep" if "head" in flags else "--attention_edits"
         raise ConfigError(f"{needing} needs a --pretrained_dir with a head: the run folder output/NAME of a run on these data")
@@ -266,7 +261,7 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
     same = settings and all(flags[key] in (settings.get(key), own.get(key)) for key in architecture if key in flags)
     keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
     if settings and values["head"] == "keep":
-        keys = (*keys, "img_size", "eval_crop", "interpolation", "sigmoid_attention")
+        keys = (*keys, "img_size", "eval_crop", "interpolation", "tta", "sigmoid_attention")
     for key in keys:
         if key not in flags:
             values.put(START, {key: as_tuple(settings.get(key, FLAGS[key].before))})
@@ -309,7 +304,8 @@ def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
         values["warmup_steps"] = steps(values["warmup_epochs"])
     if {"warmup_steps", "warmup_epochs"} & set(flags):
         if values["warmup_steps"] > values["num_steps"]:
-            raise ConfigError(f"--warmup_steps {values['warmup_steps']} is more than --num_steps {values['num_steps']}")
+            whose = "" if {"num_steps", "num_epochs"} & set(flags) else f", which the recipe {values['recipe']} sets: give both"
+            raise ConfigError(f"--warmup_steps {values['warmup_steps']} is more than --num_steps {values['num_steps']}{whose}")
     elif "warmup_steps" not in computed and {"num_steps", "num_epochs"} & set(flags):
         # The recipe's warm-up is meant for its own length.
         values["warmup_steps"] = min(values["warmup_steps"], values["num_steps"] // 10)

@@ -160,15 +160,15 @@ def train_loader(split: Dataset, sampler: StepSampler, *, transform: Transform, 
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int,
-                bad_images: str = "stop", **loading: object) -> Loader:
+                **loading: object) -> Loader:
     """This rank's part of the split in batches of `batch_size`: over all ranks every image once.
 
-    bad_images: as in train_loader. loading: arguments of Loader.
+    loading: arguments of Loader.
     """
     own = np.arange(rank, len(split), world_size)
     batches = [SampleIndices(0, 0, np.zeros_like(part), part)
                for part in (own[first:first + batch_size] for first in range(0, len(own), batch_size))]
-    return Loader(_Samples(split, transform, None, skip=bad_images == "skip"), batches, **loading)
+    return Loader(_Samples(split, transform, None), batches, **loading)
 
 
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
