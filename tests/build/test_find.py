@@ -19,9 +19,10 @@ from models import create_model, save_timm
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build, distributed
 from utils.build.find import check_start, open_start, view_of
-from utils.config import ConfigError, choose, resolve
+from utils.config import ConfigError, Machine, choose, resolve
 from utils.data.reading import Reading
 from utils.data.splits import DataError
+from utils.device import total_memory
 from utils.run import checkpoint
 
 
@@ -55,6 +56,12 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, seen: [seen, (*seen[:-1], "other names")])
     with pytest.raises(DataError, match="the nodes have different data"):
         build.find(sources, None, ALONE)
+
+
+def test_the_least_that_any_process_has_decides(monkeypatch):
+    monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, own: [own, (own[0] - 1, 99), (own[0] + 1, 1)])
+    own = total_memory(ALONE.device)
+    assert build.machine(ALONE) == Machine("cpu", own - 1, 1)
 
 
 def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):

@@ -1,5 +1,6 @@
 """Flags and facts -> configuration: what wins, what is computed, what is adopted."""
 
+import dataclasses
 import re
 
 import pytest
@@ -186,6 +187,10 @@ def test_with_its_head_it_brings_its_view_of_images_too():
     assert adopted(head="keep") == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.875, "bicubic", None)
     assert adopted(model_type="ViT-Nano_2", num_heads=4, head="keep")[2:] == ((8, 12), 0.0, "all", 0.875, "bicubic", None)
     assert adopted(eval_only=True, eval_crop=0.5)[5:7] == (0.5, "bicubic")
+    mirrored = dataclasses.replace(STARTED, start_settings=OWN | {"tta": "flip"})
+    for flags, tta in (({"eval_only": True}, "flip"), ({}, "none"), ({"head": "keep", "dataset": "folder"}, "flip"),
+                       ({"head": "keep", "tta": "none"}, "none")):
+        assert resolve({"pretrained_dir": "output/r"} | flags, mirrored).tta == tta
 
 
 def test_edits_make_the_last_layer_editable():
