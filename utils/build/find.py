@@ -239,8 +239,8 @@ def telling_what_else() -> Iterator[None]:
     try:
         yield
     except DownloadError as error:
-        raise WeightsError(f"{error}. Without it: weights that are here (--pretrained_dir FILE, PRETRAINED_DIR), or another "
-                           "--model_type (MODEL_TYPE) whose file is") from error
+        raise WeightsError(f"{error}. Or start from a file that is here (--pretrained_dir FILE, PRETRAINED_DIR), of whatever "
+                           "model") from error
 
 
 def view_of(start: OpenedCheckpoint) -> dict:
