@@ -227,13 +227,13 @@ def test_a_file_that_cannot_be_had_is_told_before_the_data_are_opened(tmp_path, 
     """In one line: which file, from where, to which place, and how a run can begin without it."""
     monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
     monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")                   # nothing answers there
-    for flags, file, then in (({}, "imagenet21k/ViT-B_16.npz", ". Without it"),
+    for flags, file, then in (({}, "imagenet21k/ViT-B_16.npz", ". Or start"),
                               ({"pretrained_dir": "augreg/S_16"}, "augreg/index.csv", ", and then the file that it names")):
         with pytest.raises(ConfigError) as caught:
             build.find(choose({"dataset": "folder", "recipe": "vit-paper", "data_dir": "no data"} | flags), None, ALONE)
         line = str(caught.value)
         assert line.startswith(f"--pretrained_dir: could not download http://127.0.0.1:9/vit/{file} (Connection refused); ")
-        assert f"put it at {tmp_path / 'weights' / file}{then}" in line and "another --model_type (MODEL_TYPE)" in line
+        assert f"put it at {tmp_path / 'weights' / file}{then}" in line and "(--pretrained_dir FILE, PRETRAINED_DIR)" in line
         assert "\n" not in line
     for start in ("none", "ViT-B_16.npz", str(tmp_path / "x.npz")):                     # a file is not asked for
         if start != "none":
