@@ -142,8 +142,8 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
 def test_photos_are_mirrored_and_varied_where_that_is_possible():
     assert [photos(augmentation=kind).tta for kind in ("crop_flip", "crop", "pad_flip")] == ["flip", "none", "flip"]
     assert photos(facts={"can_flip": False}).tta == "none"
-    edited, plain = photos(attention_edits="e", facts={"start_head_classes": 5}), photos(augmentation="none")
-    assert (photos().randaugment_ops, edited.randaugment_ops, plain.randaugment_ops) == (1, 0, 0)
+    edited, plain = photos(50, attention_edits="e", facts={"start_head_classes": 5}), photos(50, augmentation="none")
+    assert [config.randaugment_ops for config in (photos(10), photos(100), photos(101), edited, plain)] == [1, 1, 0, 0, 0]
     assert (plain.eval_crop, photos(augmentation="pad_flip").eval_crop, photos(augmentation="crop").eval_crop) == (0, 0, 0.875)
 
 

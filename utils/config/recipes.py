@@ -19,6 +19,7 @@ from .types import ConfigError
 # photos: the batch by the number of training images, and the length in passes over them, within bounds.
 BATCHES = ((2_000, 32), (20_000, 128), (math.inf, 512))
 PASSES, SCRATCH_PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 100, 200, 240, 20_000
+FEW_OF_CLASS = 20               # images: so few are varied by RandAugment too; with more it gained nothing
 OPTIMIZERS = ("sgd", "adamw")
 LONG = 2.0                      # longer side over shorter: of images beyond it the middle square shows less than half
 
@@ -56,11 +57,12 @@ def photos(facts: Facts, values: Values) -> dict:
     steps = values["num_steps"] or max(1, length)
     ratios = [max(size) / min(size) for size in facts.image_sizes]
     whole = bool(ratios) and statistics.median(ratios) > LONG
+    few = images <= FEW_OF_CLASS * facts.num_classes
     crops, _, flips = values["augmentation"].partition("_")
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
             "eval_crop": 0.0 if whole or crops != "crop" else 0.875, "tta": "flip" if flips and facts.can_flip else "none",
-            # An edit cannot follow it; and who wants images as they are wants it neither.
-            "randaugment_ops": 0 if values["attention_edits"] or crops == "none" else 1} | _fine_tuning(values, batch)
+            # Not with edits, which cannot follow it, nor where images are wanted as they are.
+            "randaugment_ops": int(few and crops != "none" and not values["attention_edits"])} | _fine_tuning(values, batch)
 
 
 def _fine_tuning(values: Values, batch: int) -> dict:
