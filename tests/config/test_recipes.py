@@ -133,8 +133,8 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert taken("MAE-L_16", pretrained_dir="none", train_batch_size=64) == ("adamw", 1e-3, 1.0, 0.1, None)
     assert taken("MAE-L_16", train_batch_size=64)[1] == 2.5e-4 and taken("ViT-B_16", train_batch_size=64)[1] == 0.01
     assert photos(2000, pretrained_dir="none").num_steps > 3 * photos(2000).num_steps
-    assert taken("ViT-B_16", optimizer="adamw") == ("adamw", 1e-4, 0.75, 0.05, None)
-    assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1e-4, 0.5)
+    assert taken("ViT-B_16", optimizer="adamw") == ("adamw", 1.25e-4, 0.75, 0.05, None)
+    assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1.25e-4, 0.5)
     assert all(row["source"] and {"sgd", "adamw"} <= set(row) for row in configs.FINE_TUNING)
     assert "".startswith(configs.FINE_TUNING[-1]["models"])
 
