@@ -8,16 +8,19 @@ from collections.abc import Callable, Sequence
 ALL = "all"           # images a class
 COSTS = (("wall", "wall (s)", ".1f"), ("cpu", "CPU (s)", ".1f"), ("memory", "memory (MiB)", ".0f"), ("steps", "steps", ".0f"),
          ("passes", "passes", ".0f"), ("moments", "evaluations", ".0f"))
-READING = """A pair is the same set, draw and size; after ± stands the standard error of the mean, and what is above twice that is
-bold. Pairs of one draw share their held-out images, and the larger training sets hold the smaller ones: errors over several
-sizes are somewhat too small. "Above": by more than twice the error over all pairs, and on no set below minus one point. The best
-evaluation is the best of at most 8, at the same moments of every run, chosen on the images that it is measured on: it flatters
-whoever is evaluated more than once."""
+READING = """A pair is the same set, draw and size. After ± stands the standard error of the mean; the sizes of one draw, which
+share their held-out images, count as one for it. What is further from zero than twice that is bold. All draws are of the same
+images: the errors are those of other splits of them, not of other photographs. "Above": by more than twice the error over all
+pairs, and on no set below minus one point. The best evaluation is the best of at most 8, at the same moments of every run, chosen
+on the images that it is measured on: it flatters whoever is evaluated more than once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean over pairs (the same set, draw and size), in points of accuracy. error: its standard error; None for a single pair."""
+    """Mean over pairs (the same set, draw and size), in points of accuracy.
+
+    error: its standard error, of the means over the sizes of each set and draw; None for a single such mean.
+    """
 
     mean: float
     error: float | None
@@ -29,8 +32,10 @@ class Difference:
         return self.error is not None and self.mean > 2 * self.error
 
     def __str__(self) -> str:
-        text = f"{self.mean:+.1f}" + ("" if self.error is None else f" ± {self.error:.1f}")
-        return f"**{text}**" if self.is_clear else text
+        if self.error is None:
+            return f"{self.mean:+.1f}"
+        text = f"{self.mean:+.1f} ± {self.error:.1f}"
+        return f"**{text}**" if abs(self.mean) > 2 * self.error else text
 
 
 def pair_of(run: dict) -> tuple[str, int, str]:
@@ -41,10 +46,15 @@ def difference(first: Sequence[dict], second: Sequence[dict], key: str,
                where: Callable[[dict], bool] = lambda run: True) -> Difference | None:
     """first minus second over the pairs that both have; None where there is none"""
     theirs = {pair_of(run): run[key] for run in second if where(run)}
-    values = [run[key] - theirs[pair_of(run)] for run in first if where(run) and pair_of(run) in theirs]
+    by_draw: dict[tuple[str, int], list[float]] = {}
+    for run in first:
+        if where(run) and pair_of(run) in theirs:
+            by_draw.setdefault((run["set"], run["draw"]), []).append(run[key] - theirs[pair_of(run)])
+    values = [value for own in by_draw.values() for value in own]
     if not values:
         return None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    means = [statistics.mean(own) for own in by_draw.values()]
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
     return Difference(statistics.mean(values), error, len(values))
 
 

@@ -145,10 +145,19 @@ def test_differences_are_paired():
     theirs = [a_run("x", value, draw=draw) for draw, value in ((3, 77.0), (1, 59.0), (2, 68.0))]     # 1, 2, 3; no fourth
     found = figures.difference(ours, theirs, "last")
     assert found.mean == pytest.approx(2.0) and found.error == pytest.approx(1 / 3 ** 0.5) and found.pairs == 3
-    assert str(found) == "**+2.0 ± 0.6**" and str(figures.difference(theirs, ours, "last")) == "-2.0 ± 0.6"
+    assert str(found) == "**+2.0 ± 0.6**" and str(figures.difference(theirs, ours, "last")) == "**-2.0 ± 0.6**"
     assert str(figures.difference(ours[:1], theirs, "last")) == "+1.0"                # of one pair there is no error
     assert figures.difference(ours, [], "last") is None
     assert figures.difference(ours, theirs, "last", lambda run: run["draw"] == 2).mean == pytest.approx(2.0)
+    assert str(figures.Difference(1.0, 0.5, 9)) == "+1.0 ± 0.5"                       # not above twice its error
+
+
+def test_the_sizes_of_one_draw_count_as_one_for_the_error():
+    ours = [a_run("ours", 60.0 + gain, draw=draw, size=size) for draw, size, gain in
+            ((1, "5", 1.0), (1, "all", 3.0), (2, "5", 4.0), (2, "all", 4.0))]
+    theirs = [a_run("x", 60.0, draw=draw, size=size) for draw in (1, 2) for size in ("5", "all")]
+    found = figures.difference(ours, theirs, "last")                # draws: +2 and +4
+    assert found.mean == pytest.approx(3.0) and found.error == pytest.approx(1.0) and found.pairs == 4
 
 
 @pytest.mark.parametrize(("overall", "by_set", "above"), [
@@ -169,13 +178,13 @@ def test_the_page_has_means_and_differences():
              for size in ("all", "5")]
     text = figures.page(runs, [SESSION], [("auto", "ours"), ("absent", "-"), ("timm", "theirs")], "auto")
     assert "| auto | 61.5 | 61.5 | 61.5 | 8 |" in text and "| contender | 5 a class | all images | all runs | runs |" in text
-    # 1 point for 5 a class and 2 for all: a mean of 1.5, with a standard error of sqrt(8 * 0.25 / 7 / 8) = 0.19
-    assert "| timm | **+1.5 ± 0.2** | **+1.0 ± 0.0** | **+2.0 ± 0.0** | **+1.5 ± 0.3** | **+1.5 ± 0.3** | 8 | yes |" in text
+    # 1 point for 5 a class and 2 for all: 1.5 in every draw of every set
+    assert "| timm | **+1.5 ± 0.0** | **+1.0 ± 0.0** | **+2.0 ± 0.0** | **+1.5 ± 0.0** | **+1.5 ± 0.0** | 8 | yes |" in text
     assert "| timm | 10.0 | 5.0 | 100 | 40 | 20 | 8 |" in text and "absent" not in text
     assert "- **timm**: theirs. Its last command:\n\n  `python timm`" in text
     assert f"`MODEL` stands for `{TINY}`, `START` for x.npz." in text
     turned = figures.page(runs, [SESSION], [("auto", "ours"), ("timm", "theirs")], "auto", gains=True)
-    assert "## Each minus auto, last step (points)" in turned and "| timm | -1.5 ± 0.2 |" in turned and "| 8 | no |" in turned
+    assert "## Each minus auto, last step (points)" in turned and "| timm | **-1.5 ± 0.0** |" in turned and "| 8 | no |" in turned
 
 
 def test_the_page_leaves_out_who_was_not_asked_for(tmp_path):
@@ -187,11 +196,14 @@ def test_the_page_leaves_out_who_was_not_asked_for(tmp_path):
     assert "| auto | 60.0 | 60.0 | 1 |" in text and "Draws 1 of these sets" in text and "other (" not in text
 
 
-@pytest.mark.skipif(not small_sets.RESULTS.exists(), reason="not measured yet")
-def test_the_page_is_that_of_the_results():
-    results = Results(small_sets.RESULTS)
-    pairs = sorted({figures.pair_of(run) for run in results.runs})
-    assert (ROOT / "docs" / "small_sets.md").read_text() == small_sets.page(results, list(contenders.CONTENDERS), pairs, False)
+@pytest.mark.parametrize("file", sorted(small_sets.RESULTS.parent.glob("small_sets*.jsonl")), ids=lambda file: file.stem)
+def test_a_page_is_that_of_its_results(file):
+    results = Results(file)
+    flags = {run["contender"]: run["flags"] for run in results.runs}
+    others = [contenders.candidate(name, flags[name], []) for name in flags.keys() - {one.name for one in contenders.CONTENDERS}]
+    page = small_sets.page(results, [*contenders.CONTENDERS, *sorted(others, key=lambda one: list(flags).index(one.name))],
+                           sorted({figures.pair_of(run) for run in results.runs}), gains=bool(others))
+    assert (ROOT / "docs" / f"{file.stem}.md").read_text() == page
 
 
 # ------------------------------------------------------------------------------------------------------ the command
