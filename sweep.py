@@ -32,6 +32,7 @@ with process.imports("sweep.py"):
     from utils.config import FLAGS, ConfigError, Parser, check_published, preview
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
+    from utils.config.recipes import PAPER_RATES, rates_to_try
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
     from utils.report import sweeps
@@ -44,6 +45,8 @@ ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
 # What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
 TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
+# What a recipe may choose otherwise for the final run, which has more images; the rate was not chosen for that.
+PINNED = ("train_batch_size", "randaugment_ops")
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
 # What it sets of each run in the place of what was typed or is in the variables of train.sh.
 OF_RUN = ("output_dir", "log_dir", "name", "val_fraction", "test")
@@ -57,6 +60,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
         flags_of_run = flags_of_script(flags)
+        values = values or rates_to_try(preview(flags_of_run))
         for name in (tried, *OWN):
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")
@@ -87,8 +91,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"all runs of {folder} diverged: give lower learning rates")
         print(f"\nsweep: {sweeps.describe_choice(rows, best, tried)}\nsweep: now the final run", flush=True)
         final = [*shared, "--val_fraction", "0", "--test", "once"]
-        if "train_batch_size" not in flags_of_run:    # more images may mean another, for which the rate was not chosen
-            final += batch_of(folder / best["run"])
+        final += pinned(folder / best["run"], flags_of_run)
         rows.append(finish(folder / sweeps.FINAL, final, tried, best[tried]))
         summarise(folder, rows, tried)
     return program.exit_code
@@ -104,17 +107,19 @@ class RunError(ValueError):
 
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
-    """-> (what is tried, its values, rising; flags for train.py)"""
+    """-> (what is tried, its values, rising, [] for the default ones; flags for train.py)"""
     parser = Parser(
         prog="sweep.py", allow_abbrev=False,
         description="Tries learning rates, or weights of the attention loss, on a held-out split, trains with the best on all of "
                     "train, tests once. All other flags go to train.py (python train.py --help).")
     parser.add_argument("--learning_rates",
-                        help="separated by commas (default: 0.001,0.003,0.01,0.03, the paper's for CIFAR, Pets and Flowers)")
+                        help=f"separated by commas (default: {','.join(map(str, PAPER_RATES))}, the paper's "
+                        "for CIFAR, Pets and Flowers; some around the recipe's own rate where that is none of them)")
     parser.add_argument("--attention_loss_weights", help="instead, with --attention_edits: such as 0,0.1,1,10")
     own, flags = parser.parse_known_args(argv)
-    asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None} or {
-        "learning_rate": "0.001,0.003,0.01,0.03"}
+    asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None}
+    if not asked:
+        return "learning_rate", [], flags
     if len(asked) > 1:
         raise ConfigError("--learning_rates and --attention_loss_weights: a sweep tries one of them")
     (tried, text), = asked.items()
@@ -225,11 +230,11 @@ def claim(folder: Path, settings: dict) -> None:
     atomic_write(file, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
 
 
-def batch_of(trial: Path) -> list[str]:
-    """The flag that repeats the trial's batch; [] if its config.json is lost."""
+def pinned(trial: Path, typed: dict) -> list[str]:
+    """The flags that repeat what the trial had of PINNED, but for those typed; [] if its config.json is lost."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        saved = json.loads((trial / "config.json").read_text(encoding="utf-8"))
-        return ["--train_batch_size", str(saved["config"]["train_batch_size"])]
+        saved = json.loads((trial / "config.json").read_text(encoding="utf-8"))["config"]
+        return [word for name in PINNED if name not in typed for word in (f"--{name}", str(saved[name]))]
     return []
 
 

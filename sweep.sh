@@ -5,7 +5,7 @@
 # The weight of the attention loss is chosen in the same way:
 #   PRETRAINED_DIR=output/step1 ATTENTION_LOSS_WEIGHTS=0,0.1,1,10 bash sweep.sh --attention_edits output/step1/edits
 ATTENTION_LOSS_WEIGHTS=${ATTENTION_LOSS_WEIGHTS:-}
-LEARNING_RATES=${LEARNING_RATES:-}                                 # 0.001,0.003,0.01,0.03
+LEARNING_RATES=${LEARNING_RATES:-}                                 # 0.001,0.003,0.01,0.03; or some around the recipe's rate
 
 # sh, dash or zsh: this is a script for bash, not for what POSIX calls a shell.
 [ -n "${BASH_VERSION:-}" ] || { command -v bash >/dev/null || { echo "$0: error: bash is needed" >&2; exit 2; }; exec bash "$0" "$@"; }

@@ -120,18 +120,19 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     alone = config.test == "never" or splits.test is splits.val
     last = {splits.val_name: splits.val} if alone else {"test": splits.test}
     parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
-    path, settings = (saved.opened.path, saved.state.config) if saved else (found.start.path, found.start.settings)
+    path, *run = ((saved.opened.path, saved.state.config, saved.state.step) if saved else
+                  (found.start.path, found.start.settings, found.start.step))
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}", SMALLER_EVALUATION):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
                                confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip")
         if ranks.is_main:
-            summary.print_evaluation(name, metrics, build.chosen_on(path, settings, config.to_dict(), splits, name))
+            summary.print_evaluation(name, metrics, build.chosen_on(path, *run, config.to_dict(), splits, name))
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
             # Beside the checkpoint of a run, whose own tables are of its last step; a published file may be anywhere.
-            folder = path.parent if settings else Path(config.output_dir)
+            folder = path.parent if run[0] else Path(config.output_dir)
             summary.print_confusion(folder, metrics, splits.classes, path.stem)
 
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.small_sets.logistic --data SPLIT --start FILE --model "FLAGS OF OURS" --seed 1 --json FILE
 
-Images are seen whole, squeezed to a square, or with their shape kept and the middle cut out (crop 0.875); each as it is and
-mirrored, in training and, with the mean of both probabilities, in evaluation. Cross-validation on the training images chooses
-the view and C.
+Images are seen whole, squeezed to a square, or with their shape kept and the middle cut out (crop 0.875), bicubic as in `auto`;
+each as it is and mirrored, in training and, with the mean of both probabilities, in evaluation. Cross-validation on the training
+images chooses the view and C.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FOLDS = 5
 @torch.inference_mode()
 def features(model: torch.nn.Module, row: dict, folder: Path, crop: float) -> tuple[np.ndarray, np.ndarray]:
     """-> (2, images, D) of the images and their mirror images, (images,)"""
-    transform = eval_transform((row["img_size"],) * 2, crop=crop)
+    transform = eval_transform((row["img_size"],) * 2, interpolation="bicubic", crop=crop)
     mean, std = (torch.tensor(row[name]).view(1, -1, 1, 1) * 255 for name in ("mean", "std"))
     found, labels = [], []
     for label, name in enumerate(sorted(path.name for path in folder.iterdir())):

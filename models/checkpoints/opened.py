@@ -30,6 +30,11 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         return self.file.run["config"] if self.file.run else None
 
     @property
+    def step(self) -> int | None:
+        """Of the run that wrote the file, as `settings`."""
+        return self.file.run["step"] if self.file.run else None
+
+    @property
     def class_names(self) -> list[str] | None:
         """By label: of a run of ours, or of a config.json beside the weights that has as many as the head; else None."""
         if self.file.run:

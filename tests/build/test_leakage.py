@@ -37,11 +37,13 @@ def test_the_images_that_a_best_pt_was_chosen_on():
     """Of the run itself, by the same part of the same data."""
     run = before() | {"dataset": "folder", "data_dir": "tree", "val_fraction": 0.1}
     splits, best = SimpleNamespace(val_name="val"), Path("output/r/best.pt")
-    assert chosen_on(best, run, run, splits, "val")
-    assert not chosen_on(best, run, run, splits, "test") and not chosen_on(Path("step-00000004.pt"), run, run, splits, "val")
+    assert chosen_on(best, run, 4, run, splits, "val")
+    assert not chosen_on(best, run, 4, run, splits, "test")
+    assert not chosen_on(Path("step-00000004.pt"), run, 4, run, splits, "val")
+    assert not chosen_on(best, run, run["num_steps"], run, splits, "val"), "the last step would have been reported anyway"
     for name, value in (("data_dir", "study"), ("val_fraction", 0.2), ("split_seed", 1)):
-        assert not chosen_on(best, run, run | {name: value}, splits, "val")
-    assert not chosen_on(best, None, run, splits, "val"), "a file of another program that is called so"
+        assert not chosen_on(best, run, 4, run | {name: value}, splits, "val")
+    assert not chosen_on(best, None, None, run, splits, "val"), "a file of another program that is called so"
 
 
 def test_images_of_both_are_counted(trained):

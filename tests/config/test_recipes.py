@@ -2,13 +2,27 @@
 
 import dataclasses
 import shlex
+from itertools import pairwise
 
 import pytest
 from flag_values import words
 
 import configs
-from utils.config import FLAGS, ConfigError, Facts, Machine, Sources, as_command, check, choose, length_warnings, parse, resolve
-from utils.config.recipes import FUNCTION, FUNCTIONS, function_of
+from utils.config import (
+    FLAGS,
+    ConfigError,
+    Facts,
+    Machine,
+    Sources,
+    as_command,
+    check,
+    choose,
+    length_warnings,
+    parse,
+    preview,
+    resolve,
+)
+from utils.config.recipes import FUNCTION, FUNCTIONS, PAPER_RATES, function_of, rates_to_try
 from utils.config.resolve import NOT_DOWNLOADED
 
 FACTS = Facts(50_000, 10)
@@ -46,7 +60,8 @@ def test_a_function_sets_nothing_that_is_opened_before():
         assert not function.sets & opened and function.sets <= set(FLAGS)
         assert function.sets >= set(function(FACTS, {"num_steps": None, "train_batch_size": None, "model_type": "MAE-B_16",
                                                      "optimizer": None, "pretrained_dir": "auto", "attention_edits": None,
-                                                     "augmentation": "crop_flip"}))
+                                                     "augmentation": "crop_flip", "gradient_accumulation_steps": "auto",
+                                                     "mixup_alpha": 0.0, "cutmix_alpha": 0.0}))
     assert function_of("digits") is function_of("a name of an older version") is None
 
 
@@ -95,18 +110,35 @@ def photos(images: int = 300, facts: dict | None = None, **flags):
 
 @pytest.mark.parametrize(("images", "batch", "steps"), [
     (2, 2, 200), (10, 10, 200), (32, 32, 200), (50, 32, 240), (512, 32, 240), (1_000, 32, 468), (1_999, 32, 937),
-    (2_000, 128, 240), (19_999, 128, 2_343), (20_000, 512, 585), (10 ** 6, 512, 20_000), (10 ** 8, 512, 20_000)])
+    (2_000, 32, 937), (2_500, 40, 937), (20_000, 320, 937), (40_000, 512, 1_171), (10 ** 6, 512, 20_000), (10 ** 8, 512, 20_000)])
 def test_photos_go_by_the_number_of_images(images, batch, steps):
     config = photos(images)
     assert (config.recipe, config.train_batch_size, config.num_steps, config.warmup_steps) == (
         "photos", batch, steps, steps // 10)
-    assert config.eval_every * 8 <= config.num_steps and not length_warnings(config, Facts(images, 5))
-    assert photos(images, facts={"ranks": 3}).train_batch_size % 3 == 0             # which nobody has typed
+    assert config.num_steps // 9 < config.eval_every <= config.num_steps // 8 and not length_warnings(config, Facts(images, 5))
+
+
+def test_more_photos_never_mean_fewer_updates():
+    found = [photos(images) for images in (*range(32, 4_000, 7), *range(4_000, 10 ** 5, 997))]
+    assert all(one.num_steps <= more.num_steps and one.train_batch_size <= more.train_batch_size for one, more in pairwise(found))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("images", [2, 5, 17, 25, 31, 32, 300, 2_500])
+def test_the_batch_of_photos_can_be_divided_and_is_not_warned_of(images, ranks):
+    """Nobody typed it: for each process the same, in pairs where images are mixed, and within the images where it can be."""
+    for flags, unit in (({}, ranks), ({"mixup_alpha": 0.2}, 2 * ranks), ({"gradient_accumulation_steps": 2}, 2 * ranks)):
+        config = photos(images, facts={"ranks": ranks}, **flags)
+        batch = config.train_batch_size
+        assert batch % unit == 0 and (batch <= images or batch == unit)
+        assert length_warnings(config, Facts(images, 5, ranks=ranks)) == []
+    assert length_warnings(photos(5, train_batch_size=8), Facts(5, 5))[0].startswith("warning: a step takes 8 images")
 
 
 def test_photos_are_seen_whole_where_the_middle_would_show_too_little():
     assert [photos(facts={"image_sizes": sizes}).eval_crop for sizes in (
-        (), ((600, 800), (800, 600)), ((100, 1000), (1000, 100), (500, 500)))] == [0.875, 0.875, 0.0]
+        (), ((600, 800), (800, 600)), ((100, 1000), (1000, 100), (500, 500)), ((100, 190),), ((100, 210),),
+        ((100, 190), (100, 190), (100, 10_000)))] == [0.875, 0.875, 0.0, 0.875, 0.0, 0.875]
 
 
 def test_what_photos_choose_is_reproduced_by_flags():
@@ -119,6 +151,16 @@ def test_what_photos_choose_is_reproduced_by_flags():
     assert photos(num_epochs=4.0).num_steps == round(4 * 300 / 32) == photos(num_epochs=4.0).warmup_steps * 10 + 8
     some = photos(learning_rate=0.5, eval_crop=0.0, train_batch_size=16, num_steps=7)
     assert (some.learning_rate, some.eval_crop, some.train_batch_size, some.num_steps) == (0.5, 0.0, 16, 7)
+
+
+@pytest.mark.parametrize(("flags", "rates"), [
+    ({"dataset": "cifar10"}, PAPER_RATES), ({}, PAPER_RATES), ({"dataset": "folder"}, PAPER_RATES),
+    ({"dataset": "folder", "model_type": "MAE-B_16"}, [1.2e-5, 3.7e-5, 1.2e-4, 3.8e-4]),
+    ({"dataset": "folder", "optimizer": "adamw"}, [1.2e-5, 3.7e-5, 1.2e-4, 3.8e-4]),
+    ({"recipe": "deit-384"}, [5e-7, 1.5e-6, 5e-6, 1.5e-5])], ids=str)
+def test_a_sweep_tries_rates_like_that_of_the_recipe(flags, rates, tmp_path):
+    found = rates_to_try(preview(flags | ({"data_dir": str(tmp_path)} if flags else {})))
+    assert found == pytest.approx(rates, rel=0.1)
 
 
 def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():

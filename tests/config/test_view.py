@@ -44,7 +44,11 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
     (None, {}, []), (GOOGLE, {}, []), (GOOGLE, {"img_size": 512}, []),
     (GOOGLE, {"interpolation": "bicubic", "eval_crop": 0.9}, []),
     (DEIT, {"interpolation": "bicubic", "eval_crop": 0.9}, []), (DEIT, {"interpolation": "bilinear", "eval_crop": 0.0}, []),
-    (DEIT, {"recipe": "mae", "dataset": "folder"}, []),
+    (DEIT, {"recipe": "mae", "dataset": "folder"}, []), (DEIT, {"recipe": "photos"}, []),
+    (GOOGLE, {"recipe": "photos"}, ["note: these weights were evaluated otherwise, as their publisher says (the whole image, its "
+                                    "shape not kept, bilinear), and the recipe means to differ. To do so here, add "
+                                    "--interpolation bilinear --eval_crop 0"]),
+    (GOOGLE, {"recipe": "photos", "interpolation": "bicubic"}, ["To do so here, add --eval_crop 0"]),
     (DEIT, {}, ["note: these weights were evaluated otherwise, as their publisher says (shape kept, the middle 87.5 % of the "
                 "shorter side, bicubic). To do so here, add --interpolation bicubic --eval_crop 0.875"]),
     (DEIT, {"eval_crop": 1.0}, ["(shape kept, the middle 87.5 % of the shorter side, bicubic). "
@@ -55,7 +59,7 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
     ({"unknown_mean": True, "by": "x"}, {}, ["note: w.pth does not say by which mean and standard deviation its images were "
                                              "normalized: those of ViT-B_16 are taken"])], ids=str)
 def test_a_new_task(view, flags, lines):
-    """Larger images, and a crop in place of squeezing, are what fine-tuning does; what a flag or a recipe says is meant."""
+    """Larger images, and a crop in place of squeezing, are what fine-tuning does; a flag is meant; what a recipe does is told."""
     found = view_notes(config(**flags), Facts(1000, 10, start_view=view, start_path="w.pth"))
     assert len(found) == len(lines) and all(words in line for words, line in zip(lines, found)), found
 

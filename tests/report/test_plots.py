@@ -84,17 +84,21 @@ def test_learning_curves_show_the_numbers():
 
 
 def test_a_sweep_shows_trials_and_the_final_run():
-    """With Wilson's intervals; the choice is marked, and what it is not told from lies in its shade."""
+    """With Wilson's intervals; the choice is in a ring, and hollow is what the images do not tell from it."""
     figure = plots.sweep(SWEEP, "a sweep")
     axes, = figure.axes
     drawn = with_errors(axes)
     assert drawn["on the 40 images held out, 95% interval"] == ([0.001, 0.01], [50.0, 75.0], [[35.2, 64.8], [59.8, 85.8]])
-    assert drawn["final run, test: 62.50% of 60"] == ([0.01], [62.5], [[49.8, 73.6]])
+    assert drawn["final run with 0.01, on 60 test images: 62.50%"] == ([0.01], [62.5], [[49.8, 73.6]])
     assert lines(axes)["chosen: 0.01"] == ([0.01], [75.0])
     low, high = plots.sweep([*SWEEP[:2], trial(0.01, 0.0, run="final")]).axes[0].get_ylim()
     assert low < 0 and high > 85.8, "the bars of the final run are inside"
-    shade = axes.patches[0].get_window_extent().transformed(axes.transData.inverted())
-    assert [round(shade.y0, 1), round(shade.y1, 1)] == [59.8, 85.8]
+    assert not any("too close" in label for label in drawn)
+    close = plots.sweep([*SWEEP[:2], trial(0.003, 29 / 40), trial(0.03, 28 / 40), *SWEEP[2:]]).axes[0]
+    hollow = with_errors(close)["the same, too close to the choice to tell"]
+    assert hollow[:2] == ([0.003, 0.03], [72.5, 70.0])
+    assert with_errors(close)["on the 40 images held out, 95% interval"][:2] == ([0.001, 0.01], [50.0, 75.0])
+    assert "chosen: 0.01, the lowest loss\nwithin one image of the highest accuracy" in lines(close)
     assert "chosen: 0.01" not in lines(plots.sweep(SWEEP[:2]).axes[0]), "before the final run nothing is chosen"
     diverged = [line.get_xdata()[0] for line in axes.get_lines() if line.get_label() == "diverged"]
     assert diverged == [0.1, 1.0] and axes.get_xscale() == "log" and list(axes.get_xticks()) == [0.001, 0.01, 0.1, 1.0]

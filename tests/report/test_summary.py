@@ -32,15 +32,18 @@ def printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     Path("r s").mkdir()
 
-    def run(first: dict, best: dict, events=(), *flags, failed=None, logged=(), alone=False, final="test") -> list[str]:
+    def run(first: dict, best: dict, events=(), *flags, failed=None, logged=(), alone=False, final="test",
+            images=1097, accuracy=RESULT.accuracy) -> list[str]:
         write_log(Path("r s"), list(events))
         run = types.SimpleNamespace(
             config=resolve(parse(["--pretrained_dir", "none", "--name", "r", *flags]), Facts(1097, 10)), seconds=7.0,
-            history=History(first=first, result=dataclasses.replace(RESULT, confusion=torch.eye(10)),
+            history=History(first=first, result=dataclasses.replace(RESULT, accuracy=accuracy, confusion=torch.eye(10)),
                             logged={at: Result(*figures, 24) for at, figures in dict(logged).items()}),
             outputs=types.SimpleNamespace(
                 folder=Path("r s"), log_folder=Path("logs/r"), saver=types.SimpleNamespace(best=best)))
-        splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val", val="val", test="val" if alone else "test")
+        val, test = (types.SimpleNamespace(targets=[0, 1, 1, 2], name=name) for name in ("val", "test"))
+        splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val", val=val, test=val if alone else test,
+                                       held_out={"val": val} if alone else {"val": val, "test": test}, train=[0] * images)
         summary.print_summary(run, splits, final, ["10/s", "of 20"], [] if failed is None else failed)
         return capsys.readouterr().out.splitlines()
 
@@ -61,6 +64,20 @@ def test_results_and_where_they_are(printed):
     assert any(line.endswith("train.py --eval_only --resume_path 'r s/best.pt'") for line in lines)
     assert Path("r s/curves.png").exists() and summary.metric_lines(RESULT, 3)[0] == "top-1 to top-2 80.00% 90.00%"
     assert summary.metric_lines(RESULT, 2)[0].startswith("probability"), "of two classes top-1 is all there is"
+
+
+def test_an_accuracy_that_guessing_has_is_told(printed):
+    """Half of the held-out images are of one class."""
+    assert not any("not told from" in line for line in printed({}, {}))
+    lines = printed({}, {}, accuracy=0.56)
+    at = next(number for number, line in enumerate(lines) if line.startswith("  test accuracy  56.00%"))
+    assert lines[at + 1] == "                 not told from 50.00%, which is to take every image for the largest class"
+
+
+def test_no_run_of_more_than_200_passes_is_proposed(printed):
+    """100 steps of 64, and twice as many."""
+    for images, proposed in ((64, True), (63, False)):
+        assert any("NUM_STEPS=200" in line for line in printed({}, {}, images=images)) is proposed
 
 
 LOOKS = {(0, "val"): (1.0, 0.0), (20, "val"): (18 / 24, 0.5), (40, "val"): (19 / 24, 0.9), (100, "val"): (15 / 24, 1.1),

@@ -33,7 +33,7 @@ def test_the_table_marks_the_choice_and_what_is_not_told_from_it():
     assert "75.00%   55.1% to 88.0%" in lines[1] and lines[4].endswith("diverged at step 3")
     assert choice == (
         "choice   learning rate 0.01, chosen on what is held out (24 images, one is 4.2%): the lowest loss within one image of "
-        "the highest accuracy. These images do not tell it from 0.03, 0.1: one accuracy is in the other's 95% interval")
+        "the highest accuracy. These images cannot tell it from 0.03, 0.1: such differences may be chance (a test at 5%)")
 
 
 def test_a_choice_that_is_clear_needs_few_words():

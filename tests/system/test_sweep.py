@@ -35,7 +35,7 @@ def test_flags_and_the_variables_of_train_sh_are_read(monkeypatch):
     for text in ("0.1 0.3", "0.3,0.1,", " 0.1;\t0.3 ", "0.1, 0.3", "1e-1,0.3"):
         assert sweep.parse([f"--learning-rates={text}"]) == ("learning_rate", [0.1, 0.3], [])
     assert sweep.without(["--split-seed", "3", "--eval_train", "--name=a"], "split_seed", "name") == ["--eval_train"]
-    assert sweep.parse([]) == ("learning_rate", [0.001, 0.003, 0.01, 0.03], [])
+    assert sweep.parse([]) == ("learning_rate", [], []), "by default the recipe decides"
     monkeypatch.setenv("DATASET", "cifar10")
     monkeypatch.setenv("NAME", "c10")
     assert sweep.flags_of_script(["--num_steps", "5"]) == {"dataset": "cifar10", "name": "c10", "num_steps": 5}
@@ -241,7 +241,7 @@ def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
     monkeypatch.setenv("NAME", "other")
     monkeypatch.setenv("VAL_FRACTION", "0.5")
     data = tree(Path("data"), {"train/ant": 4, "train/bee": 4, "val/ant": 2, "val/bee": 2})
-    monkeypatch.setattr(sweep, "batch_of", lambda trial: ["--train_batch_size", "32"] * (trial.name == "lr-0.003"))
+    monkeypatch.setattr(sweep, "pinned", lambda trial, typed: ["--train_batch_size", "32"] * (trial.name == "lr-0.003"))
     assert sweep.main(["--learning_rates", "0.003", "--name=s", "--output-dir", "here", "--log_dir", "there", "--val_fraction",
                        "0.25", "--dataset", "folder", "--data_dir", data]) == 0
     trial, final = stub()
@@ -254,11 +254,12 @@ def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
     assert Path("here/s/final/log.jsonl").exists()
 
 
-def test_the_final_run_has_the_batch_of_its_trial(tmp_path):
-    """For which its rate was chosen, though a recipe may take another for more images."""
-    assert sweep.batch_of(tmp_path) == []
-    (tmp_path / "config.json").write_text('{"config": {"train_batch_size": 48}}')
-    assert sweep.batch_of(tmp_path) == ["--train_batch_size", "48"]
+def test_the_final_run_has_batch_and_augmentation_of_its_trial(tmp_path):
+    """For which its rate was chosen, though a recipe may take others for more images."""
+    assert sweep.pinned(tmp_path, {}) == []
+    (tmp_path / "config.json").write_text('{"config": {"train_batch_size": 48, "randaugment_ops": 1}}')
+    assert sweep.pinned(tmp_path, {}) == ["--train_batch_size", "48", "--randaugment_ops", "1"]
+    assert sweep.pinned(tmp_path, {"train_batch_size": 32}) == ["--randaugment_ops", "1"]
 
 
 def test_a_final_run_goes_on_with_the_rate_that_it_began_with(stub, monkeypatch, capsys):

@@ -69,6 +69,10 @@ def test_two_accuracies_that_the_images_do_not_tell_apart():
     best = Result(18 / 24, 1, 24)
     assert best.resembles(Result(14 / 24, 1, 24)) and not best.resembles(Result(8 / 24, 1, 24))
     assert not Result(18 / 24, 1, 2400).resembles(Result(14 / 24, 1, 2400))
+    # Fisher's exact test has p = 0.09 and p = 0.002; of a single image nothing can be told.
+    best = Result(21 / 24, 1, 24)
+    assert best.resembles(Result(15 / 24, 1, 24)) and not best.resembles(Result(10 / 24, 1, 24))
+    assert Result(1.0, 1, 1).resembles(Result(0.0, 1, 1)) and Result(1.0, 1, 24).resembles(Result(1.0, 1, 24))
 
 
 def test_events_that_lack_a_figure_are_no_result():

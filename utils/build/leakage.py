@@ -85,12 +85,13 @@ def advise(start: Mapping, drawn: dict) -> str:
     return f"{advice}: {' '.join(flags)}"
 
 
-def chosen_on(path: Path, settings: Mapping | None, values: Mapping, splits: Splits, name: str) -> bool:
-    """Whether the split of this name holds the images on which the checkpoint was chosen: that is a run's best.pt.
+def chosen_on(path: Path, settings: Mapping | None, step: int, values: Mapping, splits: Splits, name: str) -> bool:
+    """Whether the split of this name holds the images on which the checkpoint was chosen: that is a run's best.pt, unless it is
+    of the last step, which would have been reported anyway.
 
-    settings: of the checkpoint's run, None where it is of none; values: of the evaluation, of which `splits` are.
+    settings, step: of the checkpoint's run, None where it is of none; values: of the evaluation, of which `splits` are.
     """
     if settings is None or path.name != BEST_FILE or name != splits.val_name:
         return False
     run = before() | settings
-    return all(run[key] == values[key] for key in (*DRAWN, "dataset", "data_dir"))
+    return step != run["num_steps"] and all(run[key] == values[key] for key in (*DRAWN, "dataset", "data_dir"))

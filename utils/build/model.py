@@ -137,11 +137,10 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
-    if not config.eval_only and not saved:
-        for warning in scratch_warnings(config, found.facts):
-            print(warning)
-        print("\n".join([f"length: {describe_length(config, found.facts)}", *describe_memory(config, found.facts),
-                         *length_warnings(config, found.facts)]), flush=True)
+    if not config.eval_only:
+        new = [] if saved else [*scratch_warnings(config, found.facts), *describe_memory(config, found.facts)]
+        print("\n".join([f"length: {describe_length(config, found.facts)}", *new, *length_warnings(config, found.facts)]),
+              flush=True)
     print("\n".join([f"images: {describe_view(config, splits.can_flip)}", *view_notes(config, found.facts)]), flush=True)
     if found.seen:
         print(found.seen, flush=True)

@@ -5,9 +5,8 @@ their values. What a flag sets wins over both. Its attribute `sets` lists what i
 (records.Sources).
 """
 
-import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from configs import DEFAULTS_OF_DATASET, FINE_TUNING, FROM_SCRATCH, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
 
@@ -16,11 +15,13 @@ from .records import Facts, Machine, Values
 from .spelling import unknown_model
 from .types import ConfigError
 
-# photos: the batch by the number of training images, and the length in passes over them, within bounds.
-BATCHES = ((2_000, 32), (20_000, 128), (math.inf, 512))
+# photos: the batch is a part of the training images within bounds, so that more images never mean fewer steps; the length is
+# in passes over them, within bounds.
+LEAST_BATCH, MOST_BATCH, BATCH_PART, BATCH_UNIT = 32, 512, 1 / 62.5, 8
 PASSES, SCRATCH_PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 100, 200, 240, 20_000
 FEW_OF_CLASS = 20               # images: so few are varied by RandAugment too; with more it gained nothing
 OPTIMIZERS = ("sgd", "adamw")
+PAPER_RATES = 0.001, 0.003, 0.01, 0.03      # of SGD, for CIFAR, Pets and Flowers (arXiv 2010.11929, appendix B.1.1)
 LONG = 2.0                      # longer side over shorter: of images beyond it the middle square shows less than half
 
 FUNCTION = "function"           # the key of a row of configs.RECIPES that names one of the functions below
@@ -50,11 +51,11 @@ bit_hyperrule.sets = frozenset({"num_steps", "warmup_steps", "decay_milestones",
 def photos(facts: Facts, values: Values) -> dict:
     """For images of one's own: batch and length by their number, rates (configs.FINE_TUNING) by model, view by their shapes."""
     images = facts.train_images
-    own = min(images, next(size for below, size in BATCHES if images < below))
-    batch = values["train_batch_size"] or math.ceil(own / facts.ranks) * facts.ranks
+    own = min(max(LEAST_BATCH, images * BATCH_PART), MOST_BATCH)
+    batch = values["train_batch_size"] or _divisible(min(images, own), facts, values)
     passes = SCRATCH_PASSES if values["pretrained_dir"] == "none" else PASSES
-    length = min(max(LEAST_STEPS, passes * images // batch), MOST_PASSES * images // batch, MOST_STEPS)
-    steps = values["num_steps"] or max(1, length)
+    wanted = max(LEAST_STEPS, int(passes * images / (values["train_batch_size"] or own)))
+    steps = values["num_steps"] or max(1, min(wanted, MOST_PASSES * images // batch, MOST_STEPS))
     ratios = [max(size) / min(size) for size in facts.image_sizes]
     whole = bool(ratios) and statistics.median(ratios) > LONG
     few = images <= FEW_OF_CLASS * facts.num_classes
@@ -65,6 +66,25 @@ def photos(facts: Facts, values: Values) -> dict:
             "randaugment_ops": int(few and crops != "none" and not values["attention_edits"])} | _fine_tuning(values, batch)
 
 
+def _divisible(batch: float, facts: Facts, values: Values) -> int:
+    """The next smaller batch of equal micro-batches, in pairs where images are mixed; the smallest one if there is none."""
+    unit = facts.ranks * (2 if values["mixup_alpha"] or values["cutmix_alpha"] else 1)
+    if isinstance(values["gradient_accumulation_steps"], int):
+        unit *= values["gradient_accumulation_steps"]
+    rounded = max(batch // BATCH_UNIT * BATCH_UNIT, min(batch, LEAST_BATCH))
+    return int(max(1, rounded // unit) * unit)
+
+
+def rates_to_try(values: Mapping) -> list[float]:
+    """The learning rates that a sweep tries by itself: those of the paper, or some around the recipe's own where that is none of
+    them. values: what is known without the data, so that of `photos` it is the rate for a batch of 32."""
+    rate = values["learning_rate"]
+    if function_of(values["recipe"]) is photos:
+        rate = _fine_tuning(values, LEAST_BATCH)["learning_rate"]
+    is_like_them = rate is None or PAPER_RATES[0] <= rate <= PAPER_RATES[-1]
+    return list(PAPER_RATES) if is_like_them else [float(f"{rate * part:.2g}") for part in (0.1, 0.3, 1, 3)]
+
+
 def _fine_tuning(values: Values, batch: int) -> dict:
     """The optimizer and its rates: of the first row of configs.FINE_TUNING that is of the model, or of FROM_SCRATCH."""
     row = FROM_SCRATCH if values["pretrained_dir"] == "none" else next(
@@ -72,7 +92,7 @@ def _fine_tuning(values: Values, batch: int) -> dict:
     own = next(name for name in row if name in OPTIMIZERS)
     optimizer = values["optimizer"] or own
     rates = {"weight_decay": 0.0} | row.get(optimizer, row["adamw"])
-    scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH else batch / 32
+    scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH else batch / LEAST_BATCH
     return {"optimizer": optimizer} | rates | {"learning_rate": rates["learning_rate"] * scale}
 
 
@@ -87,8 +107,13 @@ def function_of(recipe: str) -> Callable[[Facts, Values], dict] | None:
 
 def decides(recipe: str) -> set[str]:
     """The flags that the recipe sets itself."""
+    return (set(RECIPES.get(recipe, {})) - {FUNCTION}) | sets_by_data(recipe)
+
+
+def sets_by_data(recipe: str) -> set[str]:
+    """The flags that the recipe's function may set."""
     function = function_of(recipe)
-    return (set(RECIPES.get(recipe, {})) - {FUNCTION}) | (set(function.sets) if function else set())
+    return set(function.sets) if function else set()
 
 
 def _model_of_machine(machine: Machine | Facts | None) -> str:
@@ -108,11 +133,11 @@ def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dic
     of_dataset = DEFAULTS_OF_DATASET.get(dataset, DEFAULTS_OF_DATASET[None])
     if recipe == "auto":
         recipe = of_dataset["recipe"]
-        if recipe == "photos" and flags.get("eval_only"):       # nothing is trained, and the head's own view counts
+        if function_of(recipe) is photos and flags.get("eval_only"):       # nothing is trained, and the head's own view counts
             recipe, of_dataset = DEFAULTS_OF_DATASET[None]["recipe"], DEFAULTS_OF_DATASET[None]
     row = RECIPES[recipe]
     model_type = flags.get("model_type") or row.get("model_type")
-    if not model_type and row.get(FUNCTION) == "photos" and dataset != "digits":
+    if not model_type and function_of(recipe) is photos and dataset != "digits":
         model_type = _model_of_machine(machine)
     model_type = model_type or (DEFAULTS_OF_DATASET[None] | of_dataset)["model_type"]
     if model_type not in MODELS:

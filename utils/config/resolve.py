@@ -121,15 +121,16 @@ def model_overrides(config: Config) -> dict:
 def describe_length(config: Config, facts: Facts) -> str:
     steps, size, images = config.num_steps, config.train_batch_size, facts.train_images
     passes = steps * size / images
-    times = f"{passes:,.0f}" if passes >= 1000 else f"{passes:.3g}"
-    return f"{steps} step{'s' * (steps > 1)} of {size} images = {times} passes over the {images} training images"
+    times = (f"{passes:,.0f}" if passes >= 1000 else f"{passes:.3g}") + f" pass{'es' * (passes != 1)}"
+    return f"{steps} step{'s' * (steps > 1)} of {size} image{'s' * (size > 1)} = {times} over the {images} training images"
 
 
 def length_warnings(config: Config, facts: Facts) -> list[str]:
     """Lengths that hardly anybody means."""
     size, images, found = config.train_batch_size, facts.train_images, []
     passes = config.num_steps * size / images
-    if size > images:
+    by_images = config.source("train_batch_size") == RECIPE and "train_batch_size" in recipes.sets_by_data(config.recipe)
+    if size > images and not by_images:
         found.append(f"warning: a step takes {size} images and there are {images}: it sees each {size / images:.3g} times. A "
                      "lower --train_batch_size (TRAIN_BATCH_SIZE) gives more steps an epoch")
     # From scratch a recipe may mean so many: that of DeiT asks for 300.

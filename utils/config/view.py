@@ -48,8 +48,8 @@ def view_notes(config: Config, facts: Facts) -> list[str]:
     """Lines on how the start weights saw their images, where that is not so here and matters.
 
     An evaluation of the weights' own head should see images as the one did whose figure it repeats: a "warning: " where nobody
-    asked for the difference. A new task may see them larger or cut, but not far smaller, and not squeezed or more coarsely unless
-    flag or recipe say so.
+    asked for the difference. A new task may see them larger or cut, but not far smaller, and not squeezed or more coarsely; what
+    the recipe chooses is told whatever it is.
     """
     view, same_task = facts.start_view or {}, config.head == "keep"
     lines = _resize_notes(config, view, same_task)
@@ -70,14 +70,15 @@ def _resize_notes(config: Config, view: Mapping, same_task: bool) -> list[str]:
     here = {name: getattr(config, name) for name in ("interpolation", "eval_crop")}
     differs = {name: view[name] for name in here if view.get(name, here[name]) != here[name]}
     if not same_task:
-        differs = {name: value for name, value in differs.items() if config.source(name) not in (FLAG, RECIPE)
-                   and (value == "bicubic" if name == "interpolation" else not here[name])}
+        differs = {name: value for name, value in differs.items() if config.source(name) == RECIPE or (
+            config.source(name) != FLAG and (value == "bicubic" if name == "interpolation" else not here[name]))}
     if not differs:
         return []
     mark = _mark(config, *differs) if same_task else "note"
     theirs = _evaluated(**{name: view.get(name, here[name]) for name in here})
     flags = " ".join(f"--{name} {value if name == 'interpolation' else format(value, 'g')}" for name, value in differs.items())
-    return [f"{mark}: these weights were evaluated otherwise, as {view['by']} says ({theirs}). To do so here, add {flags}"]
+    meant = ", and the recipe means to differ" * any(config.source(name) == RECIPE for name in differs)
+    return [f"{mark}: these weights were evaluated otherwise, as {view['by']} says ({theirs}){meant}. To do so here, add {flags}"]
 
 
 def _mark(config: Config, *names: str) -> str:

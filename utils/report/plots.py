@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, SubFigure
 from utils.files import atomic_write
 from utils.training.certainty import result_of
 
-from .sweeps import FINAL, chosen_of, ended_trials, spoken
+from .sweeps import BY_LOSS, FINAL, chosen_of, ended_trials, is_by_loss, like, spoken
 
 # For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
 # format can hold.
@@ -177,28 +177,32 @@ def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, 
 
 
 def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:
-    """Accuracy over what was tried, from the rows of sweep.py, with 95 % intervals: trials as points, the choice in a ring, the
-    final run as a star beside it. What lies in the shaded interval of the choice is not told from it."""
+    """Accuracy over what was tried, from the rows of sweep.py, with 95 % intervals: trials as points, hollow where the images do
+    not tell them from the choice, which is in a ring; the final run as a star beside it."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     trials = [row for row in rows if row["run"] != FINAL]
     ended, final = ended_trials(rows), [row for row in rows if row["run"] == FINAL and row["status"] == "done"]
-    if ended:
-        _with_intervals(axes, ended, tried, fmt="o", color=COLORS[0],
+    chosen = chosen_of(rows, tried) if ended and any(row["run"] == FINAL for row in rows) else None
+    alike = like(rows, chosen) if chosen else []
+    if told := [row for row in ended if row not in alike]:
+        _with_intervals(axes, told, tried, fmt="o", color=COLORS[0],
                         label=f"on the {ended[0]['images']} images held out, 95% interval")
-    if ended and any(row["run"] == FINAL for row in rows):
-        chosen = chosen_of(rows, tried)
-        low, high = result_of(chosen).interval
-        axes.axhspan(100 * low, 100 * high, color=COLORS[0], alpha=0.1, linewidth=0, label="95% interval of the choice")
+    if alike:
+        _with_intervals(axes, alike, tried, fmt="o", color=COLORS[0], markerfacecolor="white",
+                        label="the same, too close to the choice to tell")
+    if chosen:
+        reason = f", {BY_LOSS}".replace(" within", "\nwithin") * is_by_loss(rows, chosen)
         axes.plot(chosen[tried], 100 * chosen["accuracy"], "o", markersize=12, markerfacecolor="none", markeredgewidth=1.5,
-                  color="black", label=f"chosen: {chosen[tried]:g}")
+                  color="black", label=f"chosen: {chosen[tried]:g}{reason}")
     for row in trials:
         if row not in ended:
             axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
     if final:
-        beside = axes.transData + transforms.ScaledTranslation(0.15, 0, figure.dpi_scale_trans)
+        beside = axes.transData + transforms.ScaledTranslation(0.1, 0, figure.dpi_scale_trans)
+        test = f"on {final[0]['images']} test images: {final[0]['accuracy']:.2%}"
         _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=beside,
-                        label=f"final run, test: {final[0]['accuracy']:.2%} of {final[0]['images']}")
+                        label=f"final run with {final[0][tried]:g}, {test}")
     axes.set(xlabel=spoken(tried), ylabel="accuracy in %", title=plain(title))
     if ends := [100 * end for row in [*ended, *final] for end in result_of(row).interval]:
         axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # what is drawn beside its place does not count by itself

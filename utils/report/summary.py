@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from utils.training.trainer import Trainer
 from . import plots
 from .attention_effect import ATTENTION_FILE, ShownImage, choose_images, draw, predict_with_attention
 
+MOST_PASSES = 200            # over the training images: a longer run is not proposed
 RECENT_STEPS = 20            # over which a mean is taken, at least
 
 
@@ -133,7 +135,7 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
         with _collect_failures(failed):
             print_confusion(folder, result, splits.classes)
     if not launch.is_trial():
-        _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest)
+        _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest, len(splits.train))
 
 
 def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
@@ -144,8 +146,14 @@ def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[st
     elif "accuracy" in first:
         lines.append(f"{first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before")
     lines += [f"{final + ' accuracy':<14} {before}{result.accuracy:.2%} after ({describe(_result(result))})",
-              *metric_lines(result, len(splits.classes))]
+              *_guess_lines(splits.held_out[final].targets, _result(result)), *metric_lines(result, len(splits.classes))]
     return [*lines, *(_best_lines(run, splits, final, best) if best else [])]
+
+
+def _guess_lines(targets: Sequence[int], result: Result) -> list[str]:
+    share = Counter(map(int, targets)).most_common(1)[0][1] / len(targets)
+    low, _ = result.interval
+    return [f"               not told from {share:.2%}, which is to take every image for the largest class"] * (low <= share)
 
 
 def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
@@ -192,11 +200,12 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
     return lines
 
 
-def _print_next_commands(config, folder: Path, weights: Path) -> None:
+def _print_next_commands(config, folder: Path, weights: Path, train_images: int) -> None:
     run, command = shlex.quote(str(folder)), launch.command
     print("Next:")
     print(f"  {command('train.py')} --eval_only --resume_path {shlex.quote(str(weights))}")
-    print(f"  {launch.command_to_resume(folder, 2 * config.num_steps)}")
+    if 2 * config.num_steps * config.train_batch_size <= MOST_PASSES * train_images:
+        print(f"  {launch.command_to_resume(folder, 2 * config.num_steps)}")
     if config.attention_edits:
         print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
     print(f"  {command('visualize.py')} attention --checkpoint {run}     # see what it looks at")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from utils.training.certainty import describe_images, result_of
 
 FINAL = "final"                 # the run with the choice; all others are trials
+BY_LOSS = "the lowest loss within one image of the highest accuracy"
 
 
 def spoken(tried: str) -> str:
@@ -31,19 +32,24 @@ def like(rows: Sequence[dict], chosen: dict) -> list[dict]:
     return [row for row in ended_trials(rows) if row is not chosen and result_of(row).resembles(result_of(chosen))]
 
 
+def is_by_loss(rows: Sequence[dict], chosen: dict) -> bool:
+    """Whether several trials were within one image of the highest accuracy, so that the loss decided for this one."""
+    highest = max(row["accuracy"] for row in ended_trials(rows))
+    equal = [row for row in ended_trials(rows) if result_of(row).rank(highest)[0] == result_of(chosen).rank(highest)[0]]
+    return len(equal) > 1 and chosen is choose(rows)
+
+
 def describe_choice(rows: Sequence[dict], chosen: dict, tried: str) -> str:
     """The choice, why, and which trials cannot be told from it."""
     best, others = result_of(chosen), like(rows, chosen)
-    highest = max(row["accuracy"] for row in ended_trials(rows))
-    equal = [row for row in ended_trials(rows) if result_of(row).rank(highest)[0] == best.rank(highest)[0]]
     text = f"{spoken(tried)} {chosen[tried]:g}, chosen on what is held out ({describe_images(best.images)})"
     if chosen is not choose(rows):
         text += ": the final run began with it, by the rule of an earlier version"
-    elif len(equal) > 1:
-        text += ": the lowest loss within one image of the highest accuracy"
+    elif is_by_loss(rows, chosen):
+        text += f": {BY_LOSS}"
     if others:
         values = ", ".join(f"{row[tried]:g}" for row in others)
-        text += f". These images do not tell it from {values}: one accuracy is in the other's 95% interval"
+        text += f". These images cannot tell it from {values}: such differences may be chance (a test at 5%)"
     return text
 
 

@@ -126,14 +126,18 @@ def by_heart(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[
     if not (earlier and training >= 1 - wrong and accuracy < training - margin):
         return ""
     lowest = min(earlier, key=lambda one: float(one["loss"]))
-    if not float(event["loss"]) > RISEN * float(lowest["loss"]) or accuracy > max(one["accuracy"] for one in earlier):
+    highest = max(one["accuracy"] for one in earlier)
+    if not float(event["loss"]) > RISEN * float(lowest["loss"]) or accuracy > highest:
         return ""
-    varied = ("more varied images (--augmentation crop_flip)" if config.augmentation not in ("crop", "crop_flip") else
-              "mixed images (--mixup_alpha 0.2)" if not config.mixup_alpha else "a higher --weight_decay (WEIGHT_DECAY)")
+    found = [f"fewer steps (--num_steps, NUM_STEPS, now {config.num_steps})"] * (accuracy < highest - 1.5 / event["images"])
+    if config.augmentation not in ("crop", "crop_flip"):
+        found.append("more varied images (--augmentation crop_flip)")
+    elif not config.mixup_alpha:
+        found.append("mixed images (--mixup_alpha 0.2)")
+    found.append(f"a higher --weight_decay (WEIGHT_DECAY, now {config.weight_decay:g})")
     return (f"at step {event['step']} {training:.1%} of the training images are right and {accuracy:.1%} of {event['images']} "
             f"{plan.held_out} images, whose loss has risen from {float(lowest['loss']):.3g} (step {lowest['step']}) to "
-            f"{float(event['loss']):.3g}: they are learned by heart. Try fewer steps (--num_steps, NUM_STEPS, now "
-            f"{config.num_steps}), or {varied}")
+            f"{float(event['loss']):.3g}: they are learned by heart. Try {' or '.join(found[:2])}")
 
 
 def _means(recent: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -39,9 +39,12 @@ class Result(NamedTuple):
                 not math.isnan(self.loss), -self.loss)
 
     def resembles(self, other: "Result") -> bool:
-        """Whether one of the two accuracies is in the other's interval: the images do not tell them apart."""
-        return any(low <= accuracy <= high for (low, high), accuracy in ((self.interval, other.accuracy),
-                                                                         (other.interval, self.accuracy)))
+        """Whether these images cannot tell the two accuracies apart: a two-sided test of two proportions at 5 %, for which one
+        image decides nothing. On the same images it says so a little too often, not knowing which of them were right."""
+        both = self.images + other.images
+        mean = (self.accuracy * self.images + other.accuracy * other.images) / both
+        error = math.sqrt(mean * (1 - mean) * (1 / self.images + 1 / other.images))
+        return abs(self.accuracy - other.accuracy) - 1 / min(self.images, other.images) <= Z * error + 1e-9
 
 
 def result_of(event: Mapping) -> Result | None:
