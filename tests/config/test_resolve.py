@@ -191,6 +191,9 @@ def test_with_its_head_it_brings_its_view_of_images_too():
     for flags, tta in (({"eval_only": True}, "flip"), ({}, "none"), ({"head": "keep", "dataset": "folder"}, "flip"),
                        ({"head": "keep", "tta": "none"}, "none")):
         assert resolve({"pretrained_dir": "output/r"} | flags, mirrored).tta == tta
+    whole = dataclasses.replace(STARTED, start_settings=OWN | {"tta": "none", "eval_crop": 0.0})      # `photos` has others
+    kept = resolve({"pretrained_dir": "output/r", "head": "keep", "dataset": "folder"}, whole)
+    assert (kept.recipe, kept.tta, kept.eval_crop) == ("photos", "none", 0.0)
 
 
 def test_edits_make_the_last_layer_editable():

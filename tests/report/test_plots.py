@@ -93,9 +93,9 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert lines(axes)["chosen: 0.01"] == ([0.01], [75.0])
     low, high = plots.sweep([*SWEEP[:2], trial(0.01, 0.0, run="final")]).axes[0].get_ylim()
     assert low < 0 and high > 85.8, "the bars of the final run are inside"
-    assert not any("too close" in label for label in drawn)
+    assert not any("too few" in label for label in drawn)
     close = plots.sweep([*SWEEP[:2], trial(0.003, 29 / 40), trial(0.03, 28 / 40), *SWEEP[2:]]).axes[0]
-    hollow = with_errors(close)["the same, too close to the choice to tell"]
+    hollow = with_errors(close)["the same images, too few to tell it from the choice"]
     assert hollow[:2] == ([0.003, 0.03], [72.5, 70.0])
     assert with_errors(close)["on the 40 images held out, 95% interval"][:2] == ([0.001, 0.01], [50.0, 75.0])
     assert "chosen: 0.01, the lowest loss\nwithin one image of the highest accuracy" in lines(close)

@@ -45,6 +45,7 @@ def curve(loss, accuracy=lambda step: 0.1, steps: int = 240, **more) -> list[dic
 @pytest.mark.parametrize(("settings", "loss", "accuracy"), [
     ({}, lambda step: 2.3 * math.exp(-step / 60), lambda step: min(0.99, step / 100)),
     ({}, lambda step: 2.3 if step < 45 else 2.25 - step / 400, lambda step: 0.15),                  # late
+    ({}, lambda step: 2.26, lambda step: 0.15),                                                     # slowly: 2 % below a guess
     (MIXED, lambda step: 2.29 - step / 4000, lambda step: 0.2 + step / 1000),                       # far from a loss of 0
     ({"classes": "ab", "share": 0.5, "guess": math.log(2), **MIXED}, lambda step: 0.69, lambda step: 0.60),
     ({"classes": "ab", "share": 0.95, "guess": 0.1985}, lambda step: 0.15, lambda step: 0.95),      # as most are of one class

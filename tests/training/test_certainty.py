@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from utils.training.certainty import Result, best_of, describe, result_of
+from utils.training.certainty import Result, best_of, describe, describe_images, result_of
 
 
 @pytest.mark.parametrize(("hits", "images", "low", "high"), [
@@ -29,6 +29,7 @@ def test_the_interval_stays_inside_and_solves_wilsons_equation():
 
 
 def test_what_is_printed_of_few_and_of_many_images():
+    assert (describe_images(1), describe_images(99), describe_images(100)) == ("1 image", "99 images, one is 1.0%", "100 images")
     assert describe(Result(18 / 24, 1.0, 24)) == "24 images, one is 4.2%; 95% interval 55.1% to 88.0%"
     assert describe(Result(0.8, 1.0, 200)) == "200 images; 95% interval 73.9% to 85.0%"
     assert describe(Result(1.0, 1.0, 1)).startswith("1 image; ")

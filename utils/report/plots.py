@@ -190,7 +190,7 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
                         label=f"on the {ended[0]['images']} images held out, 95% interval")
     if alike:
         _with_intervals(axes, alike, tried, fmt="o", color=COLORS[0], markerfacecolor="white",
-                        label="the same, too close to the choice to tell")
+                        label="the same images, too few to tell it from the choice")
     if chosen:
         reason = f", {BY_LOSS}".replace(" within", "\nwithin") * is_by_loss(rows, chosen)
         axes.plot(chosen[tried], 100 * chosen["accuracy"], "o", markersize=12, markerfacecolor="none", markeredgewidth=1.5,
