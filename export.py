@@ -20,7 +20,7 @@ from utils import process
 with process.imports("export.py"):
     from configs import MODELS
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, unknown_model
     from utils.config.types import image_size, positive_int, user_path
     from utils.files import where_looked
 
@@ -29,9 +29,10 @@ FORMATS = {"folder": "model.safetensors, config.json and a model card, for timm 
 OF_OTHERS = {"model_type": {"help": "the architecture of a MODEL that is no run, such as ViT-B_16 (default: what it tells)"},
              "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
              "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"},
-             "interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized"},
+             "interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
+                               "(default: as its config.json or its publisher says, else bilinear)"},
              "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
-                           "middle (0: the whole image)"},
+                           "middle (default: as that says, else 0, the whole image)"},
              "class_names": {"type": user_path, "metavar": "FILE", "help": "for such a file: a text file that names a class a "
                              "line, in the order of its outputs, where nothing names them"}}
 
@@ -65,6 +66,7 @@ def check_output(path: Path) -> None:
     if not path.parent.is_dir():
         what = "a file, not a folder" if path.parent.exists() else f"no such folder{where_looked(path.parent)}. Make it first"
         raise ConfigError(f"--output {path}: {path.parent}: {what}")
+    check_writable("--output", path.parent)
 
 
 def main(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """A trained model -> files that other programs open, with what its run tells of it."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,20 +8,22 @@ from pathlib import Path
 import configs
 from models import ModelError, save_npz
 from models.checkpoints import programs
-from models.checkpoints.described import Description, describe, is_weights_folder, weights_in
+from models.checkpoints.described import describe, is_weights_folder, weights_in
 from models.checkpoints.export import save_folder
-from models.checkpoints.published import license_of
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import license_of, published_name
 from models.checkpoints.timm_config import computed_otherwise, largest_difference, timm_config
+from models.kinds import is_number
 from utils.config import ConfigError
 from utils.config.types import as_tuple
 from utils.data.reading import Reading
 from utils.files import StorageError, atomic_folder, atomic_write
-from utils.run import checkpoint
 from utils.run.log import read_log
 
 from .find import file_of
 from .opened import EMBEDDED, Opened
 
+LONGEST = 200                   # letters of a value in a model card: weights of thousands of classes are no reading
 LOOSE = 1e-3                    # of a logit: as near as timm comes to what it computes with an eps of its own
 # Settings of a run that a model card lists, where they have an effect.
 TRAINED = ("recipe", "num_steps", "train_batch_size", "optimizer", "learning_rate", "layer_decay", "weight_decay", "warmup_steps",
@@ -44,12 +47,12 @@ def class_names(opened: Opened, file: str | None = None) -> list[str]:
     if opened.named:
         raise ConfigError(f"--class_names {file}: {opened.path} names its classes itself. Omit the flag")
     try:
-        names = Path(file).read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ConfigError(f"--class_names {file}: is not text in UTF-8") from error
     count = opened.model.num_classes
-    if len(names) != count or not all(map(str.strip, names)) or len(set(names)) != count:
-        different = len({name for name in names if name.strip()})
+    different = len({name for name in names if name})
+    if not len(names) == different == count:
         raise ConfigError(f"--class_names {file}: must have {count:,} lines, a name each, all different; it has {len(names):,} "
                           f"lines, {different:,} different names")
     return names
@@ -132,31 +135,28 @@ def card_facts(opened: Opened) -> dict[str, dict]:
     sizes = {"architecture": settings["model_type"]}
     if not opened.has_data:
         return {"model": sizes, "start": _start(str(opened.path), settings["model_type"], described.license)}
-    state = checkpoint.read_header(opened.path)
-    name = settings.get("name") or opened.path.parent.name
+    with OpenedCheckpoint(opened.path) as file:                    # of a checkpoint others may be missing, or anything
+        run = {key: file.file.run[key] for key in ("step", "train_images")}
     data = {"data set": settings["dataset"]}
     if settings["dataset"] in ("folder", "csv"):
         data["folder"] = Path(settings["data_dir"]).resolve().name
-    data |= {"training images": state.train_images, "classes": len(state.classes)}
-    training = {"step of these weights": state.step} | {
-        key: settings[key] for key in TRAINED if settings.get(key) not in (None, 0, False, "none", "all")}
+    data |= {"training images": run["train_images"], "classes": len(opened.classes)}
+    training = {"step of these weights": run["step"]} | {
+        key: settings[key] for key in TRAINED if settings.get(key) not in (0, False, "none", "all")}
     if not settings["augmentation"].startswith("crop"):
         training.pop("crop_scale", None)
-    return {"model": {"name": name} | sizes, "data": data, "training": training,
-            "metrics": _metrics(opened.path, state), "start": _start(settings["pretrained_dir"], settings["model_type"])}
+    sections = {"model": {"name": settings.get("name") or opened.path.parent.name} | sizes, "data": data, "training": training,
+                "metrics": _metrics(opened.path, run["step"]),
+                "start": _start(settings["pretrained_dir"], settings["model_type"])}
+    return {section: {name: value if is_number(value) else str(value)[:LONGEST] for name, value in values.items()
+                      if value is not None} for section, values in sections.items()}
 
 
-def _metrics(path: Path, state: checkpoint.RunState) -> dict:
-    """Evaluations of the step that the weights are of; for the best of a run that has lost its log its accuracy alone."""
-    found = {}
-    for event in read_log(path.parent):
-        if event.get("event") == "eval" and event.get("step") == state.step:
-            for key in ("accuracy", "top5", "loss", "images"):
-                if isinstance(event.get(key), (int, float)):
-                    found[f"{event['split']} {key}"] = event[key]
-    if not found and state.best and state.best["step"] == state.step:
-        found["val accuracy"] = state.best["accuracy"]
-    return found
+def _metrics(path: Path, step: int | None) -> dict:
+    """The evaluations of the step that the weights are of."""
+    events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
+    return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
+            if is_number(event.get(key))}
 
 
 def _start(start: str, model_type: str, known: str = "") -> dict:
@@ -166,8 +166,8 @@ def _start(start: str, model_type: str, known: str = "") -> dict:
     name = file_of(model_type) if start == "auto" and model_type in configs.MODELS else start
     if name.endswith(EMBEDDED):
         return {"weights": "ViT-Nano_2, trained on drawn letters (this project)", "license": "MIT"}
-    there = Path(name).exists()
-    beside = describe(weights_in(Path(name))) if there and is_weights_folder(name) else Description()
-    found = license_of(name) or known or beside.license
-    shown = "/".join(Path(name).parts[-2:]) if there else name
+    found = license_of(name) or known
+    with contextlib.suppress(ModelError):                          # of a folder that is not what it was
+        found = found or (describe(weights_in(Path(name))).license if is_weights_folder(name) else "")
+    shown = name if published_name(name) else "/".join(Path(name).parts[-2:])        # not where it is on this machine
     return {"weights": shown} | ({"license": found} if found else {})

@@ -1,15 +1,18 @@
 """config.json for timm: the model of timm's that computes the same, and what timm cannot hold."""
 
 import json
+from pathlib import Path
 
 import pytest
+import reference
 import torch
 from families import FAMILIES, SMALL, family_model
-from filling import random_model, refused
+from filling import load, published_model, random_model, refused
 
 from configs import MODELS, architecture
 from models import create_model
 from models.checkpoints import timm_config
+from models.checkpoints.export import save_folder
 from models.checkpoints.timm_config import check_timm, computed_otherwise, largest_difference
 
 WHOLE, CUT = {"interpolation": "bilinear", "eval_crop": 0.0}, {"interpolation": "bicubic", "eval_crop": 0.875}
@@ -53,6 +56,60 @@ def test_what_a_config_says_of_images():
     assert config["classifier"] == ["head", "head_dist"] and config["first_conv"] == "patch_embed.proj"
     assert [config_of(empty(name))["pretrained_cfg"]["first_conv"] for name in ("R-ViT-Ti_16", "R26-ViT-S_32")] == [
         "patch_embed.backbone.conv", "patch_embed.backbone.stem.conv"]
+
+
+# Small models whose logits their own programs have computed (tests/fixtures): timm's name and model_args of each.
+SAID = {
+    "deit": ("vit_base_patch16_224", {"img_size": [48, 48], "embed_dim": 24, "depth": 3, "num_heads": 3, "act_layer": "gelu"}),
+    "deit_dist": ("deit_base_distilled_patch16_224", {"img_size": [48, 48], "embed_dim": 24, "depth": 3, "num_heads": 3,
+                                                      "act_layer": "gelu"}),
+    "cait": ("cait_s24_224", {"img_size": [64, 64], "embed_dim": 32, "depth": 3, "num_heads": 4, "depth_token_only": 2,
+                              "mlp_ratio_token_only": 4.0}),
+    "mae_gp1": ("vit_base_patch16_224", {"img_size": [64, 64], "embed_dim": 24, "depth": 3, "num_heads": 3, "act_layer": "gelu",
+                                         "global_pool": "avg"}),
+    "g_p16_gap": ("vit_base_patch16_224", {"img_size": [64, 64], "embed_dim": 48, "depth": 2, "num_heads": 3,
+                                           "mlp_ratio": 64 / 48, "act_layer": "gelu_tanh", "global_pool": "avg",
+                                           "class_token": False, "fc_norm": False}),
+    "g_rti16": ("vit_tiny_r_s16_p8_224", {"img_size": [64, 64], "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3,
+                                          "mlp_ratio": 64 / 48, "act_layer": "gelu_tanh"}),
+}
+USUAL = {"patch_size": 16, "in_chans": 3, "mlp_ratio": 4.0, "global_pool": "token"}
+
+
+def exported(case: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes the folder of a known model -> (images, their logits as its own program computes them)"""
+    if case.startswith("g_"):
+        model, images = load(reference.weights(case), case), reference.images(reference.ROWS[case].img_size)
+        logits = reference.expected(case)["logits"]
+    else:
+        model, images = published_model(case), reference.torch_images(case)
+        found = reference.torch_expected(case.partition("_gp")[0])
+        logits = found["ft_logits_gp1"] if case == "mae_gp1" else found["logits"]
+    folder.mkdir()
+    names = [f"class {number}" for number in range(model.num_classes)]
+    save_folder(model, folder, timm_config.timm_config(model, names, WHOLE, {"card": {}}), "")
+    return images, logits
+
+
+@pytest.mark.parametrize("case", SAID)
+@torch.no_grad()
+def test_a_folder_of_a_known_model(tmp_path, case):
+    """What it says to timm, which the next test asks; and read here again it computes the known logits."""
+    images, logits = exported(case, tmp_path / "x")
+    said, (name, arguments) = json.loads((tmp_path / "x/config.json").read_text()), SAID[case]
+    assert said["architecture"] == name and said["model_args"] == USUAL | arguments
+    row = (reference.TORCH_ROWS | reference.ROWS)[case]
+    assert (load(tmp_path / "x", row).eval()(images) - logits).abs().max() < reference.tolerance(case)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("case", SAID)
+@torch.no_grad()
+def test_timm_computes_the_known_logits_from_it(tmp_path, case):
+    timm = pytest.importorskip("timm")
+    images, logits = exported(case, tmp_path / "x")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
+    assert (theirs(images) - logits).abs().max() < (1e-3 if case == "g_rti16" else 1e-5)
 
 
 def test_every_width_of_the_mlp_is_found_again():
