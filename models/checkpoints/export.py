@@ -43,16 +43,19 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
     _write(Path(path), lambda stream: np.savez(stream, **arrays))
 
 
-def save_timm(model: ImageTransformer, path: str | Path, any_grid: bool = False) -> None:
+def save_timm(model: ImageTransformer, path: str | Path) -> None:
     """Writes the model's state dict under timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
 
     Those names are DeiT's, CaiT's and MAE's too. How the model computes (GELU, eps, mean, std), which timm would take from
     elsewhere, is kept where timm looks past it. The same model gives the same bytes. Raises ModelError for another suffix, and
-    for a grid that is not square unless `any_grid`: a config.json beside the file says which it is.
+    for a grid that is not square.
     """
-    if not any_grid:
-        _check_grid(model, path)
-    path = Path(path)
+    _check_grid(model, path)
+    save_weights(model, Path(path))
+
+
+def save_weights(model: ImageTransformer, path: Path) -> None:
+    """save_timm of any grid, for a file beside which a config.json says which it is."""
     stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
     spellings = {ours: theirs for theirs, ours in TIMM_STEM_ALONE.items()} if stem_alone else {}
     state = OrderedDict((spelled(name, spellings), value.detach().float().cpu().contiguous())
@@ -73,7 +76,7 @@ def save_timm(model: ImageTransformer, path: str | Path, any_grid: bool = False)
 
 def save_folder(model: ImageTransformer, folder: Path, config: dict, card: str) -> None:
     """Fills a folder with what timm and transformers open: the weights, `config` (timm_config.py) and `card`, its README.md."""
-    save_timm(model, folder / WEIGHTS[0], any_grid=True)
+    save_weights(model, folder / WEIGHTS[0])
     for name, text in ((CONFIG, json.dumps(config, indent=2) + "\n"), ("README.md", card)):
         _write(folder / name, lambda stream, text=text: stream.write(text.encode("utf-8", "backslashreplace")))
 
