@@ -75,7 +75,8 @@ def test_an_exported_folder_is_the_run(family, capsys):
     assert torch.equal(opened.model(images), run_itself.model(images))
     assert run(folder, "--to", "folder", "--output", "again") == 0
     assert contents(folder) == contents(Path("again"))
-    assert "wrote again" in capsys.readouterr().out
+    note = "timm has an eps of its own where this model has another (resnet_style)"
+    assert (note in capsys.readouterr().out) == (note[1:] in Path("again/README.md").read_text()) == (family == "hybrid")
 
 
 def test_what_shapes_cannot_tell_is_kept():
@@ -147,6 +148,7 @@ def test_names_for_a_model_that_has_none():
     assert open_model("a").classes == ("ant", "bee", "\u00e7")
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_runs_without_this_project(capsys):
     """In another folder, in a Python that cannot see the project; any batch; with the names of the classes beside it."""
     save_run(Path("output/r"), "cait", {"sigmoid_attention": "last"})
