@@ -20,9 +20,10 @@ NPZ, SAFETENSORS, TORCH = "npz", "safetensors", "torch"
 # How the files begin that torch.save wrote until 2020: with a magic number, pickled.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 FOREIGN_PICKLE = "a pickle that PyTorch did not write; save it with torch.save, or as .safetensors"
-# Members of what torch.export.save writes, today and before PyTorch 2.8.
+# Members of what torch.export.save writes, and of what it wrote once.
 PROGRAMS = ("archive_format", "serialized_exported_program.json")
-PROGRAM = "a program (of torch.export, or ONNX), out of which no weights are read; give its run, or what export.py --to folder wrote"
+PROGRAM = ("a program (of torch.export, or ONNX), which holds no weights by name; give its run, or what export.py --to folder "
+           "wrote")
 SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
 SEAL_LENGTH = len(SEAL) + 64
 FOLDERS = (*PUBLISHED, "augreg", *META_FILES)

@@ -308,6 +308,15 @@ def test_a_full_disk_leaves_nothing(to, monkeypatch, capsys):
     assert os.listdir() == ["output"]
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(monkeypatch, capsys):
+    def forbidden(*arguments, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", forbidden)
+    assert run("ViT-B_16", "--to", "folder", "--output", "a") == 2
+    assert "export.py: error: --output .: . cannot be written (Permission denied)" in capsys.readouterr().err
+
+
 def test_stopped_while_it_writes(monkeypatch, capsys):
     save_run(Path("output/r"), "gap")
     monkeypatch.setattr("utils.build.export.save_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
