@@ -145,7 +145,8 @@ def test_names_for_a_model_that_has_none():
     models.save_timm(models.create_model("ViT-Nano_2", 3), "nameless.pth")
     Path("names.txt").write_text("ant\nbee\n\u00e7\n", encoding="utf-8")
     assert run("nameless.pth", "--to", "folder", "--output", "a", "--class_names", "names.txt") == 0
-    assert open_model("a").classes == ("ant", "bee", "\u00e7")
+    assert open_model("a").classes == ("ant", "bee", "\u00e7") and not open_model("a").has_data
+    assert run("a", "--to", "folder", "--output", "b") == 0 and contents(Path("a")) == contents(Path("b"))
 
 
 @pytest.mark.slow
