@@ -17,7 +17,7 @@ modules=(torch torchvision numpy scipy tensorboard tqdm ml_collections matplotli
 if [ "${1:-}" = --reference ]; then
     shift
     LOCKED='' VENV=.venv-reference use_python requirements-reference.txt "${modules[@]}" \
-        timm transformers accelerate vit_pytorch sklearn peft torchao onnxruntime
+        timm transformers accelerate vit_pytorch sklearn peft torchao onnx onnxscript onnxruntime
     set -- -m reference "$@"
 else
     use_python requirements-test.txt "${modules[@]}"

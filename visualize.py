@@ -50,9 +50,9 @@ MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or 
          "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
          "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"}}
 RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                            "(default: bilinear; DeiT, CaiT and MAE take bicubic)"},
+                            "(default: as its config.json or its publisher says, else bilinear)"},
           "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
-                        "middle (default: 0, the whole image; DeiT and MAE take 0.875, CaiT 1)"}}
+                        "middle (default: as that says, else 0, the whole image)"}}
 DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's data set (default: what it was tested on)"},
         "images": {"type": positive_int, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
                    f"{FEW}; distance: {SOME}; confusion: all)"}}

@@ -74,7 +74,7 @@ class CaiT(ImageTransformer):
         blocks = self.blocks[first:] if first else self.blocks
         patches = blocks(tokens)
         # A copy: what counts FLOPs fails where a module is given a view of a parameter and gradients are off.
-        cls = self.cls_token.expand(len(patches), -1, -1).clone()
+        cls = self.cls_token.expand(patches.shape[0], -1, -1).clone()
         for block in self.blocks_token_only:
             cls = block(cls, patches)
         return self.norm(torch.cat([cls, patches], dim=1))

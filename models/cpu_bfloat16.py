@@ -58,7 +58,7 @@ def mix_heads(maps: Tensor, linear: nn.Module) -> Tensor | None:
     if not enabled or not _is_plain(linear, nn.Linear):
         return None
     weight, bias = linear.weight.to(maps.dtype), linear.bias.to(maps.dtype)
-    return torch.baddbmm(bias.view(1, -1, 1), weight.expand(len(maps), -1, -1), maps.flatten(2)).view_as(maps)
+    return torch.baddbmm(bias.view(1, -1, 1), weight.expand(maps.shape[0], -1, -1), maps.flatten(2)).view_as(maps)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -65,7 +65,7 @@ class StochasticDepth(nn.Module):
         """(B, N, D) -> (B, N, D)"""
         if not self.training or not self.p:
             return branch
-        kept = torch.empty(len(branch), 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.p)
+        kept = torch.empty(branch.shape[0], 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.p)
         return branch * (kept / (1 - self.p) if self.p < 1 else kept)
 
 

@@ -36,8 +36,8 @@ class AttendSigmoid(Attend):
         output = super().forward(q, k, v)
         if self.edits is None:
             return output
-        if len(self.edits[0]) not in (1, len(q)):
-            raise ModelError(f"edits of {len(self.edits[0])} images do not fit a batch of {len(q)}")
+        if self.edits[0].shape[0] not in (1, q.shape[0]):
+            raise ModelError(f"edits of {self.edits[0].shape[0]} images do not fit a batch of {q.shape[0]}")
         weights = F.dropout(self._edited(q[:, :, self.rows], k), self.dropout_rate, self.training)
         wide = (weights @ v.to(weights.dtype)).to(v.dtype)
         has_edit = self.edits[1].any(dim=-1, keepdim=True)        # (B or 1, 1, 1, 1): the other images stay bit for bit

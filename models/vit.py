@@ -52,7 +52,7 @@ class VisionTransformer(ImageTransformer):
         """(B, channels, height, width) -> (B, N, D), the tokens that enter the first block"""
         x = self.embed_patches(images)
         if self.prefix_tokens:
-            x = torch.cat([getattr(self, name).expand(len(x), -1, -1) for name in self.prefix_tokens] + [x], dim=1)
+            x = torch.cat([getattr(self, name).expand(x.shape[0], -1, -1) for name in self.prefix_tokens] + [x], dim=1)
         return self.pos_drop(x + self.pos_embed)
 
     def forward_blocks(self, tokens: Tensor, first: int = 0) -> Tensor:

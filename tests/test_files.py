@@ -16,7 +16,7 @@ import rig
 from processes import FORK, AnotherProcess, error_of
 
 from utils import files, process
-from utils.files import FileLock, InUseError, StorageError, atomic_write
+from utils.files import FileLock, InUseError, StorageError, atomic_folder, atomic_write
 from utils.run.log import Log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +48,22 @@ def test_what_is_no_folder(tmp_path):
     (tmp_path / "list").touch()
     assert files.no_folder(tmp_path / "pets.ZIP") == "an archive, not a folder: unpack it, and give the folder"
     assert files.no_folder(tmp_path / "list") == "a file, not a folder" and files.no_folder("/no/such") == "no such folder"
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
+    """Also where something has its name by then, or the disk is full."""
+    atomic_folder(tmp_path / "a", lambda folder: (folder / "x").write_text("1"))
+    assert (tmp_path / "a/x").read_text() == "1" and os.listdir(tmp_path) == ["a"]
+    assert "cannot write" in error_of(StorageError, atomic_folder, tmp_path / "a", lambda folder: None)
+
+    def full(folder):
+        (folder / "x").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert "cannot write" in error_of(StorageError, atomic_folder, tmp_path / "b", full)
+    with pytest.raises(KeyError):
+        atomic_folder(tmp_path / "b", lambda folder: {}["x"])
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a/x").read_text() == "1"
 
 
 # ------------------------------------------------------------------------------------------------------------- names

@@ -281,7 +281,7 @@ def test_output_escapes_letters_that_its_encoding_lacks():
     assert kept.getvalue() == rb"b\xe4ume/\u72ac \udcff" + b"\n"
 
 
-VERBS = ("train", "dataset", "sweep", "visualize", "annotate")
+VERBS = ("train", "dataset", "sweep", "visualize", "annotate", "export")
 
 
 @pytest.mark.parametrize("verb", VERBS)

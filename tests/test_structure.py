@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("train", "dataset", "sweep", "visualize", "annotate")
+VERBS = ("train", "dataset", "sweep", "visualize", "annotate", "export")
 LEAVES = {"utils.device", "utils.files", "utils.launch", "utils.process", "utils.randomness", "utils.temporary"}
 ROOMS = ("utils.build", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention", "utils.report",
          "utils.distributed", "models.checkpoints")
@@ -36,6 +36,7 @@ FENCED = {"torchvision": {"utils.data", "utils.attention.edit_transform"},
           "starlette": {"utils.attention.editor"}, "uvicorn": {"utils.attention.editor"},
           "torch.utils.tensorboard": {"utils.run.loggers"}, "wandb": {"utils.run.loggers"},
           "timm": {"utils.training.optimizer"},
+          "onnx": {"models.checkpoints.programs"}, "onnxruntime": {"models.checkpoints.programs"},
           "torch.distributed": {"utils.distributed"}}
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -98,6 +99,26 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):            # it would hide the first error
             unfinished.unlink(missing_ok=True)
+
+
+def atomic_folder(path: str | Path, write: Callable[[Path], object]) -> None:
+    """The same for a folder of files: `write` fills an empty one beside `path`, which then gets that name. Raises StorageError,
+    also where something has the name already."""
+    path = Path(path)
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        unfinished.mkdir()
+        write(unfinished)
+        for file in (*unfinished.iterdir(), unfinished):
+            fsync_path(file)
+        if os.path.lexists(path):                     # an empty folder would be replaced
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.rename(unfinished, path)
+        fsync_path(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path} ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,25 @@ import re
 from pathlib import Path
 
 from models.errors import WeightsError
+from models.kinds import NAME, TEXT, Each, Kind, Record, is_number, is_whole, one_of
 
 from .zip_archive import one_line, shown
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")       # in this order
 CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adapter_config.json"
 # Keys of a model's row that belong to the weights, whatever the row says: no parameter has another shape, only other logits.
-COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style")
+COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize")
 ROW_ENTRY = "vit_row"                                       # what our own exports say of them (export.py)
+# What config.json has beside that in a folder of ours: how a run read image files (flags), and what its model card says of it,
+# values by name in sections.
+OWN_ENTRY = "vit_run"
+_RANGE = Kind("two whole numbers, the lower first", lambda value: isinstance(value, list) and len(value) == 2
+              and all(map(is_whole, value)) and -32768 <= value[0] < value[1] <= 65535)
+_VALUE = Kind("text or a number", lambda value: TEXT.holds(value) or is_number(value))
+OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_range": _RANGE,
+                                 "alpha": one_of("white", "black", "mask", "ignore")}),
+              "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading",))
+PLAIN_EPS = 1e-6                                            # of the norms of timm and of Google
 MAX_SIDE = 1 << 14                                          # pixels
 MAX_JSON = 1 << 24                                          # bytes; the names of 21,843 classes take 1 MB
 
@@ -39,23 +50,28 @@ TIMM_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (
 @dataclasses.dataclass
 class Description:
     """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized to be evaluated (flags);
-    `model`: what timm calls the model, such as vit_tiny_patch16_224."""
+    `model`: what timm calls the model, such as vit_tiny_patch16_224; `license`: of the weights; `card`: of a folder of ours, what
+    its model card says."""
 
     row: dict = dataclasses.field(default_factory=dict)
     classes: list[str] | None = None
     view: dict = dataclasses.field(default_factory=dict)
     model: str = ""
+    card: dict | None = None
+    license: str = ""
+    own: bool = False               # whether an export of ours says how the model computes
+
+    def take_own(self, said: object) -> None:
+        """What an export of ours says of COMPUTED (ROW_ENTRY); of anything else nothing."""
+        if isinstance(said, dict):
+            self.row |= {key: value for key, value in said.items() if key in COMPUTED}
+            self.own = True
 
     def heads(self, width: int) -> int | None:
         """Of a model of this width, where it is said, or timm's name of the size means it."""
         named = re.match(r"(?:vit|deit3?)_(\w+?)_", self.model)
         usual, heads = TIMM_SIZES.get(named[1] if named else "", (0, 0))
         return self.row.get("num_heads", heads if width == usual else None)
-
-
-def own_row(said: object) -> dict:
-    """What an export of ours says of COMPUTED; of anything else nothing."""
-    return {key: value for key, value in said.items() if key in COMPUTED} if isinstance(said, dict) else {}
 
 
 def is_weights_folder(path: str | Path) -> bool:
@@ -108,10 +124,11 @@ def _read_json(path: Path) -> dict:
 
 def _of_timm(values: dict) -> Description:
     published, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
-    found = Description(classes=_names(values.get("label_names") or values.get("labels") or published.get("label_names")))
+    names = values.get("label_names") or values.get("labels") or published.get("label_names")
+    found = Description(classes=_own_names(names) if OWN_ENTRY in values else _names(names))
     act, tag, name = arguments.get("act_layer"), str(published.get("tag") or ""), str(values.get("architecture") or "")
     tanh = TANH_TAGS.match(tag) or TANH_MODELS.search(name)
-    found.model = name
+    found.model, found.license = name, shown(published.get("license") or "")
     found.row["gelu"] = _gelu(act) if act else "tanh" if tanh else "erf"
     for key in ("mean", "std"):
         if published.get(key):
@@ -122,7 +139,14 @@ def _of_timm(values: dict) -> Description:
         found.row["img_size"] = _size(arguments["img_size"])
     if arguments.get("num_heads"):
         found.row["num_heads"] = int(arguments["num_heads"])
-    found.view = _view(published.get("interpolation"), published.get("crop_pct"))
+    found.view = _view(published.get("interpolation"), published.get("crop_pct"), published.get("crop_mode"))
+    if OWN_ENTRY in values:
+        own = values[OWN_ENTRY]
+        if fault := OWN.fault(OWN_ENTRY, own):
+            raise WeightsError(fault)
+        found.view |= {name: tuple(value) if isinstance(value, list) else value
+                       for name, value in own.get("reading", {}).items()}
+        found.card = own["card"]
     return found
 
 
@@ -177,6 +201,18 @@ def _names(names: list | dict | None) -> list[str] | None:
     return [shown(name) for name in names] if isinstance(names, list) else None
 
 
-def _view(interpolation: object, crop: object) -> dict:
+def _own_names(names: object) -> list[str]:
+    """As a run of ours has them."""
+    if not isinstance(names, list) or not names or not all(map(TEXT.holds, names)):
+        raise ValueError("its label_names are no names")
+    return names
+
+
+def _view(interpolation: object, crop: object, mode: object = None) -> dict:
+    """mode: timm's crop_mode. "squash" shows the whole image, its shape not kept; what no flag here says is left out."""
     view = {"interpolation": interpolation} if interpolation in RESAMPLE.values() else {}
-    return view | ({"eval_crop": float(crop)} if isinstance(crop, (int, float)) and 0 < crop <= 1 else {})
+    if mode not in (None, "center", "squash") or not isinstance(crop, (int, float)) or not 0 < crop <= 1:
+        return view
+    if mode == "squash":
+        return view | ({"eval_crop": 0.0} if crop == 1 else {})
+    return view | {"eval_crop": float(crop)}

@@ -1,4 +1,7 @@
-"""Exports a model for other programs: in Google's layout, or under timm's names. A file is written whole or not at all."""
+"""Exports a model for other programs: in Google's layout, under timm's names, or as a folder that timm and transformers open.
+
+A file is written whole or not at all.
+"""
 
 import errno
 import json
@@ -15,7 +18,7 @@ from models.base import ImageTransformer
 from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
-from .described import COMPUTED, ROW_ENTRY
+from .described import COMPUTED, CONFIG, ROW_ENTRY, WEIGHTS
 from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
 from .layouts import abbreviate, spelled
 from .zip_archive import one_line
@@ -44,10 +47,15 @@ def save_timm(model: ImageTransformer, path: str | Path) -> None:
     """Writes the model's state dict under timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
 
     Those names are DeiT's, CaiT's and MAE's too. How the model computes (GELU, eps, mean, std), which timm would take from
-    elsewhere, is kept where timm looks past it. Raises ModelError for another suffix, and for a grid that is not square.
+    elsewhere, is kept where timm looks past it. The same model gives the same bytes. Raises ModelError for another suffix, and
+    for a grid that is not square.
     """
     _check_grid(model, path)
-    path = Path(path)
+    save_weights(model, Path(path))
+
+
+def save_weights(model: ImageTransformer, path: Path) -> None:
+    """save_timm of any grid, for a file beside which a config.json says which it is."""
     stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
     spellings = {ours: theirs for theirs, ours in TIMM_STEM_ALONE.items()} if stem_alone else {}
     state = OrderedDict((spelled(name, spellings), value.detach().float().cpu().contiguous())
@@ -59,11 +67,29 @@ def save_timm(model: ImageTransformer, path: str | Path) -> None:
             from safetensors.torch import save
         except ImportError as error:
             raise ModelError(f"{path}: pip install safetensors, the package that writes it, or use the suffix .pth") from error
-        _write(path, lambda stream: stream.write(save(state, metadata={"format": "pt", ROW_ENTRY: json.dumps(row)})))
+        _write(path, lambda stream: _write_sorted(stream, save(state, metadata={"format": "pt", ROW_ENTRY: json.dumps(row)})))
     elif path.suffix in (".pth", ".pt", ".bin"):
         _write(path, lambda stream: torch.save(state, stream))
     else:
         raise ModelError(f"{path}: the suffix must be .safetensors, .pth, .pt or .bin; it decides what is written")
+
+
+def save_folder(model: ImageTransformer, folder: Path, config: dict, card: str) -> None:
+    """Fills a folder with what timm and transformers open: the weights, `config` (timm_config.py) and `card`, its README.md."""
+    save_weights(model, folder / WEIGHTS[0])
+    for name, text in ((CONFIG, json.dumps(config, indent=2) + "\n"), ("README.md", card)):
+        _write(folder / name, lambda stream, text=text: stream.write(text.encode("utf-8", "backslashreplace")))
+
+
+def _write_sorted(stream: BinaryIO, content: bytes) -> None:
+    """A .safetensors file with its notes in one order; the library has them in any. Their length stays what it is."""
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    notes = header.pop("__metadata__")
+    text = json.dumps({"__metadata__": dict(sorted(notes.items())), **header}, separators=(",", ":"), ensure_ascii=False)
+    stream.write(content[:8])
+    stream.write(text.encode().ljust(length - 8))
+    stream.write(memoryview(content)[length:])
 
 
 def _check_grid(model: ImageTransformer, path: str | Path) -> None:

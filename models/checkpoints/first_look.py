@@ -20,6 +20,10 @@ NPZ, SAFETENSORS, TORCH = "npz", "safetensors", "torch"
 # How the files begin that torch.save wrote until 2020: with a magic number, pickled.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 FOREIGN_PICKLE = "a pickle that PyTorch did not write; save it with torch.save, or as .safetensors"
+# Members of what torch.export.save writes, and of what it wrote once.
+PROGRAMS = ("archive_format", "serialized_exported_program.json")
+PROGRAM = ("a program (of torch.export, or ONNX), which holds no weights by name; give its run, or what export.py --to folder "
+           "wrote")
 SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
 SEAL_LENGTH = len(SEAL) + 64
 FOLDERS = (*PUBLISHED, "augreg", *META_FILES)
@@ -48,7 +52,10 @@ def kind_of(path: str | Path) -> str:
     with report_damage(path, "damaged or cut off"), open(path, "rb") as stream:
         start = stream.read(512)
         if start[:2] == b"PK":
-            return TORCH if any(name.endswith("data.pkl") for name in Archive(stream).members) else NPZ
+            members = Archive(stream).members
+            if any(name.endswith(PROGRAMS) for name in members):
+                raise WeightsError(f"{path}: {PROGRAM}")
+            return TORCH if any(name.endswith("data.pkl") for name in members) else NPZ
     if start[4:9] == b"\0\0\0\0{":                 # the length of the header in 8 bytes, then its JSON
         return SAFETENSORS
     if start.startswith(LEGACY_MAGIC):
@@ -63,6 +70,8 @@ def _describe_start(start: bytes, path: str | Path) -> str:
         return "a web page instead of weights, perhaps of a sign-in; download the file itself"
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS instead of weights; fetch the file itself (git lfs pull)"
+    if start[:1] == b"\x08" and str(path).endswith(".onnx"):
+        return PROGRAM
     if start[:1] == b"\x80":
         return FOREIGN_PICKLE
     return f"not a file of weights (.npz, PyTorch or .safetensors), or damaged; {again(path)} if it should be one"

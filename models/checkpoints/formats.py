@@ -16,7 +16,7 @@ from torch import Tensor
 from models.errors import WeightsError
 
 from . import run_fields, torch_file
-from .described import HALF, IMAGENET, ROW_ENTRY, describe, is_weights_folder, own_row, weights_in
+from .described import HALF, IMAGENET, ROW_ENTRY, describe, is_weights_folder, weights_in
 from .first_look import NPZ, SAFETENSORS, TORCH, again, kind_of, report_damage
 from .key_maps import AVERAGED_FIRST, CONTAINERS, SELF_DISTILLED
 from .npz import NpzFile
@@ -94,7 +94,7 @@ class SafetensorsFile(WeightFile):
             self._file = safe_open(str(path), framework="pt", device="cpu")
             self.names = list(self._file.keys())
             row = (self._file.metadata() or {}).get(ROW_ENTRY)
-            self.described.row |= own_row(json.loads(row)) if row else {}
+            self.described.take_own(json.loads(row) if row else None)
 
     def _report_damage(self) -> contextlib.AbstractContextManager:
         return report_damage(self.path, "damaged or cut off", Exception)      # whatever the library makes of a hostile header
@@ -128,7 +128,7 @@ class TorchFile(WeightFile):
             weights = self._foreign(content)
         modules = getattr(weights, "_metadata", None)             # of a state dict: facts about its modules by name, "" the whole
         if isinstance(modules, dict) and isinstance(modules.get(""), dict):
-            self.described.row |= own_row(modules[""].get(ROW_ENTRY))
+            self.described.take_own(modules[""].get(ROW_ENTRY))
         self._weights = {str(name): value for name, value in weights.items() if _is_array(value)}
         self.left_out += sorted(shown(name) for name in weights if str(name) not in self._weights)
         if not self._weights:

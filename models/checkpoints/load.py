@@ -260,7 +260,7 @@ def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: L
     (source,), run = row.sources, layout.file.run
     shape, prefix = layout.shape(source), model.num_prefix_tokens
     patches = shape[1] - prefix if len(shape) == 3 else 0
-    grid = _grid_of_run(run, patches) if run else _square_grid(patches)
+    grid = _grid_of_run(run, patches) if run else _said_grid(layout.file.described.row, model, patches) or _square_grid(patches)
     bare = grid is None and layout.bare_positions and len(shape) == 3
     if bare:
         grid = _square_grid(shape[1])
@@ -284,6 +284,14 @@ def _square_grid(patches: int) -> tuple[int, int] | None:
     """The grid of every file that does not name its own."""
     side = math.isqrt(max(patches, 0))
     return (side, side) if side > 0 and side * side == patches else None
+
+
+def _said_grid(row: dict, model: ImageTransformer, patches: int) -> tuple[int, int] | None:
+    """The grid of a file beside which a config.json names the size of the images."""
+    size = row.get("img_size", 0)
+    height, width = (size, size) if isinstance(size, int) else size
+    grid = height // stride(model.config), width // stride(model.config)
+    return grid if grid[0] * grid[1] == patches > 0 else None
 
 
 def _grid_of_run(run: dict, patches: int) -> tuple[int, int] | None:

@@ -68,7 +68,8 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
                 raise WeightsError(f"{self.path}: its {key} of the images is no number, or not one a channel")
         if not self.file.run and self.row["resnet_layers"] is None:
             found.pop("resnet_style", None)
-        if len(found.get("mean", ())) == 1 and not self.file.run:       # of grey images: a row has its own
+        of_ours = self.file.run or self.file.described.own
+        if len(found.get("mean", ())) == 1 and not of_ours:             # of grey images: a row has its own
             found.pop("mean"), found.pop("std", None)
         return found
 

@@ -64,6 +64,14 @@ META_FILES = {
 SQUEEZED = {"interpolation": "bilinear", "eval_crop": 0.0}
 VIEWS = {**dict.fromkeys((*PUBLISHED, "augreg"), SQUEEZED), "deit": {"interpolation": "bicubic", "eval_crop": 0.875},
          "cait": {"interpolation": "bicubic", "eval_crop": 1.0}, "mae": {"interpolation": "bicubic", "eval_crop": 0.875}}
+# The licences of what is published there: those of its repositories, as timm's configurations of the same files say too.
+LICENSES = {**dict.fromkeys((*PUBLISHED, "augreg", "deit", "cait"), "Apache-2.0"), "mae": "CC-BY-NC-4.0"}
+
+
+def license_of(name_or_path: str | Path) -> str:
+    """Of a published name, or of its file at FOLDER/FILE; "" where it is none."""
+    name = published_name("/".join(Path(name_or_path).parts[-2:]))
+    return LICENSES[name.partition("/")[0]] if name else ""
 
 
 def published_names() -> list[str]:

@@ -92,6 +92,18 @@ def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
     assert {name: preferred_row(name) for name in names} == names
 
 
+def test_a_published_file_sees_images_as_its_publisher_does(tmp_path):
+    """Unless something else is typed; a file of the same name in another folder does not."""
+    for name, view in (("deit/deit_tiny_patch16_224-a1311bcf.pth", ("bicubic", 0.875)), ("sam/ViT-B_16.pth", ("bilinear", 0.0)),
+                       ("mine/deit_tiny_patch16_224-a1311bcf.pth", ("bilinear", 0.0))):
+        (tmp_path / name).parent.mkdir()
+        other_file(tmp_path / name)
+        opened = open_model(tmp_path / name, num_heads=2)
+        assert (opened.settings["interpolation"], opened.settings["eval_crop"]) == view
+    opened = open_model(tmp_path / "deit/deit_tiny_patch16_224-a1311bcf.pth", num_heads=2, eval_crop=0.5)
+    assert (opened.settings["interpolation"], opened.settings["eval_crop"]) == ("bicubic", 0.5)
+
+
 def test_numbers_that_are_not_finite_are_named_first_and_each_message_has_the_flag(tmp_path):
     """Before that the head is unknown, has other classes, or arrays are missing."""
     weights = create_model("ViT-Nano_2", 3).state_dict()

@@ -1,11 +1,14 @@
 """What all families share: parts of a forward pass, recording and editing by the model's own methods, the order of layers."""
 
+import copy
+import pickle
+
 import filling
 import pytest
 import torch
 
 from configs import META, architecture
-from models import edit_attention, record_attention, record_patch_logits
+from models import create_model, edit_attention, record_attention, record_patch_logits
 
 TINY = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "num_layers": 2}
 FAMILIES = {"vit": {}, "gap": {"classifier": "gap"}, "mae": {"classifier": "patch_mean"},
@@ -14,6 +17,37 @@ FAMILIES = {"vit": {}, "gap": {"classifier": "gap"}, "mae": {"classifier": "patc
 
 def random_model(family: str, **overrides):
     return filling.random_model(architecture(**TINY | FAMILIES[family]), 3, (8, 12), std=0.5, **overrides).eval()
+
+
+HOOKED = {**FAMILIES, "hybrid": {"patch_size": 1, "resnet_layers": (1,), "resnet_width": 32}, "sigmoid": {}}
+
+
+@pytest.mark.filterwarnings("ignore")                      # torch.ao.quantization is deprecated, and people use it
+@pytest.mark.parametrize("family", HOOKED)
+@torch.no_grad()
+def test_pytorch_s_own_ways_with_modules(family):
+    """A copy, a pickle of the state, quantized linear layers. (Eight bits move a logit, and do not change what it is.)"""
+    row = architecture(**TINY | HOOKED[family])
+    model = filling.random_model(row, 3, (8, 12), std=0.2, **{"sigmoid_attention": "last"} if family == "sigmoid" else {}).eval()
+    images = torch.randn(2, 3, 8, 12)
+    expected = model(images)
+    assert torch.equal(copy.deepcopy(model)(images), expected)
+    state = pickle.loads(pickle.dumps(model.state_dict()))
+    again = create_model(row, 3, (8, 12)).eval()
+    again.load_state_dict(state)
+    assert torch.equal(again(images), expected)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    difference = (quantized(images) - expected).abs().max()
+    assert 0 < difference < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", ["mae", "cait"])
+@torch.no_grad()
+def test_a_compiled_model_computes_the_same(family):
+    model, images = random_model(family), torch.randn(2, 3, 8, 12)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images), model(images))
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])

@@ -321,7 +321,7 @@ def test_any_shell_starts_bash(script, shell):
     assert flags_after(command_words(done))["data_dir"] == "a b" and not done.stderr
 
 
-@pytest.mark.parametrize("program", ["train.py", "dataset.py", "sweep.py", "visualize.py", "annotate.py"])
+@pytest.mark.parametrize("program", ["train.py", "dataset.py", "sweep.py", "visualize.py", "annotate.py", "export.py"])
 def test_windows_is_refused_in_one_line(program):
     code = (f"import sys, runpy, signal, pathlib, subprocess; sys.platform = 'win32'; sys.argv = ['{program}']; "
             f"sys.path.insert(0, ''); runpy.run_path('{program}', run_name='__main__')")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import CLASSES, FAMILIES, LAYERS, save_run
 from PIL import Image
 
 import models
@@ -18,38 +19,6 @@ from utils.build import open_model
 from utils.data.datasets import imagenet_names
 from utils.data.transforms import eval_transform
 from utils.report import plots, views
-from utils.run import checkpoint
-from utils.run import folder as run_folder
-
-SMALL = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "num_layers": 2}
-# name: (row, what it has of its own, image size)
-FAMILIES = {
-    "vit": ("ViT-Ti_16", {}, (16, 24)),
-    "distilled": ("DeiT-Ti_16-distilled", {}, 16),
-    "cait": ("CaiT-XXS24", {}, (16, 24)),
-    "mae": ("MAE-B_16", {}, (24, 16)),
-    "gap": ("ViT-Ti_16", {"classifier": "gap"}, 16),
-    "grey": ("ViT-Ti_16", {"in_channels": 1}, (16, 24)),
-    "hybrid": ("R-ViT-Ti_16", {"patch_size": 2}, 16),
-}
-LAYERS = {name: 4 if name == "cait" else 2 for name in FAMILIES}
-CLASSES = list("0123456789")
-
-
-def save_run(folder: Path, family: str = "vit", **settings) -> Path:
-    """A run of an untrained model of ten classes, whose weights are random, as train.py leaves it."""
-    kind, own, size = FAMILIES[family]
-    torch.manual_seed(0)
-    model = models.create_model(kind, 10, size, **SMALL | own)
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    folder.mkdir(parents=True)
-    run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
-                          "pretrained_dir": "none", **settings}, config.Facts(1097, 10))
-    checkpoint.save(folder / "best.pt", checkpoint.RunState(7, 7, 0, model.state_dict(), {}, {}, {}, {}, run.to_dict(),
-                                                            model.config.to_dict(), CLASSES, 1097, 1.0))
-    run_folder.write_log(folder, [{"event": "train", "step": step, "loss": 2 / step, "lr": 0.1} for step in (1, 2, 3)])
-    return folder
 
 
 @pytest.fixture

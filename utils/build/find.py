@@ -193,10 +193,11 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
 
 
 def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
-    """How the images are to be read, as far as that is known: as a run of ours read them whose head is kept, for its task."""
+    """How the images are to be read, as far as that is known: as a run of ours read them whose head is kept, for its task. Its
+    exported folder says so too."""
     reading = Reading.of(vars(sources))
-    if start is not None and start.settings is not None and sources.head == "keep":
-        of_run = Reading.of(before() | start.settings)
+    if start is not None and sources.head == "keep":
+        of_run = Reading.of(vars(sources) | (start.view if start.settings is None else before() | start.settings))
         reading = reading.replace(**{name: getattr(of_run, name) for name in reading.unknown})
     return reading
 

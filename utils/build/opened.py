@@ -12,7 +12,7 @@ from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
-from models.checkpoints.published import find_checkpoint, published_name, require_published
+from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
 from models.create import check_weights_of_run, match_row
 from utils.config import ConfigError, before
 from utils.config.saved import SettingsError, check_settings
@@ -168,5 +168,5 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
     title = f"{name}, {what}"
-    settings = NO_RUN | {"model_type": name} | file.view | view
+    settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

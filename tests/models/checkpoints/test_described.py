@@ -63,6 +63,35 @@ def test_a_folder_of_timm(tmp_path, more, gelu):
         assert opened.view == {"interpolation": "bicubic", "eval_crop": 0.9} and opened.row["img_size"] == 8
 
 
+@pytest.mark.parametrize("seen, view", [
+    ({"crop_mode": "squash", "crop_pct": 1.0}, {"eval_crop": 0.0}), ({"crop_mode": "squash"}, {}), ({"crop_mode": "border"}, {}),
+    ({"crop_mode": "center"}, {"eval_crop": 0.9})])
+def test_how_a_folder_of_timm_cuts_images(tmp_path, seen, view):
+    folder = folder_of(tmp_path / "x", TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | seen})
+    assert describe(folder / "model.safetensors").view == {"interpolation": "bicubic"} | view
+
+
+READ = {"exif": "off", "intensity_range": [0, 4095], "alpha": "mask"}
+
+
+def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
+    own = {"reading": READ, "card": {"data": {"images": 5, "data set": "digits"}}}
+    names = ["tab\t", "x" * 300]
+    described = describe(folder_of(tmp_path / "x", TIMM | {"label_names": names, "vit_run": own}) / "model.safetensors")
+    assert described.view == {"interpolation": "bicubic", "eval_crop": 0.9, **READ, "intensity_range": (0, 4095)}
+    assert described.card == own["card"] and described.classes == names
+
+
+@pytest.mark.parametrize("own, message", [
+    ([], "vit_run a list of 0: must be values by name"), ({}, "vit_run lacks card"),
+    ({"card": {}, "reading": READ | {"exif": "up"}}, "vit_run.reading.exif 'up': must be 'follow' or 'off'"),
+    ({"card": {}, "reading": READ | {"intensity_range": [5, 5]}}, "vit_run.reading.intensity_range a list of 2: must be two"),
+    ({"card": {"data": {"x": [1]}}}, "vit_run.card.data.x a list of 1: must be text or a number"),
+    ({"card": {}, "code": "x"}, "vit_run has code, which this version does not know")])
+def test_false_words_of_a_folder_of_ours_are_one_line(tmp_path, own, message):
+    refused(f"config.json: {message}", load, folder_of(tmp_path / "x", TIMM | {"vit_run": own}), ROW)
+
+
 @pytest.mark.parametrize("labels", [None, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "b", "2": "c"}, {"0": "a", "2": "b"}])
 def test_names_that_are_none(tmp_path, labels):
     """Numbers in place of names, as many as another head has, a gap."""

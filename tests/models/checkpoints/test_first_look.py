@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -39,6 +40,16 @@ def test_kinds_are_told_by_their_bytes(tmp_path, put):
     assert kind_of(saved(tmp_path / "a.npz", numbers)) == kind_of(saved(tmp_path / "b.npz", numbers, legacy=True)) == TORCH
     assert kind_of(put(tmp_path / "c.pth", b"PK\5\6" + bytes(18))) == NPZ
     assert kind_of(put(tmp_path / "d.pth", b"\x10" + bytes(7) + b"{")) == SAFETENSORS
+
+
+def test_a_program_is_named_for_what_it_is(tmp_path, put):
+    with zipfile.ZipFile(tmp_path / "x.pt2", "w") as archive:
+        archive.writestr("archive/archive_format", "pt2")
+        archive.writestr("archive/data/weights/data.pkl", "")
+    put(tmp_path / "x.onnx", b"\x08\x0a\x12\x07pytorch")
+    for name in ("x.pt2", "x.onnx"):
+        with pytest.raises(ModelError, match=rf"{name}: a program .* give its run, or what export\.py --to folder wrote"):
+            kind_of(tmp_path / name)
 
 
 def test_a_file_that_the_user_made_was_not_downloaded(tmp_path, put):

@@ -16,6 +16,7 @@ from models.checkpoints.published import (
     PUBLISHED,
     VIEWS,
     check_published_reachable,
+    license_of,
     published_name,
     published_url,
     published_view,
@@ -226,6 +227,12 @@ def test_each_folder_has_its_way_of_evaluation():
                        ("cait/S24_224.pth", 1.0), ("augreg/S_16.npz", 0.0)):
         assert published_view(Path(file))["eval_crop"] == crop
     assert all(published_view(Path(file)) == {} for file in ("ViT-B_16.npz", "deit/mine.pth", "r/best.pt"))
+
+
+def test_licences_are_those_of_what_is_published():
+    for name, words in (("ViT-B_16", "Apache-2.0"), ("checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "Apache-2.0"),
+                        ("mae/mae_pretrain_vit_base", "CC-BY-NC-4.0"), ("output/mine", ""), ("x/ViT-B_16.npz", "")):
+        assert license_of(name) == license_of(Path(name)) == words
 
 
 def test_a_server_is_asked_for_what_is_not_here(server, folder, put, monkeypatch):

@@ -1,0 +1,63 @@
+"""What a run tells of its model, for the card of an exported folder. (The formats: tests/system/test_export.py.)"""
+
+import json
+
+import pytest
+import torch
+
+from models import create_model, save_timm
+from utils.build.export import _start, class_names
+from utils.build.find import open_start, reading_of
+from utils.build.opened import open_model
+from utils.config import ConfigError, choose
+
+
+def test_start_weights_and_their_licence(tmp_path, monkeypatch):
+    """Published names whole, of paths the end, which says nothing of the machine; what cannot be read says nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm").mkdir()
+    save_timm(create_model("ViT-Nano_2", 3), tmp_path / "timm/model.safetensors")
+    config = tmp_path / "timm/config.json"
+    config.write_text(json.dumps({"architecture": "x", "pretrained_cfg": {"license": "mit"}}))
+    for start, model, expected in (
+            ("none", "ViT-B_16", {"weights": "none: trained from scratch"}),
+            ("auto", "ViT-Nano_2", {"weights": "ViT-Nano_2, trained on drawn letters (this project)", "license": "MIT"}),
+            ("auto", "ViT-B_16", {"weights": "ViT-B_16", "license": "Apache-2.0"}),
+            ("mae/mae_pretrain_vit_base", "MAE-B_16", {"weights": "mae/mae_pretrain_vit_base", "license": "CC-BY-NC-4.0"}),
+            ("/a/checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "DeiT-Ti_16",
+             {"weights": "deit/deit_tiny_patch16_224-a1311bcf.pth", "license": "Apache-2.0"}),
+            (str(tmp_path / "timm"), "ViT-Nano_2", {"weights": f"{tmp_path.name}/timm", "license": "mit"}),
+            ("/home/me/output/first", "ViT-B_16", {"weights": "output/first"})):
+        assert _start(start, model) == expected
+    config.write_text("{")
+    assert _start("timm", "ViT-Nano_2") == {"weights": "timm"}
+
+
+def test_names_of_classes(tmp_path):
+    """Of a file that has none; a thousand outputs are ImageNet's."""
+    model = create_model("ViT-Nano_2", 3)
+    torch.nn.init.normal_(model.head.weight)
+    save_timm(model, tmp_path / "x.pth")
+    opened, names = open_model(tmp_path / "x.pth"), tmp_path / "names.txt"
+    names.write_text("\ufeffant\r\nbee \r\n\u00e7\r\n", encoding="utf-8")
+    assert class_names(opened, str(names)) == ["ant", "bee", "\u00e7"]
+    for text in (b"a\nb\n", b"a\nb\nb\n", b"a\n\nb\n", b"a\nb\n\xff\n"):
+        names.write_bytes(text)
+        with pytest.raises(ConfigError, match=r"^--class_names .*names\.txt: (must have 3 lines|is not text in UTF-8)"):
+            class_names(opened, str(names))
+    save_timm(create_model("ViT-Nano_2", 1000), tmp_path / "y.pth")
+    assert class_names(open_model(tmp_path / "y.pth"))[0].startswith("tench")
+
+
+def test_a_start_of_ours_says_how_images_are_read(tmp_path):
+    """An exported folder whose head is kept, as the run itself; not where a flag says otherwise, nor for a new task."""
+    (tmp_path / "a").mkdir()
+    save_timm(create_model("ViT-Nano_2", 3), tmp_path / "a/model.safetensors")
+    read = {"exif": "off", "intensity_range": [0, 4095], "alpha": "mask"}
+    (tmp_path / "a/config.json").write_text(json.dumps({
+        "architecture": "x", "pretrained_cfg": {}, "label_names": ["a", "b", "c"], "vit_run": {"reading": read, "card": {}}}))
+    with open_start(str(tmp_path / "a"), "ViT-Nano_2") as start:
+        flags = {"dataset": "folder", "data_dir": "x", "pretrained_dir": str(tmp_path / "a"), "model_type": "ViT-Nano_2"}
+        reading = reading_of(choose(flags | {"head": "keep", "alpha": "black"}), start)
+        assert (reading.exif, reading.intensity_range, reading.alpha) == ("off", (0, 4095), "black")
+        assert reading_of(choose(flags), start).exif == "auto"

@@ -1,0 +1,50 @@
+"""A tiny model of every family, and a run of it as train.py leaves it."""
+
+from pathlib import Path
+
+import torch
+
+import models
+from utils import config
+from utils.run import checkpoint
+from utils.run import folder as run_folder
+
+SMALL = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "num_layers": 2}
+# name: (row, what it has of its own, image size)
+FAMILIES = {
+    "vit": ("ViT-Ti_16", {}, (16, 24)),
+    "distilled": ("DeiT-Ti_16-distilled", {}, 16),
+    "cait": ("CaiT-XXS24", {}, (16, 24)),
+    "mae": ("MAE-B_16", {}, (24, 16)),
+    "gap": ("ViT-Ti_16", {"classifier": "gap"}, 16),
+    "grey": ("ViT-Ti_16", {"in_channels": 1}, (16, 24)),
+    "hybrid": ("R-ViT-Ti_16", {"patch_size": 2}, 16),
+}
+LAYERS = {name: 4 if name == "cait" else 2 for name in FAMILIES}
+CLASSES = list("0123456789")
+
+
+def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransformer":
+    """Untrained, with random weights, in training mode."""
+    kind, keys, size = FAMILIES[family]
+    torch.manual_seed(0)
+    model = models.create_model(kind, classes, size, **SMALL | keys | own)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def save_run(folder: Path, family: str = "vit", own: dict | None = None, stored: dict | None = None, **settings) -> Path:
+    """A run of such a model of ten classes. own: keys of its row; settings: flags of the run; stored: settings that other data
+    would have given it."""
+    kind, _, size = FAMILIES[family]
+    model = family_model(family, **own or {})
+    folder.mkdir(parents=True)
+    run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
+                          "pretrained_dir": "none", **settings}, config.Facts(1097, 10))
+    averaged = {name: value + 0.1 for name, value in model.state_dict().items()} if run.ema_decay else {}
+    checkpoint.save(folder / "best.pt", checkpoint.RunState(
+        7, 7, 0, model.state_dict(), {}, {}, {}, {}, run.to_dict() | (stored or {}), model.config.to_dict(), CLASSES, 1097, 1.0,
+        averaged))
+    run_folder.write_log(folder, [{"event": "train", "step": step, "loss": 2 / step, "lr": 0.1} for step in (1, 2, 3)])
+    return folder

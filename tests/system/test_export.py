@@ -1,0 +1,325 @@
+"""export.py: every format of every family through the command line; what is written is a checkpoint here too; bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import CLASSES, FAMILIES, family_model, save_run
+from filling import same_state
+from PIL import Image
+
+import export
+import models
+from models.checkpoints.export import save_weights
+from utils import process
+from utils.build import open_model
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words) -> int:
+    return export.main([str(word) for word in words])
+
+
+READ = {"exif": "off", "intensity_range": (0, 4095), "alpha": "mask"}
+
+
+def folder_of(family: str, own: dict | None = None, **settings) -> Path:
+    """The exported folder of a run of that family."""
+    save_run(Path("output/r"), family, own, READ, **settings)
+    assert run("output/r", "--to", "folder", "--output", "exported") == 0
+    return Path("exported")
+
+
+def photo(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def images_of(model, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, model.config.in_channels, *model.img_size, generator=torch.Generator().manual_seed(1))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------------------------------------- a folder is a checkpoint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_folder_is_the_run(family, capsys):
+    """The same model, classes, view of images and files of images; and an export of it is the same, byte for byte."""
+    crop = {"eval_crop": 0.75} if isinstance(FAMILIES[family][2], int) else {}
+    folder = folder_of(family, interpolation="bicubic", **crop)
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    run_itself, opened = open_model("output/r"), open_model(folder)
+    assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
+    ours, theirs = run_itself.model.config.to_dict(), opened.model.config.to_dict()
+    assert ours == theirs | {key: ours[key] for key in ("img_size", "layer_scale", "channel_mean", "channel_std")}
+    assert opened.model.img_size == run_itself.model.img_size
+    assert (opened.classes, opened.named, opened.reading) == (tuple(CLASSES), True, run_itself.reading)
+    assert {opened.settings[key] == run_itself.settings[key] for key in ("interpolation", "eval_crop")} == {True}
+    image = photo()
+    assert torch.equal(opened.transform(image), run_itself.transform(image))
+    images = images_of(opened.model)
+    assert torch.equal(opened.model(images), run_itself.model(images))
+    assert run(folder, "--to", "folder", "--output", "again") == 0
+    assert contents(folder) == contents(Path("again"))
+    note = "timm has an eps of its own where this model has another (resnet_style)"
+    assert (note in capsys.readouterr().out) == (note[1:] in Path("again/README.md").read_text()) == (family == "hybrid")
+
+
+def test_what_shapes_cannot_tell_is_kept():
+    """How the model computes, its heads, and a grid that has as many patches as a square one."""
+    own = {"num_heads": 6, "gelu": "erf", "norm_eps": 1e-5, "position_resize": "bicubic", "mean": (0.4, 0.5, 0.6),
+           "img_size": (16, 64)}
+    save_run(Path("output/r"), "vit", {key: own[key] for key in own if key != "img_size"})
+    model = models.create_model("ViT-Ti_16", 3, (16, 64), patch_size=4, hidden_size=12, mlp_dim=17, num_heads=2, num_layers=1)
+    assert run("output/r", "--to", "folder", "--output", "a") == 0
+    config = open_model("a").model.config
+    assert all(config[key] == own[key] for key in own if key != "img_size")
+    arguments = json.loads(Path("a/config.json").read_text())
+    assert arguments["architecture"] == "vit_base_patch16_clip_224" and arguments["model_args"]["pre_norm"] is False
+    save_weights(model, Path("a/model.safetensors"))
+    arguments["model_args"] |= {"img_size": [16, 64], "num_heads": 2}
+    arguments |= {"label_names": ["a", "b", "c"]}
+    Path("a/config.json").write_text(json.dumps(arguments))
+    assert same_state(open_model("a").model, model)
+
+
+def test_averaged_weights_are_the_ones_that_are_written():
+    folder = folder_of("vit", ema_decay=0.9)
+    averaged = torch.load("output/r/best.pt", weights_only=True)["ema"]
+    assert all(torch.equal(value, averaged[name]) for name, value in open_model(folder).model.state_dict().items())
+
+
+def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
+    """train.py --eval_only, of the run and of its exported folder: every figure, in the same words."""
+    folder_of("vit", interpolation="bicubic", precision="fp32")
+    import train
+
+    figures = []
+    for start in ("--resume_path output/r/best.pt", "--dataset digits --pretrained_dir exported --head keep --precision fp32"):
+        assert train.main([*start.split(), "--eval_only", "--device", "cpu"]) == 0
+        figures.append([line for line in capfd.readouterr().out.splitlines() if "accuracy" in line])
+    assert figures[0] == figures[1] != []
+
+
+def test_the_card_says_what_no_config_can(capsys):
+    save_run(Path("output/r"), "vit", interpolation="bicubic", tta="flip", recipe="digits")
+    events = [{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "loss": 1.25, "images": 200},
+              {"event": "eval", "split": "val", "step": 3, "accuracy": 0.9, "loss": 9.0, "images": 200}]
+    Path("output/r/log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    assert run("output/r", "--to", "folder", "--output", "a") == 0
+    card = Path("a/README.md").read_text()
+    for words in ("# r\n", "A ViT-Ti_16 for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
+                  "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
+                  "Size 16 x 24, bicubic: the whole image", "none: trained from scratch"):
+        assert words in card, words
+    assert "0.9" not in card and "9.0" not in card
+
+
+def test_a_checkpoint_without_what_training_needs():
+    """People take the optimizer's state and the counters out of what they pass on."""
+    save_run(Path("output/r"), "vit", class_weights=",".join(["1.5"] * 10))
+    content = torch.load("output/r/best.pt", weights_only=True)
+    torch.save({key: content[key] for key in ("format", "model", "architecture", "classes", "config")}, "passed-on.pt")
+    assert run("passed-on.pt", "--to", "folder", "--output", "a") == run("a", "--to", "folder", "--output", "b") == 0
+    assert contents(Path("a")) == contents(Path("b")) and "| classes | 10 |" in Path("a/README.md").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------- other formats
+
+
+def test_names_for_a_model_that_has_none():
+    models.save_timm(models.create_model("ViT-Nano_2", 3), "nameless.pth")
+    Path("names.txt").write_text("ant\nbee\n\u00e7\n", encoding="utf-8")
+    assert run("nameless.pth", "--to", "folder", "--output", "a", "--class_names", "names.txt") == 0
+    assert open_model("a").classes == ("ant", "bee", "\u00e7") and not open_model("a").has_data
+    assert run("a", "--to", "folder", "--output", "b") == 0 and contents(Path("a")) == contents(Path("b"))
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_runs_without_this_project(capsys):
+    """In another folder, in a Python that cannot see the project; any batch; with the names of the classes beside it."""
+    save_run(Path("output/r"), "cait", {"sigmoid_attention": "last"})
+    assert run("output/r", "--to", "torch", "--output", "model.pt2") == 0
+    assert "verified with torch.export.load, batches of 1 and 5: logits differ by" in capsys.readouterr().out
+    model = models.load_model("output/r/best.pt")
+    images = images_of(model, 3)
+    torch.save(images, "images.pth")
+    code = """
+import json, sys, torch
+extra = {"classes.json": "", "preprocessing.json": ""}
+program = torch.export.load("model.pt2", extra_files=extra).module()
+torch.save(program(torch.load("images.pth")), "logits.pth")
+assert json.loads(extra["classes.json"])[9] == "9" and json.loads(extra["preprocessing.json"])["size"] == [16, 24]
+assert not {"models", "utils", "configs"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, timeout=120)
+    assert (torch.load("logits.pth") - model(images)).abs().max() < 1e-5
+    assert str(Path(export.__file__).parent).encode() not in Path("model.pt2").read_bytes()
+
+
+def test_google_s_layout(capsys):
+    """Square ones alone; what it cannot say of the model is said."""
+    save_run(Path("output/gap"), "gap")
+    save_run(Path("output/erf"), "gap", {"gelu": "erf"})
+    assert run("output/gap", "--to", "npz", "--output", "a.npz") == run("output/erf", "--to", "npz", "--output", "b.npz") == 0
+    out = capsys.readouterr().out
+    assert "warning: nor does it say how the model computes, which its programs do otherwise: gelu erf\n" in out
+    assert out.count("warning") == 1 and out.count("names neither the classes") == 2
+    assert same_state(open_model("a.npz").model, family_model("gap"))
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("family", [*FAMILIES, "sigmoid"])
+def test_onnx_of_every_family(family, capsys):
+    """Any batch; names of classes and preprocessing as metadata; nothing of this machine in the file; another opset."""
+    onnxruntime, own = pytest.importorskip("onnxruntime"), {"sigmoid_attention": "last"} if family == "sigmoid" else {}
+    pytest.importorskip("onnxscript")
+    save_run(Path("output/r"), "distilled" if family == "sigmoid" else family, own, READ)
+    assert run("output/r", "--to", "onnx", "--output", "a.onnx", *(["--opset", 18] if family == "vit" else [])) == 0
+    out = capsys.readouterr().out
+    assert f"verified with onnxruntime {onnxruntime.__version__}, batches of 1 and 5: logits differ by" in out
+    assert "opset 18;" in out or family != "vit"
+    session, model = onnxruntime.InferenceSession("a.onnx"), models.load_model("output/r/best.pt")
+    for count in (1, 4):
+        images = images_of(model, count)
+        found, = session.run(None, {"images": images.numpy()})
+        assert np.abs(found - model(images).detach().numpy()).max() < 1e-5
+    notes = session.get_modelmeta().custom_metadata_map
+    seen = json.loads(notes["preprocessing"])
+    assert json.loads(notes["classes"]) == CLASSES and seen["size"] == list(model.img_size) and seen["exif"] == "off"
+    assert (seen["mean"], seen["channels"]) == (list(model.config.mean), model.config.in_channels)
+    assert str(Path(export.__file__).parent).encode() not in Path("a.onnx").read_bytes()
+    assert run("output/r", "--to", "onnx", "--output", "b.onnx", *(["--opset", 18] if family == "vit" else [])) == 0
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+
+
+def test_without_onnx_the_command_that_installs_it(monkeypatch, capsys):
+    save_run(Path("output/r"))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert run("output/r", "--to", "onnx", "--output", "a.onnx") == 2
+    assert capsys.readouterr().err == ("export.py: error: --to onnx: this Python lacks onnx, which it needs: pip install -r "
+                                       "requirements-export.txt\n")
+    assert os.listdir() == ["output"]
+
+
+# ------------------------------------------------------------------------------------------- timm and transformers
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("family", [*FAMILIES, "cropped"])
+@torch.inference_mode()
+def test_timm_and_transformers_open_it(family):
+    """The same logits and classes, and from a photo the same pixels."""
+    timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
+    settings = {"interpolation": "bicubic", "eval_crop": 0.8} if family in ("cropped", "hybrid") else {}
+    folder = folder_of("gap" if family == "cropped" else family, **settings)
+    ours = open_model("output/r")
+    limit = 1e-3 if family == "hybrid" else 1e-5
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = images_of(ours.model, 3)
+    assert (theirs(images) - ours.model(images)).abs().max() < limit
+    picture = photo(mode="L" if family == "grey" else "RGB")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=theirs))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (ours.model.config.mean, ours.model.config.std))
+    expected = (ours.transform(picture.convert("RGB")).float() / 255 - mean) / std
+    assert (transform(picture) - expected).abs().max() < 1e-6
+    assert list(theirs.pretrained_cfg["label_names"]) == CLASSES
+    model = transformers.AutoModelForImageClassification.from_pretrained(str(folder)).eval()
+    assert (model(images).logits - ours.model(images)).abs().max() < limit
+    assert list(model.config.id2label.values()) == CLASSES
+    if family == "grey":
+        return                                  # its processor makes three channels of every image: said in the card
+    pixels = transformers.AutoImageProcessor.from_pretrained(str(folder))(picture, return_tensors="pt")["pixel_values"][0]
+    assert (pixels - expected).abs().max() < 1e-6
+    best = transformers.pipeline("image-classification", model=str(folder), device="cpu")(picture, top_k=3)
+    probabilities = ours.model(expected[None]).softmax(-1)[0]
+    assert [entry["label"] for entry in best] == [CLASSES[number] for number in probabilities.topk(3).indices]
+    assert best[0]["score"] == pytest.approx(probabilities.max().item(), abs=limit)
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(capsys):
+    """Whatever is wrong with the model, the output or the flags."""
+    save_run(Path("output/r"))
+    save_run(Path("output/sigmoid"), own={"sigmoid_attention": "last"})
+    save_run(Path("output/crop"), eval_crop=0.5)
+    Path("output/empty").mkdir()
+    model = models.create_model("ViT-Nano_2", 3)
+    models.save_timm(model, "nameless.pth")
+    torch.save({name: value for name, value in model.state_dict().items() if "head" not in name}, "headless.pth")
+    Path("two.txt").write_text("a\nb\n")
+    Path("file").touch()
+    before = sorted(os.listdir())
+    for words, message in (
+            ("", "the following arguments are required: MODEL, --to, --output"),
+            ("output/r --to zip --output a", "--to: invalid choice: 'zip'"),
+            ("output/r --to folder --output a --opset 18", "--opset only has an effect with --to onnx"),
+            ("output/r --to onnx --output a --opset 0", "--opset: must be 1 or more"),
+            ("output/none --to folder --output a", "output/none: no such file or folder"),
+            ("output/empty --to folder --output a", "MODEL: .*output/empty"),
+            ("output/r --to folder --output output", "--output output is there already"),
+            ("output/r --to folder --output no/a", "--output no/a: no: no such folder"),
+            ("output/r --to folder --output file/a", "--output file/a: file: a file, not a folder"),
+            ("output/r --to folder --output a --num_heads 2", "only have an effect with a MODEL that is no run"),
+            ("output/r --to folder --output a --class_names two.txt", "names its classes itself"),
+            ("output/sigmoid --to folder --output a", "--to folder: sigmoid_attention 'last': timm has no attention"),
+            ("output/sigmoid --to npz --output a", "--to npz: sigmoid_attention 'last': Google's layout"),
+            ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),
+            ("output/r --to npz --output a", "--to npz: a position table of 4 x 6 patches"),
+            ("nameless.pth --to torch --output a", "nothing names its 3 classes. Add --class_names FILE"),
+            ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: must have 3 lines, .* it has 2 lines"),
+            ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: No such file"),
+            ("nameless.pth --to torch --output a --model_type ViT-X", "unknown|ViT-X"),
+            ("headless.pth --to folder --output a", "headless.pth: holds no head")):
+        assert run(*words.split()) == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith("export.py: error: ") and error.count("\n") == 1, error
+        assert re.search(message, error), error
+        assert sorted(os.listdir()) == before, words
+
+
+@pytest.mark.parametrize("to", ["folder", "npz"])
+def test_a_full_disk_leaves_nothing(to, monkeypatch, capsys):
+    save_run(Path("output/r"), "gap")
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "rename", full)
+    assert run("output/r", "--to", to, "--output", "a") == 2
+    error = capsys.readouterr().err
+    assert "--output: cannot write a (No space left on device)" in error and error.count("\n") == 1
+    assert os.listdir() == ["output"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(monkeypatch, capsys):
+    def forbidden(*arguments, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", forbidden)
+    assert run("ViT-B_16", "--to", "folder", "--output", "a") == 2
+    assert "export.py: error: --output .: . cannot be written (Permission denied)" in capsys.readouterr().err
+
+
+def test_stopped_while_it_writes(monkeypatch, capsys):
+    save_run(Path("output/r"), "gap")
+    monkeypatch.setattr("utils.build.export.save_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run("output/r", "--to", "folder", "--output", "a") == process.EXIT_PREEMPTED
+    assert capsys.readouterr().err == "export.py: error: stopped: nothing is written\n" and os.listdir() == ["output"]

@@ -1,0 +1,173 @@
+"""A trained model -> files that other programs open, with what its run tells of it."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import configs
+from models import ModelError, save_npz
+from models.checkpoints import programs
+from models.checkpoints.described import describe, is_weights_folder, weights_in
+from models.checkpoints.export import save_folder
+from models.checkpoints.opened import OpenedCheckpoint
+from models.checkpoints.published import license_of, published_name
+from models.checkpoints.timm_config import computed_otherwise, largest_difference, timm_config
+from models.kinds import is_number
+from utils.config import ConfigError
+from utils.config.types import as_tuple
+from utils.data.reading import Reading
+from utils.files import StorageError, atomic_folder, atomic_write
+from utils.run.log import read_log
+
+from .find import file_of
+from .opened import EMBEDDED, Opened
+
+LONGEST = 200                   # letters of a value in a model card: weights of thousands of classes are no reading
+LOOSE = 1e-3                    # of a logit: as near as timm comes to what it computes with an eps of its own
+# Settings of a run that a model card lists, where they have an effect.
+TRAINED = ("recipe", "num_steps", "train_batch_size", "optimizer", "learning_rate", "layer_decay", "weight_decay", "warmup_steps",
+           "decay_type", "train_layers", "ema_decay", "dropout_rate", "drop_path_rate", "augmentation", "crop_scale",
+           "color_jitter", "randaugment_ops", "random_erasing", "mixup_alpha", "cutmix_alpha", "label_smoothing", "class_weights",
+           "distillation", "precision", "tta", "seed")
+GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resnet_style": "google", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def class_names(opened: Opened, file: str | None = None) -> list[str]:
+    """By output. `file`: a text file that names the classes of a model which does not. Raises ConfigError."""
+    if opened.classes == ("no head",):
+        raise ConfigError(f"{opened.path}: holds no head, so that it tells no classes apart. Fine-tune it first (train.py "
+                          f"--pretrained_dir {opened.path})")
+    known = opened.named or opened.model.num_classes == 1000
+    if file is None:
+        if not known:
+            raise ConfigError(f"{opened.path}: nothing names its {len(opened.classes):,} classes. Add --class_names FILE, a text "
+                              "file with one name a line")
+        return list(opened.classes)
+    if opened.named:
+        raise ConfigError(f"--class_names {file}: {opened.path} names its classes itself. Omit the flag")
+    try:
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--class_names {file}: is not text in UTF-8") from error
+    count = opened.model.num_classes
+    different = len({name for name in names if name})
+    if not len(names) == different == count:
+        raise ConfigError(f"--class_names {file}: must have {count:,} lines, a name each, all different; it has {len(names):,} "
+                          f"lines, {different:,} different names")
+    return names
+
+
+def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int | None = None,
+           card: Callable[[dict, dict, Sequence[str]], str] | None = None) -> list[str]:
+    """Writes the model, whole or not at all -> lines on what was written.
+
+    to: "folder", "onnx", "torch" or "npz". card(config.json, what it says of the run, notes): the text of a folder's model
+    card. Raises ConfigError.
+    """
+    writers = {"folder": functools.partial(_write_folder, card), "npz": _write_npz,
+               "onnx": functools.partial(_write_program, functools.partial(programs.save_onnx, opset=opset)),
+               "torch": functools.partial(_write_program, programs.save_program)}
+    notes: list[str] = []
+
+    def fill(unfinished: Path) -> None:
+        try:
+            notes.extend(writers[to](opened, classes, unfinished))
+        except ModelError as error:
+            raise ConfigError(f"--to {to}: {str(error).removeprefix(f'{unfinished}: ')}") from error
+
+    try:
+        (atomic_folder if to == "folder" else atomic_write)(output, fill)
+    except StorageError as error:
+        raise ConfigError(f"--output: {error}") from error
+    return notes
+
+
+def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Path) -> list[str]:
+    reading = reading_of(opened)
+    own = ({"reading": reading} if reading else {}) | {"card": card_facts(opened)}
+    config, notes = timm_config(opened.model, classes, view_of(opened), own), []
+    if otherwise := computed_otherwise(opened.model):
+        difference = largest_difference(opened.model, otherwise)
+        notes = [f"{'warning: ' * (difference > LOOSE)}timm has an eps of its own where this model has another "
+                 f"({', '.join(otherwise)}): on images of noise their logits differ by {difference:.1e} at most"]
+    save_folder(opened.model, folder, config, card(config, own, notes))
+    return notes
+
+
+def _write_program(save: Callable, opened: Opened, classes: list[str], path: Path) -> list[str]:
+    return [save(opened.model, path, programs.facts_of(opened.model, classes, view_of(opened) | reading_of(opened)))]
+
+
+def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:
+    config = opened.model.config
+    if config.sigmoid_attention:
+        raise ModelError(f"sigmoid_attention {config.sigmoid_attention!r}: Google's layout has no name for it. Export it to onnx "
+                         "or torch")
+    save_npz(opened.model, path)
+    others = [f"{key} {config[key]}" for key, value in GOOGLE.items()
+              if as_tuple(config[key]) != value and (key != "resnet_style" or config.resnet_layers is not None)]
+    notes = ["Google's layout names neither the classes nor how images are resized"]
+    return notes + ([f"warning: nor does it say how the model computes, which its programs do otherwise: {', '.join(others)}"]
+                    if others else [])
+
+
+# ----------------------------------------------------------------------------------------------- what a run tells
+
+
+def view_of(opened: Opened) -> dict:
+    """How images are resized to be evaluated (flags)."""
+    return {name: opened.settings[name] for name in ("interpolation", "eval_crop")}
+
+
+def reading_of(opened: Opened) -> dict:
+    """How a run reads image files (flags); {} where it is no run's."""
+    if opened.reading.unknown:
+        return {}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(Reading.of(opened.settings)).items()}
+
+
+def card_facts(opened: Opened) -> dict[str, dict]:
+    """What a model card says of the model, values by name in sections. Of an exported folder what its config.json has of it."""
+    settings, described = opened.settings, describe(opened.path)
+    if described.card is not None:
+        return described.card
+    sizes = {"architecture": settings["model_type"]}
+    if not opened.has_data:
+        return {"model": sizes, "start": _start(str(opened.path), settings["model_type"], described.license)}
+    with OpenedCheckpoint(opened.path) as file:                    # of a checkpoint others may be missing, or anything
+        run = {key: file.file.run[key] for key in ("step", "train_images")}
+    data = {"data set": settings["dataset"]}
+    if settings["dataset"] in ("folder", "csv"):
+        data["folder"] = Path(settings["data_dir"]).resolve().name
+    data |= {"training images": run["train_images"], "classes": len(opened.classes)}
+    training = {"step of these weights": run["step"]} | {
+        key: settings[key] for key in TRAINED if settings.get(key) not in (0, False, "none", "all")}
+    if not settings["augmentation"].startswith("crop"):
+        training.pop("crop_scale", None)
+    sections = {"model": {"name": settings.get("name") or opened.path.parent.name} | sizes, "data": data, "training": training,
+                "metrics": _metrics(opened.path, run["step"]),
+                "start": _start(settings["pretrained_dir"], settings["model_type"])}
+    return {section: {name: value if is_number(value) else str(value)[:LONGEST] for name, value in values.items()
+                      if value is not None} for section, values in sections.items()}
+
+
+def _metrics(path: Path, step: int | None) -> dict:
+    """The evaluations of the step that the weights are of."""
+    events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
+    return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
+            if is_number(event.get(key))}
+
+
+def _start(start: str, model_type: str, known: str = "") -> dict:
+    """The weights that training began with, and their licence where it is known."""
+    if start == "none":
+        return {"weights": "none: trained from scratch"}
+    name = file_of(model_type) if start == "auto" and model_type in configs.MODELS else start
+    if name.endswith(EMBEDDED):
+        return {"weights": "ViT-Nano_2, trained on drawn letters (this project)", "license": "MIT"}
+    found = license_of(name) or known
+    with contextlib.suppress(ModelError):                          # of a folder that is not what it was
+        found = found or (describe(weights_in(Path(name))).license if is_weights_folder(name) else "")
+    shown = name if published_name(name) else "/".join(Path(name).parts[-2:])        # not where it is on this machine
+    return {"weights": shown} | ({"license": found} if found else {})

@@ -1,0 +1,79 @@
+"""The model card of an exported folder: a README.md with what a person, or the Hugging Face hub, wants to know of a model."""
+
+from collections.abc import Mapping, Sequence
+
+TITLES = {"data": "Data", "training": "Training", "metrics": "Metrics"}
+RESIZED = {"center": "its shorter side is made the size divided by {crop:g}, its shape kept, and the middle is cut out",
+           "squash": "the whole image is made the size, its shape not kept"}
+EXIF = {"follow": "were turned upright as their EXIF orientation says", "off": "stayed as they are stored, whatever EXIF says"}
+ALPHA = {"white": "were put on white", "black": "were put on black", "mask": "count alone: the alpha channel was the picture",
+         "ignore": "showed the colors below"}
+
+USE = """```python
+import timm
+model = timm.create_model("local-dir:path/to/this/folder", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+
+from transformers import pipeline
+pipeline("image-classification", model="path/to/this/folder")("photo.jpg")
+```
+
+transformers opens it by its TimmWrapper (AutoModelForImageClassification, AutoImageProcessor), which needs timm."""
+
+
+def text(config: Mapping, own: Mapping, notes: Sequence[str] = ()) -> str:
+    """config: the folder's config.json. own: what that says of the run (`reading`, `card`). notes: lines on what timm computes
+    otherwise."""
+    facts = own["card"]
+    seen, classes = config["pretrained_cfg"], config["label_names"]
+    channels, height, width = seen["input_size"]
+    kind = facts.get("model", {}).get("architecture", config["architecture"])
+    parts = [
+        "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- image-classification\n- timm\n- transformers\n---",
+        f"# {facts.get('model', {}).get('name', kind)}",
+        f"A {kind} for {len(classes):,} classes, on images of {height} x {width} pixels{' (gray)' * (channels == 1)}. timm's "
+        f"name: {config['architecture']}, with the model_args of config.json; label_names there are the classes, in the order of "
+        "the outputs.",
+        USE,
+        *[f"## {title}\n\n{_table(facts[section])}" for section, title in TITLES.items() if facts.get(section)],
+        "## Preprocessing\n\n" + "\n".join(_preprocessing(seen, own.get("reading"), facts)),
+        "## Start weights and licence\n\n" + _start(facts.get("start", {}))]
+    if notes:
+        said = [line.removeprefix("warning: ") for line in notes]
+        parts.insert(4, "\n".join(f"{line[0].upper()}{line[1:]}." for line in said))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(values: Mapping[str, object]) -> str:
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _cell(value: object) -> str:
+    shown = format(value, ".4g") if isinstance(value, float) else format(value, ",") if isinstance(value, int) else str(value)
+    return " ".join(shown.replace("|", "\\|").split())
+
+
+def _preprocessing(seen: Mapping, reading: Mapping | None, facts: Mapping) -> list[str]:
+    """What config.json says, in words, and then what it cannot say."""
+    channels, height, width = seen["input_size"]
+    lines = [f"- Size {height} x {width}, {seen['interpolation']}: {RESIZED[seen['crop_mode']].format(crop=seen['crop_pct'])}.",
+             f"- Then (x / 255 - mean) / std, mean {seen['mean']}, std {seen['std']}.", "- What no config.json can say:"]
+    unsaid = ["Large JPEGs were decoded no larger than needed, and of an image more than 64 times as long as wide the ends cut "
+              "off: pixels may differ a little from those of a full decode."]
+    if channels == 1:
+        unsaid.append('Images were made gray (Pillow\'s convert("L")): do so before you give them to timm or transformers.')
+    if reading:
+        low, high = reading["intensity_range"]
+        unsaid += [f"Images {EXIF[reading['exif']]}.", f"Transparent parts {ALPHA[reading['alpha']]}.",
+                   f"Of images of 16 bits a channel the values {low} to {high} became black to white."]
+    if facts.get("training", {}).get("tta") == "flip":
+        unsaid.append("The figures are of the mean over each image and its mirror image (--tta flip).")
+    return lines + [f"  - {line}" for line in unsaid]
+
+
+def _start(start: Mapping) -> str:
+    said = start.get("license")
+    return (f"Started from: {_cell(start.get('weights', 'not known'))}. " + (
+        f"Their licence: {_cell(said)}." if said else
+        "" if str(start.get("weights")).startswith("none") else "Their licence is not known here.")).strip()
