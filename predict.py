@@ -184,11 +184,16 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
 
 def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:
     """What predicts, and how."""
+    from utils.run.checkpoint import BEST_FILE
+
     precision = work.precision + (" (the run's own)" if options.split and not options.precision else "")
     flipped = ", with mirror images" * work.flipped
     taken = "taken to be ImageNet's" if len(opened.classes) == 1000 else "numbered"
     unnamed = "" if opened.named else f"; the file does not name its classes, which are {taken}"
-    return f"model: {opened.title}; {precision}{flipped}, {work.processes} process{'es' * (work.processes > 1)}{unnamed}"
+    newest = ""
+    if opened.has_data and os.path.isdir(options.model) and opened.path.name != BEST_FILE:
+        newest = f" (its newest checkpoint: it has no {BEST_FILE})"
+    return f"model: {opened.title}{newest}; {precision}{flipped}, {work.processes} process{'es' * (work.processes > 1)}{unnamed}"
 
 
 def write(options: argparse.Namespace, images: Images, work: "Work", table: "object", output: "object") -> int:

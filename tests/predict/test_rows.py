@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import select
 import threading
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_the_end_of_a_pipe_is_no_error_and_what_is_in_it_are_whole_rows(standard
     thread.start()
     while len(b"".join(got)) < 200_000:
         got.append(os.read(reader, 1000))
+    assert select.select([reader], [], [], 20)[0]
     os.set_blocking(reader, False)
     left = os.read(reader, 1 << 20)                # all that is in the pipe at some moment, as whoever kills the writer finds it
     assert (b"".join(got) + left).endswith(b"\n") and len(b"".join(got) + left) % 100 == 0 and PIECE % 100

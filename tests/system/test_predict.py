@@ -82,7 +82,8 @@ def test_predictions_are_those_that_evaluation_counts(data, run, monkeypatch):
     """To the last image, on 1, 2 and 4 processes, in batches that do not divide the split; the loss is its mean."""
     monkeypatch.setitem(datasets.DATASETS, "digits", lambda place, digits=datasets.digits: few(digits(place)))
     flags = data(Path("tree")) if data else []
-    made = write_checkpoint(Path("r/best.pt"), *flags, "--eval_batch_size", 4, "--precision", "fp32")
+    precision = "fp32" if data else "bf16"
+    made = write_checkpoint(Path("r/best.pt"), *flags, "--eval_batch_size", 4, "--precision", precision)
     kept = []
     monkeypatch.setattr(summary, "print_evaluation", lambda name, metrics, *_: kept.append((name, metrics)))
     monkeypatch.setattr(summary, "print_confusion", lambda *_: None)
@@ -91,7 +92,7 @@ def test_predictions_are_those_that_evaluation_counts(data, run, monkeypatch):
     before = None
     for processes in (1, 2, 4):
         code, rows, printed = run("r", "--split", name, "--nproc", processes)
-        assert code == 0 and len(rows) == metrics.images and "; fp32 (the run's own), " in printed, printed
+        assert code == 0 and len(rows) == metrics.images and f"; {precision} (the run's own), " in printed, printed
         confusion = np.zeros((len(classes), len(classes)), int)
         np.add.at(confusion, ([classes.index(row["true"]) for row in rows], [classes.index(row["predicted"]) for row in rows]), 1)
         assert confusion.tolist() == metrics.confusion.tolist()
@@ -228,8 +229,9 @@ def test_a_run_whose_data_are_gone_names_them(run):
     code, _, printed = run("r", "--split", "val")
     assert code == 2 and "no such folder: tree" in printed
     Path("moved").rename("tree")
+    Path("r/best.pt").rename("r/step-00000000.pt")
     code, _, printed = run("r", "--split", "test")
-    assert code == 0, printed
+    assert code == 0 and "run r, step 0 (its newest checkpoint: it has no best.pt); " in printed
 
 
 # ------------------------------------------------------------------------------------- as a process: pipes and signals

@@ -160,8 +160,8 @@ def ranked(logits: Tensor, count: int = TOP) -> Tensor:
     on `count`, so that whoever asks gets the class that evaluations count."""
     first = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
     if count > TOP and logits.shape[1] > TOP:
-        others = logits.scatter(1, first, -torch.inf).topk(min(count, logits.shape[1]) - TOP, dim=1).indices
-        first = torch.cat([first, others], dim=1)
+        others = logits.scatter(1, first, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        first = torch.cat([first, others[:, :-TOP]], dim=1)
     return first[:, :count]
 
 
