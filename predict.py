@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from utils.build import Opened
     from utils.predict.predictor import Work
+    from utils.predict.rows import Output, Table
 
 BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
 OTHER = "of a MODEL that is no run"
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> int:
         import torch
 
         from utils.build import open_model
-        from utils.predict.rows import Output, Table, partial
+        from utils.predict import rows
 
         processes = options.nproc or (torch.cuda.device_count() if options.device != "cpu" else 0) or 1
         if processes > 1:
@@ -127,9 +128,10 @@ def main(argv: list[str]) -> int:
         opened = open_model(options.model, flag="MODEL", **{name: getattr(options, name) for name in OF_OTHERS})
         check(options, opened)
         images, work = prepare(options, opened, processes)
-        table, output = Table(opened.classes, work.top_k, bool(options.split)), Output(options.output)
-        where = f"in {partial(options.output)}" if options.output else "written"
-        program.stop.kept = f"stopped: the rows so far are {where}, each of them whole"
+        table, output = rows.Table(opened.classes, work.top_k, bool(options.split)), rows.Output(options.output)
+        if not options.sort:
+            where = f"in {rows.partial(options.output)}" if options.output else "written"
+            program.stop.kept = f"stopped: the rows so far are {where}, each of them whole"
         print(describe(opened, work, options), file=sys.stderr, flush=True)
         process.collect_garbage()
         try:
@@ -196,7 +198,7 @@ def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str
     return f"model: {opened.title}{newest}; {precision}{flipped}, {work.processes} process{'es' * (work.processes > 1)}{unnamed}"
 
 
-def write(options: argparse.Namespace, images: Images, work: "Work", table: "object", output: "object") -> int:
+def write(options: argparse.Namespace, images: Images, work: "Work", table: "Table", output: "Output") -> int:
     """Writes all rows -> exit code: 0, or 2 where no image could be read."""
     from tqdm import tqdm
 
@@ -207,13 +209,13 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "obj
                disable=not sys.stderr.isatty() or (options.output is None and sys.stdout.isatty()))
     with bar:
         for batch, answers in in_order(work, images.batches, work.processes):
-            rows = list(table.rows(images.names(batch), answers, images.true(batch)))
+            found = list(table.rows(images.names(batch), answers, images.true(batch)))
             if options.sort:
-                kept += rows
+                kept += found
             else:
-                output.write(table.text(rows, kind, first=not done))
+                output.write(table.text(found, kind, first=not done))
             done, bad = done + len(batch), bad + len(answers.bad)
-            reason = reason or next((f"{rows[position][0]}: {why}" for position, why in answers.bad), "")
+            reason = reason or next((f"{found[position][0]}: {why}" for position, why in answers.bad), "")
             bar.update(len(batch))
             if output.closed:
                 break

@@ -21,8 +21,17 @@ from .harness import OURS, ROOT, Contender
 
 SIZE, DISTINCT, CLASSES = (500, 375), 200, 100
 PEER = "timm's inference.py"
-# Our row, and timm's name of the same model.
-MODELS = {"DeiT-Ti_16": "deit_tiny_patch16_224", "DeiT-S_16": "deit_small_patch16_224", "DeiT-B_16": "deit_base_patch16_224"}
+SMALL = "small"           # 32 px in patches of 4: reading is most of the work, as it is on a GPU
+# How the model is made here, and what timm's script calls it.
+MODELS = {
+    "DeiT-Ti_16": ({"name_or_config": "DeiT-Ti_16"}, ["--model", "deit_tiny_patch16_224"]),
+    "DeiT-S_16": ({"name_or_config": "DeiT-S_16"}, ["--model", "deit_small_patch16_224"]),
+    "DeiT-B_16": ({"name_or_config": "DeiT-B_16"}, ["--model", "deit_base_patch16_224"]),
+    SMALL: ({"name_or_config": "DeiT-Ti_16", "img_size": 32, "patch_size": 4, "hidden_size": 128, "num_layers": 6, "num_heads": 4,
+             "mlp_dim": 512},
+            ["--model", "vit_tiny_patch16_224", "--img-size", "32", "--model-kwargs", "img_size=32", "patch_size=4",
+             "embed_dim=128", "depth=6", "num_heads=4"]),
+}
 
 
 def photographs(root: Path, count: int) -> Path:
@@ -56,12 +65,12 @@ def command(words: list[str], output: str) -> Callable[[], float]:
 def contenders(folder: Path, weights: Path, photos: Path, model: str, script: Path | None, device: str) -> list[Contender]:
     ours, theirs = folder / "ours.csv", folder / "timm.csv"
     words = [sys.executable, "predict.py", str(weights), str(photos), "--output", str(ours), "--interpolation", "bicubic",
-             "--eval_crop", "0.875", "--device", device]
+             "--eval_crop", "0.875", "--device", device, *(["--num_heads", "4", "--img_size", "32"] if model == SMALL else [])]
     group = [Contender(OURS, "benchmarks.predict:command", {"words": words, "output": str(ours)}, "ours")]
     if script is None:
         return group
     mean, std = (["0.485", "0.456", "0.406"], ["0.229", "0.224", "0.225"])
-    words = [sys.executable, str(script.resolve()), "--data-dir", str(photos), "--model", MODELS[model],
+    words = [sys.executable, str(script.resolve()), "--data-dir", str(photos), *MODELS[model][1],
              "--checkpoint", str(weights), "--num-classes", str(CLASSES), "--crop-pct", "0.875", "--interpolation", "bicubic",
              "--mean", *mean, "--std", *std, "--topk", "2", "--include-index", "--label-type", "none", "--fullname",
              "--no-console-results", "--results-dir", str(folder), "--results-file", theirs.stem, "--device", device]
@@ -73,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from models import create_model, save_timm
 
-    options = harness.options(__doc__, argv, models="DeiT-Ti_16", counts="20,2000", timm_inference=None, device="cpu",
+    options = harness.options(__doc__, argv, models=f"DeiT-Ti_16,{SMALL}", counts="20,2000", timm_inference=None, device="cpu",
                               contenders="", rounds=3)
     if options.quick:
         options.counts = "3"
@@ -81,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(place)
         for model in options.models.split(","):
             torch.manual_seed(0)
-            made, weights = create_model(model, CLASSES), folder / f"{model}.pth"
+            made, weights = create_model(num_classes=CLASSES, **MODELS[model][0]), folder / f"{model}.pth"
             torch.nn.init.normal_(made.head.weight, std=0.1)
             save_timm(made, weights)
             for count in map(int, options.counts.split(",")):

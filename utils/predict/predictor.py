@@ -112,9 +112,10 @@ class Work:
         precision, _ = choose(self.precision, self.fp16_opt_level, device)
         apply_matmul_precision(precision)
         model = self.model.to(device, precision.weights)
-        workers = default_workers(self.dataset, self.processes, device.type) if self.workers is None else self.workers
+        workers = loading_processes(self.dataset, self.processes, device) if self.workers is None else self.workers
+        # A loader that waits for standard input, or for its turn among the processes, does not hang.
         loading = {"num_workers": workers, "pin_memory": device.type == "cuda",
-                   "timeout_s": float("inf") if self.endless else TIMEOUT_S}
+                   "timeout_s": float("inf") if self.endless or self.processes > 1 else TIMEOUT_S}
         if self.split is None:
             batches = ([item.path for item in batch] for batch in batches)
         else:
@@ -127,6 +128,15 @@ class Work:
                     batch = batch._replace(bad=[(position, why.removeprefix(f"{shown(batch.keys[position])}: "))
                                                 for position, why in batch.bad])
                 yield answer(model, batch, precision, self.flipped, self.top_k, self.size)
+
+
+def loading_processes(dataset: str, processes: int, device: torch.device) -> int:
+    """Of one of `processes` processes. More than beside a training: of a small model reading is most of the work, and with a
+    large one they mostly wait."""
+    cores = core_count() // processes
+    if device.type == "cuda" or dataset == "digits" or cores < 2:
+        return default_workers(dataset, processes, device.type)
+    return min(4, cores)
 
 
 # ------------------------------------------------------------------------------------------------------- in Python
