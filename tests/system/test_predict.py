@@ -237,6 +237,7 @@ def test_a_run_whose_data_are_gone_names_them(run):
 # ------------------------------------------------------------------------------------- as a process: pipes and signals
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_ctrl_c_leave_whole_rows(tmp_path):
     write_checkpoint(tmp_path / "r/best.pt")
     (tmp_path / "a.png").write_bytes(png())
