@@ -125,7 +125,8 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}", SMALLER_EVALUATION):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
-                               confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip")
+                               confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip",
+                               filled=True)
         if ranks.is_main:
             summary.print_evaluation(name, metrics, build.chosen_on(path, *run, config.to_dict(), splits, name))
     if ranks.is_main:

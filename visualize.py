@@ -186,23 +186,13 @@ def split_of(subject: "Opened", name: str | None = None, count: int | None = Non
 
     name None: what the run was tested on. Raises ConfigError or DataError.
     """
-    from utils.data import datasets
-    from utils.data.classes import ClassRule
-    from utils.data.layouts import HELD_OUT
     from utils.data.splits import Subset
 
     if not subject.has_data:
         raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
-    run = subject.settings
-    rule = ClassRule(run["class_order"], tuple(subject.classes) if subject.path else (), partly=True)
-    splits = datasets.splits_of(run, rule=rule, need=HELD_OUT)
-    no_test = splits.val is splits.test and splits.val_name == "val"
-    if no_test and name == "test":
-        raise ConfigError("--split test: the run's data have no test set, and best.pt was chosen on val: --split val")
-    name = name or ("val" if no_test or run["test"] == "never" else "test")
-    split = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
+    name, split, classes = subject.split(name)
     count = min(count or len(split), len(split))
-    return name, Subset(split, [number * len(split) // count for number in range(count)]), tuple(splits.classes)
+    return name, Subset(split, [number * len(split) // count for number in range(count)]), classes
 
 
 def examples(subject: "Opened", images: list[str] | None = None, split: str | None = None, count: int = FEW) -> "list[Example]":

@@ -265,6 +265,8 @@ OPTIONS = {
     "size": ("side of the images", int), "precision": ("fp32, bf16, fp32_bf16_matmul; on a GPU also tf32, fp16; by commas", str),
     "device": ("cpu or cuda", str), "threads": ("threads of a contender; 0: one a core", int),
     "contenders": ("names, by commas; default all", str), "data_dir": ("real JPEGs in place of generated ones", Path),
+    "counts": ("numbers of photographs, by commas", str),
+    "timm_inference": ("timm's inference.py, which its package lacks; without it timm is left out", Path),
     "steps": ("training steps of a run", int), "files": ("JPEG files to make and to train on too", int)}
 
 

@@ -20,12 +20,15 @@ MODULES = {
     "checkpoints.load": ["LoadReport", "load_pretrained"],
     "checkpoints.opened": ["checkpoint_head", "run_settings"],
     "checkpoints.published": ["find_checkpoint"],
-    "create": ["create_model", "load_model"],
+    "create": ["create_model"],
     "deit": ["DistilledVisionTransformer"],
     "sigmoid_attention": ["edit_attention", "record_patch_logits", "use_sigmoid_attention"],
     "vit": ["VisionTransformer"],
 }
-_MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
+# What a user expects here and takes the rooms of utils, which import models: how images are read, resized and labelled.
+ABOVE = {"utils.build.loaded": ["load_model"]}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in MODULES.items() for name in names} | {
+    name: module for module, names in ABOVE.items() for name in names}
 __all__ = ["ModelError", "list_models", *_MODULE_OF]
 
 
@@ -37,7 +40,7 @@ def list_models() -> list[str]:
 def __getattr__(name: str):
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ Shapes: B images, N tokens, D width, C classes, H heads, (h, w) grid.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class ImageTransformer(nn.Module):
     """
 
     num_prefix_tokens: int
+    predictor: Callable | None = None          # how it is asked about images: load_model sets it
     sigmoid_layers: tuple[int, ...] = ()       # layers of sigmoid attention, counted from 1: use_sigmoid_attention sets them
 
     def __init__(self, config, num_classes: int, img_size: tuple[int, int]):
@@ -66,6 +68,15 @@ class ImageTransformer(nn.Module):
         needs to run once.
         """
         return self.forward_head(self.forward_blocks(tokens, block))
+
+    def predict(self, images: object, top_k: int = 1) -> object:
+        """A path or a PIL image -> its `label`, `probability` and `top`, (label, probability) of the top_k likeliest classes; a
+        list of them -> a list. Of a model that load_model has loaded, which knows how images are read for it and how they are
+        resized: the numbers of predict.py."""
+        if self.predictor is None:
+            raise ModelError("predict: this model does not know how its images are read and what its classes are called: "
+                             "load it with models.load_model")
+        return self.predictor(self, images, top_k)
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, h * w, D). Raises ValueError for images of another shape."""

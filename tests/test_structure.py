@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("train", "dataset", "sweep", "visualize", "annotate", "export")
+VERBS = ("train", "dataset", "sweep", "visualize", "annotate", "predict", "export")
 LEAVES = {"utils.device", "utils.files", "utils.launch", "utils.process", "utils.randomness", "utils.temporary"}
 ROOMS = ("utils.build", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention", "utils.report",
-         "utils.distributed", "models.checkpoints")
+         "utils.distributed", "utils.predict", "models.checkpoints")
 
 # Room: the rooms and modules that its files may import, besides their own room and the leaves (models/ may import no leaf).
 ALLOWED = {
     **{verb: {"configs", "models", "utils"} for verb in VERBS},
     "utils.build": {"configs", "models", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention",
-                    "utils.distributed"},
+                    "utils.distributed", "utils.predict"},
+    "utils.predict": {"utils.data", "utils.training"},
     "utils.report": {"utils.run", "utils.attention", "utils.data", "utils.training"},
     "utils.run": {"utils.training", "utils.data", "utils.distributed", "models.checkpoints.first_look",
                   "models.checkpoints.run_fields", "models.checkpoints.torch_file"},
@@ -77,6 +78,16 @@ def test_imports_stay_inside_the_agreed_rooms(module):
     beyond = {name for name in imports_of(module)
               if name.partition(".")[0] in OWN and not any(is_in(name, other) for other in allowed)}
     assert not beyond, f"{module} imports {beyond}"
+
+
+def test_models_name_one_thing_of_utils():
+    """load_model: a model that is asked about photographs needs to know how these are read and resized, which models/ do not. It
+    is imported when it is first used, so that nothing of models/ waits for utils."""
+    import models
+
+    assert models.ABOVE == {"utils.build.loaded": ["load_model"]}
+    assert not any("utils" in path.read_text().replace(next(iter(models.ABOVE)), "") and "import_module" in path.read_text()
+                   for path in ROOT.glob("models/**/*.py") if path.name != "__init__.py")
 
 
 def test_imports_form_no_circle():

@@ -155,10 +155,10 @@ def fsync_path(path: str | Path) -> None:
 FORMULA, NUMBER = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"), re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
-def csv_table(rows: Iterable[Sequence[object]]) -> str:
+def csv_table(rows: Iterable[Sequence[object]], line_end: str = "\r\n") -> str:
     """Text of a csv file. A cell of text that a spreadsheet would run, such as =1+1, begins with an apostrophe."""
     stream = io.StringIO(newline="")
-    csv.writer(stream).writerows([_as_cell(cell) for cell in row] for row in rows)
+    csv.writer(stream, lineterminator=line_end).writerows([_as_cell(cell) for cell in row] for row in rows)
     return stream.getvalue()
 
 
@@ -166,6 +166,14 @@ def read_csv_table(text: str) -> list[list[str]]:
     """The cells of `csv_table`, text as it was given."""
     return [[cell[1:] if FORMULA.match(cell, 1) and cell[0] == "'" else cell for cell in row]
             for row in csv.reader(io.StringIO(text, newline=""))]
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; names of files that are no UTF-8 become the bytes that they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:                           # surrogates that are of no file's name
+        return text.encode("utf-8", "backslashreplace")
 
 
 def _as_cell(cell: object) -> object:

@@ -12,6 +12,7 @@ from utils.data.datasets import folder
 from utils.data.loader import Batch, prefetch
 from utils.data.sampler import StepSampler
 from utils.data.splits import ArrayImages, ImageError
+from utils.data.transforms import eval_transform
 
 
 def pictures(count=11) -> ArrayImages:
@@ -147,3 +148,42 @@ def test_batches_arrive_whole_in_their_order_and_errors_in_their_turn():
             seen.append(batch.images.float().mean() + load[0, 0])
             del batch
     assert [number.item() for number in seen] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_of_files_leaves_out_what_cannot_be_read(tmp_path, workers):
+    """Paths are taken as they are needed; each batch has its own, and where in it an image is missing."""
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    (tmp_path / "b.png").write_bytes(b"none")
+    path, taken = {name: str(tmp_path / f"{name}.png") for name in "abc"}, []
+    batches = [[path[name] for name in names] for names in ("ab", "b", "bca", "c", "a", "ca", "ac", "c")]
+    loader = data.stream_loader((taken.append(batch) or batch for batch in batches), transform=resized((4, 4)),
+                                num_workers=workers, pin_memory=False)
+    for number, batch in enumerate(loader):
+        missing = [position for position, name in enumerate(batches[number]) if name == path["b"]]
+        assert batch.keys == batches[number] and [position for position, _ in batch.bad] == missing
+        assert len(batch.images) == len(batch.targets) == len(batches[number]) - len(missing)
+        assert set(batch.targets.tolist()) <= {data.UNKNOWN} and all("cannot be read" in why for _, why in batch.bad)
+        assert len(taken) <= number + 2 + 2 * workers
+    assert taken == batches and not loader.batches.taken
+
+
+def test_a_stream_of_a_split_is_that_of_its_evaluation():
+    split = pictures()
+    expected = list(data.eval_loader(split, transform=eval_transform((4, 4)), batch_size=4, rank=0, world_size=1, num_workers=0,
+                                     pin_memory=False))
+    found = list(data.stream_loader([batch.keys for batch in expected], transform=eval_transform((4, 4)), split=split,
+                                    num_workers=0, pin_memory=False, device=torch.device("cpu"), cached_workers=0))
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys == other.keys and torch.equal(one.targets, other.targets) and one.bad == ()
+        assert (one.images.int() - other.images.int()).abs().max() <= 2          # cached ones are resized elsewhere
+
+
+def test_a_stream_that_is_begun_again_repeats_what_was_on_its_way():
+    """Where workers hang at their start and are replaced."""
+    stream = data.Stream([[number] for number in range(5)])
+    first = iter(stream)
+    assert [next(first), next(first)] == [[0], [1]]
+    second = iter(stream)
+    assert [next(second), next(second), next(second)] == [[0], [1], [2]] and len(stream.taken) == 3

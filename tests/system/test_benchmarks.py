@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import FORK
 
-from benchmarks import attention, checkpoint, evaluation, goals, harness, load, memory, optimizer, report, runs, step
+from benchmarks import attention, checkpoint, evaluation, goals, harness, load, memory, optimizer, predict, report, runs, step
 from benchmarks import input as input_question
 from benchmarks.harness import Contender, Failed
 from utils import device
@@ -171,6 +171,21 @@ def test_every_question_runs_in_small(tmp_path, question, flags, titles):
     for record in records.values():
         ours = [costs for name, costs in record["costs"].items() if name.startswith("ours")]
         assert ours and all(len(costs) == 2 and min(costs) > 0 for costs in ours)
+
+
+def test_photographs_are_labelled_by_whole_commands(tmp_path, monkeypatch):
+    """Of more than a few the first are repeated; a command that writes no file has failed."""
+    monkeypatch.setattr(predict, "DISTINCT", 2)
+    monkeypatch.setattr(predict, "SIZE", (40, 30))
+    photos = predict.photographs(tmp_path / "p", 3)
+    files = sorted(photos.glob("x/*.jpg"))
+    assert len(files) == 3 and files[0].read_bytes() == files[2].read_bytes() != files[1].read_bytes()
+    both = predict.contenders(tmp_path, tmp_path / "w.pth", photos, "DeiT-Ti_16", tmp_path / "inference.py", "cpu")
+    assert [each.name for each in both] == [predict.PEER, "ours"] and all(str(photos) in each.given["words"] for each in both)
+    output = str(tmp_path / "out")
+    assert predict.command([sys.executable, "-S", "-c", f"open({output!r}, 'w')"], output)() > 0
+    with pytest.raises(RuntimeError, match="ended with code 0"):
+        predict.command([sys.executable, "-S", "-c", ""], output)()
 
 
 @pytest.mark.slow

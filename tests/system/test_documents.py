@@ -1,6 +1,7 @@
 """README, MODEL_ZOO and CONTRIBUTING match the code."""
 
 import fnmatch
+import importlib
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from models.checkpoints.published import META_FILES, PUBLISHED, published_name, 
 from utils import process
 from utils.config import FLAGS, Facts, parse, preview, resolve
 from utils.config.spelling import ELSEWHERE
+from utils.report import plots
 
 ROOT = Path(__file__).resolve().parents[2]
 README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
@@ -59,6 +61,25 @@ def test_the_python_example_runs(monkeypatch, capsys):
     result = {}
     exec(code, result)
     assert result["logits"].shape == (4, 10) and "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out
+
+
+STORY = commands(README.partition("## Train, look, predict, export")[2].partition("\n## ")[0])
+
+
+def test_the_story_runs(tmp_path, monkeypatch):
+    """Its lines, with a few steps; without what the shell does behind a > or |."""
+    assert len(STORY) == 8
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    for line in STORY:
+        words = shlex.split(line, comments=True)
+        words = words[:next((at for at, word in enumerate(words) if word in (">", "|")), None)]
+        if "digits-model" in words and not (ROOT / "export.py").exists():
+            continue
+        more = ["--num_steps", "2", "--eval_every", "2", "--device", "cpu"] if words[1] == "train.py" else []
+        assert importlib.import_module(words[1].removesuffix(".py")).main(words[2:] + more) == 0, line
+    assert Path("output/story/mistakes.csv").exists() and list(Path("output/story").glob("attention-*.png"))
 
 
 def test_the_commands_are_there():

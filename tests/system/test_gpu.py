@@ -11,6 +11,8 @@ import rig
 import torch
 from runs import load_state
 
+import predict
+
 pytestmark = pytest.mark.gpu
 FLAGS = ("--device", "cuda", "--num_steps", 6, "--eval_every", 3, "--eval_batch_size", 100)
 
@@ -58,6 +60,15 @@ def test_resume_on_the_gpu(run_train, more):
     assert run_train("--resume_path", "output/parts", "--device", "cuda") == 0
     assert losses("output/parts") == pytest.approx(losses("output/whole"), rel=1e-3)
     assert load_state(Path("output/parts/step-00000006.pt")).step == 6
+
+
+def test_labels_are_those_of_the_cpu(run_train):
+    assert run_train("--name", "r", "--num_steps", 20, "--eval_every", 20) == 0
+    for device in ("cpu", "cuda"):
+        assert predict.main(["output/r", "--split", "val", "--precision", "fp32", "--device", device, "--output", device]) == 0
+    rows = [[line.split(",") for line in Path(device).read_text().splitlines()[1:]] for device in ("cpu", "cuda")]
+    assert [row[:3] for row in rows[0]] == [row[:3] for row in rows[1]]
+    assert [float(row[3]) for row in rows[0]] == pytest.approx([float(row[3]) for row in rows[1]], abs=1e-3)
 
 
 @pytest.mark.slow

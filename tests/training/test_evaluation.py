@@ -152,6 +152,38 @@ def test_batches_of_a_compiled_model_have_one_size():
     assert set(sizes) == {32} and compiled == [32]
 
 
+def test_a_filled_batch_has_the_size_of_the_others_and_changes_nothing():
+    model, sizes = network(), []
+    expected = evaluate(model)
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    filled = evaluate(model, filled=True)
+    assert set(sizes) == {32} and filled.images == 200 and filled.top == expected.top
+    assert filled.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_each_image_s_answer_is_kept_where_it_is_asked_for():
+    model = network()
+    metrics = evaluate(model, confusion=True, answers=True)
+    index, true, predicted, probability, loss = metrics.answers
+    confusion = torch.zeros(10, 10, dtype=torch.int64)
+    confusion.index_put_((true.long(), predicted.long()), torch.tensor(1), accumulate=True)
+    assert torch.equal(confusion, metrics.confusion) and index.tolist() == list(range(200)) and evaluate(model).answers is None
+    assert loss.mean().item() == pytest.approx(metrics.loss, abs=1e-6) and probability.min() > 0.1
+    assert "answers" not in metrics.as_dict()
+
+
+def test_which_of_equals_comes_first_does_not_depend_on_how_many_are_asked_for():
+    """Logits of bfloat16 often are equal; the first is the class that evaluation counts."""
+    logits = torch.randint(0, 3, (50, 12), generator=torch.Generator().manual_seed(0)).float()
+    every = evaluation.ranked(logits, 12)
+    values = logits.gather(1, every)
+    assert (values.diff(dim=1) <= 0).all() and torch.equal(every.sort(dim=1).values, torch.arange(12).expand(50, -1))
+    for count in range(1, 12):
+        assert torch.equal(evaluation.ranked(logits, count), every[:, :count])
+    assert torch.equal(evaluation.ranked(logits, 1)[:, 0], logits.topk(5).indices[:, 0])
+    assert evaluation.ranked(logits[:, :3], 5).shape == (50, 3)
+
+
 @pytest.mark.parametrize(("row", "training"), [(LEVELS["O1"], True), (BF16, False)], ids=str)
 def test_evaluation_computes_in_the_precision_and_leaves_the_model_as_it_was(row, training):
     model, seen = network().train(training), []

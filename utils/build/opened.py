@@ -7,17 +7,21 @@ import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from models import ModelError, WeightsError, create_model, load_model
+from torch.utils.data import Dataset
+
+from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
-from models.create import check_weights_of_run, match_row
+from models.create import check_weights_of_run, load_model, match_row
 from utils.config import ConfigError, before
 from utils.config.saved import SettingsError, check_settings
 from utils.data import transforms
-from utils.data.datasets import imagenet_names
+from utils.data.classes import ClassRule
+from utils.data.datasets import imagenet_names, splits_of
+from utils.data.layouts import HELD_OUT
 from utils.data.reading import FIND, Reading
 from utils.files import where_looked
 from utils.run.checkpoint import CheckpointError
@@ -25,6 +29,7 @@ from utils.run.folder import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = "assets/ViT-Nano_2-letters.npz"
+NO_HEAD = "no head"                    # the class of a file without one
 NO_RUN = before() | vars(FIND)         # settings of a model that no run has trained
 
 
@@ -44,6 +49,10 @@ class Opened:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def has_head(self) -> bool:
+        return self.named or self.classes != (NO_HEAD,)
+
     @functools.cached_property
     def transform(self) -> Callable:
         """PIL image -> uint8 (C, height, width), as the model was evaluated"""
@@ -53,6 +62,23 @@ class Opened:
     def reading(self) -> Reading:
         """How an image file is read for the model; fields are "auto" where it is no run's"""
         return Reading.of(self.settings)
+
+    def split(self, name: str | None = None) -> tuple[str, Dataset, tuple[str, ...]]:
+        """-> (the split's name, its images, the names of their classes) of the data set of its run.
+
+        name: train, val or test; None: what the run was tested on. Raises ConfigError or DataError.
+        """
+        run = self.settings
+        rule = ClassRule(run["class_order"], tuple(self.classes) if self.path else (), partly=True)
+        splits = splits_of(run, rule=rule, need=HELD_OUT)
+        no_test = splits.val is splits.test and splits.val_name == "val"
+        if no_test and name == "test":
+            raise ConfigError("--split test: the run's data have no test set, and best.pt was chosen on val: --split val")
+        name = name or ("val" if no_test or run["test"] == "never" else "test")
+        images = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
+        if not len(images):
+            raise ConfigError(f"--split {name}: the run's data have no {name} images now")
+        return name, images, tuple(splits.classes)
 
     @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:
@@ -138,11 +164,11 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
             model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
             return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
         with given_by(flag, file):
-            return (_of_run(file) if file.settings is not None else
+            return (of_run(file) if file.settings is not None else
                     _of_other(file, str(what), typed, view, heads_if_unknown, flag))
 
 
-def _of_run(file: OpenedCheckpoint) -> Opened:
+def of_run(file: OpenedCheckpoint) -> Opened:
     model, run = load_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
     title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
@@ -166,7 +192,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
-                              [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
+                              [f"class {number}" for number in range(model.num_classes)] if has_head else [NO_HEAD])
     title = f"{name}, {what}"
     settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

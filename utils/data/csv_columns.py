@@ -95,6 +95,13 @@ def find_columns(table: Table, path_column: str | None, label_column: str | None
     return Columns(path, label, finder.folders_of(table.column(path), part), split, "" if label == split else unclear, code)
 
 
+def find_path_column(table: Table, path_column: str | None, finder: FileFinder, part: str) -> int:
+    """The position of the paths alone, of a list whose labels do not matter. Raises DataError."""
+    if path_column:
+        return _position(table, path_column, "--path_column")
+    return 0 if table.width == 1 else _find_path(table, None, finder, part)
+
+
 def _position(table: Table, wanted: str, flag: str) -> int:
     """The column of this name or, where none is called so, of this number from 1."""
     for names, name in ((table.header, wanted), (tuple(map(str.lower, table.header)), wanted.lower())):

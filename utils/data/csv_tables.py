@@ -52,9 +52,10 @@ class Table:
         return f"{self.file}:{self.lines[row]}"
 
 
-def read_table(file: Path) -> Table:
-    """Raises DataError, with the line, unless it is text whose lines have the same number of cells."""
-    lines, encoding = _read_lines(file)
+def read_table(file: Path, head: int | None = None) -> Table:
+    """head: the lines in so many bytes alone. Raises DataError, with the line, unless it is text whose lines have the same number
+    of cells."""
+    lines, encoding = _read_lines(file, head)
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line and not line.isspace()]
     separator = _find_separator([line for _, line in lines[:2 * SAMPLE] if not line.startswith("#")][:SAMPLE])
     rows, numbers, position = [], [], 0
@@ -140,13 +141,19 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _read_lines(file: Path) -> tuple[list[str], str]:
+def _read_lines(file: Path, head: int | None = None) -> tuple[list[str], str]:
     """-> (lines, encoding). UTF-8, with or without its mark, and UTF-16 with its mark are read; nothing else is guessed."""
     if not file.is_file():
         raise DataError(f"no such file: {file}")
-    if file.stat().st_size > MAX_LIST_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes, more than {MAX_LIST_BYTES:,}: not a list of images")
-    text, encoding = _decode(file, file.read_bytes())
+    size = file.stat().st_size
+    if size > MAX_LIST_BYTES and head is None:
+        raise DataError(f"{file}: {size:,} bytes, more than {MAX_LIST_BYTES:,}: not a list of images")
+    with open(file, "rb") as stream:
+        content = stream.read(head)
+        if head is not None and head < size:
+            is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))        # whose lines are not found so easily
+            content += stream.read() if is_utf16 else stream.readline(MAX_LINE_BYTES)
+    text, encoding = _decode(file, content)
     lines = text.split("\n") if "\n" in text else text.split("\r")
     for number, line in enumerate(lines, 1):
         if len(line) >= MAX_LINE_BYTES:

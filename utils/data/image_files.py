@@ -71,8 +71,7 @@ class FileImages(Dataset):
         """As [index], but a JPEG is opened and not decoded (decode.py): transforms.py decodes what a crop needs. A failure
         there raises the same ImageError."""
         path, label = self.samples[index]
-        with _reading(path) as stream:
-            return undecoded(stream, functools.partial(_image_error, path), self.reading), label
+        return image_source(path, self.reading), label
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """Width and height of the image as it is read, from the header. Raises ImageError."""
@@ -94,6 +93,12 @@ class FileImages(Dataset):
     def content(self, index: int) -> bytes:
         with _reading(self.samples[index][0], "cannot be read") as stream:
             return stream.read()
+
+
+def image_source(path: str, reading: Reading = AS_STORED) -> Image.Image:
+    """As FileImages.source, of one file. Raises ImageError, and so may the transform that decodes it."""
+    with _reading(path) as stream:
+        return undecoded(stream, functools.partial(_image_error, path), reading)
 
 
 @contextlib.contextmanager

@@ -21,10 +21,13 @@ from utils.device import core_count
 from utils.randomness import derive_seed, seeded
 
 from .device_cache import CachedImages, Geometry, cache_on_device
+from .image_files import image_source
+from .reading import AS_STORED, Reading
 from .sampler import SampleIndex, SampleIndices, StepSampler
 from .splits import ImageError
-from .workers import TIMEOUT_S, WorkerError, WorkerPool
+from .workers import TIMEOUT_S, Stream, WorkerError, WorkerPool
 
+UNKNOWN = -1                # the target of an image that is of no data set
 REPLACEMENTS = 100          # images after an unreadable one that are tried in its place
 
 Transform = Callable[[Image.Image | Tensor], Tensor]
@@ -70,6 +73,21 @@ class _Samples(Dataset):
         return first
 
 
+class _Files(Dataset):
+    """Image files by path, as _Samples: they are no data set, and may be any number."""
+
+    edit_transform = None
+
+    def __init__(self, reading: Reading, transform: Transform):
+        self.reading, self.transform = reading, transform
+
+    def __getitem__(self, path: str) -> tuple | ImageError:
+        try:
+            return self.transform(image_source(path, self.reading)), UNKNOWN, None
+        except ImageError as error:
+            return error
+
+
 def _collate(samples: list | Batch) -> Batch | ImageError:
     """-> Batch without keys: the main process knows them, and a killed worker's small message is either whole or missing.
 
@@ -83,6 +101,17 @@ def _collate(samples: list | Batch) -> Batch | ImageError:
     images, targets, bad, *edits = zip(*samples)
     return Batch(torch.stack(images), torch.tensor(targets), (), torch.stack(edits[0]) if edits else None,
                  tuple(filter(None, bad)))
+
+
+def _collate_readable(samples: list | Batch) -> Batch:
+    """-> Batch without keys and without the images that cannot be read: `bad` has (position, why) of those."""
+    if isinstance(samples, Batch):
+        return samples
+    bad = tuple((position, sample.plain) for position, sample in enumerate(samples) if isinstance(sample, ImageError))
+    readable = [sample for sample in samples if not isinstance(sample, ImageError)]
+    if not readable:
+        return Batch(torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), (), None, bad)
+    return _collate(readable)._replace(bad=bad)
 
 
 # ------------------------------------------------------------------------------------------------ a cached data set
@@ -112,16 +141,16 @@ class Loader(WorkerPool):
     they are, if the transform allows it; None: if they are small enough.
     """
 
-    def __init__(self, dataset: _Samples, batches: Sequence[SampleIndices], *, num_workers: int, pin_memory: bool,
-                 timeout_s: float = TIMEOUT_S, device: torch.device | None = None, cached: bool | None = None,
-                 cached_workers: int | None = None):
+    def __init__(self, dataset: _Samples | _Files, batches: Sequence[SampleIndices] | Stream, *, num_workers: int,
+                 pin_memory: bool, timeout_s: float = TIMEOUT_S, device: torch.device | None = None, cached: bool | None = None,
+                 cached_workers: int | None = None, collate: Callable = _collate):
         cache = _cache(dataset, device, cached)
         self.not_cached = cache if isinstance(cache, str) else ""        # the reason; "" if the images are cached
         self._cache = None if self.not_cached else cache
         if self._cache:
             num_workers = num_workers if cached_workers is None else cached_workers
             dataset = _Draws(dataset.split.targets, cache.rows, cache.geometry, dataset.seed)
-        super().__init__(dataset, batches, num_workers, _collate, pin_memory, timeout_s)
+        super().__init__(dataset, batches, num_workers, collate, pin_memory, timeout_s)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -132,7 +161,8 @@ class Loader(WorkerPool):
                 if isinstance(batch, ImageError):
                     raise batch
                 images = self._cache.make(batch.images) if self._cache else batch.images
-                yield batch._replace(images=images, keys=self.batches[number])
+                keys = self.batches.taken.popleft() if isinstance(self.batches, Stream) else self.batches[number]
+                yield batch._replace(images=images, keys=keys)
 
 
 def _cache(dataset: _Samples, device: torch.device | None, cached: bool | None) -> CachedImages | str:
@@ -169,6 +199,17 @@ def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: 
     batches = [SampleIndices(0, 0, np.zeros_like(part), part)
                for part in (own[first:first + batch_size] for first in range(0, len(own), batch_size))]
     return Loader(_Samples(split, transform, None), batches, **loading)
+
+
+def stream_loader(batches: Iterable[Sequence], *, transform: Transform, split: Dataset | None = None,
+                  reading: Reading = AS_STORED, **loading: object) -> Loader:
+    """Batches as they come: lists of the paths of image files or, with a split, SampleIndices; Batch.keys are these.
+
+    An image that cannot be read is missing in its Batch, and `bad` has (its position among the keys, why). loading: arguments of
+    Loader.
+    """
+    samples = _Files(reading, transform) if split is None else _Samples(split, transform, None)
+    return Loader(samples, Stream(batches), collate=_collate_readable, **loading)
 
 
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:

@@ -11,8 +11,10 @@ PyTorch's DataLoader moves the batches; what it lacks is added here:
 """
 
 import atexit
+import collections
 import contextlib
 import functools
+import itertools
 import mmap
 import os
 import signal
@@ -20,7 +22,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -34,6 +36,7 @@ TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
 START_LIMITS_S = 10.0, 30.0  # for workers to begin, of the first starts; the last has TIMEOUT_S
 STOP_TIMEOUT_S = 30.0        # the same after a request to stop, which waits for the step
 POLL_S = 1.0                 # between checks that the workers are alive
+END = object()               # comes after the last batch
 GRACE_S = 2.0                # for workers to end by themselves: one that is killed may leave a file in /dev/shm
 ADVICE = ("is memory or shared memory short (free -h, df -h /dev/shm)? --num_workers with fewer takes less, 0 loads in the "
           "main process; python dataset.py check finds a file that kills its reader")
@@ -45,6 +48,22 @@ class WorkerError(ValueError):
     exit_code = 5
 
 
+class Stream:
+    """Batches of keys that are made when they are asked for: in memory are those alone that are on their way through the workers.
+
+    `taken` has them, in order; whoever iterates again, because workers hang at their start, begins with them.
+    """
+
+    def __init__(self, batches: Iterable[Sequence]):
+        self._batches, self.taken = iter(batches), collections.deque()
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from list(self.taken)
+        for batch in self._batches:
+            self.taken.append(batch)
+            yield batch
+
+
 class WorkerPool:
     """Iterates over collate([dataset[key] for key in batches[i]]), i = 0, 1, ..., loaded by `num_workers` processes; over
     collate(dataset.__getitems__(batches[i])) where the dataset has that.
@@ -53,7 +72,7 @@ class WorkerPool:
     memory, or gives no batch for `timeout_s` seconds.
     """
 
-    def __init__(self, dataset: Dataset, batches: Sequence, num_workers: int, collate: Callable, pin_memory: bool,
+    def __init__(self, dataset: Dataset, batches: Sequence | Stream, num_workers: int, collate: Callable, pin_memory: bool,
                  timeout_s: float = TIMEOUT_S):
         self.dataset, self.batches, self.num_workers, self.collate = dataset, batches, num_workers, collate
         self.pin_memory, self.timeout_s = pin_memory, timeout_s
@@ -73,8 +92,11 @@ class WorkerPool:
             raise WorkerError(f"{self.num_workers} data workers cannot be started ({error}): {ADVICE}") from error
         self._running.add(workers)
         try:
-            for _ in range(len(self.batches)):
-                yield workers.next()
+            for _ in itertools.count() if isinstance(self.batches, Stream) else range(len(self.batches)):
+                batch = workers.next()
+                if batch is END:
+                    return
+                yield batch
         finally:
             self._running.discard(workers)
             workers.close()
@@ -160,13 +182,13 @@ class _Workers:
             threading.Thread(target=self._watch, name="watch data workers", daemon=True).start()
 
     def next(self):
-        """The next batch. Raises WorkerError where the workers are at fault."""
+        """The next batch; END after the last one of a Stream. Raises WorkerError where the workers are at fault."""
         self.begun = time.monotonic()
         self.deadline = self.begun + self.timeout_s
         batch = None
         while batch is None:
             try:
-                batch = next(self.iterator)
+                batch = next(self.iterator, END)
             except Exception as error:
                 if not str(error).startswith("DataLoader timed out"):
                     if reason := self._lost(error):

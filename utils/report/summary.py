@@ -15,7 +15,7 @@ from utils.attention.edits import digest
 from utils.data.splits import Splits
 from utils.files import StorageError
 from utils.run import checkpoint, profiling
-from utils.run.folder import BAD_IMAGES_FILE
+from utils.run.folder import BAD_IMAGES_FILE, MISTAKES_FILE
 from utils.run.log import read_log
 from utils.run.run import Run
 from utils.training.certainty import Result, describe, describe_images, describe_interval
@@ -121,6 +121,9 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
     for number, line in enumerate(speed):
         print(f"  {'' if number else 'speed':<14} {line}")
     print(f"  checkpoint     {newest}")
+    if (folder / MISTAKES_FILE).exists():
+        of = f"of best.pt on {splits.val_name}" if best else f"of the last step on {final}"
+        print(f"  mistakes       {folder / MISTAKES_FILE}: {of}, the worst first")
     bad = folder / BAD_IMAGES_FILE
     if bad.exists():
         count = len(bad.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -209,6 +212,7 @@ def _print_next_commands(config, folder: Path, weights: Path, train_images: int)
     if config.attention_edits:
         print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
     print(f"  {command('visualize.py')} attention --checkpoint {run}     # see what it looks at")
+    print(f"  {command('predict.py')} {run} PHOTOS > predictions.csv     # a folder, a file, a list")
     if config.sigmoid_attention:
         print(f"  {command('annotate.py')} --checkpoint {run}     # edit what it looks at")
     if config.dataset == "digits":

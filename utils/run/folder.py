@@ -7,6 +7,7 @@ Its TensorBoard files are in LOG_DIR/NAME, which runs of that name in two output
       log.jsonl              append-only events (log.py)
       step-00000100.pt ...   RunStates (checkpoint.py), the newest few
       best.pt                the RunState of the best evaluation
+      mistakes.csv           what it took for another class in that evaluation, the worst first
       curves.png
 """
 
@@ -27,7 +28,7 @@ from . import checkpoint as checkpoints
 from .checkpoint import BEST_FILE, CheckpointError, RunCheckpoint, RunState
 from .log import LOG_FILE, events_until, read_log, write_log
 
-CONFIG_FILE, BAD_IMAGES_FILE = "config.json", "bad_images.txt"
+CONFIG_FILE, BAD_IMAGES_FILE, MISTAKES_FILE = "config.json", "bad_images.txt", "mistakes.csv"
 AUTO = "auto"             # as RESUME_PATH: resume if there is a run to resume
 
 

@@ -31,6 +31,7 @@ from .folder import BAD_IMAGES_FILE
 from .health import Health
 from .log import LOG_FILE, read_log
 from .loggers import BadImages, RunLogger
+from .mistakes import write_mistakes
 from .profiling import Profile
 from .saver import Saver
 
@@ -158,6 +159,7 @@ class Run:
         if self.is_best(step, watched.name):
             history.best = {"step": step, "accuracy": metrics.accuracy}
             self.unsaved.append(self.outputs.folder / checkpoint.BEST_FILE)
+            write_mistakes(metrics, watched.images, data.splits.classes, self.outputs, self.ranks)
         if step == history.began_at:           # the step's file holds the best evaluation too
             self.unsaved.append(checkpoint.step_path(self.outputs.folder, step))
 
@@ -248,7 +250,7 @@ class Run:
         with distributed.watch(self.ranks, lambda: f"evaluation on {split.name} after step {trainer.step}", SMALLER_EVALUATION):
             metrics = evaluate(trainer.eval_model, loader, trainer.normalize, trainer.precision, self.ranks, classes,
                                confusion=confusion, stop_requested=self.stop.requested, on_compiled=data.on_compiled,
-                               flipped=self.config.tta == "flip")
+                               flipped=self.config.tta == "flip", answers=split is (data.watched or data.final))
         self.stop_requested |= metrics is None
         if metrics is not None and (trainer.step, split.name) not in self.history.logged:
             self.outputs.logger.log_evaluation(trainer.step, split.name, metrics)
@@ -291,6 +293,8 @@ class Run:
         is_evaluated = data.watched is not None and data.watched.images is data.final.images and history.result is not None
         if not is_evaluated or config.confusion_matrix:
             history.result = self.evaluate(trainer, data, data.final, config.confusion_matrix)
+            if data.watched is None and history.result is not None:
+                write_mistakes(history.result, data.final.images, data.splits.classes, self.outputs, self.ranks)
         if config.eval_train and not self.stop_requested and (trainer.step, data.train.name) not in history.logged:
             self.evaluate(trainer, data, data.train)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +36,8 @@ class EvalMetrics:
     predicted_class: int = -1               # the label that is predicted most often, and the fraction of the images that get it
     predicted_share: float = 0.0
     confusion: Tensor | None = None         # (C, C) int64: rows true class, columns predicted class; not logged
+    # (5, n) float64: index, true and predicted label, its probability, and loss, of the images of this rank; not logged
+    answers: Tensor | None = dataclasses.field(default=None, compare=False)
 
     @property
     def top(self) -> tuple[float, ...]:
@@ -43,7 +46,8 @@ class EvalMetrics:
 
     def as_dict(self) -> dict[str, float]:
         """Returns the metrics by their names in log.jsonl."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "confusion"}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                if field.name not in ("confusion", "answers")}
 
 
 class ClassificationMetrics:
@@ -53,8 +57,8 @@ class ClassificationMetrics:
     predicted class, bin m of M contains ((m - 1) / M, m / M].
     """
 
-    def __init__(self, num_classes: int, device: torch.device, confusion: bool = False):
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, device: torch.device, confusion: bool = False, answers: bool = False):
+        self.num_classes, self.answers = num_classes, [] if answers else None
         self.images = torch.zeros(1, dtype=torch.int64, device=device)
         self.top = torch.zeros(TOP, dtype=torch.int64, device=device)
         self.correct = torch.zeros(BINS, dtype=torch.int64, device=device)              # in each bin
@@ -66,7 +70,7 @@ class ClassificationMetrics:
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch. logits (B, C), targets (B,)"""
         logits = logits.float()
-        best = logits.topk(min(TOP, self.num_classes), dim=1).indices
+        best = ranked(logits)
         hits = best == targets[:, None]
         self.images += len(targets)
         # With fewer than five classes the last columns repeat: all images are among the first C.
@@ -78,6 +82,8 @@ class ClassificationMetrics:
         self.correct += (own_bin & hits[:, :1]).sum(dim=0)
         self.confidence += (own_bin * confidence[:, None]).sum(dim=0)
         self.predicted.index_add_(0, best[:, 0], torch.ones_like(targets))       # the host would wait for bincount
+        if self.answers is not None:
+            self.answers.append(torch.stack([targets.double(), best[:, 0].double(), confidence, -true]))
         if self.confusion is not None:
             self.confusion.index_add_(0, targets * self.num_classes + best[:, 0], torch.ones_like(targets))
 
@@ -103,34 +109,60 @@ class ClassificationMetrics:
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Tensor], precision: Precision, ranks: Ranks,
              num_classes: int, *, confusion: bool = False, stop_requested: Callable[[], bool] = lambda: False,
-             on_compiled: Callable[[int, float], None] | None = None, flipped: bool = False,
-             metrics: type[ClassificationMetrics] = ClassificationMetrics) -> EvalMetrics | None:
+             on_compiled: Callable[[int, float], None] | None = None, flipped: bool = False, filled: bool = False,
+             answers: bool = False, metrics: type[ClassificationMetrics] = ClassificationMetrics) -> EvalMetrics | None:
     """Evaluates every image of the split once, whatever the number of ranks.
 
     `model` is the plain module, not the wrapped one: ranks may have different numbers of batches. Returns None, on every rank,
     if stop_requested() became true on one of them before its last batch.
     `on_compiled`, for a compiled model, is called with the images and seconds of the first batch, for which it may have been
     compiled. The last batch is then padded to the size of the others, or the model would be compiled for it alone.
-    `flipped`: the mean of the probabilities for an image and its mirror image counts. `metrics`: those of the task.
+    `filled`: it is anyway, because the last bits depend on the size: an image gets the same in any batch.
+    `flipped`: the mean of the probabilities for an image and its mirror image counts. `answers`: the metrics have them.
+    `metrics`: those of the task.
     """
     was_training = model.training
     model.eval()
-    counts, stopped, batch_size = metrics(num_classes, ranks.device, confusion), False, 0
+    counts, stopped, batch_size, indices = metrics(num_classes, ranks.device, confusion, answers), False, 0, []
     for batch in prefetch(loader, ranks.device):
         if stopped := stop_requested():
             break
         images = normalize(batch.images.to(ranks.device, non_blocking=True))
         count, started = len(images), time.monotonic()
-        if on_compiled and count < batch_size:
-            images = torch.cat([images, images[-1:].expand(batch_size - count, -1, -1, -1)])
-        with precision.autocast(ranks.device):
-            logits = [model(view)[:count] for view in ((images, images.flip(-1)) if flipped else (images,))]
+        logits = logits_of(model, images, precision, flipped, batch_size if on_compiled or filled else 0)
         if on_compiled and not batch_size:
             on_compiled(count, time.monotonic() - started)
         batch_size = max(batch_size, count)
-        counts.update(mean_prediction(logits), batch.targets.to(ranks.device, non_blocking=True))
+        counts.update(logits, batch.targets.to(ranks.device, non_blocking=True))
+        indices += [batch.keys.indices] * answers
     model.train(was_training)
-    return counts.compute(stopped)
+    found = counts.compute(stopped)
+    if not (answers and found and indices):
+        return found
+    index = torch.from_numpy(np.concatenate(indices)).double()
+    return dataclasses.replace(found, answers=torch.cat([index[None], to_host(torch.cat(counts.answers, dim=1))]))
+
+
+def logits_of(model: nn.Module, images: Tensor, precision: Precision, flipped: bool = False, size: int = 0) -> Tensor:
+    """images (B, C, height, width), normalized, on the device -> logits (B, C): of the image, or of it and its mirror image.
+
+    size: the batch is filled up to this with the last image, and has one shape whatever B is.
+    """
+    count = len(images)
+    if count < size:
+        images = torch.cat([images, images[-1:].expand(size - count, -1, -1, -1)])
+    with precision.autocast(images.device):
+        return mean_prediction([model(view)[:count] for view in ((images, images.flip(-1)) if flipped else (images,))])
+
+
+def ranked(logits: Tensor, count: int = TOP) -> Tensor:
+    """logits (B, C) -> the labels of the highest, in order: (B, count), or (B, C). Which of equals comes first does not depend
+    on `count`, so that whoever asks gets the class that evaluations count."""
+    first = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+    if count > TOP and logits.shape[1] > TOP:
+        others = logits.scatter(1, first, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        first = torch.cat([first, others[:, :-TOP]], dim=1)
+    return first[:, :count]
 
 
 def mean_prediction(logits: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from filling import load, load_case, random_model, refused, same_state, save_arr
 from torch.nn import functional as F
 
 from configs import META, MODELS, architecture
-from models import create_model, load_model, load_pretrained, save_timm
+from models import create, create_model, load_model, load_pretrained, save_timm
 from models.checkpoints.opened import checkpoint_head
 from models.checkpoints.run_fields import LATER_KEYS
 from models.layers import resize_positions
@@ -411,8 +411,10 @@ def test_a_checkpoint_starts_another_task(tmp_path, grid):
 
 
 def test_only_a_checkpoint_of_a_run_comes_back():
-    refused("no checkpoint of a run of train.py; use create_model", load_model, reference.TORCH / "deit_tiny.pth")
-    refused("no checkpoint of a run of train.py", load_model, reference.weights(CASE))
+    """As such: models.load_model opens what else there is as it is."""
+    refused("no checkpoint of a run of train.py; use create_model", create.load_model, reference.TORCH / "deit_tiny.pth")
+    refused("no checkpoint of a run of train.py", create.load_model, reference.weights(CASE))
+    assert load_model(reference.TORCH / "deit_tiny.pth", num_heads=3).num_classes > 1
 
 
 @pytest.mark.parametrize("change, message", [

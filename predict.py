@@ -1,0 +1,235 @@
+"""Labels images: a row for each, with the likeliest classes and their probabilities.
+
+    python predict.py output/NAME photos/ > predictions.csv
+    python predict.py output/NAME --split val --sort loss > worst.csv
+
+MODEL is a run folder (its best.pt), a checkpoint, an exported folder, any other file with a head, or a published name. INPUT is
+a file, a folder, a list (.txt: a path a line; .csv: as docs/csv.md has it), or - for paths on standard input. Rows come as they
+are ready, in the order of the input. An image that cannot be read is a row without a label, and the column error says why.
+Exit codes: 0 done, 2 bad input (one line) or no image that can be read, 143 stopped (the rows so far are whole).
+
+Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from utils import process
+
+with process.imports("predict.py"):
+    from configs import MODELS
+    from models.checkpoints.published import published_name, published_names
+    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
+    from utils.config.types import image_size, positive_int, user_path
+    from utils.files import where_looked
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from utils.build import Opened
+    from utils.predict.predictor import Work
+    from utils.predict.rows import Output, Table
+
+BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
+OTHER = "of a MODEL that is no run"
+ARGUMENTS = {
+    "model": {"metavar": "MODEL", "type": user_path, "help": "what predicts: see above"},
+    "inputs": {"metavar": "INPUT", "type": user_path, "nargs": "*", "help": "images: see above"},
+    "--split": {"choices": ("val", "test", "train"), "help": "instead of INPUT, these images of the run's own data: their rows "
+                "have the true class and the loss too"},
+    "--sort": {"choices": ("loss",), "help": "with --split: the worst mistakes first"},
+    "--top_k": {"type": positive_int, "metavar": "N", "help": f"classes of a row (default: {SHOWN}; with --split 1)"},
+    "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object a line (default: csv)"},
+    "--output": {"type": user_path, "metavar": "FILE", "help": "a new file, which has its name when it is whole (default: "
+                 "standard output)"},
+    "--batch_size": {"type": positive_int, "metavar": "N", "help": f"images of a batch; changes no label (default: {BATCH}; with "
+                     "--split the run's --eval_batch_size)"},
+    "--precision": {"choices": FLAGS["precision"].type, "help": "(default: fp32; with --split the run's)"},
+    "--device": {"choices": FLAGS["device"].type, "default": "auto", "help": FLAGS["device"].help},
+    "--nproc": {"type": positive_int, "metavar": "N", "help": "processes, also NPROC=N (default: the number of GPUs, else 1)"},
+    "--tta": {"choices": FLAGS["tta"].type, "help": "flip: the mean of the probabilities for an image and its mirror image "
+              "(default: the run's)"},
+    "--path_column": {"metavar": "COLUMN", "help": "of a csv: the column of the paths (default: found)"},
+    "--image_dir": {"type": user_path, "metavar": "DIR", "help": "of a csv: the folder that paths count from"},
+    "--model_type": {"help": f"{OTHER}: its architecture (default: what it tells)"},
+    "--img_size": {"type": image_size, "metavar": "SIZE", "help": f"{OTHER}: side, or height x width"},
+    "--num_heads": {"type": positive_int, "metavar": "N", "help": f"{OTHER}: its attention heads, where nothing tells them"},
+    "--interpolation": {"choices": FLAGS["interpolation"].type, "help": f"{OTHER}: how images are resized"},
+    "--eval_crop": {"type": FLAGS["eval_crop"].type, "metavar": "0|0.1..1", "help": f"{OTHER}: this fraction of an image"},
+}
+OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop")
+
+
+class Images(NamedTuple):
+    """What is labelled, in batches of `size` keys; of a split with its true classes."""
+
+    batches: Iterator[Sequence]
+    size: int
+    split: "Dataset | None" = None
+    total: int | None = None
+
+    def names(self, batch: Sequence) -> list[str]:
+        return [item.name for item in batch] if self.split is None else [self.split.name(index) for index in batch]
+
+    def true(self, batch: Sequence) -> list[int]:
+        return [] if self.split is None else [int(self.split.targets[index]) for index in batch]
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Raises ConfigError."""
+    parser = Parser(prog="predict.py", description=__doc__.rpartition("\n\n")[0], allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, settings in ARGUMENTS.items():
+        parser.add_argument(name, **settings)
+    options = parser.parse_args(argv)
+    if bool(options.inputs) == bool(options.split):
+        raise ConfigError("give images (a file, a folder, a list, - for paths on standard input) or --split val, of a run's own "
+                          f"data{', not both' * bool(options.split)}")
+    if options.sort and not options.split:
+        raise ConfigError("--sort loss only has an effect with --split: without the true classes there is no loss")
+    if options.output and os.path.lexists(options.output):
+        what = "is a folder: give a file" if os.path.isdir(options.output) else "is there: remove it, or give another name"
+        raise ConfigError(f"--output {options.output} {what}")
+    for given in options.inputs:
+        if given != "-" and not os.path.exists(given):
+            raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
+    if options.model_type not in (None, *MODELS):
+        raise ConfigError(unknown_model(options.model_type))
+    try:
+        check_published(vars(options), published_name, published_names(), "model")
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("--")) from None
+    if options.nproc is None and (asked := os.environ.get("NPROC")):
+        if not asked.isdecimal() or not int(asked):
+            raise ConfigError(f"NPROC={asked}: must be a whole number, 1 or more")
+        options.nproc = int(asked)
+    return options
+
+
+def main(argv: list[str]) -> int:
+    with process.program("predict.py") as program:
+        program.stop.kept = "stopped: nothing is written yet"
+        options = parse(argv)
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")              # as train.py; before PyTorch is loaded
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # GPUs are counted without being used: processes are forked
+        import torch
+
+        from utils.build import open_model
+        from utils.predict import rows
+
+        processes = options.nproc or (torch.cuda.device_count() if options.device != "cpu" else 0) or 1
+        if processes > 1:
+            torch.set_num_threads(1)             # what is forked after work of several threads would wait for them without end
+        opened = open_model(options.model, flag="MODEL", **{name: getattr(options, name) for name in OF_OTHERS})
+        check(options, opened)
+        images, work = prepare(options, opened, processes)
+        table, output = rows.Table(opened.classes, work.top_k, bool(options.split)), rows.Output(options.output)
+        if not options.sort:
+            where = f"in {rows.partial(options.output)}" if options.output else "written"
+            program.stop.kept = f"stopped: the rows so far are {where}, each of them whole"
+        print(describe(opened, work, options), file=sys.stderr, flush=True)
+        process.collect_garbage()
+        try:
+            program.exit_code = write(options, images, work, table, output)
+        except BaseException:
+            output.discard()
+            raise
+    return program.exit_code
+
+
+def check(options: argparse.Namespace, opened: "Opened") -> None:
+    """Raises ConfigError for what the model cannot do."""
+    if not opened.has_head:
+        raise ConfigError(f"MODEL {options.model}: it has no head, and so no classes. Fine-tune it first (PRETRAINED_DIR of "
+                          "train.sh), and give the run's folder")
+    if (options.top_k or 1) > len(opened.classes):
+        raise ConfigError(f"--top_k {options.top_k}: the model has {len(opened.classes)} classes")
+    if options.split and not opened.has_data:
+        raise ConfigError(f"--split {options.split}: {options.model} is no run, which would have data of its own. Give images, "
+                          "or a run folder")
+
+
+def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "tuple[Images, Work]":
+    """-> (what is labelled, what each process does). Raises DataError or ConfigError."""
+    from utils.data.splits import DataError
+    from utils.predict.predictor import Work, found_reading
+    from utils.predict.sources import open_sources
+
+    run, split, reading = opened.settings, None, opened.reading
+    size = options.batch_size or (run["eval_batch_size"] if options.split else BATCH)
+    if options.split:
+        _, split, classes = opened.split(options.split)
+        if classes != opened.classes:
+            raise DataError(f"--split {options.split}: the classes of the data are not those of the model")
+        keys, first = iter(range(len(split))), range(len(split))
+    else:
+        keys = open_sources(options.inputs, options.path_column, options.image_dir)
+        first = list(itertools.islice(keys, max(size * processes, PEEKED * bool(reading.unknown))))
+        if not first:
+            raise DataError(f"{', '.join(options.inputs)}: no paths of images")
+        keys = itertools.chain(first, keys)
+        reading = found_reading(reading, [item.path for item in first[:PEEKED]])
+    size = min(size, -(-len(first) // processes))                 # few images are divided among the processes
+    images = Images(iter(lambda: list(itertools.islice(keys, size)), []), size, split, len(split) if options.split else None)
+    own = {"precision": run["precision"], "fp16_opt_level": run["fp16_opt_level"], "dataset": run["dataset"]}
+    return images, Work(
+        opened.model, opened.transform, reading, options.top_k or (1 if options.split else min(SHOWN, len(opened.classes))),
+        size, split, flipped=(options.tta or run["tta"]) == "flip", device=options.device, processes=processes,
+        endless="-" in options.inputs, **(own if options.split else {}) | (
+            {"precision": options.precision} if options.precision else {}))
+
+
+def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:
+    """What predicts, and how."""
+    from utils.run.checkpoint import BEST_FILE
+
+    precision = work.precision + (" (the run's own)" if options.split and not options.precision else "")
+    flipped = ", with mirror images" * work.flipped
+    taken = "taken to be ImageNet's" if len(opened.classes) == 1000 else "numbered"
+    unnamed = "" if opened.named else f"; the file does not name its classes, which are {taken}"
+    newest = ""
+    if opened.has_data and os.path.isdir(options.model) and opened.path.name != BEST_FILE:
+        newest = f" (its newest checkpoint: it has no {BEST_FILE})"
+    return f"model: {opened.title}{newest}; {precision}{flipped}, {work.processes} process{'es' * (work.processes > 1)}{unnamed}"
+
+
+def write(options: argparse.Namespace, images: Images, work: "Work", table: "Table", output: "Output") -> int:
+    """Writes all rows -> exit code: 0, or 2 where no image could be read."""
+    from tqdm import tqdm
+
+    from utils.predict.pool import in_order
+
+    started, done, bad, reason, kept, kind = time.monotonic(), 0, 0, "", [], options.format
+    bar = tqdm(total=images.total, unit="image", dynamic_ncols=True, file=sys.stderr,
+               disable=not sys.stderr.isatty() or (options.output is None and sys.stdout.isatty()))
+    with bar:
+        for batch, answers in in_order(work, images.batches, work.processes):
+            found = list(table.rows(images.names(batch), answers, images.true(batch)))
+            if options.sort:
+                kept += found
+            else:
+                output.write(table.text(found, kind, first=not done))
+            done, bad = done + len(batch), bad + len(answers.bad)
+            reason = reason or next((f"{found[position][0]}: {why}" for position, why in answers.bad), "")
+            bar.update(len(batch))
+            if output.closed:
+                break
+    if options.sort:
+        kept.sort(key=lambda row: (row[-2] is None, -(row[-2] or 0.0)))         # those that cannot be read come last
+        output.write(table.text(kept, kind, first=True))
+    output.write(table.end(kind))
+    output.finish()
+    seconds = time.monotonic() - started
+    unreadable = f"; {bad:,} cannot be read (column error), such as {reason}" if bad else ""
+    print(process.printable(f"{done:,} image{'s' * (done != 1)}, {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s"
+                            f"{unreadable}"), file=sys.stderr, flush=True)
+    return process.EXIT_BAD_INPUT if bad == done else 0
+
+
+if __name__ == "__main__":
+    process.run(main)

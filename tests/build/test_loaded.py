@@ -1,0 +1,36 @@
+"""models.load_model: what a user's program opens."""
+
+import copy
+
+import pytest
+import torch
+from building import write_checkpoint
+
+import models
+from models import ModelError, load_model
+from models.checkpoints.opened import OpenedCheckpoint
+from utils.build import open_model
+
+
+def test_a_run_folder_and_its_checkpoint_are_the_same_model(tmp_path):
+    write_checkpoint(tmp_path / "r/best.pt", "--tta", "flip")
+    by_folder, by_file = load_model(tmp_path / "r"), load_model(str(tmp_path / "r/best.pt"))
+    opened = open_model(tmp_path / "r")
+    for model in (by_folder, by_file):
+        assert torch.equal(model.head.weight, opened.model.head.weight) and not model.training
+        assert model.classes == list("0123456789") and model.predictor.flipped
+        assert model.predictor.reading == opened.reading and model.load_report is not None
+    with OpenedCheckpoint(tmp_path / "r/best.pt") as file:
+        assert load_model(file).predictor is None
+    assert copy.deepcopy(by_folder).predictor.classes == opened.classes
+
+
+def test_what_is_no_run_takes_what_it_does_not_tell_and_a_headless_one_predicts_nothing(tmp_path):
+    models.save_npz(open_model(None).model, tmp_path / "x.npz")
+    model = load_model(tmp_path / "x.npz", img_size=16, eval_crop=0.875)
+    assert model.img_size == (16, 16) and model.predictor.classes[25] == "class 25"
+    state = open_model(None).model.state_dict()
+    torch.save({name: value for name, value in state.items() if not name.startswith("head")}, tmp_path / "y.pth")
+    assert load_model(tmp_path / "y.pth", num_heads=4).predictor is None
+    with pytest.raises(ModelError, match=r"^no checkpoint at .*gone"):
+        load_model(tmp_path / "gone")

@@ -1,0 +1,79 @@
+"""Processes that predict: the order of the answers, how far they run ahead, and what ends them."""
+
+import itertools
+import os
+import signal
+import time
+
+import pytest
+from processes import is_gone, wait_until
+
+from utils.data.splits import DataError
+from utils.data.workers import WorkerError
+from utils.predict import pool
+from utils.predict.pool import in_order
+
+
+def squares(batches, number):
+    """Slower in the first process, and with a batch in hand, as a loader has."""
+    waiting = []
+    for batch in batches:
+        time.sleep(0.02 * (number == 0))
+        waiting.append([key * key for key in batch])
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_answers_come_in_the_order_of_the_batches(count):
+    batches = [[number, number + 1] for number in range(25)]
+    assert list(in_order(squares, iter(batches), count)) == [(batch, [key * key for key in batch]) for batch in batches]
+    assert list(in_order(squares, iter([]), count)) == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_endless_source_is_read_no_further_than_needed(count):
+    taken = []
+    batches = (taken.append(number) or [number] for number in itertools.count())
+    answers = in_order(squares, batches, count)
+    for number in range(100):
+        assert next(answers) == ([number], [number * number])
+        assert len(taken) - number <= pool.AHEAD * count + 3
+    answers.close()
+
+
+def test_what_a_process_raises_is_raised_here_with_its_code():
+    def fail(batches, number):
+        yield next(batches)
+        raise (DataError("x.png: gone") if number == 1 else error)
+
+    error = DataError("x.png: gone")
+    with pytest.raises(pool.ProcessError, match=r"^x\.png: gone$") as caught:
+        list(in_order(fail, iter([[1]] * 9), 2))
+    assert caught.value.exit_code == 2
+    error = KeyError("bug")
+    with pytest.raises(RuntimeError, match="KeyError: 'bug'"):
+        for _ in in_order(lambda batches, number: fail(batches, 0), iter([[1]] * 9), 2):
+            pass
+
+
+def test_a_lost_process_is_one_line_and_the_others_end():
+    def die(batches, number):
+        for batch in batches:
+            if batch[0] == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield os.getpid()
+
+    pids, answers = set(), in_order(die, iter([[number] for number in range(20)]), 2)
+    with pytest.raises(WorkerError, match=r"one of those that predict, was killed by SIGKILL: .*--nproc") as caught:
+        for _, pid in answers:
+            pids.add(pid)
+    assert caught.value.exit_code == 5 and pids and wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_whoever_stops_early_leaves_no_process():
+    answers = in_order(lambda batches, number: (os.getpid() for _ in batches), iter([[1]] * 50), 2)
+    pids = {next(answers)[1] for _ in range(10)}
+    answers.close()
+    assert wait_until(lambda: all(map(is_gone, pids)))

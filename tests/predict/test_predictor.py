@@ -1,0 +1,147 @@
+"""From images to labels: the same numbers in any batch, as evaluation has them, and asked in Python."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from building import write_checkpoint
+from miniatures import png
+from PIL import Image, ImageOps
+
+from models import ModelError, load_model
+from utils.build import open_model
+from utils.data.splits import ImageError
+from utils.predict.predictor import Answers, Work
+from utils.predict.sources import open_sources
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A run of a tiny model on small photographs: files of every kind, with one that is cut off and one that is no image."""
+    root = tmp_path_factory.mktemp("predictor")
+    (root / "p").mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(9):
+        pixels = draw.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((60 + number, 50), Image.BICUBIC).save(root / f"p/{number}.jpg", quality=95)
+    image = Image.open(root / "p/1.jpg")
+    image.convert("L").save(root / "p/gray.png")
+    image.convert("RGBA").save(root / "p/alpha.png")
+    Image.fromarray(draw.integers(0, 65536, (20, 30), dtype=np.uint16)).save(root / "p/deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(root / "p/turned.jpg", exif=exif, quality=95)
+    (root / "p/cut.jpg").write_bytes((root / "p/2.jpg").read_bytes()[:400])
+    (root / "p/none.jpg").write_bytes(b"no image")
+    write_checkpoint(root / "r/best.pt", "--eval_crop", 0.875, "--img_size", 16)
+    return root
+
+
+def work_of(opened, **more) -> Work:
+    return Work(opened.model, opened.transform, opened.reading, 3, 4, device="cpu", workers=0, **more)
+
+
+def answers_of(work: Work, paths, size: int = 4) -> Answers:
+    items, work = list(paths), dataclasses.replace(work, size=size)
+    parts = list(work([items[first:first + size] for first in range(0, len(items), size)]))
+    bad = [(number * size + position, why) for number, part in enumerate(parts) for position, why in part.bad]
+    return Answers(*(np.concatenate([part[number] for part in parts]) for number in range(3)), tuple(bad))
+
+
+def test_numbers_do_not_depend_on_the_batch_nor_on_who_loads(place):
+    opened = open_model(place / "r")
+    whole = answers_of(work_of(opened), open_sources([str(place / "p")]))
+    assert whole.labels.shape == (13, 3) and len({*whole.labels[:, 0]}) > 2 and (np.diff(whole.probabilities) <= 0).all()
+    assert "truncated" in whole.bad[0][1] and len(whole.bad) == 2
+    assert whole.bad[1][1].startswith("cannot be read as an image (of none of the formats JPEG, PNG")
+    assert (whole.losses == 0).all()
+    for size, workers in ((1, 0), (64, 0), (5, 1)):
+        other = answers_of(dataclasses.replace(work_of(opened), workers=workers), open_sources([str(place / "p")]), size)
+        assert (other.labels == whole.labels).all() and other.bad == whole.bad
+        np.testing.assert_allclose(other.probabilities, whole.probabilities, atol=1e-6)
+
+
+def test_every_batch_is_computed_at_one_shape(place):
+    opened, shapes = open_model(place / "r"), []
+    opened.model.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    answers_of(work_of(opened), open_sources([str(place / "p")]))                 # 15 images, two of them unreadable
+    assert set(shapes) == {(4, 3, 16, 16)}
+
+
+def test_asked_in_python_the_numbers_are_the_same(place):
+    paths = sorted(str(path) for path in (place / "p").iterdir())
+    opened = open_model(place / "r")
+    whole = answers_of(work_of(opened), open_sources([str(place / "p")]))
+    model = load_model(place / "r").train()
+    found = model.predict(paths, top_k=3)
+    readable = [one for one in found if not one.error]
+    assert model.training and [bool(one.error) for one in found] == [Path(path).name in ("cut.jpg", "none.jpg") for path in paths]
+    assert [one.label for one in readable] == [opened.classes[label] for label in whole.labels[:, 0]]
+    np.testing.assert_allclose([[number for _, number in one.top] for one in readable], whole.probabilities, atol=2e-6)
+    first = model.predict(paths[0], top_k=3)
+    assert first == model.predict(Path(paths[0]), 3) == model.predict(Image.open(paths[0]), top_k=3)
+    assert first.label == found[0].label and (first.label, first.probability) == first.top[0]
+    assert model.predict([]) == [] and len(model.predict(paths[0]).top) == 1
+    decoded = Image.open(paths[0])
+    decoded.load()                                             # whole: other pixels than of a JPEG that is decoded smaller
+    assert model.predict(decoded).label == first.label
+    with pytest.raises(ImageError, match=r"none\.jpg: cannot be read as an image"):
+        model.predict(str(place / "p/none.jpg"))
+    with pytest.raises(ValueError, match="top_k=11: the model has 10 classes"):
+        model.predict(paths, top_k=11)
+
+
+def test_an_image_in_memory_is_read_as_its_file(place):
+    """Turned upright, of one channel, with an alpha channel; what has no known range is one line."""
+    model = load_model(place / "r")
+    for name in ("turned.jpg", "gray.png", "alpha.png", "deep.png"):
+        image = Image.open(place / "p" / name)
+        image.load()
+        by_file = model.predict(place / "p" / name, 3)
+        for (label, number), (other, expected) in zip(model.predict(image, 3).top, by_file.top):
+            assert label == other and number == pytest.approx(expected, abs=1e-3)
+    assert model.predict(place / "p/turned.jpg", 3) != model.predict(place / "p/1.jpg", 3)
+    with pytest.raises(ImageError, match=r"an image of mode F cannot be read \(32 bits a pixel"):
+        model.predict(Image.new("F", (3, 3)))
+    assert "mode F" in model.predict([Image.new("F", (3, 3))])[0].error
+
+
+def test_a_model_of_another_program_and_one_that_nobody_has_trained(place, tmp_path):
+    """What is "auto" about reading is found from the images."""
+    opened = open_model(None)
+    assert opened.reading.unknown == {"exif", "intensity_range", "alpha"}
+    model = opened.model
+    with pytest.raises(ModelError, match=r"load it with models\.load_model"):
+        model.predict(str(place / "p/1.jpg"))
+    (tmp_path / "a.png").write_bytes(png())
+    pretrained = load_model(Path("assets/ViT-Nano_2-letters.npz").resolve())
+    assert pretrained.predict(tmp_path / "a.png", 2).top[1][0].startswith("class ")
+    with pytest.raises(ModelError, match=r"^no checkpoint at .*nothing"):
+        load_model(tmp_path / "nothing")
+
+
+def test_a_mirrored_image_counts_where_the_run_has_it_so(tmp_path, place):
+    write_checkpoint(tmp_path / "r/best.pt", "--tta", "flip")
+    model = load_model(tmp_path / "r")
+    image = Image.open(place / "p/3.jpg")
+    image.load()
+    both, mirrored = model.predict([image, ImageOps.mirror(image)], 10)
+    assert dict(both.top) == pytest.approx(dict(mirrored.top), abs=5e-3)
+
+
+def test_products_of_the_program_are_rounded_as_before(place):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        load_model(place / "r").predict(place / "p/1.jpg")
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32 == before[1]
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+
+
+def test_a_converted_model_answers_too(place):
+    model = load_model(place / "r")
+    label = model.predict(place / "p/1.jpg").label
+    assert model.bfloat16().predict(place / "p/1.jpg").label == label

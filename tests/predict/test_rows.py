@@ -1,0 +1,107 @@
+"""Rows as text, and that they are written whole or not at all."""
+
+import csv
+import io
+import json
+import os
+import select
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rig import files_no_larger_than
+
+from utils import process
+from utils.files import read_csv_table
+from utils.predict.predictor import Answers
+from utils.predict.rows import PIECE, Output, Table
+
+ANSWERS = Answers(np.array([[1, 0], [0, 1]]), np.array([[0.75, 0.25], [0.6123456, 0.3876544]], np.float32),
+                  np.array([1.386294, 0.49], np.float32), ((1, "cut off, maybe"),))
+NAMES = ["a b.png", "=bad.png", os.fsdecode(b"caf\xe9.png")]
+
+
+def test_csv_of_images_without_and_with_true_classes():
+    table = Table(("cat", "dog"), 2, False)
+    text = table.text(table.rows(NAMES, ANSWERS), "csv", first=True)
+    assert text.splitlines()[:3] == ["path,label,probability,top2,probability2,error", "a b.png,dog,0.750000,cat,0.250000,",
+                                     '\'=bad.png,,,,,"cut off, maybe"']
+    assert read_csv_table(text)[3] == [NAMES[2], "cat", "0.612346", "dog", "0.387654", ""] and "\r" not in text
+    assert table.text(table.rows(NAMES, ANSWERS), "csv", first=False) == text.partition("\n")[2]
+    one = Answers(ANSWERS.labels[:, :1], ANSWERS.probabilities[:, :1], *ANSWERS[2:])
+    true = Table(("cat", "dog"), 1, True)
+    rows = list(csv.DictReader(io.StringIO(true.text(true.rows(NAMES, one, [0, 0, 0]), "csv", first=True))))
+    assert list(rows[0].items()) == [("path", "a b.png"), ("true", "cat"), ("predicted", "dog"), ("probability", "0.750000"),
+                                     ("loss", "1.386294"), ("error", "")]
+    assert [rows[1][name] for name in ("true", "predicted", "probability", "loss")] == ["cat", "", "", ""]
+
+
+def test_json_is_one_value_and_jsonl_an_object_a_line():
+    table = Table(("cat", "dog"), 2, False)
+    parts = [list(table.rows(NAMES, ANSWERS)), list(table.rows(NAMES, ANSWERS))]
+    whole = "".join(table.text(rows, "json", first=not number) for number, rows in enumerate(parts)) + table.end("json")
+    lines = [json.loads(line) for line in table.text(parts[0], "jsonl", first=True).splitlines()]
+    assert json.loads(whole) == lines * 2 and table.end("csv") == table.end("jsonl") == ""
+    assert lines[0] == {"path": "a b.png", "label": "dog", "probability": 0.75, "top2": "cat", "probability2": 0.25,
+                        "error": None}
+    assert lines[1]["label"] is lines[1]["probability2"] is None and lines[1]["error"] == "cut off, maybe"
+    assert lines[2]["path"] == NAMES[2]
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+    output = Output(tmp_path / "new" / "x.csv")
+    output.write("path\n" + NAMES[2] + "\n")
+    assert os.listdir(tmp_path / "new") == ["x.csv.partial"]
+    output.finish()
+    assert os.listdir(tmp_path / "new") == ["x.csv"] and (tmp_path / "new/x.csv").read_bytes() == b"path\ncaf\xe9.png\n"
+    other = Output(tmp_path / "y.csv")
+    other.write("path\n")
+    other.discard()
+    assert os.listdir(tmp_path) == ["new"]
+
+
+@pytest.fixture
+def standard_output(monkeypatch):
+    """standard_output(descriptor): an Output to it in place of descriptor 1"""
+    def make(descriptor: int) -> Output:
+        output = Output(None)
+        output._descriptor, output._shown = descriptor, False
+        return output
+
+    return make
+
+
+def test_a_full_disk_keeps_whole_rows_and_is_one_line(tmp_path, standard_output):
+    output = Output(tmp_path / "x.csv")
+    with files_no_larger_than(1000), pytest.raises(OSError) as error:
+        output.write("0123456\n" * 300)
+    message, code = process.classify_error(error.value)
+    assert message == f"{tmp_path / 'x.csv'}: File too large" and code == 2
+    output.discard()
+    assert not os.listdir(tmp_path)
+    descriptor = os.open(tmp_path / "redirected", os.O_WRONLY | os.O_CREAT)
+    redirected = standard_output(descriptor)
+    with files_no_larger_than(1003), pytest.raises(OSError, match="standard output"):
+        for _ in range(3):
+            redirected.write("0123456\n" * 100)
+    assert Path(tmp_path / "redirected").read_text() == "0123456\n" * 100
+
+
+def test_the_end_of_a_pipe_is_no_error_and_what_is_in_it_are_whole_rows(standard_output):
+    reader, writer = os.pipe()
+    output = standard_output(writer)
+    row, got = "x" * 99 + "\n", []
+    thread = threading.Thread(target=output.write, args=(row * 5000,))
+    thread.start()
+    while len(b"".join(got)) < 200_000:
+        got.append(os.read(reader, 1000))
+    assert select.select([reader], [], [], 20)[0]
+    os.set_blocking(reader, False)
+    left = os.read(reader, 1 << 20)                # all that is in the pipe at some moment, as whoever kills the writer finds it
+    assert (b"".join(got) + left).endswith(b"\n") and len(b"".join(got) + left) % 100 == 0 and PIECE % 100
+    os.close(reader)
+    thread.join(20)
+    assert output.closed and not thread.is_alive()
+    output.write("more\n")
+    os.close(writer)

@@ -1,0 +1,45 @@
+"""models.load_model: a trained model for a program of the user's, which may ask it about images."""
+
+from pathlib import Path
+
+from models import ModelError
+from models.base import ImageTransformer
+from models.checkpoints.opened import OpenedCheckpoint
+from models.create import load_model as load_run_model
+from utils.config import ConfigError
+from utils.config.saved import SettingsError, check_settings
+from utils.predict.predictor import Predictor
+from utils.run.checkpoint import CheckpointError
+
+from .opened import Opened, find_weights, of_run, open_model
+
+
+def load_model(what: str | Path | OpenedCheckpoint, **typed: object) -> ImageTransformer:
+    """Loads a trained model in eval mode, with `classes`, the names of its classes, and `predict`, which asks it about images.
+
+    what: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
+    program with a head, a published name; an OpenedCheckpoint of a run gives the bare model.
+    typed: of what is no run, as the flags are called: model_type, img_size, num_heads, interpolation, eval_crop.
+    Raises ModelError.
+    """
+    if isinstance(what, OpenedCheckpoint):
+        return load_run_model(what)
+    try:
+        with OpenedCheckpoint(find_weights(what)) as file:
+            opened = _of_run(file) if file.settings is not None and not typed else None
+        opened = opened or open_model(what, flag="load_model", **typed)
+    except (ConfigError, CheckpointError) as error:
+        raise ModelError(str(error)) from error
+    if opened.has_head and opened.settings:
+        opened.model.predictor = Predictor(opened.classes, opened.transform, opened.reading, opened.settings["tta"] == "flip")
+    return opened.model
+
+
+def _of_run(file: OpenedCheckpoint) -> Opened:
+    """Without settings where the file's are not those of a run: then it is a model that nobody can show an image."""
+    try:
+        check_settings(file.settings, file.path)
+    except SettingsError:
+        model = load_run_model(file)
+        return Opened(model, tuple(model.classes), {}, "", False, file.path)
+    return of_run(file)

@@ -1,0 +1,222 @@
+"""From images to labels: what every process does with the batches that it gets, and what a model does that is asked in Python.
+
+Images are read, resized, cropped and normalized as evaluation does it, by its own parts, and every batch is computed at one
+shape: what comes out does not depend on what else is in a batch.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from utils.data.image_files import image_source, shown
+from utils.data.loader import UNKNOWN, Batch, default_workers, prefetch, stream_loader
+from utils.data.reading import Reading, to_rgb
+from utils.data.sampler import SampleIndices
+from utils.data.splits import DataError, ImageError
+from utils.data.survey import loose_files
+from utils.data.transforms import normalize
+from utils.data.workers import TIMEOUT_S
+from utils.device import choose_device, core_count, is_out_of_memory, keep_memory, out_of_memory_error
+from utils.training.evaluation import logits_of, ranked
+from utils.training.precision import FP32, Precision, apply_matmul_precision, choose
+from utils.training.task import SINGLE_LABEL
+
+PYTHON_BATCH = 64              # images at a time that model.predict computes
+SMALLER_BATCH = "lower --batch_size"
+
+
+class Answers(NamedTuple):
+    """Of a batch: arrays with a row for each image that can be read, the likeliest classes first."""
+
+    labels: np.ndarray                      # (n, k) int64
+    probabilities: np.ndarray               # (n, k) float32
+    losses: np.ndarray                      # (n,) float32; of images without a true class 0
+    bad: tuple[tuple[int, str], ...] = ()   # (position in the batch, why) of those that cannot be read
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Of one image. `top` has (label, probability) of the likeliest classes; `label` and `probability` are the first of them, or
+    None where the image cannot be read, and `error` says why."""
+
+    label: str | None
+    probability: float | None
+    top: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+
+@torch.inference_mode()
+def answer(model: nn.Module, batch: Batch, precision: Precision, flipped: bool, top_k: int, size: int) -> Answers:
+    """Computed in a batch of `size` images, as many as it is."""
+    bad = tuple((position, why) for position, why in batch.bad)
+    if not len(batch.images):
+        return Answers(np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32), np.empty(0, np.float32), bad)
+    device = model.pos_embed.device
+    images = normalize(batch.images.to(device), model.config.mean, model.config.std, precision.weights)
+    logits = logits_of(model, images, precision, flipped, size).float()
+    labels, targets = ranked(logits, top_k), batch.targets.to(device)
+    probabilities = SINGLE_LABEL.probabilities(logits).gather(1, labels)
+    losses = F.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="none")
+    return Answers(labels.cpu().numpy(), probabilities.cpu().numpy(), losses.cpu().numpy(), bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one of `processes` processes does: work(batches, number of the process) -> Answers of each, in order.
+
+    A batch is a list of sources.Item or, of a split, of indices, at most `size`. precision, fp16_opt_level, device: as the flags.
+    dataset: the name that decides how many processes load the images. endless: nobody knows when the next batch comes.
+    """
+
+    model: nn.Module
+    transform: Callable
+    reading: Reading
+    top_k: int
+    size: int
+    split: Dataset | None = None
+    dataset: str = "folder"
+    precision: str = "fp32"
+    fp16_opt_level: str = "O2"
+    flipped: bool = False
+    device: str = "auto"
+    processes: int = 1
+    workers: int | None = None
+    endless: bool = False
+
+    def __call__(self, batches: Iterable[Sequence], number: int = 0) -> Iterator[Answers]:
+        device = choose_device(self.device, number, self.processes)
+        if self.processes > 1:
+            torch.set_num_threads(max(1, core_count() // self.processes))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        else:
+            keep_memory()
+        try:
+            yield from self._answers(batches, device)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory_error(device, "predicting", SMALLER_BATCH) from error
+            raise
+
+    def _answers(self, batches: Iterable[Sequence], device: torch.device) -> Iterator[Answers]:
+        precision, _ = choose(self.precision, self.fp16_opt_level, device)
+        apply_matmul_precision(precision)
+        model = self.model.to(device, precision.weights)
+        workers = loading_processes(self.dataset, self.processes, device) if self.workers is None else self.workers
+        # A loader that waits for standard input, or for its turn among the processes, does not hang.
+        loading = {"num_workers": workers, "pin_memory": device.type == "cuda",
+                   "timeout_s": float("inf") if self.endless or self.processes > 1 else TIMEOUT_S}
+        if self.split is None:
+            batches = ([item.path for item in batch] for batch in batches)
+        else:
+            batches = (SampleIndices(0, 0, np.zeros(len(batch), np.int64), np.asarray(batch, np.int64)) for batch in batches)
+            loading |= {"device": device, "cached_workers": 0}              # as evaluation
+        with contextlib.closing(stream_loader(batches, transform=self.transform, split=self.split, reading=self.reading,
+                                              **loading)) as loader:
+            for batch in prefetch(loader, device):
+                if self.split is None:              # the path is in the row already
+                    batch = batch._replace(bad=[(position, why.removeprefix(f"{shown(batch.keys[position])}: "))
+                                                for position, why in batch.bad])
+                yield answer(model, batch, precision, self.flipped, self.top_k, self.size)
+
+
+def loading_processes(dataset: str, processes: int, device: torch.device) -> int:
+    """Of one of `processes` processes. More than beside a training: of a small model reading is most of the work, and with a
+    large one they mostly wait."""
+    cores = core_count() // processes
+    if device.type == "cuda" or dataset == "digits" or cores < 2:
+        return default_workers(dataset, processes, device.type)
+    return min(4, cores)
+
+
+# ------------------------------------------------------------------------------------------------------- in Python
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """How a model is asked in Python: predictor(model, images, top_k). Numbers are those of predict.py, in float32."""
+
+    classes: tuple[str, ...]
+    transform: Callable
+    reading: Reading
+    flipped: bool
+
+    def __call__(self, model: nn.Module, images: object, top_k: int = 1) -> Prediction | list[Prediction]:
+        """images: a path or a PIL image -> its Prediction, ImageError if it cannot be read; or a list of them -> a list."""
+        alone = isinstance(images, (str, os.PathLike, Image.Image))
+        many = [images] if alone else list(images)
+        if not 1 <= top_k <= len(self.classes):
+            raise DataError(f"top_k={top_k}: the model has {len(self.classes)} classes")
+        reading = found_reading(self.reading, [os.fspath(path) for path in map(_file_of, many) if path])
+        predictions, was_training = [], model.training
+        model.eval()
+        try:
+            with _exact_products():
+                for start in range(0, len(many), PYTHON_BATCH):
+                    predictions += self._predict(model, many[start:start + PYTHON_BATCH], reading, top_k,
+                                                 min(PYTHON_BATCH, len(many)), alone)
+        finally:
+            model.train(was_training)
+        return predictions[0] if alone else predictions
+
+    def _predict(self, model: nn.Module, images: list, reading: Reading, top_k: int, size: int, alone: bool) -> list[Prediction]:
+        tensors, bad = [], {}
+        for position, image in enumerate(images):
+            try:
+                tensors.append(self.transform(read(image, reading)))
+            except ImageError as error:
+                if alone:
+                    raise
+                bad[position] = error.plain
+        pixels = torch.stack(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
+        kind = model.pos_embed.dtype            # of a model that the program has converted
+        precision = FP32 if kind == torch.float32 else Precision("as the model", kind, kind)
+        answers = answer(model, Batch(pixels, torch.full((len(tensors),), UNKNOWN), ()), precision, self.flipped, top_k, size)
+        tops = iter([tuple((self.classes[label], round(float(probability), 6)) for label, probability in zip(*row))
+                     for row in zip(answers.labels, answers.probabilities)])
+        return [Prediction(None, None, error=bad[position]) if position in bad else Prediction(*top[0], top)
+                for position in range(len(images)) for top in ([()] if position in bad else [next(tops)])]
+
+
+def found_reading(wish: Reading, paths: Sequence[str]) -> Reading:
+    """How files are read for a model that no run has trained: what is "auto" is found from these."""
+    return loose_files([(path, 0) for path in paths], ".", wish).reading
+
+
+def read(image: object, reading: Reading) -> Image.Image:
+    """A path, or an image: one that Image.open has only opened is read as its file. Raises ImageError."""
+    if path := _file_of(image):
+        return image_source(os.fspath(path), reading)
+    try:
+        return to_rgb(image, reading)
+    except Exception as error:                  # of a damaged file Pillow lets out many kinds
+        raise ImageError(f"an image of mode {getattr(image, 'mode', type(image).__name__)} cannot be read ({error})") from error
+
+
+def _file_of(image: object) -> str | os.PathLike | None:
+    if isinstance(image, (str, os.PathLike)):
+        return image
+    name = getattr(image, "filename", "")
+    return Path(name) if name and getattr(image, "fp", None) is not None and os.path.isfile(name) else None
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of float32 numbers are not rounded meanwhile, whatever the program does otherwise."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    apply_matmul_precision(FP32)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

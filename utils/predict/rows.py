@@ -1,0 +1,125 @@
+"""What a prediction looks like as a row, and the file or pipe that the rows go to: whole rows, whatever happens meanwhile."""
+
+import contextlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from utils.files import csv_table, encoded, fsync_path, naming
+from utils.process import printable
+
+from .predictor import Answers
+
+DIGITS = 6                      # behind the point, of probabilities and losses
+PIECE = 4096                    # bytes that a pipe takes whole or not at all (PIPE_BUF on Linux)
+FORMATS = ("csv", "json", "jsonl")
+
+Row = list[str | float | None]
+
+
+class Table:
+    """The rows of all images under their columns, as text in a format.
+
+    truth: whether the true classes are known; then there are columns for them and for the loss.
+    """
+
+    def __init__(self, classes: Sequence[str], top_k: int, truth: bool):
+        self.classes, self.truth = classes, truth
+        tops = [name for number in range(2, top_k + 1) for name in (f"top{number}", f"probability{number}")]
+        label = ["true", "predicted"] if truth else ["label"]
+        self.columns = ["path", *label, "probability", *tops, *["loss"] * truth, "error"]
+
+    def rows(self, names: Sequence[str], answers: Answers, true: Sequence[int] = ()) -> Iterator[Row]:
+        """true: the labels of all, where they are known."""
+        reasons, readable = dict(answers.bad), 0
+        for position, name in enumerate(names):
+            row: Row = [name, self.classes[true[position]]] if self.truth else [name]
+            if position in reasons:
+                row += [None] * (len(self.columns) - len(row) - 1)
+                row.append(reasons[position])
+            else:
+                for label, probability in zip(answers.labels[readable], answers.probabilities[readable]):
+                    row += [self.classes[label], round(float(probability), DIGITS)]
+                row += [round(float(answers.losses[readable]), DIGITS)] * self.truth
+                row.append(None)
+                readable += 1
+            yield row
+
+    def text(self, rows: Iterable[Row], kind: str, first: bool) -> str:
+        """Of some rows; `first`: nothing is written yet. JSON ends with `end`."""
+        if kind == "csv":
+            cells = [[f"{cell:.{DIGITS}f}" if isinstance(cell, float) else "" if cell is None else cell for cell in row]
+                     for row in rows]
+            return csv_table([self.columns] * first + cells, line_end="\n")
+        objects = [json.dumps(dict(zip(self.columns, row))) for row in rows]
+        if kind == "jsonl":
+            return "".join(f"{each}\n" for each in objects)
+        return "".join(("[\n" if first and not number else ",\n") + each for number, each in enumerate(objects))
+
+    @staticmethod
+    def end(kind: str) -> str:
+        return "\n]\n" if kind == "json" else ""
+
+
+class Output:
+    """Standard output, or a new file, which has its name when it is whole: until then it is FILE.partial.
+
+    `closed` after the reader of a pipe has gone. Raises OSError, with the name, for a full disk: half a row is taken back.
+    """
+
+    def __init__(self, file: str | None):
+        self.file, self.closed = file and Path(file), False
+        self.name = "standard output" if file is None else file
+        self._descriptor = 1
+        if file is None:
+            sys.stdout.flush()
+            self._shown = sys.stdout.isatty()
+        else:
+            self._shown, self.partial = False, partial(file)
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def write(self, text: str) -> None:
+        """Whole rows."""
+        content = encoded(printable(text) if self._shown else text)
+        while content and not self.closed:
+            end = content.rfind(b"\n", 0, PIECE) + 1 or content.find(b"\n") + 1 or len(content)
+            self._write(content[:end])
+            content = content[end:]
+
+    def _write(self, piece: bytes) -> None:
+        done = 0
+        with naming(self.name):
+            try:
+                while done < len(piece):
+                    done += os.write(self._descriptor, piece[done:])
+            except BrokenPipeError:
+                self.closed = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
+            except OSError:
+                if done and stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                    os.ftruncate(self._descriptor, os.lseek(self._descriptor, -done, os.SEEK_CUR))
+                raise
+
+    def finish(self) -> None:
+        """All is written: on the disk, and under its name."""
+        if self.file is not None:
+            with naming(self.name):
+                os.close(self._descriptor)
+                fsync_path(self.partial)
+                os.replace(self.partial, self.file)
+                fsync_path(self.file.parent)
+
+    def discard(self) -> None:
+        """After an error: nothing is left of a file that is not whole."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.partial.unlink(missing_ok=True)
+
+
+def partial(file: str | Path) -> Path:
+    return Path(f"{file}.partial")
+

@@ -1,0 +1,116 @@
+"""Which images are to be labelled, in order: files, folders, lists, csv, standard input.
+
+All of it is read as it is needed: a million paths take no more memory than a thousand, but for a single folder that holds so
+many, whose names have to be sorted.
+"""
+
+import codecs
+import csv
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from utils.data.csv_columns import find_path_column, with_header
+from utils.data.csv_lists import ENDINGS
+from utils.data.csv_tables import read_table
+from utils.data.image_files import IMAGE_EXTENSIONS, entries
+from utils.data.layouts import is_hidden
+from utils.data.listed_files import FileFinder
+from utils.data.splits import DataError
+from utils.files import no_folder, where_looked
+
+STANDARD_INPUT, LIST_ENDING = "-", ".txt"
+HEAD_BYTES = 1 << 20            # of a csv: by them the columns are found
+
+
+class Item(NamedTuple):
+    """An image: as it is named, and the file that is meant."""
+
+    name: str
+    path: str
+
+
+def open_sources(inputs: Iterable[str], path_column: str | None = None, image_dir: str | None = None) -> Iterator[Item]:
+    """The images of all inputs, one input after the other. Raises DataError, at once for all that can be known at once."""
+    return itertools.chain.from_iterable([_open_source(given, path_column, image_dir) for given in inputs])
+
+
+def _open_source(given: str, path_column: str | None, image_dir: str | None) -> Iterable[Item]:
+    if given == STANDARD_INPUT:
+        return _listed(sys.stdin.buffer, "standard input")
+    if os.path.isdir(given):
+        if next(pictures_below(given), None) is None:
+            raise DataError(f"{given}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
+        return (Item(path, path) for path in pictures_below(given))
+    if not os.path.exists(given):
+        raise DataError(f"{given}: no such file or folder{where_looked(given)}")
+    if given.lower().endswith(ENDINGS):
+        return _csv(Path(given), path_column, image_dir)
+    if given.lower().endswith(LIST_ENDING):
+        return _listed(open(given, "rb"), given, os.path.dirname(given))
+    if given.lower().endswith((".zip", ".tar", ".tgz", ".gz")):
+        raise DataError(f"{given} is {no_folder(given)}")
+    return [Item(given, given)]
+
+
+def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
+    """The image files at any depth in the order of their paths, without hidden ones. Each folder is visited once, however many
+    links lead to it, and none that encloses the first one. Raises DataError."""
+    real = os.path.realpath(top)
+    seen = set(map(str, Path(real).parents)) if seen is None else seen
+    if real in seen:
+        return
+    seen.add(real)
+    for name, is_folder in sorted((entry.name, entry.is_dir()) for entry in entries(top)):
+        path = os.path.join(top, name)
+        if is_folder and not is_hidden(name):
+            yield from pictures_below(path, seen)
+        elif not is_folder and name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
+            yield path
+
+
+def _listed(stream: BinaryIO, called: str, folder: str = "") -> Iterator[Item]:
+    """A path a line, seen from the current folder or else from `folder`, that of the list."""
+    with stream:
+        for number, line in enumerate(stream, start=1):
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(f"{called}: UTF-16 text: save it as UTF-8")
+            if b"\0" in line:
+                raise DataError(f"{called}:{number}: NUL bytes: a list has one path a line")
+            if name := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
+                inside = os.path.join(folder, name)
+                yield Item(name, inside if folder and not os.path.exists(name) and os.path.exists(inside) else name)
+
+
+def _csv(file: Path, path_column: str | None, image_dir: str | None) -> Iterator[Item]:
+    """The column of paths, found as that of a data set (docs/csv.md). Raises DataError before the first one is asked for."""
+    finder = FileFinder(str(file.parent), image_dir)
+    table = with_header(read_table(file, HEAD_BYTES), path_column, None, finder, "test")
+    column = find_path_column(table, path_column, finder, "test")
+    folders = finder.folders_of(table.column(column), "test") or [finder.given or finder.data_dir]
+
+    def find(name: str) -> Item:
+        path = next((path for path in (os.path.join(folder, name) for folder in folders) if os.path.isfile(path)), None)
+        return Item(name, path or finder.find(name, folders) or os.path.join(folders[0], name))
+
+    encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
+    rows = itertools.islice(_rows(file, encoding, table.separator), int(bool(table.header)), None)
+    return (find(row[column] if column < len(row) else "") for row in rows)
+
+
+def _rows(file: Path, encoding: str, separator: str) -> Iterator[list[str]]:
+    """As read_table has them, without comments and blank ones, one after the other."""
+    with open(file, encoding=encoding, errors="surrogateescape", newline="") as stream:
+        rows = csv.reader(stream, delimiter=separator)
+        try:
+            for row in rows:
+                cells = [cell.strip() for cell in row]
+                is_comment = row and row[0].startswith("#") and not (
+                    len(cells) > 1 and cells[0].lower().endswith(IMAGE_EXTENSIONS))
+                if any(cells) and not is_comment:
+                    yield cells
+        except (csv.Error, UnicodeError) as error:
+            raise DataError(f"{file}:{rows.line_num}: cannot be read as a list ({error})") from error
