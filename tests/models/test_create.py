@@ -18,7 +18,7 @@ FUNCTIONS = {
     "edit_attention": "model, values, edited",
     "find_checkpoint": "name_or_path",
     "list_models": "",
-    "load_model": "path",
+    "load_model": "path, **typed",
     "load_pretrained": "model, path, head='zero'",
     "record_attention": "model, differentiable=False",
     "record_patch_logits": "model",

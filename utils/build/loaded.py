@@ -14,20 +14,20 @@ from utils.run.checkpoint import CheckpointError
 from .opened import Opened, find_weights, of_run, open_model
 
 
-def load_model(what: str | Path | OpenedCheckpoint, **typed: object) -> ImageTransformer:
+def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTransformer:
     """Loads a trained model in eval mode, with `classes`, the names of its classes, and `predict`, which asks it about images.
 
-    what: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
+    path: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
     program with a head, a published name; an OpenedCheckpoint of a run gives the bare model.
     typed: of what is no run, as the flags are called: model_type, img_size, num_heads, interpolation, eval_crop.
     Raises ModelError.
     """
-    if isinstance(what, OpenedCheckpoint):
-        return load_run_model(what)
+    if isinstance(path, OpenedCheckpoint):
+        return load_run_model(path)
     try:
-        with OpenedCheckpoint(find_weights(what)) as file:
+        with OpenedCheckpoint(find_weights(path)) as file:
             opened = _of_run(file) if file.settings is not None and not typed else None
-        opened = opened or open_model(what, flag="load_model", **typed)
+        opened = opened or open_model(path, flag="load_model", **typed)
     except (ConfigError, CheckpointError) as error:
         raise ModelError(str(error)) from error
     if opened.has_head and opened.settings:
