@@ -205,6 +205,6 @@ CONTENDERS = (
               trainer_command("own"), lambda job: outcome_of_trainer(read_json(job), job.split.train)),
     Contender("logistic", "scikit-learn's logistic regression on frozen features of images and mirror images, in evaluation "
               "too; cross-validation on the training images chooses C, and whether all images are squeezed or seen with their "
-              "shape kept and a crop of 0.875",
+              "shape kept and a crop of 0.875, bicubic",
               lambda job: module_command(job, "logistic"), lambda job: outcome_of_logistic(read_json(job))),
 )

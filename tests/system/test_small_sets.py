@@ -206,6 +206,15 @@ def test_a_page_is_that_of_its_results(file):
     assert (ROOT / "docs" / f"{file.stem}.md").read_text() == page
 
 
+def test_the_model_zoo_repeats_the_pages():
+    """A row that begins with a contender or a candidate stands in a page as it is."""
+    pages = [page.read_text() for page in (ROOT / "docs").glob("small_sets*.md")]
+    names = {line.split("|")[1] for page in pages for line in page.splitlines() if line.startswith("| ")} - {" contender "}
+    section = (ROOT / "MODEL_ZOO.md").read_text().partition("### `photos`")[2].partition("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and line.split("|")[1] in names]
+    assert len(rows) > 10 and all(any(f"\n{row}\n" in page for page in pages) for row in rows)
+
+
 # ------------------------------------------------------------------------------------------------------ the command
 
 

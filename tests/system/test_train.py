@@ -160,11 +160,13 @@ def test_when_the_test_split_is_evaluated(run_train, capsys):
         assert run_train("--test", choice, "--name", choice) == 0
         assert [(event["step"], event["split"]) for event in events_of(f"output/{choice}", ("eval",))] == evaluations
     expected = [event for event in events_of("output/never") if event.get("split") == "val"][-1]
-    capsys.readouterr()
-    for of_run in (["--resume_path", "output/never/best.pt"], ["--pretrained_dir", "output/never", "--test", "never"]):
-        assert run_train("--eval_only", *of_run) == 0
-        printed = capsys.readouterr().out
-        assert "best.pt was chosen on these images, so that its accuracy on them is a little too good\n" in printed
+    assert run_train("--test", "never", "--name", "still", "--eval_every", 2, "--learning_rate", 1e-12) == 0     # best: step 2
+    for run, told in (("still", True), ("never", False)):                 # of the last step nothing was chosen
+        for of_run in (["--resume_path", f"output/{run}/best.pt"], ["--pretrained_dir", f"output/{run}", "--test", "never"]):
+            capsys.readouterr()
+            assert run_train("--eval_only", *of_run) == 0
+            printed = capsys.readouterr().out
+            assert ("best.pt was chosen on these images, so that its accuracy on them is a little too good\n" in printed) is told
     assert f"val accuracy {expected['accuracy']:.2%}" in printed and "test accuracy" not in printed
     make_tree(Path("tree"))
     assert run_train(*FOLDER, "--test", "once", "--eval_every", 2, "--name", "folder") == 0
