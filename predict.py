@@ -95,6 +95,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.output and os.path.lexists(options.output):
         what = "is a folder: give a file" if os.path.isdir(options.output) else "is there: remove it, or give another name"
         raise ConfigError(f"--output {options.output} {what}")
+    if options.inputs.count("-") > 1:
+        raise ConfigError("- is given twice, and standard input can be read once")
     for given in options.inputs:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")

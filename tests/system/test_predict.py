@@ -197,6 +197,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r"], "give images (a file, a folder, a list, - for paths on standard input) or --split val"),
             (["r", "p", "--split", "val"], "not both"),
             (["r", "p", "--sort", "loss"], "--sort loss only has an effect with --split"),
+            (["r", "-", "-"], "- is given twice"),
             (["r", "photos"], "photos: no such file or folder"),
             (["r", "empty"], "empty: no images (.jpg"),
             (["output/rr", "p"], "model output/rr: no such file or folder"),

@@ -59,7 +59,8 @@ class ClassificationMetrics:
 
     def __init__(self, num_classes: int, device: torch.device, confusion: bool = False, answers: bool = False):
         self.num_classes = num_classes
-        self.answers = [torch.empty(4, 0, dtype=torch.float64, device=device)] if answers else None     # a rank may have no images
+        # A rank may have no images.
+        self.answers = [torch.empty(4, 0, dtype=torch.float64, device=device)] if answers else None
         self.images = torch.zeros(1, dtype=torch.int64, device=device)
         self.top = torch.zeros(TOP, dtype=torch.int64, device=device)
         self.correct = torch.zeros(BINS, dtype=torch.int64, device=device)              # in each bin
