@@ -121,8 +121,8 @@ def test_a_later_frame_of_a_file_counts_as_it_is(place, tmp_path, ending):
 
 def test_what_is_neither_a_path_nor_an_image_is_refused(place):
     model = load_model(place / "r")
-    for given, words in ((np.zeros((3, 4, 3)), "not ndarray of ndarray"), (b"a.png", "not bytes"), (3, "not int"), (b"", "not bytes"),
-                         ([str(place / "p/1.jpg"), None], "not list of NoneType")):
+    for given, words in ((np.zeros((3, 4, 3)), "not ndarray of ndarray"), (b"a.png", "not bytes"), (3, "not int"),
+                         (b"", "not bytes"), ([str(place / "p/1.jpg"), None], "not list of NoneType")):
         with pytest.raises(TypeError, match=f"predict takes a path, a PIL image, or a list of them, {words}"):
             model.predict(given)
     assert len(model.predict(place / f"p/{number}.jpg" for number in range(2))) == 2

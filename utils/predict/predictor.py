@@ -25,7 +25,6 @@ from utils.data.sampler import SampleIndices
 from utils.data.splits import DataError, ImageError
 from utils.data.survey import loose_files
 from utils.data.transforms import normalize
-from utils.data.workers import TIMEOUT_S
 from utils.device import choose_device, core_count, is_out_of_memory, keep_memory, out_of_memory_error
 from utils.training.evaluation import logits_of, ranked
 from utils.training.precision import FP32, Precision, apply_matmul_precision, choose
@@ -76,7 +75,7 @@ class Work:
     """What one of `processes` processes does: work(batches, number of the process) -> Answers of each, in order.
 
     A batch is a list of sources.Item or, of a split, of indices, at most `size`. precision, fp16_opt_level, device: as the flags.
-    dataset: the name that decides how many processes load the images. endless: nobody knows when the next batch comes.
+    dataset: the name that decides how many processes load the images.
     """
 
     model: nn.Module
@@ -92,7 +91,6 @@ class Work:
     device: str = "auto"
     processes: int = 1
     workers: int | None = None
-    endless: bool = False
 
     def __call__(self, batches: Iterable[Sequence], number: int = 0) -> Iterator[Answers]:
         device = choose_device(self.device, number, self.processes)
@@ -114,9 +112,7 @@ class Work:
         apply_matmul_precision(precision)
         model = self.model.to(device, precision.weights)
         workers = loading_processes(self.dataset, self.processes, device) if self.workers is None else self.workers
-        # A loader that waits for standard input, or for its turn among the processes, does not hang.
-        loading = {"num_workers": workers, "pin_memory": device.type == "cuda",
-                   "timeout_s": float("inf") if self.endless or self.processes > 1 else TIMEOUT_S}
+        loading = {"num_workers": workers, "pin_memory": device.type == "cuda"}
         if self.split is None:
             batches = ([item.path for item in batch] for batch in batches)
         else:
