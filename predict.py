@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils import process
@@ -26,7 +26,7 @@ with process.imports("predict.py"):
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
     from utils.config.types import image_size, positive_int, user_path
-    from utils.files import where_looked
+    from utils.files import is_stream, where_looked
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from utils.build import Opened
     from utils.predict.predictor import Work
     from utils.predict.rows import Output, Table
+    from utils.predict.sources import Batches
 
 BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
 OTHER = "of a MODEL that is no run"
@@ -66,10 +67,9 @@ OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop"
 
 
 class Images(NamedTuple):
-    """What is labelled, in batches of `size` keys; of a split with its true classes."""
+    """What is labelled, in batches of keys; of a split with its true classes."""
 
-    batches: Iterator[Sequence]
-    size: int
+    batches: "Batches"
     split: "Dataset | None" = None
     total: int | None = None
 
@@ -92,9 +92,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
                           f"data{', not both' * bool(options.split)}")
     if options.sort and not options.split:
         raise ConfigError("--sort loss only has an effect with --split: without the true classes there is no loss")
-    if options.output and os.path.lexists(options.output):
+    if options.output and os.path.lexists(options.output) and not is_stream(options.output):
         what = "is a folder: give a file" if os.path.isdir(options.output) else "is there: remove it, or give another name"
         raise ConfigError(f"--output {options.output} {what}")
+    if options.inputs.count("-") > 1:
+        raise ConfigError("- is given twice, and standard input can be read once")
     for given in options.inputs:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
@@ -130,15 +132,17 @@ def main(argv: list[str]) -> int:
         images, work = prepare(options, opened, processes)
         table, output = rows.Table(opened.classes, work.top_k, bool(options.split)), rows.Output(options.output)
         if not options.sort:
-            where = f"in {rows.partial(options.output)}" if options.output else "written"
+            where = f"in {output.partial}" if output.partial else "written"
             program.stop.kept = f"stopped: the rows so far are {where}, each of them whole"
-        print(describe(opened, work, options), file=sys.stderr, flush=True)
         process.collect_garbage()
         try:
+            print(describe(opened, work, options), file=sys.stderr, flush=True)
             program.exit_code = write(options, images, work, table, output)
-        except BaseException:
-            output.discard()
-            raise
+        except Exception as error:
+            message, code = process.classify_error(error)
+            if not (kept := output.leave()) or message is None:
+                raise
+            raise rows.Unfinished(f"{message}; {kept}", code) from error
     return program.exit_code
 
 
@@ -158,7 +162,7 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
     """-> (what is labelled, what each process does). Raises DataError or ConfigError."""
     from utils.data.splits import DataError
     from utils.predict.predictor import Work, found_reading
-    from utils.predict.sources import open_sources
+    from utils.predict.sources import Batches, first_of, open_sources
 
     run, split, reading = opened.settings, None, opened.reading
     size = options.batch_size or (run["eval_batch_size"] if options.split else BATCH)
@@ -166,21 +170,23 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
         _, split, classes = opened.split(options.split)
         if classes != opened.classes:
             raise DataError(f"--split {options.split}: the classes of the data are not those of the model")
-        keys, first = iter(range(len(split))), range(len(split))
+        keys, size = range(len(split)), min(size, len(split))         # the shape of the run's own evaluation
     else:
         keys = open_sources(options.inputs, options.path_column, options.image_dir)
-        first = list(itertools.islice(keys, max(size * processes, PEEKED * bool(reading.unknown))))
+        # What is found from images is found from as many, whenever they come.
+        first, all_are_there = first_of(keys, max(size * processes, PEEKED * bool(reading.unknown)), not reading.unknown)
         if not first:
             raise DataError(f"{', '.join(options.inputs)}: no paths of images")
         keys = itertools.chain(first, keys)
         reading = found_reading(reading, [item.path for item in first[:PEEKED]])
-    size = min(size, -(-len(first) // processes))                 # few images are divided among the processes
-    images = Images(iter(lambda: list(itertools.islice(keys, size)), []), size, split, len(split) if options.split else None)
+        if all_are_there:                                         # few images are divided among the processes
+            size = min(size, -(-len(first) // processes))
+    images = Images(Batches(keys, size), split, len(split) if options.split else None)
     own = {"precision": run["precision"], "fp16_opt_level": run["fp16_opt_level"], "dataset": run["dataset"]}
     return images, Work(
         opened.model, opened.transform, reading, options.top_k or (1 if options.split else min(SHOWN, len(opened.classes))),
         size, split, flipped=(options.tta or run["tta"]) == "flip", device=options.device, processes=processes,
-        endless="-" in options.inputs, **(own if options.split else {}) | (
+        **(own if options.split else {}) | (
             {"precision": options.precision} if options.precision else {}))
 
 
@@ -209,6 +215,9 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
                disable=not sys.stderr.isatty() or (options.output is None and sys.stdout.isatty()))
     with bar:
         for batch, answers in in_order(work, images.batches, work.processes):
+            images.batches.answered(batch)
+            if not batch:
+                continue
             found = list(table.rows(images.names(batch), answers, images.true(batch)))
             if options.sort:
                 kept += found
@@ -219,6 +228,8 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
             bar.update(len(batch))
             if output.closed:
                 break
+    if images.batches.error is not None:
+        raise images.batches.error
     if options.sort:
         kept.sort(key=lambda row: (row[-2] is None, -(row[-2] or 0.0)))         # those that cannot be read come last
         output.write(table.text(kept, kind, first=True))

@@ -63,6 +63,11 @@ def no_folder(path: str | Path) -> str:
     return f"no such folder{where_looked(path)}"
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether it is there and neither a file nor a folder: a device, such as /dev/null, or a pipe with a name."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def image_folder(image_dir: str, data_dir: str | Path) -> str | None:
     """The folder that --image_dir means: seen from data_dir or, if there is none, from the current folder."""
     return next((place for place in (os.path.join(data_dir, image_dir), image_dir) if os.path.isdir(place)), None)

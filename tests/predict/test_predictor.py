@@ -108,6 +108,26 @@ def test_an_image_in_memory_is_read_as_its_file(place):
     assert "mode F" in model.predict([Image.new("F", (3, 3))])[0].error
 
 
+@pytest.mark.parametrize("ending", ["tif", "gif"])
+def test_a_later_frame_of_a_file_counts_as_it_is(place, tmp_path, ending):
+    frames, model = [Image.open(place / f"p/{number}.jpg").resize((50, 40)) for number in (0, 3)], load_model(place / "r")
+    frames[0].save(tmp_path / f"x.{ending}", save_all=True, append_images=frames[1:])
+    image = Image.open(tmp_path / f"x.{ending}")
+    first = model.predict(image, 3)
+    assert first == model.predict(tmp_path / f"x.{ending}", 3)
+    image.seek(1)
+    assert model.predict(image, 3) == model.predict(image.convert("RGB"), 3) != first
+
+
+def test_what_is_neither_a_path_nor_an_image_is_refused(place):
+    model = load_model(place / "r")
+    for given, words in ((np.zeros((3, 4, 3)), "not ndarray of ndarray"), (b"a.png", "not bytes"), (3, "not int"),
+                         (b"", "not bytes"), ([str(place / "p/1.jpg"), None], "not list of NoneType")):
+        with pytest.raises(TypeError, match=f"predict takes a path, a PIL image, or a list of them, {words}"):
+            model.predict(given)
+    assert len(model.predict(place / f"p/{number}.jpg" for number in range(2))) == 2
+
+
 def test_a_model_of_another_program_and_one_that_nobody_has_trained(place, tmp_path):
     """What is "auto" about reading is found from the images."""
     opened = open_model(None)

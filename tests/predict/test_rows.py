@@ -13,7 +13,7 @@ import pytest
 from rig import files_no_larger_than
 
 from utils import process
-from utils.files import read_csv_table
+from utils.files import InUseError, read_csv_table
 from utils.predict.predictor import Answers
 from utils.predict.rows import PIECE, Output, Table
 
@@ -55,10 +55,48 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path):
     assert os.listdir(tmp_path / "new") == ["x.csv.partial"]
     output.finish()
     assert os.listdir(tmp_path / "new") == ["x.csv"] and (tmp_path / "new/x.csv").read_bytes() == b"path\ncaf\xe9.png\n"
-    other = Output(tmp_path / "y.csv")
-    other.write("path\n")
-    other.discard()
-    assert os.listdir(tmp_path) == ["new"]
+    other = Output(tmp_path / "a/b/y.csv")
+    assert other.leave() == "" and os.listdir(tmp_path) == ["new"]              # nothing is left of an error before the first row
+    kept = Output(tmp_path / "y.csv")
+    kept.write("path\n")
+    assert kept.leave() == f"the rows so far are in {tmp_path / 'y.csv.partial'}, each of them whole"
+    assert (tmp_path / "y.csv.partial").read_bytes() == b"path\n"
+
+
+def test_two_processes_do_not_write_one_file_and_what_appears_meanwhile_is_kept(tmp_path):
+    """The other one is a fork: a process may lock again what is its own."""
+    output = Output(tmp_path / "x.csv")
+    output.write("path\n")
+
+    def another() -> int:
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                Output(tmp_path / "x.csv")
+            except InUseError as error:
+                code = 7 if "x.csv.partial is in use: another process writes" in str(error) else 1
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    assert another() == 7 and (tmp_path / "x.csv.partial").read_bytes() == b"path\n"
+    (tmp_path / "x.csv").write_text("of somebody else")
+    with pytest.raises(OSError) as error:
+        output.finish()
+    assert process.classify_error(error.value) == (f"{tmp_path / 'x.csv'}: File exists", 2)
+    assert (tmp_path / "x.csv").read_text() == "of somebody else" and "x.csv.partial" in output.leave()
+
+
+def test_a_device_and_a_pipe_with_a_name_are_written_directly(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for file in (tmp_path / "pipe", "/dev/null"):
+        output = Output(file)
+        output.write("path\n")
+        output.finish()
+        assert output.leave() == "" and not Path(f"{file}.partial").exists()
+    assert os.read(reader, 99) == b"path\n"
+    os.close(reader)
 
 
 @pytest.fixture
@@ -74,12 +112,11 @@ def standard_output(monkeypatch):
 
 def test_a_full_disk_keeps_whole_rows_and_is_one_line(tmp_path, standard_output):
     output = Output(tmp_path / "x.csv")
-    with files_no_larger_than(1000), pytest.raises(OSError) as error:
-        output.write("0123456\n" * 300)
+    with files_no_larger_than(5000), pytest.raises(OSError) as error:
+        output.write("0123456\n" * 900)
     message, code = process.classify_error(error.value)
     assert message == f"{tmp_path / 'x.csv'}: File too large" and code == 2
-    output.discard()
-    assert not os.listdir(tmp_path)
+    assert output.leave() and Path(output.partial).read_text() == "0123456\n" * (PIECE // 8)
     descriptor = os.open(tmp_path / "redirected", os.O_WRONLY | os.O_CREAT)
     redirected = standard_output(descriptor)
     with files_no_larger_than(1003), pytest.raises(OSError, match="standard output"):

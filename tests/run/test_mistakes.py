@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from building import ALONE, build_objects
+from ranks import Ranks
 
+from utils.data.loader import eval_loader
+from utils.data.splits import Subset
 from utils.files import StorageError, read_csv_table
 from utils.run import mistakes
 from utils.run.mistakes import worst_first, write_mistakes
@@ -30,6 +33,25 @@ def test_they_are_those_of_the_evaluation_the_worst_first(tmp_path):
     assert losses == sorted(losses, reverse=True) and all(row[1] != row[2] for row in rows)
     number = int(rows[0][0].partition("/")[2])
     assert rows[0][0] == split.name(number) and rows[0][1] == classes[split.targets[number]]
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_two_ranks_write_the_table_of_one_also_where_one_has_no_image(tmp_path, images):
+    made = build_objects("--eval_batch_size", "2")
+    torch.nn.init.normal_(made.model.head.weight)
+    split, classes = Subset(made.found.splits.val, range(images)), made.found.splits.classes
+
+    def work(ranks):
+        loader = eval_loader(split, transform=made.data.eval_transform, batch_size=2, rank=ranks.rank, world_size=ranks.size,
+                             num_workers=0, pin_memory=False)
+        metrics = evaluate(made.model, loader, made.built.normalize, made.built.precision, ranks, 10, answers=True)
+        (tmp_path / str(ranks.size)).mkdir(exist_ok=True)
+        write_mistakes(metrics, split, classes, types.SimpleNamespace(folder=tmp_path / str(ranks.size)), ranks)
+
+    work(ALONE)
+    with Ranks(2, work, tmp_path, timeout_s=10) as both:
+        assert both.wait() == [0, 0]
+    assert (tmp_path / "2/mistakes.csv").read_text() == (tmp_path / "1/mistakes.csv").read_text()
 
 
 def test_without_answers_nothing_is_written_and_a_full_disk_is_a_warning(tmp_path, monkeypatch):

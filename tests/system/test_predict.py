@@ -197,6 +197,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r"], "give images (a file, a folder, a list, - for paths on standard input) or --split val"),
             (["r", "p", "--split", "val"], "not both"),
             (["r", "p", "--sort", "loss"], "--sort loss only has an effect with --split"),
+            (["r", "-", "-"], "- is given twice"),
             (["r", "photos"], "photos: no such file or folder"),
             (["r", "empty"], "empty: no images (.jpg"),
             (["output/rr", "p"], "model output/rr: no such file or folder"),
@@ -219,7 +220,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     monkeypatch.delenv("NPROC")
     with files_no_larger_than(8000):                  # a batch in shared memory has room
         code, _, printed = run("r", *["p/0.jpg"] * 300, "--output", "new.csv", "--batch_size", 8)
-    assert code == 2 and "predict.py: error: new.csv: File too large\n" in printed and not list(Path().glob("new.csv*"))
+    assert code == 2 and "error: new.csv: File too large; the rows so far are in new.csv.partial, each of them whole\n" in printed
+    header, *rows = read_csv_table(Path("new.csv.partial").read_text())
+    assert len(header) == len(rows[0]) and rows == rows[:1] * len(rows) and not Path("new.csv").exists()
+
+
+def test_an_error_late_in_a_job_keeps_the_rows_before_it(run):
+    write_checkpoint(Path("r/best.pt"))
+    photographs(Path("p"), 1)
+    Path("all.txt").write_bytes(b"p/0.jpg\n" * 300 + b"p/\0.jpg\n")
+    for more in ((), ("--nproc", 2)):
+        code, _, printed = run("r", "all.txt", "--output", "new/x.csv", *more)
+        assert code == 2 and ("predict.py: error: all.txt:301: NUL bytes: a list has one path a line; the rows so far are in "
+                              "new/x.csv.partial, each of them whole\n" in printed), printed
+        assert len(read_csv_table(Path("new/x.csv.partial").read_text())) == 301 and os.listdir("new") == ["x.csv.partial"]
+    assert run("r", "p", "--output", "/dev/null")[0] == 0
 
 
 def test_a_run_whose_data_are_gone_names_them(run):

@@ -51,15 +51,21 @@ class WorkerError(ValueError):
 class Stream:
     """Batches of keys that are made when they are asked for: in memory are those alone that are on their way through the workers.
 
-    `taken` has them, in order; whoever iterates again, because workers hang at their start, begins with them.
+    `taken` has them, in order; whoever iterates again, because workers hang at their start, begins with them. While they `wait`
+    for their source, such as standard input, no worker hangs.
     """
 
     def __init__(self, batches: Iterable[Sequence]):
-        self._batches, self.taken = iter(batches), collections.deque()
+        self._batches, self.taken, self.wait = iter(batches), collections.deque(), False
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from list(self.taken)
-        for batch in self._batches:
+        while True:
+            self.wait = True
+            batch = next(self._batches, END)
+            self.wait = False
+            if batch is END:
+                return
             self.taken.append(batch)
             yield batch
 
@@ -166,7 +172,7 @@ class _Workers:
 
     def __init__(self, loader: DataLoader, timeout_s: float):
         self.timeout_s, self.owner, self.late = timeout_s, os.getpid(), False
-        self.begun, self.deadline = 0.0, float("inf")
+        self.begun, self.deadline, self.waited, self.batches = 0.0, float("inf"), 0.0, loader.batch_sampler
         handler = signal.getsignal(signal.SIGCHLD)
         with process.signals_blocked():             # until the workers ignore them
             try:
@@ -234,7 +240,9 @@ class _Workers:
 
     def _watch(self) -> None:
         while not self.closed.wait(POLL_S / 4):
-            if time.monotonic() > self.deadline:
+            if isinstance(self.batches, Stream) and self.batches.wait:
+                self.waited = time.monotonic()
+            elif time.monotonic() > max(self.deadline, self.waited + self.timeout_s):
                 self.late = True
                 self.kill()
                 return

@@ -25,12 +25,12 @@ from utils.data.sampler import SampleIndices
 from utils.data.splits import DataError, ImageError
 from utils.data.survey import loose_files
 from utils.data.transforms import normalize
-from utils.data.workers import TIMEOUT_S
 from utils.device import choose_device, core_count, is_out_of_memory, keep_memory, out_of_memory_error
 from utils.training.evaluation import logits_of, ranked
 from utils.training.precision import FP32, Precision, apply_matmul_precision, choose
 from utils.training.task import SINGLE_LABEL
 
+KINDS = str, os.PathLike, Image.Image
 PYTHON_BATCH = 64              # images at a time that model.predict computes
 SMALLER_BATCH = "lower --batch_size"
 
@@ -75,7 +75,7 @@ class Work:
     """What one of `processes` processes does: work(batches, number of the process) -> Answers of each, in order.
 
     A batch is a list of sources.Item or, of a split, of indices, at most `size`. precision, fp16_opt_level, device: as the flags.
-    dataset: the name that decides how many processes load the images. endless: nobody knows when the next batch comes.
+    dataset: the name that decides how many processes load the images.
     """
 
     model: nn.Module
@@ -91,7 +91,6 @@ class Work:
     device: str = "auto"
     processes: int = 1
     workers: int | None = None
-    endless: bool = False
 
     def __call__(self, batches: Iterable[Sequence], number: int = 0) -> Iterator[Answers]:
         device = choose_device(self.device, number, self.processes)
@@ -113,9 +112,7 @@ class Work:
         apply_matmul_precision(precision)
         model = self.model.to(device, precision.weights)
         workers = loading_processes(self.dataset, self.processes, device) if self.workers is None else self.workers
-        # A loader that waits for standard input, or for its turn among the processes, does not hang.
-        loading = {"num_workers": workers, "pin_memory": device.type == "cuda",
-                   "timeout_s": float("inf") if self.endless or self.processes > 1 else TIMEOUT_S}
+        loading = {"num_workers": workers, "pin_memory": device.type == "cuda"}
         if self.split is None:
             batches = ([item.path for item in batch] for batch in batches)
         else:
@@ -152,9 +149,14 @@ class Predictor:
     flipped: bool
 
     def __call__(self, model: nn.Module, images: object, top_k: int = 1) -> Prediction | list[Prediction]:
-        """images: a path or a PIL image -> its Prediction, ImageError if it cannot be read; or a list of them -> a list."""
-        alone = isinstance(images, (str, os.PathLike, Image.Image))
-        many = [images] if alone else list(images)
+        """images: a path or a PIL image -> its Prediction, ImageError if it cannot be read; or a list of them -> a list. Raises
+        TypeError for anything else."""
+        alone = isinstance(images, KINDS)
+        many = [images] if alone else list(images) if isinstance(images, Iterable) else [images]
+        if isinstance(images, bytes) or not all(isinstance(image, KINDS) for image in many):
+            other = next((image for image in many if not isinstance(image, KINDS)), images)
+            raise TypeError(f"predict takes a path, a PIL image, or a list of them, not {type(images).__name__}"
+                            + f" of {type(other).__name__}" * (other is not images))
         if not 1 <= top_k <= len(self.classes):
             raise DataError(f"top_k={top_k}: the model has {len(self.classes)} classes")
         reading = found_reading(self.reading, [os.fspath(path) for path in map(_file_of, many) if path])
@@ -193,21 +195,22 @@ def found_reading(wish: Reading, paths: Sequence[str]) -> Reading:
     return loose_files([(path, 0) for path in paths], ".", wish).reading
 
 
-def read(image: object, reading: Reading) -> Image.Image:
+def read(image: str | os.PathLike | Image.Image, reading: Reading) -> Image.Image:
     """A path, or an image: one that Image.open has only opened is read as its file. Raises ImageError."""
     if path := _file_of(image):
         return image_source(os.fspath(path), reading)
     try:
         return to_rgb(image, reading)
     except Exception as error:                  # of a damaged file Pillow lets out many kinds
-        raise ImageError(f"an image of mode {getattr(image, 'mode', type(image).__name__)} cannot be read ({error})") from error
+        raise ImageError(f"an image of mode {image.mode} cannot be read ({error})") from error
 
 
-def _file_of(image: object) -> str | os.PathLike | None:
+def _file_of(image: str | os.PathLike | Image.Image) -> str | os.PathLike | None:
     if isinstance(image, (str, os.PathLike)):
         return image
     name = getattr(image, "filename", "")
-    return Path(name) if name and getattr(image, "fp", None) is not None and os.path.isfile(name) else None
+    opened = getattr(image, "fp", None) is not None and image.tell() == 0         # a file is read as its first frame
+    return Path(name) if name and opened and os.path.isfile(name) else None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What a prediction looks like as a row, and the file or pipe that the rows go to: whole rows, whatever happens meanwhile."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -8,14 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from utils.files import csv_table, encoded, fsync_path, naming
+from utils.files import REFUSED, InUseError, csv_table, encoded, fsync_path, is_stream, naming
 from utils.process import printable
 
 from .predictor import Answers
 
 DIGITS = 6                      # behind the point, of probabilities and losses
 PIECE = 4096                    # bytes that a pipe takes whole or not at all (PIPE_BUF on Linux)
-FORMATS = ("csv", "json", "jsonl")
 
 Row = list[str | float | None]
 
@@ -64,23 +65,50 @@ class Table:
         return "\n]\n" if kind == "json" else ""
 
 
-class Output:
-    """Standard output, or a new file, which has its name when it is whole: until then it is FILE.partial.
+class Unfinished(ValueError):
+    """An error after which whole rows are left."""
 
-    `closed` after the reader of a pipe has gone. Raises OSError, with the name, for a full disk: half a row is taken back.
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Output:
+    """Standard output, a device or pipe, or a new file, which has its name when it is whole: until then it is FILE.partial.
+
+    `closed` after the reader of a pipe has gone. Raises OSError, with the name, for a full disk: half a row is taken back; and
+    InUseError where another process is writing the file.
     """
 
-    def __init__(self, file: str | None):
-        self.file, self.closed = file and Path(file), False
-        self.name = "standard output" if file is None else file
-        self._descriptor = 1
+    def __init__(self, file: str | Path | None):
+        self.file, self.closed, self._shown = file and Path(file), False, False
+        self.name = "standard output" if file is None else str(file)
+        self.partial: Path | None = None
+        self._made: list[Path] = []             # folders, the innermost first
         if file is None:
             sys.stdout.flush()
-            self._shown = sys.stdout.isatty()
+            self._descriptor, self._shown = 1, sys.stdout.isatty()
+        elif is_stream(file):
+            self._descriptor = os.open(file, os.O_WRONLY)
         else:
-            self._shown, self.partial = False, partial(file)
+            self.partial = Path(f"{file}.partial")
+            self._made = [folder for folder in self.partial.parents if not folder.exists()]
             self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._descriptor = os.open(self.partial, os.O_WRONLY | os.O_CREAT, 0o666)
+            self._lock()
+            os.ftruncate(self._descriptor, 0)
+
+    def _lock(self) -> None:
+        """Until the end of this process, or until the file has its name."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            free = not isinstance(error, REFUSED)           # a file system without locks
+        else:                                               # it may have got its name since it was opened here
+            free = self.partial.exists() and os.path.samestat(os.fstat(self._descriptor), os.stat(self.partial))
+        if not free:
+            os.close(self._descriptor)
+            raise InUseError(f"{self.partial} is in use: another process writes {self.name}. Wait for it, or give another name")
 
     def write(self, text: str) -> None:
         """Whole rows."""
@@ -105,21 +133,24 @@ class Output:
                 raise
 
     def finish(self) -> None:
-        """All is written: on the disk, and under its name."""
-        if self.file is not None:
+        """All is written: on the disk, and under its name. Raises OSError where something else has got the name meanwhile."""
+        if self.partial is not None:
             with naming(self.name):
-                os.close(self._descriptor)
-                fsync_path(self.partial)
-                os.replace(self.partial, self.file)
+                os.fsync(self._descriptor)
+                if os.path.lexists(self.file):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+                os.rename(self.partial, self.file)
                 fsync_path(self.file.parent)
+                os.close(self._descriptor)                  # the lock ends
 
-    def discard(self) -> None:
-        """After an error: nothing is left of a file that is not whole."""
-        if self.file is not None:
-            with contextlib.suppress(OSError):
-                self.partial.unlink(missing_ok=True)
-
-
-def partial(file: str | Path) -> Path:
-    return Path(f"{file}.partial")
-
+    def leave(self) -> str:
+        """After an error: where the rows so far are. Without a row, neither the file is left nor the folders made for it."""
+        if self.partial is None:
+            return ""
+        if os.fstat(self._descriptor).st_size:
+            return f"the rows so far are in {self.partial}, each of them whole"
+        with contextlib.suppress(OSError):
+            self.partial.unlink(missing_ok=True)
+            for folder in self._made:
+                folder.rmdir()
+        return ""

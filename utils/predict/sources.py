@@ -5,11 +5,13 @@ many, whose names have to be sorted.
 """
 
 import codecs
+import contextlib
 import csv
 import itertools
 import os
+import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,6 +26,7 @@ from utils.files import no_folder, where_looked
 
 STANDARD_INPUT, LIST_ENDING = "-", ".txt"
 HEAD_BYTES = 1 << 20            # of a csv: by them the columns are found
+PAUSE_S = 0.05                  # without a line on standard input
 
 
 class Item(NamedTuple):
@@ -33,14 +36,71 @@ class Item(NamedTuple):
     path: str
 
 
-def open_sources(inputs: Iterable[str], path_column: str | None = None, image_dir: str | None = None) -> Iterator[Item]:
-    """The images of all inputs, one input after the other. Raises DataError, at once for all that can be known at once."""
+class Batches:
+    """Iterates over batches of at most `size` keys, which count as answered by answered().
+
+    None among the keys means that no more are there for now: then fewer come, and, as long as some wait for their answers,
+    batches without a key, because loaders hand out what they have when they get the next batch. After an error of the source
+    the keys before it come, and `error` has it.
+    """
+
+    def __init__(self, keys: Iterable, size: int):
+        self.keys, self.size, self.owed = keys, size, 0
+        self.error: Exception | None = None
+        self._batches = self._cut()
+
+    def __iter__(self) -> Iterator[list]:
+        return self._batches
+
+    def __next__(self) -> list:
+        return next(self._batches)
+
+    def answered(self, batch: Sequence) -> None:
+        self.owed -= len(batch)
+
+    def _cut(self) -> Iterator[list]:
+        batch = []
+        for key in self._keys():
+            batch += [key] if key is not None else []
+            if len(batch) == self.size or (key is None and (batch or self.owed)):
+                self.owed += len(batch)
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _keys(self) -> Iterator:
+        try:
+            yield from self.keys
+        except (ValueError, OSError) as error:
+            self.error = error
+
+
+def first_of(keys: Iterator[Item | None], count: int, pauses: bool) -> tuple[list[Item], bool]:
+    """-> (the first `count`, or with `pauses` those before the first pause; whether these are all)"""
+    first = []
+    for key in keys:
+        if key is not None:
+            first.append(key)
+        if len(first) == count or (key is None and first and pauses):
+            return first, False
+    return first, True
+
+
+def open_sources(inputs: Iterable[str], path_column: str | None = None,
+                 image_dir: str | None = None) -> Iterator[Item | None]:
+    """The images of all inputs, one input after the other; None where standard input has no more for now.
+
+    Raises DataError, at once for all that can be known at once.
+    """
     return itertools.chain.from_iterable([_open_source(given, path_column, image_dir) for given in inputs])
 
 
 def _open_source(given: str, path_column: str | None, image_dir: str | None) -> Iterable[Item]:
     if given == STANDARD_INPUT:
-        return _listed(sys.stdin.buffer, "standard input")
+        if sys.stdin is None:
+            raise DataError("-: standard input is closed")
+        return _listed(_lines(sys.stdin.buffer), "standard input")
     if os.path.isdir(given):
         if next(pictures_below(given), None) is None:
             raise DataError(f"{given}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
@@ -59,12 +119,19 @@ def _open_source(given: str, path_column: str | None, image_dir: str | None) -> 
 def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
     """The image files at any depth in the order of their paths, without hidden ones. Each folder is visited once, however many
     links lead to it, and none that encloses the first one. Raises DataError."""
-    real = os.path.realpath(top)
-    seen = set(map(str, Path(real).parents)) if seen is None else seen
+    real, is_first = os.path.realpath(top), seen is None
+    seen = set(map(str, Path(real).parents)) if is_first else seen
     if real in seen:
         return
     seen.add(real)
-    for name, is_folder in sorted((entry.name, entry.is_dir()) for entry in entries(top)):
+    try:
+        found = entries(top)
+    except DataError:
+        if is_first:
+            raise
+        yield top                   # its row will say why it cannot be read
+        return
+    for name, is_folder in sorted((entry.name, entry.is_dir()) for entry in found):
         path = os.path.join(top, name)
         if is_folder and not is_hidden(name):
             yield from pictures_below(path, seen)
@@ -72,10 +139,35 @@ def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
             yield path
 
 
-def _listed(stream: BinaryIO, called: str, folder: str = "") -> Iterator[Item]:
+def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """As they come; None where none comes for PAUSE_S."""
+    try:
+        descriptor = stream.fileno()
+    except OSError:                             # it is in memory
+        yield from stream
+        return
+    rest = b""
+    while True:
+        if not select.select([descriptor], [], [], PAUSE_S)[0]:
+            yield None
+        elif piece := os.read(descriptor, 1 << 16):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+        else:
+            break
+    if rest:
+        yield rest
+
+
+def _listed(lines: Iterable[bytes | None], called: str, folder: str = "") -> Iterator[Item | None]:
     """A path a line, seen from the current folder or else from `folder`, that of the list."""
-    with stream:
-        for number, line in enumerate(stream, start=1):
+    with contextlib.closing(lines):
+        number = 0
+        for line in lines:
+            if line is None:
+                yield None
+                continue
+            number += 1
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise DataError(f"{called}: UTF-16 text: save it as UTF-8")
             if b"\0" in line:

@@ -24,7 +24,8 @@ def write_mistakes(metrics: EvalMetrics, images: Dataset, classes: Sequence[str]
     if metrics.answers is None:
         return
     own = metrics.answers[:, metrics.answers[1] != metrics.answers[2]].numpy()
-    parts = distributed.all_gather_objects(ranks, own)
+    with distributed.watch(ranks, lambda: f"listing the images for {MISTAKES_FILE}"):
+        parts = distributed.all_gather_objects(ranks, own)
     if not ranks.is_main:
         return
     rows = [(images.name(int(index)), classes[int(true)], classes[int(predicted)], f"{probability:.6f}", f"{loss:.6f}")

@@ -58,7 +58,9 @@ class ClassificationMetrics:
     """
 
     def __init__(self, num_classes: int, device: torch.device, confusion: bool = False, answers: bool = False):
-        self.num_classes, self.answers = num_classes, [] if answers else None
+        self.num_classes = num_classes
+        # A rank may have no images.
+        self.answers = [torch.empty(4, 0, dtype=torch.float64, device=device)] if answers else None
         self.images = torch.zeros(1, dtype=torch.int64, device=device)
         self.top = torch.zeros(TOP, dtype=torch.int64, device=device)
         self.correct = torch.zeros(BINS, dtype=torch.int64, device=device)              # in each bin
@@ -123,7 +125,8 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
     """
     was_training = model.training
     model.eval()
-    counts, stopped, batch_size, indices = metrics(num_classes, ranks.device, confusion, answers), False, 0, []
+    counts, stopped, batch_size = metrics(num_classes, ranks.device, confusion, answers), False, 0
+    indices = [np.empty(0, np.int64)]
     for batch in prefetch(loader, ranks.device):
         if stopped := stop_requested():
             break
@@ -137,7 +140,7 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
         indices += [batch.keys.indices] * answers
     model.train(was_training)
     found = counts.compute(stopped)
-    if not (answers and found and indices):
+    if not (answers and found):
         return found
     index = torch.from_numpy(np.concatenate(indices)).double()
     return dataclasses.replace(found, answers=torch.cat([index[None], to_host(torch.cat(counts.answers, dim=1))]))
