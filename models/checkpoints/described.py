@@ -19,15 +19,15 @@ CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adap
 # Keys of a model's row that belong to the weights, whatever the row says: no parameter has another shape, only other logits.
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize")
 ROW_ENTRY = "vit_row"                                       # what our own exports say of them (export.py)
-# What config.json has beside that in a folder of ours: how a run read image files (flags), and what its model card says of it,
-# values by name in sections.
+# What config.json has beside that in a folder of ours: how a run read image files and evaluated them (flags), and what its model
+# card says of it, values by name in sections.
 OWN_ENTRY = "vit_run"
 _RANGE = Kind("two whole numbers, the lower first", lambda value: isinstance(value, list) and len(value) == 2
               and all(map(is_whole, value)) and -32768 <= value[0] < value[1] <= 65535)
 _VALUE = Kind("text or a number", lambda value: TEXT.holds(value) or is_number(value))
 OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_range": _RANGE,
                                  "alpha": one_of("white", "black", "mask", "ignore")}),
-              "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading",))
+              "tta": one_of("none", "flip"), "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading", "tta"))
 PLAIN_EPS = 1e-6                                            # of the norms of timm and of Google
 MAX_SIDE = 1 << 14                                          # pixels
 MAX_JSON = 1 << 24                                          # bytes; the names of 21,843 classes take 1 MB
@@ -49,7 +49,7 @@ TIMM_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (
 
 @dataclasses.dataclass
 class Description:
-    """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized to be evaluated (flags);
+    """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized and evaluated (flags);
     `model`: what timm calls the model, such as vit_tiny_patch16_224; `license`: of the weights; `card`: of a folder of ours, what
     its model card says."""
 
@@ -145,7 +145,7 @@ def _of_timm(values: dict) -> Description:
         if fault := OWN.fault(OWN_ENTRY, own):
             raise WeightsError(fault)
         found.view |= {name: tuple(value) if isinstance(value, list) else value
-                       for name, value in own.get("reading", {}).items()}
+                       for name, value in own.get("reading", {}).items()} | {name: own[name] for name in ("tta",) if name in own}
         found.card = own["card"]
     return found
 

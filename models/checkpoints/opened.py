@@ -46,7 +46,7 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @property
     def view(self) -> dict:
-        """How images are resized to be evaluated (flags), where a config.json beside the weights says so."""
+        """How images are read, resized and evaluated (flags), as far as a config.json beside the weights says so."""
         return dict(self.file.described.view)
 
     @property

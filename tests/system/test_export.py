@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_exported_folder_is_the_run(family, capsys):
     """The same model, classes, view of images and files of images; and an export of it is the same, byte for byte."""
     crop = {"eval_crop": 0.75} if isinstance(FAMILIES[family][2], int) else {}
-    folder = folder_of(family, interpolation="bicubic", **crop)
+    folder = folder_of(family, interpolation="bicubic", tta="flip" if family == "vit" else "none", **crop)
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
     assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
@@ -68,7 +68,7 @@ def test_an_exported_folder_is_the_run(family, capsys):
     assert ours == theirs | {key: ours[key] for key in ("img_size", "layer_scale", "channel_mean", "channel_std")}
     assert opened.model.img_size == run_itself.model.img_size
     assert (opened.classes, opened.named, opened.reading) == (tuple(CLASSES), True, run_itself.reading)
-    assert {opened.settings[key] == run_itself.settings[key] for key in ("interpolation", "eval_crop")} == {True}
+    assert {opened.settings[key] == run_itself.settings[key] for key in ("interpolation", "eval_crop", "tta")} == {True}
     image = photo()
     assert torch.equal(opened.transform(image), run_itself.transform(image))
     images = images_of(opened.model)
@@ -105,7 +105,7 @@ def test_averaged_weights_are_the_ones_that_are_written():
 
 def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
     """train.py --eval_only, of the run and of its exported folder: every figure, in the same words."""
-    folder_of("vit", interpolation="bicubic", precision="fp32")
+    folder_of("vit", interpolation="bicubic", precision="fp32", tta="flip")
     import train
 
     figures = []
@@ -113,6 +113,17 @@ def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
         assert train.main([*start.split(), "--eval_only", "--device", "cpu"]) == 0
         figures.append([line for line in capfd.readouterr().out.splitlines() if "accuracy" in line])
     assert figures[0] == figures[1] != []
+
+
+def test_a_program_that_asks_the_folder_gets_the_run_s_answers():
+    """Of a run that evaluated with mirror images, as most do whose data may be mirrored."""
+    folder, image = folder_of("vit", tta="flip"), photo()
+    found, expected = (models.load_model(path).predict(image, top_k=10) for path in (folder, "output/r"))
+    assert found == expected
+    own = json.loads((folder / "config.json").read_text())
+    del own["vit_run"]["tta"]
+    (folder / "config.json").write_text(json.dumps(own))
+    assert models.load_model(folder).predict(image, top_k=10) != expected
 
 
 def test_the_card_says_what_no_config_can(capsys):
@@ -201,6 +212,7 @@ def test_onnx_of_every_family(family, capsys):
     notes = session.get_modelmeta().custom_metadata_map
     seen = json.loads(notes["preprocessing"])
     assert json.loads(notes["classes"]) == CLASSES and seen["size"] == list(model.img_size) and seen["exif"] == "off"
+    assert seen["tta"] == "none"
     assert (seen["mean"], seen["channels"]) == (list(model.config.mean), model.config.in_channels)
     assert str(Path(export.__file__).parent).encode() not in Path("a.onnx").read_bytes()
     assert run("output/r", "--to", "onnx", "--output", "b.onnx", *(["--opset", 18] if family == "vit" else [])) == 0

@@ -85,7 +85,7 @@ def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int
 
 def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Path) -> list[str]:
     reading = reading_of(opened)
-    own = ({"reading": reading} if reading else {}) | {"card": card_facts(opened)}
+    own = ({"reading": reading, "tta": opened.settings["tta"]} if reading else {}) | {"card": card_facts(opened)}
     config, notes = timm_config(opened.model, classes, view_of(opened), own), []
     if otherwise := computed_otherwise(opened.model):
         difference = largest_difference(opened.model, otherwise)
@@ -96,7 +96,8 @@ def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Pa
 
 
 def _write_program(save: Callable, opened: Opened, classes: list[str], path: Path) -> list[str]:
-    return [save(opened.model, path, programs.facts_of(opened.model, classes, view_of(opened) | reading_of(opened)))]
+    view = view_of(opened) | reading_of(opened) | {"tta": opened.settings["tta"]}
+    return [save(opened.model, path, programs.facts_of(opened.model, classes, view))]
 
 
 def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:

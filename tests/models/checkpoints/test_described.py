@@ -75,10 +75,10 @@ READ = {"exif": "off", "intensity_range": [0, 4095], "alpha": "mask"}
 
 
 def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
-    own = {"reading": READ, "card": {"data": {"images": 5, "data set": "digits"}}}
+    own = {"reading": READ, "tta": "flip", "card": {"data": {"images": 5, "data set": "digits"}}}
     names = ["tab\t", "x" * 300]
     described = describe(folder_of(tmp_path / "x", TIMM | {"label_names": names, "vit_run": own}) / "model.safetensors")
-    assert described.view == {"interpolation": "bicubic", "eval_crop": 0.9, **READ, "intensity_range": (0, 4095)}
+    assert described.view == {"interpolation": "bicubic", "eval_crop": 0.9, **READ, "intensity_range": (0, 4095), "tta": "flip"}
     assert described.card == own["card"] and described.classes == names
 
 
@@ -86,6 +86,7 @@ def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
     ([], "vit_run a list of 0: must be values by name"), ({}, "vit_run lacks card"),
     ({"card": {}, "reading": READ | {"exif": "up"}}, "vit_run.reading.exif 'up': must be 'follow' or 'off'"),
     ({"card": {}, "reading": READ | {"intensity_range": [5, 5]}}, "vit_run.reading.intensity_range a list of 2: must be two"),
+    ({"card": {}, "tta": "rotate"}, "vit_run.tta 'rotate': must be 'none' or 'flip'"),
     ({"card": {"data": {"x": [1]}}}, "vit_run.card.data.x a list of 1: must be text or a number"),
     ({"card": {}, "code": "x"}, "vit_run has code, which this version does not know")])
 def test_false_words_of_a_folder_of_ours_are_one_line(tmp_path, own, message):
