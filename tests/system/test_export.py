@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_an_exported_folder_is_the_run(family, capsys):
     folder = folder_of(family, interpolation="bicubic", tta="flip" if family == "vit" else "none", **crop)
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
+    assert opened.title == f"{FAMILIES[family][0]}, exported"
     assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
     ours, theirs = run_itself.model.config.to_dict(), opened.model.config.to_dict()
     assert ours == theirs | {key: ours[key] for key in ("img_size", "layer_scale", "channel_mean", "channel_std")}
@@ -132,6 +134,7 @@ def test_the_card_says_what_no_config_can(capsys):
               {"event": "eval", "split": "val", "step": 3, "accuracy": 0.9, "loss": 9.0, "images": 200}]
     Path("output/r/log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     assert run("output/r", "--to", "folder", "--output", "a") == 0
+    assert "note: the run's figures are of the mean over each image and its mirror image" in capsys.readouterr().out
     card = Path("a/README.md").read_text()
     for words in ("# r\n", "A ViT-Ti_16 for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
                   "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
@@ -304,6 +307,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
         assert error.startswith("export.py: error: ") and error.count("\n") == 1, error
         assert re.search(message, error), error
         assert sorted(os.listdir()) == before, words
+
+
+@pytest.mark.parametrize("to", ["folder", "npz", pytest.param("torch", marks=pytest.mark.slow)])
+def test_a_write_that_fails_leaves_nothing(to, capsys):
+    """Amid the file: here where it grows above a limit, as on a full disk."""
+    save_run(Path("output/r"), "gap")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        assert run("output/r", "--to", to, "--output", "a") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert "--output: cannot write a (File too large)" in error and error.count("\n") == 1
+    assert os.listdir() == ["output"]
 
 
 @pytest.mark.parametrize("to", ["folder", "npz"])

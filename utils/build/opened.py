@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
@@ -193,6 +194,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else [NO_HEAD])
-    title = f"{name}, {what}"
+    of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
+    title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
     settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)
