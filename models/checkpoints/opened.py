@@ -50,6 +50,11 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         return dict(self.file.described.view)
 
     @property
+    def untaken(self) -> dict[str, str]:
+        """What is said there and no flag can say, in words by flag."""
+        return dict(self.file.described.untaken)
+
+    @property
     def tells_mean(self) -> bool:
         """Whether mean and standard deviation of the images are known: Google's files all have 0.5."""
         return "mean" in self.computed or any("encoderblock" in name for name in self.file.names)

@@ -85,6 +85,19 @@ def test_a_file_of_another_program_needs_no_model_type(tmp_path):
     assert open_model(tmp_path / "y.pth", num_heads=2).classes == ("no head",)
 
 
+def test_a_view_that_no_flag_can_say_is_named(tmp_path, capsys):
+    """Unless the flag is typed; a teacher sees what its student sees."""
+    other_file(tmp_path / "model.safetensors", classes=["a", "b", "c"])
+    said = json.loads((tmp_path / "config.json").read_text())
+    said["pretrained_cfg"]["crop_mode"] = "border"
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    open_model(tmp_path)
+    assert capsys.readouterr().err == (f"warning: {tmp_path}: its config.json says of images what no flag can (crop: border, "
+                                       "0.5): here --eval_crop is 0.0\n")
+    open_model(tmp_path, eval_crop=0.5), open_model(tmp_path, flag="--teacher")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "",

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import string
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -197,4 +198,8 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
     title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
     settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
+    for key, words in file.untaken.items():
+        if key not in view and flag != "--teacher":                  # which sees the student's images
+            print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
+                  file=sys.stderr)
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)
