@@ -91,8 +91,9 @@ def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int
 
 
 def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Path) -> list[str]:
-    reading = reading_of(opened)
-    own = ({"reading": reading, "tta": opened.settings["tta"]} if reading else {}) | {"card": card_facts(opened)}
+    reading, of_run = reading_of(opened), opened.has_data or "tta" in describe(opened.path).view
+    own = ({"reading": reading} if reading else {}) | ({"tta": opened.settings["tta"]} if of_run else {})
+    own["card"] = card_facts(opened)
     config, notes = timm_config(opened.model, classes, view_of(opened), own), []
     if otherwise := computed_otherwise(opened.model):
         difference = largest_difference(opened.model, otherwise)
