@@ -7,7 +7,7 @@
 
 MODEL: a run folder (its best.pt, or else its newest), a checkpoint, an exported folder, any other file or folder with a head, or
 a published name. Of a run with averaged weights (--ema_decay) these are written. docs/export.md has the details.
-Exit codes: 0 done; 2 bad input, reported in one line, and nothing is written.
+Exit codes: 0 done; 2 bad input, reported in one line, and nothing is written; 143 stopped, and nothing is written.
 """
 
 import argparse
@@ -95,5 +95,7 @@ def write(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)        # as Ctrl-C: what is half written is removed
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:                       # of nohup
+            signal.signal(number, signal.default_int_handler)                # as Ctrl-C: what is half written is removed
     process.run(main)

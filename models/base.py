@@ -75,7 +75,7 @@ class ImageTransformer(nn.Module):
         resized: the numbers of predict.py."""
         if self.predictor is None:
             raise ModelError("predict: this model does not know how its images are read and what its classes are called: "
-                             "load it with models.load_model")
+                             "load it with models.load_model, from a file that has a head and, of a run, all of its settings")
         return self.predictor(self, images, top_k)
 
     def embed_patches(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ how it sees images (mean, standard deviation, size), and what its classes are ca
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -19,17 +20,18 @@ CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adap
 # Keys of a model's row that belong to the weights, whatever the row says: no parameter has another shape, only other logits.
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize")
 ROW_ENTRY = "vit_row"                                       # what our own exports say of them (export.py)
-# What config.json has beside that in a folder of ours: how a run read image files (flags), and what its model card says of it,
-# values by name in sections.
+# What config.json has beside that in a folder of ours: how a run read image files and evaluated them (flags), and what its model
+# card says of it, values by name in sections.
 OWN_ENTRY = "vit_run"
 _RANGE = Kind("two whole numbers, the lower first", lambda value: isinstance(value, list) and len(value) == 2
               and all(map(is_whole, value)) and -32768 <= value[0] < value[1] <= 65535)
 _VALUE = Kind("text or a number", lambda value: TEXT.holds(value) or is_number(value))
 OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_range": _RANGE,
                                  "alpha": one_of("white", "black", "mask", "ignore")}),
-              "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading",))
+              "tta": one_of("none", "flip"), "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading", "tta"))
 PLAIN_EPS = 1e-6                                            # of the norms of timm and of Google
 MAX_SIDE = 1 << 14                                          # pixels
+SMALLEST_CROP = 0.1                                         # that --eval_crop takes
 MAX_JSON = 1 << 24                                          # bytes; the names of 21,843 classes take 1 MB
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -49,13 +51,14 @@ TIMM_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (
 
 @dataclasses.dataclass
 class Description:
-    """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized to be evaluated (flags);
-    `model`: what timm calls the model, such as vit_tiny_patch16_224; `license`: of the weights; `card`: of a folder of ours, what
-    its model card says."""
+    """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized and evaluated (flags); `untaken`:
+    what is said of that and no flag can say, in words by flag; `model`: what timm calls the model, such as vit_tiny_patch16_224;
+    `license`: of the weights; `card`: of a folder of ours, what its model card says."""
 
     row: dict = dataclasses.field(default_factory=dict)
     classes: list[str] | None = None
     view: dict = dataclasses.field(default_factory=dict)
+    untaken: dict[str, str] = dataclasses.field(default_factory=dict)
     model: str = ""
     card: dict | None = None
     license: str = ""
@@ -66,6 +69,19 @@ class Description:
         if isinstance(said, dict):
             self.row |= {key: value for key, value in said.items() if key in COMPUTED}
             self.own = True
+
+    def take_view(self, interpolation: object, crop: object, mode: object) -> None:
+        """timm's interpolation, crop_pct and crop_mode. "squash" makes the whole image square before the crop."""
+        if interpolation in RESAMPLE.values():
+            self.view["interpolation"] = interpolation
+        elif interpolation is not None:
+            self.untaken["interpolation"] = f"interpolation {shown(interpolation)}"
+        if mode in (None, "center", "squash") and is_number(crop) and SMALLEST_CROP <= crop <= 1:
+            self.view["eval_crop"] = 0.0 if mode == "squash" and crop == 1 else float(crop)
+            if mode == "squash" and crop < 1:
+                self.untaken["eval_crop"] = f"images are made square before {crop:g} of them is cut out"
+        elif crop is not None or mode not in (None, "center", "squash"):
+            self.untaken["eval_crop"] = "crop: " + ", ".join(shown(value) for value in (mode, crop) if value is not None)
 
     def heads(self, width: int) -> int | None:
         """Of a model of this width, where it is said, or timm's name of the size means it."""
@@ -139,13 +155,13 @@ def _of_timm(values: dict) -> Description:
         found.row["img_size"] = _size(arguments["img_size"])
     if arguments.get("num_heads"):
         found.row["num_heads"] = int(arguments["num_heads"])
-    found.view = _view(published.get("interpolation"), published.get("crop_pct"), published.get("crop_mode"))
+    found.take_view(published.get("interpolation"), published.get("crop_pct"), published.get("crop_mode"))
     if OWN_ENTRY in values:
         own = values[OWN_ENTRY]
         if fault := OWN.fault(OWN_ENTRY, own):
             raise WeightsError(fault)
         found.view |= {name: tuple(value) if isinstance(value, list) else value
-                       for name, value in own.get("reading", {}).items()}
+                       for name, value in own.get("reading", {}).items()} | {name: own[name] for name in ("tta",) if name in own}
         found.card = own["card"]
     return found
 
@@ -160,16 +176,35 @@ def _of_transformers(values: dict, preprocessor: dict) -> Description:
         found.row["img_size"] = _size(values["image_size"])
     if values.get("num_attention_heads"):
         found.row["num_heads"] = int(values["num_attention_heads"])
-    labels = values.get("id2label")
+    labels = values.get("id2label") or {number: name for name, number in (values.get("label2id") or {}).items()}
     if labels:
         names = _names(labels)
         found.classes = None if names is None or names == [f"LABEL_{number}" for number in range(len(names))] else names
-    if preprocessor.get("do_normalize", True):
-        found.row |= {key: _numbers(preprocessor[f"image_{key}"]) for key in ("mean", "std") if preprocessor.get(f"image_{key}")}
-    else:
-        found.row |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    found.view = _view(RESAMPLE.get(preprocessor.get("resample")), preprocessor.get("crop_pct"))
+    numbers = {key: preprocessor.get(f"image_{key}") for key in ("mean", "std")}
+    if not preprocessor.get("do_normalize", True):
+        numbers = {"mean": [0] * 3, "std": [1] * 3}
+    scale = 255 * float(preprocessor.get("rescale_factor") or 1 / 255) if preprocessor.get("do_rescale", True) else 255.0
+    scale = 1.0 if math.isclose(scale, 1) else scale                # the largest value of a pixel before it is normalized
+    found.row |= {key: tuple(number / scale for number in _numbers(value)) for key, value in numbers.items() if value}
+    resample = preprocessor.get("resample")
+    found.take_view(None if resample is None else RESAMPLE.get(resample, f"resample {resample}"), *_cut(preprocessor))
     return found
+
+
+def _cut(preprocessor: dict) -> tuple[object, str | None]:
+    """How transformers resizes images and cuts out their middle, in timm's words: (crop_pct, crop_mode); another crop_mode says
+    what timm has no word for."""
+    size, crop = preprocessor.get("size"), preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None
+    if "crop_pct" in preprocessor or size is None:
+        return preprocessor.get("crop_pct"), None
+    squeezed = not (isinstance(size, dict) and "shortest_edge" in size)        # a number is both sides
+    if crop is None and squeezed:
+        return 1, "squash"
+    sides, crop = ({value} if is_number(value) else {value.get(name) for name in ("shortest_edge", "height", "width")} - {None}
+                   for value in (size, crop or {}))
+    if len(sides) == len(crop) == 1 and max(crop) <= max(sides):
+        return max(crop) / max(sides), "squash" if squeezed else "center"
+    return None, f"size {shown(size)}, crop_size {shown(preprocessor.get('crop_size'))}"
 
 
 def _gelu(name: object) -> str:
@@ -206,13 +241,3 @@ def _own_names(names: object) -> list[str]:
     if not isinstance(names, list) or not names or not all(map(TEXT.holds, names)):
         raise ValueError("its label_names are no names")
     return names
-
-
-def _view(interpolation: object, crop: object, mode: object = None) -> dict:
-    """mode: timm's crop_mode. "squash" shows the whole image, its shape not kept; what no flag here says is left out."""
-    view = {"interpolation": interpolation} if interpolation in RESAMPLE.values() else {}
-    if mode not in (None, "center", "squash") or not isinstance(crop, (int, float)) or not 0 < crop <= 1:
-        return view
-    if mode == "squash":
-        return view | ({"eval_crop": 0.0} if crop == 1 else {})
-    return view | {"eval_crop": float(crop)}

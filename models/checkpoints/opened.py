@@ -46,8 +46,13 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @property
     def view(self) -> dict:
-        """How images are resized to be evaluated (flags), where a config.json beside the weights says so."""
+        """How images are read, resized and evaluated (flags), as far as a config.json beside the weights says so."""
         return dict(self.file.described.view)
+
+    @property
+    def untaken(self) -> dict[str, str]:
+        """What is said there and no flag can say, in words by flag."""
+        return dict(self.file.described.untaken)
 
     @property
     def tells_mean(self) -> bool:

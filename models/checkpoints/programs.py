@@ -33,7 +33,7 @@ INSTALL = "pip install -r requirements-export.txt"
 
 
 def facts_of(model: ImageTransformer, classes: list[str], view: dict) -> dict[str, str]:
-    """What stands beside the program, as JSON by name. view: flags, how images are read and resized."""
+    """What stands beside the program, as JSON by name. view: flags, how images are read, resized and evaluated."""
     config = model.config
     resize = (f"resize so that {view['eval_crop']:g} of the shorter side, its shape kept, is the size, and cut out the middle"
               if view["eval_crop"] else "resize the whole image to the size, its shape not kept")

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from models import create_model, save_timm
-from utils.build.export import _start, class_names
+from utils.build.export import _start, class_names, export
 from utils.build.find import open_start, reading_of
 from utils.build.opened import open_model
 from utils.config import ConfigError, choose
+from utils.report import model_card
 
 
 def test_start_weights_and_their_licence(tmp_path, monkeypatch):
@@ -46,7 +47,10 @@ def test_names_of_classes(tmp_path):
         with pytest.raises(ConfigError, match=r"^--class_names .*names\.txt: (must have 3 lines|is not text in UTF-8)"):
             class_names(opened, str(names))
     save_timm(create_model("ViT-Nano_2", 1000), tmp_path / "y.pth")
-    assert class_names(open_model(tmp_path / "y.pth"))[0].startswith("tench")
+    opened = open_model(tmp_path / "y.pth")
+    assert class_names(opened)[0].startswith("tench")
+    note, = export(opened, class_names(opened), "folder", tmp_path / "z", card=model_card.text)
+    assert "y.pth does not name its 1,000 classes, which are taken to be ImageNet's" in note
 
 
 def test_a_start_of_ours_says_how_images_are_read(tmp_path):

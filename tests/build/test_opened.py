@@ -3,6 +3,7 @@
 import json
 import string
 
+import numpy as np
 import pytest
 import torch
 from building import ALONE, write_checkpoint
@@ -83,6 +84,38 @@ def test_a_file_of_another_program_needs_no_model_type(tmp_path):
     state = torch.load(tmp_path / "x.pth", weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.startswith("head")}, tmp_path / "y.pth")
     assert open_model(tmp_path / "y.pth", num_heads=2).classes == ("no head",)
+
+
+def test_a_view_that_no_flag_can_say_is_named(tmp_path, capsys):
+    """Unless the flag is typed; a teacher sees what its student sees."""
+    other_file(tmp_path / "model.safetensors", classes=["a", "b", "c"])
+    said = json.loads((tmp_path / "config.json").read_text())
+    said["pretrained_cfg"]["crop_mode"] = "border"
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    open_model(tmp_path)
+    assert capsys.readouterr().err == (f"warning: {tmp_path}: its config.json says of images what no flag can (crop: border, "
+                                       "0.5): here --eval_crop is 0.0\n")
+    open_model(tmp_path, eval_crop=0.5), open_model(tmp_path, flag="--teacher")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.reference
+def test_a_folder_of_transformers_sees_images_as_its_processor(tmp_path):
+    """To one step of 256, by which Pillow and torchvision round otherwise: cropped, squeezed, and of pixels of another scale."""
+    transformers = pytest.importorskip("transformers")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).resize((140, 100))
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, image_size=32, patch_size=8))
+    square = {"height": 32, "width": 32}
+    for kind, said in (("Bit", {"size": {"shortest_edge": 40}, "crop_size": square, "resample": 3}),
+                       ("ViT", {"size": square, "do_rescale": False, "image_mean": [100.0] * 3, "image_std": [50.0] * 3}),
+                       ("ViT", {"size": square, "rescale_factor": 2 / 255, "resample": 3})):
+        processor = getattr(transformers, f"{kind}ImageProcessor")(**said)
+        model.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
+        opened = open_model(tmp_path)
+        mean, std = (torch.tensor(opened.model.config[key]).view(3, 1, 1) for key in ("mean", "std"))
+        difference = (opened.transform(picture) / 255 - mean) / std - processor(picture, return_tensors="pt")["pixel_values"][0]
+        assert (difference * std * 255).abs().max() < 1.01, said
 
 
 def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):

@@ -65,7 +65,9 @@ def test_a_new_task(view, flags, lines):
 
 
 @pytest.mark.parametrize(("view", "flags", "marks"), [
-    (DEIT, {"interpolation": "bicubic", "eval_crop": 0.875}, []), (DEIT, {}, ["warning"]), (DEIT, {"eval_crop": 1.0}, ["note"]),
+    (DEIT, {"interpolation": "bicubic", "eval_crop": 0.875}, []), (DEIT, {}, ["warning"]),
+    ({"untaken": {"eval_crop": "crop: border"}, "by": "x"}, {}, ["warning"]),
+    ({"untaken": {"eval_crop": "crop: border"}, "by": "x"}, {"eval_crop": 1.0}, []), (DEIT, {"eval_crop": 1.0}, ["note"]),
     (GOOGLE, {}, ["warning"]), (GOOGLE, {"img_size": 384}, []), (GOOGLE, {"img_size": 512}, ["note"]),
     (GOOGLE, {"img_size": 384, "interpolation": "bicubic"}, ["note"])], ids=str)
 def test_the_evaluation_of_the_weights_own_head(view, flags, marks):

@@ -54,6 +54,11 @@ def test_a_compressed_tiff_and_a_pgm():
     assert (read(pgm, Reading(intensity_range=(0, 1023))) == expected).all()
 
 
+def test_an_image_of_no_file_under_a_rule_of_16_bits():
+    """It has 8 bits, which stay as they are."""
+    assert to_rgb(Image.new("RGB", (2, 1), (7, 8, 9)), Reading(intensity_range=(0, 4095))).getpixel((0, 0)) == (7, 8, 9)
+
+
 def test_what_is_beyond_the_range_is_clipped():
     values = np.array([[0, 99, 100, 227, 355, 356, 65535]], np.uint16)[..., None]
     assert read(png16(values), Reading(intensity_range=(100, 355)))[0, :, 0].tolist() == [0, 0, 0, 127, 255, 255, 255]

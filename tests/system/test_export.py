@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -60,15 +61,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_exported_folder_is_the_run(family, capsys):
     """The same model, classes, view of images and files of images; and an export of it is the same, byte for byte."""
     crop = {"eval_crop": 0.75} if isinstance(FAMILIES[family][2], int) else {}
-    folder = folder_of(family, interpolation="bicubic", **crop)
+    folder = folder_of(family, interpolation="bicubic", tta="flip" if family == "vit" else "none", **crop)
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
+    assert opened.title == f"{FAMILIES[family][0]}, exported"
     assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
     ours, theirs = run_itself.model.config.to_dict(), opened.model.config.to_dict()
     assert ours == theirs | {key: ours[key] for key in ("img_size", "layer_scale", "channel_mean", "channel_std")}
     assert opened.model.img_size == run_itself.model.img_size
     assert (opened.classes, opened.named, opened.reading) == (tuple(CLASSES), True, run_itself.reading)
-    assert {opened.settings[key] == run_itself.settings[key] for key in ("interpolation", "eval_crop")} == {True}
+    assert {opened.settings[key] == run_itself.settings[key] for key in ("interpolation", "eval_crop", "tta")} == {True}
     image = photo()
     assert torch.equal(opened.transform(image), run_itself.transform(image))
     images = images_of(opened.model)
@@ -105,7 +107,7 @@ def test_averaged_weights_are_the_ones_that_are_written():
 
 def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
     """train.py --eval_only, of the run and of its exported folder: every figure, in the same words."""
-    folder_of("vit", interpolation="bicubic", precision="fp32")
+    folder_of("vit", interpolation="bicubic", precision="fp32", tta="flip")
     import train
 
     figures = []
@@ -115,12 +117,27 @@ def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
     assert figures[0] == figures[1] != []
 
 
+def test_a_program_that_asks_the_folder_gets_the_run_s_answers():
+    """Of a run that evaluated with mirror images, as most do whose data may be mirrored."""
+    folder, image = folder_of("vit", tta="flip"), photo()
+    save_run(Path("output/s"), "vit", tta="flip")                # which does not say how it read its images
+    assert run("output/s", "--to", "folder", "--output", "unread") == run("unread", "--to", "folder", "--output", "again") == 0
+    assert contents(Path("unread")) == contents(Path("again"))
+    expected, *found = (models.load_model(path).predict(image, top_k=10) for path in ("output/r", folder, "unread"))
+    assert found == [expected] * 2
+    own = json.loads((folder / "config.json").read_text())
+    del own["vit_run"]["tta"]
+    (folder / "config.json").write_text(json.dumps(own))
+    assert models.load_model(folder).predict(image, top_k=10) != expected
+
+
 def test_the_card_says_what_no_config_can(capsys):
     save_run(Path("output/r"), "vit", interpolation="bicubic", tta="flip", recipe="digits")
     events = [{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "loss": 1.25, "images": 200},
               {"event": "eval", "split": "val", "step": 3, "accuracy": 0.9, "loss": 9.0, "images": 200}]
     Path("output/r/log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     assert run("output/r", "--to", "folder", "--output", "a") == 0
+    assert "note: the run's figures are of the mean over each image and its mirror image" in capsys.readouterr().out
     card = Path("a/README.md").read_text()
     for words in ("# r\n", "A ViT-Ti_16 for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
                   "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
@@ -201,6 +218,7 @@ def test_onnx_of_every_family(family, capsys):
     notes = session.get_modelmeta().custom_metadata_map
     seen = json.loads(notes["preprocessing"])
     assert json.loads(notes["classes"]) == CLASSES and seen["size"] == list(model.img_size) and seen["exif"] == "off"
+    assert seen["tta"] == "none"
     assert (seen["mean"], seen["channels"]) == (list(model.config.mean), model.config.in_channels)
     assert str(Path(export.__file__).parent).encode() not in Path("a.onnx").read_bytes()
     assert run("output/r", "--to", "onnx", "--output", "b.onnx", *(["--opset", 18] if family == "vit" else [])) == 0
@@ -292,6 +310,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
         assert error.startswith("export.py: error: ") and error.count("\n") == 1, error
         assert re.search(message, error), error
         assert sorted(os.listdir()) == before, words
+
+
+@pytest.mark.parametrize("to", ["folder", "npz", pytest.param("torch", marks=pytest.mark.slow)])
+def test_a_write_that_fails_leaves_nothing(to, capsys):
+    """Amid the file: here where it grows above a limit, as on a full disk."""
+    save_run(Path("output/r"), "gap")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        assert run("output/r", "--to", to, "--output", "a") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert "--output: cannot write a (File too large)" in error and error.count("\n") == 1
+    assert os.listdir() == ["output"]
 
 
 @pytest.mark.parametrize("to", ["folder", "npz"])

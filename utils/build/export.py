@@ -23,6 +23,8 @@ from utils.run.log import read_log
 from .find import file_of
 from .opened import EMBEDDED, Opened
 
+FLIPPED = ("note: the run's figures are of the mean over each image and its mirror image (--tta flip), which the program that "
+           "shows images to the model has to take")
 LONGEST = 200                   # letters of a value in a model card: weights of thousands of classes are no reading
 LOOSE = 1e-3                    # of a logit: as near as timm comes to what it computes with an eps of its own
 # Settings of a run that a model card lists, where they have an effect.
@@ -35,7 +37,7 @@ GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resnet_style": "google", "mean": (0
 
 def class_names(opened: Opened, file: str | None = None) -> list[str]:
     """By output. `file`: a text file that names the classes of a model which does not. Raises ConfigError."""
-    if opened.classes == ("no head",):
+    if not opened.has_head:
         raise ConfigError(f"{opened.path}: holds no head, so that it tells no classes apart. Fine-tune it first (train.py "
                           f"--pretrained_dir {opened.path})")
     known = opened.named or opened.model.num_classes == 1000
@@ -68,7 +70,12 @@ def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int
     writers = {"folder": functools.partial(_write_folder, card), "npz": _write_npz,
                "onnx": functools.partial(_write_program, functools.partial(programs.save_onnx, opset=opset)),
                "torch": functools.partial(_write_program, programs.save_program)}
-    notes: list[str] = []
+    notes = []
+    if not opened.named and classes == list(opened.classes):
+        notes.append(f"note: {opened.path} does not name its {len(classes):,} classes, which are taken to be ImageNet's. If they "
+                     "are not, write it again with --class_names FILE")
+    if opened.settings["tta"] == "flip":
+        notes.append(FLIPPED)
 
     def fill(unfinished: Path) -> None:
         try:
@@ -84,8 +91,9 @@ def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int
 
 
 def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Path) -> list[str]:
-    reading = reading_of(opened)
-    own = ({"reading": reading} if reading else {}) | {"card": card_facts(opened)}
+    reading, of_run = reading_of(opened), opened.has_data or "tta" in describe(opened.path).view
+    own = ({"reading": reading} if reading else {}) | ({"tta": opened.settings["tta"]} if of_run else {})
+    own["card"] = card_facts(opened)
     config, notes = timm_config(opened.model, classes, view_of(opened), own), []
     if otherwise := computed_otherwise(opened.model):
         difference = largest_difference(opened.model, otherwise)
@@ -96,7 +104,8 @@ def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Pa
 
 
 def _write_program(save: Callable, opened: Opened, classes: list[str], path: Path) -> list[str]:
-    return [save(opened.model, path, programs.facts_of(opened.model, classes, view_of(opened) | reading_of(opened)))]
+    view = view_of(opened) | reading_of(opened) | {"tta": opened.settings["tta"]}
+    return [save(opened.model, path, programs.facts_of(opened.model, classes, view))]
 
 
 def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:

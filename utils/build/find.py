@@ -255,8 +255,9 @@ def view_of(start: OpenedCheckpoint) -> dict:
     published = published_view(start.path)
     said = start.view or published
     size = {"img_size": start.row["img_size"]} if "img_size" in start.row else {}
-    return said | size | {"by": "their config.json" if start.view else "their publisher",
-                          "unknown_mean": not (start.tells_mean or published)}
+    untaken = {"untaken": start.untaken} if start.untaken else {}
+    return said | size | untaken | {"by": "their config.json" if start.view or untaken else "their publisher",
+                                    "unknown_mean": not (start.tells_mean or published)}
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:

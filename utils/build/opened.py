@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import string
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
@@ -193,6 +195,11 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else [NO_HEAD])
-    title = f"{name}, {what}"
+    of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
+    title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
     settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
+    for key, words in file.untaken.items():
+        if key not in view and flag != "--teacher":                  # which sees the student's images
+            print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
+                  file=sys.stderr)
     return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)

@@ -12,7 +12,7 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
 
     facts.start_row: `model_type`, the row of configs.py that it is of; the sizes that it has otherwise; `classifier`, if it can
     have no other; `img_size`, that of its positions, and `names_img_size`, whether its config.json says so;
-    `interpolation` and `eval_crop` of that. Raises ConfigError where the number of heads is unknown.
+    `interpolation`, `eval_crop` and `tta` of that. Raises ConfigError where the number of heads is unknown.
     """
     row, before = facts.start_row, values["model_type"]
     sizes = {key: row.get(key) for key in SIZES}
@@ -36,4 +36,4 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
     if "img_size" in row and "img_size" not in flags and own_size:
         values.put(START, {"img_size": row["img_size"]})
     if values["head"] == "keep":
-        values.put(START, {key: row[key] for key in ("interpolation", "eval_crop") if key in row and key not in flags})
+        values.put(START, {key: row[key] for key in ("interpolation", "eval_crop", "tta") if key in row and key not in flags})

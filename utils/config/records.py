@@ -54,8 +54,9 @@ class Facts:
     reading: dict | None = None                     # settings of how image files are read, as they were found: exif, alpha, ...
     start_settings: dict | None = None              # configuration of the run that the start weights come from, if one of ours
     start_row: dict | None = None                   # what they tell of their model, if another program's (utils/config/adopt.py)
-    # How they saw their images, as far as it is known: interpolation, eval_crop, img_size; `by`: who says so; `unknown_mean`:
-    # whether nobody says by which mean and standard deviation they were normalized (utils/config/view.py).
+    # How they saw their images, as far as it is known: interpolation, eval_crop, img_size; `untaken`: what no flag can say, in
+    # words by flag; `by`: who says so; `unknown_mean`: whether nobody says by which mean and standard deviation they were
+    # normalized (utils/config/view.py).
     start_view: dict | None = None
     start_head_classes: int | None = None           # classes of the head in the start weights; 0 or None: no head
     start_path: str | None = None

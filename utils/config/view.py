@@ -53,6 +53,8 @@ def view_notes(config: Config, facts: Facts) -> list[str]:
     """
     view, same_task = facts.start_view or {}, config.head == "keep"
     lines = _resize_notes(config, view, same_task)
+    lines += [f"warning: {view['by']} says of images what no flag can ({words}): here --{name} is {getattr(config, name)}"
+              for name, words in view.get("untaken", {}).items() if same_task and config.source(name) != FLAG]
     ours, theirs = (size if isinstance(size, tuple) else (size, size) for size in (config.img_size, view.get("img_size") or 0))
     if same_task and any(theirs) and ours != theirs:
         lines.append(f"{_mark(config, 'img_size')}: these weights were made with images of {_size(theirs)} px, and here they "

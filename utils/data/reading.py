@@ -119,7 +119,8 @@ def is_gray16(image: Image.Image) -> bool:
 
 def is_color16(image: Image.Image) -> bool:
     """Three or four channels of 16 bits, of which Pillow keeps the upper 8. Asks before the image is loaded."""
-    return image.mode in ("RGB", "RGBA") and any(_raw_mode(tile).startswith(("RGB;16", "RGBA;16")) for tile in image.tile)
+    tiles = getattr(image, "tile", ())             # what is no file has none
+    return image.mode in ("RGB", "RGBA") and any(_raw_mode(tile).startswith(("RGB;16", "RGBA;16")) for tile in tiles)
 
 
 def values16(image: Image.Image) -> np.ndarray:

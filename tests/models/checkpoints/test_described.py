@@ -63,22 +63,60 @@ def test_a_folder_of_timm(tmp_path, more, gelu):
         assert opened.view == {"interpolation": "bicubic", "eval_crop": 0.9} and opened.row["img_size"] == 8
 
 
-@pytest.mark.parametrize("seen, view", [
-    ({"crop_mode": "squash", "crop_pct": 1.0}, {"eval_crop": 0.0}), ({"crop_mode": "squash"}, {}), ({"crop_mode": "border"}, {}),
-    ({"crop_mode": "center"}, {"eval_crop": 0.9})])
-def test_how_a_folder_of_timm_cuts_images(tmp_path, seen, view):
+SQUARE_FIRST = {"eval_crop": "images are made square before 0.9 of them is cut out"}
+
+
+@pytest.mark.parametrize("seen, view, untaken", [
+    ({"crop_mode": "squash", "crop_pct": 1.0}, {"eval_crop": 0.0}, {}),
+    ({"crop_mode": "squash"}, {"eval_crop": 0.9}, SQUARE_FIRST),
+    ({"crop_mode": "border"}, {}, {"eval_crop": "crop: border, 0.9"}), ({"crop_mode": "center"}, {"eval_crop": 0.9}, {}),
+    ({"interpolation": "lanczos"}, {"eval_crop": 0.9}, {"interpolation": "interpolation lanczos"}),
+    ({"crop_pct": 1.5}, {}, {"eval_crop": "crop: 1.5"}), ({"crop_pct": None}, {}, {})])
+def test_how_a_folder_of_timm_cuts_images(tmp_path, seen, view, untaken):
     folder = folder_of(tmp_path / "x", TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | seen})
-    assert describe(folder / "model.safetensors").view == {"interpolation": "bicubic"} | view
+    found = describe(folder / "model.safetensors")
+    assert found.view == ({} if "interpolation" in untaken else {"interpolation": "bicubic"}) | view and found.untaken == untaken
+
+
+@pytest.mark.parametrize("seen, view, untaken", [
+    ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 36, "width": 36}}, {"eval_crop": 0.9}, {}),
+    ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 36}, {"eval_crop": 0.9}, {}),
+    ({"size": {"height": 40, "width": 40}, "do_center_crop": True, "crop_size": 36}, {"eval_crop": 0.9}, SQUARE_FIRST),
+    ({"size": 40, "do_center_crop": True, "crop_size": 36}, {"eval_crop": 0.9}, SQUARE_FIRST),
+    ({"size": {"height": 8, "width": 12}, "do_center_crop": False, "crop_size": 36}, {"eval_crop": 0.0}, {}),
+    ({"size": 8, "resample": 1}, {"eval_crop": 0.0}, {"interpolation": "interpolation resample 1"}),
+    ({"size": {"shortest_edge": 40}, "crop_pct": 0.8}, {"eval_crop": 0.8}, {}),
+    ({"size": {"shortest_edge": 40}}, {}, {"eval_crop": "crop: size {'shortest_edge': 40}, crop_size None"}),
+    ({"size": 40, "do_center_crop": True, "crop_size": {"height": 36, "width": 30}}, {},
+     {"eval_crop": "crop: size 40, crop_size {'height': 36, 'width': 30}"}),
+    ({"size": 40, "do_center_crop": True, "crop_size": 50}, {}, {"eval_crop": "crop: size 40, crop_size 50"})])
+def test_how_a_folder_of_transformers_cuts_images(tmp_path, seen, view, untaken):
+    found = describe(folder_of(tmp_path / "x", VIT, preprocessor_config=seen) / "model.safetensors")
+    assert (found.view, found.untaken) == (view, untaken)
+
+
+@pytest.mark.parametrize("seen, mean, std", [
+    ({"do_rescale": True, "rescale_factor": 0.00392156862745098}, 0.5, 0.25), ({"do_rescale": False}, 0.5 / 255, 0.25 / 255),
+    ({"rescale_factor": 2 / 255}, 0.25, 0.125), ({"rescale_factor": 2 / 255, "do_normalize": False}, 0, 0.5)])
+def test_how_a_folder_of_transformers_scales_pixels(tmp_path, seen, mean, std):
+    seen = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **seen}
+    found = describe(folder_of(tmp_path / "x", VIT, preprocessor_config=seen) / "model.safetensors")
+    assert found.row["mean"] == pytest.approx([mean] * 3) and found.row["std"] == pytest.approx([std] * 3)
+
+
+def test_classes_by_name(tmp_path):
+    labels = {"id2label": None, "label2id": {"bee": 1, "ant": "0"}}
+    assert describe(folder_of(tmp_path / "x", VIT | labels) / "model.safetensors").classes == ["ant", "bee"]
 
 
 READ = {"exif": "off", "intensity_range": [0, 4095], "alpha": "mask"}
 
 
 def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
-    own = {"reading": READ, "card": {"data": {"images": 5, "data set": "digits"}}}
+    own = {"reading": READ, "tta": "flip", "card": {"data": {"images": 5, "data set": "digits"}}}
     names = ["tab\t", "x" * 300]
     described = describe(folder_of(tmp_path / "x", TIMM | {"label_names": names, "vit_run": own}) / "model.safetensors")
-    assert described.view == {"interpolation": "bicubic", "eval_crop": 0.9, **READ, "intensity_range": (0, 4095)}
+    assert described.view == {"interpolation": "bicubic", "eval_crop": 0.9, **READ, "intensity_range": (0, 4095), "tta": "flip"}
     assert described.card == own["card"] and described.classes == names
 
 
@@ -86,6 +124,7 @@ def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
     ([], "vit_run a list of 0: must be values by name"), ({}, "vit_run lacks card"),
     ({"card": {}, "reading": READ | {"exif": "up"}}, "vit_run.reading.exif 'up': must be 'follow' or 'off'"),
     ({"card": {}, "reading": READ | {"intensity_range": [5, 5]}}, "vit_run.reading.intensity_range a list of 2: must be two"),
+    ({"card": {}, "tta": "rotate"}, "vit_run.tta 'rotate': must be 'none' or 'flip'"),
     ({"card": {"data": {"x": [1]}}}, "vit_run.card.data.x a list of 1: must be text or a number"),
     ({"card": {}, "code": "x"}, "vit_run has code, which this version does not know")])
 def test_false_words_of_a_folder_of_ours_are_one_line(tmp_path, own, message):
