@@ -142,6 +142,33 @@ def test_worker_that_is_stopped_while_its_batch_is_on_the_way():
                     os.kill(worker.pid, signal.SIGSTOP)
 
 
+@pytest.mark.parametrize("hang", [False, True])
+def test_a_stream_may_wait_for_its_source_but_not_for_a_worker_that_hangs(tmp_path, hang):
+    """Such as for standard input, or for its turn among the processes of predict.py."""
+    def batches():
+        for number in range(4):
+            time.sleep(1.2 * (number == 3))
+            yield [str(number)]
+
+    loaded = data.stream_loader(batches(), transform=None, num_workers=1, pin_memory=False, timeout_s=0.5)
+    loaded.dataset = Slow("2" if hang else "")
+    if hang:
+        assert "gave no batch for 0.5 s and were killed" in fails(loaded)
+    else:
+        assert [batch.keys for batch in loaded] == [["0"], ["1"], ["2"], ["3"]]
+
+
+class Slow:
+    """Of a stream: what hangs with one of its files."""
+
+    def __init__(self, hanging: str):
+        self.hanging = hanging
+
+    def __getitem__(self, path: str) -> tuple:
+        time.sleep(60 * (path == self.hanging))
+        return torch.zeros(1), -1, None
+
+
 def test_the_signals_of_a_stop_leave_workers_alone(expected, monkeypatch):
     """Nor do those that come before a worker ignores them, or while workers are started."""
     worker_init = data_workers._worker_init

@@ -1,8 +1,10 @@
 """Processes that predict: the order of the answers, how far they run ahead, and what ends them."""
 
+import io
 import itertools
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from processes import is_gone, wait_until
 
 from utils.data.splits import DataError
 from utils.data.workers import WorkerError
-from utils.predict import pool
+from utils.predict import pool, sources
 from utils.predict.pool import in_order
 
 
@@ -41,6 +43,27 @@ def test_an_endless_source_is_read_no_further_than_needed(count):
         assert next(answers) == ([number], [number * number])
         assert len(taken) - number <= pool.AHEAD * count + 3
     answers.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_answers_come_while_the_source_pauses(count, monkeypatch):
+    """Whatever is in the hands of loaders: standard input stays open, and no further line comes."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sources.sys, "stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
+    os.write(writer, b"".join(b"%d\n" % number for number in range(10)))
+    batches, got = sources.Batches((item and int(item.name) for item in sources.open_sources(["-"])), 4), []
+    closing = threading.Timer(20, os.close, [writer])
+    closing.start()
+    answers = in_order(squares, batches, count)
+    for batch, answer in answers:
+        batches.answered(batch)
+        got += answer
+        if len(got) == 10:
+            break
+    assert closing.is_alive() and got == [number * number for number in range(10)]
+    closing.cancel()
+    answers.close()
+    os.close(writer)
 
 
 def test_what_a_process_raises_is_raised_here_with_its_code():

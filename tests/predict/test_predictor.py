@@ -1,6 +1,7 @@
 """From images to labels: the same numbers in any batch, as evaluation has them, and asked in Python."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from models import ModelError, load_model
 from utils.build import open_model
 from utils.data.splits import ImageError
 from utils.predict.predictor import Answers, Work
-from utils.predict.sources import open_sources
+from utils.predict.sources import Batches, open_sources
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,18 @@ def test_numbers_do_not_depend_on_the_batch_nor_on_who_loads(place):
         other = answers_of(dataclasses.replace(work_of(opened), workers=workers), open_sources([str(place / "p")]), size)
         assert (other.labels == whole.labels).all() and other.bad == whole.bad
         np.testing.assert_allclose(other.probabilities, whole.probabilities, atol=1e-6)
+
+
+def test_the_loader_s_processes_hand_out_what_they_have_when_no_image_comes(place):
+    """Batches without an image are answers without a row."""
+    items = list(open_sources([str(place / "p")]))
+    work, given = dataclasses.replace(work_of(open_model(place / "r")), workers=1), []
+    batches = Batches(itertools.chain(items, itertools.repeat(None)), 4)
+    for _ in work(given.append(batch) or batch for batch in batches):
+        batches.answered(given.pop(0))
+        if not batches.owed:
+            break
+    assert not any(given)                       # what is under way yet has no image
 
 
 def test_every_batch_is_computed_at_one_shape(place):

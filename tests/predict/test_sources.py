@@ -13,7 +13,7 @@ from processes import error_of
 from utils.data.csv_tables import read_table
 from utils.data.splits import DataError
 from utils.predict import sources
-from utils.predict.sources import Item, open_sources
+from utils.predict.sources import Batches, Item, first_of, open_sources
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,36 @@ def test_the_head_of_a_long_list_is_enough_to_know_its_columns(monkeypatch):
     Path("d/x.csv").write_text("path;label\n" + "a.png;x\n" * 500)
     monkeypatch.setattr(sources, "HEAD_BYTES", 100)
     assert len(read_table(Path("d/x.csv"), 100).rows) < 20 and len(found("d/x.csv")) == 500
+
+
+def test_batches_are_cut_where_no_more_keys_come_and_end_with_an_error_of_the_source():
+    def keys():
+        yield from [None, 1, 2, 3, None, None, None, 4, None, 5]
+        raise DataError("x.txt:6: NUL bytes")
+
+    batches, got = Batches(keys(), 2), []
+    for batch in batches:
+        got.append(batch)
+        if len(got) > 4:
+            batches.answered([1, 2, 3])
+    assert got == [[1, 2], [3], [], [], [4], [5]] and str(batches.error) == "x.txt:6: NUL bytes"
+    assert first_of(iter([None, 1, 2, None, 3]), 4, True) == ([1, 2], False)
+    assert first_of(iter([None, 1, 2, None, 3]), 4, False) == ([1, 2, 3], True)
+    assert first_of(iter([1, 2, 3]), 2, True) == ([1, 2], False)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row_and_not_the_end(monkeypatch):
+    """(Whoever runs the tests may be allowed to list any.)"""
+    write("p/a/1.png", "p/b/2.png", "p/c.png")
+
+    def listed(folder):
+        if folder == "p/a":
+            raise DataError("Permission denied: p/a")
+        return entries(folder)
+
+    entries = sources.entries
+    monkeypatch.setattr(sources, "entries", listed)
+    assert found("p") == ["p/a", "p/b/2.png", "p/c.png"] and "Permission denied" in error_of(DataError, found, "p/a")
 
 
 def test_what_holds_no_images_is_refused_before_anything_is_read():

@@ -100,9 +100,11 @@ def test_what_shapes_cannot_tell_is_kept():
 
 
 def test_averaged_weights_are_the_ones_that_are_written():
-    folder = folder_of("vit", ema_decay=0.9)
+    folder = folder_of("gap", ema_decay=0.9)
+    assert run("output/r", "--to", "npz", "--output", "a.npz") == 0
     averaged = torch.load("output/r/best.pt", weights_only=True)["ema"]
-    assert all(torch.equal(value, averaged[name]) for name, value in open_model(folder).model.state_dict().items())
+    for path in (folder, "a.npz"):
+        assert all(torch.equal(value, averaged[name]) for name, value in open_model(path).model.state_dict().items())
 
 
 def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
@@ -312,9 +314,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
         assert sorted(os.listdir()) == before, words
 
 
-@pytest.mark.parametrize("to", ["folder", "npz", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("to", ["folder", "npz", pytest.param("torch", marks=pytest.mark.slow),
+                                pytest.param("onnx", marks=pytest.mark.reference)])
 def test_a_write_that_fails_leaves_nothing(to, capsys):
     """Amid the file: here where it grows above a limit, as on a full disk."""
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
     save_run(Path("output/r"), "gap")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
