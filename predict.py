@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from utils.predict.sources import Batches
 
 BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
+LISTS = ".csv", ".tsv"
 OTHER = "of a MODEL that is no run"
 ARGUMENTS = {
     "model": {"metavar": "MODEL", "type": user_path, "help": "what predicts: see above"},
@@ -92,6 +93,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
                           f"data{', not both' * bool(options.split)}")
     if options.sort and not options.split:
         raise ConfigError("--sort loss only has an effect with --split: without the true classes there is no loss")
+    for flag in ("path_column", "image_dir"):
+        if getattr(options, flag) and not any(given.lower().endswith(LISTS) for given in options.inputs):
+            raise ConfigError(f"--{flag} only has an effect with a list as INPUT ({', '.join(LISTS)})")
     if options.output and os.path.lexists(options.output) and not is_stream(options.output):
         what = "is a folder: give a file" if os.path.isdir(options.output) else "is there: remove it, or give another name"
         raise ConfigError(f"--output {options.output} {what}")

@@ -197,6 +197,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r"], "give images (a file, a folder, a list, - for paths on standard input) or --split val"),
             (["r", "p", "--split", "val"], "not both"),
             (["r", "p", "--sort", "loss"], "--sort loss only has an effect with --split"),
+            (["r", "p", "--path_column", "x"], "--path_column only has an effect with a list as INPUT"),
+            (["r", "--split", "val", "--image_dir", "p"], "--image_dir only has an effect with a list as INPUT"),
             (["r", "-", "-"], "- is given twice"),
             (["r", "photos"], "photos: no such file or folder"),
             (["r", "empty"], "empty: no images (.jpg"),
@@ -213,7 +215,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
         code, rows, printed = run(*argv)
         assert code == 2 and words in printed, (argv, printed)
         assert words == "2 images, " or (printed.count("\n") == 1 and printed.startswith("predict.py: error: ") and not rows)
-    assert "none of them can be read" not in printed and "2 cannot be read (column error), such as a.jpg: " in printed
+    assert "2 cannot be read (column error), such as a.jpg: " in printed
     monkeypatch.setenv("NPROC", "two")
     assert run("r", "p")[2] == "predict.py: error: NPROC=two: must be a whole number, 1 or more\n"
     assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "there.csv", "x.pth"]
