@@ -46,7 +46,8 @@ ARGUMENTS = {
                 "have the true class and the loss too"},
     "--sort": {"choices": ("loss",), "help": "with --split: the worst mistakes first"},
     "--top_k": {"type": positive_int, "metavar": "N", "help": f"classes of a row (default: {SHOWN}; with --split 1)"},
-    "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object a line (default: csv)"},
+    "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object a line; json is whole at its "
+                 "end alone (default: csv)"},
     "--output": {"type": user_path, "metavar": "FILE", "help": "a new file, which has its name when it is whole (default: "
                  "standard output)"},
     "--batch_size": {"type": positive_int, "metavar": "N", "help": f"images of a batch; changes no label (default: {BATCH}; with "
@@ -196,9 +197,17 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
 
 def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:
     """What predicts, and how."""
+    from utils.device import choose_device
     from utils.run.checkpoint import BEST_FILE
+    from utils.training.precision import choose
 
-    precision = work.precision + (" (the run's own)" if options.split and not options.precision else "")
+    precision = work.precision
+    if precision == "auto":
+        device = choose_device(work.device, 0, 1)
+        # Where processes are forked this one uses no GPU.
+        precision += (f": {choose('auto', '', device)[0].name}" if device.type == "cpu" or work.processes == 1 else
+                      ": bf16 where the GPU multiplies it, else fp32")
+    precision += (" (the run's own)" if options.split and not options.precision else "")
     flipped = ", with mirror images" * work.flipped
     taken = "taken to be ImageNet's" if len(opened.classes) == 1000 else "numbered"
     unnamed = "" if opened.named else f"; the file does not name its classes, which are {taken}"

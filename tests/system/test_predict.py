@@ -115,11 +115,13 @@ def few(splits):
 
 
 def test_a_run_s_own_precision_and_mirror_images_count_with_its_own_data(run):
+    Path("p.png").write_bytes(png())
     write_checkpoint(Path("r/best.pt"), "--precision", "bf16", "--tta", "flip", "--eval_batch_size", 128)
     _, own, printed = run("r", "--split", "val")
     assert "; bf16 (the run's own), with mirror images, 1 process" in printed
     _, exact, printed = run("r", "--split", "val", "--precision", "fp32", "--tta", "none", "--batch_size", 7)
     assert "; fp32, 1 process" in printed and len(own) == len(exact) == 200
+    assert "; auto: " in (chosen := run("r", "p.png", "--precision", "auto")[2]) and "auto: auto" not in chosen
     assert [row["probability"] for row in own] != [row["probability"] for row in exact]
 
 
