@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from utils.predict.sources import Batches
 
 BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
+LISTS = ".csv", ".tsv"
 OTHER = "of a MODEL that is no run"
 ARGUMENTS = {
     "model": {"metavar": "MODEL", "type": user_path, "help": "what predicts: see above"},
@@ -45,7 +46,8 @@ ARGUMENTS = {
                 "have the true class and the loss too"},
     "--sort": {"choices": ("loss",), "help": "with --split: the worst mistakes first"},
     "--top_k": {"type": positive_int, "metavar": "N", "help": f"classes of a row (default: {SHOWN}; with --split 1)"},
-    "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object a line (default: csv)"},
+    "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object a line; json is whole at its "
+                 "end alone (default: csv)"},
     "--output": {"type": user_path, "metavar": "FILE", "help": "a new file, which has its name when it is whole (default: "
                  "standard output)"},
     "--batch_size": {"type": positive_int, "metavar": "N", "help": f"images of a batch; changes no label (default: {BATCH}; with "
@@ -92,6 +94,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
                           f"data{', not both' * bool(options.split)}")
     if options.sort and not options.split:
         raise ConfigError("--sort loss only has an effect with --split: without the true classes there is no loss")
+    for flag in ("path_column", "image_dir"):
+        if getattr(options, flag) and not any(given.lower().endswith(LISTS) for given in options.inputs):
+            raise ConfigError(f"--{flag} only has an effect with a list as INPUT ({', '.join(LISTS)})")
     if options.output and os.path.lexists(options.output) and not is_stream(options.output):
         what = "is a folder: give a file" if os.path.isdir(options.output) else "is there: remove it, or give another name"
         raise ConfigError(f"--output {options.output} {what}")
@@ -192,9 +197,17 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
 
 def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:
     """What predicts, and how."""
+    from utils.device import choose_device
     from utils.run.checkpoint import BEST_FILE
+    from utils.training.precision import choose
 
-    precision = work.precision + (" (the run's own)" if options.split and not options.precision else "")
+    precision = work.precision
+    if precision == "auto":
+        device = choose_device(work.device, 0, 1)
+        # Where processes are forked this one uses no GPU.
+        precision += (f": {choose('auto', '', device)[0].name}" if device.type == "cpu" or work.processes == 1 else
+                      ": bf16 where the GPU multiplies it, else fp32")
+    precision += (" (the run's own)" if options.split and not options.precision else "")
     flipped = ", with mirror images" * work.flipped
     taken = "taken to be ImageNet's" if len(opened.classes) == 1000 else "numbered"
     unnamed = "" if opened.named else f"; the file does not name its classes, which are {taken}"

@@ -169,8 +169,12 @@ def csv_table(rows: Iterable[Sequence[object]], line_end: str = "\r\n") -> str:
 
 def read_csv_table(text: str) -> list[list[str]]:
     """The cells of `csv_table`, text as it was given."""
-    return [[cell[1:] if FORMULA.match(cell, 1) and cell[0] == "'" else cell for cell in row]
-            for row in csv.reader(io.StringIO(text, newline=""))]
+    return [[plain_cell(cell) for cell in row] for row in csv.reader(io.StringIO(text, newline=""))]
+
+
+def plain_cell(cell: str) -> str:
+    """Without the apostrophe that `csv_table` sets before a formula."""
+    return cell[1:] if FORMULA.match(cell, 1) and cell[0] == "'" else cell
 
 
 def encoded(text: str) -> bytes:

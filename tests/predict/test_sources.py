@@ -12,6 +12,7 @@ from processes import error_of
 
 from utils.data.csv_tables import read_table
 from utils.data.splits import DataError
+from utils.files import csv_table
 from utils.predict import sources
 from utils.predict.sources import Batches, Item, first_of, open_sources
 
@@ -85,6 +86,15 @@ def test_a_csv_in_another_folder_than_its_images_and_with_rows_that_have_none():
     assert found("lists/x.csv", image_dir="images") == ["images/a.png", "images/gone.png", "images/b.png", "images/"]
     Path("lists/y.csv").write_text("one,two,three\nred,blue,green\n")
     assert "--path_column" in error_of(DataError, found, "lists/y.csv")
+
+
+def test_a_table_of_ours_names_a_file_that_a_spreadsheet_would_run():
+    """By an apostrophe before it, which is a part of another file's name."""
+    write("d/a.png", "d/=b.png", "d/'-c.png")
+    Path("d/x.csv").write_text(csv_table([["path", "label", "error"], ["a.png", "+", ""], ["=b.png", "-", ""],
+                                          ["'-c.png", "", ""], ["=gone.png", "", ""]]))
+    assert [item.name for item in open_sources(["d/x.csv"])] == ["a.png", "=b.png", "'-c.png", "=gone.png"]
+    assert found("d/x.csv") == ["d/a.png", "d/=b.png", "d/'-c.png", "d/=gone.png"]
 
 
 def test_the_head_of_a_long_list_is_enough_to_know_its_columns(monkeypatch):

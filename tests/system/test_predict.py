@@ -115,11 +115,13 @@ def few(splits):
 
 
 def test_a_run_s_own_precision_and_mirror_images_count_with_its_own_data(run):
+    Path("p.png").write_bytes(png())
     write_checkpoint(Path("r/best.pt"), "--precision", "bf16", "--tta", "flip", "--eval_batch_size", 128)
     _, own, printed = run("r", "--split", "val")
     assert "; bf16 (the run's own), with mirror images, 1 process" in printed
     _, exact, printed = run("r", "--split", "val", "--precision", "fp32", "--tta", "none", "--batch_size", 7)
     assert "; fp32, 1 process" in printed and len(own) == len(exact) == 200
+    assert "; auto: " in (chosen := run("r", "p.png", "--precision", "auto")[2]) and "auto: auto" not in chosen
     assert [row["probability"] for row in own] != [row["probability"] for row in exact]
 
 
@@ -197,6 +199,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r"], "give images (a file, a folder, a list, - for paths on standard input) or --split val"),
             (["r", "p", "--split", "val"], "not both"),
             (["r", "p", "--sort", "loss"], "--sort loss only has an effect with --split"),
+            (["r", "p", "--path_column", "x"], "--path_column only has an effect with a list as INPUT"),
+            (["r", "--split", "val", "--image_dir", "p"], "--image_dir only has an effect with a list as INPUT"),
             (["r", "-", "-"], "- is given twice"),
             (["r", "photos"], "photos: no such file or folder"),
             (["r", "empty"], "empty: no images (.jpg"),
@@ -213,7 +217,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
         code, rows, printed = run(*argv)
         assert code == 2 and words in printed, (argv, printed)
         assert words == "2 images, " or (printed.count("\n") == 1 and printed.startswith("predict.py: error: ") and not rows)
-    assert "none of them can be read" not in printed and "2 cannot be read (column error), such as a.jpg: " in printed
+    assert "2 cannot be read (column error), such as a.jpg: " in printed
     monkeypatch.setenv("NPROC", "two")
     assert run("r", "p")[2] == "predict.py: error: NPROC=two: must be a whole number, 1 or more\n"
     assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "there.csv", "x.pth"]

@@ -1,6 +1,8 @@
 """models.load_model: a trained model for a program of the user's, which may ask it about images."""
 
+import dataclasses
 from pathlib import Path
+from typing import NoReturn
 
 from models import ModelError
 from models.base import ImageTransformer
@@ -30,9 +32,22 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
         opened = opened or open_model(path, flag="load_model", **typed)
     except (ConfigError, CheckpointError) as error:
         raise ModelError(str(error)) from error
-    if opened.has_head and opened.settings:
-        opened.model.predictor = Predictor(opened.classes, opened.transform, opened.reading, opened.settings["tta"] == "flip")
+    opened.model.predictor = (
+        _NoAnswer(f"{path} has no head, and so no classes: fine-tune it first") if not opened.has_head else
+        _NoAnswer(f"the settings in {path} are not those of a run, and so nobody knows how its images are read")
+        if not opened.settings else
+        Predictor(opened.classes, opened.transform, opened.reading, opened.settings["tta"] == "flip"))
     return opened.model
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoAnswer:
+    """In place of a Predictor: why there is none."""
+
+    why: str
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise ModelError(f"predict: {self.why}")
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:

@@ -22,7 +22,7 @@ from utils.data.image_files import IMAGE_EXTENSIONS, entries
 from utils.data.layouts import is_hidden
 from utils.data.listed_files import FileFinder
 from utils.data.splits import DataError
-from utils.files import no_folder, where_looked
+from utils.files import no_folder, plain_cell, where_looked
 
 STANDARD_INPUT, LIST_ENDING = "-", ".txt"
 HEAD_BYTES = 1 << 20            # of a csv: by them the columns are found
@@ -184,9 +184,14 @@ def _csv(file: Path, path_column: str | None, image_dir: str | None) -> Iterator
     column = find_path_column(table, path_column, finder, "test")
     folders = finder.folders_of(table.column(column), "test") or [finder.given or finder.data_dir]
 
-    def find(name: str) -> Item:
+    def place(name: str) -> str | None:
         path = next((path for path in (os.path.join(folder, name) for folder in folders) if os.path.isfile(path)), None)
-        return Item(name, path or finder.find(name, folders) or os.path.join(folders[0], name))
+        return path or finder.find(name, folders)
+
+    def find(name: str) -> Item:
+        if plain_cell(name) != name and not place(name):           # a table of ours
+            name = plain_cell(name)
+        return Item(name, place(name) or os.path.join(folders[0], name))
 
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
     rows = itertools.islice(_rows(file, encoding, table.separator), int(bool(table.header)), None)
