@@ -46,7 +46,7 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
     (DEIT, {"interpolation": "bicubic", "eval_crop": 0.9}, []), (DEIT, {"interpolation": "bilinear", "eval_crop": 0.0}, []),
     (DEIT, {"recipe": "mae", "dataset": "folder"}, []), (DEIT, {"recipe": "photos"}, []),
     (GOOGLE, {"recipe": "photos"}, ["note: these weights were evaluated otherwise, as their publisher says (the whole image, its "
-                                    "shape not kept, bilinear), and the recipe means to differ. To do so here, add "
+                                    "shape not kept, bilinear), and the recipe differs on purpose. To do so here, add "
                                     "--interpolation bilinear --eval_crop 0"]),
     (GOOGLE, {"recipe": "photos", "interpolation": "bicubic"}, ["To do so here, add --eval_crop 0"]),
     (DEIT, {}, ["note: these weights were evaluated otherwise, as their publisher says (shape kept, the middle 87.5 % of the "

@@ -23,9 +23,9 @@ from utils.run.log import read_log
 from .find import file_of
 from .opened import EMBEDDED, Opened
 
-FLIPPED = ("note: the run's figures are of the mean over each image and its mirror image (--tta flip), which the program that "
-           "shows images to the model has to take")
-LONGEST = 200                   # letters of a value in a model card: weights of thousands of classes are no reading
+FLIPPED = ("note: the run's figures are of the mean over each image and its mirror image (--tta flip), which your program has to "
+           "compute itself")
+LONGEST = 200                   # letters of a value in a model card: longer ones are cut
 LOOSE = 1e-3                    # of a logit: as near as timm comes to what it computes with an eps of its own
 # Settings of a run that a model card lists, where they have an effect.
 TRAINED = ("recipe", "num_steps", "train_batch_size", "optimizer", "learning_rate", "layer_decay", "weight_decay", "warmup_steps",

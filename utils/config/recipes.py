@@ -19,7 +19,7 @@ from .types import ConfigError
 # in passes over them, within bounds.
 LEAST_BATCH, MOST_BATCH, BATCH_PART, BATCH_UNIT = 32, 512, 1 / 62.5, 8
 PASSES, SCRATCH_PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 100, 200, 240, 20_000
-FEW_OF_CLASS = 20               # images: so few are varied by RandAugment too; with more it gained nothing
+FEW_OF_CLASS = 20               # images: so few are varied by RandAugment too; with more it was not compared
 OPTIMIZERS = ("sgd", "adamw")
 PAPER_RATES = 0.001, 0.003, 0.01, 0.03      # of SGD, for CIFAR, Pets and Flowers (arXiv 2010.11929, appendix B.1.1)
 LONG = 2.0                      # longer side over shorter: of images beyond it the middle square shows less than half
