@@ -1,6 +1,21 @@
-"""Names and shapes of a file -> keys of a model's row.
+"""Names and shapes of a file -> keys of a model's row, and the families that it may be of.
 
-All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it.
+The contract, for models/create.py (match_row) and whoever builds from a file:
+
+`OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels), what
+arrays are in the file (class_token, registers, positions, layer_scale, mlp, norm, pre_norm, patch_norm, final_norm, attention_norm,
+mlp_norm, qk_norm, qkv_bias, proj_bias, mlp_bias, patch_bias, distilled, class_layers, resnet_layers, resnet_width) and `classifier`.
+There where they are known: mlp_dim, num_heads, img_size, pool_heads, pool_mlp_dim, rope, rope_grid. layer_scale is 0.0 or 1e-5: the
+initial value is no part of a filled model. What config.json says beside the file is in it too, and wins where it may.
+
+`OpenedCheckpoint.families`: names of families (FAMILIES; rows of configs.MODELS are called FAMILY-SIZE_PATCH) whose files have these
+names and shapes. One: it is that family, and `row` and `computed` have all that follows from it. Several: they differ in keys that no
+array tells; `row` and `computed` lack those, and `model_type` or config.json must say which. None: a model of its own.
+
+`OpenedCheckpoint.computed`: gelu, norm_eps, position_resize, mean, std (COMPUTED), as far as program, family or config.json tell them.
+
+All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and a
+family's width of a head.
 """
 
 import math
