@@ -1,21 +1,22 @@
-"""Names and shapes of a file -> keys of a model's row, and the families that it may be of.
+"""Names and shapes of a file -> keys of a model's row, and the rows of configs.MODELS that it may be of.
 
 The contract, for models/create.py (match_row) and whoever builds from a file:
 
 `OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels), what
-arrays are in the file (class_token, registers, positions, layer_scale, mlp, norm, pre_norm, patch_norm, final_norm, attention_norm,
-mlp_norm, qk_norm, qkv_bias, proj_bias, mlp_bias, patch_bias, distilled, class_layers, resnet_layers, resnet_width) and `classifier`.
-There where they are known: mlp_dim, num_heads, img_size, pool_heads, pool_mlp_dim, rope, rope_grid. layer_scale is 0.0 or 1e-5: the
-initial value is no part of a filled model. What config.json says beside the file is in it too, and wins where it may.
+arrays are in the file (ARRAYS: class_token, registers, positions, layer_scale, mlp, norm, ...; distilled, class_layers,
+resnet_layers, resnet_width) and `classifier`. There where they are known: mlp_dim, num_heads, img_size, pool_mlp_dim. layer_scale is
+0.0 or 1e-5, whatever the file's numbers once began with: compare it as a truth value. Never there: what no array holds (rope,
+rope_grid, pool_heads, gelu, eps, images): these are the row's in MODELS.
 
-`OpenedCheckpoint.families`: names of families (FAMILIES; rows of configs.MODELS are called FAMILY-SIZE_PATCH) whose files have these
-names and shapes. One: it is that family, and `row` and `computed` have all that follows from it. Several: they differ in keys that no
-array tells; `row` and `computed` lack those, and `model_type` or config.json must say which. None: a model of its own.
+`OpenedCheckpoint.candidates`: the names of those rows of configs.MODELS that have these arrays and all of these sizes; if there are
+none, `candidates(row, sizes=False)` are those of other sizes. One: the file is of it. Several, that differ in what no array holds:
+config.json or --model_type must say which, and the file is refused with them otherwise. None: a model of its own.
 
-`OpenedCheckpoint.computed`: gelu, norm_eps, position_resize, mean, std (COMPUTED), as far as program, family or config.json tell them.
+`OpenedCheckpoint.computed`: those of COMPUTED (gelu, norm_eps, ...) that the program says, whatever the row: timm's exact GELU and eps
+1e-6 for the plain encoder (ViT, DeiT, MAE, SigLIP, I-JEPA), nothing for files of the other families, whose rows say it.
 
-All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and a
-family's width of a head.
+All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and the
+row of a published size.
 """
 
 import math
