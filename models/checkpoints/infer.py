@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 from models.errors import WeightsError
 
-from .layouts import Layout, abbreviate
+from .layout import Layout, abbreviate
 
 # The first kernel of a hybrid, and the first of a unit of its ResNet: in timm's names, in Google's and ViT-pytorch's, which count
 # from 1. Google's kernels are HWIO.
@@ -143,7 +143,8 @@ def _positions(layout: Layout, row: dict) -> dict:
 
 def is_plain(found: dict) -> bool:
     """Whether the blocks are those of Google's and DeiT's encoder, which timm and others compute in one way each."""
-    return all(found[key] == value for key, value in ARRAYS.items() if key not in ("distilled", "class_layers", "class_token"))
+    return bool(found["class_layers"]) or all(
+        found[key] == value for key, value in ARRAYS.items() if key not in ("distilled", "class_layers", "class_token"))
 
 
 def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
