@@ -19,7 +19,14 @@ LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)            # of Google's 
 # How the published models of a family resize their position tables. "bilinear": Google's code calls
 # scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); this form also takes
 # grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing where the grid shrinks.
-RESIZE_RULES = {"bilinear": {"mode": "bilinear", "align_corners": True}, "bicubic": {"mode": "bicubic", "align_corners": False}}
+# "_antialias": smoothed where the grid shrinks; "bilinear_unaligned": corners not aligned.
+RESIZE_RULES = {
+    "bilinear": {"mode": "bilinear", "align_corners": True},
+    "bilinear_unaligned": {"mode": "bilinear", "align_corners": False},
+    "bilinear_antialias": {"mode": "bilinear", "align_corners": False, "antialias": True},
+    "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
+}
 
 
 def norm_of(config) -> Callable[[int], nn.Module]:
