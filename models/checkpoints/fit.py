@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from models.base import ImageTransformer
+from models.base import ImageTransformer, has_class_token
 from models.errors import WeightsError
 
 from .conversions import Row
@@ -112,6 +112,9 @@ def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
         return OF_A_RUN
     if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
         return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+    if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
+        return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (class_token False, "
+                "classifier 'patch_mean')")
     parameters = set(model.state_dict()) - set(report.fresh)
     for name, (file_has_it, model_has_it) in ADVICE.items():
         if layout.has(name) and name not in parameters:

@@ -92,7 +92,7 @@ class Layout:
     def called(self, name: str) -> str:
         """What the file calls an array, where it is not only behind a prefix."""
         source = self._sources[name]
-        return name if source.endswith(name) else source
+        return name if source.endswith(name) or name in self._layers else source
 
     def under(self, part: str) -> set[str]:
         """The arrays of one part of the model, such as "attn_pool"."""
