@@ -45,6 +45,9 @@ def detect_layout(file: WeightFile) -> Layout:
             layout.program_row = program.row | layout.program_row if layout.program_row else program.row
             layout.beside, layout.notes = layout.beside + beside, [*notes, *layout.notes]
             return layout
+    for pattern, what in key_maps.TEXT:
+        if any(re.search(pattern, name) for name in file.names):
+            raise WeightsError(f"{file.path}: it is {what}")
     names = map(_without_wrappers, file.names)
     raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
 
