@@ -10,8 +10,8 @@ units. Conversions are functions of the same name in conversions.py:
   patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
-The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and DINO
-share and which our parameters are named after, has its exceptions in timm_names.py.
+The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and
+DINO share and which our parameters are named after, has its exceptions in timm_names.py.
 """
 
 # ------------------------------------------------------------------------------------------------------ Google

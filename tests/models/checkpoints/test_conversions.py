@@ -29,7 +29,8 @@ def test_conversions_are_inverse(conversion):
 
 def test_the_parts_of_a_packed_array():
     packed = torch.arange(6.0)
-    assert [CONVERSIONS[f"{part}_of_qkv"].from_file(packed).tolist() for part in ("q", "v", "kv")] == [[0, 1], [4, 5], [2, 3, 4, 5]]
+    for part, expected in (("q", [0, 1]), ("v", [4, 5]), ("kv", [2, 3, 4, 5])):
+        assert CONVERSIONS[f"{part}_of_qkv"].from_file(packed).tolist() == expected
 
 
 def test_the_pixels_of_a_patch_go_by_rows_and_channels_last():
