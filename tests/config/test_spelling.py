@@ -51,7 +51,7 @@ def test_a_model_at_another_size():
 @pytest.mark.parametrize(("typed", "meant"), [
     ("mirror/vit-base-patch16-224", "imagenet21k/ViT-B_16"), ("vit_base_patch_16", "imagenet21k/ViT-B_16"),
     ("mirror/deit-small-patch16-224", "deit/deit_small_patch16_224-cd65a155"), ("sam/B16", "sam/ViT-B_16"),
-    ("mae/vit-base-mae", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
+    ("mae/mae_pretrain_base", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
     ("checkpoint/ViT-B_16.npz", "imagenet21k/ViT-B_16"), ("imagenet21k/vit-b16", "imagenet21k/ViT-B_16")])
 def test_published_names(typed, meant):
     with pytest.raises(ConfigError) as caught:

@@ -6,6 +6,7 @@ import json
 import file_server
 import pytest
 
+import configs
 from models import ModelError, find_checkpoint
 from models.checkpoints import hub
 from models.checkpoints.published import check_published_reachable, license_of, published_name
@@ -64,6 +65,13 @@ def test_the_table():
     assert all(published_name(file.name) == (file.repository or file.name) for file in files)
 
 
+def test_every_model_starts_from_a_file_of_its_own_size():
+    models = {file.model for file in hub.table()} - {""}
+    assert models == set(configs.MODELS) - {"ViT-Nano_2"}                     # whose file is embedded
+    assert {model: hub.published_file(model).pixels for model in models} == {
+        model: configs.MODELS[model].img_size for model in models}
+
+
 def test_licences():
     for name, words in ((REPOSITORY, "dinov3-license"), (f"x/checkpoint/{REPOSITORY}/model.safetensors", "dinov3-license"),
                         ("vit_base_patch32_clip_224.metaclip_400m", "cc-by-nc-4.0"), ("MAE-B_16", "CC-BY-NC-4.0"),
@@ -72,7 +80,7 @@ def test_licences():
 
 
 def test_what_is_not_built_here_is_refused_before_it_is_downloaded(folder):
-    assert "its architecture is none of those here" in fails("vit_base_patch16_radio_v3")
+    assert "its architecture is none of those here" in fails("beitv2_base_patch16_224")
 
 
 # ------------------------------------------------------------------------------------------------------------- download
