@@ -18,9 +18,9 @@ from pathlib import Path
 from utils import process
 
 with process.imports("export.py"):
-    from configs import MODELS
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, model_named
     from utils.config.types import image_size, positive_int, user_path
     from utils.files import where_looked
 
@@ -50,8 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.opset and options.to != "onnx":
         raise ConfigError("--opset only has an effect with --to onnx. Omit it")
-    if options.model_type not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
+    options.model_type = model_named(options.model_type, model_of)
     try:
         check_published(vars(options), published_name, published_names(), "model")
     except ConfigError as error:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils import process
 
 with process.imports("predict.py"):
-    from configs import MODELS
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, model_named
     from utils.config.types import image_size, positive_int, user_path
     from utils.files import is_stream, where_looked
 
@@ -105,8 +105,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for given in options.inputs:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
-    if options.model_type not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
+    options.model_type = model_named(options.model_type, model_of)
     try:
         check_published(vars(options), published_name, published_names(), "model")
     except ConfigError as error:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("visualize.py"):
-    from configs import MODELS
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, model_named
     from utils.config.types import fraction, image_size, positive_int, user_path
     from utils.files import where_looked
 
@@ -87,9 +87,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
     if options.verb == "curves" and not options.checkpoint:
         raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
-    if getattr(options, "model_type", None) not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
     if options.verb != "curves":
+        options.model_type = model_named(options.model_type, model_of)
         check_published(vars(options), published_name, published_names(), "checkpoint")
     return options
 

@@ -14,11 +14,13 @@ from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
+from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
 from models.create import check_weights_of_run, load_model, match_row
-from utils.config import ConfigError, before
+from utils.config import ConfigError, before, model_named
+from utils.config.adopt import VIEW
 from utils.config.saved import SettingsError, check_settings
 from utils.data import transforms
 from utils.data.classes import ClassRule
@@ -151,6 +153,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
+    model_type = model_named(model_type, model_of)
     typed = {name: value for name, value in (("model_type", model_type), ("img_size", img_size), ("num_heads", num_heads))
              if value is not None}
     with contextlib.ExitStack() as stack:
@@ -197,7 +200,8 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
                               [f"class {number}" for number in range(model.num_classes)] if has_head else [NO_HEAD])
     of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
     title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
-    settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
+    own = {"model_type": name} | {key: MODELS[name][key] for key in VIEW}
+    settings = NO_RUN | own | published_view(file.path) | file.view | view
     for key, words in file.untaken.items():
         if key not in view and flag != "--teacher":                  # which sees the student's images
             print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
