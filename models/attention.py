@@ -72,21 +72,47 @@ def mix_heads(maps: Tensor, proj: nn.Module) -> Tensor:
     return proj(maps.permute(0, 2, 3, 1).to(dtype)).permute(0, 3, 1, 2).to(maps.dtype)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention. The state dict has timm's names: qkv (3D, D) in the order q, k, v; proj (D, D)."""
+class QueryValueLinear(nn.Linear):
+    """D -> queries, keys and values (3 D), of which the keys have no bias (BEiT, arXiv 2106.08254)."""
 
-    def __init__(self, dim: int, num_heads: int, dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0):
+    def __init__(self, dim: int):
+        super().__init__(dim, 3 * dim, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3 D)"""
+        return F.linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention. The state dict has timm's names: qkv (3D, D) in the order q, k, v; proj (D, D).
+
+    qkv_bias: "all", "qv" (the keys have none) or "none". norm: makes a norm of a width, where one stands before `proj` (`scaled`)
+    or where queries and keys have one (`qk_norm`). rope: turns queries and keys.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0, *,
+                 qkv_bias: str = "all", proj_bias: bool = True, qk_norm: bool = False, scaled: bool = False,
+                 norm: Callable[[int], nn.Module] = nn.LayerNorm, rope: nn.Module | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = QueryValueLinear(dim) if qkv_bias == "qv" else nn.Linear(dim, 3 * dim, bias=qkv_bias == "all")
+        self.q_norm, self.k_norm = (norm(dim // num_heads) if qk_norm else None for _ in range(2))
+        self.rope = rope
         self.attend = Attend(attention_dropout_rate)
-        self.proj = nn.Linear(dim, dim)
+        self.norm = norm(dim) if scaled else None
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.drop = nn.Dropout(dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.drop(self.proj(join_heads(self.attend(q, k, v))))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
+        x = join_heads(self.attend(q, k, v))
+        return self.drop(self.proj(x if self.norm is None else self.norm(x)))
 
 
 class TalkingHeadsAttention(SelfAttention):

@@ -9,12 +9,17 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
+from configs import architecture
+
 from .attention import record_attention
 from .errors import ModelError
 from .kinds import SWITCH, TEXT, Kind, is_whole, number, numbers, one_of, whole
-from .layers import RESIZE_RULES, PatchEmbed
+from .layers import RESIZE_RULES, PatchEmbed, norm_of
 from .resnet import GROUPS, STYLES, ResNet
+from .rope import ROPES
 from .sigmoid_attention import edit_attention, record_patch_logits
+
+TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
 class ImageTransformer(nn.Module):
@@ -22,7 +27,7 @@ class ImageTransformer(nn.Module):
 
     `config` is a row of configs.MODELS (any object with its attributes); img_size (height, width) in pixels.
     A family adds:
-      num_prefix_tokens                     how many rows its position table has before those of the patches
+      num_prefix_tokens                     how many tokens it has before those of the patches
       build()                               makes the layers behind the patch embedding
       embed(images)                         (B, channels, height, width) -> (B, N, D), the tokens that enter the first block
       forward_blocks(tokens, first=0)       (B, N, D) -> (B, N, D): block `first` (from 0), all behind it, and the last norm
@@ -42,7 +47,8 @@ class ImageTransformer(nn.Module):
         if config.resnet_layers is not None:
             backbone = ResNet(tuple(config.resnet_layers), config.resnet_width, config.in_channels, config.resnet_style)
             channels = backbone.out_channels
-        self.patch_embed = PatchEmbed(config.patch_size, channels, config.hidden_size, backbone)
+        self.patch_embed = PatchEmbed(config.patch_size, channels, config.hidden_size, backbone, config.patch_bias,
+                                      config.patch_norm, norm_of(config))
         self.build()
         if not self.patch_embed.proj.weight.is_meta:         # there are no values to set, and it would take as long as to build
             self.initialize()
@@ -90,17 +96,25 @@ class ImageTransformer(nn.Module):
 
     @property
     def query_rows(self) -> slice:
-        """The queries of the last attention that the head reads: the first tokens, or all patches for a mean over them."""
+        """The queries of the last block's attention that the head reads: the first tokens, all patches for a mean over them, or
+        all tokens for pooling by attention and for the cls token beside that mean."""
         if self.config.classifier == "token":
-            return slice(0, self.num_prefix_tokens)
-        return slice(self.num_prefix_tokens, None)
+            return slice(0, 1 + self.config.distilled)
+        return slice(0 if self.config.classifier in ("token_mean", "attention") else self.num_prefix_tokens, None)
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """How many rows the position table has before those of the patches."""
+        return self.num_prefix_tokens if self.config.positions == "all" else 0
 
     def recording(self, first: int = 0, differentiable: bool = False) -> AbstractContextManager[list[Tensor]]:
-        """record_attention of the layers from `first` (from 0) on: maps[i] is (B, H, N, N) of layer first + i.
+        """record_attention of the layers from `first` (from 0) on: maps[i] is (B, H, N, N) of layer first + i. The last is
+        that of pooling by attention where there is one, (B, H, 1, N).
 
         Inside, run the whole model, or forward_from with a block up to `first`.
         """
-        layers = nn.ModuleList([*self.blocks, *getattr(self, "blocks_token_only", ())][first:])
+        behind = [*getattr(self, "blocks_token_only", ()), *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
+        layers = nn.ModuleList([*self.blocks, *behind][first:])
         return record_attention(layers, differentiable)
 
     def recording_patch_logits(self) -> AbstractContextManager[list[Tensor]]:
@@ -123,9 +137,9 @@ class ImageTransformer(nn.Module):
             return int(rest[0]) + 1
         if part == "blocks_token_only":
             return self.config.num_layers + int(rest[0]) + 1
-        if part in ("norm", "fc_norm", "pre_logits", "head", "head_dist"):
+        if part in ("norm", "fc_norm", "attn_pool", "pre_logits", "head", "head_dist"):
             return self.depth
-        assert part in ("patch_embed", "cls_token", "dist_token", "pos_embed"), name
+        assert part in ("patch_embed", "norm_pre", *TOKENS, "pos_embed"), name
         return 0
 
     def head_names(self) -> list[str]:
@@ -144,7 +158,8 @@ class ImageTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=math.prod(module.weight.shape[1:]) ** -0.5)
                 if module.bias is not None:
@@ -154,20 +169,29 @@ class ImageTransformer(nn.Module):
             for part in block.attn.qkv.weight.chunk(3):
                 nn.init.xavier_uniform_(part)
             for layer in (block.mlp.fc1, block.mlp.fc2):
-                nn.init.normal_(layer.bias, std=1e-6)
-        nn.init.normal_(self.pos_embed, std=0.02)
+                if layer.bias is not None:
+                    nn.init.normal_(layer.bias, std=1e-6)
+        if self.pos_embed is not None:
+            nn.init.normal_(self.pos_embed, std=0.02)
+        if hasattr(self, "reg_token"):
+            nn.init.normal_(self.reg_token, std=0.02)
+        if hasattr(self, "attn_pool"):
+            nn.init.xavier_uniform_(self.attn_pool.latent[0])
 
     def _initialize_as_meta(self) -> None:
         """0.02 for dense layers, tokens and positions, zero biases; PyTorch's own values for convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
                 module.reset_parameters()
         for name, parameter in self.named_parameters(recurse=False):
-            assert name in ("cls_token", "dist_token", "pos_embed"), name
+            assert name in (*TOKENS, "pos_embed"), name
             nn.init.trunc_normal_(parameter, std=0.02)
+        if hasattr(self, "attn_pool"):
+            nn.init.trunc_normal_(self.attn_pool.latent, std=0.02)
 
 
 def stride(config) -> int:
@@ -175,6 +199,10 @@ def stride(config) -> int:
     if config.resnet_layers is None:
         return config.patch_size
     return config.patch_size * 4 * 2 ** max(len(config.resnet_layers) - 1, 0)
+
+
+def has_class_token(config) -> bool:
+    return config.class_token and config.classifier != "gap"
 
 
 def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
@@ -206,10 +234,16 @@ MEAN, STD = (-1e6, "a number for each channel"), (0, "a number above 0 for each 
 ROW = {
     "patch_size": SIZE, "hidden_size": SIZE, "mlp_dim": SIZE, "num_heads": SIZE, "num_layers": COUNT,
     "in_channels": whole(1, 1000, "1 or more"), "dropout_rate": RATE, "attention_dropout_rate": RATE, "drop_path_rate": RATE,
-    "classifier": one_of("token", "gap", "patch_mean"), "representation_size": whole(0, 1 << 20, "0 or more"),
+    "classifier": one_of("token", "gap", "patch_mean", "mean", "token_mean", "attention"),
+    "representation_size": whole(0, 1 << 20, "0 or more"), "pool_heads": whole(0, 1 << 20, "0 or more"),
+    "pool_mlp_dim": whole(0, 1 << 20, "0 or more"), "class_token": SWITCH, "registers": whole(0, 1000, "0 or more"),
+    "positions": one_of("all", "patches", "none"), "rope": one_of("", *ROPES), "rope_grid": whole(0, 1 << 14, "0 or more"),
+    "mlp": one_of("plain", "swiglu"), "norm": one_of("layer", "rms"), "pre_norm": SWITCH,
+    "patch_norm": one_of("none", "after", "around"), "final_norm": SWITCH, "attention_norm": SWITCH, "mlp_norm": SWITCH,
+    "qk_norm": SWITCH, "qkv_bias": one_of("all", "qv", "none"), "proj_bias": SWITCH, "mlp_bias": SWITCH, "patch_bias": SWITCH,
     "distilled": SWITCH,
     "class_layers": whole(0, 1000, "0 or more"), "layer_scale": number(-1e6, 1e6), "resnet_layers": UNITS,
-    "resnet_width": SIZE, "resnet_style": one_of(*STYLES), "sigmoid_attention": TEXT, "gelu": one_of("tanh", "erf"),
+    "resnet_width": SIZE, "resnet_style": one_of(*STYLES), "sigmoid_attention": TEXT, "gelu": one_of("tanh", "erf", "quick"),
     "norm_eps": number(math.ulp(0.0), below=1, words="above 0 and below 1, such as 1e-6"),
     "position_resize": one_of(*RESIZE_RULES),
     "img_size": PIXELS, "mean": numbers(1, *MEAN), "std": numbers(1, *STD), "channel_mean": numbers(0, *MEAN),
@@ -236,11 +270,42 @@ def _check_family(config) -> None:
                                  ("resnet_layers", None, "has no ResNet")):
             if config[name] and config[key] != needed:
                 raise ModelError(f"{key} {config[key]!r}: {family} ({name}) {why}, must be {needed!r}")
-    if config.classifier == "patch_mean" and config.representation_size:
-        raise ModelError(f"representation_size {config.representation_size}: classifier 'patch_mean' has no pre_logits, "
+    if config.classifier in ("patch_mean", "attention", "token_mean") and config.representation_size:
+        raise ModelError(f"representation_size {config.representation_size}: classifier {config.classifier!r} has no pre_logits, "
                          "must be 0")
     if config.class_layers and not 0 < config.layer_scale < math.inf:
         raise ModelError(f"layer_scale {config.layer_scale}: CaiT (class_layers) multiplies its branches by it, "
                          "must be above 0, such as 1e-5")
-    if config.layer_scale and not config.class_layers:
-        raise ModelError(f"layer_scale {config.layer_scale}: only has an effect in CaiT (class_layers), must be 0")
+    _check_parts(config)
+
+
+# The keys that came with the families of 2022 and later: CaiT and the distilled DeiT have their plain values.
+PARTS = ("pool_heads", "pool_mlp_dim", "class_token", "registers", "positions", "rope", "rope_grid", "mlp", "norm", "pre_norm",
+         "patch_norm", "final_norm", "attention_norm", "mlp_norm", "qk_norm", "qkv_bias", "proj_bias", "mlp_bias", "patch_bias")
+PLAIN = architecture(patch_size=1, hidden_size=1, mlp_dim=1, num_heads=1, num_layers=1)
+
+
+def _check_parts(config) -> None:
+    """Checks that the parts of an encoder fit each other."""
+    if config.class_layers or config.distilled:
+        family = "CaiT (class_layers)" if config.class_layers else "a distilled DeiT (distilled)"
+        for key in PARTS:
+            if config[key] != PLAIN[key]:
+                raise ModelError(f"{key} {config[key]!r}: {family} has no such part, must be {PLAIN[key]!r}")
+    if config.resnet_layers is not None and (config.patch_norm != "none" or not config.patch_bias):
+        raise ModelError(f"patch_norm {config.patch_norm!r}, patch_bias {config.patch_bias}: the patches of a hybrid have a bias "
+                         "and no norm; must be 'none' and True")
+    if config.layer_scale < 0:
+        raise ModelError(f"layer_scale {config.layer_scale}: must be 0 (no factors of the branches) or above")
+    if config.classifier in ("token", "token_mean") and not config.class_token:
+        raise ModelError(f"classifier {config.classifier!r}: the model has no cls token (class_token); take 'mean'")
+    if config.positions == "none" and not config.rope:
+        raise ModelError("positions 'none': without rotary ones (rope) the model would not know where a patch is")
+    head_width = config.hidden_size // config.num_heads
+    if config.rope and head_width % 4:
+        raise ModelError(f"rope {config.rope!r}: turns numbers in pairs along two axes, and the heads' width {head_width} "
+                         "(hidden_size / num_heads) is not divisible by 4")
+    if (config.rope in ("eva", "pe")) != (config.rope_grid > 0):
+        raise ModelError(f"rope_grid {config.rope_grid}: for rope 'eva' and 'pe' the patches a side of the pre-training, else 0")
+    if config.pool_heads and config.hidden_size % config.pool_heads:
+        raise ModelError(f"pool_heads {config.pool_heads}: hidden_size {config.hidden_size} is not divisible by it")

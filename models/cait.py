@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attention import ClassAttention, TalkingHeadsAttention
 from .base import ImageTransformer
-from .layers import Block
+from .layers import Block, norm_of
 
 
 class LayerScaleBlock(Block):
@@ -23,7 +23,7 @@ class LayerScaleBlock(Block):
 
     attention = TalkingHeadsAttention
 
-    def __init__(self, layer_scale: float, dim: int, *more: int | str | float, **named: float):
+    def __init__(self, layer_scale: float, dim: int, *more: int | str | float, **named: object):
         super().__init__(dim, *more, **named)
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
@@ -52,17 +52,17 @@ class CaiT(ImageTransformer):
     query_rows = slice(0, 1)            # of the class-attention layers, which have no other query
 
     def build(self) -> None:
-        config, dim = self.config, self.config.hidden_size
+        config, dim, norm = self.config, self.config.hidden_size, norm_of(self.config)
         sizes = (config.layer_scale, dim, config.num_heads, config.mlp_dim, config.gelu)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), dim))
         self.pos_drop = nn.Dropout(config.dropout_rate)
         self.blocks = nn.Sequential(*[
-            LayerScaleBlock(*sizes, config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate, config.norm_eps)
+            LayerScaleBlock(*sizes, config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate, norm=norm)
             for _ in range(config.num_layers)])
         self.blocks_token_only = nn.ModuleList([
-            ClassBlock(*sizes, norm_eps=config.norm_eps) for _ in range(config.class_layers)])
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+            ClassBlock(*sizes, norm=norm) for _ in range(config.class_layers)])
+        self.norm = norm(dim)
         self.head = nn.Linear(dim, self.num_classes)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def linear_gelu(x: Tensor, linear: nn.Module, gelu: nn.Module) -> Tensor | None:
     PyTorch's own kernel of the tanh form is the slow one of the two. The backward pass would need what is before GELU.
     """
     if (not enabled or torch.is_grad_enabled() or not _autocasts_to_bfloat16(x.device) or not _has_linear_gelu()
-            or not _is_plain(linear, nn.Linear) or not _is_plain(gelu, nn.GELU) or linear.weight.dtype != torch.float32
+            or not _is_plain(linear, nn.Linear) or not _is_plain(gelu, nn.GELU) or linear.bias is None
+            or linear.weight.dtype != torch.float32
             or _operations_are_followed()):
         return None
     x, weight, bias = (tensor.to(torch.bfloat16) for tensor in (x, linear.weight, linear.bias))

@@ -14,8 +14,6 @@ from .vit import VisionTransformer
 class DistilledVisionTransformer(VisionTransformer):
     """Tokens before the patches: cls, dist. With `distilling` set, training returns the logits of both heads."""
 
-    prefix_tokens = ("cls_token", "dist_token")
-
     def build(self) -> None:
         super().build()
         self.head_dist = nn.Linear(self.config.hidden_size, self.num_classes)

@@ -1,9 +1,12 @@
-"""What every family stacks: patch embedding, MLP, encoder block; and resizing position tables to another grid.
+"""What every family stacks: patch embedding, MLPs, encoder block; and resizing position tables to another grid.
 
 Differences from the paper: none. From Google's code: none in the mathematics; LayerNorm eps is 1e-6 as there, unless the row
-has another.
+has another. A row may ask for more: norms in further places, RMSNorm, SwiGLU, factors of the branches.
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +15,73 @@ from torch.nn import functional as F
 from . import cpu_bfloat16
 from .attention import SelfAttention
 
-NORM_EPS = 1e-6
+LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)            # of Google's models
 # How the published models of a family resize their position tables. "bilinear": Google's code calls
 # scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); this form also takes
 # grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing where the grid shrinks.
 RESIZE_RULES = {"bilinear": {"mode": "bilinear", "align_corners": True}, "bicubic": {"mode": "bicubic", "align_corners": False}}
 
 
-class PatchEmbed(nn.Module):
-    """Cuts an image, or a ResNet's feature map, into P x P patches and projects each to D."""
+def norm_of(config) -> Callable[[int], nn.Module]:
+    """What makes a norm of the row's kind and eps, given its width."""
+    return functools.partial(nn.RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
 
-    def __init__(self, patch_size: int, in_channels: int, dim: int, backbone: nn.Module | None = None):
+
+class PatchEmbed(nn.Module):
+    """Cuts an image, or a ResNet's feature map, into P x P patches and projects each to D.
+
+    norm: makes a norm of a width, for `norms`: "after" the projection, or "around" it, where the first is over the P * P * C
+    numbers of a patch, rows first and channels last (as lucidrains' vit-pytorch has them).
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int, backbone: nn.Module | None = None, bias: bool = True,
+                 norms: str = "none", norm: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
         self.backbone = backbone
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm_in = norm(patch_size ** 2 * in_channels) if norms == "around" else None
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.norm = norm(dim) if norms != "none" else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> (B, h * w, D), rows first"""
         if self.backbone is not None:
             images = self.backbone(images)
-        return self.proj(images).flatten(2).transpose(1, 2)
+        if self.norm_in is not None:
+            images = self._normalized(images)
+        patches = self.proj(images).flatten(2).transpose(1, 2)
+        return patches if self.norm is None else self.norm(patches)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) of the same shape, each patch normalized as a whole"""
+        side = self.proj.kernel_size[0]
+        patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 3, 5, 1)      # (B, h, w, P, P, C)
+        patches = self.norm_in(patches.flatten(3)).view(patches.shape)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), an approximation of GELU (Hendrycks and Gimpel, arXiv 1606.08415) that OpenAI's CLIP computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """of any shape"""
+        return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_of(kind: str) -> nn.Module:
+    """"tanh" as in Google's models, "erf" as in DeiT, CaiT, MAE and timm, "quick" as in OpenAI's CLIP."""
+    return QuickGELU() if kind == "quick" else nn.GELU(approximate={"tanh": "tanh", "erf": "none"}[kind])
 
 
 class Mlp(nn.Module):
-    """D -> mlp_dim -> D with GELU. `gelu`: "tanh" as in Google's models, "erf" as in DeiT, CaiT, MAE and timm."""
+    """D -> mlp_dim -> D with GELU (gelu_of). `norm`: before the second layer."""
 
-    def __init__(self, dim: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0):
+    def __init__(self, dim: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0, bias: bool = True,
+                 norm: nn.Module | None = None):
         super().__init__()
-        self.fc1 = nn.Linear(dim, mlp_dim)
-        self.act = nn.GELU(approximate={"tanh": "tanh", "erf": "none"}[gelu])
-        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.fc1 = nn.Linear(dim, mlp_dim, bias=bias)
+        self.act = gelu_of(gelu)
+        self.norm = norm
+        self.fc2 = nn.Linear(mlp_dim, dim, bias=bias)
         self.drop = nn.Dropout(dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +89,38 @@ class Mlp(nn.Module):
         hidden = cpu_bfloat16.linear_gelu(x, self.fc1, self.act)
         if hidden is None:
             hidden = self.act(self.fc1(x))
-        return self.drop(self.fc2(self.drop(hidden)))
+        hidden = self.drop(hidden)
+        return self.drop(self.fc2(hidden if self.norm is None else self.norm(hidden)))
+
+
+class SwiGlu(nn.Module):
+    """D -> mlp_dim -> D: silu(gate) * value (Shazeer, arXiv 2002.05202). `fc1` makes both, the gate first; `norm`: before `fc2`.
+    mlp_dim is the width of each."""
+
+    def __init__(self, dim: int, mlp_dim: int, dropout_rate: float = 0.0, bias: bool = True, norm: nn.Module | None = None):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * mlp_dim, bias=bias)
+        self.norm = norm
+        self.fc2 = nn.Linear(mlp_dim, dim, bias=bias)
+        self.drop = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        hidden = self.drop(F.silu(gate) * value)
+        return self.drop(self.fc2(hidden if self.norm is None else self.norm(hidden)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (Touvron et al., arXiv 2103.17239), small at first."""
+
+    def __init__(self, dim: int, initial: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        return branch * self.gamma
 
 
 class StochasticDepth(nn.Module):
@@ -70,24 +141,33 @@ class StochasticDepth(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)). `drop_path_rate`: of stochastic depth;
-    `norm_eps`: of both norms."""
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    drop_path_rate: of stochastic depth. norm: makes a norm of a width. mlp: "plain" or "swiglu". layer_scale: the first value of
+    the branches' factors; 0: they have none. attention: further arguments of the attention, by name.
+    """
 
     attention: type[nn.Module] = SelfAttention
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0,
-                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0, norm_eps: float = NORM_EPS):
+                 attention_dropout_rate: float = 0.0, drop_path_rate: float = 0.0, *,
+                 norm: Callable[[int], nn.Module] = LAYER_NORM, mlp: str = "plain",
+                 mlp_norm: bool = False, mlp_bias: bool = True, layer_scale: float = 0.0, **attention: object):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, mlp_dim, gelu, dropout_rate)
+        self.norm1 = norm(dim)
+        self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate, **attention)
+        self.norm2 = norm(dim)
+        rest = {"dropout_rate": dropout_rate, "bias": mlp_bias, "norm": norm(mlp_dim) if mlp_norm else None}
+        self.mlp = SwiGlu(dim, mlp_dim, **rest) if mlp == "swiglu" else Mlp(dim, mlp_dim, gelu, **rest)
+        self.ls1, self.ls2 = (LayerScale(dim, layer_scale) if layer_scale else None for _ in range(2))
         self.drop_path = StochasticDepth(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        branch = self.attn(self.norm1(x))
+        x = x + self.drop_path(branch if self.ls1 is None else self.ls1(branch))
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(branch if self.ls2 is None else self.ls2(branch))
 
 
 def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], rule: str = "bilinear") -> Tensor:

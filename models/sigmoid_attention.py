@@ -122,7 +122,7 @@ def edit_attention(model: nn.Module, values: Tensor, edited: Tensor) -> Iterator
                          f"{model.grid[0]}, {model.grid[1]}), the model's grid, for values and a bool mask")
     if not ((values >= 0) & (values <= 1) | ~edited).all():
         raise ModelError("edits must lie between 0 and 1")
-    edits = tuple(part.to(model.pos_embed.device).flatten(1)[:, None, None] for part in (values, edited))
+    edits = tuple(part.to(model.patch_embed.proj.weight.device).flatten(1)[:, None, None] for part in (values, edited))
     try:
         for layer in layers:
             layer.edits = edits

@@ -122,7 +122,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
         report.notes.append("patch kernel summed over the channels")
     for name in report.fresh:
         state[name] = torch.full(model.get_parameter(name).shape, 1.0 if name == "fc_norm.weight" else 0.0)
-    empty = model.pos_embed.is_meta                    # it takes what was read in place of a copy
+    empty = next(model.parameters()).is_meta                    # it takes what was read in place of a copy
     state = {name: value.contiguous() for name, value in state.items()}          # fused optimizers know no other order
     model.load_state_dict(state, assign=empty)
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):

@@ -133,7 +133,7 @@ def _package(name: str) -> ModuleType:
 
 def _plain(model: ImageTransformer) -> ImageTransformer:
     """In float32 on the CPU; a copy where it is not."""
-    value = model.pos_embed
+    value = next(model.parameters())
     model = model if (value.dtype, value.device.type) == (torch.float32, "cpu") else copy.deepcopy(model).float().cpu()
     return model.eval()
 

@@ -138,5 +138,5 @@ def largest_difference(model: ImageTransformer, otherwise: dict) -> float:
     shape = 4, model.config.in_channels, *model.img_size
     coarse = torch.randn(*shape[:2], 8, 8, generator=generator)
     images = F.interpolate(coarse, model.img_size, mode="bilinear") + 0.3 * torch.randn(shape, generator=generator)
-    images = images.to(model.pos_embed)
+    images = images.to(next(model.parameters()))
     return (model.eval()(images) - other.eval()(images)).abs().max().item()

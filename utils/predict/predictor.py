@@ -61,7 +61,7 @@ def answer(model: nn.Module, batch: Batch, precision: Precision, flipped: bool, 
     bad = tuple((position, why) for position, why in batch.bad)
     if not len(batch.images):
         return Answers(np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32), np.empty(0, np.float32), bad)
-    device = model.pos_embed.device
+    device = next(model.parameters()).device
     images = normalize(batch.images.to(device), model.config.mean, model.config.std, precision.weights)
     logits = logits_of(model, images, precision, flipped, size).float()
     labels, targets = ranked(logits, top_k), batch.targets.to(device)
@@ -181,7 +181,7 @@ class Predictor:
                     raise
                 bad[position] = error.plain
         pixels = torch.stack(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
-        kind = model.pos_embed.dtype            # of a model that the program has converted
+        kind = next(model.parameters()).dtype            # of a model that the program has converted
         precision = FP32 if kind == torch.float32 else Precision("as the model", kind, kind)
         answers = answer(model, Batch(pixels, torch.full((len(tensors),), UNKNOWN), ()), precision, self.flipped, top_k, size)
         tops = iter([tuple((self.classes[label], round(float(probability), 6)) for label, probability in zip(*row))

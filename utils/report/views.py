@@ -80,7 +80,7 @@ def predict_with_attention(subject: Subject, example: Example) -> View:
     model = subject.model
     image, _ = example.split[example.index]
     pixels = subject.transform(image)[None]
-    inputs = normalize(pixels, model.config.mean, model.config.std).to(model.pos_embed.device)
+    inputs = normalize(pixels, model.config.mean, model.config.std).to(next(model.parameters()).device)
     with torch.no_grad(), model.recording() as maps:
         logits = model(inputs)
     probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
@@ -301,7 +301,7 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
                          num_workers=default_workers(subject.settings["dataset"], 1))
     for batch in loader:
         with torch.inference_mode():
-            inputs = normalize(batch.images.to(model.pos_embed.device), model.config.mean, model.config.std)
+            inputs = normalize(batch.images.to(next(model.parameters()).device), model.config.mean, model.config.std)
             found = model(inputs).float().softmax(dim=-1).max(dim=-1)
         predicted, probability = found.indices.cpu().numpy(), found.values.tolist()
         np.add.at(matrix, (batch.targets.numpy(), predicted), 1)

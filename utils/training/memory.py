@@ -66,7 +66,7 @@ def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int
     tokens, out = _grid(row, img_size)
     linear = width * width + width
     norms_and_mlp = 4 * width + 2 * width * hidden + hidden + width
-    scaled = 2 * width if row["class_layers"] else 0                       # CaiT: a factor for each branch
+    scaled = 2 * width if row["layer_scale"] else 0                        # a factor for each branch
     talking = 2 * (heads * heads + heads) if row["class_layers"] else 0
     count = (row["num_layers"] + row["class_layers"]) * (4 * linear + norms_and_mlp + scaled) + row["num_layers"] * talking
     count += out * row["patch_size"] ** 2 * width + width                  # patch embedding

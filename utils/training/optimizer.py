@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-NOT_DECAYED = ("pos_embed", "cls_token", "dist_token")
+NOT_DECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent")
 KINDS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
