@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torchvision import ops
 
-from models.layers import Block, Mlp, PatchEmbed, StochasticDepth, SwiGlu, resize_positions
+from models.layers import RESIZE_RULES, Block, Mlp, PatchEmbed, StochasticDepth, SwiGlu, resize_positions
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -144,7 +144,31 @@ def test_positions_are_resized_as_scipy_does(old, new):
     assert (resized - torch.from_numpy(zoomed).view(1, -1, 6)).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("rule", ["bilinear", "bicubic"])
+UNALIGNED = lambda i, new: (i + 0.5) * 16 / new - 0.5                                  # noqa: E731
+
+
+@pytest.mark.parametrize("rule, new, where", [
+    ("bilinear", (12, 12), lambda i, new: i * 15 / (new - 1)), ("bilinear_unaligned", (12, 20), UNALIGNED),
+    ("bilinear_antialias", (20, 12), UNALIGNED), ("bicubic", (20, 12), UNALIGNED), ("bicubic_antialias", (20, 24), UNALIGNED),
+    ("bicubic_offset", (12, 20), lambda i, new: UNALIGNED(i, new + 0.1)),
+    ("bilinear_cropped", (8, 12), lambda i, new: UNALIGNED(i, 12))])
+def test_where_a_rule_reads_a_table(rule, new, where):
+    """A table that holds its own coordinates tells it: away from the edges all rules keep a straight line, cubic ones on average."""
+    table = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"), dim=-1).view(1, 256, 2)
+    resized = resize_positions(table, (16, 16), new, rule).view(*new, 2)
+    rows, columns = (torch.tensor([where(i, side) for i in range(side)]) for side in new)
+    inner = slice(3, 8 if rule == "bilinear_cropped" else -3)
+    for error in ((resized[:, 5, 0] - rows)[inner], (resized[5, :, 1] - columns)[3:-3]):
+        assert (error.mean() if rule.startswith("bicubic") else error).abs().max() < 0.01
+
+
+def test_only_one_bicubic_rule_smooths_where_the_grid_shrinks():
+    table = (torch.arange(64) % 2).float().view(1, 64, 1)                      # stripes, which vanish in the mean
+    plain, smooth = (resize_positions(table, (8, 8), (8, 4), rule) for rule in ("bicubic", "bicubic_antialias"))
+    assert (smooth - 0.5).abs().max() < 0.1 and not torch.allclose(plain, smooth)
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_positions_before_the_grid_and_of_the_same_grid_are_kept(prefix, rule):
     """No prefix for mean pooling and CaiT, one for the cls token, two with a distillation token."""
