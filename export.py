@@ -30,9 +30,11 @@ OF_OTHERS = {"model_type": {"help": "the architecture of a MODEL that is no run,
              "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
              "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"},
              "interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                               "(default: as its config.json or its publisher says, else bilinear)"},
+                               "(default: as its config.json, its publisher or its model's says)"},
              "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
                            "middle (default: as that says, else 0, the whole image)"},
+             "mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": "for such a file: of its channels, from 0 to 1"},
+             "std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": "for such a file: their standard deviation"},
              "class_names": {"type": user_path, "metavar": "FILE", "help": "for such a file: a text file that names a class a "
                              "line, in the order of its outputs, where nothing names them"}}
 

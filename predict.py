@@ -64,8 +64,10 @@ ARGUMENTS = {
     "--num_heads": {"type": positive_int, "metavar": "N", "help": f"{OTHER}: its attention heads, where nothing tells them"},
     "--interpolation": {"choices": FLAGS["interpolation"].type, "help": f"{OTHER}: how images are resized"},
     "--eval_crop": {"type": FLAGS["eval_crop"].type, "metavar": "0|0.1..1", "help": f"{OTHER}: this fraction of an image"},
+    "--mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": f"{OTHER}: of its channels, from 0 to 1"},
+    "--std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": f"{OTHER}: their standard deviation"},
 }
-OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop")
+OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop", "mean", "std")
 
 
 class Images(NamedTuple):

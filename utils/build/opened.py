@@ -139,31 +139,33 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
 
 def preferred_row(what: str) -> str:
     """How the name of the row begins that a published name means, where the shapes in its file are those of others too."""
-    folder = "" if Path(what).exists() else (published_name(what) or "").partition("/")[0]
-    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder, "")
+    if Path(what).exists():
+        return ""
+    folder = (published_name(what) or "").partition("/")[0]
+    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or model_of(published_name(what) or "") or ""
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
                num_heads: int | None = None, interpolation: str | None = None, eval_crop: float | None = None,
-               heads_if_unknown: int | None = None, flag: str = "--checkpoint") -> Opened:
+               mean: tuple | None = None, std: tuple | None = None, heads_if_unknown: int | None = None,
+               flag: str = "--checkpoint") -> Opened:
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    model_type, img_size, num_heads: of a file that is no run, in place of what it tells. heads_if_unknown: num_heads where it
+    model_type and those to std: of a file that is no run, in place of what it tells. heads_if_unknown: num_heads where it
     tells nothing. `flag`: what the user typed it after.
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
-    model_type = model_named(model_type, model_of)
-    typed = {name: value for name, value in (("model_type", model_type), ("img_size", img_size), ("num_heads", num_heads))
-             if value is not None}
+    typed = {name: value for name, value in (("model_type", model_named(model_type, model_of)), ("img_size", img_size), (
+        "num_heads", num_heads), ("mean", mean), ("std", std)) if value is not None}
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
             with given_by(flag):
                 file = stack.enter_context(open_checkpoint(find_weights(what)))
         if (typed or view) and (file is None or file.settings is not None):
-            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation and --eval_crop only have an effect with "
-                              f"a {flag} that is no run: a run has its own. Omit them")
+            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation, --eval_crop, --mean and --std only have "
+                              f"an effect with a {flag} that is no run: a run has its own. Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
@@ -193,6 +195,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
                 raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing "
                                   f"in it tells how many attention heads it has. Add --num_heads{other}")
             keys["num_heads"] = heads_if_unknown
+    keys |= {key: typed[key] for key in ("mean", "std") if key in typed}
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names

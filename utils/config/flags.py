@@ -138,8 +138,9 @@ FLAGS: dict[str, Flag] = _group(
     Flag("mean", channel_values, None, "mean of the images' channels, of values from 0 to 1, by which the weights want them "
          "normalized: 0.485,0.456,0.406, or one for all (default: the file's, or the model's)", model=KEY),
     Flag("std", channel_widths, None, "and their standard deviation (default: likewise)", model=KEY),
-    Flag("classifier", ("token", "gap", "patch_mean"), None, "input of the head: the cls token, the mean over all tokens (no cls "
-         "token), or the mean over the patches, as MAE (default: the model's)", model=KEY),
+    Flag("classifier", ("token", "gap", "patch_mean", "mean", "token_mean", "attention"), None, "input of the head: the cls "
+         "token; the mean over all tokens (no cls token); over the patches, then a norm, as MAE; over them after the last norm; "
+         "the cls token and that mean; or pooling by attention, as SigLIP (default: the model's)", model=KEY),
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
     Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
