@@ -29,6 +29,7 @@ ALLOWED = {
     "configs": set(),
     "models": {"configs", "models.errors"},                           # models/__init__.py
     "models.create": {"configs", "models"},
+    "models.base": {"configs", "models"},
     "models.checkpoints": {"models.errors", "models.kinds", "models.base", "models.layers"},
 }
 # A library and the one room, or module, that may import it.
