@@ -19,7 +19,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")       # in this order
 CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adapter_config.json"
 # Keys of a model's row that belong to the weights, whatever the row says: no parameter has another shape, only other logits.
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize")
-ROW_ENTRY = "vit_row"                                       # what our own exports say of them (export.py)
+# What our own exports say of their model (export.py): all keys of its row but these. Older ones say COMPUTED alone.
+ROW_ENTRY = "vit_row"
+OF_TRAINING = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "channel_mean", "channel_std", "sigmoid_attention")
 # What config.json has beside that in a folder of ours: how a run read image files and evaluated them (flags), and what its model
 # card says of it, values by name in sections.
 OWN_ENTRY = "vit_run"
