@@ -46,6 +46,12 @@ CONVERSIONS = {name: Conversion(*both) for name, both in {
     # (H, d, D) <-> (D, H * d)
     "out": (lambda array: array.flatten(0, 1).t(), lambda value, model, part: value.t().reshape(*_heads(model), -1)),
     "join": (lambda array: array, lambda value, model, part: value.chunk(3)[part]),
+    "halves": (lambda array: array, lambda value, model, part: value.chunk(2)[part]),
+    "fold": (lambda array: array, lambda value, model, part: value),                      # load.py adds them up
+    # The part of one array (3 * D, ...) that holds queries, keys and values; back: an array of that shape.
+    "q_of_qkv": (lambda array: array.chunk(3)[0], lambda value, model, part: torch.cat([value] * 3)),
+    "v_of_qkv": (lambda array: array.chunk(3)[2], lambda value, model, part: torch.cat([value] * 3)),
+    "kv_of_qkv": (lambda array: array[len(array) // 3:], lambda value, model, part: torch.cat([value.chunk(2)[0], value])),
 }.items()}
 
 # ------------------------------------------------------------------------------------------- rows of one model
@@ -71,11 +77,6 @@ def resnet_rows(model: ImageTransformer, stem: tuple, unit: tuple, projection: t
 def transformers_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
     """A row for every parameter that transformers can name."""
     return rows_of(model, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, block_rows)
-
-
-def timm_rows(model: ImageTransformer) -> list[Row]:
-    """A row for every parameter: timm's names are ours."""
-    return [Row(name, (name,), "position" if name == "pos_embed" else "copy") for name in model.state_dict()]
 
 
 def rows_of(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[Row]:

@@ -19,9 +19,10 @@ from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
 from .described import CONFIG, OF_TRAINING, ROW_ENTRY, WEIGHTS
-from .key_maps import GOOGLE_BLOCKS, TIMM_STEM_ALONE
-from .layouts import abbreviate, spelled
+from .key_maps import GOOGLE_BLOCKS
+from .layout import abbreviate, spelled
 from .timm_models import spelling_of
+from .timm_names import STEM_ALONE
 from .zip_archive import one_line
 
 
@@ -58,7 +59,7 @@ def save_timm(model: ImageTransformer, path: str | Path) -> None:
 def save_weights(model: ImageTransformer, path: Path) -> None:
     """save_timm of any grid, for a file beside which a config.json says which it is."""
     stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
-    spellings = {ours: theirs for theirs, ours in TIMM_STEM_ALONE.items()} if stem_alone else {}
+    spellings = {ours: theirs for theirs, ours in STEM_ALONE.items()} if stem_alone else {}
     names_of, state = spelling_of(model.config), OrderedDict()
     for ours, value in model.state_dict().items():
         names = names_of(spelled(ours, spellings))
