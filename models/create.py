@@ -17,6 +17,7 @@ from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
+from .families import KEYS
 from .sigmoid_attention import use_sigmoid_attention
 from .vit import VisionTransformer
 
@@ -84,7 +85,9 @@ def _build_of_run(row: dict, classes: int, img_size: int | tuple[int, int]) -> I
 
 
 # What a row of another size must share with a file to be its family; and then what must agree for it to be the file's model.
-FAMILY = ("distilled", "class_layers", "resnet_layers", "resnet_width")
+FAMILY = ("distilled", "class_layers", "resnet_layers", "resnet_width", "class_token", "registers", "positions", "rope", "mlp",
+          "norm", "pre_norm", "patch_norm", "final_norm", "attention_norm", "mlp_norm", "qk_norm", "qkv_bias", "proj_bias",
+          "mlp_bias", "patch_bias")
 SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_layers")
 
 
@@ -96,7 +99,8 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     """
     found = file.row
     heads = num_heads or found.get("num_heads")
-    family = {name: row for name, row in MODELS.items() if all(found[key] == row[key] for key in FAMILY)}
+    family = {name: row for name, row in MODELS.items() if all(found.get(key, KEYS[key]) == row[key] for key in FAMILY)
+              and bool(found.get("layer_scale")) == bool(row.layer_scale and not row.class_layers)}
     if not family:
         raise ModelError(f"{file.path}: no model of configs.py has its ResNet, of {found['resnet_layers']} units")
     same = [name for name, row in family.items() if all(found.get(key) == row[key] for key in SIZES)

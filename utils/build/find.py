@@ -35,7 +35,7 @@ from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
 from .leakage import warning_of_seen
-from .opened import ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
+from .opened import EMBEDDED, EMBEDDED_MODEL, ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -231,8 +231,7 @@ def check_start(start: str, model_type: str) -> None:
 
 def file_of(model_type: str) -> str:
     """The path or published name that `auto` means."""
-    default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-    return os.path.relpath(ROOT / default) if default.startswith("assets/") else default
+    return os.path.relpath(ROOT / EMBEDDED) if model_type == EMBEDDED_MODEL else published_name(model_type) or model_type
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from utils.run.checkpoint import CheckpointError
 from utils.run.folder import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED = "assets/ViT-Nano_2-letters.npz"
+EMBEDDED_MODEL, EMBEDDED = "ViT-Nano_2", "assets/ViT-Nano_2-letters.npz"
 NO_HEAD = "no head"                    # the class of a file without one
 NO_RUN = before() | vars(FIND)         # settings of a model that no run has trained
 
@@ -163,7 +163,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                               f"a {flag} that is no run: a run has its own. Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
-            model = create_model("ViT-Nano_2", pretrained=ROOT / EMBEDDED, head="keep").eval()
+            model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
             return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
         with given_by(flag, file):
             return (of_run(file) if file.settings is not None else

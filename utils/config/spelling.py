@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from configs import DEFAULT_WEIGHTS, MODELS
+from configs import MODELS
 from utils.files import where_looked
 
 from .flags import FLAGS
@@ -140,7 +140,7 @@ def check_published(flags: dict, published_name: Callable[[str], str | None], na
         return
     folder = start.partition("/")[0]
     own = [name for name in names if name.startswith(f"{folder}/")]
-    similar = suggest(start, own) or [published_name(DEFAULT_WEIGHTS.get(model, model)) for model in suggest(start, MODELS)]
+    similar = suggest(start, own) or [published_name(model) for model in suggest(start, MODELS)]
     meant = _ask(filter(None, similar))
     place = "" if meant else where_looked(start)
     raise ConfigError(f"--{flag} {start}: no such file or folder{place}, and no published name.{meant} "
