@@ -10,10 +10,10 @@ KEYS = {
     "dropout_rate": 0.0,               # after positions, attention output and both MLP layers
     "attention_dropout_rate": 0.0,     # on the attention weights
     "drop_path_rate": 0.0,             # stochastic depth of the last block; rises linearly from 0 (CaiT: all blocks alike)
-    # "token": the cls token. "gap": no cls token, mean over all tokens after the last norm (Google's GSAM). "patch_mean":
-    # mean over the patch tokens, then `fc_norm` in place of the last norm (MAE, EVA-02). "mean": mean over the patch tokens
-    # after the last norm. "token_mean": the cls token and that mean side by side, 2 D wide (DINO's linear heads).
-    # "attention": one learned query reads all tokens (SigLIP's pooling).
+    # What the head reads. "token": the cls token. "gap": the mean over all tokens after the last norm, without a cls token
+    # (Google's GSAM). "patch_mean": the mean over the patches, then `fc_norm` in place of the last norm (MAE, EVA-02).
+    # "mean": the mean over the patches after the last norm. "token_mean": the cls token and that mean side by side, 2 D wide
+    # (DINO's linear heads). "attention": what one learned query reads of all tokens (SigLIP).
     "classifier": "token",
     "pool_heads": 0,                   # heads and MLP of the pooling by attention; 0: as many, as wide as in the blocks
     "pool_mlp_dim": 0,
@@ -31,8 +31,8 @@ KEYS = {
     # Learned positions: of "all" tokens, of the "patches" only, or "none".
     "positions": "all",
     "position_resize": "bilinear",     # how a table is resized to another grid: a key of models/layers.py RESIZE_RULES
-    # Rotary positions of queries and keys (models/rope.py): "dinov3", "eva", "pe"; "": none. rope_grid: patches a side that
-    # coordinates are scaled to, for "eva" and "pe".
+    # Rotary positions of queries and keys: a key of models/rope.py, "": none. rope_grid: patches a side that coordinates are
+    # scaled to, for "eva" and "pe".
     "rope": "",
     "rope_grid": 0,
     "mlp": "plain",                    # "swiglu": silu(gate) times value, each mlp_dim wide, in place of GELU
