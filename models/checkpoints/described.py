@@ -21,7 +21,8 @@ CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adap
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize")
 # What our own exports say of their model (export.py): all keys of its row but these. Older ones say COMPUTED alone.
 ROW_ENTRY = "vit_row"
-OF_TRAINING = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "channel_mean", "channel_std", "sigmoid_attention")
+UNSAID = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "channel_mean", "channel_std", "sigmoid_attention", "img_size",
+          "representation_size")
 # What config.json has beside that in a folder of ours: how a run read image files and evaluated them (flags), and what its model
 # card says of it, values by name in sections.
 OWN_ENTRY = "vit_run"
@@ -67,9 +68,9 @@ class Description:
     own: bool = False               # whether an export of ours says how the model computes
 
     def take_own(self, said: object) -> None:
-        """What an export of ours says of COMPUTED (ROW_ENTRY); of anything else nothing."""
+        """What an export of ours says of its model (ROW_ENTRY); of what it does not say nothing."""
         if isinstance(said, dict):
-            self.row |= {key: value for key, value in said.items() if key in COMPUTED}
+            self.row |= {key: tuple(value) if isinstance(value, list) else value for key, value in said.items() if key not in UNSAID}
             self.own = True
 
     def take_view(self, interpolation: object, crop: object, mode: object) -> None:

@@ -18,7 +18,7 @@ from models.base import ImageTransformer
 from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
-from .described import CONFIG, OF_TRAINING, ROW_ENTRY, WEIGHTS
+from .described import CONFIG, ROW_ENTRY, UNSAID, WEIGHTS
 from .key_maps import GOOGLE_BLOCKS
 from .layout import abbreviate, spelled
 from .timm_models import spelling_of
@@ -80,10 +80,8 @@ def save_weights(model: ImageTransformer, path: Path) -> None:
 
 
 def own_row(model: ImageTransformer) -> dict:
-    """What an export of ours says of its model: every key of its row, the image size its own, but what training alone needs."""
-    row = {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items() if key not in OF_TRAINING}
-    height, width = model.img_size
-    return row | {"img_size": height if height == width else [height, width]}
+    """What an export of ours says of its model: how it is built and computes, but not how it was trained."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items() if key not in UNSAID}
 
 
 def save_folder(model: ImageTransformer, folder: Path, config: dict, card: str) -> None:

@@ -32,14 +32,16 @@ def timm_config(model: ImageTransformer, classes: list[str], view: dict, own: di
     """
     check_timm(model, view)
     config, channels = model.config, model.config.in_channels
-    arguments = _arguments(model)
+    row = own["card"].get("model", {}).get("architecture", "")
+    name = timm_models.published_name_of(config, row, max(model.img_size))
+    arguments = _arguments(model, bool(name))
     published = {
         "custom_load": False, "input_size": [channels, *model.img_size], "fixed_input_size": True,
         "interpolation": view["interpolation"], "crop_pct": view["eval_crop"] or 1.0,
         "crop_mode": "center" if view["eval_crop"] else "squash", "mean": list(config.mean), "std": list(config.std),
         "num_classes": model.num_classes, "pool_size": None, "first_conv": _first_conv(config),
         "classifier": ["head", "head_dist"] if config.distilled else "head"}
-    return {"architecture": _architecture(config), "num_classes": model.num_classes, "num_features": config.hidden_size,
+    return {"architecture": name or _architecture(config), "num_classes": model.num_classes, "num_features": config.hidden_size,
             "global_pool": arguments["global_pool"], "label_names": list(classes), "model_args": arguments,
             "pretrained_cfg": published, OWN_ENTRY: own}
 
@@ -77,8 +79,9 @@ def _architecture(config) -> str:
     return timm_models.name_of(config, kind)
 
 
-def _arguments(model: ImageTransformer) -> dict:
-    """model_args: all that timm's architecture may have otherwise. (Not num_classes, which transformers adds.)"""
+def _arguments(model: ImageTransformer, whole: bool) -> dict:
+    """model_args: all that timm's architecture may have otherwise. (Not num_classes, which transformers adds.) whole: whatever it is
+    of a plain ViT."""
     config, kind = model.config, timm_models.kind_of(model.config)
     ratio = timm_models.mlp_ratio_of(config, kind)
     arguments = {"img_size": list(model.img_size), "patch_size": config.patch_size, "in_chans": config.in_channels,
@@ -88,7 +91,7 @@ def _arguments(model: ImageTransformer) -> dict:
         return arguments | {"depth_token_only": config.class_layers, "mlp_ratio_token_only": ratio}
     if config.distilled:
         return arguments | {"act_layer": timm_models.ACTS[config.gelu]}
-    return arguments | timm_models.arguments_of(config, kind)
+    return arguments | timm_models.arguments_of(config, kind, whole)
 
 
 def _first_conv(config) -> str:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from models.base import has_class_token
+from models.families import FAMILIES
+
+from .hub import table
 
 
 class Kind(NamedTuple):
@@ -79,6 +82,17 @@ def name_of(config, kind: Kind) -> str:
     return kind.names.get((config.patch_size, config.hidden_size, config.num_layers), next(iter(kind.names.values())))
 
 
+def published_name_of(config, row: str, pixels: int) -> str:
+    """timm's name of the weights of a row of models/families.py, of those the one for images of that side; "" where the model is
+    not what that name decides, or there is none."""
+    published = FAMILIES.get(row)
+    kind = kind_of(config)
+    if published is None or kind != kind_of(published) or kind.eva and bool(config.layer_scale) != bool(published.layer_scale):
+        return ""
+    names = [(file.pixels != pixels, file.name.partition(".")[0]) for file in table() if file.model == row and "/" not in file.name]
+    return min(names, key=lambda name: name[0])[1] if names else ""
+
+
 def _whats_missing(config, kind: Kind) -> str:
     """What timm's class has no argument for, in words; "" where it holds the model."""
     faults = _faults_of_both(config) | (_faults_of_eva(config, kind) if kind.eva else _faults_of_plain(config, kind))
@@ -128,8 +142,8 @@ def _faults_of_eva(config, kind: Kind) -> dict[str, bool]:
 # ------------------------------------------------------------------------------------------------------- arguments
 
 
-def arguments_of(config, kind: Kind) -> dict:
-    """model_args beside the sizes: all that the name may have otherwise; of a plain ViT what differs from it."""
+def arguments_of(config, kind: Kind, whole: bool) -> dict:
+    """model_args beside the sizes: all that a name may have otherwise, or of a plain ViT what differs from it."""
     if kind.eva:
         return _eva_arguments(config)
     gated = config.mlp == "swiglu"
@@ -144,7 +158,7 @@ def arguments_of(config, kind: Kind) -> dict:
         arguments["embed_norm_layer"] = f"{config.norm}norm"
     if config.norm == "rms" and kind is not APART:
         arguments["norm_layer"] = "rmsnorm"
-    if kind is not PLAIN:
+    if whole or kind is not PLAIN:
         return arguments
     usual = {"class_token": True, "reg_tokens": 0, "no_embed_class": False, "pre_norm": False, "final_norm": True,
              "fc_norm": pool_of(config) == "avg", "init_values": 0, "qkv_bias": True, "qk_norm": False, "scale_attn_norm": False,
