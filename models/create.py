@@ -19,6 +19,7 @@ from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
 from .families import KEYS
+from .kinds import brief
 from .sigmoid_attention import use_sigmoid_attention
 from .vit import VisionTransformer
 
@@ -99,6 +100,8 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     preferred: rows whose names begin so come before others of the same sizes. num_heads: where the file does not tell it; it is
     missing in the keys where nothing tells it and no row is of the file's sizes. Raises ModelError for a family that has no row.
     """
+    if file.own_row:
+        return _match_own(file)
     found = file.row
     heads = num_heads or found.get("num_heads")
     family = {name: row for name, row in MODELS.items() if all(found.get(key, KEYS[key]) == row[key] for key in FAMILY)
@@ -119,6 +122,22 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
         return name, {key: value for key, value in kept.items() if value != MODELS[name][key]}
     name = next((name for name in family if name.startswith(preferred)), next(iter(family)))
     return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
+
+
+def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
+    """match_row of an export of ours, which says all: the row that it was made of, as its card says, or the one that has the most
+    of its keys."""
+    said = {key: value for key, value in file.own_row.items() if key not in (*COMPUTED, "img_size")}
+    if unknown := set(said) - set(KEYS) - {*SIZES, "num_heads"}:
+        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know; a newer one wrote it")
+
+    def others(name: str) -> dict:
+        return {key: value for key, value in said.items() if value != MODELS[name][key]}
+
+    card = (file.file.described.card or {}).get("model", {}).get("architecture")
+    name = card if card in MODELS else min(MODELS, key=lambda name: len(others(name)))
+    keys = others(name)
+    return name, keys | ({"num_heads": said["num_heads"]} if "hidden_size" in keys and "num_heads" in said else {})
 
 
 def _plain(value: object) -> object:

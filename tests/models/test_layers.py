@@ -153,7 +153,7 @@ UNALIGNED = lambda i, new: (i + 0.5) * 16 / new - 0.5                           
     ("bicubic_offset", (12, 20), lambda i, new: UNALIGNED(i, new + 0.1)),
     ("bilinear_cropped", (8, 12), lambda i, new: UNALIGNED(i, 12))])
 def test_where_a_rule_reads_a_table(rule, new, where):
-    """A table that holds its own coordinates tells it: away from the edges a rule keeps a straight line, a cubic one on average."""
+    """A table that holds its own coordinates tells it: away from the edges a line stays straight, cubic on average."""
     table = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"), dim=-1).view(1, 256, 2)
     resized = resize_positions(table, (16, 16), new, rule).view(*new, 2)
     rows, columns = (torch.tensor([where(i, side) for i in range(side)]) for side in new)
