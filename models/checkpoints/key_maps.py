@@ -250,7 +250,7 @@ NOT_TAKEN = (
 )
 # And of one without an image encoder.
 TEXT = (
-    (r"(^|\.)token_embedding\.weight$", "a text tower alone (of CLIP, SigLIP or the like), which sees no images; use a file with its "
-                                       "image tower"),
+    (r"(^|\.)token_embedding\.weight$", "a text tower alone (of CLIP, SigLIP or the like), which sees no images; use a file that "
+                                       "has its image tower"),
     (r"(^|\.)word_embeddings\.weight$|(^|\.)embed_tokens\.weight$", "a model of text, which sees no images"),
 )

@@ -88,10 +88,11 @@ def vision_tower(state: State) -> State:
 
 def both_towers(state: State) -> State:
     """A file with a text tower."""
-    own = {name if name.startswith("classifier") else f"vision_model.{name}": value for name, value in vision_tower(state).items()}
-    text = {"text_model.embeddings.token_embedding.weight": torch.ones(3, 2), "text_model.encoder.layers.0.mlp.fc1.bias": torch.ones(2),
-            "text_projection.weight": torch.ones(2, 2), "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()),
-            "logit_bias": torch.ones(1)}
+    own = {name if name.startswith("classifier") else f"vision_model.{name}": value
+           for name, value in vision_tower(state).items()}
+    text = {"text_model.embeddings.token_embedding.weight": torch.ones(3, 2),
+            "text_model.encoder.layers.0.mlp.fc1.bias": torch.ones(2), "text_projection.weight": torch.ones(2, 2),
+            "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()), "logit_bias": torch.ones(1)}
     return own | text
 
 

@@ -41,7 +41,8 @@ def test_the_pixels_of_a_patch_go_by_rows_and_channels_last():
     assert torch.equal(CONVERSIONS["patches_dense"].from_file(linear.t()), kernel)
 
 
-@pytest.mark.parametrize("numbers, sizes", [(588, (3, 14)), (768, (3, 16)), (192, (3, 8)), (256, (1, 16)), (7, (7, 1)), (0, (0, 1))])
+@pytest.mark.parametrize("numbers, sizes", [
+    (588, (3, 14)), (768, (3, 16)), (192, (3, 8)), (256, (1, 16)), (7, (7, 1)), (0, (0, 1))])
 def test_the_side_of_a_patch_by_the_number_of_its_pixels(numbers, sizes):
     assert patch_sizes(numbers) == sizes
 
