@@ -111,6 +111,12 @@ class SafetensorsFile(WeightFile):
             return self._file.get_tensor(name).float()
 
 
+# OpenAI publishes its CLIP so; the weights alone are elsewhere.
+TORCHSCRIPT = ("a program of TorchScript, which is not run here; save the weights alone (model.state_dict()). Those of OpenAI's CLIP "
+               "are on huggingface.co: model.safetensors of openai/clip-vit-base-patch32, timm/vit_base_patch32_clip_224.openai "
+               "and others")
+
+
 class TorchFile(WeightFile):
     """A file of torch.save: weights alone, weights in an entry of a dictionary, or a checkpoint of one of our runs."""
 
@@ -121,6 +127,8 @@ class TorchFile(WeightFile):
             content, = content
         if not isinstance(content, dict):
             kind = content.of if isinstance(content, torch_file.Placeholder) else type(content).__name__
+            if kind.startswith("__torch__."):
+                raise WeightsError(f"{path}: {TORCHSCRIPT}")
             raise WeightsError(f"{path}: holds a {shown(kind)}, not weights by name; save model.state_dict()")
         if run_fields.is_run(content):
             weights = self._own(content)

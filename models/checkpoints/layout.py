@@ -35,6 +35,8 @@ class Stacks:
 class Layout:
     """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
 
+    unread: tuple[str, ...] = ()               # parts of the model that the head in the file does not read
+
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
         self.file, self._rows = file, rows
@@ -44,7 +46,6 @@ class Layout:
         # row is added to the token, and the model has positions of patches alone.
         self.folded = False
         self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
-        self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self.notes: list[str] = []
         self._sources, self._tables = sources, (fixed_rows, block_rows)

@@ -136,5 +136,23 @@ def lucidrains(state: State, kind: str = "vit") -> State:
     return found
 
 
+def openai(state: State, prefix: str = "visual.") -> State:
+    """CLIP's own program, and Meta's PE, with the text tower that it has beside them at the top level."""
+    found = renamed({name: value for name, value in state.items() if not name.startswith("head")}, {
+        "patch_embed.proj": "conv1", "cls_token": "class_embedding", "pos_embed": "positional_embedding", "norm_pre": "ln_pre",
+        "norm": "ln_post", "attn_pool.latent": "attn_pool.probe", "attn_pool.q": "attn_pool.q", "attn_pool.kv": "attn_pool.kv",
+        "attn_pool.proj": "attn_pool.attn.out_proj", "attn_pool.norm": "attn_pool.layernorm",
+        "attn_pool.mlp.fc1": "attn_pool.mlp.c_fc", "attn_pool.mlp.fc2": "attn_pool.mlp.c_proj"}, "transformer.resblocks.{}.", {
+        "norm1": "ln_1", "norm2": "ln_2", "attn.qkv.weight": "attn.in_proj_weight", "attn.qkv.bias": "attn.in_proj_bias",
+        "attn.proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"})
+    found["class_embedding"] = found["class_embedding"].flatten()
+    found["positional_embedding"] = found["positional_embedding"][0]
+    for kind in ("weight", "bias") if "attn_pool.probe" in found else ():
+        found[f"attn_pool.attn.in_proj_{kind}"] = torch.cat([found.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")])
+    text = {f"{prefix.removesuffix('visual.')}{name}": torch.ones(2) for name in (
+        "token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight", "logit_scale")}
+    return {prefix + name: value for name, value in (found | {"proj": torch.ones(24, 8)}).items()} | text
+
+
 def later(names: Callable[..., State]) -> Callable[[State], State]:
     return lambda state: names(state, later=True)

@@ -311,6 +311,31 @@ def test_an_array_of_another_shape_is_an_error(tmp_path, name):
         refused("x.pth: ", lambda: loaded(path, name, inferred(path, name)))
 
 
+@pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
+@pytest.mark.parametrize("keys", [{"gelu": "quick"}, {
+    "gelu": "erf", "classifier": "attention", "pool_heads": 4, "rope": "pe", "rope_grid": 4}], ids=["clip", "pe"])
+@torch.inference_mode()
+def test_files_of_clip_s_program(tmp_path, keys, prefix):
+    """OpenAI's, OpenCLIP's and MetaCLIP's, and those of Meta's PE. The way to the space of images and texts is left out, and the
+    text tower."""
+    own = row(**CLIP_ROW, **keys)
+    model, images = random_model(own, 3).eval(), torch.randn(1, 3, 28, 28)
+    path = saved(tmp_path / "x.pt", {"state_dict": tower_names.openai(model.state_dict(), prefix)})
+    found = create_model(own, 3, pretrained=path, img_size=28).eval()
+    assert torch.equal(found.pool(found.forward_features(images)), model.pool(model.forward_features(images)))
+    left_out = found.load_report.left_out
+    assert len(left_out) == 6 and "proj" in left_out and any(name.endswith("token_embedding.weight") for name in left_out)
+    with OpenedCheckpoint(path) as opened:
+        assert all(opened.row[key] == own[key] for key in ARRAYS) and opened.row["img_size"] == 28
+        assert "gelu" not in opened.computed                  # no array says it: the row does
+
+
+def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "ViT-B-32.pt")
+    refused("ViT-B-32.pt: a program of TorchScript.*openai/clip-vit-base-patch32", create_model, row(),
+            pretrained=tmp_path / "ViT-B-32.pt")
+
+
 @pytest.mark.parametrize("names, message", [
     (["text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.weight", "logit_scale"],
      "it is a text tower alone"),
