@@ -59,6 +59,9 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
     if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
         left |= layout.under(POOL)
         report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
+    for part in {*layout.unread, *(("norm",) if head == "zero" and not model.config.final_norm else ())}:
+        if not any(name.startswith(f"{part}.") for name in parameters):
+            left |= layout.under(part)
     unknown = layout.all - sources - left
     if unknown and not _only_zero_biases(layout, model, unknown, report):
         raise WeightsError(f"{path}: the file has arrays that the model lacks: {abbreviate(map(layout.called, unknown))}; "

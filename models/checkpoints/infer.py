@@ -85,6 +85,8 @@ def _parts(layout: Layout) -> dict:
 
 def _classifier(layout: Layout, row: dict) -> dict:
     """What the file's head reads, or its arrays are made for. A cls token and a norm behind the blocks leave it open."""
+    if "classifier" in layout.program_row:
+        return {"classifier": layout.program_row["classifier"]}
     if layout.has("attn_pool.latent"):
         return {"classifier": "attention"}
     if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
