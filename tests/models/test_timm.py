@@ -9,6 +9,9 @@ import copy
 
 import pytest
 import torch
+from filling import random_model as filled
+from originals import KINDS as KINDS_OF_FILES
+from originals import arrays_of
 from torch import nn
 
 from configs import MODELS, architecture
@@ -19,6 +22,7 @@ from models.resnet import StdConv2d
 
 pytestmark = pytest.mark.reference
 timm = pytest.importorskip("timm")
+eva, vision_transformer = timm.models.eva, timm.models.vision_transformer
 
 TINY = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 7}
 VIT = [
@@ -172,8 +176,44 @@ def test_todays_families(tmp_path, name, keys):
         images = torch.randn(2, 3, *size)
         for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
             ours, other, images = ours.to(dtype), other.to(dtype), images.to(dtype)
-            for mine, expected in ((ours(images), other(images)), (ours.forward_features(images), other.forward_features(images))):
+            logits, tokens = (ours(images), other(images)), (ours.forward_features(images), other.forward_features(images))
+            for mine, expected in (logits, tokens):
                 assert (mine - expected).abs().max() < tolerance * expected.abs().max(), (size, dtype)
+
+
+# How timm calls a model whose original files it converts (tests/support/originals.py makes them).
+ORIGINALS = {
+    "dinov2": "vit_giant_patch14_dinov2", "dinov2_reg": "vit_small_patch14_reg4_dinov2", "tips": "vit_base_patch14_reg1_tipsv2",
+    "dinov3": "vit_small_patch16_dinov3_qkvb", "dinov3_gates": "vit_huge_plus_patch16_dinov3", "deit3": "deit3_small_patch16_224",
+    "eva02": "eva02_base_patch14_224", "eva02_clip": "eva02_base_patch16_clip_224", "pe": "vit_pe_core_base_patch16_224",
+    "pe_spatial": "vit_pe_spatial_gigantic_patch14_448", "aimv2": "aimv2_large_patch14_224", "ijepa": "vit_huge_patch14_gap_224"}
+
+
+@pytest.mark.parametrize("case, name", ORIGINALS.items(), ids=ORIGINALS)
+@torch.inference_mode()
+def test_originals_as_timm_converts_them(tmp_path, case, name):
+    """timm's own conversion of the same file gives the same tokens."""
+    row = KINDS_OF_FILES[case].row
+    content = arrays_of(case, filled(row, std=0.4))
+    torch.save(content, tmp_path / "x.pth")
+    options = {"attn_pool_mlp_ratio": 2, "attn_pool_num_heads": 2} if case == "pe" else {}
+    if row.rope_grid:
+        options["ref_feat_shape"] = (row.rope_grid, row.rope_grid)
+    halves = 1 + (case == "dinov2")                                                   # of SwiGLU, where timm counts both
+    theirs = timm.create_model(name, img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=1, num_classes=0,
+                               mlp_ratio=halves * row.mlp_dim / 48, **options)
+    convert = eva.checkpoint_filter_fn if isinstance(theirs, eva.Eva) else vision_transformer.checkpoint_filter_fn
+    whole = {name.replace("blocks.0.0.", "blocks.0."): value for name, value in content.items()}        # timm knows no chunks
+    converted = convert(whole, theirs, **{"adapt_layer_scale": True} if case == "deit3" else {})
+    lacking = theirs.load_state_dict(converted, strict=False)
+    assert not lacking.missing_keys and all(name.startswith(("head", "linear_head")) for name in lacking.unexpected_keys)
+    ours = create_model(row, 3, pretrained=tmp_path / "x.pth").double().eval()
+    images, theirs = torch.randn(2, 3, 32, 32, dtype=torch.float64), theirs.double().eval()
+    mine, expected = ours.forward_features(images), theirs.forward_features(images)
+    tolerance = 5e-6 if row.rope == "eva" else 1e-6                          # timm's rotary tables are in float32
+    assert (mine - expected).abs().max() < tolerance * expected.abs().max()
+    if case == "pe":
+        assert (ours.pool(mine) - theirs.forward_head(expected)).abs().max() < 1e-6 * expected.abs().max()
 
 
 def check_row(found: dict, row) -> None:
