@@ -12,7 +12,7 @@ from models import create_model, save_npz, save_timm
 from models.checkpoints.infer import infer_row
 from models.checkpoints.layouts import detect_layout
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import match_row
+from models.match import match_row
 
 TOLD = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "distilled", "class_layers", "resnet_layers",
         "resnet_width")
