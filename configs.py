@@ -182,33 +182,6 @@ DEFAULTS_OF_DATASET = {
 # (device, GiB of memory, cores, model): the first whose memory and cores a process has.
 MODEL_OF_MACHINE = (
     ("cuda", 10, 1, "ViT-B_16"), ("cuda", 0, 1, "ViT-S_16"), ("cpu", 8, 8, "ViT-S_16"), ("cpu", 0, 0, "ViT-Ti_16"))
-# What PRETRAINED_DIR=auto means: the embedded file; for sizes that Google published in the AugReg paper alone, the
-# file that its README recommends; for DeiT, CaiT and MAE their own; for all others the ImageNet-21k file of the model's name.
-DEFAULT_WEIGHTS = {
-    "ViT-Nano_2": "assets/ViT-Nano_2-letters.npz",
-    "ViT-Ti_16": "augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
-    "ViT-S_16": "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0",
-    "ViT-S_32": "augreg/S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0",
-    "R-ViT-Ti_16": "augreg/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
-    "R26-ViT-S_32": "augreg/R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0",
-    "DeiT-Ti_16": "deit/deit_tiny_patch16_224-a1311bcf",
-    "DeiT-S_16": "deit/deit_small_patch16_224-cd65a155",
-    "DeiT-B_16": "deit/deit_base_patch16_224-b5f2ef4d",
-    "DeiT-Ti_16-distilled": "deit/deit_tiny_distilled_patch16_224-b40b3cf7",
-    "DeiT-S_16-distilled": "deit/deit_small_distilled_patch16_224-649709d9",
-    "DeiT-B_16-distilled": "deit/deit_base_distilled_patch16_224-df68dfff",
-    "CaiT-XXS24": "cait/XXS24_224",
-    "CaiT-XXS36": "cait/XXS36_224",
-    "CaiT-XS24": "cait/XS24_384",
-    "CaiT-S24": "cait/S24_224",
-    "CaiT-S36": "cait/S36_384",
-    "CaiT-M36": "cait/M36_384",
-    "CaiT-M48": "cait/M48_448",
-    "MAE-B_16": "mae/mae_pretrain_vit_base",
-    "MAE-L_16": "mae/mae_pretrain_vit_large",
-    "MAE-H_14": "mae/mae_pretrain_vit_huge",
-}
-
 # Google's names of the sizes in the AugReg paper.
 AUGREG_SIZES = ("Ti_16", "S_32", "S_16", "B_32", "B_16", "B_8", "L_16", "R_Ti_16", "R26_S_32", "R50_L_32")
 

@@ -5,10 +5,13 @@ import re
 from configs import MODELS
 
 from .checkpoints.described import CONFIG
+from .checkpoints.description import COMPUTED
 from .checkpoints.infer import ARRAYS, SIZES, candidates
 from .checkpoints.layouts import TIMM_ROW
 from .checkpoints.opened import OpenedCheckpoint
-from .errors import WeightsError
+from .errors import ModelError, WeightsError
+from .families import KEYS
+from .kinds import brief
 
 # What no array holds and another value of which computes other numbers.
 NUMBERS = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "mean", "std")
@@ -32,6 +35,8 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     missing in the keys where nothing tells it and no row is of the file's sizes. Raises AmbiguousError where rows of the same
     arrays compute otherwise and none is preferred, and WeightsError for a family that has no row.
     """
+    if file.own_row:
+        return _match_own(file)
     found, said = told(file), file.file.described
     found |= {"num_heads": num_heads} if num_heads else {}
     rows = candidates(found, MODELS) or candidates(found, MODELS, sizes=False)
@@ -42,6 +47,23 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     else:
         name = _nearest(file, found, preferred)
     return name, _otherwise(found, MODELS[name])
+
+
+def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
+    """match_row of an export of ours, which says all: the row that it was made of, as its card says, or the one that has the most
+    of its keys."""
+    said = {key: value for key, value in file.own_row.items() if key not in (*COMPUTED, "img_size")}
+    if unknown := set(said) - set(KEYS) - {*SIZES, "num_heads"}:
+        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know; a newer one wrote "
+                         "it")
+
+    def others(name: str) -> dict:
+        return {key: value for key, value in said.items() if value != MODELS[name][key]}
+
+    card = (file.file.described.card or {}).get("model", {}).get("architecture")
+    name = card if card in MODELS else min(MODELS, key=lambda name: len(others(name)))
+    keys = others(name)
+    return name, keys | ({"num_heads": said["num_heads"]} if "hidden_size" in keys and "num_heads" in said else {})
 
 
 def told(file: OpenedCheckpoint) -> dict:
@@ -154,7 +176,7 @@ def _otherwise(found: dict, row: object) -> dict:
     if "pool_mlp_dim" in found:
         keys["pool_mlp_dim"] = found["pool_mlp_dim"]
     own_sizes = "hidden_size" in keys
-    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key in (*SIZES, "num_heads"))}
+    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key not in ARRAYS)}
 
 
 def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:

@@ -84,6 +84,8 @@ def _parts(layout: Layout) -> dict:
 
 def _classifier(layout: Layout, row: dict) -> dict:
     """What the file's head reads, or its arrays are made for. A file with a cls token and a norm behind the blocks leaves it open."""
+    if "classifier" in layout.program_row:
+        return {"classifier": layout.program_row["classifier"]}
     if layout.has("attn_pool.latent"):
         return {"classifier": "attention"}
     if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
@@ -148,13 +150,13 @@ def is_plain(found: dict) -> bool:
 
 def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
     """The names of those of `rows` that have the arrays of a file (infer_row), and its sizes."""
-    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or all(
-        found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"]))]
+    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or (all(
+        found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"])))]
 
 
 def _has_arrays(found: dict, row: Mapping) -> bool:
     theirs = {key: row[key] for key in (*ARRAYS, "resnet_layers", "resnet_width")}
-    if row["classifier"] == "gap" or not found["class_token"] and is_plain(found) and is_plain(theirs):
+    if row["classifier"] == "gap" or (not found["class_token"] and is_plain(found) and is_plain(theirs)):
         theirs["class_token"] = False                                    # Google's rows are those of its files with a mean too
     if not theirs["class_token"] and not theirs["registers"] and theirs["positions"] == "patches":
         theirs["positions"] = "all"

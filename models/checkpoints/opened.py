@@ -86,6 +86,12 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         plain = row is not TIMM_ROW or (is_plain(self.row) and not said.base)
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
 
+    @property
+    def own_row(self) -> dict:
+        """The keys of its row that an export of ours says; {} for any other file, and for older exports, which say less."""
+        said = self.file.described
+        return dict(said.row) if said.own and "hidden_size" in said.row else {}
+
     @functools.cached_property
     def row(self) -> dict:
         """The keys of a model's row that names and shapes tell, and `img_size`; `num_heads` where the file says it."""
