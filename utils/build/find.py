@@ -17,7 +17,7 @@ from models.checkpoints.download import DownloadError
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import check_published_reachable, find_checkpoint, published_name, published_view
-from models.create import match_row
+from models.match import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
 from utils.config.flags import SIZES
