@@ -9,73 +9,9 @@ configurations (google-research/vision_transformer, vit_jax/configs/models.py).
 
 from ml_collections import ConfigDict
 
+from models.families import FAMILIES, META, architecture
+
 # --------------------------------------------------------------------------------------------- architectures
-
-
-def architecture(patch_size: int, hidden_size: int, mlp_dim: int, num_heads: int, num_layers: int, **more) -> ConfigDict:
-    """One row. `more` overrides the defaults below; an unknown key is an error."""
-    row = ConfigDict({
-        "patch_size": patch_size,          # side of a patch, in pixels (hybrids: in cells of the ResNet's output)
-        "hidden_size": hidden_size,        # D
-        "mlp_dim": mlp_dim,
-        "num_heads": num_heads,            # H
-        "num_layers": num_layers,
-        "dropout_rate": 0.0,               # after positions, attention output and both MLP layers
-        "attention_dropout_rate": 0.0,     # on the attention weights
-        "drop_path_rate": 0.0,             # stochastic depth of the last block; rises linearly from 0 (CaiT: all blocks alike)
-        # What the head reads. "token": the cls token. "gap": the mean over all tokens after the last norm, without a cls token
-        # (Google's GSAM). "patch_mean": the mean over the patches, then `fc_norm` in place of the last norm (MAE, EVA-02).
-        # "mean": the mean over the patches after the last norm. "token_mean": the cls token and that mean side by side, 2 D wide
-        # (DINO's linear heads). "attention": what one learned query reads of all tokens (SigLIP).
-        "classifier": "token",
-        "pool_heads": 0,                   # heads and MLP of the pooling by attention; 0: as many, as wide as in the blocks
-        "pool_mlp_dim": 0,
-        "representation_size": 0,          # width of the tanh layer `pre_logits` before the head; 0: none
-        "distilled": False,                # DeiT's second token and head
-        "class_layers": 0,                 # CaiT: layers of class attention after the talking-heads layers; 0: not a CaiT
-        "layer_scale": 0.0,                # initial factor of every branch, one learned number a channel; 0: no factors
-        "resnet_layers": None,             # units of each ResNet stage, () for the stem alone; None: no ResNet
-        "resnet_width": 64,                # channels of the ResNet's stem
-        "resnet_style": "google",          # paddings and eps; "timm" and "vit-pytorch" for the hybrids of those programs
-        "sigmoid_attention": "",           # layers whose attention a person may edit: "last", "all", or such as "3,7", from 1
-        # The tokens before the patches: the cls token, then registers (Darcet et al., arXiv 2309.16588), which no head reads.
-        "class_token": True,
-        "registers": 0,
-        # Learned positions: of "all" tokens, of the "patches" only, or "none".
-        "positions": "all",
-        "position_resize": "bilinear",     # how a table is resized to another grid: a key of models/layers.py RESIZE_RULES
-        # Rotary positions of queries and keys: a key of models/rope.py, "": none. rope_grid: patches a side that coordinates are
-        # scaled to, for "eva" and "pe".
-        "rope": "",
-        "rope_grid": 0,
-        "mlp": "plain",                    # "swiglu": silu(gate) times value, each mlp_dim wide, in place of GELU
-        "gelu": "tanh",                    # Google's form; "erf" is the exact one, "quick" x * sigmoid(1.702 x) (OpenAI's CLIP)
-        "norm": "layer",                   # LayerNorm; "rms": RMSNorm (AIMv2)
-        "norm_eps": 1e-6,                  # of every norm; a file of another program may bring its own
-        "pre_norm": False,                 # a norm before the first block (CLIP)
-        "patch_norm": "none",              # "after" the projection of the patches (AIMv2); "around" it (lucidrains' vit-pytorch)
-        "final_norm": True,                # the norm behind the last block
-        "attention_norm": False,           # a norm before the output projection of the attention (EVA-02's CLIP towers)
-        "mlp_norm": False,                 # a norm before the second layer of the MLP (EVA-02)
-        "qk_norm": False,                  # norms of the queries and the keys, over each head
-        "qkv_bias": "all",                 # "qv": the keys have none (DINOv3, EVA-02); "none"
-        "proj_bias": True,                 # of the attention's output
-        "mlp_bias": True,
-        "patch_bias": True,                # of the projection of the patches
-        "in_channels": 3,
-        "img_size": 224,
-        "mean": (0.5, 0.5, 0.5),           # inputs are (x / 255 - mean) / std
-        "std": (0.5, 0.5, 0.5),
-        "channel_mean": (),                # of the colour weights that a grey model is filled from, where it is one
-        "channel_std": (),
-    })
-    row.lock()
-    row.update(more)                       # KeyError on an unknown key: a typo is an error
-    return row
-
-
-# What DeiT, CaiT and MAE share, all of them Meta's: exact GELU, ImageNet's mean and standard deviation, bicubic positions.
-META = {"gelu": "erf", "position_resize": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def cait(hidden_size: int, num_heads: int, num_layers: int, layer_scale: float, **more) -> ConfigDict:
@@ -117,6 +53,7 @@ MODELS = {
     "MAE-B_16": architecture(16, 768, 3072, 12, 12, classifier="patch_mean", **META),
     "MAE-L_16": architecture(16, 1024, 4096, 16, 24, classifier="patch_mean", **META),
     "MAE-H_14": architecture(14, 1280, 5120, 16, 32, classifier="patch_mean", **META),
+    **FAMILIES,                                # those of today (models/families.py): DINOv2, DINOv3, SigLIP, CLIP, EVA-02, ...
     # The embedded default (assets/): 8 x 8 px images, small enough for tests and for a laptop.
     "ViT-Nano_2": architecture(2, 64, 256, 4, 4, img_size=8),
 }
@@ -245,33 +182,6 @@ DEFAULTS_OF_DATASET = {
 # (device, GiB of memory, cores, model): the first whose memory and cores a process has.
 MODEL_OF_MACHINE = (
     ("cuda", 10, 1, "ViT-B_16"), ("cuda", 0, 1, "ViT-S_16"), ("cpu", 8, 8, "ViT-S_16"), ("cpu", 0, 0, "ViT-Ti_16"))
-# What PRETRAINED_DIR=auto means: the embedded file; for sizes that Google published in the AugReg paper alone, the
-# file that its README recommends; for DeiT, CaiT and MAE their own; for all others the ImageNet-21k file of the model's name.
-DEFAULT_WEIGHTS = {
-    "ViT-Nano_2": "assets/ViT-Nano_2-letters.npz",
-    "ViT-Ti_16": "augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
-    "ViT-S_16": "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0",
-    "ViT-S_32": "augreg/S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0",
-    "R-ViT-Ti_16": "augreg/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
-    "R26-ViT-S_32": "augreg/R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0",
-    "DeiT-Ti_16": "deit/deit_tiny_patch16_224-a1311bcf",
-    "DeiT-S_16": "deit/deit_small_patch16_224-cd65a155",
-    "DeiT-B_16": "deit/deit_base_patch16_224-b5f2ef4d",
-    "DeiT-Ti_16-distilled": "deit/deit_tiny_distilled_patch16_224-b40b3cf7",
-    "DeiT-S_16-distilled": "deit/deit_small_distilled_patch16_224-649709d9",
-    "DeiT-B_16-distilled": "deit/deit_base_distilled_patch16_224-df68dfff",
-    "CaiT-XXS24": "cait/XXS24_224",
-    "CaiT-XXS36": "cait/XXS36_224",
-    "CaiT-XS24": "cait/XS24_384",
-    "CaiT-S24": "cait/S24_224",
-    "CaiT-S36": "cait/S36_384",
-    "CaiT-M36": "cait/M36_384",
-    "CaiT-M48": "cait/M48_448",
-    "MAE-B_16": "mae/mae_pretrain_vit_base",
-    "MAE-L_16": "mae/mae_pretrain_vit_large",
-    "MAE-H_14": "mae/mae_pretrain_vit_huge",
-}
-
 # Google's names of the sizes in the AugReg paper.
 AUGREG_SIZES = ("Ti_16", "S_32", "S_16", "B_32", "B_16", "B_8", "L_16", "R_Ti_16", "R26_S_32", "R50_L_32")
 

@@ -8,8 +8,6 @@ Shape legend, used in every file: B images, N tokens, D width, H heads, d = D / 
 
 import importlib
 
-from configs import MODELS
-
 from .errors import ModelError, WeightsError  # noqa: F401
 
 MODULES = {
@@ -34,7 +32,7 @@ __all__ = ["ModelError", "list_models", *_MODULE_OF]
 
 def list_models() -> list[str]:
     """The names that create_model knows."""
-    return list(MODELS)
+    return list(importlib.import_module("configs").MODELS)
 
 
 def __getattr__(name: str):

@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from configs import architecture
-
 from .attention import record_attention
 from .errors import ModelError
+from .families import architecture
 from .kinds import SWITCH, TEXT, Kind, is_whole, number, numbers, one_of, whole
 from .layers import RESIZE_RULES, PatchEmbed, norm_of
 from .resnet import GROUPS, STYLES, ResNet
@@ -257,6 +256,7 @@ ROW = {
     "resnet_width": SIZE, "resnet_style": one_of(*STYLES), "sigmoid_attention": TEXT, "gelu": one_of("tanh", "erf", "quick"),
     "norm_eps": number(math.ulp(0.0), below=1, words="above 0 and below 1, such as 1e-6"),
     "position_resize": one_of(*RESIZE_RULES),
+    "interpolation": one_of("bilinear", "bicubic"), "eval_crop": number(0, 1, words="at least 0 and at most 1"),
     "img_size": PIXELS, "mean": numbers(1, *MEAN), "std": numbers(1, *STD), "channel_mean": numbers(0, *MEAN),
     "channel_std": numbers(0, *STD),
 }

@@ -12,11 +12,14 @@ from configs import MODELS, architecture
 from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.described import COMPUTED
+from .checkpoints.hub import published_file
 from .checkpoints.load import check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
+from .families import KEYS
+from .kinds import brief
 from .sigmoid_attention import use_sigmoid_attention
 from .vit import VisionTransformer
 
@@ -26,7 +29,8 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
                  **overrides) -> ImageTransformer:
     """Builds a model of the class that the row asks for, in training mode. `model(images)` gives logits (B, num_classes).
 
-    name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
+    name_or_config: a name of list_models(), or of a published file, such as timm's, for the model that it is of; or a row of
+                    configs.MODELS (or one made with configs.architecture).
     num_classes:    default 1000; with head="keep" the file's own count.
     img_size:       side or (height, width) in pixels; default the row's.
     pretrained:     a checkpoint file, an OpenedCheckpoint, or a published name, which is looked up in ./checkpoint and else
@@ -84,7 +88,9 @@ def _build_of_run(row: dict, classes: int, img_size: int | tuple[int, int]) -> I
 
 
 # What a row of another size must share with a file to be its family; and then what must agree for it to be the file's model.
-FAMILY = ("distilled", "class_layers", "resnet_layers", "resnet_width")
+FAMILY = ("distilled", "class_layers", "resnet_layers", "resnet_width", "class_token", "registers", "positions", "rope", "mlp",
+          "norm", "pre_norm", "patch_norm", "final_norm", "attention_norm", "mlp_norm", "qk_norm", "qkv_bias", "proj_bias",
+          "mlp_bias", "patch_bias")
 SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_layers")
 
 
@@ -94,9 +100,12 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     preferred: rows whose names begin so come before others of the same sizes. num_heads: where the file does not tell it; it is
     missing in the keys where nothing tells it and no row is of the file's sizes. Raises ModelError for a family that has no row.
     """
+    if file.own_row:
+        return _match_own(file)
     found = file.row
     heads = num_heads or found.get("num_heads")
-    family = {name: row for name, row in MODELS.items() if all(found[key] == row[key] for key in FAMILY)}
+    family = {name: row for name, row in MODELS.items() if all(found.get(key, KEYS[key]) == row[key] for key in FAMILY)
+              and bool(found.get("layer_scale")) == bool(row.layer_scale and not row.class_layers)}
     if not family:
         raise ModelError(f"{file.path}: no model of configs.py has its ResNet, of {found['resnet_layers']} units")
     same = [name for name, row in family.items() if all(found.get(key) == row[key] for key in SIZES)
@@ -115,6 +124,22 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
 
 
+def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
+    """match_row of an export of ours, which says all: the row that it was made of, as its card says, or the one that has the most
+    of its keys."""
+    said = {key: value for key, value in file.own_row.items() if key not in (*COMPUTED, "img_size")}
+    if unknown := set(said) - set(KEYS) - {*SIZES, "num_heads"}:
+        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know; a newer one wrote it")
+
+    def others(name: str) -> dict:
+        return {key: value for key, value in said.items() if value != MODELS[name][key]}
+
+    card = (file.file.described.card or {}).get("model", {}).get("architecture")
+    name = card if card in MODELS else min(MODELS, key=lambda name: len(others(name)))
+    keys = others(name)
+    return name, keys | ({"num_heads": said["num_heads"]} if "hidden_size" in keys and "num_heads" in said else {})
+
+
 def _plain(value: object) -> object:
     """NumPy's scalars as Python's: what a program computes is often one, and a row and a file hold Python's alone."""
     if isinstance(value, (tuple, list)):
@@ -125,9 +150,12 @@ def _plain(value: object) -> object:
 def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
     """A copy of the row with the overrides, and of one channel with the mean of the channels' values. Raises ModelError."""
     if isinstance(name_or_config, str):
-        if name_or_config not in MODELS:
-            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")
-        name_or_config = MODELS[name_or_config]
+        known = None if name_or_config in MODELS else published_file(name_or_config)
+        if name_or_config not in MODELS and not (known and known.model):
+            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}, and the published names of their "
+                             "files (MODEL_ZOO.md)")
+        name_or_config = MODELS[known.model if known else name_or_config]
+        overrides = {"img_size": known.pixels} | overrides if known else overrides
     config = name_or_config.copy_and_resolve_references()
     with config.ignore_type():                               # NumPy's, where the row was made with it
         config.update({key: _plain(value) for key, value in config.items()})

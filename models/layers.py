@@ -19,7 +19,16 @@ LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)            # of Google's 
 # How the published models of a family resize their position tables. "bilinear": Google's code calls
 # scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); this form also takes
 # grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing where the grid shrinks.
-RESIZE_RULES = {"bilinear": {"mode": "bilinear", "align_corners": True}, "bicubic": {"mode": "bicubic", "align_corners": False}}
+# "_antialias": smoothed where the grid shrinks; "bilinear_unaligned": corners not aligned.
+RESIZE_RULES = {
+    "bilinear": {"mode": "bilinear", "align_corners": True},
+    "bilinear_unaligned": {"mode": "bilinear", "align_corners": False},
+    "bilinear_antialias": {"mode": "bilinear", "align_corners": False, "antialias": True},
+    "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
+    "bicubic_offset": {"mode": "bicubic", "align_corners": False},
+}
+OFFSET = 0.1              # of a patch: "bicubic_offset" (DINOv2 without registers) scales by (new + OFFSET) / old
 
 
 def norm_of(config) -> Callable[[int], nn.Module]:
@@ -155,6 +164,8 @@ class Block(nn.Module):
                  mlp_norm: bool = False, mlp_bias: bool = True, layer_scale: float = 0.0, **attention: object):
         super().__init__()
         self.norm1 = norm(dim)
+        if attention:                                        # CaiT's kinds have no norms, and no further arguments
+            attention["norm"] = norm
         self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate, **attention)
         self.norm2 = norm(dim)
         rest = {"dropout_rate": dropout_rate, "bias": mlp_bias, "norm": norm(mlp_dim) if mlp_norm else None}
@@ -182,5 +193,7 @@ def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[i
     if old_grid == new_grid:
         return table
     grid = table[:, prefix:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)                # (1, D, h, w)
-    grid = F.interpolate(grid, size=new_grid, **RESIZE_RULES[rule])                       # (1, D, h', w')
+    scales = [(new + OFFSET) / old for new, old in zip(new_grid, old_grid)]
+    size = {"scale_factor": scales} if rule == "bicubic_offset" else {"size": new_grid}
+    grid = F.interpolate(grid, **size, **RESIZE_RULES[rule])                              # (1, D, h', w')
     return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)

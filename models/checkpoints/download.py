@@ -9,10 +9,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from email.message import Message
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -24,23 +25,32 @@ CHUNK = 1 << 20
 KINDS = {
     ".npz": ("an .npz archive", lambda start: start.startswith(b"PK")),
     ".pth": ("a file of PyTorch", lambda start: start.startswith((b"PK", b"\x80"))),
+    ".bin": ("a file of PyTorch", lambda start: start.startswith((b"PK", b"\x80"))),
+    ".safetensors": ("a file of safetensors", lambda start: start[4:9] == b"\0\0\0\0{"),
+    ".json": ("JSON", lambda start: start.lstrip().startswith(b"{")),
     ".csv": ("AugReg's table", lambda start: {b"ds", b"final_val", b"filename"} <= set(start.splitlines()[0].split(b","))),
 }
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class DownloadError(WeightsError):
     """A file that is not here cannot be downloaded either."""
 
+    status = 0                          # of HTTP, where the server refused
+    code = ""                           # the hub's own word for it, such as GatedRepo
 
-def check_reachable(url: str, path: Path) -> None:
+
+def check_reachable(url: str, path: Path, headers: Mapping = NO_HEADERS) -> int:
     """Asks for the head of `url` unless its file is at `path`: where nothing answers, that is known before other work is done.
-    Raises DownloadError, as `download` does; what a server refuses is left to that."""
+    Raises DownloadError, as `download` does; what a server refuses is left to that, and its status is returned (0: nothing)."""
     if path.is_file():
-        return
+        return 0
     try:
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(urllib.request.Request(url, method="HEAD"),
-                                                                                timeout=TIMEOUT_S):
-            pass
+        with _ask(url, headers, "HEAD"):
+            return 0
+    except urllib.error.HTTPError as error:
+        return error.code
     except (OSError, HTTPException, ValueError) as error:
         raise _failed(url, path, error) from error
 
@@ -49,14 +59,18 @@ def _failed(url: str, path: Path, error: Exception) -> DownloadError:
     cause = getattr(error, "reason", None) or error
     reason = " ".join(str(getattr(cause, "strerror", None) or cause).split())
     table = ", and then the file that it names for the size" if path.suffix == ".csv" else ""
-    return DownloadError(f"could not download {url} ({reason}); download it on another machine and put it at {path}{table}")
+    failed = DownloadError(f"could not download {url} ({reason}); download it on another machine and put it at {path}{table}")
+    if isinstance(error, urllib.error.HTTPError):
+        failed.status, failed.code = error.code, error.headers.get("X-Error-Code") or ""
+    return failed
 
 
-def download(url: str, path: Path, checksum: str = "") -> Path:
+def download(url: str, path: Path, checksum: str = "", headers: Mapping = NO_HEADERS) -> Path:
     """Downloads `url` to `path`, whose suffix is one of KINDS, unless it is there, and returns it. Of several processes one does.
 
     What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
-    two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
+    two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known. headers: of
+    the request; an Authorization among them goes to no other server, wherever this one sends us.
     Raises DownloadError with the URL and the path to put the file at by hand, or WeightsError for a fault of the disk.
     """
     if path.is_file():
@@ -67,7 +81,7 @@ def download(url: str, path: Path, checksum: str = "") -> Path:
         with open(lock, "w", encoding="utf-8") as stream:
             fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
             if not path.is_file():
-                _download(url, path, checksum)
+                _download(url, path, checksum, headers)
             lock.unlink(missing_ok=True)             # not after an error: others may wait for this file, a new one would be free
     except WeightsError:                                      # of the disk
         raise
@@ -76,16 +90,16 @@ def download(url: str, path: Path, checksum: str = "") -> Path:
     return path
 
 
-def _download(url: str, path: Path, checksum: str) -> None:
+def _download(url: str, path: Path, checksum: str, headers: Mapping) -> None:
     part, mark = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
-    with _open(url, part, mark) as response:
+    with _open(url, part, mark, headers) as response:
         have = part.stat().st_size if response.status == 206 else 0
         if response.headers.get("ETag"):
             mark.write_text(response.headers["ETag"], encoding="utf-8")
         total = _receive(response, part, have, path.name)
         if total is not None and part.stat().st_size != total:
             raise OSError(f"the connection was cut off at {part.stat().st_size} of {total} bytes; run again to resume")
-        fault = _find_fault(part, path.suffix, response.headers, checksum)
+        fault = _find_fault(part, path.suffix, response, checksum)
     if fault:
         part.unlink()
         raise OSError(fault)
@@ -93,13 +107,34 @@ def _download(url: str, path: Path, checksum: str) -> None:
     mark.unlink(missing_ok=True)
 
 
-def _open(url: str, part: Path, mark: Path) -> HTTPResponse:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows them, a token to no other server; `linked` is the mark of the file that the hub sends with the first answer."""
+
+    linked = None
+
+    def redirect_request(self, request, stream, code, message, headers, url):
+        self.linked = self.linked or headers.get("X-Linked-Etag")
+        then = super().redirect_request(request, stream, code, message, headers, url)
+        if then is not None and urllib.parse.urlsplit(url)[:2] != urllib.parse.urlsplit(request.full_url)[:2]:
+            then.remove_header("Authorization")
+        return then
+
+
+def _ask(url: str, headers: Mapping, method: str = "GET") -> HTTPResponse:
+    redirects = _Redirects()
+    request = urllib.request.Request(url, headers=dict(headers), method=method)
+    response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT_S)
+    response.linked = redirects.linked or response.headers.get("X-Linked-Etag")
+    return response
+
+
+def _open(url: str, part: Path, mark: Path, headers: Mapping) -> HTTPResponse:
     """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
     have = part.stat().st_size if part.exists() and mark.exists() else 0
     if have:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="utf-8")})
+        rest = {"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="utf-8")}
         try:
-            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+            response = _ask(url, {**headers, **rest})
         except urllib.error.HTTPError as error:
             if error.code != 416:                             # 416: nothing follows what is here
                 raise
@@ -108,7 +143,7 @@ def _open(url: str, part: Path, mark: Path) -> HTTPResponse:
                 return response
             response.close()                                  # a part, but not the one that was asked for
         part.unlink()
-    return urllib.request.urlopen(url, timeout=TIMEOUT_S)
+    return _ask(url, headers)
 
 
 def _receive(response: HTTPResponse, part: Path, have: int, title: str) -> int | None:
@@ -138,8 +173,9 @@ def _naming(part: Path) -> Iterator[None]:
         raise WeightsError(f"cannot write {part} ({error.strerror}); make room, and run again to resume") from error
 
 
-def _find_fault(part: Path, suffix: str, headers: Message, checksum: str) -> str | None:
-    """What is wrong with a downloaded file, or None. Google's storage sends an MD5 in `x-goog-hash`."""
+def _find_fault(part: Path, suffix: str, response: HTTPResponse, checksum: str) -> str | None:
+    """What is wrong with a downloaded file, or None. Google's storage sends an MD5 in `x-goog-hash`, the hub the SHA-256 of a
+    large file as its mark."""
     digests = {"md5": hashlib.md5(), "sha256": hashlib.sha256()}
     with open(part, "rb") as stream:
         start = stream.read(4096)
@@ -147,10 +183,13 @@ def _find_fault(part: Path, suffix: str, headers: Message, checksum: str) -> str
         while chunk := stream.read(CHUNK):
             for digest in digests.values():
                 digest.update(chunk)
-    sent = [word.strip() for line in headers.get_all("x-goog-hash") or [] for word in line.split(",")]
+    sent = [word.strip() for line in response.headers.get_all("x-goog-hash") or [] for word in line.split(",")]
     md5 = next((word.removeprefix("md5=") for word in sent if word.startswith("md5=")), None)
     if md5 not in (None, base64.b64encode(digests["md5"].digest()).decode()):
         return "what arrived does not match the server's MD5; run again to download it again"
+    linked = (response.linked or "").strip('W/"')
+    if re.fullmatch("[0-9a-f]{64}", linked) and linked != digests["sha256"].hexdigest():
+        return "what arrived does not match the server's SHA-256; run again to download it again"
     kind, fits = KINDS[suffix]
     if not start or not fits(start):
         return f"what arrived is not {kind}; perhaps a sign-in page of the network"

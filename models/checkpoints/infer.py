@@ -1,13 +1,29 @@
-"""Names and shapes of a file -> keys of a model's row.
+"""Names and shapes of a file -> keys of a model's row, and the rows that it may be of.
 
-All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it.
+The contract, for models/create.py (match_row) and whoever builds from a file:
+
+`OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels), what
+arrays the file has (ARRAYS, resnet_layers, resnet_width). There where they are known: mlp_dim, num_heads, img_size, pool_mlp_dim;
+and `classifier`, where the file cannot do without this one. layer_scale is 0.0 or 1e-5, whatever its numbers once began with: compare
+it as a truth value. Never there: what no array holds (rope, rope_grid, pool_heads, gelu, norm_eps, the images): the row of MODELS says it.
+
+`candidates(found, rows)`: the names of those of `rows` (configs.MODELS) that have these arrays and these sizes. One: the file is of it.
+Several: where they differ in what no array holds, config.json or --model_type must say which. None: sizes of its own, and
+candidates(found, rows, sizes=False) are the rows of its kind.
+
+`OpenedCheckpoint.computed`: those of COMPUTED that the program which wrote the file says, whatever the row: timm's exact GELU and
+eps 1e-6 of a plain encoder (ViT, DeiT, MAE, SigLIP, I-JEPA). Of any other kind timm's files say nothing, and the row does.
+
+All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and the
+row of a published size.
 """
 
 import math
+from collections.abc import Mapping
 
 from models.errors import WeightsError
 
-from .layouts import Layout, abbreviate
+from .layout import Layout, abbreviate
 
 # The first kernel of a hybrid, and the first of a unit of its ResNet: in timm's names, in Google's and ViT-pytorch's, which count
 # from 1. Google's kernels are HWIO.
@@ -16,11 +32,16 @@ VIT_PYTORCH = ("transformer.embeddings.hybrid_model.root.conv.weight",
                lambda s, u: f"transformer.embeddings.hybrid_model.body.block{s + 1}.unit{u + 1}.conv1.weight")
 GOOGLE = "conv_root/kernel", lambda s, u: f"block{s + 1}/unit{u + 1}/conv1/kernel"
 MAX_UNITS = 1000
+INITIAL_SCALE = 1e-5                    # of a row with factors of the branches, which a file fills
+SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_layers")
+# What the arrays of a file say beside its sizes, and what they say of a plain encoder (Google's, DeiT's).
+ARRAYS = {"distilled": False, "class_layers": 0, "class_token": True, "registers": 0, "positions": "all", "layer_scale": 0.0,
+          "mlp": "plain", "norm": "layer", "pre_norm": False, "patch_norm": "none", "final_norm": True, "attention_norm": False,
+          "mlp_norm": False, "qk_norm": False, "qkv_bias": "all", "proj_bias": True, "mlp_bias": True, "patch_bias": True}
 
 
 def infer_row(layout: Layout) -> dict:
-    """Keys of configs.architecture. `num_heads` and `img_size` are missing where nothing tells them; `classifier` is the one that
-    the file cannot do without. Raises WeightsError for a file without a patch embedding."""
+    """Keys of configs.architecture: see above. Raises WeightsError for a file without a patch embedding or blocks."""
     width, channels, patch = layout.kernel()
     row = {"patch_size": patch, "hidden_size": width, "in_channels": channels, "distilled": layout.has("dist_token"),
            "num_layers": layout.count("blocks.{i}.norm1.weight"),
@@ -28,15 +49,51 @@ def infer_row(layout: Layout) -> dict:
     if not row["num_layers"]:
         raise WeightsError(f"{layout.file.path}: not a Vision Transformer in a known layout: it has a patch embedding, and no "
                            f"blocks (its arrays: {abbreviate(layout.all)})")
-    fc1 = layout.row("blocks.0.mlp.fc1.bias").sources[0]
-    if fc1 in layout.all:
-        row["mlp_dim"], = layout.shape(fc1) or (0,)
-    row |= _heads(layout) | _resnet(layout)
-    if not layout.has("cls_token"):
-        row["classifier"] = "gap"
-    elif layout.has("fc_norm.weight") and not layout.has("norm.weight"):
-        row["classifier"] = "patch_mean"
-    return row | _image_size(layout, row)
+    row |= _mlp(layout) | _parts(layout) | _heads(layout) | _resnet(layout)
+    row |= _classifier(layout, row) | _positions(layout, row)
+    if row.get("classifier") == "attention" and layout.has("attn_pool.mlp.fc1.weight"):
+        pool = layout.sizes("attn_pool.mlp.fc1.weight")[0]
+        row["pool_mlp_dim"] = pool if pool != row.get("mlp_dim") else 0
+    return row
+
+
+def _mlp(layout: Layout) -> dict:
+    """"swiglu" makes two of what its second layer reads."""
+    hidden, read = layout.sizes("blocks.0.mlp.fc1.weight"), layout.sizes("blocks.0.mlp.fc2.weight")
+    if len(hidden) != 2 or len(read) != 2:
+        return {"mlp": "plain"} | ({"mlp_dim": hidden[0]} if hidden else {})
+    gated = hidden[0] == 2 * read[1]
+    return {"mlp": "swiglu", "mlp_dim": read[1]} if gated else {"mlp": "plain", "mlp_dim": hidden[0]}
+
+
+def _parts(layout: Layout) -> dict:
+    """What the blocks and the embedding have."""
+    has = layout.has
+    block = "blocks.0."
+    return {
+        "class_token": has("cls_token"), "registers": (*layout.sizes("reg_token"), 0, 0)[1],
+        "layer_scale": INITIAL_SCALE if has(f"{block}ls1.gamma") or has(f"{block}gamma_1") else 0.0,
+        "norm": "layer" if has(f"{block}norm1.bias") else "rms", "pre_norm": has("norm_pre.weight"),
+        "patch_norm": "around" if has("patch_embed.norm_in.weight") else "after" if has("patch_embed.norm.weight") else "none",
+        "final_norm": has("norm.weight") or has("fc_norm.weight"), "attention_norm": has(f"{block}attn.norm.weight"),
+        "mlp_norm": has(f"{block}mlp.norm.weight"), "qk_norm": has(f"{block}attn.q_norm.weight"),
+        "qkv_bias": "all" if has(f"{block}attn.qkv.bias") else "qv" if has(f"{block}attn.qkv.q_bias") else "none",
+        "proj_bias": has(f"{block}attn.proj.bias"), "mlp_bias": has(f"{block}mlp.fc1.bias"),
+        "patch_bias": has("patch_embed.proj.bias")}
+
+
+def _classifier(layout: Layout, row: dict) -> dict:
+    """What the file's head reads, or its arrays are made for. A file with a cls token and a norm behind the blocks leaves it open."""
+    if "classifier" in layout.program_row:
+        return {"classifier": layout.program_row["classifier"]}
+    if layout.has("attn_pool.latent"):
+        return {"classifier": "attention"}
+    if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
+        return {"classifier": "patch_mean"}
+    if not row["class_token"]:
+        return {"classifier": "mean" if row["registers"] else "gap"}
+    head = layout.sizes("head.weight")
+    return {"classifier": "token_mean"} if len(head) == 2 and head[1] == 2 * row["hidden_size"] else {}
 
 
 def _heads(layout: Layout) -> dict:
@@ -62,17 +119,49 @@ def _resnet(layout: Layout) -> dict:
     return {}
 
 
-def _image_size(layout: Layout, row: dict) -> dict:
-    """From the number of positions, which belong to a square unless they are said not to."""
-    source = layout.row("pos_embed").sources[0]
-    shape = layout.shape(source) if source in layout.all else ()
-    if len(shape) != 3:
-        return {}
-    prefix = 0 if row["class_layers"] or layout.bare_positions else layout.has("cls_token") + layout.has("dist_token")
-    side = math.isqrt(max(shape[1] - prefix, 0))
-    if side == 0 or side * side != shape[1] - prefix:
-        return {}
+def _positions(layout: Layout, row: dict) -> dict:
+    """Of which tokens there are positions, and the size of the images: by the number of rows, which belong to a square unless they
+    are said not to."""
+    if not layout.has("pos_embed"):
+        return {"positions": "none"}
+    tokens = row["class_token"] + row["distilled"] + row["registers"]
+    prefix = {"all": tokens, "patches": 0}
+    if row["class_layers"] or layout.bare_positions:
+        prefix = {"all": 0}
+    rows = layout.table()
+    sides = {kind: math.isqrt(max(rows - before, 0)) for kind, before in prefix.items()}
+    kind = next((kind for kind, side in sides.items() if side and side * side == rows - prefix[kind]), "")
+    if not kind:
+        return {"positions": "patches" if layout.folded else "all"}
     stride = row["patch_size"]
     if row["resnet_layers"] is not None:
         stride *= 4 * 2 ** max(len(row["resnet_layers"]) - 1, 0)
-    return {"img_size": side * stride}
+    return {"positions": kind, "img_size": sides[kind] * stride}
+
+
+# ------------------------------------------------------------------------------------------------------ rows that fit
+
+
+def is_plain(found: dict) -> bool:
+    """Whether the blocks are those of Google's and DeiT's encoder, which timm and others compute in one way each."""
+    return bool(found["class_layers"]) or all(
+        found[key] == value for key, value in ARRAYS.items() if key not in ("distilled", "class_layers", "class_token"))
+
+
+def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
+    """The names of those of `rows` that have the arrays of a file (infer_row), and its sizes."""
+    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or (all(
+        found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"])))]
+
+
+def _has_arrays(found: dict, row: Mapping) -> bool:
+    theirs = {key: row[key] for key in (*ARRAYS, "resnet_layers", "resnet_width")}
+    if row["classifier"] == "gap" or (not found["class_token"] and is_plain(found) and is_plain(theirs)):
+        theirs["class_token"] = False                                    # Google's rows are those of its files with a mean too
+    if not theirs["class_token"] and not theirs["registers"] and theirs["positions"] == "patches":
+        theirs["positions"] = "all"
+    if theirs["resnet_layers"] is not None:
+        theirs["resnet_layers"] = tuple(theirs["resnet_layers"])
+    pools = found.get("classifier") == "attention"
+    return (not pools or row["classifier"] == "attention") and all(
+        bool(found[key]) == bool(value) if key == "layer_scale" else found[key] == value for key, value in theirs.items())

@@ -5,11 +5,13 @@ units. Conversions are functions of the same name in conversions.py:
   copy     same array                       dense    (in, out) -> (out, in)
   conv     HWIO -> OIHW                     vector   (1, 1, 1, C) -> (C)
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
-  out      (H, d, D) -> (D, D)              join     three arrays, one below the other
+  out      (H, d, D) -> (D, D)              join     three arrays, one below the other      halves   two
+  query, query_bias: as qkv of one array     kv, kv_bias: of two
+  patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
-The layouts: Google's, that of transformers (Hugging Face), those of three more programs, and timm's, which DeiT, CaiT, MAE
-and DINO share and which our parameters are named after: it needs no table but its few exceptions.
+The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and DINO
+share and which our parameters are named after, has its exceptions in timm_names.py.
 """
 
 # ------------------------------------------------------------------------------------------------------ Google
@@ -78,8 +80,19 @@ GOOGLE_PROJECTION = (
 BIG_VISION_POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
 # It may also stack the arrays of all blocks, with the block as first dimension (models built with scan=True).
 STACKED_BLOCKS, BLOCK_OF_STACK = "Transformer/encoderblock/", "Transformer/encoderblock_{i}/"
-# Its attention pooling (SigLIP), which no model here has; in older files without the module's name.
-ATTENTION_POOLING = ("MAPHead_0/", "probe")
+# Its pooling by attention (SigLIP). Older files lack the name of the module.
+_ATTENTION, POOLING = "MultiHeadDotProductAttention_0", "MAPHead_0/"
+GOOGLE_POOLING = (
+    ("attn_pool.latent", (f"{POOLING}probe",), "copy"),
+    *_layer("attn_pool.q", f"{POOLING}{_ATTENTION}/query", "kernel", "query", bias="query_bias"),
+    ("attn_pool.kv.weight", tuple(f"{POOLING}{_ATTENTION}/{part}/kernel" for part in ("key", "value")), "kv"),
+    ("attn_pool.kv.bias", tuple(f"{POOLING}{_ATTENTION}/{part}/bias" for part in ("key", "value")), "kv_bias"),
+    *_layer("attn_pool.proj", f"{POOLING}{_ATTENTION}/out", "kernel", "out"),
+    *_layer("attn_pool.norm", f"{POOLING}LayerNorm_0", "scale", "copy"),
+    *_layer("attn_pool.mlp.fc1", f"{POOLING}MlpBlock_0/Dense_0", "kernel", "dense"),
+    *_layer("attn_pool.mlp.fc2", f"{POOLING}MlpBlock_0/Dense_1", "kernel", "dense"),
+)
+OLDER_POOLING = {part: POOLING + part for part in ("probe", f"{_ATTENTION}/", "LayerNorm_0/", "MlpBlock_0/")}
 
 # Weights under a prefix: the prefix, and how names beside them may begin, which are left out.
 GOOGLE_PREFIXES = (
@@ -90,7 +103,7 @@ GOOGLE_PREFIXES = (
 
 # ------------------------------------------------------------------------------------------------ transformers
 
-TRANSFORMERS_PREFIXES = ("vit.", "deit.")
+TRANSFORMERS_PREFIXES = ("vit.", "deit.", "ijepa.")
 
 
 def _both(ours: str, *theirs: str, conversion: str = "copy") -> tuple:
@@ -106,6 +119,14 @@ TRANSFORMERS_EMBEDDING = (
     *_both("norm", "layernorm"),
 )
 TRANSFORMERS_HEAD = (*_both("head", "classifier"), *_both("head_dist", "distillation_classifier"))
+
+
+def transformers_outside(one_head: bool) -> tuple:
+    """A DeiT with one head (DeiTForImageClassification) reads the cls token alone: its second token is a register."""
+    second = {"dist_token": "reg_token"} if one_head else {}
+    return tuple((second.get(ours, ours), *row) for ours, *row in (*TRANSFORMERS_EMBEDDING, *TRANSFORMERS_HEAD))
+
+
 # The distilled DeiT has another name for the first of its heads.
 TRANSFORMERS_SPELLINGS = {"cls_classifier.": "classifier."}
 
@@ -132,14 +153,6 @@ TRANSFORMERS_BLOCKS = {
 }
 # The layer after the cls token of its pre-training, and the decoders of its masked autoencoders.
 TRANSFORMERS_LEFT_OUT = ("pooler.", "decoder.", "embeddings.mask_token")
-
-# -------------------------------------------------------------------------------------------------------- timm
-
-# A ResNet that is a stem alone (R+Ti/16) has no module of that name in timm: its names and ours.
-TIMM_STEM_ALONE = {"patch_embed.backbone.conv.": "patch_embed.backbone.stem.conv.",
-                   "patch_embed.backbone.norm.": "patch_embed.backbone.stem.norm."}
-# MAE's full files: the decoder of the pre-training. DINO's: the head of its own task.
-TIMM_LEFT_OUT = ("decoder_", "mask_token", "head.mlp.", "head.last_layer.")
 
 # -------------------------------------------------------------------------------------------- three more programs
 
@@ -213,7 +226,7 @@ PRETRAINED_VIT_LEFT_OUT = ("pre_logits.",)
 # ------------------------------------------------------------------------------------------- PyTorch's wrappers
 
 # Where a file of PyTorch holds its weights, the first that is there; none of them: the file is the weights.
-CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema", "teacher", "student")
+CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema", "teacher", "student", "encoder")
 # Averaged weights that a program evaluates: its entry for them, and for those of the last step (timm's training files).
 AVERAGED_FIRST = {"state_dict_ema": "state_dict"}
 # DINO's files hold two networks; it evaluates the first of these.
@@ -227,12 +240,11 @@ WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 NOT_TAKEN = (
     (r"lora_[AB]|\.base_layer\.", "a LoRA adapter, or a model with one: merge it into its base model with peft "
                                   "(merge_and_unload), save the result, and give that"),
-    (r"^(.*\.)?(storage_tokens$|rope(_embed)?\.)", "a DINOv3, whose positions are rotary, as in no model here"),
-    (r"^(.*\.)?to_patch_embedding\.", "of lucidrains' vit-pytorch, whose files are not read"),
-    (r"^(.*\.)?attn_pool\.", "a model that pools by attention (SigLIP), which no model here does; use one with a cls token or "
-                            "with mean pooling"),
+    (r"^(.*\.)?rope\.freqs$", "a model whose rotary frequencies are learned (timm's rope_mixed), as in no model here"),
+    (r"\.attn\.lambda_q1$", "a model of differential attention, which no model here computes"),
+    (r"\.attn\.w[qkv]\.weight$", "a Sapiens2, whose keys and values have fewer heads, as in no model here"),
+    (r"^radio_model\.", "an original file of C-RADIO, which is not read: its patches are projected in another order; use timm's "
+                        "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
+    (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
     (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),
 )
-REGISTERS = r"^(.*\.)?(register_tokens|reg_token)$"
-BRANCH_SCALE = r"\.(ls1\.gamma|layer_scale1\.lambda1)$"
-POSITIONS = r"pos_embed|position_embeddings"

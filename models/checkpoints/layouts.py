@@ -4,114 +4,21 @@ Prefixes of wrappers and of train states, other spellings and stacked blocks are
 key_maps.py needs one name for a thing.
 """
 
-import itertools
+import functools
 import re
-import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from torch import Tensor
-
-from models.base import ImageTransformer
 from models.errors import WeightsError
 
 from . import key_maps
-from .conversions import Row, google_rows, resnet_rows, rows_of, timm_rows, transformers_rows
+from .conversions import GOOGLE_OUTSIDE, google_rows, of_version, resnet_rows, rows_of, transformers_rows, with_linear_patches
 from .described import HALF, IMAGENET
+from .first_look import again
 from .formats import WeightFile
-
-MAX_BLOCKS = 1000
-
-
-class Layout:
-    """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
-
-    def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
-                 rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
-        self.file, self.rows = file, rows
-        self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
-        self.bare_positions = False                                # the position table may lack the rows before the patches
-        self.beside: list[str] = []                                # arrays of a train state, which hold no weights
-        self.notes: list[str] = []
-        self._sources, self._tables = sources, (fixed_rows, block_rows)
-        self._stacks: dict[str, Tensor] = {}                       # stacked arrays that were read
-        self._stacks_lock = threading.Lock()
-        self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
-        self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
-
-    @property
-    def all(self) -> set[str]:
-        """Without what belongs to the pre-training alone."""
-        return set(self._sources) - set(self.pre_training)
-
-    def unstack(self) -> None:
-        """Arrays with the block as first dimension -> one name for each block."""
-        for name in [name for name in self._sources if name.startswith(key_maps.STACKED_BLOCKS)]:
-            source = self._sources.pop(name)
-            rest, (blocks, *_) = name.removeprefix(key_maps.STACKED_BLOCKS), self.file.shape(source) or (0,)
-            if blocks > MAX_BLOCKS:
-                raise WeightsError(f"{self.file.path}: {source} claims {blocks} blocks, more than any model has")
-            for i in range(blocks):
-                one = key_maps.BLOCK_OF_STACK.format(i=i) + rest
-                self._sources[one], self._layers[one] = source, i
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        shape = self.file.shape(self._sources[name])
-        return shape[1:] if name in self._layers else shape
-
-    def read_view(self, name: str) -> Tensor:
-        source = self._sources[name]
-        if name not in self._layers:
-            return self.file.read_view(source)
-        with self._stacks_lock:
-            if source not in self._stacks:
-                self._stacks[source] = self.file.read(source)
-        return self._stacks[source][self._layers[name]]
-
-    def row(self, ours: str) -> Row:
-        """The row of a parameter. timm's names are ours."""
-        fixed_rows, block_rows = self._tables
-        number = re.match(r"blocks\.(\d+)\.", ours)
-        if number:
-            numbered = ours.replace(number[0], "blocks.{i}.", 1)
-            return next((Row(ours, tuple(source.format(i=number[1]) for source in sources), conversion)
-                         for name, sources, conversion in block_rows if name == numbered), Row(ours, (ours,), "copy"))
-        return next((Row(*row) for row in fixed_rows if row[0] == ours), Row(ours, (ours,), "copy"))
-
-    def has(self, ours: str) -> bool:
-        return self.row(ours).sources[0] in self._sources
-
-    def outputs(self, layer: str) -> int:
-        """Width of a dense layer, if its weight and bias agree about it."""
-        _, (weight,), conversion = self.row(f"{layer}.weight")
-        (bias,) = self.row(f"{layer}.bias").sources
-        sizes = self.shape(weight) if weight in self.all else ()
-        width = self.shape(bias) if bias in self.all else ()
-        if len(sizes) != 2 or width != (sizes[1:] if conversion == "dense" else sizes[:1]):
-            raise WeightsError(f"{self.file.path}: {weight} {sizes} does not fit {bias} {width}")
-        return width[0]
-
-    def heads(self) -> set[str]:
-        """Names of what belongs to the old task: heads and `pre_logits`."""
-        return {source for layer in ("head", "head_dist", "pre_logits.fc") for kind in ("weight", "bias")
-                for source in self.row(f"{layer}.{kind}").sources}
-
-    def kernel(self) -> tuple[int, int, int]:
-        """(width, channels, patch side) of the patch embedding."""
-        _, (name,), conversion = self.row("patch_embed.proj.weight")
-        sizes = self.shape(name) if name in self.all else ()
-        if len(sizes) != 4:
-            raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
-        return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
-
-    def count(self, name: str) -> int:
-        """How many numbered parts have a parameter of ours: "blocks.{i}.norm1.weight" counts the blocks."""
-        return next(i for i in itertools.count() if not self.has(name.format(i=i)))
-
-    def describe(self) -> str:
-        """'width 384, 12 blocks, patch 16'"""
-        width, _, patch = self.kernel()
-        return f"width {width}, {self.count('blocks.{i}.norm1.weight')} blocks, patch {patch}"
+from .layout import Layout, abbreviate, spelled
+from .timm_names import resolve
+from .towers import TOWERS, Tower
 
 
 class Program(NamedTuple):
@@ -135,7 +42,8 @@ def detect_layout(file: WeightFile) -> Layout:
             prefix, notes = _choose_prefix(file, prefixes)
             names, beside = _without_prefix(file, prefix, program)
             layout = program.layout(file, names)
-            layout.program_row, layout.beside, layout.notes = dict(program.row), beside, notes
+            layout.program_row = program.row | layout.program_row if layout.program_row else program.row
+            layout.beside, layout.notes = layout.beside + beside, [*notes, *layout.notes]
             return layout
     names = map(_without_wrappers, file.names)
     raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
@@ -149,12 +57,6 @@ def _refuse_others(file: WeightFile) -> None:
     for pattern, what in key_maps.NOT_TAKEN:
         if some(pattern):
             raise WeightsError(f"{file.path}: it is {what}")
-    if some(key_maps.REGISTERS) and not some(key_maps.POSITIONS):
-        raise WeightsError(f"{file.path}: it is a DINOv3, whose positions are rotary, as in no model here")
-    if some(key_maps.REGISTERS):
-        raise WeightsError(f"{file.path}: it has register tokens (DINOv2 with registers), as no model here; use a file without")
-    if some(key_maps.BRANCH_SCALE):
-        raise WeightsError(f"{file.path}: it scales its branches (LayerScale, as DINOv2), as no plain ViT here does")
 
 
 def _prefixes(file: WeightFile, program: Program) -> list[str]:
@@ -194,8 +96,11 @@ def _without_prefix(file: WeightFile, prefix: str, program: Program) -> tuple[di
 
 
 def _timm(file: WeightFile, names: dict[str, str]) -> Layout:
-    names = _renamed(file, names, lambda name: spelled(name, key_maps.TIMM_STEM_ALONE))
-    return Layout(file, names, (), (), timm_rows, key_maps.TIMM_LEFT_OUT)
+    found = resolve(file.path, names, lambda names, rename: _renamed(file, names, rename), file.read)
+    layout = Layout(file, found.names, found.fixed_rows, found.block_rows,
+                    lambda model: [layout.row(name) for name in model.state_dict()], found.left_out)
+    layout.folded, layout.flat = found.folded, found.flat
+    return layout
 
 
 def _vit_pytorch(file: WeightFile, names: dict[str, str]) -> Layout:
@@ -213,6 +118,31 @@ def _torchvision(file: WeightFile, names: dict[str, str]) -> Layout:
 
 def _pretrained_vit(file: WeightFile, names: dict[str, str]) -> Layout:
     return _by_tables(file, names, key_maps.PRETRAINED_VIT, key_maps.PRETRAINED_VIT_BLOCK, key_maps.PRETRAINED_VIT_LEFT_OUT)
+
+
+def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
+    no_prefix = dict.fromkeys(tower.prefixes, "")
+    short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), tower.spellings))
+    shapes = {name: file.shape(source) for name, source in short.items()}
+    empty = [name for name in short if 0 in shapes[name]]                       # lucidrains' cls token where there is none
+    short = {name: source for name, source in short.items() if name not in empty}
+    outside = with_linear_patches(of_version(tower.outside, short), shapes)
+    layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)
+    lacks = [source for ours in tower.needs for source in layout.row(ours).sources if source not in short]
+    if lacks:
+        raise WeightsError(f"{file.path}: lacks {abbreviate(lacks)}, which every file of {tower.title} has; {again(file.path)}")
+    layout.flat = [name for name in tower.flat if name in short and len(shapes[name]) < 3]
+    layout.folded = tower.folded
+    wide = layout.sizes("blocks.0.attn.qkv.weight")
+    if len(wide) == 2 and wide[0] != 3 * wide[1]:
+        raise WeightsError(f"{file.path}: its attention is {wide[0] // 3} wide and its tokens are {wide[1]}, as in no model here")
+    linear = layout.row("patch_embed.proj.weight").conversion == "patches"
+    layout.program_row = tower.linear_row if linear else {}
+    if layout.has("head.weight"):
+        layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
+    layout.notes += [tower.token_note] if tower.token_note and layout.has("cls_token") else []
+    layout.beside = empty
+    return layout
 
 
 def _by_tables(file: WeightFile, names: dict[str, str], outside: tuple, block: tuple, left_out: tuple[str, ...] = ()) -> Layout:
@@ -236,12 +166,6 @@ def _without_wrappers(name: str) -> str:
     return name
 
 
-def spelled(name: str, spellings: dict[str, str]) -> str:
-    """With the other beginning, where the name begins as one of `spellings`."""
-    old = next((old for old in spellings if name.startswith(old)), "")
-    return spellings[old] + name.removeprefix(old) if old else name
-
-
 def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     prefix, siblings = next(((prefix, siblings) for prefix, siblings in key_maps.GOOGLE_PREFIXES
                              if any(name.startswith(prefix) for name in names)), ("", ()))
@@ -250,15 +174,16 @@ def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     if foreign:
         raise WeightsError(f"{file.path}: unknown members beside the weights under {prefix}: {abbreviate(foreign)}")
     names = {name.removeprefix(prefix): source for name, source in names.items() if name.startswith(prefix)}
-    if any(name.startswith(key_maps.ATTENTION_POOLING) for name in names):
-        raise WeightsError(f"{file.path}: pools by attention ({key_maps.ATTENTION_POOLING[0]}), which no model here does; use a "
-                           "file with a cls token or with mean pooling")
     bare = any(name in names for name in key_maps.BIG_VISION_POSITIONS)
-    names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else name)
+    names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else spelled(
+        name, key_maps.OLDER_POOLING))
     blocks = _block_rows(file, names, key_maps.GOOGLE_BLOCKS, "/", "Google's layout")
-    layout = Layout(file, names, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, blocks,
-                    lambda model: google_rows(model, blocks))
+    shapes = {name: file.shape(source) for name, source in names.items()}
+    outside = with_linear_patches(GOOGLE_OUTSIDE, shapes)
+    layout = Layout(file, names, outside, blocks, lambda model: google_rows(model, blocks, outside))
     layout.bare_positions, layout.beside = bare, beside
+    if len(table := shapes.get(_POSITIONS, ())) == 3 and table[0] > 1:         # (h, w, D), of images of any shape
+        layout.flat = (_POSITIONS,)
     layout.unstack()
     return layout
 
@@ -270,8 +195,10 @@ def _transformers(file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(key_maps.TRANSFORMERS_PREFIXES, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), key_maps.TRANSFORMERS_SPELLINGS))
     blocks = _block_rows(file, short, key_maps.TRANSFORMERS_BLOCKS, ".", "the layout of transformers")
-    return Layout(file, short, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, blocks,
-                  lambda model: transformers_rows(model, blocks), key_maps.TRANSFORMERS_LEFT_OUT)
+    one_head = "classifier.weight" in short and "distillation_classifier.weight" not in short
+    outside = key_maps.transformers_outside(one_head)
+    return Layout(file, short, outside, blocks, lambda model: transformers_rows(model, blocks, outside),
+                  key_maps.TRANSFORMERS_LEFT_OUT)
 
 
 def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tuple], separator: str, title: str) -> tuple:
@@ -282,27 +209,30 @@ def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tupl
     raise WeightsError(f"{file.path}: not a Vision Transformer in {title} (its arrays: {abbreviate(names)})")
 
 
+TIMM_ROW = {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}
 # Their GELU is the exact form, and their eps 1e-6 but for transformers. Which images a file of timm or transformers was trained
 # on is said by its config.json alone.
 PROGRAMS = (
+    *(Program(tower.anchor, tower.companion, tower.roots, functools.partial(_tower, tower), tower.row, tower.prefixes)
+      for tower in TOWERS),
     Program("transformer.embeddings.patch_embeddings.weight", "transformer.encoder.encoder_norm.", ("transformer", "head"),
             _vit_pytorch, {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "vit-pytorch", **HALF}),
     Program("embeddings.patch_embeddings.projection.weight", "", (
-        "vit", "deit", "embeddings", "encoder", "layers", "layernorm", "pooler", "decoder", "classifier", "cls_classifier",
-        "distillation_classifier"), _transformers, {"gelu": "erf", "norm_eps": 1e-12}, key_maps.TRANSFORMERS_PREFIXES),
+        "vit", "deit", "ijepa", "embeddings", "encoder", "layers", "layernorm", "pooler", "decoder", "classifier",
+        "cls_classifier", "distillation_classifier"), _transformers, {"gelu": "erf", "norm_eps": 1e-12},
+            key_maps.TRANSFORMERS_PREFIXES),
     Program("conv_proj.weight", "encoder.layers.encoder_layer_0.", ("class_token", "conv_proj", "encoder", "heads"),
             _torchvision, {"gelu": "erf", "norm_eps": 1e-6, **IMAGENET}),
     Program("patch_embedding.weight", "positional_embedding.pos_embedding", (
         "class_token", "patch_embedding", "positional_embedding", "transformer", "norm", "fc", "pre_logits"),
             _pretrained_vit, {"gelu": "erf", "norm_eps": 1e-6, **HALF}),
     Program("patch_embed.proj.weight", "", (
-        "patch_embed", "cls_token", "dist_token", "pos_embed", "blocks", "blocks_token_only", "norm", "fc_norm", "head",
-        "head_dist", "mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"),
-            _timm, {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}),
+        "patch_embed", "cls_token", "dist_token", "reg_token", "register_tokens", "storage_tokens", "pos_embed", "norm_pre",
+        "blocks", "blocks_token_only", "norm", "fc_norm", "attn_pool", "head", "head_dist", "linear_head", "mask_token",
+        "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred", "rope", "rope_embed", "lm_head",
+        "local_cls_norm", "projectors"), _timm, TIMM_ROW),
+    Program("preprocessor.patchifier.proj.weight", "trunk.blocks.", ("preprocessor", "trunk", "head"), _timm, TIMM_ROW),
+    Program("conv1.weight", "transformer.resblocks.", (
+        "conv1", "class_embedding", "positional_embedding", "ln_pre", "ln_post", "transformer", "attn_pool", "proj"), _timm,
+            TIMM_ROW),
 )
-
-
-def abbreviate(names: Iterable[str]) -> str:
-    """The first four of them, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -5,7 +5,6 @@ freshly initialized. Anything else is an error with the names in it. The content
 its name is not trusted. Nothing is read whose shape does not fit.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,35 +17,14 @@ from models.base import ImageTransformer, stride
 from models.errors import ModelError, WeightsError
 from models.layers import resize_positions
 
-from .conversions import CONVERSIONS, Row, fold_channels
-from .layouts import Layout, abbreviate
+from .conversions import CONVERSIONS, Row, fold_channels, sincos_positions
+from .fit import OF_A_RUN, POOL, LoadReport, advise, check_names, fresh_parameters
+from .layout import Layout
 from .opened import OpenedCheckpoint, Source, opened
 from .run_fields import check_shapes
 
 MAX_THREADS = 4          # that read: a few are faster than the memory
 PATCH_KERNEL, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
-
-
-@dataclasses.dataclass
-class LoadReport:
-    """What happened to every array of the file and every parameter of the model (our names; `left_out`: the file's)."""
-
-    path: str
-    used: list[str] = dataclasses.field(default_factory=list)
-    resized: dict[str, str] = dataclasses.field(default_factory=dict)     # name: "14x14 -> 24x24"
-    fresh: list[str] = dataclasses.field(default_factory=list)
-    left_out: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    classes: list[str] = dataclasses.field(default_factory=list)          # names, where the file is of a run of ours
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.used)} arrays from {self.path}"]
-        parts += [f"{name} resized {how}" for name, how in self.resized.items()]
-        if self.fresh:
-            parts.append(f"new: {', '.join(self.fresh)}")
-        if self.left_out:
-            parts.append(f"not used of the file: {abbreviate(self.left_out)}")
-        return "; ".join(parts + self.notes)
 
 
 def load_pretrained(model: ImageTransformer, path: Source, head: str = "zero") -> LoadReport:
@@ -107,10 +85,10 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     if heads not in (None, model.config.num_heads):
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
                            f"{OF_A_RUN if file.run else f'use --num_heads {heads}'}")
-    report = LoadReport(str(file.path), fresh=_fresh_parameters(layout, model, head), notes=file.notes + layout.notes,
+    report = LoadReport(str(file.path), fresh=fresh_parameters(layout, model, head), notes=file.notes + layout.notes,
                         classes=checkpoint.class_names or [])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
-    _check_names(layout, rows, model, report, head)
+    check_names(layout, rows, model, report, head)
     reads = {row.parameter: _plan_read(layout, row, model, report) for row in rows}
     # By several threads: reading, check sums and copies wait for the disk and the memory, not for each other.
     with ThreadPoolExecutor(min(MAX_THREADS, torch.get_num_threads())) as pool:
@@ -118,10 +96,9 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     report.left_out = sorted(layout.all - {source for row in rows for source in row.sources})
     report.left_out += layout.pre_training + layout.beside + file.left_out
     if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
-        state[PATCH_KERNEL], state[PATCH_BIAS] = fold_channels(state[PATCH_KERNEL], state[PATCH_BIAS], model.config)
+        _fold_channels(state, model, file.path)
         report.notes.append("patch kernel summed over the channels")
-    for name in report.fresh:
-        state[name] = torch.full(model.get_parameter(name).shape, 1.0 if name == "fc_norm.weight" else 0.0)
+    state |= {name: _initial(name, model) for name in report.fresh}
     empty = next(model.parameters()).is_meta                    # it takes what was read in place of a copy
     state = {name: value.contiguous() for name, value in state.items()}          # fused optimizers know no other order
     model.load_state_dict(state, assign=empty)
@@ -131,70 +108,28 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     return report
 
 
-# ------------------------------------------------------------------------------------------- names, before arrays
+def _fold_channels(state: dict[str, Tensor], model: ImageTransformer, path: object) -> None:
+    """The patch kernel of colors for grey images."""
+    config = model.config
+    if PATCH_BIAS not in state and (len(set(config.channel_mean)) > 1 or config.patch_norm == "around"):
+        raise WeightsError(f"{path}: its patch kernel has no bias, which would take up the means of its colors: use 3 channels")
+    bias = state.get(PATCH_BIAS, state[PATCH_KERNEL].new_zeros(len(state[PATCH_KERNEL])))
+    state[PATCH_KERNEL], bias = fold_channels(state[PATCH_KERNEL], bias, config)
+    if PATCH_BIAS in state:
+        state[PATCH_BIAS] = bias
 
 
-def _fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list[str]:
-    """Our names of what a new task initializes: the heads, and MAE's norm behind the mean where the file has none."""
-    if head == "keep":
-        return []
-    fresh = list(model.head_names())
-    if hasattr(model, "fc_norm") and not layout.has("fc_norm.weight"):
-        fresh += ["fc_norm.weight", "fc_norm.bias"]
-    return sorted(fresh)
-
-
-def _check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report: LoadReport, head: str) -> None:
-    path, parameters = layout.file.path, set(model.state_dict())
-    sources = {source for row in rows for source in row.sources}
-    nameless = parameters - {row.parameter for row in rows} - set(report.fresh)
-    missing = (sources - layout.all) | nameless
-    if missing:
-        raise WeightsError(f"{path}: the model needs arrays that the file lacks: {abbreviate(missing)}; "
-                           f"{_advise(layout, model, report)}")
-    left = layout.heads() if head == "zero" else set()
-    if "fc_norm.weight" in report.fresh:
-        left |= {source for kind in ("weight", "bias") for source in layout.row(f"norm.{kind}").sources}
-    unknown = layout.all - sources - left
-    if unknown:
-        raise WeightsError(f"{path}: the file has arrays that the model lacks: {abbreviate(unknown)}; "
-                           f"{_advise(layout, model, report)}")
-    if head == "keep" and layout.outputs("head") != model.num_classes:
-        raise WeightsError(f"{path}: its head has {layout.outputs('head')} classes, the model {model.num_classes}; "
-                           "head='keep' needs the same number, head='zero' starts a new head")
-
-
-OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
-            "describe the model")
-# parameter: what to do if the file has it and the model has not, and the reverse
-ADVICE = {
-    "blocks_token_only.0.gamma_1": ("it is a CaiT: use the --model_type CaiT-... of its size",
-                                    "it is no CaiT: use another --model_type"),
-    "dist_token": ("it is a distilled DeiT: use the --model_type of its size that ends in -distilled",
-                   "it is not distilled: use the --model_type of its size that does not end in -distilled"),
-    "fc_norm.weight": ("it pools the patches (fc_norm): use --classifier patch_mean",
-                       "it pools with the cls token: use --classifier token"),
-    "cls_token": ("it pools with the cls token: use --classifier token",
-                  "it has no cls token: use --classifier gap"),
-}
-
-
-def _advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
-    """The first difference in kind, or else the sizes. Of a run's checkpoint neither has to be known."""
-    if layout.file.run:
-        return OF_A_RUN
-    if not layout.has("pos_embed"):
-        computed = " (big_vision's sincos2d computes them)" if layout.row("pos_embed").sources != ("pos_embed",) else ""
-        return f"it stores no positions{computed}, as no model here"
-    if layout.has("fc_norm.weight") and not layout.has("cls_token"):
-        return "it has no cls token and a norm behind the mean (fc_norm), as no model here"
-    parameters = set(model.state_dict()) - set(report.fresh)
-    for name, (file_has_it, model_has_it) in ADVICE.items():
-        if layout.has(name) and name not in parameters:
-            return file_has_it
-        if name in parameters and not layout.has(name):
-            return model_has_it
-    return f"is --model_type right? The file holds: {layout.describe()}"
+def _initial(name: str, model: ImageTransformer) -> Tensor:
+    """The initial values of a parameter that a new task brings: zero heads and biases, norms that change nothing, and the query and
+    the matrices of pooling by attention as SigLIP's."""
+    value = torch.zeros(model.get_parameter(name).shape)
+    if name.endswith("norm.weight"):
+        return value.fill_(1.0)
+    if not name.startswith(f"{POOL}.") or value.dim() < 2:
+        return value
+    for part in value.chunk(2) if name == f"{POOL}.kv.weight" else [value.flatten(0, -2)]:     # keys and values are two layers
+        torch.nn.init.xavier_uniform_(part)
+    return value
 
 
 # ---------------------------------------------------------------------------------------------- shapes, then arrays
@@ -206,6 +141,11 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
     ours, sources, conversion = row
     if conversion == "position":
         return _plan_positions(layout, row, model, report)
+    if conversion == "sincos":
+        report.notes.append("positions computed, as its program does: sines and cosines")
+        return lambda: sincos_positions(model.grid, model.config.hidden_size)
+    if conversion == "fold":
+        return _plan_fold(layout, row, model, report)
     parameter, shapes = model.get_parameter(ours), [layout.shape(source) for source in sources]
     expected = _shapes_in_file(parameter, conversion, model)
     misfits = [part for part, shape in enumerate(shapes) if shape != expected[part]]
@@ -242,8 +182,12 @@ def check_finite(checkpoint: OpenedCheckpoint) -> None:
 
 
 def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer) -> list[tuple[int, ...]]:
-    blank, parts = torch.empty_like(parameter, device="meta"), 3 if conversion in ("qkv", "qkv_bias", "join") else 1
+    blank, parts = torch.empty_like(parameter, device="meta"), PARTS.get(conversion, 1)
     return [tuple(CONVERSIONS[conversion].to_file(blank, model, part).shape) for part in range(parts)]
+
+
+# Arrays of a file that are one parameter, where it is not one.
+PARTS = {"qkv": 3, "qkv_bias": 3, "join": 3, "halves": 2, "kv": 2, "kv_bias": 2}
 
 
 def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
@@ -252,21 +196,22 @@ def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report:
     if model.config.in_channels == 1 and ours.endswith("stem.conv.weight"):
         return ("a hybrid's first kernel cannot be summed over the channels, because its weights are standardized: "
                 "use a model without a ResNet, or 3 channels")
-    return _advise(layout, model, report)
+    return advise(layout, model, report)
 
 
 def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: LoadReport) -> Callable[[], Tensor]:
     """-> what reads them: (1, prefix + h * w, D) of the model's own grid"""
     (source,), run = row.sources, layout.file.run
-    shape, prefix = layout.shape(source), model.num_prefix_tokens
-    patches = shape[1] - prefix if len(shape) == 3 else 0
+    shape, folded = layout.shape(source), int(layout.folded)
+    prefix = model.pos_embed.shape[1] - math.prod(model.grid)
+    patches = shape[1] - folded - prefix if len(shape) == 3 else 0
     grid = _grid_of_run(run, patches) if run else _said_grid(layout.file.described.row, model, patches) or _square_grid(patches)
     bare = grid is None and layout.bare_positions and len(shape) == 3
     if bare:
         grid = _square_grid(shape[1])
     if len(shape) != 3 or shape[0] != 1 or shape[2] != model.config.hidden_size or grid is None:
         raise WeightsError(f"{layout.file.path}: {source} has shape {shape}, which does not fit the model's "
-                           f"{row.parameter} {tuple(model.pos_embed.shape)}; {_advise(layout, model, report)}")
+                           f"{row.parameter} {tuple(model.pos_embed.shape)}; {advise(layout, model, report)}")
     report.used.append(row.parameter)
     if grid != model.grid:
         report.resized[row.parameter] = f"{grid[0]}x{grid[1]} -> {model.grid[0]}x{model.grid[1]}"
@@ -275,7 +220,23 @@ def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: L
         table = checked_finite(layout.read_view(source).clone(), source, layout.file.path)
         if bare:                                              # the tokens before the patches get no position
             table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
-        return resize_positions(table, grid, model.grid, model.config.position_resize)
+        return resize_positions(table[:, folded:], grid, model.grid, model.config.position_resize)
+
+    return read
+
+
+def _plan_fold(layout: Layout, row: Row, model: ImageTransformer, report: LoadReport) -> Callable[[], Tensor]:
+    """-> what reads the cls token, and adds the first row of the table of positions"""
+    shapes, size = [layout.shape(source) for source in row.sources], tuple(model.cls_token.shape)
+    if shapes[0] != size or len(shapes[1]) != 3 or shapes[1][2] != size[2]:
+        raise WeightsError(f"{layout.file.path}: {row.sources[0]} {shapes[0]} and {row.sources[1]} {shapes[1]} do not fit the "
+                           f"model's {row.parameter} {size}; {advise(layout, model, report)}")
+    report.used.append(row.parameter)
+    report.notes.append("the position of the cls token added to it")
+
+    def read() -> Tensor:
+        token, table = (checked_finite(layout.read_view(source).clone(), source, layout.file.path) for source in row.sources)
+        return token + table[:, :1]
 
     return read
 

@@ -9,8 +9,9 @@ from models.errors import WeightsError
 
 from .described import COMPUTED
 from .formats import WeightFile, open_weights
-from .infer import infer_row
-from .layouts import Layout, detect_layout
+from .infer import infer_row, is_plain
+from .layout import Layout
+from .layouts import TIMM_ROW, detect_layout
 
 
 class OpenedCheckpoint(contextlib.AbstractContextManager):
@@ -62,7 +63,7 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @functools.cached_property
     def computed(self) -> dict:
         """Those of COMPUTED that are known: of our own runs, of the program that wrote the file, of its config.json."""
-        said = self.file.run["architecture"] if self.file.run else {**self.layout.program_row, **self.file.described.row}
+        said = self.file.run["architecture"] if self.file.run else self._of_program | self.file.described.row
         found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
                  for key, value in said.items() if key in COMPUTED}
         for key in ("mean", "std"):
@@ -77,6 +78,18 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         if len(found.get("mean", ())) == 1 and not of_ours:             # of grey images: a row has its own
             found.pop("mean"), found.pop("std", None)
         return found
+
+    @property
+    def _of_program(self) -> dict:
+        """What the program computes in every plain encoder. It computes other kinds in more than one way: the row says how."""
+        row, plain = self.layout.program_row, self.layout.program_row is not TIMM_ROW or is_plain(self.row)
+        return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
+
+    @property
+    def own_row(self) -> dict:
+        """The keys of its row that an export of ours says; {} for any other file, and for older exports, which say less."""
+        said = self.file.described
+        return dict(said.row) if said.own and "hidden_size" in said.row else {}
 
     @functools.cached_property
     def row(self) -> dict:

@@ -1,8 +1,8 @@
 """Published checkpoints by name: found in ./checkpoint, or downloaded into it.
 
-Google's files (google-research/vision_transformer, README) are at https://storage.googleapis.com/vit_models,
-those of DeiT, CaiT and MAE (facebookresearch/deit and /mae, READMEs) at https://dl.fbaipublicfiles.com. MODEL_ZOO.md
-lists them with sizes and accuracies. VIT_CHECKPOINT_URL and VIT_META_URL name other servers with the same trees
+Google's files (google-research/vision_transformer, README) are at https://storage.googleapis.com/vit_models, those of DeiT,
+DeiT III, CaiT, MAE and DINOv2 (facebookresearch/deit, /mae and /dinov2, READMEs) at https://dl.fbaipublicfiles.com, all others on
+the Hugging Face hub (hub.py). MODEL_ZOO.md lists them. VIT_CHECKPOINT_URL and VIT_META_URL name other servers with the same trees
 (mirrors), VIT_CHECKPOINT_DIR another folder than ./checkpoint.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from models.errors import WeightsError
 
+from . import hub
 from .described import is_weights_folder, weights_in
 from .download import check_reachable, download
 
@@ -58,34 +59,56 @@ META_FILES = {
         "finetune/mae_finetuned_vit_huge": "md5:2541f2",
         "visualize/mae_visualize_vit_large": "",               # with the decoder
     }.items()},
+    "deit3": {file: (f"deit/{file}.pth", "") for file in (
+        "deit_3_small_224_21k", "deit_3_medium_224_21k", "deit_3_base_224_21k", "deit_3_large_224_21k", "deit_3_huge_224_21k_v1",
+        "deit_3_small_384_21k", "deit_3_base_384_21k", "deit_3_large_384_21k",
+        "deit_3_small_224_1k", "deit_3_medium_224_1k", "deit_3_base_224_1k", "deit_3_large_224_1k", "deit_3_huge_224_1k",
+        "deit_3_small_384_1k", "deit_3_base_384_1k", "deit_3_large_384_1k")},
+    "dinov2": {f"{model}{registers}_pretrain": (f"dinov2/{model}/{model}{registers}_pretrain.pth", "")
+               for registers in ("", "_reg4") for model in map("dinov2_vit{}14".format, "sblg")},
 }
 
 # How those who published them see images, by folder (flags): Google squeezes the whole image (vit_jax/input_pipeline.py).
 SQUEEZED = {"interpolation": "bilinear", "eval_crop": 0.0}
 VIEWS = {**dict.fromkeys((*PUBLISHED, "augreg"), SQUEEZED), "deit": {"interpolation": "bicubic", "eval_crop": 0.875},
-         "cait": {"interpolation": "bicubic", "eval_crop": 1.0}, "mae": {"interpolation": "bicubic", "eval_crop": 0.875}}
+         "cait": {"interpolation": "bicubic", "eval_crop": 1.0}, "mae": {"interpolation": "bicubic", "eval_crop": 0.875},
+         "deit3": {"interpolation": "bicubic", "eval_crop": 1.0}, "dinov2": {"interpolation": "bicubic", "eval_crop": 1.0}}
 # The licences of what is published there: those of its repositories, as timm's configurations of the same files say too.
-LICENSES = {**dict.fromkeys((*PUBLISHED, "augreg", "deit", "cait"), "Apache-2.0"), "mae": "CC-BY-NC-4.0"}
+LICENSES = {**dict.fromkeys((*PUBLISHED, "augreg", "deit", "cait", "deit3", "dinov2"), "Apache-2.0"), "mae": "CC-BY-NC-4.0"}
 
 
 def license_of(name_or_path: str | Path) -> str:
-    """Of a published name, or of its file at FOLDER/FILE; "" where it is none."""
-    name = published_name("/".join(Path(name_or_path).parts[-2:]))
-    return LICENSES[name.partition("/")[0]] if name else ""
+    """Of a published name, or of its file at FOLDER/FILE, or of a repository's at ORG/NAME; "" where it is none, or none is
+    stated."""
+    parts = Path(name_or_path).parts
+    for last in (str(name_or_path), "/".join(parts[-2:]), "/".join(parts[-3:-1])):
+        name = published_name(last)
+        if name and name.partition("/")[0] in LICENSES:
+            return LICENSES[name.partition("/")[0]]
+        if name:
+            return known.license if (known := hub.published_file(last)) else ""
+    return ""
 
 
 def published_names() -> list[str]:
-    """The canonical names; of AugReg's over 50,000 files those that a size alone stands for."""
+    """The names; of AugReg's over 50,000 files those that a size alone stands for."""
     sizes = AUGREG_SIZE.pattern.split("|")
-    return [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
+    own = [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
+    return [*own, *dict.fromkeys(file.repository for file in hub.table() if file.model and file.repository)]
 
 
 def published_name(name: str) -> str | None:
-    """'ViT-B_16' -> 'imagenet21k/ViT-B_16'; None for what is no published name.
+    """'ViT-B_16' -> 'imagenet21k/ViT-B_16', a name of timm's -> its repository on the hub; None for what is no published name.
 
-    Our spelling of a hybrid (R50-ViT-B_16) is accepted beside the file's (R50+ViT-B_16), a name with the file's suffix,
-    and DeiT's without the digits.
+    The name of a model means the file that it starts from. Our spelling of a hybrid (R50-ViT-B_16) is accepted beside the file's
+    (R50+ViT-B_16), a name with the file's suffix, and DeiT's without the digits.
     """
+    known = hub.published_file(name)
+    return _own_name(name) or (known.repository or known.name if known else hub.repository_of(name))
+
+
+def _own_name(name: str) -> str | None:
+    """Of a file of Google's or Meta's server: FOLDER/FILE."""
     folder, _, file = name.rpartition("/")
     if folder in META_FILES:
         file = file.removesuffix(".pth")
@@ -100,8 +123,9 @@ def published_name(name: str) -> str | None:
 
 def published_view(path: Path) -> dict:
     """How the publisher evaluates the file at FOLDER/FILE (flags); {} for any other file."""
-    name = published_name("/".join(path.parts[-2:]))
-    return dict(VIEWS[name.partition("/")[0]]) if name and path.parent.name in VIEWS else {}
+    name = _own_name("/".join(path.parts[-2:]))
+    view = dict(VIEWS[name.partition("/")[0]]) if name and path.parent.name in VIEWS else {}
+    return view | ({"eval_crop": 0.9} if name and re.fullmatch(r"deit3/.*_224_1k", name) else {})
 
 
 def published_url(name: str) -> str:
@@ -109,7 +133,7 @@ def published_url(name: str) -> str:
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         return f"{os.environ.get('VIT_META_URL', META).rstrip('/')}/{META_FILES[folder][file][0]}"
-    return _google_url(f"{name}.npz")
+    return _google_url(f"{name}.npz") if _own_name(name) else hub.address(name)
 
 
 def _google_url(file: str) -> str:
@@ -127,7 +151,10 @@ def require_published(text: str | Path) -> str:
     if name is None:
         raise WeightsError(
             f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
-            f"{', '.join(tables)}, augreg (MODEL_ZOO.md lists them)")
+            f"{', '.join(tables)}, augreg; names of timm's; and repositories of the hub (MODEL_ZOO.md lists them; "
+            "hf-hub:ORG/NAME means any)")
+    if (known := hub.published_file(str(text))) and not known.model:
+        raise WeightsError(f"{text}: its architecture is none of those here (configs.py; MODEL_ZOO.md says which are)")
     return name
 
 
@@ -142,19 +169,28 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if Path(name_or_path).is_dir() and is_weights_folder(name_or_path):
         return weights_in(Path(name_or_path))
     name = require_published(name_or_path)
+    if not _own_name(name):
+        return hub.fetch(name, _folder() / name)
     path = download(*_wanted(name))
     return download(*_wanted(name)) if path.name == Path(AUGREG_TABLE).name else path
 
 
 def check_published_reachable(name: str) -> None:
-    """Raises DownloadError where the file of a canonical name is neither here nor answers its server; downloads nothing."""
-    url, path, _ = _wanted(name)
-    check_reachable(url, path)
+    """Raises WeightsError where the file of a canonical name is neither here nor answers its server; downloads nothing."""
+    if _own_name(name):
+        url, path, _ = _wanted(name)
+        check_reachable(url, path)
+    else:
+        hub.check_access(name, _folder() / name)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
 
 
 def _wanted(name: str) -> tuple[str, Path, str]:
     """(URL, place, checksum) of the file of a canonical name; of an AugReg size alone first those of the table."""
-    checkpoints = Path(os.environ.get("VIT_CHECKPOINT_DIR", "checkpoint"))
+    checkpoints = _folder()
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         return published_url(name), checkpoints / f"{name}.pth", META_FILES[folder][file][1]

@@ -36,7 +36,7 @@ AGAIN = "Use an earlier checkpoint"
 # What versions have added to this format, in their order: an older file lacks all of a version, and of those that came later.
 LATER_FIELDS = (("ema",), ("world_size", "threads", "data"), ("cached",), ("rules",))
 LATER_KEYS = (("drop_path_rate", "distilled", "class_layers", "layer_scale", "position_resize", "channel_mean", "channel_std"),
-              ("sigmoid_attention",), ("norm_eps", "resnet_style"), PARTS)
+              ("sigmoid_attention",), ("norm_eps", "resnet_style"), (*PARTS, "interpolation", "eval_crop"))
 SAVED_TYPES = (torch.float32, torch.float16)                                       # of weights: utils/training/precision.py
 
 _WEIGHT = Kind("an array of float32 or float16",

@@ -46,7 +46,7 @@ def test_a_recipe_consists_of_valid_flags_and_fills_what_is_needed(recipe):
 
 def test_tables_name_what_exists():
     assert {name for name, _ in configs.VARIANTS} <= set(configs.RECIPES)
-    assert {model for _, model in configs.VARIANTS} | set(configs.DEFAULT_WEIGHTS) <= set(configs.MODELS)
+    assert {model for _, model in configs.VARIANTS} <= set(configs.MODELS)
     assert {row[FUNCTION] for row in configs.RECIPES.values() if FUNCTION in row} == set(FUNCTIONS)
     for row in configs.DEFAULTS_OF_DATASET.values():
         assert row["recipe"] in configs.RECIPES and row.get("model_type", "ViT-B_16") in configs.MODELS

@@ -3,8 +3,9 @@
 import pytest
 
 from configs import DATASETS, MODELS, RECIPES
+from models.checkpoints.hub import model_of
 from models.checkpoints.published import published_name, published_names
-from utils.config import ConfigError, check_published, did_you_mean, unknown_model
+from utils.config import ConfigError, check_published, did_you_mean, name_model, unknown_model
 from utils.config.spelling import suggest
 
 TYPED = {
@@ -33,7 +34,7 @@ def test_what_other_programs_call_it():
 def test_several_or_none():
     assert did_you_mean("CIFAR", DATASETS) == " Did you mean cifar10 or cifar100?"
     assert did_you_mean("vit_base", MODELS) == " Did you mean ViT-B_16, ViT-B_32 or ViT-B_8?"
-    for typed in ("swin_base_patch4_window7_224", "resnet50", "beit_base_patch16_224", "vit_base_patch14_dinov2", "", "/"):
+    for typed in ("swin_base_patch4_window7_224", "resnet50", "", "/"):
         assert did_you_mean(typed, MODELS) == "", typed
     for typed in ("stl10", "custom", "svhn"):
         assert did_you_mean(typed, DATASETS) == "", typed
@@ -49,9 +50,9 @@ def test_a_model_at_another_size():
 
 
 @pytest.mark.parametrize(("typed", "meant"), [
-    ("google/vit-base-patch16-224", "imagenet21k/ViT-B_16"), ("vit_base_patch16_224", "imagenet21k/ViT-B_16"),
-    ("facebook/deit-small-patch16-224", "deit/deit_small_patch16_224-cd65a155"), ("sam/B16", "sam/ViT-B_16"),
-    ("facebook/vit-mae-base", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
+    ("mirror/vit-base-patch16-224", "imagenet21k/ViT-B_16"), ("vit_base_patch_16", "imagenet21k/ViT-B_16"),
+    ("mirror/deit-small-patch16-224", "deit/deit_small_patch16_224-cd65a155"), ("sam/B16", "sam/ViT-B_16"),
+    ("mae/mae_pretrain_base", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
     ("checkpoint/ViT-B_16.npz", "imagenet21k/ViT-B_16"), ("imagenet21k/vit-b16", "imagenet21k/ViT-B_16")])
 def test_published_names(typed, meant):
     with pytest.raises(ConfigError) as caught:
@@ -59,6 +60,22 @@ def test_published_names(typed, meant):
     assert str(caught.value) == (f"--pretrained_dir {typed}: no such file or folder, and no published name. "
                                  f"Did you mean {meant}? MODEL_ZOO.md lists the names")
     assert published_name(meant) == meant
+
+
+def test_a_published_name_in_place_of_a_model():
+    """Which starts from that file, unless the flags say otherwise."""
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    assert name_model({"model_type": name, "seed": 1}, model_of) == {
+        "model_type": "DINOv2-S_14-reg", "pretrained_dir": name, "seed": 1}
+    assert name_model({"model_type": "facebook/dinov2-small", "pretrained_dir": "none"}, model_of) == {
+        "model_type": "DINOv2-S_14", "pretrained_dir": "none"}
+    assert name_model({"model_type": name, "resume_path": "r"}, model_of) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
+    for flags in ({}, {"model_type": "ViT-B_16"}, {"pretrained_dir": name}):
+        assert name_model(flags, model_of) == flags
+    for typed, words in (("beitv2_base_patch16_224", "its architecture is none of those here"),
+                         ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"), ("hf-hub:a/b", "no such model")):
+        with pytest.raises(ConfigError, match=f"--model_type {typed}: {words}"):
+            name_model({"model_type": typed}, model_of)
 
 
 def test_weights_that_are_there():

@@ -11,6 +11,7 @@ import torch
 import models
 from configs import MODELS, architecture
 from models import CaiT, DistilledVisionTransformer, ModelError, VisionTransformer, create_model, list_models, save_npz
+from models.families import FAMILIES
 
 FUNCTIONS = {
     "checkpoint_head": "path",
@@ -58,7 +59,7 @@ def test_names_of_models_and_errors_need_no_pytorch():
 
 
 def test_every_listed_model_has_a_golden_count():
-    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS)
+    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS) | set(FAMILIES)      # theirs: test_families
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -73,6 +74,12 @@ def test_class_and_parameter_count_of_a_row(name):
     assert {model.layer_index(parameter) for parameter, _ in model.named_parameters()} == set(range(model.depth + 1))
 
 
+def test_the_name_of_a_published_file_is_that_of_its_model():
+    with torch.device("meta"):
+        model = create_model("vit_base_patch16_siglip_512.webli", num_layers=1)
+    assert model.img_size == (512, 512) and model.config.patch_size == 16 and model.config.classifier == "attention"
+
+
 @pytest.mark.parametrize("name, img_size, message", [
     ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
     ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
@@ -85,6 +92,7 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
 
 @pytest.mark.parametrize("arguments, message", [
     ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"name_or_config": "beitv2_base_patch16_224"}, "unknown model 'beitv2_base_patch16_224'"),
     ({"droput_rate": 0.1}, "unknown keys droput_rate; a model has .*dropout_rate"),
     ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
     ({"head": "keep"}, "head='keep' needs pretrained="),
@@ -92,7 +100,7 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
     ({"num_layers": "two"}, "num_layers='two': must be of the type of the row's 2"),
     ({"classifier": "map"}, "classifier 'map': must be 'token', 'gap', 'patch_mean', 'mean', 'token_mean' or 'attention'$"),
-    ({"position_resize": "nearest"}, "position_resize 'nearest': must be 'bilinear' or 'bicubic'"),
+    ({"position_resize": "nearest"}, "position_resize 'nearest': must be 'bilinear', "),
     ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
     ({"attention_dropout_rate": 1.5}, "attention_dropout_rate 1.5: must be at least 0 and below 1"),
     ({"num_layers": 0}, "num_layers 0: must be 1 or more"),

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import reference
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchvision import ops
 
-from models.layers import Block, Mlp, PatchEmbed, StochasticDepth, SwiGlu, resize_positions
+import configs
+from models import create_model
+from models.layers import RESIZE_RULES, Block, Mlp, PatchEmbed, StochasticDepth, SwiGlu, resize_positions
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -87,6 +90,13 @@ def test_block_is_pre_norm_with_two_shortcuts():
     assert torch.equal(block(x), middle + block.mlp(norm(block.norm2, middle)))
 
 
+def test_all_norms_of_a_block_are_the_row_s():
+    row = configs.architecture(4, 16, 24, 2, 1, norm="rms", norm_eps=0.1, qk_norm=True, attention_norm=True, mlp_norm=True)
+    block = create_model(row, 3, 8).blocks[0]
+    norms = [block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm, block.attn.norm, block.mlp.norm]
+    assert [(type(norm), norm.eps) for norm in norms] == [(nn.RMSNorm, 0.1)] * 6
+
+
 def test_stochastic_depth_drops_both_branches_in_training_alone():
     block, x = Block(8, 2, 16, "erf", drop_path_rate=1.0), torch.randn(3, 5, 8)
     assert torch.equal(block.train()(x), x) and not torch.allclose(block.eval()(x), x)
@@ -144,7 +154,31 @@ def test_positions_are_resized_as_scipy_does(old, new):
     assert (resized - torch.from_numpy(zoomed).view(1, -1, 6)).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("rule", ["bilinear", "bicubic"])
+UNALIGNED = lambda i, new: (i + 0.5) * 16 / new - 0.5                                  # noqa: E731
+
+
+@pytest.mark.parametrize("rule, new, where", [
+    ("bilinear", (12, 12), lambda i, new: i * 15 / (new - 1)), ("bilinear_unaligned", (12, 20), UNALIGNED),
+    ("bilinear_antialias", (20, 12), UNALIGNED), ("bicubic", (20, 12), UNALIGNED), ("bicubic_antialias", (20, 24), UNALIGNED),
+    ("bicubic_offset", (12, 20), lambda i, new: UNALIGNED(i, new + 0.1)),
+    ("bilinear_cropped", (8, 12), lambda i, new: UNALIGNED(i, 12))])
+def test_where_a_rule_reads_a_table(rule, new, where):
+    """A table that holds its own coordinates tells it: away from the edges a line stays straight, cubic on average."""
+    table = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"), dim=-1).view(1, 256, 2)
+    resized = resize_positions(table, (16, 16), new, rule).view(*new, 2)
+    rows, columns = (torch.tensor([where(i, side) for i in range(side)]) for side in new)
+    inner = slice(3, 8 if rule == "bilinear_cropped" else -3)
+    for error in ((resized[:, 5, 0] - rows)[inner], (resized[5, :, 1] - columns)[3:-3]):
+        assert (error.mean() if rule.startswith("bicubic") else error).abs().max() < 0.01
+
+
+def test_only_one_bicubic_rule_smooths_where_the_grid_shrinks():
+    table = (torch.arange(64) % 2).float().view(1, 64, 1)                      # stripes, which vanish in the mean
+    plain, smooth = (resize_positions(table, (8, 8), (8, 4), rule) for rule in ("bicubic", "bicubic_antialias"))
+    assert (smooth - 0.5).abs().max() < 0.1 and not torch.allclose(plain, smooth)
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_positions_before_the_grid_and_of_the_same_grid_are_kept(prefix, rule):
     """No prefix for mean pooling and CaiT, one for the cls token, two with a distillation token."""

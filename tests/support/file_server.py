@@ -17,6 +17,9 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.etag, self.md5 = b"", '"one"', None
         self.files = {}
+        self.refusals = {}             # by path: (status, headers)
+        self.redirects = {}            # by path: (where to, headers)
+        self.tokens = []               # (path, Authorization)
         self.status = None             # answer with this status and nothing else
         self.ranges = True             # understands the Range header
         self.whole = False             # answers it with 206 and the whole file
@@ -30,10 +33,32 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self):
+        self.close_connection = True
+        if self.answered_otherwise():
+            return
+        self.send_response(200 if self.path in self.server.files else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def answered_otherwise(self) -> bool:
+        server: Server = self.server
+        server.tokens.append((self.path, self.headers["Authorization"]))
+        where, headers = server.redirects.get(self.path, (None, {}))
+        status, headers = (302, {"Location": where} | headers) if where else server.refusals.get(self.path, (None, {}))
+        if status:
+            self.send_response(status)
+            for header in ({"Content-Length": "0"} | headers).items():
+                self.send_header(*header)
+            self.end_headers()
+        return status is not None
+
     def do_GET(self):
         server: Server = self.server
         self.close_connection = True
         server.requests.append((self.path, self.headers["Range"], self.headers["If-Range"]))
+        if self.answered_otherwise():
+            return
         if server.greeting:
             self.wfile.write(server.greeting)
             return

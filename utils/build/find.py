@@ -20,6 +20,7 @@ from models.checkpoints.published import check_published_reachable, find_checkpo
 from models.create import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
+from utils.config.flags import SIZES
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, splits_of
@@ -35,7 +36,7 @@ from utils.training.precision import native_support
 from utils.training.task import SINGLE_LABEL
 
 from .leakage import warning_of_seen
-from .opened import ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
+from .opened import EMBEDDED, EMBEDDED_MODEL, ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
 
 SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
 
@@ -231,8 +232,7 @@ def check_start(start: str, model_type: str) -> None:
 
 def file_of(model_type: str) -> str:
     """The path or published name that `auto` means."""
-    default = configs.DEFAULT_WEIGHTS.get(model_type, model_type)
-    return os.path.relpath(ROOT / default) if default.startswith("assets/") else default
+    return os.path.relpath(ROOT / EMBEDDED) if model_type == EMBEDDED_MODEL else published_name(model_type) or model_type
 
 
 @contextlib.contextmanager
@@ -266,5 +266,7 @@ def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
     Raises ModelError.
     """
     name, keys = match_row(start, preferred_row(sources.start) or sources.model_type)
+    if unsaid := [f"{key} {keys[key]}" for key in keys if key not in (*SIZES, "classifier", "in_channels")]:
+        raise ModelError(f"{start.path}: no row of configs.py has its {', '.join(unsaid)}: train.py cannot start from it")
     read = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
     return {"model_type": name, **keys, **read, **start.view, "names_img_size": "img_size" in start.file.described.row}

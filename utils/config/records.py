@@ -25,7 +25,7 @@ class Sources:
     eval_only: bool
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
-    start: str              # "none", "auto" (configs.DEFAULT_WEIGHTS), or the path or published name; "none" for a resumed run
+    start: str              # "none", "auto" (the model's own file), or the path or published name; "none" for a resumed run
     path_column: str | None = None
     label_column: str | None = None
     image_dir: str | None = None

@@ -11,6 +11,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
     monkeypatch.setenv("VIT_CHECKPOINT_URL", file_server.nobody())
     monkeypatch.setenv("VIT_META_URL", file_server.nobody())
+    monkeypatch.setenv("HF_ENDPOINT", file_server.nobody())
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     return tmp_path / "weights"
 
@@ -20,6 +22,7 @@ def server(folder, monkeypatch):
     with file_server.running() as server:
         monkeypatch.setenv("VIT_META_URL", f"http://127.0.0.1:{server.server_port}/meta/")
         monkeypatch.setenv("VIT_CHECKPOINT_URL", f"http://127.0.0.1:{server.server_port}/vit_models")
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/hub/")
         yield server
 
 

@@ -182,8 +182,9 @@ def test_a_folder_that_cannot_be_made(folder, put):
     fails(folder, "could not download")
 
 
-KIND = {".npz": CONTENT, ".pth": b"PK\x03\x04", ".csv": b"name,ds,final_val,filename\nS/16,i21k,0.5,x\n"}
-PAGES = [b"<!DOCTYPE html>", b"\n\n<html>", b"{}", b""]
+KIND = {".npz": CONTENT, ".pth": b"PK\x03\x04", ".bin": b"PK\x03\x04", ".json": b'\n{"a": 1}',
+        ".safetensors": b"\x10\0\0\0\0\0\0\0{", ".csv": b"name,ds,final_val,filename\nS/16,i21k,0.5,x\n"}
+PAGES = [b"<!DOCTYPE html>", b"\n\n<html>", b"[]", b""]
 
 
 @pytest.mark.parametrize("suffix", KINDS)

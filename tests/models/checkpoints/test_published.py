@@ -11,6 +11,7 @@ import reference
 
 from configs import MODELS
 from models import ModelError, find_checkpoint
+from models.checkpoints.hub import published_file
 from models.checkpoints.published import (
     META_FILES,
     PUBLISHED,
@@ -40,8 +41,12 @@ AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imag
     ("deit/deit_small_patch16_224", "deit/deit_small_patch16_224-cd65a155"),
     ("deit/deit_small_patch16_224-cd65a155.pth", "deit/deit_small_patch16_224-cd65a155"),
     ("cait/XS24_384.pth", "cait/XS24_384"),
+    ("deit3/deit_3_huge_224_21k_v1.pth", "deit3/deit_3_huge_224_21k_v1"),
+    ("ViT-Ti_16", "augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),         # what the model starts from
+    ("DeiT-S_16", "deit/deit_small_patch16_224-cd65a155"), ("DINOv2-g_14-reg", "dinov2/dinov2_vitg14_reg4_pretrain"),
+    ("DINOv3-S_16", "timm/vit_small_patch16_dinov3.lvd1689m"),
     *((name, None) for name in (                              # sizes of other folders, parts of names, ways out of the folder
-        "ViT-Ti_16", "sam/R50+ViT-B_16", "elsewhere/ViT-B_16", "augreg/../ViT-B_16", "augreg/S_17", "deit_small_patch16_224",
+        "sam/R50+ViT-B_16", "elsewhere/ViT-B_16", "augreg/../ViT-B_16", "augreg/S_17", "deit_huge_patch16_224",
         "deit/deit_small_patch16_224-00000000.pth", "deit/XS24_384", "mae/pretrain/mae_pretrain_vit_base.pth", "")),
 ])
 def test_names(name, canonical):
@@ -57,8 +62,10 @@ def test_every_name_of_the_table_is_its_own_canonical_name_and_has_a_model(name)
 def our_row(folder: str, file: str) -> str:
     if folder == "cait":
         return f"CaiT-{file.partition('_')[0]}"
-    size = {"tiny": "Ti_16", "small": "S_16", "base": "B_16", "large": "L_16", "huge": "H_14"}
+    size = {"tiny": "Ti_16", "medium": "M_16", "dinov2": "", "small": "S_16", "base": "B_16", "large": "L_16", "huge": "H_14"}
     size = next(ours for theirs, ours in size.items() if theirs in file)
+    if folder in ("deit3", "dinov2"):
+        return published_file(f"{folder}/{file}").model
     return f"MAE-{size}" if folder == "mae" else f"DeiT-{size}{'-distilled' if 'distilled' in file else ''}"
 
 
@@ -74,6 +81,8 @@ def test_every_name_of_meta_s_has_a_model_and_a_file_of_its_own():
      "https://storage.googleapis.com/vit_models/imagenet21k%2Bimagenet2012/R50%2BViT-B_16.npz"),
     (AUGREG, f"https://storage.googleapis.com/vit_models/{AUGREG}.npz"),
     ("deit/deit_base_patch16_224-b5f2ef4d", "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth"),
+    ("dinov2/dinov2_vits14_reg4_pretrain",
+     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth"),
     ("cait/M36_384", "https://dl.fbaipublicfiles.com/deit/M36_384.pth"),
     ("mae/mae_pretrain_vit_huge", "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_huge.pth"),
 ])
@@ -224,7 +233,9 @@ def test_each_folder_has_its_way_of_evaluation():
     """As MODEL_ZOO.md says; any other file has none."""
     assert set(VIEWS) == {*PUBLISHED, *META_FILES, "augreg"}
     for file, crop in (("sam/ViT-B_16.npz", 0.0), ("x/deit/deit_tiny_patch16_224-a1311bcf.pth", 0.875),
-                       ("cait/S24_224.pth", 1.0), ("augreg/S_16.npz", 0.0)):
+                       ("cait/S24_224.pth", 1.0), ("deit3/deit_3_base_224_21k.pth", 1.0),
+                       ("deit3/deit_3_base_224_1k.pth", 0.9), ("dinov2/dinov2_vits14_pretrain.pth", 1.0),
+                       ("augreg/S_16.npz", 0.0)):
         assert published_view(Path(file))["eval_crop"] == crop
     assert all(published_view(Path(file)) == {} for file in ("ViT-B_16.npz", "deit/mine.pth", "r/best.pt"))
 

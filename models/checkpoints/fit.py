@@ -1,0 +1,124 @@
+"""Whether the arrays of a file and the parameters of a model are each other's, by name, and what to do where they are not."""
+
+import dataclasses
+import re
+
+from models.base import ImageTransformer, has_class_token
+from models.errors import WeightsError
+
+from .conversions import Row
+from .layout import Layout, abbreviate
+
+POOL = "attn_pool"
+QKV_BIAS = re.compile(r"blocks\.\d+\.attn\.(q_bias|v_bias|qkv\.bias)")
+
+
+@dataclasses.dataclass
+class LoadReport:
+    """What happened to every array of the file and every parameter of the model (our names; `left_out`: the file's)."""
+
+    path: str
+    used: list[str] = dataclasses.field(default_factory=list)
+    resized: dict[str, str] = dataclasses.field(default_factory=dict)     # name: "14x14 -> 24x24"
+    fresh: list[str] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    classes: list[str] = dataclasses.field(default_factory=list)          # names, where the file is of a run of ours
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.used)} arrays from {self.path}"]
+        parts += [f"{name} resized {how}" for name, how in self.resized.items()]
+        if self.fresh:
+            whole = (POOL if name.startswith(f"{POOL}.") else name for name in self.fresh)        # one of its many arrays
+            parts.append(f"new: {', '.join(dict.fromkeys(whole))}")
+        if self.left_out:
+            parts.append(f"not used of the file: {abbreviate(self.left_out)}")
+        return "; ".join(parts + self.notes)
+
+
+def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list[str]:
+    """Our names of what a new task initializes: the heads, and the norm behind the mean and the pooling by attention where the file
+    has none."""
+    if head == "keep":
+        return []
+    missing = tuple(f"{part}." for part, one in (("fc_norm", "weight"), (POOL, "latent")) if not layout.has(f"{part}.{one}"))
+    return sorted([*model.head_names(), *(name for name in model.state_dict() if name.startswith(missing or " "))])
+
+
+def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report: LoadReport, head: str) -> None:
+    path, parameters = layout.file.path, set(model.state_dict())
+    sources = {source for row in rows for source in row.sources}
+    nameless = parameters - {row.parameter for row in rows} - set(report.fresh)
+    missing = (sources - layout.all) | nameless
+    if missing:
+        raise WeightsError(f"{path}: the model needs arrays that the file lacks: {abbreviate(missing)}; "
+                           f"{advise(layout, model, report)}")
+    left = layout.heads() if head == "zero" else set()
+    if "fc_norm.weight" in report.fresh:
+        left |= {source for kind in ("weight", "bias") for source in layout.row(f"norm.{kind}").sources}
+    if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
+        left |= layout.under(POOL)
+        report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
+    for part in {*layout.unread, *(("norm",) if head == "zero" and not model.config.final_norm else ())}:
+        if not any(name.startswith(f"{part}.") for name in parameters):
+            left |= layout.under(part)
+    unknown = layout.all - sources - left
+    if unknown and not _only_zero_biases(layout, model, unknown, report):
+        raise WeightsError(f"{path}: the file has arrays that the model lacks: {abbreviate(map(layout.called, unknown))}; "
+                           f"{advise(layout, model, report)}")
+    if head == "keep" and layout.outputs("head") != model.num_classes:
+        raise WeightsError(f"{path}: its head has {layout.outputs('head')} classes, the model {model.num_classes}; "
+                           "head='keep' needs the same number, head='zero' starts a new head")
+
+
+def _only_zero_biases(layout: Layout, model: ImageTransformer, unknown: set[str], report: LoadReport) -> bool:
+    """Whether what the model lacks are biases of queries and values that are zeros, as Meta's DINOv3 files have: they are left
+    out."""
+    if model.config.qkv_bias != "none" or not all(QKV_BIAS.fullmatch(name) for name in unknown):
+        return False
+    if any(layout.read_view(name).any() for name in unknown):
+        return False
+    report.notes.append("biases of queries and values, all zeros, are left out")
+    return True
+
+
+OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
+            "describe the model")
+# parameter: what to do if the file has it and the model has not, and the reverse
+ADVICE = {
+    "blocks_token_only.0.gamma_1": ("it is a CaiT: use the --model_type CaiT-... of its size",
+                                    "it is no CaiT: use another --model_type"),
+    "dist_token": ("it is a distilled DeiT: use the --model_type of its size that ends in -distilled",
+                   "it is not distilled: use the --model_type of its size that does not end in -distilled"),
+    "fc_norm.weight": ("it pools the patches (fc_norm): use --classifier patch_mean",
+                       "it pools with the cls token: use --classifier token"),
+    "cls_token": ("it pools with the cls token: use --classifier token",
+                  "it has no cls token: use --classifier gap"),
+    "reg_token": ("it has register tokens: use the --model_type of its family", "it has no register tokens: use another --model_type"),
+    "pos_embed": ("it has a table of positions: use the --model_type of its family",
+                  "it has no table of positions: use the --model_type of its family"),
+    "blocks.0.ls1.gamma": ("it scales its branches (LayerScale): use the --model_type of its family",
+                           "its branches have no factors (LayerScale): use another --model_type"),
+    "norm_pre.weight": ("it has a norm before the blocks, as CLIP and PE: use the --model_type of its family",
+                        "it has no norm before the blocks: use another --model_type"),
+    "attn_pool.latent": ("it pools by attention: use --classifier attention",
+                         "it does not pool by attention: use another --classifier"),
+}
+
+
+def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
+    """The first difference in kind, or else the sizes. Of a run's checkpoint neither has to be known."""
+    if layout.file.run:
+        return OF_A_RUN
+    if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
+        return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+    if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
+        return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (class_token False, "
+                "classifier 'patch_mean')")
+    parameters = set(model.state_dict()) - set(report.fresh)
+    for name, (file_has_it, model_has_it) in ADVICE.items():
+        if layout.has(name) and name not in parameters:
+            return file_has_it
+        if name in parameters and not layout.has(name):
+            return model_has_it
+    return f"is --model_type right? The file holds: {layout.describe()}"

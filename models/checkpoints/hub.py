@@ -1,0 +1,177 @@
+"""The table of published files, by the names of models that they belong to; and those on the Hugging Face hub, by timm's names
+and by the repositories of their publishers.
+
+published.csv has a line for each: files of Google's and Meta's servers (published.py), timm's weights as timm 1.0.31 lists them,
+and the publishers' own in transformers' names. Of several lines of a model the first is the one that its name means. Licences
+are those that the repositories state.
+
+    HF_ENDPOINT     another server with the same tree (a mirror)
+    HF_TOKEN        the key of an account, for repositories that ask for one: sent to that server alone
+"""
+
+import csv
+import dataclasses
+import functools
+import os
+import re
+import urllib.parse
+from pathlib import Path
+
+from models.errors import WeightsError
+
+from .described import CONFIG, PREPROCESSOR, WEIGHTS, is_weights_folder, weights_in
+from .download import DownloadError, check_reachable, download
+
+TABLE = Path(__file__).with_name("published.csv")
+HUB = "https://huggingface.co"
+# Before ORG/NAME: the hub's repository and no folder, whoever published it. The first two are timm's spelling.
+PREFIXES = ("hf-hub:", "hf_hub:", f"{HUB}/")
+ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+INDEX = f"{WEIGHTS[0]}.index.json"                          # beside weights in several files
+NOT_FOUND, NO_ACCESS = 404, (401, 403)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedFile:
+    name: str                   # FOLDER/FILE of published.py, timm's, or the publisher's repository
+    model: str                  # the row of configs.py; "": one that is not built here
+    repository: str             # on the hub; "": it is on another server
+    parameters: float           # millions, without the head
+    pixels: int                 # the side of its images
+    license: str                # "": not stated
+    classes: int                # of its head, or what it projects to; 0: it has none
+
+
+@functools.cache
+def table() -> tuple[PublishedFile, ...]:
+    """The column `repository` is "-" on another server, and empty where the name says it: ORG/NAME, or timm/NAME."""
+    with open(TABLE, newline="", encoding="utf-8") as stream:
+        return tuple(PublishedFile(
+            row["name"], row["model"],
+            "" if row["repository"] == "-" else
+            row["repository"] or (row["name"] if "/" in row["name"] else f"timm/{row['name']}"),
+            float(row["parameters"]), int(row["pixels"]), row["license"], int(row["classes"])) for row in csv.DictReader(stream))
+
+
+@functools.cache
+def _by_name() -> dict[str, PublishedFile]:
+    """By name, by repository, by timm's name without its tag, by our model: of several the first."""
+    found: dict[str, PublishedFile] = {}
+    for keys in (lambda file: [file.name], lambda file: [file.repository],
+                 lambda file: [] if "/" in file.name else [arch := file.name.partition(".")[0], f"timm/{arch}"],
+                 lambda file: [file.model]):
+        for file in table():
+            for key in filter(None, keys(file)):
+                found.setdefault(key, file)
+    return found
+
+
+@functools.cache
+def _publishers() -> frozenset[str]:
+    return frozenset(file.repository.partition("/")[0] for file in table() if file.repository)
+
+
+def published_file(text: str) -> PublishedFile | None:
+    """The line that a name means: its own, timm's without its tag (then timm's default), a repository, or a model of ours."""
+    return _by_name().get(_bare(text))
+
+
+def model_of(text: str) -> str | None:
+    """The row of configs.py that a name of a file means: "" where it is none of those here, None for what is no name."""
+    known = published_file(text)
+    return known.model if known else None
+
+
+def repository_of(text: str) -> str | None:
+    """The repository that a name means; None for what is none. ORG/NAME alone must be of an ORG in the table: a folder may be
+    called so too."""
+    if known := published_file(text):
+        return known.repository or None
+    bare = _bare(text)
+    meant = bare != text or bare.partition("/")[0] in _publishers()
+    return bare if meant and ID.fullmatch(bare) else None
+
+
+def _bare(text: str) -> str:
+    prefix = next((prefix for prefix in (*PREFIXES, f"{endpoint()}/") if text.startswith(prefix)), "")
+    return text.removeprefix(prefix).rstrip("/") if prefix else text
+
+
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
+def page_of(repository: str) -> str:
+    return f"{HUB}/{repository}"
+
+
+def address(repository: str, file: str = WEIGHTS[0]) -> str:
+    return f"{endpoint()}/{urllib.parse.quote(repository)}/resolve/main/{file}"
+
+
+def _headers() -> dict[str, str]:
+    token = (os.environ.get("HF_TOKEN") or "").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def fetch(repository: str, folder: Path) -> Path:
+    """The file of weights in `folder`, downloaded into it with its config.json unless it is there. Raises WeightsError.
+
+    The weights come last: where they are, all is.
+    """
+    if is_weights_folder(folder):
+        return weights_in(folder)
+    if not _get(repository, CONFIG, folder):
+        raise WeightsError(_lacks(repository, folder))
+    if not _is_of_timm(folder / CONFIG):
+        _get(repository, PREPROCESSOR, folder)
+    for name in WEIGHTS:
+        if found := _get(repository, name, folder):
+            return found
+    raise WeightsError(_lacks(repository, folder))
+
+
+def _is_of_timm(config: Path) -> bool:
+    return '"architecture"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _get(repository: str, name: str, folder: Path) -> Path | None:
+    """None where the repository has no such file."""
+    try:
+        return download(address(repository, name), folder / name, headers=_headers())
+    except DownloadError as error:
+        if error.status in NO_ACCESS:
+            raise WeightsError(_refused(repository, folder, error.status, error.code)) from error
+        if error.status == NOT_FOUND:
+            return None
+        raise
+
+
+def check_access(repository: str, folder: Path) -> None:
+    """Raises WeightsError where the weights are neither in `folder` nor the hub answers for them: it does not, or it wants an
+    account."""
+    if is_weights_folder(folder):
+        return
+    status = check_reachable(address(repository), folder / WEIGHTS[0], _headers())
+    if status in NO_ACCESS:
+        raise WeightsError(_refused(repository, folder, status))
+
+
+def _refused(repository: str, folder: Path, status: int, code: str = "") -> str:
+    by_hand = f"Or put its {WEIGHTS[0]} and {CONFIG} into {folder}"
+    if code == "RepoNotFound" and _headers():
+        return f"{repository}: the hub has no such repository, or HF_TOKEN has no access to it ({status}). {by_hand}"
+    if not _headers():
+        return (f"{repository}: the hub gives it to signed-in accounts only, or has no such repository ({status}). Accept the "
+                f"terms at {page_of(repository)} if there are any, and set HF_TOKEN to a token of your account. {by_hand}")
+    return (f"{repository}: the hub refuses it to the account of HF_TOKEN ({status}). Accept the terms at {page_of(repository)}, "
+            f"and wait until access is granted; or check the token. {by_hand}")
+
+
+def _lacks(repository: str, folder: Path) -> str:
+    files = f"{CONFIG} and {' or '.join(WEIGHTS)}"
+    if check_reachable(address(repository, INDEX), folder / INDEX, _headers()) == 0:
+        return (f"{repository}: its weights are in several files ({INDEX}). Download them on their own, save them in one file "
+                "(save_pretrained with a larger max_shard_size), and give that folder")
+    return (f"{repository}: the hub has no such repository, or not {files} in it ({NOT_FOUND} from {endpoint()}). See "
+            f"{page_of(repository)}; other files of weights are given themselves")

@@ -1,0 +1,170 @@
+"""The arrays of a file under one set of names, which layouts.py gives them."""
+
+import itertools
+import math
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable
+
+from torch import Tensor
+
+from models.base import ImageTransformer
+from models.errors import WeightsError
+
+from . import key_maps
+from .conversions import Row, patch_sizes
+from .formats import WeightFile
+
+MAX_BLOCKS = 1000
+
+
+class Layout:
+    """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
+
+    def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
+                 rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
+        self.file, self._rows = file, rows
+        self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
+        self.bare_positions = False                                # the position table may lack the rows before the patches
+        # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that row
+        # is added to the token, and the model has positions of patches alone.
+        self.folded = False
+        self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
+        self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
+        self.beside: list[str] = []                                # arrays of a train state, which hold no weights
+        self.notes: list[str] = []
+        self._sources, self._tables = sources, (fixed_rows, block_rows)
+        self._stacks: dict[str, Tensor] = {}                       # stacked arrays that were read
+        self._stacks_lock = threading.Lock()
+        self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
+        self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
+
+    @property
+    def all(self) -> set[str]:
+        """Without what belongs to the pre-training alone."""
+        return set(self._sources) - set(self.pre_training)
+
+    def unstack(self) -> None:
+        """Arrays with the block as first dimension -> one name for each block."""
+        for name in [name for name in self._sources if name.startswith(key_maps.STACKED_BLOCKS)]:
+            source = self._sources.pop(name)
+            rest, (blocks, *_) = name.removeprefix(key_maps.STACKED_BLOCKS), self.file.shape(source) or (0,)
+            if blocks > MAX_BLOCKS:
+                raise WeightsError(f"{self.file.path}: {source} claims {blocks} blocks, more than any model has")
+            for i in range(blocks):
+                one = key_maps.BLOCK_OF_STACK.format(i=i) + rest
+                self._sources[one], self._layers[one] = source, i
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self.file.shape(self._sources[name])
+        if name in self.flat and shape:
+            return 1, math.prod(shape[:-1]), shape[-1]
+        return shape[1:] if name in self._layers else shape
+
+    def read_view(self, name: str) -> Tensor:
+        source = self._sources[name]
+        if name not in self._layers:
+            value = self.file.read_view(source)
+            return value.reshape(1, -1, value.shape[-1]) if name in self.flat else value
+        with self._stacks_lock:
+            if source not in self._stacks:
+                self._stacks[source] = self.file.read(source)
+        return self._stacks[source][self._layers[name]]
+
+    def rows(self, model: ImageTransformer) -> list[Row]:
+        """Where the file has each parameter of the model that it can name."""
+        rows = self._rows(model)
+        if not self.folded:
+            return rows
+        table = self.row("pos_embed").sources
+        return [Row(row.parameter, row.sources + table, "fold") if row.parameter == "cls_token" else row for row in rows]
+
+    def row(self, ours: str) -> Row:
+        """The row of a parameter. timm's names are ours."""
+        fixed_rows, block_rows = self._tables
+        number = re.match(r"blocks\.(\d+)\.", ours)
+        if number:
+            numbered = ours.replace(number[0], "blocks.{i}.", 1)
+            return next((Row(ours, tuple(source.format(i=number[1]) for source in sources), conversion)
+                         for name, sources, conversion in block_rows if name == numbered), Row(ours, (ours,), "copy"))
+        return next((Row(*row) for row in fixed_rows if row[0] == ours), Row(ours, (ours,), "copy"))
+
+    def called(self, name: str) -> str:
+        """What the file calls an array, where it is not only behind a prefix."""
+        source = self._sources[name]
+        return name if source.endswith(name) or name in self._layers else source
+
+    def under(self, part: str) -> set[str]:
+        """The arrays of one part of the model, such as "attn_pool"."""
+        return {name for name in self.all if name.startswith(f"{part}.")} | {
+            source for ours, sources, _ in self._tables[0] if ours.startswith(f"{part}.") for source in sources} & self.all
+
+    def has(self, ours: str) -> bool:
+        return all(source in self._sources for source in self.row(ours).sources)
+
+    def sizes(self, ours: str) -> tuple[int, ...]:
+        """The shape of a parameter, in our order of dimensions; () where the file does not have it."""
+        _, sources, conversion = self.row(ours)
+        if not sources or any(source not in self.all for source in sources):
+            return ()
+        shape = self.shape(sources[0])
+        if conversion == "dense":
+            return shape[::-1]
+        return (shape[0] * len(sources), *shape[1:]) if shape else ()
+
+    def table(self) -> int:
+        """How many rows the table of positions has for tokens of the model that it fills; 0 where it is no table."""
+        shape = self.sizes("pos_embed")
+        return shape[1] - self.folded if len(shape) == 3 else 0
+
+    def outputs(self, layer: str) -> int:
+        """Width of a dense layer, if its weight and bias agree about it."""
+        _, (weight,), conversion = self.row(f"{layer}.weight")
+        (bias,) = self.row(f"{layer}.bias").sources
+        sizes = self.shape(weight) if weight in self.all else ()
+        width = self.shape(bias) if bias in self.all else ()
+        if len(sizes) != 2 or width != (sizes[1:] if conversion == "dense" else sizes[:1]):
+            raise WeightsError(f"{self.file.path}: {weight} {sizes} does not fit {bias} {width}")
+        return width[0]
+
+    def heads(self) -> set[str]:
+        """Names of what belongs to the old task: heads and `pre_logits`."""
+        return {source for layer in ("head", "head_dist", "pre_logits.fc") for kind in ("weight", "bias")
+                for source in self.row(f"{layer}.{kind}").sources}
+
+    def kernel(self) -> tuple[int, int, int]:
+        """(width, channels, patch side) of the patch embedding."""
+        _, (name,), conversion = self.row("patch_embed.proj.weight")
+        sizes = self.shape(name) if name in self.all else ()
+        linear = {"patches": sizes, "patches_dense": sizes[::-1]}.get(conversion, ())
+        if len(sizes) != (2 if linear else 4):
+            raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
+        if linear:
+            return linear[0], *patch_sizes(linear[1])
+        return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
+
+    def count(self, name: str) -> int:
+        """How many numbered parts have a parameter of ours: "blocks.{i}.norm1.weight" counts the blocks."""
+        return next(i for i in itertools.count() if not self.has(name.format(i=i)))
+
+    def describe(self) -> str:
+        """'width 384, 12 blocks, patch 16, 4 registers'"""
+        width, _, patch = self.kernel()
+        registers = (*self.sizes("reg_token"), 0, 0)[1]
+        more = {f"{registers} registers": registers, "LayerScale": self.has("blocks.0.ls1.gamma"),
+                "no positions": not self.has("pos_embed"), "a norm before the blocks": self.has("norm_pre.weight"),
+                "pooling by attention": self.has("attn_pool.latent")}
+        return ", ".join([f"width {width}, {self.count('blocks.{i}.norm1.weight')} blocks, patch {patch}",
+                          *(words for words, is_so in more.items() if is_so)])
+
+
+def abbreviate(names: Iterable[str]) -> str:
+    """The first four of them, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def spelled(name: str, spellings: dict[str, str]) -> str:
+    """With the other beginning, where the name begins as one of `spellings`."""
+    old = next((old for old in spellings if name.startswith(old)), "")
+    return spellings[old] + name.removeprefix(old) if old else name
