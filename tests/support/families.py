@@ -20,13 +20,23 @@ FAMILIES = {
     "grey": ("ViT-Ti_16", {"in_channels": 1}, (16, 24)),
     "hybrid": ("R-ViT-Ti_16", {"patch_size": 2}, 16),
 }
+# Of what encoders have had since, one of each: registers, rotary positions, gated MLPs, further norms and poolings.
+MECHANISMS = {
+    "dinov2": ("DINOv2-S_14-reg", {"registers": 2}, (16, 24)),
+    "dinov3": ("DINOv3-S+_16-qkvb", {"hidden_size": 16}, (16, 24)),
+    "siglip": ("SigLIP-B_16", {}, 16),
+    "clip": ("CLIP-B_32", {}, 16),
+    "eva02": ("EVA02-B_16-clip", {"hidden_size": 16, "rope_grid": 3}, (24, 16)),
+    "pe": ("PE-core-B_16", {"hidden_size": 16, "pool_heads": 4, "pool_mlp_dim": 20, "rope_grid": 3}, 16),
+    "aimv2": ("AIMv2-L_14", {}, (16, 24)),
+}
 LAYERS = {name: 4 if name == "cait" else 2 for name in FAMILIES}
 CLASSES = list("0123456789")
 
 
 def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransformer":
     """Untrained, with random weights, in training mode."""
-    kind, keys, size = FAMILIES[family]
+    kind, keys, size = (FAMILIES | MECHANISMS)[family]
     torch.manual_seed(0)
     model = models.create_model(kind, classes, size, **SMALL | keys | own)
     for parameter in model.parameters():
@@ -37,7 +47,7 @@ def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransfor
 def save_run(folder: Path, family: str = "vit", own: dict | None = None, stored: dict | None = None, **settings) -> Path:
     """A run of such a model of ten classes. own: keys of its row; settings: flags of the run; stored: settings that other data
     would have given it."""
-    kind, _, size = FAMILIES[family]
+    kind, _, size = (FAMILIES | MECHANISMS)[family]
     model = family_model(family, **own or {})
     folder.mkdir(parents=True)
     run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
