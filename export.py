@@ -18,9 +18,9 @@ from pathlib import Path
 from utils import process
 
 with process.imports("export.py"):
-    from configs import MODELS
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, model_named
     from utils.config.types import image_size, positive_int, user_path
     from utils.files import where_looked
 
@@ -30,9 +30,11 @@ OF_OTHERS = {"model_type": {"help": "the architecture of a MODEL that is no run,
              "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
              "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"},
              "interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                               "(default: as its config.json or its publisher says, else bilinear)"},
+                               "(default: as its config.json, its publisher or its model's says)"},
              "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
                            "middle (default: as that says, else 0, the whole image)"},
+             "mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": "for such a file: of its channels, from 0 to 1"},
+             "std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": "for such a file: their standard deviation"},
              "class_names": {"type": user_path, "metavar": "FILE", "help": "for such a file: a text file that names a class a "
                              "line, in the order of its outputs, where nothing names them"}}
 
@@ -50,8 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.opset and options.to != "onnx":
         raise ConfigError("--opset only has an effect with --to onnx. Omit it")
-    if options.model_type not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
+    options.model_type = model_named(options.model_type, model_of)
     try:
         check_published(vars(options), published_name, published_names(), "model")
     except ConfigError as error:

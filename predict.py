@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils import process
 
 with process.imports("predict.py"):
-    from configs import MODELS
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, model_named
     from utils.config.types import image_size, positive_int, user_path
     from utils.files import is_stream, where_looked
 
@@ -64,8 +64,10 @@ ARGUMENTS = {
     "--num_heads": {"type": positive_int, "metavar": "N", "help": f"{OTHER}: its attention heads, where nothing tells them"},
     "--interpolation": {"choices": FLAGS["interpolation"].type, "help": f"{OTHER}: how images are resized"},
     "--eval_crop": {"type": FLAGS["eval_crop"].type, "metavar": "0|0.1..1", "help": f"{OTHER}: this fraction of an image"},
+    "--mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": f"{OTHER}: of its channels, from 0 to 1"},
+    "--std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": f"{OTHER}: their standard deviation"},
 }
-OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop")
+OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop", "mean", "std")
 
 
 class Images(NamedTuple):
@@ -105,8 +107,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for given in options.inputs:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
-    if options.model_type not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
+    options.model_type = model_named(options.model_type, model_of)
     try:
         check_published(vars(options), published_name, published_names(), "model")
     except ConfigError as error:

@@ -28,8 +28,9 @@ from utils import process
 from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, preview
+    from utils.config import FLAGS, ConfigError, Parser, check_published, name_model, preview
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
     from utils.config.recipes import PAPER_RATES, rates_to_try
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         if os.environ.pop("DRY_RUN", "") == "1":
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
-        flags_of_run = flags_of_script(flags)
+        flags_of_run = name_model(flags_of_script(flags), model_of)
         values = values or rates_to_try(preview(flags_of_run))
         for name in (tried, *OWN):
             if name in flags_of_run:

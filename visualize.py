@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("visualize.py"):
-    from configs import MODELS
+    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
+    from utils.config import FLAGS, ConfigError, Parser, check_published, model_named
     from utils.config.types import fraction, image_size, positive_int, user_path
     from utils.files import where_looked
 
@@ -50,9 +50,11 @@ MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or 
          "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
          "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"}}
 RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                            "(default: as its config.json or its publisher says, else bilinear)"},
+                            "(default: as its config.json, its publisher or its model's says)"},
           "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
-                        "middle (default: as that says, else 0, the whole image)"}}
+                        "middle (default: as that says, else 0, the whole image)"},
+          "mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": "for such a file: of its channels, from 0 to 1"},
+          "std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": "for such a file: their standard deviation"}}
 DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's data set (default: what it was tested on)"},
         "images": {"type": positive_int, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
                    f"{FEW}; distance: {SOME}; confusion: all)"}}
@@ -66,7 +68,7 @@ OPTIONS = {
     "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
     "drop": {"drop": {"type": fraction, "default": 0.0, "help": "set the lowest fraction of each layer's entries to 0, but "
-                                                                        "for the columns of cls and dist (default: 0)"}},
+                                                              "for the columns of cls, dist and registers (default: 0)"}},
     "target": {"target": {"help": "the class, by name or number (default: the predicted one)"}},
 }
 
@@ -87,9 +89,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--split and --images choose from the data set. Omit them or --image")
     if options.verb == "curves" and not options.checkpoint:
         raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
-    if getattr(options, "model_type", None) not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
     if options.verb != "curves":
+        options.model_type = model_named(options.model_type, model_of)
         check_published(vars(options), published_name, published_names(), "checkpoint")
     return options
 
@@ -166,7 +167,8 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
 
 
 def load(checkpoint: str | None = None, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
-         interpolation: str | None = None, eval_crop: float | None = None, num_heads: int | None = None) -> "Opened":
+         interpolation: str | None = None, eval_crop: float | None = None, num_heads: int | None = None,
+         mean: tuple | None = None, std: tuple | None = None) -> "Opened":
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
     Raises ConfigError, ModelError or CheckpointError.
@@ -176,7 +178,7 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size:
     from utils.build import open_model
 
     subject = open_model(checkpoint, model_type=model_type, img_size=img_size, num_heads=num_heads, interpolation=interpolation,
-                         eval_crop=eval_crop)
+                         eval_crop=eval_crop, mean=mean, std=std)
     subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return subject
 

@@ -12,6 +12,7 @@ from configs import MODELS, architecture
 from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.described import COMPUTED
+from .checkpoints.hub import published_file
 from .checkpoints.load import check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
@@ -28,7 +29,8 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
                  **overrides) -> ImageTransformer:
     """Builds a model of the class that the row asks for, in training mode. `model(images)` gives logits (B, num_classes).
 
-    name_or_config: a name of list_models(), or a row of configs.MODELS (or one made with configs.architecture).
+    name_or_config: a name of list_models(), or of a published file, such as timm's, for the model that it is of; or a row of
+                    configs.MODELS (or one made with configs.architecture).
     num_classes:    default 1000; with head="keep" the file's own count.
     img_size:       side or (height, width) in pixels; default the row's.
     pretrained:     a checkpoint file, an OpenedCheckpoint, or a published name, which is looked up in ./checkpoint and else
@@ -148,9 +150,12 @@ def _plain(value: object) -> object:
 def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict:
     """A copy of the row with the overrides, and of one channel with the mean of the channels' values. Raises ModelError."""
     if isinstance(name_or_config, str):
-        if name_or_config not in MODELS:
-            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}")
-        name_or_config = MODELS[name_or_config]
+        known = None if name_or_config in MODELS else published_file(name_or_config)
+        if name_or_config not in MODELS and not (known and known.model):
+            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}, and the published names of their "
+                             "files (MODEL_ZOO.md)")
+        name_or_config = MODELS[known.model if known else name_or_config]
+        overrides = {"img_size": known.pixels} | overrides if known else overrides
     config = name_or_config.copy_and_resolve_references()
     with config.ignore_type():                               # NumPy's, where the row was made with it
         config.update({key: _plain(value) for key, value in config.items()})

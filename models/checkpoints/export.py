@@ -18,7 +18,8 @@ from models.base import ImageTransformer
 from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
-from .described import CONFIG, ROW_ENTRY, UNSAID, WEIGHTS
+from .described import CONFIG, ROW_ENTRY, WEIGHTS
+from .description import UNSAID
 from .key_maps import GOOGLE_BLOCKS
 from .layout import abbreviate, spelled
 from .timm_models import spelling_of

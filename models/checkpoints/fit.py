@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from models.base import ImageTransformer
+from models.base import ImageTransformer, has_class_token
 from models.errors import WeightsError
 
 from .conversions import Row
@@ -59,6 +59,9 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
     if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
         left |= layout.under(POOL)
         report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
+    for part in {*layout.unread, *(("norm",) if head == "zero" and not model.config.final_norm else ())}:
+        if not any(name.startswith(f"{part}.") for name in parameters):
+            left |= layout.under(part)
     unknown = layout.all - sources - left
     if unknown and not _only_zero_biases(layout, model, unknown, report):
         raise WeightsError(f"{path}: the file has arrays that the model lacks: {abbreviate(map(layout.called, unknown))}; "
@@ -109,6 +112,9 @@ def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
         return OF_A_RUN
     if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
         return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+    if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
+        return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (class_token False, "
+                "classifier 'patch_mean')")
     parameters = set(model.state_dict()) - set(report.fresh)
     for name, (file_has_it, model_has_it) in ADVICE.items():
         if layout.has(name) and name not in parameters:

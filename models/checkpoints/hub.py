@@ -76,6 +76,12 @@ def published_file(text: str) -> PublishedFile | None:
     return _by_name().get(_bare(text))
 
 
+def model_of(text: str) -> str | None:
+    """The row of configs.py that a name of a file means: "" where it is none of those here, None for what is no name."""
+    known = published_file(text)
+    return known.model if known else None
+
+
 def repository_of(text: str) -> str | None:
     """The repository that a name means; None for what is none. ORG/NAME alone must be of an ORG in the table: a folder may be
     called so too."""

@@ -3,9 +3,9 @@
 The contract, for models/create.py (match_row) and whoever builds from a file:
 
 `OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels), what
-arrays the file has (ARRAYS, resnet_layers, resnet_width) and `classifier`, which the file cannot do without. There where they
-are known: mlp_dim, num_heads, img_size, pool_mlp_dim. layer_scale is 0.0 or 1e-5, whatever its numbers once began with: compare it as
-a truth value. Never there: what no array holds (rope, rope_grid, pool_heads, gelu, norm_eps, the images): the row of MODELS says it.
+arrays the file has (ARRAYS, resnet_layers, resnet_width). There where they are known: mlp_dim, num_heads, img_size, pool_mlp_dim;
+and `classifier`, where the file cannot do without this one. layer_scale is 0.0 or 1e-5, whatever its numbers once began with: compare
+it as a truth value. Never there: what no array holds (rope, rope_grid, pool_heads, gelu, norm_eps, the images): the row of MODELS says it.
 
 `candidates(found, rows)`: the names of those of `rows` (configs.MODELS) that have these arrays and these sizes. One: the file is of it.
 Several: where they differ in what no array holds, config.json or --model_type must say which. None: sizes of its own, and
@@ -50,9 +50,8 @@ def infer_row(layout: Layout) -> dict:
         raise WeightsError(f"{layout.file.path}: not a Vision Transformer in a known layout: it has a patch embedding, and no "
                            f"blocks (its arrays: {abbreviate(layout.all)})")
     row |= _mlp(layout) | _parts(layout) | _heads(layout) | _resnet(layout)
-    row["classifier"] = _classifier(layout, row)
-    row |= _positions(layout, row)
-    if row["classifier"] == "attention" and layout.has("attn_pool.mlp.fc1.weight"):
+    row |= _classifier(layout, row) | _positions(layout, row)
+    if row.get("classifier") == "attention" and layout.has("attn_pool.mlp.fc1.weight"):
         pool = layout.sizes("attn_pool.mlp.fc1.weight")[0]
         row["pool_mlp_dim"] = pool if pool != row.get("mlp_dim") else 0
     return row
@@ -83,16 +82,18 @@ def _parts(layout: Layout) -> dict:
         "patch_bias": has("patch_embed.proj.bias")}
 
 
-def _classifier(layout: Layout, row: dict) -> str:
-    """What the file's head reads, or can read: of the cls token also its mean, if a head is to be new."""
+def _classifier(layout: Layout, row: dict) -> dict:
+    """What the file's head reads, or its arrays are made for. A file with a cls token and a norm behind the blocks leaves it open."""
+    if "classifier" in layout.program_row:
+        return {"classifier": layout.program_row["classifier"]}
     if layout.has("attn_pool.latent"):
-        return "attention"
+        return {"classifier": "attention"}
     if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
-        return "patch_mean"
+        return {"classifier": "patch_mean"}
+    if not row["class_token"]:
+        return {"classifier": "mean" if row["registers"] else "gap"}
     head = layout.sizes("head.weight")
-    if row["class_token"]:
-        return "token_mean" if len(head) == 2 and head[1] == 2 * row["hidden_size"] else "token"
-    return "mean" if row["registers"] else "gap"
+    return {"classifier": "token_mean"} if len(head) == 2 and head[1] == 2 * row["hidden_size"] else {}
 
 
 def _heads(layout: Layout) -> dict:
@@ -149,18 +150,18 @@ def is_plain(found: dict) -> bool:
 
 def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
     """The names of those of `rows` that have the arrays of a file (infer_row), and its sizes."""
-    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or all(
-        found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"]))]
+    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or (all(
+        found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"])))]
 
 
 def _has_arrays(found: dict, row: Mapping) -> bool:
     theirs = {key: row[key] for key in (*ARRAYS, "resnet_layers", "resnet_width")}
-    if row["classifier"] == "gap" or not found["class_token"] and is_plain(found) and is_plain(theirs):
+    if row["classifier"] == "gap" or (not found["class_token"] and is_plain(found) and is_plain(theirs)):
         theirs["class_token"] = False                                    # Google's rows are those of its files with a mean too
     if not theirs["class_token"] and not theirs["registers"] and theirs["positions"] == "patches":
         theirs["positions"] = "all"
     if theirs["resnet_layers"] is not None:
         theirs["resnet_layers"] = tuple(theirs["resnet_layers"])
-    pools = found["classifier"] == "attention"
+    pools = found.get("classifier") == "attention"
     return (not pools or row["classifier"] == "attention") and all(
         bool(found[key]) == bool(value) if key == "layer_scale" else found[key] == value for key, value in theirs.items())

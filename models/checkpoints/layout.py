@@ -1,9 +1,10 @@
 """The arrays of a file under one set of names, which layouts.py gives them."""
 
 import itertools
+import math
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from models.base import ImageTransformer
 from models.errors import WeightsError
 
 from . import key_maps
-from .conversions import Row
+from .conversions import Row, patch_sizes
 from .formats import WeightFile
 
 MAX_BLOCKS = 1000
@@ -28,7 +29,8 @@ class Layout:
         # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that row
         # is added to the token, and the model has positions of patches alone.
         self.folded = False
-        self.flat: dict[str, int] = {}                             # how many first dimensions of 1 an array lacks
+        self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
+        self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self.notes: list[str] = []
         self._sources, self._tables = sources, (fixed_rows, block_rows)
@@ -55,13 +57,15 @@ class Layout:
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self.file.shape(self._sources[name])
-        return (1,) * self.flat.get(name, 0) + (shape[1:] if name in self._layers else shape)
+        if name in self.flat and shape:
+            return 1, math.prod(shape[:-1]), shape[-1]
+        return shape[1:] if name in self._layers else shape
 
     def read_view(self, name: str) -> Tensor:
         source = self._sources[name]
         if name not in self._layers:
             value = self.file.read_view(source)
-            return value[(None,) * self.flat[name]] if name in self.flat else value
+            return value.reshape(1, -1, value.shape[-1]) if name in self.flat else value
         with self._stacks_lock:
             if source not in self._stacks:
                 self._stacks[source] = self.file.read(source)
@@ -88,7 +92,7 @@ class Layout:
     def called(self, name: str) -> str:
         """What the file calls an array, where it is not only behind a prefix."""
         source = self._sources[name]
-        return name if source.endswith(name) else source
+        return name if source.endswith(name) or name in self._layers else source
 
     def under(self, part: str) -> set[str]:
         """The arrays of one part of the model, such as "attn_pool"."""
@@ -96,12 +100,12 @@ class Layout:
             source for ours, sources, _ in self._tables[0] if ours.startswith(f"{part}.") for source in sources} & self.all
 
     def has(self, ours: str) -> bool:
-        return self.row(ours).sources[0] in self._sources
+        return all(source in self._sources for source in self.row(ours).sources)
 
     def sizes(self, ours: str) -> tuple[int, ...]:
         """The shape of a parameter, in our order of dimensions; () where the file does not have it."""
         _, sources, conversion = self.row(ours)
-        if any(source not in self.all for source in sources):
+        if not sources or any(source not in self.all for source in sources):
             return ()
         shape = self.shape(sources[0])
         if conversion == "dense":
@@ -132,8 +136,11 @@ class Layout:
         """(width, channels, patch side) of the patch embedding."""
         _, (name,), conversion = self.row("patch_embed.proj.weight")
         sizes = self.shape(name) if name in self.all else ()
-        if len(sizes) != 4:
+        linear = {"patches": sizes, "patches_dense": sizes[::-1]}.get(conversion, ())
+        if len(sizes) != (2 if linear else 4):
             raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
+        if linear:
+            return linear[0], *patch_sizes(linear[1])
         return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
 
     def count(self, name: str) -> int:

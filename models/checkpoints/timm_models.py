@@ -87,7 +87,7 @@ def published_name_of(config, row: str, pixels: int) -> str:
     not what that name decides, or there is none."""
     published = FAMILIES.get(row)
     kind = kind_of(config)
-    if published is None or kind != kind_of(published) or kind.eva and bool(config.layer_scale) != bool(published.layer_scale):
+    if published is None or kind != kind_of(published) or (kind.eva and bool(config.layer_scale) != bool(published.layer_scale)):
         return ""
     names = [(file.pixels != pixels, file.name.partition(".")[0]) for file in table() if file.model == row and "/" not in file.name]
     return min(names, key=lambda name: name[0])[1] if names else ""
@@ -235,4 +235,4 @@ def _is_apart(config) -> bool:
 def _is_gate_apart(config) -> bool:
     """Whether timm's Eva holds gate and value apart: with a norm behind them, or where it makes their width a multiple of 8, as for
     DINOv3."""
-    return config.mlp == "swiglu" and (config.mlp_norm or config.rope == "dinov3" and config.mlp_dim % 8 == 0)
+    return config.mlp == "swiglu" and (config.mlp_norm or (config.rope == "dinov3" and config.mlp_dim % 8 == 0))

@@ -42,7 +42,7 @@ PE_OUTSIDE = {
 }
 PE_INSIDE = {"ln_1.": "norm1.", "ln_2.": "norm2.", "attn.in_proj_": "attn.qkv.", "attn.out_proj.": "attn.proj.",
              "mlp.c_fc.": "mlp.fc1.", "mlp.c_proj.": "mlp.fc2.", "ls_1.": "ls1.", "ls_2.": "ls2."}
-PE_FLAT = {"cls_token": 2, "pos_embed": 1}                 # how many dimensions of 1 they lack
+PE_FLAT = ("cls_token", "pos_embed")                       # (D) and (n, D)
 # What pre-training alone uses, and tables that are computed.
 LEFT_OUT = re.compile(r"decoder_|mask_token$|head\.mlp\.|head\.last_layer\.|lm_head\.|projectors\.|local_cls_norm\.|proj$"
                       r"|.*\bbias_mask$|(.*\.)?rope\.freqs_(cos|sin)$|rope_embed\.periods$|rope\.periods$")
@@ -68,7 +68,7 @@ class Resolved(NamedTuple):
     fixed_rows: tuple
     block_rows: tuple
     folded: bool                            # see Layout
-    flat: dict[str, int]
+    flat: tuple[str, ...]                   # see Layout
 
 
 def resolve(path: object, names: dict[str, str], rename: Callable, read: Callable[[str], Tensor]) -> Resolved:
@@ -98,7 +98,7 @@ def resolve(path: object, names: dict[str, str], rename: Callable, read: Callabl
         blocks += GATE_APART
     fixed = FIXED_ROWS + (POOL_PACKED if "attn_pool.qkv.weight" in spelled else ())
     left = tuple(name for name in spelled if LEFT_OUT.match(name))
-    return Resolved(spelled, left, fixed, blocks, "register_tokens" in found, PE_FLAT if meta else {})
+    return Resolved(spelled, left, fixed, blocks, "register_tokens" in found, PE_FLAT if meta else ())
 
 
 def _spelled(name: str, outside: dict[str, str], inside: dict[str, str]) -> str:

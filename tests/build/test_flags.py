@@ -149,11 +149,13 @@ ROWS = [
      "--test_fraction 0.25"),
     ("--model_type MAE-B_16", {"model.config.classifier": "patch_mean"}, ""),
     ("--img_size 16x24 --patch_size 4 --hidden_size 32 --mlp_dim 64 --num_heads 4 --num_layers 3 --in_channels 1 "
-     "--classifier gap --dropout_rate 0.25 --attention_dropout_rate 0.125 --drop_path_rate 0.5",
+     "--classifier gap --mean 0.25 --std 0.125,0.25,0.375 --dropout_rate 0.25 --attention_dropout_rate 0.125 "
+     "--drop_path_rate 0.5",
      {"model.img_size": (16, 24), "train:Resize/size": [16, 24], "eval:Resize/size": [16, 24], "dropout": {0.25},
       "model.patch_embed.proj.weight.shape": (32, 1, 4, 4), f"model.{FC1}.weight.shape": (64, 32), "model.grid": (4, 6),
       "model.blocks.0.attn.num_heads": 4, "gray": [True, True], "model.blocks.2.drop_path.p": 0.5,
-      "model.blocks.0.attn.attend.dropout_rate": 0.125, "model.num_prefix_tokens": 0}, ""),
+      "model.blocks.0.attn.attend.dropout_rate": 0.125, "model.num_prefix_tokens": 0,
+      "model.config.mean": (0.25,), "model.config.std": (0.25,), "model.config.channel_std": (0.125, 0.25, 0.375)}, ""),
     ("--test once --eval_every 30 --save_every 40", {"due": [30, 40, 60, 80, 90, 100], "data.evaluated_before.name": "val"}, ""),
 ]
 # Flags that change nothing of what is learnt, or that need a run to be seen: the test that shows that they act.

@@ -9,7 +9,7 @@ import torch
 from building import ALONE, write_checkpoint
 from PIL import Image
 
-from configs import architecture
+from configs import MODELS, architecture
 from models import create_model, save_npz, save_timm
 from utils import build
 from utils.build import open_model
@@ -120,8 +120,9 @@ def test_a_folder_of_transformers_sees_images_as_its_processor(tmp_path):
 
 def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "",
-             "output/r": "", "x.pth": ""}
+    names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "ViT-B_16",
+             "vit_base_patch32_clip_quickgelu_224.laion400m_e32": "OpenCLIP-B_32", "facebook/dinov2-small": "DINOv2-S_14",
+             "dinov2/dinov2_vits14_reg4_pretrain": "DINOv2-S_14-reg", "output/r": "", "x.pth": ""}
     assert {name: preferred_row(name) for name in names} == names
 
 
@@ -135,6 +136,16 @@ def test_a_published_file_sees_images_as_its_publisher_does(tmp_path):
         assert (opened.settings["interpolation"], opened.settings["eval_crop"]) == view
     opened = open_model(tmp_path / "deit/deit_tiny_patch16_224-a1311bcf.pth", num_heads=2, eval_crop=0.5)
     assert (opened.settings["interpolation"], opened.settings["eval_crop"]) == ("bicubic", 0.5)
+
+
+def test_a_model_sees_images_as_its_row_says(tmp_path, monkeypatch):
+    """Unless its file or what is typed says otherwise; --mean and --std are for weights of which nothing says."""
+    monkeypatch.setitem(MODELS, "Mine", architecture(2, 40, 80, 2, 1, img_size=8, interpolation="bicubic", eval_crop=0.9))
+    other_file(tmp_path / "w.pth")
+    opened = open_model(tmp_path / "w.pth", model_type="Mine", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    assert (opened.settings["interpolation"], opened.settings["eval_crop"]) == ("bicubic", 0.9)
+    assert (opened.model.config.mean, opened.model.config.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert open_model(tmp_path / "w.pth", model_type="Mine", eval_crop=0.5).settings["eval_crop"] == 0.5
 
 
 def test_numbers_that_are_not_finite_are_named_first_and_each_message_has_the_flag(tmp_path):

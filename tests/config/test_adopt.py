@@ -49,6 +49,29 @@ def test_a_known_model_is_taken_with_its_row():
     assert (large.model_type, large.img_size, large.dropout_rate) == ("ViT-L_16", 224, 0.1)
 
 
+@pytest.mark.parametrize(("model", "own", "of_photos"), [
+    ("DINOv2-S_14", ("bicubic", 1.0), ("bicubic", 1.0)), ("SigLIP-B_16", ("bicubic", 0.9), ("bicubic", 0.9)),
+    ("LingBot-S_16", ("bilinear", 0.0), ("bilinear", 0.0)), ("ViT-B_16", ("bilinear", 0.0), ("bicubic", 0.875))])
+def test_a_family_brings_its_view_to_a_new_task(model, own, of_photos):
+    """Flags win, then its config.json, then a recipe that is no function; of elongated images `photos` shows all."""
+    facts = Facts(1000, 10, image_sizes=((300, 200),))
+    flags = {"dataset": "oxford_pets", "model_type": model}
+
+    def view(flags, facts=facts):
+        found = resolve(flags, facts)
+        return found.interpolation, found.eval_crop
+
+    assert view(flags) == own and view(flags | {"recipe": "photos"}) == of_photos
+    assert view(flags | {"recipe": "photos", "interpolation": "bilinear", "eval_crop": 0.5}) == ("bilinear", 0.5)
+    assert view(flags | {"recipe": "linear-probe"}) == ("bicubic", 0.875)
+    assert view(flags | {"recipe": "photos"}, dataclasses.replace(facts, image_sizes=((900, 200),)))[1] == 0.0
+    row = {"model_type": model, "img_size": 384, "names_img_size": True, "interpolation": "bicubic", "eval_crop": 0.95}
+    of_file = dataclasses.replace(facts, start_row=row, start_path="w.pth")
+    expected = own if model == "ViT-B_16" else ("bicubic", 0.95)
+    start = {"dataset": "oxford_pets", "pretrained_dir": "w.pth"}
+    assert view(start, of_file) == expected and view(start | {"eval_crop": 0.5}, of_file)[1] == 0.5
+
+
 @pytest.mark.parametrize("more", [{"head": "keep"}, {"eval_only": True}])
 def test_a_head_that_is_kept_sees_images_as_it_did(more):
     found = config(FOLDER | {"names_img_size": False}, more)

@@ -27,7 +27,8 @@ PINNED = {
         dataset None, class_order number, val_fraction 0.0, test_fraction 0.0,
         split_seed 0, recipe auto, model_type None, img_size None,
         patch_size None, hidden_size None, mlp_dim None, num_heads None, num_layers None, in_channels None, classifier None,
-        sigmoid_attention None, head None, optimizer None, momentum 0.9, head_learning_rate None, layer_decay 1.0,
+        sigmoid_attention None, mean None, std None,
+        head None, optimizer None, momentum 0.9, head_learning_rate None, layer_decay 1.0,
         weight_decay None, decay_on all, train_layers all, freeze None, ema_decay 0.0, dropout_rate None,
         attention_dropout_rate None, drop_path_rate None, distillation none"""}
 # The flags of each type of utils/config/types.py, of text, of switches and of choices (which --help lists).
@@ -47,7 +48,7 @@ TYPES = {
         label_smoothing color_jitter""",
     "unit_interval": """crop_scale random_erasing mix_probability mix_switch_probability distillation_alpha max_bad_images""",
     "intensity_range": "intensity_range", "auto_or_positive_int": "gradient_accumulation_steps",
-    "padding": "crop_padding", "center_fraction": "eval_crop",
+    "channel_values": "mean", "channel_widths": "std", "padding": "crop_padding", "center_fraction": "eval_crop",
     "run_name": "name", "image_size": "img_size", "image_channels": "in_channels", "sigmoid_layers": "sigmoid_attention",
     "increasing_steps": "decay_milestones", "trained_layers": "train_layers", "class_weights": "class_weights",
     "magnitude": "randaugment_magnitude"}
@@ -70,7 +71,8 @@ def test_rows_are_complete():
         assert row.hidden or row.requires is None or name == "data_dir", name
     assert SIZES == ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     assert set(MODEL_KEYS) - set(SIZES) == {
-        "in_channels", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate", "drop_path_rate"}
+        "in_channels", "mean", "std", "classifier", "sigmoid_attention", "dropout_rate", "attention_dropout_rate",
+        "drop_path_rate"}
     changed = {"gradient_accumulation_steps": 1, "class_order": None, "exif": "off", "intensity_range": (0, 65535),
                "alpha": "white", "head": "zero"}
     assert before() == defaults() | changed and "fp16" not in defaults()

@@ -3,8 +3,9 @@
 import pytest
 
 from configs import DATASETS, MODELS, RECIPES
+from models.checkpoints.hub import model_of
 from models.checkpoints.published import published_name, published_names
-from utils.config import ConfigError, check_published, did_you_mean, unknown_model
+from utils.config import ConfigError, check_published, did_you_mean, name_model, unknown_model
 from utils.config.spelling import suggest
 
 TYPED = {
@@ -59,6 +60,22 @@ def test_published_names(typed, meant):
     assert str(caught.value) == (f"--pretrained_dir {typed}: no such file or folder, and no published name. "
                                  f"Did you mean {meant}? MODEL_ZOO.md lists the names")
     assert published_name(meant) == meant
+
+
+def test_a_published_name_in_place_of_a_model():
+    """Which starts from that file, unless the flags say otherwise."""
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    assert name_model({"model_type": name, "seed": 1}, model_of) == {
+        "model_type": "DINOv2-S_14-reg", "pretrained_dir": name, "seed": 1}
+    assert name_model({"model_type": "facebook/dinov2-small", "pretrained_dir": "none"}, model_of) == {
+        "model_type": "DINOv2-S_14", "pretrained_dir": "none"}
+    assert name_model({"model_type": name, "resume_path": "r"}, model_of) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
+    for flags in ({}, {"model_type": "ViT-B_16"}, {"pretrained_dir": name}):
+        assert name_model(flags, model_of) == flags
+    for typed, words in (("beitv2_base_patch16_224", "its architecture is none of those here"),
+                         ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"), ("hf-hub:a/b", "no such model")):
+        with pytest.raises(ConfigError, match=f"--model_type {typed}: {words}"):
+            name_model({"model_type": typed}, model_of)
 
 
 def test_weights_that_are_there():

@@ -17,6 +17,8 @@ from utils.config.types import METAVARS
     (types.magnitude, "10", 10), (types.center_fraction, "0", 0.0), (types.center_fraction, "0.1", 0.1), (types.padding, "4", 4),
     (types.auto_or_positive_int, "auto", "auto"), (types.auto_or_positive_int, "3", 3), (types.intensity_range, "auto", "auto"),
     (types.intensity_range, "-1024,3071", (-1024, 3071)),
+    (types.channel_values, "0.5", (0.5, 0.5, 0.5)), (types.channel_values, "0.485,0,-1", (0.485, 0.0, -1.0)),
+    (types.channel_widths, "0.229,1,2", (0.229, 1.0, 2.0)),
     (types.non_negative_int, "0", 0), (types.positive_int, "1", 1), (types.non_negative_float, "0", 0.0)])
 def test_texts_become_values(kind, text, value):
     assert kind(text) == value
@@ -33,6 +35,7 @@ REFUSED = {
     types.magnitude: ["11", "-1"], types.increasing_steps: ["3,2", "x", "0", "1,", ""],
     types.class_weights: ["0,0", "heavy", "1,-1", ""], types.trained_layers: ["tail", "0"], types.sigmoid_layers: ["first", "0"],
     types.intensity_range: ["", "1023", "5,5", "9,3", "0,65536", "-40000,0", "0,1,2", "a,b", "0.5,1"],
+    types.channel_values: ["", "a", "1,2", "1,2,3,4", "nan", "inf", "0.5x0.5x0.5"], types.channel_widths: ["0", "1,1,0", "-1"],
     types.run_name: ["../up", "a/b", ".hidden", "", "a b", "-x", "a\n", "ä"]}
 
 

@@ -52,6 +52,29 @@ def test_self_attention_is_the_formula():
     torch.testing.assert_close(layer(x), layer.proj(torch.cat(heads, dim=-1)))
 
 
+def test_keys_without_a_bias():
+    """As a layer whose bias of the keys is zero."""
+    layer, whole = SelfAttention(12, 3, qkv_bias="qv"), SelfAttention(12, 3)
+    for bias in (layer.qkv.q_bias, layer.qkv.v_bias):
+        nn.init.normal_(bias)
+    state = {name: value for name, value in layer.state_dict().items() if "_bias" not in name}
+    whole.load_state_dict(state | {"qkv.bias": torch.cat([layer.qkv.q_bias, torch.zeros(12), layer.qkv.v_bias])})
+    x = torch.randn(2, 5, 12)
+    assert torch.equal(layer(x), whole(x))
+    assert SelfAttention(12, 3, qkv_bias="none").qkv.bias is None
+
+
+def test_norms_of_queries_keys_and_output():
+    torch.manual_seed(0)
+    layer, x = SelfAttention(12, 3, qk_norm=True, scaled=True, proj_bias=False), torch.randn(2, 5, 12)
+    for norm in (layer.q_norm, layer.k_norm, layer.norm):
+        nn.init.normal_(norm.weight)
+    q, k, v = layer.qkv(x).view(2, 5, 3, 3, 4).permute(2, 0, 3, 1, 4)
+    weights = (layer.q_norm(q) @ layer.k_norm(k).transpose(-2, -1) / 2).softmax(dim=-1)
+    want = layer.norm((weights @ v).transpose(1, 2).flatten(2)) @ layer.proj.weight.t()
+    torch.testing.assert_close(layer(x), want)
+
+
 def test_talking_heads_attention_is_the_formula():
     """Shazeer et al., section 4: logits of all heads mixed before the softmax, weights of all heads after it."""
     torch.manual_seed(0)

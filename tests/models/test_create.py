@@ -74,6 +74,12 @@ def test_class_and_parameter_count_of_a_row(name):
     assert {model.layer_index(parameter) for parameter, _ in model.named_parameters()} == set(range(model.depth + 1))
 
 
+def test_the_name_of_a_published_file_is_that_of_its_model():
+    with torch.device("meta"):
+        model = create_model("vit_base_patch16_siglip_512.webli", num_layers=1)
+    assert model.img_size == (512, 512) and model.config.patch_size == 16 and model.config.classifier == "attention"
+
+
 @pytest.mark.parametrize("name, img_size, message", [
     ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
     ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
@@ -86,6 +92,7 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
 
 @pytest.mark.parametrize("arguments, message", [
     ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"name_or_config": "beitv2_base_patch16_224"}, "unknown model 'beitv2_base_patch16_224'"),
     ({"droput_rate": 0.1}, "unknown keys droput_rate; a model has .*dropout_rate"),
     ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
     ({"head": "keep"}, "head='keep' needs pretrained="),
@@ -101,7 +108,16 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
     ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
     ({"classifier": "patch_mean", "representation_size": 8}, "representation_size 8: classifier 'patch_mean' has no pre_logits"),
-    ({"layer_scale": 0.1}, r"layer_scale 0.1: only has an effect in CaiT \(class_layers\), must be 0"),
+    ({"layer_scale": -0.1}, r"layer_scale -0.1: must be 0 \(no factors of the branches\) or above"),
+    ({"classifier": "token", "class_token": False}, r"classifier 'token': the model has no cls token \(class_token\)"),
+    ({"positions": "none"}, "positions 'none': without rotary ones"),
+    ({"rope": "dinov3", "hidden_size": 36, "num_heads": 6}, "heads' width 6"),
+    ({"rope": "eva"}, "rope_grid 0: for rope 'eva' and 'pe'"),
+    ({"rope_grid": 3}, "rope_grid 3: for rope 'eva' and 'pe'"),
+    ({"classifier": "attention", "pool_heads": 5}, r"pool_heads 5: hidden_size \d+ is not divisible by it"),
+    ({"distilled": True, "registers": 1}, r"registers 1: a distilled DeiT \(distilled\) has no such part, must be 0"),
+    ({"class_layers": 2, "layer_scale": 0.1, "mlp": "swiglu"}, r"mlp 'swiglu': CaiT \(class_layers\) has no such part"),
+    ({"resnet_layers": (1,), "img_size": 32, "patch_bias": False}, "patch_bias False: the patches of a hybrid"),
     ({"class_layers": 2}, r"layer_scale 0.0: CaiT \(class_layers\) multiplies its branches by it, must be above 0"),
     ({"class_layers": 2, "distilled": True}, "distilled and class_layers: the first makes a DeiT"),
     ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),

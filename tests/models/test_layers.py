@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torchvision import ops
 
-from models.layers import Block, Mlp, PatchEmbed, StochasticDepth, resize_positions
+from models.layers import RESIZE_RULES, Block, Mlp, PatchEmbed, StochasticDepth, SwiGlu, resize_positions
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -26,6 +26,7 @@ def test_patches_go_by_rows_and_each_is_projected_by_itself():
 @pytest.mark.parametrize("gelu, formula", [
     ("tanh", lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))),
     ("erf", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))),
+    ("quick", lambda x: x / (1 + torch.exp(-1.702 * x))),
 ])
 def test_gelu(gelu, formula):
     """The two forms differ by up to 5e-4: the tolerance is far below."""
@@ -33,6 +34,35 @@ def test_gelu(gelu, formula):
     x = torch.linspace(-4, 4, 40, dtype=torch.float64).view(2, 5, 4)
     want = formula(x @ mlp.fc1.weight.t() + mlp.fc1.bias) @ mlp.fc2.weight.t() + mlp.fc2.bias
     torch.testing.assert_close(mlp(x), want, atol=1e-12, rtol=0)
+
+
+def test_swiglu_multiplies_the_gate_s_half_with_the_other():
+    mlp, x = SwiGlu(4, 6, norm=torch.nn.LayerNorm(6)).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    torch.nn.init.normal_(mlp.norm.weight)
+    gate, value = (x @ mlp.fc1.weight[rows].t() + mlp.fc1.bias[rows] for rows in (slice(0, 6), slice(6, 12)))
+    want = mlp.norm(gate / (1 + torch.exp(-gate)) * value) @ mlp.fc2.weight.t() + mlp.fc2.bias
+    torch.testing.assert_close(mlp(x), want, atol=1e-12, rtol=0)
+
+
+def test_norms_around_the_patches_see_rows_then_columns_then_channels():
+    embed, images = PatchEmbed(4, 3, 6, norms="around").double(), torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    torch.nn.init.normal_(embed.norm_in.weight)
+    torch.nn.init.normal_(embed.norm.bias)
+    patch = images[:, :, 4:8, 8:12]                                                            # of row 1, column 2
+    numbers = embed.norm_in(patch.permute(0, 2, 3, 1).flatten(1))
+    weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+    want = embed.norm(numbers @ weight.t() + embed.proj.bias)
+    torch.testing.assert_close(embed(images)[:, 3 + 2], want, atol=1e-12, rtol=0)
+
+
+def test_a_branch_has_a_factor_for_each_channel():
+    torch.manual_seed(0)
+    block, x = Block(8, 2, 16, "erf", layer_scale=0.1), torch.randn(2, 5, 8)
+    assert torch.equal(block.ls1.gamma, torch.full((8,), 0.1))
+    for scale in (block.ls1, block.ls2):
+        torch.nn.init.normal_(scale.gamma)
+    middle = x + block.ls1.gamma * block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), middle + block.ls2.gamma * block.mlp(block.norm2(middle)))
 
 
 def test_dropout_follows_both_layers_of_the_mlp():
@@ -114,7 +144,31 @@ def test_positions_are_resized_as_scipy_does(old, new):
     assert (resized - torch.from_numpy(zoomed).view(1, -1, 6)).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("rule", ["bilinear", "bicubic"])
+UNALIGNED = lambda i, new: (i + 0.5) * 16 / new - 0.5                                  # noqa: E731
+
+
+@pytest.mark.parametrize("rule, new, where", [
+    ("bilinear", (12, 12), lambda i, new: i * 15 / (new - 1)), ("bilinear_unaligned", (12, 20), UNALIGNED),
+    ("bilinear_antialias", (20, 12), UNALIGNED), ("bicubic", (20, 12), UNALIGNED), ("bicubic_antialias", (20, 24), UNALIGNED),
+    ("bicubic_offset", (12, 20), lambda i, new: UNALIGNED(i, new + 0.1)),
+    ("bilinear_cropped", (8, 12), lambda i, new: UNALIGNED(i, 12))])
+def test_where_a_rule_reads_a_table(rule, new, where):
+    """A table that holds its own coordinates tells it: away from the edges a line stays straight, cubic on average."""
+    table = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"), dim=-1).view(1, 256, 2)
+    resized = resize_positions(table, (16, 16), new, rule).view(*new, 2)
+    rows, columns = (torch.tensor([where(i, side) for i in range(side)]) for side in new)
+    inner = slice(3, 8 if rule == "bilinear_cropped" else -3)
+    for error in ((resized[:, 5, 0] - rows)[inner], (resized[5, :, 1] - columns)[3:-3]):
+        assert (error.mean() if rule.startswith("bicubic") else error).abs().max() < 0.01
+
+
+def test_only_one_bicubic_rule_smooths_where_the_grid_shrinks():
+    table = (torch.arange(64) % 2).float().view(1, 64, 1)                      # stripes, which vanish in the mean
+    plain, smooth = (resize_positions(table, (8, 8), (8, 4), rule) for rule in ("bicubic", "bicubic_antialias"))
+    assert (smooth - 0.5).abs().max() < 0.1 and not torch.allclose(plain, smooth)
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_positions_before_the_grid_and_of_the_same_grid_are_kept(prefix, rule):
     """No prefix for mean pooling and CaiT, one for the cls token, two with a distillation token."""

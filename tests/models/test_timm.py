@@ -40,6 +40,50 @@ PUBLISHED = {
     "MAE-B_16": "vit_base_patch16_224", "MAE-L_16": "vit_large_patch16_224", "MAE-H_14": "vit_huge_patch14_224"}
 
 
+# Today's families: how timm calls one of each kind, and our row's keys for it.
+_SCALED, _EVA, _CLIP = {"layer_scale": 0.1}, {"rope": "eva", "rope_grid": 16, "qkv_bias": "qv"}, {
+    "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}
+_DINOV3 = {"registers": 4, "positions": "none", "rope": "dinov3", "norm_eps": 1e-5, **_SCALED}
+_GAP = {"class_token": False, "classifier": "mean"}
+_PE = {**_CLIP, "rope": "pe", "classifier": "attention", "pool_heads": 8}
+KINDS = {
+    "vit_small_patch14_dinov2": _SCALED,
+    "vit_small_patch14_reg4_dinov2": _SCALED | {"registers": 4, "positions": "patches"},
+    "vit_giant_patch14_dinov2": _SCALED | {"mlp": "swiglu"},
+    "vit_small_patch16_dinov3": _DINOV3 | {"qkv_bias": "none", "classifier": "mean"},
+    "vit_small_plus_patch16_dinov3_qkvb": _DINOV3 | {"qkv_bias": "qv", "classifier": "mean", "mlp": "swiglu"},
+    "vit_small_patch16_lingbot": _DINOV3 | {"qkv_bias": "qv"},
+    "vit_base_patch16_siglip_224": {"class_token": False, "classifier": "attention"},
+    "vit_base_patch32_siglip_256": {"class_token": False, "classifier": "attention", "gelu": "tanh"},
+    "vit_base_patch16_siglip_gap_224": _GAP,
+    "vit_base_patch32_clip_224": _CLIP,
+    "vit_base_patch32_clip_quickgelu_224": _CLIP | {"gelu": "quick"},
+    "deit3_small_patch16_224": _SCALED | {"positions": "patches"},
+    "eva02_tiny_patch14_224": _EVA | {"mlp": "swiglu", "classifier": "patch_mean"},
+    "eva02_base_patch14_224": _EVA | {"mlp": "swiglu", "mlp_norm": True, "classifier": "patch_mean"},
+    "eva02_base_patch16_clip_224": _EVA | {"mlp": "swiglu", "mlp_norm": True, "attention_norm": True},
+    "eva_giant_patch14_224": {"qkv_bias": "qv", "classifier": "patch_mean"},
+    "vit_pe_core_tiny_patch16_384": _PE | {"rope_grid": 24},
+    "vit_pe_core_gigantic_patch14_448": _PE | {"rope_grid": 32, "class_token": False},
+    "vit_pe_spatial_tiny_patch16_512": _PE | {"rope_grid": 32, "classifier": "mean", "final_norm": False, "pool_heads": 0},
+    "vit_base_patch14_reg1_tipsv2": _SCALED | {"registers": 1, "positions": "patches"},
+    "aimv2_large_patch14_224": _GAP | {"norm": "rms", "norm_eps": 1e-5, "patch_norm": "after", "mlp": "swiglu",
+                                       "qkv_bias": "none", "proj_bias": False, "mlp_bias": False},
+    "vit_betwixt_patch16_reg4_gap_256": _SCALED | {"class_token": False, "registers": 4, "positions": "patches",
+                                                   "classifier": "patch_mean"},
+    "vit_so150m_patch16_reg4_gap_256": _GAP | {"registers": 4},
+    "vit_so150m2_patch16_reg1_gap_256": _SCALED | {"class_token": False, "registers": 1, "qkv_bias": "none",
+                                                   "classifier": "patch_mean"},
+    "vit_betwixt_patch16_rope_reg4_gap_256": _SCALED | _EVA | {"class_token": False, "registers": 4, "positions": "none",
+                                                               "classifier": "patch_mean"},
+    "vit_intern300m_patch14_448": _SCALED | {"final_norm": False},
+    "vit_base_patch16_radio_v3": _SCALED | {"registers": 7, "positions": "patches", "final_norm": False},
+    "beit3_base_patch16_224": {"classifier": "patch_mean", "attention_norm": True, "mlp_norm": True, "norm_eps": 1e-5},
+    "vit_little_patch16_reg4_gap_256": _SCALED | {"class_token": False, "registers": 4, "positions": "patches",
+                                                  "classifier": "patch_mean"},
+}
+
+
 def random_model(row, img_size, **overrides):
     """No zeros and no ones left, so that every parameter counts."""
     torch.manual_seed(0)
@@ -98,6 +142,41 @@ def test_published_sizes(name):
     side = 4 * MODELS[name].patch_size
     ours = random_model(name, side, num_layers=2)
     agree(ours, timm.create_model(PUBLISHED[name], img_size=side, num_classes=7, **timm_options(name, depth=2)), 5e-5)
+
+
+def our_names(state: dict) -> dict:
+    """The names of timm's Eva models in ours, with what they hold apart and we hold in one array."""
+    renamed = {}
+    for name, value in state.items():
+        for theirs, ours in (("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"), ("attn.q_bias", "attn.qkv.q_bias"),
+                             ("attn.v_bias", "attn.qkv.v_bias"), ("q_proj.bias", "qkv.q_bias"), ("v_proj.bias", "qkv.v_bias")):
+            name = name.replace(f".{theirs}", f".{ours}")
+        renamed[name] = value
+    for first, others, whole in ((".q_proj.", (".k_proj.", ".v_proj."), ".qkv."), (".fc1_g.", (".fc1_x.",), ".fc1.")):
+        for name in [name for name in renamed if first in name]:
+            parts = [renamed.pop(name), *(renamed.pop(name.replace(first, other)) for other in others)]
+            renamed[name.replace(first, whole)] = torch.cat(parts)
+    return renamed
+
+
+@pytest.mark.parametrize("name, keys", KINDS.items(), ids=KINDS)
+@torch.inference_mode()
+def test_todays_families(name, keys):
+    """Two narrow blocks of each, on grids that are not square, in float64; only timm's rotary tables are in float32."""
+    torch.manual_seed(0)
+    patch = int(name.partition("_patch")[2][:2])
+    size = 3 * patch, 5 * patch
+    theirs = timm.create_model(name, depth=2, embed_dim=96, num_heads=4, num_classes=7, img_size=size)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+    pool = theirs.attn_pool.mlp.fc1.out_features if "pool_heads" in keys and keys["classifier"] == "attention" else 0
+    row = architecture(patch, 96, theirs.blocks[0].mlp.fc2.in_features, 4, 2,
+                       **{"gelu": "erf", "pool_mlp_dim": pool} | keys)
+    ours = create_model(row, 7, size)
+    ours.load_state_dict(our_names(theirs.state_dict()))
+    ours, theirs, images = ours.double().eval(), theirs.double().eval(), torch.randn(2, 3, *size, dtype=torch.float64)
+    for mine, other in ((ours(images), theirs(images)), (ours.forward_features(images), theirs.forward_features(images))):
+        assert (mine - other).abs().max() < 1e-6 * other.abs().max()
 
 
 @pytest.mark.parametrize("row, img_size", [(VIT[0][0], 64), (HYBRIDS[2][0], 48)], ids=["transformer", "hybrid"])

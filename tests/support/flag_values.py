@@ -50,5 +50,5 @@ def words(name: str, value: object) -> list[str]:
     """As one types it."""
     if FLAGS[name].type is None:
         return [f"--{name}"]
-    separator = "," if name in ("decay_milestones", "intensity_range") else "x"
+    separator = "," if name in ("decay_milestones", "intensity_range", "mean", "std") else "x"
     return [f"--{name}", separator.join(map(str, value)) if isinstance(value, tuple) else str(value)]

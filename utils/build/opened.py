@@ -14,11 +14,13 @@ from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
 from models.checkpoints.described import is_weights_folder
+from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
 from models.create import check_weights_of_run, load_model, match_row
-from utils.config import ConfigError, before
+from utils.config import ConfigError, before, model_named
+from utils.config.adopt import VIEW
 from utils.config.saved import SettingsError, check_settings
 from utils.data import transforms
 from utils.data.classes import ClassRule
@@ -137,30 +139,33 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
 
 def preferred_row(what: str) -> str:
     """How the name of the row begins that a published name means, where the shapes in its file are those of others too."""
-    folder = "" if Path(what).exists() else (published_name(what) or "").partition("/")[0]
-    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder, "")
+    if Path(what).exists():
+        return ""
+    folder = (published_name(what) or "").partition("/")[0]
+    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or model_of(published_name(what) or "") or ""
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
                num_heads: int | None = None, interpolation: str | None = None, eval_crop: float | None = None,
-               heads_if_unknown: int | None = None, flag: str = "--checkpoint") -> Opened:
+               mean: tuple | None = None, std: tuple | None = None, heads_if_unknown: int | None = None,
+               flag: str = "--checkpoint") -> Opened:
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    model_type, img_size, num_heads: of a file that is no run, in place of what it tells. heads_if_unknown: num_heads where it
+    model_type and those to std: of a file that is no run, in place of what it tells. heads_if_unknown: num_heads where it
     tells nothing. `flag`: what the user typed it after.
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
-    typed = {name: value for name, value in (("model_type", model_type), ("img_size", img_size), ("num_heads", num_heads))
-             if value is not None}
+    typed = {name: value for name, value in (("model_type", model_named(model_type, model_of)), ("img_size", img_size), (
+        "num_heads", num_heads), ("mean", mean), ("std", std)) if value is not None}
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
             with given_by(flag):
                 file = stack.enter_context(open_checkpoint(find_weights(what)))
         if (typed or view) and (file is None or file.settings is not None):
-            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation and --eval_crop only have an effect with "
-                              f"a {flag} that is no run: a run has its own. Omit them")
+            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation, --eval_crop, --mean and --std only have "
+                              f"an effect with a {flag} that is no run: a run has its own. Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
@@ -190,6 +195,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
                 raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing "
                                   f"in it tells how many attention heads it has. Add --num_heads{other}")
             keys["num_heads"] = heads_if_unknown
+    keys |= {key: typed[key] for key in ("mean", "std") if key in typed}
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names
@@ -197,7 +203,8 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
                               [f"class {number}" for number in range(model.num_classes)] if has_head else [NO_HEAD])
     of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
     title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
-    settings = NO_RUN | {"model_type": name} | published_view(file.path) | file.view | view
+    own = {"model_type": name} | {key: MODELS[name][key] for key in VIEW}
+    settings = NO_RUN | own | published_view(file.path) | file.view | view
     for key, words in file.untaken.items():
         if key not in view and flag != "--teacher":                  # which sees the student's images
             print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",

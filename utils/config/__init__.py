@@ -19,6 +19,6 @@ from .resolve import (
     resolve,
 )
 from .resume import changes, lacking_settings
-from .spelling import check_published, did_you_mean, unknown_model
+from .spelling import check_published, did_you_mean, model_named, name_model, unknown_model
 from .types import ConfigError
 from .view import describe_view, view_notes

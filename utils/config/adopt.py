@@ -1,10 +1,18 @@
 """Start weights of another program: the settings that the file tells, where no flag sets them."""
 
-from configs import MODELS
+from configs import FAMILIES, MODELS
 
 from .flags import SIZES
-from .records import MODEL, START, Facts, Values
+from .records import DEFAULT, MODEL, START, Facts, Values
 from .types import ConfigError
+
+VIEW = ("interpolation", "eval_crop")
+
+
+def put_view(values: Values) -> None:
+    """How the model's publisher shows it images, where neither a flag nor the recipe says how."""
+    row = MODELS[values["model_type"]]
+    values.put(MODEL, {key: row[key] for key in VIEW if values.sources[key] in (DEFAULT, MODEL)})
 
 
 def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
@@ -27,6 +35,7 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
         for key in ("img_size", "dropout_rate"):
             if values.sources[key] == MODEL:
                 values.put(MODEL, {key: MODELS[row["model_type"]][key]})
+        put_view(values)
     own = values["classifier"] or MODELS[values["model_type"]].classifier
     if "classifier" not in flags and row.get("classifier", own) != own:
         values.put(START, {"classifier": row["classifier"]})
@@ -35,5 +44,7 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
     own_size = values["head"] == "keep" or row["names_img_size"] or (adopted and any(sizes.values()))
     if "img_size" in row and "img_size" not in flags and own_size:
         values.put(START, {"img_size": row["img_size"]})
-    if values["head"] == "keep":
-        values.put(START, {key: row[key] for key in ("interpolation", "eval_crop", "tta") if key in row and key not in flags})
+    same_task = values["head"] == "keep"
+    brought = same_task or values["model_type"] in FAMILIES         # for a new task too: of the others the recipe's is told
+    values.put(START, {key: row[key] for key in (*VIEW, *["tta"] * same_task) if key in row and key not in flags and brought
+                       and (same_task or values.sources[key] == MODEL)})

@@ -13,6 +13,8 @@ from configs import DATASETS, RECIPES
 from .types import (
     auto_or_positive_int,
     center_fraction,
+    channel_values,
+    channel_widths,
     class_weights,
     fraction,
     image_channels,
@@ -133,8 +135,12 @@ FLAGS: dict[str, Flag] = _group(
     Flag("num_layers", positive_int, None, "encoder blocks", model=SIZE),
     Flag("in_channels", image_channels, None, "1: gray images (published weights are summed over their channels); 3: color "
          "(default)", model=KEY, aliases=("in_chans",)),
-    Flag("classifier", ("token", "gap", "patch_mean"), None, "input of the head: the cls token, the mean over all tokens (no cls "
-         "token), or the mean over the patches, as MAE (default: the model's)", model=KEY),
+    Flag("mean", channel_values, None, "mean of the images' channels, of values from 0 to 1, by which the weights want them "
+         "normalized: 0.485,0.456,0.406, or one for all (default: the file's, or the model's)", model=KEY),
+    Flag("std", channel_widths, None, "and their standard deviation (default: likewise)", model=KEY),
+    Flag("classifier", ("token", "gap", "patch_mean", "mean", "token_mean", "attention"), None, "input of the head: the cls "
+         "token; the mean over all tokens (no cls token); over the patches, then a norm, as MAE; over them after the last norm; "
+         "the cls token and that mean; or pooling by attention, as SigLIP (default: the model's)", model=KEY),
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
     Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
@@ -227,9 +233,10 @@ FLAGS: dict[str, Flag] = _group(
          aliases=("mixup_switch_prob",)),
     Flag("mix_off_steps", non_negative_int, 0, "steps without mixing at the end", OVERRIDE,
          requires=_has("mixup_alpha", "cutmix_alpha")),
-    Flag("interpolation", ("bilinear", "bicubic"), "bilinear", "how images are resized", OVERRIDE, hidden=True),
+    Flag("interpolation", ("bilinear", "bicubic"), "bilinear", "how images are resized (default: the recipe's, or as the model's "
+         "publisher does)", OVERRIDE, hidden=True),
     Flag("eval_crop", center_fraction, 0.0, "evaluate on the center of the image, this fraction of its side; 0: on the whole "
-         "image", OVERRIDE, hidden=True, aliases=("crop_pct",)),
+         "image (default: likewise)", OVERRIDE, hidden=True, aliases=("crop_pct",)),
     Flag("tta", ("none", "flip"), "none", "test-time augmentation; flip: evaluate the mean of the probabilities for an image and "
          "its mirror image, in twice the time", OVERRIDE, hidden=True),
 ) | _group(

@@ -8,7 +8,7 @@ their values. What a flag sets wins over both. Its attribute `sets` lists what i
 import statistics
 from collections.abc import Callable, Mapping
 
-from configs import DEFAULTS_OF_DATASET, FINE_TUNING, FROM_SCRATCH, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
+from configs import DEFAULTS_OF_DATASET, FAMILIES, FINE_TUNING, FROM_SCRATCH, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
 
 from .flags import SIZES
 from .records import Facts, Machine, Values
@@ -60,8 +60,12 @@ def photos(facts: Facts, values: Values) -> dict:
     whole = bool(ratios) and statistics.median(ratios) > LONG
     few = images <= FEW_OF_CLASS * facts.num_classes
     crops, _, flips = values["augmentation"].partition("_")
+    model = MODELS[values["model_type"]]
+    own = values["model_type"] in FAMILIES                  # whose publishers crop and resize in their own ways
+    view = {"eval_crop": 0.0 if whole or crops != "crop" else model.eval_crop if own else 0.875}
+    view |= {"interpolation": model.interpolation} if own else {}
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
-            "eval_crop": 0.0 if whole or crops != "crop" else 0.875, "tta": "flip" if flips and facts.can_flip else "none",
+            **view, "tta": "flip" if flips and facts.can_flip else "none",
             # Not with edits, which cannot follow it, nor where images are wanted as they are.
             "randaugment_ops": int(few and crops != "none" and not values["attention_edits"])} | _fine_tuning(values, batch)
 
@@ -96,8 +100,9 @@ def _fine_tuning(values: Values, batch: int) -> dict:
     return {"optimizer": optimizer} | rates | {"learning_rate": rates["learning_rate"] * scale}
 
 
-photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "tta", "randaugment_ops",
-                         "optimizer", *(flag for row in FINE_TUNING for name in OPTIMIZERS for flag in row.get(name, ()))})
+photos.sets = frozenset({"train_batch_size", "num_steps", "warmup_steps", "eval_every", "eval_crop", "interpolation", "tta",
+                         "randaugment_ops", "optimizer",
+                         *(flag for row in FINE_TUNING for name in OPTIMIZERS for flag in row.get(name, ()))})
 FUNCTIONS: dict[str, Callable[[Facts, Values], dict]] = {"bit_hyperrule": bit_hyperrule, "photos": photos}
 
 

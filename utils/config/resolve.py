@@ -18,7 +18,7 @@ from utils.files import image_folder, no_folder, no_image_folder, where_looked
 from utils.training import memory
 
 from . import checks, recipes
-from .adopt import adopt_file
+from .adopt import adopt_file, put_view
 from .flags import FLAGS, MODEL_KEYS, SETTINGS, SIZES, defaults
 from .records import DEFAULT, FLAG, MODEL, RECIPE, START, Config, Facts, Machine, Saved, Sources, Values, steps_in
 from .resume import AUTOMATIC, NOT_DOWNLOADED, keep_or_refuse, read_saved, resolve_resumed
@@ -229,6 +229,7 @@ def _fill(flags: dict, machine: Machine | Facts | None) -> Values:
     for key in ("img_size", "dropout_rate"):
         if values[key] is None:
             values.put(MODEL, {key: model[key]})
+    put_view(values)
     _set_head(values, flags)
     return values
 
@@ -266,6 +267,7 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
     for key in keys:
         if key not in flags:
             values.put(START, {key: as_tuple(settings.get(key, FLAGS[key].before))})
+    put_view(values)
     if values["attention_edits"] and not values["sigmoid_attention"]:
         values["sigmoid_attention"] = "last"             # the same model: without edits it computes what it did
 

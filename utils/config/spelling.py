@@ -80,6 +80,30 @@ def did_you_mean(typed: str, known: Iterable[str]) -> str:
     return _ask(suggest(typed, known))
 
 
+def model_named(name: str | None, model_of: Callable[[str], str | None]) -> str | None:
+    """The row of configs.MODELS that a --model_type means, which may be a published file's. Raises ConfigError.
+
+    model_of: of a published name; "" where its architecture is none of those here, None for what is no such name.
+    """
+    row = name if name is None or name in MODELS else model_of(name)
+    if row == "":
+        raise ConfigError(f"--model_type {name}: its architecture is none of those here (MODEL_ZOO.md says which are)")
+    if row is None and name is not None:
+        raise ConfigError(unknown_model(name))
+    return row
+
+
+def name_model(flags: dict, model_of: Callable[[str], str | None]) -> dict:
+    """The flags with the row that --model_type means; a published file's starts from that unless they say otherwise. Raises
+    ConfigError."""
+    typed = flags.get("model_type")
+    row = model_named(typed, model_of)
+    if row == typed:
+        return flags
+    start = {} if "resume_path" in flags else {"pretrained_dir": typed}
+    return start | flags | {"model_type": row}
+
+
 def unknown_model(name: str) -> str:
     """The message for a --model_type that is no row of configs.MODELS."""
     similar = suggest(name, MODELS)

@@ -103,6 +103,25 @@ def intensity_range(text: str) -> str | tuple[int, int]:
     return found
 
 
+def channel_values(text: str) -> tuple[float, float, float]:
+    """'0.5', or a number for each of red, green and blue: '0.485,0.456,0.406'. Of pixels from 0 to 1."""
+    try:
+        found = [float(number) for number in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (1, 3) or not all(-1e3 < number < 1e3 for number in found):
+        raise argparse.ArgumentTypeError(f"must be a number, or three such as 0.485,0.456,0.406, not {text!r}")
+    return tuple(found * 3 if len(found) == 1 else found)
+
+
+def channel_widths(text: str) -> tuple[float, float, float]:
+    """As channel_values, above 0."""
+    found = channel_values(text)
+    if min(found) <= 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0, not {text!r}")
+    return found
+
+
 def class_weights(text: str) -> str:
     """'none', 'balanced', or one number a class: '1,2.5,1'."""
     if text in ("none", "balanced"):
@@ -121,7 +140,7 @@ METAVARS: dict[Callable, str] = {
     image_channels: "1|3", positive_float: "FLOAT", non_negative_float: "FLOAT", fraction: "0..1", unit_interval: "0..1",
     center_fraction: "0|0.1..1", padding: "1..1000", image_size: "SIZE", run_name: "NAME", increasing_steps: "N,N,...",
     trained_layers: "all|head|N", sigmoid_layers: "last|all|N,N,...", class_weights: "WEIGHTS",
-    intensity_range: "auto|LOW,HIGH"}
+    intensity_range: "auto|LOW,HIGH", channel_values: "R,G,B", channel_widths: "R,G,B"}
 
 
 def as_tuple(value: object) -> object:
@@ -132,5 +151,5 @@ def as_tuple(value: object) -> object:
 def to_text(kind: Callable | tuple, value: object) -> str:
     """The value as it is typed."""
     if isinstance(value, (tuple, list)):
-        return ("," if kind in (increasing_steps, intensity_range) else "x").join(map(str, value))
+        return ("," if kind in (increasing_steps, intensity_range, channel_values, channel_widths) else "x").join(map(str, value))
     return str(value)

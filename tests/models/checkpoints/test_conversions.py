@@ -15,10 +15,16 @@ def test_conversions_are_inverse(conversion):
     shape, parts = {
         "copy": ((7,), 1), "position": ((1, 5, 12), 1), "vector": ((7,), 1), "dense": ((5, 7), 1), "conv": ((6, 3, 2, 4), 1),
         "qkv": ((36, 12), 3), "qkv_bias": ((36,), 3), "out": ((12, 12), 1),
-        "join": ((36, 12), 3)}[conversion]
+        "join": ((36, 12), 3), "halves": ((40, 12), 2), "fold": ((1, 1, 12), 1), "q_of_qkv": ((12,), 1), "v_of_qkv": ((12,), 1),
+        "kv_of_qkv": ((24, 12), 1)}[conversion]
     value = torch.randn(shape)
     arrays = [CONVERSIONS[conversion].to_file(value, model, part) for part in range(parts)]
     assert torch.equal(torch.cat([CONVERSIONS[conversion].from_file(array) for array in arrays]), value)
+
+
+def test_the_parts_of_a_packed_array():
+    packed = torch.arange(6.0)
+    assert [CONVERSIONS[f"{part}_of_qkv"].from_file(packed).tolist() for part in ("q", "v", "kv")] == [[0, 1], [4, 5], [2, 3, 4, 5]]
 
 
 def test_without_statistics_of_the_channels_they_are_the_grey_ones():

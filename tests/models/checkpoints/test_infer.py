@@ -53,7 +53,7 @@ def test_a_published_size_is_recognised(name):
     """By the shapes in its header: it takes no memory."""
     with torch.device("meta"):
         state = create_model(name, 3).state_dict()
-    layout = detect_layout(SimpleNamespace(path="x", names=list(state), shape=lambda key: tuple(state[key].shape)))
+    layout = detect_layout(SimpleNamespace(path="x", names=list(state), shape=lambda key: tuple(state[key].shape), read=None))
     file = SimpleNamespace(path="x", row=infer_row(layout), computed={})
     assert match_row(file) == (name, {}) == match_row(file, "ViT-B_16")
     if name == "ViT-S_16":                       # a DeiT's file differs in no shape

@@ -306,14 +306,17 @@ def test_a_file_of_another_family_advises_what_to_use(file, row, head, message):
     refused(message, load_case, row, head, file)
 
 
-def test_a_norm_after_the_mean_without_a_cls_token_is_refused(tmp_path):
-    """timm's models without a cls token normalize after the mean; ours, as Google's, before."""
+def test_a_norm_after_the_mean_without_a_cls_token(tmp_path):
+    """timm's models without a cls token normalize after the mean; Google's before."""
     state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
              for name, value in reference.torch_state("deit").items() if name != "cls_token"}
+    state["pos_embed"] = state["pos_embed"][:, 1:]
     torch.save(state, tmp_path / "x.pth")
-    for classifier in ("token", "gap", "patch_mean"):
-        refused("it has no cls token and a norm behind the mean .fc_norm., as no model here", create_model, TORCH_ROWS["deit"],
-                pretrained=tmp_path / "x.pth", classifier=classifier)
+    for classifier in ("token", "patch_mean"):
+        refused("it has no cls token and a norm behind the mean .fc_norm.: use the --model_type of its family", create_model,
+                TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", classifier=classifier)
+    model = create_model(TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", head="keep", classifier="patch_mean", class_token=False)
+    assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"]) and model.load_report.fresh == []
 
 
 def test_google_s_encoder_may_start_a_mean_of_the_patches():

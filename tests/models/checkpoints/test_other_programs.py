@@ -197,12 +197,12 @@ def test_two_models_in_one_file_are_refused(tmp_path):
 @pytest.mark.parametrize("names, message", [
     (["base_model.model.blocks.0.attn.qkv.lora_A.weight", "base_model.model.blocks.0.attn.qkv.lora_B.weight"],
      "it is a LoRA adapter, .*merge_and_unload"),
-    (["cls_token", "storage_tokens", "rope_embed.periods", "patch_embed.proj.weight", "blocks.0.ls1.gamma"], "it is a DINOv3"),
     (["embeddings.register_tokens", "embeddings.patch_embeddings.weight", "layer.0.layer_scale1.lambda1"], "it is a DINOv3"),
-    (["cls_token", "pos_embed", "register_tokens", "patch_embed.proj.weight", "blocks.0.ls1.gamma"], "it has register tokens"),
-    (["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.ls1.gamma"], "it scales its branches .LayerScale"),
     (["pos_embedding", "cls_token", "to_patch_embedding.1.weight"], "it is of lucidrains' vit-pytorch, whose files are not read"),
-    (["pos_embed", "patch_embed.proj.weight", "attn_pool.latent"], "it is a model that pools by attention"),
+    (["patch_embed.proj.weight", "rope.freqs"], "it is a model whose rotary frequencies are learned"),
+    (["patch_embed.proj.weight", "blocks.0.attn.lambda_q1"], "it is a model of differential attention"),
+    (["patch_embed.projection.weight", "blocks.0.attn.wq.weight"], "it is a Sapiens2"),
+    (["radio_model.model.blocks.0.norm1.weight"], "it is an original file of C-RADIO, .*use timm's"),
     (["patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table"], "it is a model with relative positions"),
     (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], "not a Vision Transformer in a known layout"),
 ])

@@ -1,0 +1,155 @@
+"""timm's config.json -> what the model is: the name of its architecture, what its model_args set otherwise, and pretrained_cfg.
+
+Checked with timm 1.0.31 (vision_transformer.py, eva.py, deit.py). A name of its Vision Transformers of 2021 says how many heads
+they have, as files with them may be of other sizes; a name of a later family says which row of configs.MODELS it is.
+"""
+
+import re
+
+from models.errors import WeightsError
+from models.kinds import NAME, TEXT, Each, Kind, Record, is_number, is_whole, one_of
+
+from .description import OWN_ENTRY, Description, gelu_of, names_of, numbers_of, size_of
+from .zip_archive import shown
+
+_RANGE = Kind("two whole numbers, the lower first", lambda value: isinstance(value, list) and len(value) == 2
+              and all(map(is_whole, value)) and -32768 <= value[0] < value[1] <= 65535)
+_VALUE = Kind("text or a number", lambda value: TEXT.holds(value) or is_number(value))
+OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_range": _RANGE,
+                                 "alpha": one_of("white", "black", "mask", "ignore")}),
+              "tta": one_of("none", "flip"), "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading", "tta"))
+
+# Google's weights that timm publishes under these tags or names were trained with the tanh form, whatever timm computes.
+TANH_TAGS, TANH_MODELS = re.compile(r"augreg_"), re.compile(r"siglip")
+SIZES = {"tiny": "Ti", "small": "S", "small_plus": "S+", "medium": "M", "base": "B", "large": "L", "huge": "H",
+         "huge_plus": "H+", "giant": "g", "giantopt": "gopt", "gigantic": "bigG", "so400m": "SO400M", "7b": "7B", "1b": "1B",
+         "3b": "3B", "wee": "Wee", "little": "Little", "mediumd": "MediumD", "betwixt": "Betwixt", "so150m": "SO150M",
+         "so150m2": "SO150M2"}
+SIZE, PATCH, PIXELS = r"([a-z0-9_]+?)", r"_patch(\d+)", r"_\d+"
+# What a name matches -> the name of a row: {0} is the size, {1} the patch, and so on.
+FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
+    (rf"vit_{SIZE}{PATCH}_dinov2", "DINOv2-{0}_{1}"),
+    (rf"vit_{SIZE}{PATCH}_reg4_dinov2", "DINOv2-{0}_{1}-reg"),
+    (rf"vit_{SIZE}{PATCH}_reg1_tipsv2", "TIPSv2-{0}_{1}"),
+    (rf"vit_(tiny){PATCH}_dinov3_qkvb", "EUPE-{0}_{1}"),
+    (rf"vit_{SIZE}{PATCH}_dinov3_qkvb", "DINOv3-{0}_{1}-qkvb"),
+    (rf"vit_{SIZE}{PATCH}_dinov3", "DINOv3-{0}_{1}"),
+    (rf"vit_{SIZE}{PATCH}_lingbot", "LingBot-{0}_{1}"),
+    (rf"vit_{SIZE}{PATCH}_siglip(?:_gap)?{PIXELS}", "SigLIP-{0}_{1}"),
+    (rf"vit_(xsmall)_patch(16)_clip{PIXELS}", "TinyCLIP-8M_{1}"),
+    (rf"vit_(medium)_patch(16)_clip{PIXELS}", "TinyCLIP-39M_{1}"),
+    (rf"vit_(medium)_patch(32)_clip{PIXELS}", "TinyCLIP-40M_{1}"),
+    (rf"vit_(betwixt)_patch(32)_clip{PIXELS}", "TinyCLIP-61M_{1}"),
+    (rf"vit_(base){PATCH}_plus_clip{PIXELS}", "OpenCLIP-B+_{1}"),
+    (rf"vit_{SIZE}{PATCH}_clip_quickgelu{PIXELS}", "CLIP-{0}_{1}"),
+    (rf"vit_{SIZE}{PATCH}_clip{PIXELS}", "OpenCLIP-{0}_{1}"),
+    (rf"eva_{SIZE}{PATCH}_clip{PIXELS}", "EVA-{0}_{1}-clip"),
+    (rf"eva_{SIZE}{PATCH}{PIXELS}", "EVA-{0}_{1}"),
+    (rf"eva02_{SIZE}{PATCH}_clip{PIXELS}", "EVA02-{0}_{1}-clip"),
+    (rf"eva02_{SIZE}{PATCH}{PIXELS}", "EVA02-{0}_{1}"),
+    (rf"vit_pe_(core|spatial|lang)_(gigantic){PATCH}{PIXELS}", "PE-{0}-G_{2}"),
+    (rf"vit_pe_(core|spatial|lang)_{SIZE}{PATCH}{PIXELS}", "PE-{0}-{1}_{2}"),
+    (rf"deit3_{SIZE}{PATCH}{PIXELS}", "DeiT3-{0}_{1}"),
+    (rf"aimv2_{SIZE}{PATCH}{PIXELS}", "AIMv2-{0}_{1}"),
+    (rf"vit_(huge|giant){PATCH}_gap{PIXELS}", "IJEPA-{0}_{1}"),
+    (rf"beit3_{SIZE}{PATCH}{PIXELS}", "BEiT3-{0}_{1}"),
+    (rf"vit_intern300m{PATCH}{PIXELS}", "InternViT-300M_{0}"),
+    (rf"vit_{SIZE}{PATCH}_radio_(v\d)", "C-RADIO{2}-{0}_{1}"),
+    (rf"vit_{SIZE}{PATCH}_(rope_reg\d|reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
+    (rf"vit_(so150m2?){PATCH}_(reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
+    (rf"vit_(medium){PATCH}_gap{PIXELS}", "ViT-{0}_{1}-gap"),
+))
+# Architectures that no model here computes, by what they have.
+REFUSED = tuple((re.compile(pattern), what) for pattern, what in (
+    (r"vit_dp?\w+_patch16_reg1_gap_256", "differential attention"), (r"vit_pwee_.*", "attention and MLP side by side"),
+    (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
+    (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
+    (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
+
+# model_args: those that say nothing about what the model computes when it is used.
+IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+        "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
+        "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
+        "act_layer"}
+# And those that are keys of a row, with what makes the value.
+ARGUMENTS = {
+    "patch_size": ("patch_size", int), "embed_dim": ("hidden_size", int), "depth": ("num_layers", int),
+    "num_heads": ("num_heads", int), "in_chans": ("in_channels", int), "class_token": ("class_token", bool),
+    "reg_tokens": ("registers", int), "num_reg_tokens": ("registers", int), "pre_norm": ("pre_norm", bool),
+    "final_norm": ("final_norm", bool), "init_values": ("layer_scale", lambda value: float(value or 0)),
+    "no_embed_class": ("positions", lambda value: "patches" if value else "all"), "qk_norm": ("qk_norm", bool)}
+
+
+def row_of(architecture: str, tag: str = "") -> str:
+    """The row of configs.MODELS, "" where the name is of no later family. Raises WeightsError for what none can be."""
+    for pattern, what in REFUSED:
+        if pattern.fullmatch(architecture):
+            raise WeightsError(f"{architecture} has {what}, as no model here")
+    for pattern, row in FAMILIES:
+        if match := pattern.fullmatch(architecture):
+            name = row.format(*(SIZES.get(part, part.replace("_", "-")) for part in match.groups()))
+            return name.replace("DINOv3", "EUPE").removesuffix("-qkvb") if tag.startswith("eupe") else name
+    return ""
+
+
+def describe(values: dict) -> Description:
+    """Raises WeightsError for an architecture that is not built here, and other errors for what is no such file."""
+    published, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
+    names = values.get("label_names") or values.get("labels") or published.get("label_names")
+    found = Description(classes=_own_names(names) if OWN_ENTRY in values else names_of(names))
+    tag, name = str(published.get("tag") or ""), str(values.get("architecture") or "")
+    found.model, found.license, found.base = name, shown(published.get("license") or ""), row_of(name, tag)
+    found.outputs = values.get("num_classes") if is_whole(values.get("num_classes")) else None
+    _take_arguments(found, arguments, values.get("global_pool"))
+    if arguments.get("act_layer") and arguments["act_layer"] not in ("silu", "SiLU"):
+        found.row["gelu"] = gelu_of(arguments["act_layer"])
+    elif TANH_TAGS.match(tag) or TANH_MODELS.search(name):
+        found.row["gelu"] = "tanh"
+    elif not found.base:
+        found.row["gelu"] = "erf"
+    for key in ("mean", "std"):
+        if published.get(key):
+            found.row[key] = numbers_of(published[key])
+    size = arguments.get("img_size") or (published.get("input_size") or (0,))[1:]
+    if size:
+        found.take_size(size_of(size), int(arguments.get("patch_size") or 0) or _patch_of(name))
+    found.take_view(published.get("interpolation"), published.get("crop_pct"), published.get("crop_mode"))
+    if OWN_ENTRY in values:
+        _take_own_run(found, values[OWN_ENTRY])
+    return found
+
+
+def _take_arguments(found: Description, arguments: dict, pool: object) -> None:
+    """model_args. Raises WeightsError for one that is unknown where the name alone decides what is computed."""
+    for key, value in arguments.items():
+        if key in ARGUMENTS:
+            ours, convert = ARGUMENTS[key]
+            found.row[ours] = convert(value)
+        elif found.base and key not in IDLE and key != "qkv_bias":
+            raise WeightsError(f"its model_args have {shown(key)} {shown(value)}, of which models here do not know what it does")
+    if "qkv_bias" in arguments and not arguments["qkv_bias"]:
+        found.row["qkv_bias"] = "none"
+    if arguments.get("ref_feat_shape"):
+        found.row["rope_grid"] = int(arguments["ref_feat_shape"][0])
+    if pool := arguments.get("global_pool") or pool:
+        found.pool = str(pool)
+
+
+def _patch_of(name: str) -> int | None:
+    match = re.search(r"_patch(\d+)", name)
+    return int(match[1]) if match else None
+
+
+def _take_own_run(found: Description, own: object) -> None:
+    if fault := OWN.fault(OWN_ENTRY, own):
+        raise WeightsError(fault)
+    found.view |= {name: tuple(value) if isinstance(value, list) else value
+                   for name, value in own.get("reading", {}).items()} | {name: own[name] for name in ("tta",) if name in own}
+    found.card = own["card"]
+
+
+def _own_names(names: object) -> list[str]:
+    """As a run of ours has them."""
+    if not isinstance(names, list) or not names or not all(map(TEXT.holds, names)):
+        raise ValueError("its label_names are no names")
+    return names

@@ -1,0 +1,174 @@
+"""transformers' config.json and preprocessor_config.json -> what the model is and how it sees images.
+
+Checked with transformers 5.23. A model type fixes how the model is built; of text and vision together the part of the images is
+read, whose values that are its class's defaults are not written.
+"""
+
+import math
+from collections.abc import Mapping
+
+from models.errors import WeightsError
+from models.kinds import is_number, is_whole
+
+from .description import RESAMPLE, SILU, Description, gelu_of, names_of, numbers_of, side_of, size_of
+from .zip_archive import shown
+
+IMAGE_TEXT = "vision_config"
+MEAN = {"classifier": "mean", "class_token": False}
+CLIP = {"pre_norm": True, "patch_bias": False}
+# By model type: keys of a row that its class fixes.
+TYPES = {
+    "vit": {}, "deit": {}, "ijepa": MEAN,
+    "dinov2": {"positions": "all"}, "dinov2_with_registers": {"positions": "patches"},
+    "tipsv2_vision_model": {"positions": "patches"},
+    "dinov3_vit": {"positions": "none", "rope": "dinov3"},
+    "siglip_vision_model": {"class_token": False}, "siglip2_vision_model": {"class_token": False},
+    "clip_vision_model": CLIP, "metaclip_2_vision_model": CLIP,
+    "aimv2_vision_model": MEAN | {"norm": "rms", "patch_norm": "after", "mlp": "swiglu"},
+}
+SIGLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16,
+          "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+CLIP_DEFAULTS = SIGLIP | {"image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+TIPS = SIGLIP | {"image_size": 448, "patch_size": 14, "hidden_act": "gelu", "num_register_tokens": 1, "layerscale_value": 1.0,
+                 "mlp_ratio": 4}
+# What a part of the images leaves out because it is the default of its class.
+DEFAULTS = {
+    "siglip_vision_model": SIGLIP | {"image_size": 224}, "siglip2_vision_model": SIGLIP | {"num_patches": 256},
+    "clip_vision_model": CLIP_DEFAULTS, "metaclip_2_vision_model": CLIP_DEFAULTS,
+    "tipsv2_vision_model": {key: value for key, value in TIPS.items() if key != "intermediate_size"},
+    "aimv2_vision_model": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "num_attention_heads": 8,
+                           "image_size": 224, "patch_size": 14, "hidden_act": "silu", "rms_norm_eps": 1e-5},
+}
+# What the class behind the head reads, where it is not what the row says.
+HEADS = {"Dinov2ForImageClassification": {"classifier": "token_mean"},
+         "Dinov2WithRegistersForImageClassification": {"classifier": "token_mean"},
+         "SiglipForImageClassification": {"classifier": "mean"}, "Siglip2ForImageClassification": {"classifier": "mean"},
+         "CLIPForImageClassification": {"classifier": "mean", "final_norm": False},
+         "MetaClip2ForImageClassification": {"classifier": "mean", "final_norm": False},
+         "IJepaForImageClassification": {"classifier": "mean"},
+         "DeiTForImageClassification": {"registers": 1, "distilled": False},
+         "DeiTForImageClassificationWithTeacher": {"registers": 0, "distilled": True}}
+# Keys of a row that are numbers of the config.
+NUMBERS = {"hidden_size": "hidden_size", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
+           "num_channels": "in_channels", "intermediate_size": "mlp_dim", "num_register_tokens": "registers"}
+ROPE_BASE = 100.0                                            # of DINOv3
+WRITTEN_AS = {"siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model", "clip": "clip_vision_model",
+              "metaclip_2": "metaclip_2_vision_model", "aimv2": "aimv2_vision_model", "tipsv2": "tipsv2_vision_model"}
+TEXT = ("clip_text_model", "siglip_text_model", "siglip2_text_model", "metaclip_2_text_model", "aimv2_text_model",
+        "tipsv2_text_model", "bert", "roberta", "distilbert", "gpt2", "t5", "llama", "qwen2")
+
+
+def describe(values: dict, preprocessor: dict) -> Description:
+    """Raises WeightsError for a model that is not built here, and other errors for what is no such file."""
+    found = Description()
+    kind, seen = str(values.get("model_type") or ""), values
+    if kind in TEXT:
+        raise WeightsError(f"its model_type is {shown(kind)}: a model of text alone, which classifies no images")
+    if isinstance(values.get(IMAGE_TEXT), dict):
+        seen = values[IMAGE_TEXT]
+        kind = str(seen.get("model_type") or WRITTEN_AS.get(kind, ""))
+        kind = WRITTEN_AS.get(kind, kind)
+        seen = DEFAULTS.get(kind, {}) | {key: value for key, value in seen.items() if value is not None}
+    architectures = values.get("architectures")
+    built = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    found.row = _row(seen, kind) | HEADS.get(built, {})
+    if kind in ("siglip_vision_model", "siglip2_vision_model") and "classifier" not in found.row:
+        found.row["classifier"] = "attention" if seen.get("vision_use_head", True) else "mean"
+    if size := seen.get("image_size") or _side_of_table(seen):
+        found.take_size(size_of(size), side_of(seen["patch_size"]) if seen.get("patch_size") else None)
+    labels = values.get("id2label") or {number: name for name, number in (values.get("label2id") or {}).items()}
+    if labels:
+        names = names_of(labels)
+        found.classes = None if names is None or names == [f"LABEL_{number}" for number in range(len(names))] else names
+    if built.endswith(("ForImageClassification", "ForImageClassificationWithTeacher")):
+        found.outputs = len(labels) or None
+    _take_preprocessor(found, preprocessor)
+    return found
+
+
+def _row(seen: Mapping, kind: str) -> dict:
+    """Keys of a row."""
+    fixed = TYPES.get(kind)
+    row = {ours: int(seen[theirs]) for theirs, ours in NUMBERS.items() if seen.get(theirs) is not None} | (fixed or {})
+    if kind != "dinov3_vit" and "num_register_tokens" not in seen:
+        row.pop("registers", None)
+    if seen.get("patch_size"):
+        row["patch_size"] = side_of(seen["patch_size"])
+    gated = seen.get("use_swiglu_ffn") or seen.get("use_gated_mlp") or row.get("mlp") == "swiglu"
+    if gated:
+        row["mlp"] = "swiglu"
+    if seen.get("mlp_ratio") and "hidden_size" in row:
+        wide = int(row["hidden_size"] * seen["mlp_ratio"])
+        row["mlp_dim"] = (int(wide * 2 / 3) + 7) // 8 * 8 if gated else wide
+    _check_activation(seen.get("hidden_act"), row, kind, gated)
+    if eps := seen.get("layer_norm_eps") or seen.get("rms_norm_eps"):
+        row["norm_eps"] = float(eps)
+    if seen.get("layerscale_value") and kind.startswith(("dinov", "tipsv2")):
+        row["layer_scale"] = float(seen["layerscale_value"])
+    _take_biases(seen, row)
+    if float((seen.get("rope_parameters") or seen).get("rope_theta") or ROPE_BASE) != ROPE_BASE:
+        raise WeightsError(f"its rope_theta is not {ROPE_BASE:g}, as in no model here")
+    if seen.get("is_native"):
+        raise WeightsError("it computes its positions for images of any size (is_native), as no model here")
+    return row
+
+
+def _check_activation(name: object, row: dict, kind: str, gated: bool) -> None:
+    """The GELU, or nothing of SwiGLU."""
+    if gated:
+        if kind in ("dinov3_vit", "aimv2_vision_model") and name not in SILU:
+            raise WeightsError(f"its gate is {shown(name)}, and models here compute SiLU")
+    elif name:
+        row["gelu"] = gelu_of(name)
+
+
+def _take_biases(seen: Mapping, row: dict) -> None:
+    if "query_bias" in seen:
+        told = tuple(bool(seen.get(f"{part}_bias")) for part in ("query", "key", "value"))
+        known = {(True, True, True): "all", (True, False, True): "qv", (False, False, False): "none"}
+        if told not in known:
+            raise WeightsError(f"its biases of queries, keys and values are {told}, as in no model here")
+        row["qkv_bias"] = known[told]
+    elif seen.get("qkv_bias") is False:
+        row["qkv_bias"] = "none"
+    if row.get("norm") == "rms":
+        row |= {"qkv_bias": "all" if seen.get("qkv_bias") else "none", "proj_bias": bool(seen.get("qkv_bias")),
+                "mlp_bias": bool(seen.get("mlp_bias"))}
+        return
+    row |= {key: bool(seen[key]) for key in ("proj_bias", "mlp_bias") if key in seen}
+
+
+def _side_of_table(seen: Mapping) -> int | None:
+    """Of a siglip2_vision_model, whose images may have any shape: that of its square table."""
+    patches = seen.get("num_patches")
+    if not is_whole(patches) or not seen.get("patch_size"):
+        return None
+    side = math.isqrt(patches)
+    return side * side_of(seen["patch_size"]) if side * side == patches else None
+
+
+def _take_preprocessor(found: Description, preprocessor: dict) -> None:
+    numbers = {key: preprocessor.get(f"image_{key}") for key in ("mean", "std")}
+    if not preprocessor.get("do_normalize", True):
+        numbers = {"mean": [0] * 3, "std": [1] * 3}
+    scale = 255 * float(preprocessor.get("rescale_factor") or 1 / 255) if preprocessor.get("do_rescale", True) else 255.0
+    scale = 1.0 if math.isclose(scale, 1) else scale                # the largest value of a pixel before it is normalized
+    found.row |= {key: tuple(number / scale for number in numbers_of(value)) for key, value in numbers.items() if value}
+    resample = preprocessor.get("resample")
+    found.take_view(None if resample is None else RESAMPLE.get(resample, f"resample {resample}"), *_cut(preprocessor))
+
+
+def _cut(preprocessor: dict) -> tuple[object, str | None]:
+    """How transformers resizes images and cuts out their middle, in timm's words: (crop_pct, crop_mode); another crop_mode says
+    what timm has no word for."""
+    size, crop = preprocessor.get("size"), preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None
+    if "crop_pct" in preprocessor or size is None:
+        return preprocessor.get("crop_pct"), None
+    squeezed = not (isinstance(size, dict) and "shortest_edge" in size)        # a number is both sides
+    if crop is None and squeezed:
+        return 1, "squash"
+    sides, crop = ({value} if is_number(value) else {value.get(name) for name in ("shortest_edge", "height", "width")} - {None}
+                   for value in (size, crop or {}))
+    if len(sides) == len(crop) == 1 and max(crop) <= max(sides):
+        return max(crop) / max(sides), "squash" if squeezed else "center"
+    return None, f"size {shown(size)}, crop_size {shown(preprocessor.get('crop_size'))}"
