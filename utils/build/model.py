@@ -39,7 +39,6 @@ from utils.training.precision import Precision, apply_matmul_precision, choose
 from .find import Found, SavedRun
 from .opened import Opened, given_by
 
-
 FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)
 LICENSE_TEXTS = {"cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
                  "dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
