@@ -18,7 +18,7 @@ from weight_files import saved
 from configs import MODELS, architecture
 from models import create_model, save_timm
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import match_row
+from models.match import match_row
 from utils.build import open_model
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
