@@ -112,9 +112,8 @@ class SafetensorsFile(WeightFile):
 
 
 # OpenAI publishes its CLIP so; the weights alone are elsewhere.
-TORCHSCRIPT = ("a program of TorchScript, which is not run here; save the weights alone (model.state_dict()). Those of OpenAI's CLIP "
-               "are on huggingface.co: model.safetensors of openai/clip-vit-base-patch32, timm/vit_base_patch32_clip_224.openai "
-               "and others")
+TORCHSCRIPT = ("a program of TorchScript, which is not run here; save the weights alone (model.state_dict()). Those of OpenAI's "
+               "CLIP are on huggingface.co (model.safetensors of openai/clip-vit-base-patch32 and others, and of timm/...openai)")
 
 
 class TorchFile(WeightFile):

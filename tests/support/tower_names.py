@@ -149,8 +149,9 @@ def openai(state: State, prefix: str = "visual.") -> State:
     found["positional_embedding"] = found["positional_embedding"][0]
     for kind in ("weight", "bias") if "attn_pool.probe" in found else ():
         found[f"attn_pool.attn.in_proj_{kind}"] = torch.cat([found.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")])
-    text = {f"{prefix.removesuffix('visual.')}{name}": torch.ones(2) for name in (
-        "token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight", "logit_scale")}
+    text = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight",
+            "logit_scale")
+    text = {f"{prefix.removesuffix('visual.')}{name}": torch.ones(2) for name in text}
     return {prefix + name: value for name, value in (found | {"proj": torch.ones(24, 8)}).items()} | text
 
 
