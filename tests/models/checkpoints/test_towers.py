@@ -1,6 +1,7 @@
 """Files in the names of transformers and of lucidrains' vit-pytorch compute what those programs compute."""
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,15 +10,17 @@ import pytest
 import torch
 import tower_names
 from filling import random_model, refused
+from headers import header_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from weight_files import saved
 
-from configs import architecture
+from configs import MODELS, architecture
 from models import create_model
 from models.checkpoints.conversions import sincos_positions
 from models.checkpoints.infer import ARRAYS
 from models.checkpoints.opened import OpenedCheckpoint
+from models.match import match_row
 
 SIZES = {"native": (28, 28), "larger": (42, 42), "wide": (28, 42)}
 TEXT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 10,
@@ -143,6 +146,22 @@ def test_outputs_of_transformers(tmp_path, name, dtype, allowed):
         mine, images = ours(case, tmp_path / file, SIZES[size]).to(dtype), torch.randn(2, 3, *SIZES[size], dtype=dtype)
         expected = getattr(model.to(dtype)(images, **case.options), case.output)
         assert error(output(mine, case.output, images), expected) < allowed, (size, file)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", CASES)
+@torch.inference_mode()
+def test_folders_that_transformers_saves(tmp_path, name):
+    """Nothing has to be said: the row, the heads, the GELU and what the head reads are those of config.json and the arrays."""
+    case = CASES[name]
+    model, images = theirs(case), torch.randn(2, 3, 28, 28)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    kind = "pooler_output" if name == "clip projection" else case.output
+    head = {"head": "keep"} if kind == "logits" else {"head": "zero", "num_classes": 3}
+    mine, expected = create_model(pretrained=tmp_path, **head).eval(), model(images, **case.options)
+    expected = model.vision_model(images).pooler_output if name == "clip projection" else getattr(expected, kind)
+    assert error(output(mine, kind, images), expected) < 1e-4
 
 
 @pytest.mark.reference
@@ -311,6 +330,29 @@ def test_an_array_of_another_shape_is_an_error(tmp_path, name):
         refused("x.pth: ", lambda: loaded(path, name, inferred(path, name)))
 
 
+NAMES = {"DINOv2": tower_names.dinov2, "TIPSv2": tower_names.dinov2, "DINOv3": tower_names.dinov3, "EUPE": tower_names.dinov3,
+         "LingBot": tower_names.dinov3, "SigLIP": tower_names.vision_tower, "CLIP": tower_names.vision_tower,
+         "OpenCLIP": tower_names.vision_tower, "AIMv2": tower_names.aimv2}
+# Their arrays are those of another row, that computes alike and sees images otherwise.
+ALIKE = {"EUPE-S_16": "DINOv3-S_16-qkvb", "EUPE-B_16": "DINOv3-B_16-qkvb", "LingBot-S_16": "DINOv3-S_16-qkvb",
+         "LingBot-B_16": "DINOv3-B_16-qkvb", "LingBot-L_16": "DINOv3-L_16-qkvb"}
+# Whether the GELU is OpenAI's quick form is in no array.
+CLIP_TWINS = ("B_32", "B_16", "L_14", "H_14", "bigG_14")
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
+    for name in [name for name in MODELS if name.partition("-")[0] == family]:
+        with torch.device("meta"):
+            state = create_model(name, 3).state_dict()
+            file = header_of(NAMES[family]({ours: value for ours, value in state.items() if not ours.startswith("head.")}))
+        if family.endswith("CLIP") and name.partition("-")[2] in CLIP_TWINS:
+            size = name.partition("-")[2]
+            refused(f"those of CLIP-{size} and of OpenCLIP-{size}, which compute otherwise", match_row, file)
+        else:
+            assert match_row(file) == (ALIKE.get(name, name), {})
+
+
 @pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
 @pytest.mark.parametrize("keys", [{"gelu": "quick"}, {
     "gelu": "erf", "classifier": "attention", "pool_heads": 4, "rope": "pe", "rope_grid": 4}], ids=["clip", "pe"])
@@ -328,6 +370,19 @@ def test_files_of_clip_s_program(tmp_path, keys, prefix):
     with OpenedCheckpoint(path) as opened:
         assert all(opened.row[key] == own[key] for key in ARRAYS) and opened.row["img_size"] == 28
         assert "gelu" not in opened.computed                  # no array says it: the row does
+
+
+@pytest.mark.parametrize("prefix", ["visual.trunk.", "module.visual.trunk.", "visual."])
+def test_timm_s_models_in_files_of_open_clip(tmp_path, prefix):
+    """Behind `visual.trunk.`, or as EVA's own program has them behind `visual.`; the text tower and what joins the two are left
+    out."""
+    own = row(positions="patches", class_token=False, classifier="attention")
+    state = {prefix + name: value for name, value in random_model(own, 3).state_dict().items() if not name.startswith("head.")}
+    beside = {f"{prefix.partition('visual.')[0]}{name}": torch.ones(2) for name in (
+        "text.token_embedding.weight", "text.transformer.resblocks.0.ln_1.weight", "text.ln_final.bias", "logit_scale")}
+    found = create_model(own, 3, pretrained=saved(tmp_path / "x.pt", state | beside))
+    assert all(torch.equal(value, state[prefix + name]) for name, value in found.state_dict().items() if "head" not in name)
+    assert sorted(found.load_report.left_out) == sorted(beside)
 
 
 def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path):
