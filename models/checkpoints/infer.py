@@ -92,7 +92,7 @@ def _classifier(layout: Layout, row: dict) -> dict:
     if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
         return {"classifier": "patch_mean"}
     if not row["class_token"]:
-        return {"classifier": "mean" if row["registers"] else "gap"}
+        return {"classifier": "gap" if is_plain(row | {"positions": "all"}) else "mean"}          # Google's word for its own
     head = layout.sizes("head.weight")
     return {"classifier": "token_mean"} if len(head) == 2 and head[1] == 2 * row["hidden_size"] else {}
 

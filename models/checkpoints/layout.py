@@ -37,7 +37,7 @@ class Layout:
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
-        self.file, self._rows = file, rows
+        self.file = file
         self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
         self.bare_positions = False                                # the position table may lack the rows before the patches
         # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that
@@ -47,7 +47,7 @@ class Layout:
         self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self.notes: list[str] = []
-        self._sources, self._tables = sources, (fixed_rows, block_rows)
+        self._sources, self._tables = sources, (fixed_rows, block_rows, rows)
         self._stacks = Stacks(file)
         self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
 
@@ -82,7 +82,7 @@ class Layout:
 
     def rows(self, model: ImageTransformer) -> list[Row]:
         """Where the file has each parameter of the model that it can name."""
-        rows = self._rows(model)
+        rows = self._tables[2](model)
         if not self.folded:
             return rows
         table = self.row("pos_embed").sources
@@ -90,7 +90,7 @@ class Layout:
 
     def row(self, ours: str) -> Row:
         """The row of a parameter. timm's names are ours."""
-        fixed_rows, block_rows = self._tables
+        fixed_rows, block_rows, _ = self._tables
         number = re.match(r"blocks\.(\d+)\.", ours)
         if number:
             numbered = ours.replace(number[0], "blocks.{i}.", 1)

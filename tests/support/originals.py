@@ -190,7 +190,7 @@ KINDS = {
     "pe": Kind(tiny("PE-core-B_16"), pe, ("logit_scale", "proj", "text_projection")),
     "pe_gigantic": Kind(tiny("PE-core-G_14"), pe, ("logit_scale", "proj", "text_projection")),
     "pe_spatial": Kind(tiny("PE-spatial-G_14"), pe, ("logit_scale", "proj", "text_projection")),
-    "aimv2": Kind(tiny("AIMv2-L_14", classifier="gap"), aimv2),
+    "aimv2": Kind(tiny("AIMv2-L_14"), aimv2),
     "ijepa": Kind(tiny("IJEPA-H_14", classifier="gap"), ijepa, ("epoch", "predictor", "target_encoder")),
 }
 
