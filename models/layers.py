@@ -166,6 +166,8 @@ class Block(nn.Module):
                  mlp_norm: bool = False, mlp_bias: bool = True, layer_scale: float = 0.0, **attention: object):
         super().__init__()
         self.norm1 = norm(dim)
+        if attention:                                        # CaiT's kinds have no norms, and no further arguments
+            attention["norm"] = norm
         self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate, **attention)
         self.norm2 = norm(dim)
         rest = {"dropout_rate": dropout_rate, "bias": mlp_bias, "norm": norm(mlp_dim) if mlp_norm else None}

@@ -59,7 +59,8 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
     if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
         left |= layout.under(POOL)
         report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
-    for part in {*layout.unread, *(("norm",) if head == "zero" and not model.config.final_norm else ())}:
+    not_asked_for = ("norm",) if head == "zero" and not model.config.final_norm and layout.has("norm.weight") else ()
+    for part in (*layout.unread, *not_asked_for):
         if not any(name.startswith(f"{part}.") for name in parameters):
             left |= layout.under(part)
     unknown = layout.all - sources - left

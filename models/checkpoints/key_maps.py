@@ -248,3 +248,9 @@ NOT_TAKEN = (
     (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
     (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),
 )
+# And of one without an image encoder.
+TEXT = (
+    (r"(^|\.)token_embedding\.weight$", "a text tower alone (of CLIP, SigLIP or the like), which sees no images; use a file that "
+                                       "has its image tower"),
+    (r"(^|\.)word_embeddings\.weight$|(^|\.)embed_tokens\.weight$", "a model of text, which sees no images"),
+)

@@ -58,7 +58,12 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @property
     def tells_mean(self) -> bool:
         """Whether mean and standard deviation of the images are known: Google's files all have 0.5."""
-        return "mean" in self.computed or any("encoderblock" in name for name in self.file.names)
+        return "mean" in self.computed or self.is_google
+
+    @property
+    def is_google(self) -> bool:
+        """Whether the arrays have the names of Google's program."""
+        return any("encoderblock" in name for name in self.file.names)
 
     @functools.cached_property
     def computed(self) -> dict:
@@ -82,7 +87,8 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @property
     def _of_program(self) -> dict:
         """What the program computes in every plain encoder. It computes other kinds in more than one way: the row says how."""
-        row, plain = self.layout.program_row, self.layout.program_row is not TIMM_ROW or is_plain(self.row)
+        row, said = self.layout.program_row, self.file.described
+        plain = row is not TIMM_ROW or (is_plain(self.row) and not said.base)
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
 
     @property

@@ -16,11 +16,16 @@ from models import ModelError, WeightsError
 from models.checkpoints.download import DownloadError
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
-from models.checkpoints.published import check_published_reachable, find_checkpoint, published_name, published_view
-from models.create import match_row
+from models.checkpoints.published import (
+    check_published_reachable,
+    find_checkpoint,
+    license_of,
+    published_name,
+    published_view,
+)
+from models.match import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
-from utils.config.flags import SIZES
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, splits_of
@@ -68,6 +73,7 @@ class Found:
     fingerprint: str                  # of the training images: their names and targets
     seen: str = ""                    # the warning that the start weights were trained on held-out images
     teacher: Opened | None = None     # what --teacher means
+    license: str = ""                 # of the start weights, or of those that the resumed run began with; "": not known
 
 
 def decide_resume(flags: dict, ranks: Ranks) -> dict:
@@ -167,7 +173,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         teacher_parameters=teacher.parameters if teacher else 0,
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     seen = warning_of_seen(start.file.run, start.path, sources, splits) if ranks.is_main and start and start.file.run else ""
-    return Found(facts, splits, start, print_of_train, seen, teacher)
+    return Found(facts, splits, start, print_of_train, seen, teacher, saved.state.license if saved else license_of_start(start))
 
 
 def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None = None) -> Splits:
@@ -244,6 +250,17 @@ def telling_what_else() -> Iterator[None]:
                            "model") from error
 
 
+def license_of_start(start: OpenedCheckpoint | None) -> str:
+    """Of the weights: as published, or as a config.json beside them says; of a run of ours that of what it began with."""
+    if start is None:
+        return ""
+    if start.settings is not None:
+        began, model = start.settings["pretrained_dir"], start.settings["model_type"]
+        return start.file.run.get("license") or license_of(file_of(model) if began == "auto" else began)
+    said = start.file.described
+    return license_of(start.path) or said.license or (said.card or {}).get("start", {}).get("license", "")
+
+
 def view_of(start: OpenedCheckpoint) -> dict:
     """How the weights of a start saw their images, as far as their run, a config.json beside them or the page that publishes them
     says; see Facts.start_view."""
@@ -265,8 +282,6 @@ def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
 
     Raises ModelError.
     """
-    name, keys = match_row(start, preferred_row(sources.start) or sources.model_type)
-    if unsaid := [f"{key} {keys[key]}" for key in keys if key not in (*SIZES, "classifier", "in_channels")]:
-        raise ModelError(f"{start.path}: no row of configs.py has its {', '.join(unsaid)}: train.py cannot start from it")
+    name, keys = match_row(start, preferred_row(sources.start) or (sources.model_type if sources.typed_model else ""))
     read = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
     return {"model_type": name, **keys, **read, **start.view, "names_img_size": "img_size" in start.file.described.row}

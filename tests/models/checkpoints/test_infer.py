@@ -1,19 +1,17 @@
 """The architecture of a file, from names and shapes."""
 
-from types import SimpleNamespace
-
 import pytest
 import reference
 import torch
-from filling import random_model
-from originals import in_memory
+from filling import random_model, refused
+from headers import header_of
 
 from configs import MODELS, architecture
 from models import create_model, save_npz, save_timm
-from models.checkpoints.infer import ARRAYS, SIZES, candidates, infer_row
-from models.checkpoints.layouts import detect_layout
+from models.checkpoints.description import IMAGENET, Description
+from models.checkpoints.infer import ARRAYS, SIZES, candidates
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import match_row
+from models.match import match_row
 
 TOLD = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "distilled", "class_layers", "resnet_layers",
         "resnet_width")
@@ -54,19 +52,21 @@ def test_a_published_size_is_recognised(name):
     """By the shapes in its header: it takes no memory."""
     with torch.device("meta"):
         state = create_model(name, 3).state_dict()
-    layout = detect_layout(SimpleNamespace(path="x", names=list(state), shape=lambda key: tuple(state[key].shape), read=None))
-    file = SimpleNamespace(path="x", row=infer_row(layout), computed={})
-    assert match_row(file) == (name, {}) == match_row(file, "ViT-B_16")
+    assert match_row(header_of(state), name) == (name, {})
     if name == "ViT-S_16":                       # a DeiT's file differs in no shape
-        assert match_row(file, "DeiT-") == ("DeiT-S_16", {}) == match_row(SimpleNamespace(**vars(file) | {
-            "computed": {"mean": (0.485, 0.456, 0.406)}}))
+        assert match_row(header_of(state), "DeiT-") == ("DeiT-S_16", {})
+        assert match_row(header_of(state, Description(row=IMAGENET))) == ("DeiT-S_16", {})
+        refused("MODEL_TYPE=ViT-S_16 or MODEL_TYPE=DeiT-S_16", match_row, header_of(state))
+    else:
+        assert match_row(header_of(state), "ViT-B_16") == match_row(header_of(state)) == (name, {})
 
 
 def test_a_size_of_its_own_needs_its_heads(tmp_path):
-    save_timm(random_model(architecture(4, 24, 40, 2, 1, img_size=8, in_channels=1), 3), tmp_path / "x.pth")
+    torch.save(random_model(architecture(4, 24, 40, 2, 1, img_size=8, in_channels=1), 3).state_dict(), tmp_path / "x.pth")
     sizes = {"patch_size": 4, "hidden_size": 24, "mlp_dim": 40, "num_layers": 1, "in_channels": 1}
     with OpenedCheckpoint(tmp_path / "x.pth") as file:
         assert match_row(file, "MAE-B_16") == ("MAE-B_16", sizes)
+        assert match_row(file, "ViT-", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})
         assert match_row(file, "CaiT-S24", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})
 
 
@@ -76,8 +76,8 @@ ALIKE = (
     ("ViT-H_14", "MAE-H_14"),                                               # GELU and images
     ("DINOv3-S_16-qkvb", "EUPE-S_16", "LingBot-S_16"), ("DINOv3-B_16-qkvb", "EUPE-B_16", "LingBot-B_16"),
     ("DINOv3-L_16-qkvb", "LingBot-L_16"),                                   # the size of the images alone
-    ("CLIP-B_32", "OpenCLIP-B_32"), ("CLIP-B_16", "OpenCLIP-B_16", "PE-core-B_16"), ("CLIP-L_14", "OpenCLIP-L_14", "PE-core-L_14"),
-    ("CLIP-H_14", "OpenCLIP-H_14"), ("CLIP-bigG_14", "OpenCLIP-bigG_14"),   # GELU; PE's rotary positions
+    ("CLIP-B_16", "OpenCLIP-B_16", "PE-core-B_16"), ("CLIP-L_14", "OpenCLIP-L_14", "PE-core-L_14"),
+    ("CLIP-B_32", "OpenCLIP-B_32"), ("CLIP-H_14", "OpenCLIP-H_14"), ("CLIP-bigG_14", "OpenCLIP-bigG_14"),   # GELU; PE's rotary positions
     ("EVA-g_14", "EVA-g_14-clip"),                                          # what the head reads, which fc_norm tells
     ("ViT-H_14", "MAE-H_14", "IJEPA-H_14"),                                 # without a cls token, as the next
 )
@@ -91,7 +91,7 @@ def rows_like(name: str, **more) -> list[str]:
     """The rows that a bare file in timm's names may be of."""
     with torch.device("meta"):
         state = dict(create_model(name, 3, num_layers=1, **more).state_dict())
-    return candidates(in_memory(state).row | {"num_layers": MODELS[name].num_layers}, MODELS)
+    return candidates(header_of(state).row | {"num_layers": MODELS[name].num_layers}, MODELS)
 
 
 def test_which_rows_a_bare_file_may_be_of():
