@@ -60,6 +60,11 @@ def _refuse_others(file: WeightFile) -> None:
     for pattern, what in key_maps.NOT_TAKEN:
         if some(pattern):
             raise WeightsError(f"{file.path}: it is {what}")
+    if set(file.names) == {"weight", "bias"}:
+        shape = file.shape("weight")
+        raise WeightsError(f"{file.path}: it is one linear layer {shape}, such as the linear heads of DINOv2 and DINOv3, and no "
+                           "model. Save it in one file with the arrays of its backbone, as linear_head.weight and "
+                           "linear_head.bias, or train a new head (--train_layers head)")
 
 
 def _prefixes(file: WeightFile, program: Program) -> list[str]:
@@ -103,6 +108,8 @@ def _timm(file: WeightFile, names: dict[str, str]) -> Layout:
     layout = Layout(file, found.names, found.fixed_rows, found.block_rows,
                     lambda model: [layout.row(name) for name in model.state_dict()], found.left_out)
     layout.folded, layout.flat = found.folded, found.flat
+    if layout.kernel()[0] == EVA02_E and layout.has("blocks.0.attn.qkv.q_bias"):
+        raise WeightsError(f"{file.path}: it is EVA-02 E, whose norms stand behind attention and MLP, as in no model here")
     return layout
 
 
@@ -219,6 +226,7 @@ def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tupl
     raise WeightsError(f"{file.path}: not a Vision Transformer in {title} (its arrays: {abbreviate(names)})")
 
 
+EVA02_E = 1792                     # its width, which alone tells it from the other models of its names
 TIMM_ROW = {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}
 # Their GELU is the exact form, and their eps 1e-6 but for transformers. Which images a file of timm or transformers was trained
 # on is said by its config.json alone.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from filling import load, random_model, refused, same_state
-from originals import KINDS, NO_HEAD, arrays_of, dinov3, in_memory
+from originals import KINDS, NO_HEAD, arrays_of, dinov3, in_memory, tiny
 
 from models import create_model, load_pretrained
 from models.checkpoints.infer import ARRAYS, SIZES
@@ -101,3 +101,45 @@ def test_positions_of_another_grid(models):
         own = models[case].pos_embed
         if tokens:
             assert torch.equal(model.pos_embed[:, :tokens], own[:, :tokens])
+
+
+def test_heads_of_their_own_files(tmp_path):
+    """The linear classifiers of Meta's torch.hub, which hold the backbone, and a head alone."""
+    row = tiny("DINOv2-S_14", classifier="token_mean")
+    model = random_model(row)
+    state = {f"backbone.{name}" if not name.startswith("head.") else f"linear_{name}": value
+             for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    assert same_state(load(tmp_path / "x.pth", row), model)
+    torch.save({"weight": torch.ones(3, 96), "bias": torch.ones(3)}, tmp_path / "head.pth")
+    refused("it is one linear layer .3, 96., such as the linear heads of DINOv2 .* as linear_head.weight", load,
+            tmp_path / "head.pth", row)
+
+
+@pytest.mark.parametrize("prefix, beside", [
+    ("visual.", {"text.token_embedding.weight": torch.ones(3, 4), "logit_scale": torch.ones(())}),
+    ("visual.trunk.", {"visual.head.proj.weight": torch.ones(5, 48), "text.positions": torch.ones(3)}),
+    ("module.", {}), ("model.backbone.", {})])
+def test_prefixes(tmp_path, models, prefix, beside):
+    """EVA's CLIP, OpenCLIP with an encoder of timm, and wrappers."""
+    state = {f"{prefix}{name}": value for name, value in arrays_of("eva02_clip", models["eva02_clip"]).items()}
+    torch.save(state | beside, tmp_path / "x.pth")
+    filled = load(tmp_path / "x.pth", KINDS["eva02_clip"].row)
+    assert same_state(filled, models["eva02_clip"]) and set(beside) <= set(filled.load_report.left_out)
+
+
+def test_a_teacher_of_dinov2_s_own_training(tmp_path, models):
+    state = {f"backbone.{name}": value for name, value in arrays_of("dinov2_reg", models["dinov2_reg"]).items()
+             if not name.startswith("head.")}
+    torch.save({"teacher": state | {"dino_head.mlp.0.weight": torch.ones(3)}, "iteration": 9}, tmp_path / "x.pth")
+    filled = load(tmp_path / "x.pth", KINDS["dinov2_reg"].row, "zero")
+    assert torch.equal(filled.reg_token, models["dinov2_reg"].reg_token)
+    assert {"dino_head.mlp.0.weight", "iteration"} <= set(filled.load_report.left_out)
+
+
+def test_a_model_with_norms_behind_its_branches_is_refused():
+    """EVA-02 E differs from EVA in no name."""
+    state = {name: torch.zeros(0).expand(value.shape) if 0 in value.shape else torch.zeros(()).expand(
+        [1792 if side == 48 else side for side in value.shape])
+        for name, value in arrays_of("timm_eva", create_model(KINDS["timm_eva"].row, 3)).items()}
+    refused("it is EVA-02 E, whose norms stand behind attention and MLP", lambda: in_memory(state).row)
