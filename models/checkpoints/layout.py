@@ -36,6 +36,7 @@ class Layout:
     """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
 
     unread: tuple[str, ...] = ()               # parts of the model that the head in the file does not read
+    head_note: str = ""                        # what is taken for granted where it is kept
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):

@@ -148,7 +148,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     layout.program_row = tower.linear_row if linear else {}
     if layout.has("head.weight"):
         layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
-    layout.notes += [tower.token_note] if tower.token_note and layout.has("cls_token") else []
+    layout.head_note = tower.token_note if layout.has("cls_token") else ""
     layout.beside = empty
     return layout
 
