@@ -148,7 +148,7 @@ class Layout:
         _, (name,), conversion = self.row("patch_embed.proj.weight")
         sizes = self.shape(name) if name in self.all else ()
         linear = {"patches": sizes, "patches_dense": sizes[::-1]}.get(conversion, ())
-        if len(sizes) != (2 if linear else 4):
+        if len(sizes) != (2 if linear else 4) or 0 in sizes:
             raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
         if linear:
             return linear[0], *patch_sizes(linear[1])

@@ -134,7 +134,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(tower.prefixes, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), tower.spellings))
     shapes = {name: file.shape(source) for name, source in short.items()}
-    empty = [name for name in short if 0 in shapes[name]]                       # lucidrains' cls token where there is none
+    empty = [name for name in tower.flat if 0 in shapes.get(name, ())]          # lucidrains' cls token where there is none
     short = {name: source for name, source in short.items() if name not in empty}
     outside = with_linear_patches(of_version(tower.outside, short), shapes)
     layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)

@@ -92,7 +92,8 @@ def both_towers(state: State) -> State:
            for name, value in vision_tower(state).items()}
     text = {"text_model.embeddings.token_embedding.weight": torch.ones(3, 2),
             "text_model.encoder.layers.0.mlp.fc1.bias": torch.ones(2), "text_projection.weight": torch.ones(2, 2),
-            "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()), "logit_bias": torch.ones(1)}
+            "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()), "logit_bias": torch.ones(1),
+            "vision_model.embeddings.position_ids": torch.arange(17)[None]}                    # of older files
     return own | text
 
 
