@@ -191,8 +191,8 @@ def _otherwise(found: dict, row: object) -> dict:
             keys[key] = found[key]
     if "pool_mlp_dim" in found:
         keys["pool_mlp_dim"] = found["pool_mlp_dim"]
-    own_sizes = "hidden_size" in keys
-    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key not in ARRAYS)}
+    sizes = (*SIZES, "num_heads", "in_channels") if "hidden_size" in keys else ()
+    return {key: value for key, value in keys.items() if value != row[key] or key in sizes}
 
 
 def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:
