@@ -138,6 +138,7 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
+    names = _of_family(file, names)
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]
@@ -148,6 +149,12 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
     if not chosen and len(kinds) > 1:
         raise AmbiguousError(file, list(kinds.values()))
     return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
+
+
+def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
+    """Those of the family that stands beside the file, or all."""
+    family = file.file.described.family
+    return [name for name in names if family and name.startswith(family)] or names
 
 
 def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
@@ -165,7 +172,7 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
                 bool(found["layer_scale"]) != bool(row["layer_scale"]), sum(found.get(key) != row[key] for key in SIZES),
                 row.mean != file.computed.get("mean", row.mean), not (preferred and name.startswith(preferred)))
 
-    return min(MODELS, key=rank)
+    return min(_of_family(file, list(MODELS)), key=rank)
 
 
 def _otherwise(found: dict, row: object) -> dict:
@@ -178,13 +185,14 @@ def _otherwise(found: dict, row: object) -> dict:
     no_prefix = not (found["class_token"] or found["registers"] or found["distilled"])
     for key in ARRAYS:
         same = bool(found[key]) == bool(row[key]) if key == "layer_scale" else found[key] == row[key]
-        needless = (key == "positions" and no_prefix) or (key == "class_token" and keys.get("classifier") == "gap")
-        if not same and not needless and not (key == "final_norm" and row["classifier"] == "patch_mean"):
+        needless = {"positions": no_prefix, "class_token": keys.get("classifier") == "gap", "layer_scale": found["class_layers"],
+                    "final_norm": row["classifier"] == "patch_mean"}
+        if not same and not needless.get(key):
             keys[key] = found[key]
     if "pool_mlp_dim" in found:
         keys["pool_mlp_dim"] = found["pool_mlp_dim"]
-    own_sizes = "hidden_size" in keys
-    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key not in ARRAYS)}
+    sizes = (*SIZES, "num_heads", "in_channels") if "hidden_size" in keys else ()
+    return {key: value for key, value in keys.items() if value != row[key] or key in sizes}
 
 
 def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:
@@ -196,7 +204,8 @@ def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None =
     own = "hidden_size" in keys
     title = f"{family} ViT" if family not in ("ViT", "") else "ViT"
     title += f"-{letter}/{row['patch_size']}" if letter and not own else ""
-    parts = [title + (f" of width {row['hidden_size']}, {row['num_layers']} blocks, patch {row['patch_size']}" if own else "")]
+    blocks = f"{row['num_layers']} block{'s' * (row['num_layers'] > 1)}"
+    parts = [title, *([f"width {row['hidden_size']}", blocks, f"patch {row['patch_size']}"] if own else [])]
     parts += [f"{row['registers']} register{'s' * (row['registers'] > 1)}"] * bool(row["registers"])
     parts += ["SwiGLU"] * (row["mlp"] == "swiglu")
     parts += {"attention": ["pooling by attention"], "mean": ["mean of the patches"], "patch_mean": ["mean of the patches"],

@@ -82,6 +82,11 @@ class Layout:
             return value.reshape(1, -1, value.shape[-1]) if name in self.flat else value
         return self._stacks.read(source)[self._stacks.layers[name]]
 
+    def release(self, name: str) -> None:
+        """Takes what was read of an array out of memory: a model is to be filled with one copy of the weights in memory."""
+        if name not in self._stacks.layers:
+            self.file.release(self._sources[name])
+
     def rows(self, model: ImageTransformer) -> list[Row]:
         """Where the file has each parameter of the model that it can name."""
         rows = self._tables[2](model)

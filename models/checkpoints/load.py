@@ -162,6 +162,7 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
         value = torch.empty(size)
         for part, source in zip(value.chunk(len(sources)), sources):
             part.copy_(CONVERSIONS[conversion].from_file(layout.read_view(source)))
+            layout.release(source)
         return checked_finite(value, ", ".join(sources), layout.file.path)
 
     return read

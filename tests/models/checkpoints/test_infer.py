@@ -77,7 +77,8 @@ ALIKE = (
     ("DINOv3-S_16-qkvb", "EUPE-S_16", "LingBot-S_16"), ("DINOv3-B_16-qkvb", "EUPE-B_16", "LingBot-B_16"),
     ("DINOv3-L_16-qkvb", "LingBot-L_16"),                                   # the size of the images alone
     ("CLIP-B_16", "OpenCLIP-B_16", "PE-core-B_16"), ("CLIP-L_14", "OpenCLIP-L_14", "PE-core-L_14"),
-    ("CLIP-B_32", "OpenCLIP-B_32"), ("CLIP-H_14", "OpenCLIP-H_14"), ("CLIP-bigG_14", "OpenCLIP-bigG_14"),   # GELU; PE's rotary positions
+    ("CLIP-B_32", "OpenCLIP-B_32"), ("CLIP-H_14", "OpenCLIP-H_14"),
+    ("CLIP-bigG_14", "OpenCLIP-bigG_14"),                                   # GELU; PE's rotary positions
     ("EVA-g_14", "EVA-g_14-clip"),                                          # what the head reads, which fc_norm tells
     ("ViT-H_14", "MAE-H_14", "IJEPA-H_14"),                                 # without a cls token, as the next
 )

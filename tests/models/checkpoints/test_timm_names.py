@@ -6,7 +6,7 @@ from filling import load, random_model, refused, same_state
 from originals import KINDS, NO_HEAD, arrays_of, dinov3, in_memory, tiny
 
 from models import create_model, load_pretrained
-from models.checkpoints.infer import ARRAYS, SIZES
+from models.checkpoints.infer import ARRAYS, SIZES, is_plain
 from models.checkpoints.opened import OpenedCheckpoint
 
 
@@ -33,7 +33,9 @@ def test_a_file_tells_its_row_and_fills_its_model(tmp_path, models, case):
         assert {key: value for key, value in found.items() if key in expected} == expected
         assert found.get("classifier", row.classifier) == row.classifier
         assert found.get("pool_mlp_dim", 0) == row.pool_mlp_dim
+        plain = is_plain(file.row)
         filled = create_model(kind.row, 3, pretrained=file, head=head_of(case))
+    assert filled.config.norm_eps == row.norm_eps and filled.config.gelu == ("erf" if plain else row.gelu)       # timm's GELU
     if case in NO_HEAD:
         filled.head.load_state_dict(model.head.state_dict())
     if kind.names.__name__ in ("dinov2_registers", "tips"):              # a sum rounds
