@@ -16,7 +16,7 @@ from torch import Tensor
 from weight_files import saved
 
 from configs import MODELS, architecture
-from models import create_model
+from models import create_model, record_attention
 from models.checkpoints.conversions import sincos_positions
 from models.checkpoints.infer import ARRAYS
 from models.checkpoints.opened import OpenedCheckpoint
@@ -146,6 +146,20 @@ def test_outputs_of_transformers(tmp_path, name, dtype, allowed):
         mine, images = ours(case, tmp_path / file, SIZES[size]).to(dtype), torch.randn(2, 3, *SIZES[size], dtype=dtype)
         expected = getattr(model.to(dtype)(images, **case.options), case.output)
         assert error(output(mine, case.output, images), expected) < allowed, (size, file)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", ["dinov2 registers", "dinov3", "siglip", "clip", "aimv2", "deit"])
+@torch.inference_mode()
+def test_attention_of_transformers(tmp_path, name):
+    case = CASES[name]
+    model, images = theirs(case).double(), torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    expected = model(images, output_attentions=True, **case.options).attentions
+    mine = ours(case, saved(tmp_path / "x.pth", model.state_dict()), (28, 28)).double()
+    with record_attention(mine) as maps:
+        mine(images)
+    assert len(expected) == 2 and all(error(found, map) < 1e-6 for found, map in zip(maps, expected))
 
 
 @pytest.mark.reference
