@@ -18,6 +18,7 @@ from weight_files import saved
 from configs import MODELS, architecture
 from models import create_model, record_attention
 from models.checkpoints.conversions import sincos_positions
+from models.checkpoints.description import Description
 from models.checkpoints.infer import ARRAYS
 from models.checkpoints.opened import OpenedCheckpoint
 from models.match import match_row
@@ -366,6 +367,20 @@ def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
             refused(f"those of CLIP-{size} and of OpenCLIP-{size}, which compute otherwise", match_row, file)
         else:
             assert match_row(file) == (ALIKE.get(name, name), {})
+
+
+@pytest.mark.parametrize("name, said", [
+    ("DINOv3-S_16-qkvb", {}), ("DINOv2-S_14-reg", {}), ("DINOv3-S_16-qkvb", {"registers": 3})])
+def test_a_lost_register_is_an_error(name, said):
+    """Of weights alone, whose sizes are published; a config.json may say that there are three."""
+    with torch.device("meta"):
+        state = {ours: value for ours, value in create_model(name, 3).state_dict().items() if not ours.startswith("head.")}
+        state["reg_token"] = state["reg_token"][:, 1:]
+        file = header_of(NAMES[name.partition("-")[0]](state), Description(row=said))
+    if said:
+        assert match_row(file) == (name, said)
+    else:
+        refused(f"x.pth: it has 3 registers, and {name}, of its sizes, has 4", match_row, file)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
