@@ -136,6 +136,11 @@ class SafetensorsFile(WeightFile):
         self._pages.release(*self._span(name))
 
 
+# OpenAI publishes its CLIP so; the weights alone are elsewhere.
+TORCHSCRIPT = ("a program of TorchScript, which is not run here; save the weights alone (model.state_dict()). Those of OpenAI's "
+               "CLIP are on huggingface.co (model.safetensors of openai/clip-vit-base-patch32 and others, and of timm/...openai)")
+
+
 class TorchFile(WeightFile):
     """A file of torch.save: weights alone, weights in an entry of a dictionary, or a checkpoint of one of our runs."""
 
@@ -147,6 +152,8 @@ class TorchFile(WeightFile):
             content, = content
         if not isinstance(content, dict):
             kind = content.of if isinstance(content, torch_file.Placeholder) else type(content).__name__
+            if kind.startswith("__torch__."):
+                raise WeightsError(f"{path}: {TORCHSCRIPT}")
             raise WeightsError(f"{path}: holds a {shown(kind)}, not weights by name; save model.state_dict()")
         if run_fields.is_run(content):
             weights = self._own(content)

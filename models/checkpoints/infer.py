@@ -53,7 +53,7 @@ def infer_row(layout: Layout) -> dict:
     row |= _mlp(layout) | _parts(layout) | _heads(layout) | _resnet(layout)
     row |= _classifier(layout, row) | _positions(layout, row)
     if row.get("classifier") == "attention" and layout.has("attn_pool.mlp.fc1.weight"):
-        pool = layout.sizes("attn_pool.mlp.fc1.weight")[0]
+        pool, *_ = layout.sizes("attn_pool.mlp.fc1.weight") or (0,)
         row["pool_mlp_dim"] = pool if pool != row.get("mlp_dim") else 0
     return row
 

@@ -134,7 +134,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(tower.prefixes, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), tower.spellings))
     shapes = {name: file.shape(source) for name, source in short.items()}
-    empty = [name for name in short if 0 in shapes[name]]                       # lucidrains' cls token where there is none
+    empty = [name for name in tower.flat if 0 in shapes.get(name, ())]          # lucidrains' cls token where there is none
     short = {name: source for name, source in short.items() if name not in empty}
     outside = with_linear_patches(of_version(tower.outside, short), shapes)
     layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)
@@ -148,7 +148,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     layout.program_row = tower.linear_row if linear else {}
     if layout.has("head.weight"):
         layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
-    layout.notes += [tower.token_note] if tower.token_note and layout.has("cls_token") else []
+    layout.head_note = tower.token_note if layout.has("cls_token") else ""
     layout.beside = empty
     return layout
 
@@ -250,7 +250,6 @@ PROGRAMS = (
         "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred", "rope", "rope_embed", "lm_head",
         "local_cls_norm", "projectors"), _timm, TIMM_ROW),
     Program("preprocessor.patchifier.proj.weight", "trunk.blocks.", ("preprocessor", "trunk", "head"), _timm, TIMM_ROW),
-    Program("conv1.weight", "transformer.resblocks.", (
-        "conv1", "class_embedding", "positional_embedding", "ln_pre", "ln_post", "transformer", "attn_pool", "proj"), _timm,
-            TIMM_ROW),
+    # Behind `visual.` beside a text tower, which has names of the same beginnings: none of those belong to it.
+    Program("conv1.weight", "transformer.resblocks.", ("conv1",), _timm, TIMM_ROW),
 )
