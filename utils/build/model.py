@@ -29,6 +29,7 @@ from utils.config import (
     model_overrides,
     scratch_warnings,
     view_notes,
+    why_this_model,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
@@ -38,7 +39,6 @@ from utils.training.precision import Precision, apply_matmul_precision, choose
 
 from .find import Found, SavedRun
 from .opened import Opened, given_by
-
 
 FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)
 LICENSE_TEXTS = {"cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
@@ -143,6 +143,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
+    if not saved and (why := why_this_model(config, found.facts)):
+        print(why, flush=True)
     if line := describe_license(found.license, found.start and str(found.start.path)):
         print(line, flush=True)
     if not config.eval_only:
