@@ -68,7 +68,7 @@ OPTIONS = {
     "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
     "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
     "drop": {"drop": {"type": fraction, "default": 0.0, "help": "set the lowest fraction of each layer's entries to 0, but "
-                                                                        "for the columns of cls and dist (default: 0)"}},
+                                                              "for the columns of cls, dist and registers (default: 0)"}},
     "target": {"target": {"help": "the class, by name or number (default: the predicted one)"}},
 }
 

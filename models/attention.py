@@ -168,6 +168,7 @@ def record_attention(model: nn.Module, differentiable: bool = False) -> Iterator
     """with record_attention(model) as maps: model(images)  ->  maps[layer]: (B, H, N, N), float32.
 
     CaiT: the maps of its talking-heads layers, after `proj_w`, then (B, H, 1, 1 + N) of its class-attention layers.
+    Pooling by attention: its own map (B, H, 1, N) last, with heads of its own number.
     The model's output is bitwise what it is without recording. A second forward pass inside the block replaces
     the maps of the first. With `differentiable`, the output is computed from the recorded weights (equal up to
     rounding), so that gradients reach them.

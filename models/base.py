@@ -94,12 +94,23 @@ class ImageTransformer(nn.Module):
     # -------------------------------------------------------------------------------------------------- attention
 
     @property
-    def query_rows(self) -> slice:
-        """The queries of the last block's attention that the head reads: the first tokens, all patches for a mean over them, or
-        all tokens for pooling by attention and for the cls token beside that mean."""
-        if self.config.classifier == "token":
+    def query_rows(self) -> slice | list[int]:
+        """The queries of the last block's attention that the head reads: the first tokens, all patches for a mean over them, the
+        cls token and the patches where it reads both, or all tokens for pooling by attention, whose own query is one.
+
+        Registers are none of them, unless pooling by attention reads them.
+        """
+        classifier, first = self.config.classifier, self.num_prefix_tokens
+        if classifier == "token":
             return slice(0, 1 + self.config.distilled)
-        return slice(0 if self.config.classifier in ("token_mean", "attention") else self.num_prefix_tokens, None)
+        if classifier == "token_mean" and first > 1:
+            return [0, *range(first, first + math.prod(self.grid))]
+        return slice(0 if classifier in ("token_mean", "attention") else first, None)
+
+    @property
+    def attention_layers(self) -> int:
+        """The layers with attention, as recording() and sigmoid attention count them. Pooling by attention is the last."""
+        return self.config.num_layers + self.config.class_layers + (self.config.classifier == "attention")
 
     @property
     def num_prefix_positions(self) -> int:

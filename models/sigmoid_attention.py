@@ -4,7 +4,8 @@ A logit l = q k^T / sqrt(d) is shown as s = sigmoid(l). Where a person sets e in
 else it gets l itself. So without an edit the layer is the softmax attention it was, bit for bit (log(s / (1 - s)),
 which would also invert the sigmoid, is not a number from l = 17 in float32 and 9 in float16). Rows sum to 1 with edits too.
 An edit applies to all heads, in the rows of the queries that the head of the model reads: the cls token's, that and the
-distillation token's, or all patches' where the head reads their mean.
+distillation token's, or all patches' where the head reads their mean. Pooling by attention is a layer like the others, the
+last, with one query; in the layers before it, all tokens are read.
 
 Shapes: B images, H heads, N tokens, R query rows, (h, w) grid of patches, the last h * w of the keys.
 """
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from .attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttention, run_recorded, wide_logits
 from .errors import ModelError
+from .pooling import AttentionPool
 
 EPS = 2.0 ** -24        # float32 knows no number closer to 1 from below
 
@@ -26,7 +28,7 @@ EPS = 2.0 ** -24        # float32 knows no number closer to 1 from below
 class AttendSigmoid(Attend):
     """`Attend` whose logits of the queries `rows` and of the keys from `first_patch` on can be edited."""
 
-    def __init__(self, dropout_rate: float, rows: slice, first_patch: int):
+    def __init__(self, dropout_rate: float, rows: slice | list[int], first_patch: int):
         super().__init__(dropout_rate)
         self.rows, self.first_patch = rows, first_patch
         self.edits: tuple[Tensor, Tensor] | None = None          # values and which are edited, (B or 1, 1, 1, h * w) each
@@ -82,7 +84,7 @@ def use_sigmoid_attention(model: nn.Module, layers: str) -> None:
     talking heads of the others mix what an edit would set. Parameters and, without edits, outputs stay as they are.
     Raises ModelError for layers that do not exist or cannot be edited.
     """
-    attentions = [module for module in model.modules() if isinstance(module, (SelfAttention, ClassAttention))]
+    attentions = [module for module in model.modules() if isinstance(module, (SelfAttention, ClassAttention, AttentionPool))]
     editable = [number for number, attention in enumerate(attentions, start=1)
                 if not isinstance(attention, TalkingHeadsAttention)]
     numbers = parse_layers(layers, editable, len(attentions))

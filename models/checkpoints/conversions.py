@@ -3,7 +3,8 @@
 Shapes: D width, H heads, d = D / H, P patch side, C classes. `key_maps.py` names the conversion of each parameter.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,21 @@ def _heads(model: ImageTransformer) -> tuple[int, int]:
     return model.config.num_heads, model.config.hidden_size // model.config.num_heads
 
 
+def patch_kernel(array: Tensor) -> Tensor:
+    """(D, P * P * C), the pixels of a patch rows first and channels last, -> (D, C, P, P)"""
+    channels, side = patch_sizes(array.shape[1])
+    return array.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2)
+
+
+def patch_sizes(numbers: int) -> tuple[int, int]:
+    """-> (channels, side) of a patch of so many numbers, in color or grey; (numbers, 1) where it is neither"""
+    for channels in (3, 1):
+        side = math.isqrt(numbers // channels)
+        if side and side * side * channels == numbers:
+            return channels, side
+    return numbers, 1
+
+
 CONVERSIONS = {name: Conversion(*both) for name, both in {
     "copy": (lambda array: array, lambda value, model, part: value),
     "position": (lambda array: array, lambda value, model, part: value),                  # load.py resizes them
@@ -43,23 +59,35 @@ CONVERSIONS = {name: Conversion(*both) for name, both in {
     # (D, H, d) <-> (H * d, D)
     "qkv": (lambda array: array.flatten(1).t(), lambda value, model, part: value.chunk(3)[part].t().reshape(-1, *_heads(model))),
     "qkv_bias": (lambda array: array.flatten(), lambda value, model, part: value.chunk(3)[part].reshape(_heads(model))),
+    "query": (lambda array: array.flatten(1).t(), lambda value, model, part: value.t().reshape(-1, *_heads(model))),
+    "query_bias": (lambda array: array.flatten(), lambda value, model, part: value.reshape(_heads(model))),
+    "kv": (lambda array: array.flatten(1).t(), lambda value, model, part: value.chunk(2)[part].t().reshape(-1, *_heads(model))),
+    "kv_bias": (lambda array: array.flatten(), lambda value, model, part: value.chunk(2)[part].reshape(_heads(model))),
     # (H, d, D) <-> (D, H * d)
     "out": (lambda array: array.flatten(0, 1).t(), lambda value, model, part: value.t().reshape(*_heads(model), -1)),
     "join": (lambda array: array, lambda value, model, part: value.chunk(3)[part]),
     "halves": (lambda array: array, lambda value, model, part: value.chunk(2)[part]),
+    "sincos": (lambda array: array, lambda value, model, part: value),                    # of no array: load.py computes them
     "fold": (lambda array: array, lambda value, model, part: value),                      # load.py adds them up
     # The part of one array (3 * D, ...) that holds queries, keys and values; back: an array of that shape.
     "q_of_qkv": (lambda array: array.chunk(3)[0], lambda value, model, part: torch.cat([value] * 3)),
     "v_of_qkv": (lambda array: array.chunk(3)[2], lambda value, model, part: torch.cat([value] * 3)),
     "kv_of_qkv": (lambda array: array[len(array) // 3:], lambda value, model, part: torch.cat([value.chunk(2)[0], value])),
+    # (D, P * P * C) <-> (D, C, P, P), and (P * P * C, D)
+    "patches": (patch_kernel, lambda value, model, part: value.permute(0, 2, 3, 1).flatten(1)),
+    "patches_dense": (lambda array: patch_kernel(array.t()), lambda value, model, part: value.permute(2, 3, 1, 0).flatten(0, 2)),
 }.items()}
 
 # ------------------------------------------------------------------------------------------- rows of one model
 
 
-def google_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
+TRANSFORMERS_OUTSIDE = key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD
+GOOGLE_OUTSIDE = key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_POOLING + key_maps.GOOGLE_HEAD
+
+
+def google_rows(model: ImageTransformer, block_rows: tuple, outside: tuple = GOOGLE_OUTSIDE) -> list[Row]:
     """A row for every parameter that Google's layout can name."""
-    return (rows_of(model, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, block_rows)
+    return (rows_of(model, outside, block_rows)
             + resnet_rows(model, key_maps.GOOGLE_STEM, key_maps.GOOGLE_UNIT, key_maps.GOOGLE_PROJECTION))
 
 
@@ -74,9 +102,9 @@ def resnet_rows(model: ImageTransformer, stem: tuple, unit: tuple, projection: t
     return rows
 
 
-def transformers_rows(model: ImageTransformer, block_rows: tuple) -> list[Row]:
-    """A row for every parameter that transformers can name."""
-    return rows_of(model, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, block_rows)
+def transformers_rows(model: ImageTransformer, block_rows: tuple, outside: tuple = TRANSFORMERS_OUTSIDE) -> list[Row]:
+    """A row for every parameter that transformers can name, of the kinds that its ViT and DeiT have."""
+    return rows_of(model, outside, block_rows)
 
 
 def rows_of(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[Row]:
@@ -91,6 +119,42 @@ def _numbered(rows: tuple, **numbers: int) -> list[Row]:
     """With the numbers of a block, or of a stage and unit, in the names."""
     return [Row(ours.format(**numbers), tuple(source.format(**numbers) for source in sources), conversion)
             for ours, sources, conversion in rows]
+
+
+# ---------------------------------------------------------------------------------------- rows of one file's tables
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """(1, h * w, D): sines and cosines of a patch's column, then of its row, at D / 4 frequencies from 1 down to 1 / 10,000
+    (Beyer et al., "Better plain ViT baselines for ImageNet-1k", arXiv 2205.01580). Raises ModelError for a D of other parts."""
+    if dim % 4 or dim < 8:
+        raise ModelError(f"positions that are sines and cosines need a width that is a multiple of 4 and 8 at least, not {dim}")
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, dim // 4, dtype=torch.float64)
+    rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid)
+    h, w = grid
+    angles = [columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)]
+    table = torch.cat([function(axis) for axis in angles for function in (torch.sin, torch.cos)], dim=-1)
+    return table.float().flatten(0, 1)[None]
+
+
+def of_version(rows: tuple, names: Collection[str]) -> tuple:
+    """Of several rows of a parameter the one of whose arrays the file has most: those of the first block decide for all."""
+    def present(row: tuple) -> float:
+        return sum(source.format(i=0) in names for source in row[1]) / max(len(row[1]), 1)
+
+    found: dict[str, tuple] = {}
+    for row in rows:
+        if row[0] not in found or present(row) > present(found[row[0]]):
+            found[row[0]] = row
+    return tuple(found.values())
+
+
+def with_linear_patches(rows: tuple, shapes: dict[str, tuple[int, ...]]) -> tuple:
+    """With the conversion that the patch embedding needs where it is a linear layer over the pixels of a patch."""
+    linear = {"copy": "patches", "conv": "patches_dense"}
+    return tuple((ours, sources, linear.get(conversion, conversion))
+                 if ours == "patch_embed.proj.weight" and len(shapes.get(sources[0], ())) == 2 else (ours, sources, conversion)
+                 for ours, sources, conversion in rows)
 
 
 # ------------------------------------------------------------------------------------------------ grey images

@@ -16,7 +16,7 @@ from .zip_archive import one_line, shown
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")       # in this order
 CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adapter_config.json"
-ROW_ENTRY = "vit_row"                                       # what our own exports say of COMPUTED (export.py)
+ROW_ENTRY = "vit_row"                                       # what our own exports say of their model (export.py)
 MAX_JSON = 1 << 24                                          # bytes; the names of 21,843 classes take 1 MB
 # timm's name of published weights, as a file or its folder may be called.
 PUBLISHED = re.compile(r"([a-z0-9_]+)\.([a-z0-9_]+)")

@@ -10,6 +10,9 @@ from .zip_archive import shown
 
 # Keys of a model's row that belong to the weights, whatever the row says: no parameter has another shape, only other logits.
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize", "rope", "rope_grid", "pool_heads", "final_norm")
+# What our own exports say of their model: all keys of its row but these. Older ones say only COMPUTED.
+UNSAID = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "channel_mean", "channel_std", "sigmoid_attention",
+          "img_size", "representation_size")
 PLAIN_EPS = 1e-6                                            # of the norms of timm and of Google
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -49,9 +52,10 @@ class Description:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def take_own(self, said: object) -> None:
-        """What an export of ours says of COMPUTED (ROW_ENTRY); of anything else nothing."""
+        """What an export of ours says of its model (ROW_ENTRY); of what it does not say nothing."""
         if isinstance(said, dict):
-            self.row |= {key: value for key, value in said.items() if key in COMPUTED}
+            self.row |= {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()
+                         if key not in UNSAID}
             self.own = True
 
     def take_view(self, interpolation: object, crop: object, mode: object) -> None:

@@ -18,9 +18,11 @@ from models.base import ImageTransformer
 from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
-from .described import COMPUTED, CONFIG, ROW_ENTRY, WEIGHTS
+from .described import CONFIG, ROW_ENTRY, WEIGHTS
+from .description import UNSAID
 from .key_maps import GOOGLE_BLOCKS
 from .layout import abbreviate, spelled
+from .timm_models import spelling_of
 from .timm_names import STEM_ALONE
 from .zip_archive import one_line
 
@@ -47,8 +49,8 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
 def save_timm(model: ImageTransformer, path: str | Path) -> None:
     """Writes the model's state dict under timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
 
-    Those names are DeiT's, CaiT's and MAE's too. How the model computes (GELU, eps, mean, std), which timm would take from
-    elsewhere, is kept where timm looks past it. The same model gives the same bytes. Raises ModelError for another suffix, and
+    Those names are DeiT's, CaiT's and MAE's too. The model's row, which timm would take from elsewhere, is kept where timm looks
+    past it. The same model gives the same bytes. Raises ModelError for another suffix, and
     for a grid that is not square.
     """
     _check_grid(model, path)
@@ -59,9 +61,12 @@ def save_weights(model: ImageTransformer, path: Path) -> None:
     """save_timm of any grid, for a file beside which a config.json says which it is."""
     stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
     spellings = {ours: theirs for theirs, ours in STEM_ALONE.items()} if stem_alone else {}
-    state = OrderedDict((spelled(name, spellings), value.detach().float().cpu().contiguous())
-                        for name, value in model.state_dict().items())
-    row = {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items() if key in COMPUTED}
+    names_of, state = spelling_of(model.config), OrderedDict()
+    for ours, value in model.state_dict().items():
+        names = names_of(spelled(ours, spellings))
+        for name, part in zip(names, value.detach().float().cpu().chunk(len(names))):
+            state[name] = part.contiguous()
+    row = own_row(model)
     state._metadata = {"": {"version": 1, ROW_ENTRY: row}}                   # as state dicts of PyTorch have it
     if path.suffix == ".safetensors":
         try:
@@ -73,6 +78,11 @@ def save_weights(model: ImageTransformer, path: Path) -> None:
         _write(path, lambda stream: torch.save(state, stream))
     else:
         raise ModelError(f"{path}: the suffix must be .safetensors, .pth, .pt or .bin; it decides what is written")
+
+
+def own_row(model: ImageTransformer) -> dict:
+    """What an export of ours says of its model: how it is built and computes, but not how it was trained."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items() if key not in UNSAID}
 
 
 def save_folder(model: ImageTransformer, folder: Path, config: dict, card: str) -> None:

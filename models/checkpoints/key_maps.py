@@ -6,10 +6,12 @@ units. Conversions are functions of the same name in conversions.py:
   conv     HWIO -> OIHW                     vector   (1, 1, 1, C) -> (C)
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
   out      (H, d, D) -> (D, D)              join     three arrays, one below the other      halves   two
+  query, query_bias: as qkv of one array     kv, kv_bias: of two
+  patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
-The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and DINO
-share and which our parameters are named after, has its exceptions in timm_names.py.
+The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and
+DINO share and which our parameters are named after, has its exceptions in timm_names.py.
 """
 
 # ------------------------------------------------------------------------------------------------------ Google
@@ -78,8 +80,19 @@ GOOGLE_PROJECTION = (
 BIG_VISION_POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
 # It may also stack the arrays of all blocks, with the block as first dimension (models built with scan=True).
 STACKED_BLOCKS, BLOCK_OF_STACK = "Transformer/encoderblock/", "Transformer/encoderblock_{i}/"
-# Its attention pooling (SigLIP), which no model here has; in older files without the module's name.
-ATTENTION_POOLING = ("MAPHead_0/", "probe")
+# Its pooling by attention (SigLIP). Older files lack the name of the module.
+_ATTENTION, POOLING = "MultiHeadDotProductAttention_0", "MAPHead_0/"
+GOOGLE_POOLING = (
+    ("attn_pool.latent", (f"{POOLING}probe",), "copy"),
+    *_layer("attn_pool.q", f"{POOLING}{_ATTENTION}/query", "kernel", "query", bias="query_bias"),
+    ("attn_pool.kv.weight", tuple(f"{POOLING}{_ATTENTION}/{part}/kernel" for part in ("key", "value")), "kv"),
+    ("attn_pool.kv.bias", tuple(f"{POOLING}{_ATTENTION}/{part}/bias" for part in ("key", "value")), "kv_bias"),
+    *_layer("attn_pool.proj", f"{POOLING}{_ATTENTION}/out", "kernel", "out"),
+    *_layer("attn_pool.norm", f"{POOLING}LayerNorm_0", "scale", "copy"),
+    *_layer("attn_pool.mlp.fc1", f"{POOLING}MlpBlock_0/Dense_0", "kernel", "dense"),
+    *_layer("attn_pool.mlp.fc2", f"{POOLING}MlpBlock_0/Dense_1", "kernel", "dense"),
+)
+OLDER_POOLING = {part: POOLING + part for part in ("probe", f"{_ATTENTION}/", "LayerNorm_0/", "MlpBlock_0/")}
 
 # Weights under a prefix: the prefix, and how names beside them may begin, which are left out.
 GOOGLE_PREFIXES = (
@@ -90,7 +103,7 @@ GOOGLE_PREFIXES = (
 
 # ------------------------------------------------------------------------------------------------ transformers
 
-TRANSFORMERS_PREFIXES = ("vit.", "deit.")
+TRANSFORMERS_PREFIXES = ("vit.", "deit.", "ijepa.")
 
 
 def _both(ours: str, *theirs: str, conversion: str = "copy") -> tuple:
@@ -106,6 +119,14 @@ TRANSFORMERS_EMBEDDING = (
     *_both("norm", "layernorm"),
 )
 TRANSFORMERS_HEAD = (*_both("head", "classifier"), *_both("head_dist", "distillation_classifier"))
+
+
+def transformers_outside(one_head: bool) -> tuple:
+    """A DeiT with one head (DeiTForImageClassification) reads the cls token alone: its second token is a register."""
+    second = {"dist_token": "reg_token"} if one_head else {}
+    return tuple((second.get(ours, ours), *row) for ours, *row in (*TRANSFORMERS_EMBEDDING, *TRANSFORMERS_HEAD))
+
+
 # The distilled DeiT has another name for the first of its heads.
 TRANSFORMERS_SPELLINGS = {"cls_classifier.": "classifier."}
 
@@ -224,9 +245,12 @@ NOT_TAKEN = (
     (r"\.attn\.w[qkv]\.weight$", "a Sapiens2, whose keys and values have fewer heads, as in no model here"),
     (r"^radio_model\.", "an original file of C-RADIO, which is not read: its patches are projected in another order; use timm's "
                         "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
-    (r"^(.*\.)?to_patch_embedding\.", "of lucidrains' vit-pytorch, whose files are not read"),
+    (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
     (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),
 )
-REGISTERS = r"^(.*\.)?embeddings\.register_tokens$"
-BRANCH_SCALE = r"\.layer_scale1\.lambda1$"
-POSITIONS = r"pos_embed|position_embeddings"
+# And of one without an image encoder.
+TEXT = (
+    (r"(^|\.)token_embedding\.weight$", "a text tower alone (of CLIP, SigLIP or the like), which sees no images; use a file that "
+                                       "has its image tower"),
+    (r"(^|\.)word_embeddings\.weight$|(^|\.)embed_tokens\.weight$", "a model of text, which sees no images"),
+)

@@ -1,9 +1,10 @@
 """The arrays of a file under one set of names, which layouts.py gives them."""
 
 import itertools
+import math
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor
 
@@ -11,10 +12,24 @@ from models.base import ImageTransformer
 from models.errors import WeightsError
 
 from . import key_maps
-from .conversions import Row
+from .conversions import Row, patch_sizes
 from .formats import WeightFile
 
 MAX_BLOCKS = 1000
+
+
+class Stacks:
+    """Arrays with the block as first dimension, each read once. `layers`: which layer of its array a name is."""
+
+    def __init__(self, file: WeightFile):
+        self.layers: dict[str, int] = {}
+        self._file, self._arrays, self._lock = file, {}, threading.Lock()
+
+    def read(self, source: str) -> Tensor:
+        with self._lock:
+            if source not in self._arrays:
+                self._arrays[source] = self._file.read(source)
+        return self._arrays[source]
 
 
 class Layout:
@@ -22,19 +37,18 @@ class Layout:
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
-        self.file, self._rows = file, rows
+        self.file = file
         self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
         self.bare_positions = False                                # the position table may lack the rows before the patches
-        # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that row
-        # is added to the token, and the model has positions of patches alone.
+        # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that
+        # row is added to the token, and the model has positions of patches alone.
         self.folded = False
-        self.flat: dict[str, int] = {}                             # how many first dimensions of 1 an array lacks
+        self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
+        self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self.notes: list[str] = []
-        self._sources, self._tables = sources, (fixed_rows, block_rows)
-        self._stacks: dict[str, Tensor] = {}                       # stacked arrays that were read
-        self._stacks_lock = threading.Lock()
-        self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
+        self._sources, self._tables = sources, (fixed_rows, block_rows, rows)
+        self._stacks = Stacks(file)
         self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
 
     @property
@@ -51,25 +65,24 @@ class Layout:
                 raise WeightsError(f"{self.file.path}: {source} claims {blocks} blocks, more than any model has")
             for i in range(blocks):
                 one = key_maps.BLOCK_OF_STACK.format(i=i) + rest
-                self._sources[one], self._layers[one] = source, i
+                self._sources[one], self._stacks.layers[one] = source, i
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self.file.shape(self._sources[name])
-        return (1,) * self.flat.get(name, 0) + (shape[1:] if name in self._layers else shape)
+        if name in self.flat and shape:
+            return 1, math.prod(shape[:-1]), shape[-1]
+        return shape[1:] if name in self._stacks.layers else shape
 
     def read_view(self, name: str) -> Tensor:
         source = self._sources[name]
-        if name not in self._layers:
+        if name not in self._stacks.layers:
             value = self.file.read_view(source)
-            return value[(None,) * self.flat[name]] if name in self.flat else value
-        with self._stacks_lock:
-            if source not in self._stacks:
-                self._stacks[source] = self.file.read(source)
-        return self._stacks[source][self._layers[name]]
+            return value.reshape(1, -1, value.shape[-1]) if name in self.flat else value
+        return self._stacks.read(source)[self._stacks.layers[name]]
 
     def rows(self, model: ImageTransformer) -> list[Row]:
         """Where the file has each parameter of the model that it can name."""
-        rows = self._rows(model)
+        rows = self._tables[2](model)
         if not self.folded:
             return rows
         table = self.row("pos_embed").sources
@@ -77,7 +90,7 @@ class Layout:
 
     def row(self, ours: str) -> Row:
         """The row of a parameter. timm's names are ours."""
-        fixed_rows, block_rows = self._tables
+        fixed_rows, block_rows, _ = self._tables
         number = re.match(r"blocks\.(\d+)\.", ours)
         if number:
             numbered = ours.replace(number[0], "blocks.{i}.", 1)
@@ -88,7 +101,7 @@ class Layout:
     def called(self, name: str) -> str:
         """What the file calls an array, where it is not only behind a prefix."""
         source = self._sources[name]
-        return name if source.endswith(name) or name in self._layers else source
+        return name if source.endswith(name) or name in self._stacks.layers else source
 
     def under(self, part: str) -> set[str]:
         """The arrays of one part of the model, such as "attn_pool"."""
@@ -96,12 +109,12 @@ class Layout:
             source for ours, sources, _ in self._tables[0] if ours.startswith(f"{part}.") for source in sources} & self.all
 
     def has(self, ours: str) -> bool:
-        return self.row(ours).sources[0] in self._sources
+        return all(source in self._sources for source in self.row(ours).sources)
 
     def sizes(self, ours: str) -> tuple[int, ...]:
         """The shape of a parameter, in our order of dimensions; () where the file does not have it."""
         _, sources, conversion = self.row(ours)
-        if any(source not in self.all for source in sources):
+        if not sources or any(source not in self.all for source in sources):
             return ()
         shape = self.shape(sources[0])
         if conversion == "dense":
@@ -132,8 +145,11 @@ class Layout:
         """(width, channels, patch side) of the patch embedding."""
         _, (name,), conversion = self.row("patch_embed.proj.weight")
         sizes = self.shape(name) if name in self.all else ()
-        if len(sizes) != 4:
+        linear = {"patches": sizes, "patches_dense": sizes[::-1]}.get(conversion, ())
+        if len(sizes) != (2 if linear else 4):
             raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
+        if linear:
+            return linear[0], *patch_sizes(linear[1])
         return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
 
     def count(self, name: str) -> int:

@@ -4,6 +4,7 @@ Prefixes of wrappers and of train states, other spellings and stacked blocks are
 key_maps.py needs one name for a thing.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -11,11 +12,13 @@ from typing import NamedTuple
 from models.errors import WeightsError
 
 from . import key_maps
-from .conversions import google_rows, resnet_rows, rows_of, transformers_rows
+from .conversions import GOOGLE_OUTSIDE, google_rows, of_version, resnet_rows, rows_of, transformers_rows, with_linear_patches
 from .described import HALF, IMAGENET
+from .first_look import again
 from .formats import WeightFile
 from .layout import Layout, abbreviate, spelled
 from .timm_names import resolve
+from .towers import TOWERS, Tower
 
 
 class Program(NamedTuple):
@@ -39,8 +42,12 @@ def detect_layout(file: WeightFile) -> Layout:
             prefix, notes = _choose_prefix(file, prefixes)
             names, beside = _without_prefix(file, prefix, program)
             layout = program.layout(file, names)
-            layout.program_row, layout.beside, layout.notes = program.row, beside, [*notes, *layout.notes]
+            layout.program_row = program.row | layout.program_row if layout.program_row else program.row
+            layout.beside, layout.notes = layout.beside + beside, [*notes, *layout.notes]
             return layout
+    for pattern, what in key_maps.TEXT:
+        if any(re.search(pattern, name) for name in file.names):
+            raise WeightsError(f"{file.path}: it is {what}")
     names = map(_without_wrappers, file.names)
     raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
 
@@ -53,12 +60,6 @@ def _refuse_others(file: WeightFile) -> None:
     for pattern, what in key_maps.NOT_TAKEN:
         if some(pattern):
             raise WeightsError(f"{file.path}: it is {what}")
-    if some(key_maps.REGISTERS) and not some(key_maps.POSITIONS):
-        raise WeightsError(f"{file.path}: it is a DINOv3, whose positions are rotary, as in no model here")
-    if some(key_maps.REGISTERS):
-        raise WeightsError(f"{file.path}: it has register tokens (DINOv2 with registers), as no model here; use a file without")
-    if some(key_maps.BRANCH_SCALE):
-        raise WeightsError(f"{file.path}: it scales its branches (LayerScale, as DINOv2), as no plain ViT here does")
 
 
 def _prefixes(file: WeightFile, program: Program) -> list[str]:
@@ -122,6 +123,37 @@ def _pretrained_vit(file: WeightFile, names: dict[str, str]) -> Layout:
     return _by_tables(file, names, key_maps.PRETRAINED_VIT, key_maps.PRETRAINED_VIT_BLOCK, key_maps.PRETRAINED_VIT_LEFT_OUT)
 
 
+def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
+    no_prefix = dict.fromkeys(tower.prefixes, "")
+    short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), tower.spellings))
+    shapes = {name: file.shape(source) for name, source in short.items()}
+    empty = [name for name in short if 0 in shapes[name]]                       # lucidrains' cls token where there is none
+    short = {name: source for name, source in short.items() if name not in empty}
+    outside = with_linear_patches(of_version(tower.outside, short), shapes)
+    layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)
+    _require(layout, tower.needs, tower.title)
+    layout.flat = [name for name in tower.flat if name in short and len(shapes[name]) < 3]
+    layout.folded = tower.folded
+    wide = layout.sizes("blocks.0.attn.qkv.weight")
+    if len(wide) == 2 and wide[0] != 3 * wide[1]:
+        raise WeightsError(f"{file.path}: its attention is {wide[0] // 3} wide and its tokens are {wide[1]}, as in no model here")
+    linear = layout.row("patch_embed.proj.weight").conversion == "patches"
+    layout.program_row = tower.linear_row if linear else {}
+    if layout.has("head.weight"):
+        layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
+    layout.notes += [tower.token_note] if tower.token_note and layout.has("cls_token") else []
+    layout.beside = empty
+    return layout
+
+
+def _require(layout: Layout, needs: Iterable[str], title: str) -> None:
+    """Raises WeightsError for a file without the arrays of a parameter that a model could do without, and no such file does."""
+    lacks = [source for ours in needs for source in layout.row(ours).sources if source not in layout.all]
+    if lacks:
+        raise WeightsError(f"{layout.file.path}: lacks {abbreviate(lacks)}, which every file of {title} has; "
+                           f"{again(layout.file.path)}")
+
+
 def _by_tables(file: WeightFile, names: dict[str, str], outside: tuple, block: tuple, left_out: tuple[str, ...] = ()) -> Layout:
     return Layout(file, names, outside, block, lambda model: rows_of(model, outside, block), left_out)
 
@@ -151,16 +183,18 @@ def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     if foreign:
         raise WeightsError(f"{file.path}: unknown members beside the weights under {prefix}: {abbreviate(foreign)}")
     names = {name.removeprefix(prefix): source for name, source in names.items() if name.startswith(prefix)}
-    if any(name.startswith(key_maps.ATTENTION_POOLING) for name in names):
-        raise WeightsError(f"{file.path}: pools by attention ({key_maps.ATTENTION_POOLING[0]}), which no model here does; use a "
-                           "file with a cls token or with mean pooling")
     bare = any(name in names for name in key_maps.BIG_VISION_POSITIONS)
-    names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else name)
+    names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else spelled(
+        name, key_maps.OLDER_POOLING))
     blocks = _block_rows(file, names, key_maps.GOOGLE_BLOCKS, "/", "Google's layout")
-    layout = Layout(file, names, key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_HEAD, blocks,
-                    lambda model: google_rows(model, blocks))
+    shapes = {name: file.shape(source) for name, source in names.items()}
+    outside = with_linear_patches(GOOGLE_OUTSIDE, shapes)
+    layout = Layout(file, names, outside, blocks, lambda model: google_rows(model, blocks, outside))
     layout.bare_positions, layout.beside = bare, beside
+    if len(table := shapes.get(_POSITIONS, ())) == 3 and table[0] > 1:         # (h, w, D), of images of any shape
+        layout.flat = (_POSITIONS,)
     layout.unstack()
+    _require(layout, ("patch_embed.proj.bias",), "Google's programs")
     return layout
 
 
@@ -171,8 +205,10 @@ def _transformers(file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(key_maps.TRANSFORMERS_PREFIXES, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), key_maps.TRANSFORMERS_SPELLINGS))
     blocks = _block_rows(file, short, key_maps.TRANSFORMERS_BLOCKS, ".", "the layout of transformers")
-    return Layout(file, short, key_maps.TRANSFORMERS_EMBEDDING + key_maps.TRANSFORMERS_HEAD, blocks,
-                  lambda model: transformers_rows(model, blocks), key_maps.TRANSFORMERS_LEFT_OUT)
+    one_head = "classifier.weight" in short and "distillation_classifier.weight" not in short
+    outside = key_maps.transformers_outside(one_head)
+    return Layout(file, short, outside, blocks, lambda model: transformers_rows(model, blocks, outside),
+                  key_maps.TRANSFORMERS_LEFT_OUT)
 
 
 def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tuple], separator: str, title: str) -> tuple:
@@ -187,11 +223,14 @@ TIMM_ROW = {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}
 # Their GELU is the exact form, and their eps 1e-6 but for transformers. Which images a file of timm or transformers was trained
 # on is said by its config.json alone.
 PROGRAMS = (
+    *(Program(tower.anchor, tower.companion, tower.roots, functools.partial(_tower, tower), tower.row, tower.prefixes)
+      for tower in TOWERS),
     Program("transformer.embeddings.patch_embeddings.weight", "transformer.encoder.encoder_norm.", ("transformer", "head"),
             _vit_pytorch, {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "vit-pytorch", **HALF}),
     Program("embeddings.patch_embeddings.projection.weight", "", (
-        "vit", "deit", "embeddings", "encoder", "layers", "layernorm", "pooler", "decoder", "classifier", "cls_classifier",
-        "distillation_classifier"), _transformers, {"gelu": "erf", "norm_eps": 1e-12}, key_maps.TRANSFORMERS_PREFIXES),
+        "vit", "deit", "ijepa", "embeddings", "encoder", "layers", "layernorm", "pooler", "decoder", "classifier",
+        "cls_classifier", "distillation_classifier"), _transformers, {"gelu": "erf", "norm_eps": 1e-12},
+            key_maps.TRANSFORMERS_PREFIXES),
     Program("conv_proj.weight", "encoder.layers.encoder_layer_0.", ("class_token", "conv_proj", "encoder", "heads"),
             _torchvision, {"gelu": "erf", "norm_eps": 1e-6, **IMAGENET}),
     Program("patch_embedding.weight", "positional_embedding.pos_embedding", (

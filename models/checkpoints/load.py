@@ -17,7 +17,7 @@ from models.base import ImageTransformer, stride
 from models.errors import ModelError, WeightsError
 from models.layers import resize_positions
 
-from .conversions import CONVERSIONS, Row, fold_channels
+from .conversions import CONVERSIONS, Row, fold_channels, sincos_positions
 from .fit import OF_A_RUN, POOL, LoadReport, advise, check_names, fresh_parameters
 from .layout import Layout
 from .opened import OpenedCheckpoint, Source, opened
@@ -120,8 +120,8 @@ def _fold_channels(state: dict[str, Tensor], model: ImageTransformer, path: obje
 
 
 def _initial(name: str, model: ImageTransformer) -> Tensor:
-    """The initial values of a parameter that a new task brings: zero heads and biases, norms that change nothing, and the query and
-    the matrices of pooling by attention as SigLIP's."""
+    """The initial values of a parameter that a new task brings: zero heads and biases, norms that change nothing, and the query
+    and the matrices of pooling by attention as SigLIP's."""
     value = torch.zeros(model.get_parameter(name).shape)
     if name.endswith("norm.weight"):
         return value.fill_(1.0)
@@ -141,6 +141,9 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
     ours, sources, conversion = row
     if conversion == "position":
         return _plan_positions(layout, row, model, report)
+    if conversion == "sincos":
+        report.notes.append("positions computed, as its program does: sines and cosines")
+        return lambda: sincos_positions(model.grid, model.config.hidden_size)
     if conversion == "fold":
         return _plan_fold(layout, row, model, report)
     parameter, shapes = model.get_parameter(ours), [layout.shape(source) for source in sources]
@@ -183,7 +186,8 @@ def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer)
     return [tuple(CONVERSIONS[conversion].to_file(blank, model, part).shape) for part in range(parts)]
 
 
-PARTS = {"qkv": 3, "qkv_bias": 3, "join": 3, "halves": 2}           # arrays of a file that are one parameter, where it is not one
+# Arrays of a file that are one parameter, where it is not one.
+PARTS = {"qkv": 3, "qkv_bias": 3, "join": 3, "halves": 2, "kv": 2, "kv_bias": 2}
 
 
 def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report: LoadReport) -> str:

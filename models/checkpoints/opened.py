@@ -82,8 +82,15 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @property
     def _of_program(self) -> dict:
         """What the program computes in every plain encoder. It computes other kinds in more than one way: the row says how."""
-        row, plain = self.layout.program_row, self.layout.program_row is not TIMM_ROW or is_plain(self.row)
+        row, said = self.layout.program_row, self.file.described
+        plain = row is not TIMM_ROW or (is_plain(self.row) and not said.base)
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
+
+    @property
+    def own_row(self) -> dict:
+        """The keys of its row that an export of ours says; {} for any other file, and for older exports, which say less."""
+        said = self.file.described
+        return dict(said.row) if said.own and "hidden_size" in said.row else {}
 
     @functools.cached_property
     def row(self) -> dict:

@@ -4,20 +4,16 @@ Checked with timm 1.0.31 (create_model, _builder.py, vision_transformer.py, visi
 transformers opens the same file by its TimmWrapper, which passes `model_args` to timm.
 """
 
-import math
-
 import torch
 from torch.nn import functional as F
 
 from models.base import ImageTransformer
 from models.errors import ModelError
 
+from . import timm_models
 from .described import OWN_ENTRY, PLAIN_EPS
 
 # timm's names by patch, width and blocks. A model of other sizes takes the family's first: its model_args name them all.
-PLAIN = {(16, 768, 12): "vit_base_patch16_224", (16, 192, 12): "vit_tiny_patch16_224", (16, 384, 12): "vit_small_patch16_224",
-         (32, 384, 12): "vit_small_patch32_224", (8, 768, 12): "vit_base_patch8_224", (32, 768, 12): "vit_base_patch32_224",
-         (16, 1024, 24): "vit_large_patch16_224", (32, 1024, 24): "vit_large_patch32_224", (14, 1280, 32): "vit_huge_patch14_224"}
 DISTILLED = {(16, 768, 12): "deit_base_distilled_patch16_224", (16, 192, 12): "deit_tiny_distilled_patch16_224",
              (16, 384, 12): "deit_small_distilled_patch16_224"}
 CAIT = {(16, 384, 24): "cait_s24_224", (16, 192, 24): "cait_xxs24_224", (16, 192, 36): "cait_xxs36_224",
@@ -27,8 +23,6 @@ CAIT = {(16, 384, 24): "cait_s24_224", (16, 192, 24): "cait_xxs24_224", (16, 192
 HYBRIDS = {(): {192: "vit_tiny_r_s16_p8_224"}, (2, 2, 2, 2): {384: "vit_small_r26_s32_224", 768: "vit_base_r26_s32_224"},
            (3, 4, 9): {768: "vit_base_r50_s16_224"}, (3, 4, 6, 3): {1024: "vit_large_r50_s32_224"}}
 RESNET_WIDTH = 64
-# No value in JSON stands for an eps, but these of timm's models have one of their own; all else of them model_args set.
-OTHER_EPS = {1e-5: "vit_base_patch16_clip_224"}
 
 
 def timm_config(model: ImageTransformer, classes: list[str], view: dict, own: dict) -> dict:
@@ -38,14 +32,16 @@ def timm_config(model: ImageTransformer, classes: list[str], view: dict, own: di
     """
     check_timm(model, view)
     config, channels = model.config, model.config.in_channels
-    arguments = _arguments(model)
+    row = own["card"].get("model", {}).get("architecture", "")
+    name = timm_models.published_name_of(config, row, max(model.img_size))
+    arguments = _arguments(model, bool(name))
     published = {
         "custom_load": False, "input_size": [channels, *model.img_size], "fixed_input_size": True,
         "interpolation": view["interpolation"], "crop_pct": view["eval_crop"] or 1.0,
         "crop_mode": "center" if view["eval_crop"] else "squash", "mean": list(config.mean), "std": list(config.std),
         "num_classes": model.num_classes, "pool_size": None, "first_conv": _first_conv(config),
         "classifier": ["head", "head_dist"] if config.distilled else "head"}
-    return {"architecture": _architecture(config), "num_classes": model.num_classes, "num_features": config.hidden_size,
+    return {"architecture": name or _architecture(config), "num_classes": model.num_classes, "num_features": config.hidden_size,
             "global_pool": arguments["global_pool"], "label_names": list(classes), "model_args": arguments,
             "pretrained_cfg": published, OWN_ENTRY: own}
 
@@ -67,43 +63,35 @@ def check_timm(model: ImageTransformer, view: dict) -> None:
         f"eval_crop {view['eval_crop']:g} at {height} x {width} pixels: timm resizes for a crop that is not square to another "
         "size, by up to a pixel": view["eval_crop"] and height != width,
     }
-    fault = next((words for words, is_so in faults.items() if is_so), None)
+    kind = timm_models.kind_of(config)
+    fault = next((words for words, is_so in faults.items() if is_so), kind if isinstance(kind, str) else "")
     if fault:
         raise ModelError(f"{fault}. Export it to onnx or torch")
 
 
 def _architecture(config) -> str:
-    sizes = config.patch_size, config.hidden_size, config.num_layers
     if config.resnet_layers is not None:
         names = HYBRIDS[tuple(config.resnet_layers)]
         return names.get(config.hidden_size, next(iter(names.values())))
-    if not config.distilled and not config.class_layers and config.norm_eps in OTHER_EPS:
-        return OTHER_EPS[config.norm_eps]
-    names = CAIT if config.class_layers else DISTILLED if config.distilled else PLAIN
-    return names.get(sizes, next(iter(names.values())))
+    kind = timm_models.kind_of(config)
+    if config.class_layers or config.distilled:
+        kind = timm_models.Kind(CAIT if config.class_layers else DISTILLED)
+    return timm_models.name_of(config, kind)
 
 
-def _arguments(model: ImageTransformer) -> dict:
-    """model_args: all that timm's architecture may have otherwise. (Not num_classes, which transformers adds.)"""
-    config = model.config
-    ratio = _ratio(config.hidden_size, config.mlp_dim)
+def _arguments(model: ImageTransformer, whole: bool) -> dict:
+    """model_args: all that timm's architecture may have otherwise. (Not num_classes, which transformers adds.) whole: whatever it is
+    of a plain ViT."""
+    config, kind = model.config, timm_models.kind_of(model.config)
+    ratio = timm_models.mlp_ratio_of(config, kind)
     arguments = {"img_size": list(model.img_size), "patch_size": config.patch_size, "in_chans": config.in_channels,
                  "embed_dim": config.hidden_size, "depth": config.num_layers, "num_heads": config.num_heads, "mlp_ratio": ratio,
-                 "global_pool": "token" if config.classifier == "token" else "avg"}
+                 "global_pool": timm_models.pool_of(config)}
     if config.class_layers:
         return arguments | {"depth_token_only": config.class_layers, "mlp_ratio_token_only": ratio}
-    arguments["act_layer"] = {"erf": "gelu", "tanh": "gelu_tanh"}[config.gelu]
-    if config.norm_eps in OTHER_EPS:
-        arguments["pre_norm"] = False
-    if config.classifier == "gap":
-        arguments |= {"class_token": False, "fc_norm": False}
-    return arguments
-
-
-def _ratio(width: int, mlp_dim: int) -> float:
-    """The factor that timm multiplies and cuts off to mlp_dim."""
-    ratio = mlp_dim / width
-    return ratio if int(width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
+    if config.distilled:
+        return arguments | {"act_layer": timm_models.ACTS[config.gelu]}
+    return arguments | timm_models.arguments_of(config, kind, whole)
 
 
 def _first_conv(config) -> str:
@@ -121,8 +109,9 @@ def computed_otherwise(model: ImageTransformer) -> dict:
     otherwise = {}
     if config.resnet_layers is not None and config.resnet_style != "timm":
         otherwise["resnet_style"] = "timm"
-    if config.norm_eps != PLAIN_EPS and _architecture(config) not in OTHER_EPS.values():
-        otherwise["norm_eps"] = PLAIN_EPS
+    eps = getattr(timm_models.kind_of(config), "eps", PLAIN_EPS)
+    if config.norm_eps != eps:
+        otherwise["norm_eps"] = eps
     return otherwise
 
 

@@ -1,8 +1,9 @@
 """timm's names, and those of the originals that are built alike, as one set of names for layouts.py.
 
-timm's VisionTransformer has our names. Its Eva writes factors of the branches as gamma_1 and gamma_2, biases of queries and values
-as q_bias and v_bias, and may hold queries, keys and values, or gate and value of SwiGLU, apart. The originals of DINOv2, DINOv3 (and
-LingBot, EUPE), DeiT III, EVA-02 and TIPSv2 differ from one of the two in few names, AIMv2 and Meta's Perception Encoder in more.
+timm's VisionTransformer has our names. Its Eva writes factors of the branches as gamma_1 and gamma_2, biases of queries and
+values as q_bias and v_bias, and may hold queries, keys and values, or gate and value of SwiGLU, apart. The originals of DINOv2,
+DINOv3 (and LingBot, EUPE), DeiT III, EVA-02 and TIPSv2 differ from one of the two in few names, AIMv2 and Meta's Perception
+Encoder in more.
 """
 
 import re
@@ -42,7 +43,7 @@ PE_OUTSIDE = {
 }
 PE_INSIDE = {"ln_1.": "norm1.", "ln_2.": "norm2.", "attn.in_proj_": "attn.qkv.", "attn.out_proj.": "attn.proj.",
              "mlp.c_fc.": "mlp.fc1.", "mlp.c_proj.": "mlp.fc2.", "ls_1.": "ls1.", "ls_2.": "ls2."}
-PE_FLAT = {"cls_token": 2, "pos_embed": 1}                 # how many dimensions of 1 they lack
+PE_FLAT = ("cls_token", "pos_embed")                       # (D) and (n, D)
 # What pre-training alone uses, and tables that are computed.
 LEFT_OUT = re.compile(r"decoder_|mask_token$|head\.mlp\.|head\.last_layer\.|lm_head\.|projectors\.|local_cls_norm\.|proj$"
                       r"|.*\bbias_mask$|(.*\.)?rope\.freqs_(cos|sin)$|rope_embed\.periods$|rope\.periods$")
@@ -68,7 +69,7 @@ class Resolved(NamedTuple):
     fixed_rows: tuple
     block_rows: tuple
     folded: bool                            # see Layout
-    flat: dict[str, int]
+    flat: tuple[str, ...]                   # see Layout
 
 
 def resolve(path: object, names: dict[str, str], rename: Callable, read: Callable[[str], Tensor]) -> Resolved:
@@ -98,7 +99,7 @@ def resolve(path: object, names: dict[str, str], rename: Callable, read: Callabl
         blocks += GATE_APART
     fixed = FIXED_ROWS + (POOL_PACKED if "attn_pool.qkv.weight" in spelled else ())
     left = tuple(name for name in spelled if LEFT_OUT.match(name))
-    return Resolved(spelled, left, fixed, blocks, "register_tokens" in found, PE_FLAT if meta else {})
+    return Resolved(spelled, left, fixed, blocks, "register_tokens" in found, PE_FLAT if meta else ())
 
 
 def _spelled(name: str, outside: dict[str, str], inside: dict[str, str]) -> str:
@@ -114,8 +115,9 @@ def _check_masked(path: object, names: dict[str, str], read: Callable[[str], Ten
     for name, source in names.items():
         if not re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", name):
             continue
-        mask = read(names[f"{name}_mask"]) if f"{name}_mask" in names else torch.ones(())
-        applied = read(source) * mask
-        if len(applied) % 3 or applied.chunk(3)[1].any() or not bool((mask.expand_as(applied).view(3, -1)[::2] == 1).all()):
-            raise WeightsError(f"{path}: {source} biases keys, or its bias_mask is not that of DINOv3 (1 for queries and values, 0 "
-                               "for keys), as in no model here")
+        bias = read(source)
+        mask = read(names[f"{name}_mask"]) if f"{name}_mask" in names else torch.ones_like(bias)
+        fits = bias.dim() == 1 and mask.shape == bias.shape and len(bias) % 3 == 0
+        if not fits or not (mask.view(3, -1)[::2] == 1).all() or (bias * mask).chunk(3)[1].any():
+            raise WeightsError(f"{path}: {source} biases keys, or its bias_mask is not that of DINOv3 (1 for queries and values, "
+                               "0 for keys), as in no model here")

@@ -58,6 +58,25 @@ def mask(attention: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ rollout
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_pooling_by_attention_has_the_last_word(drop):
+    """Its query is no token: it has no residual connection, and its heads may be others. Registers and cls are spared."""
+    blocks, pool = maps(), torch.randn(2, 3, 1, 7, generator=torch.Generator().manual_seed(5)).softmax(-1)
+    found = rollout([*blocks, pool], drop=drop, prefix_tokens=3)
+    last = pool.mean(dim=1)
+    for image in range(2):
+        lowest = last[image, 0].argsort()[:int(7 * drop)]
+        last[image, 0, lowest[lowest >= 3]] = 0
+    expected = last / last.sum(dim=-1, keepdim=True) @ rollout(blocks, drop=drop, prefix_tokens=3)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.ones_like(layer) for layer in (*blocks, pool)]
+    torch.testing.assert_close(gradient_rollout([*blocks, pool], gradients, drop, 3), found)
+    assert gradient_rollout([*blocks, pool], [-one for one in gradients]).eq(0).all()          # not a number otherwise
+    distances = attention_maps.attention_distance([*blocks, pool], (2, 2), (8, 8))
+    torch.testing.assert_close(distances, attention_maps.attention_distance(blocks, (2, 2), (8, 8)))
+
+
+
 @pytest.mark.parametrize("fusion", FUSED)
 def test_rollout_against_the_reference(fusion):
     attention, expected = torch.from_numpy(ROLLOUT["attention"]), ROLLOUT[f"row_normalised_{fusion}"]

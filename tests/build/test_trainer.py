@@ -73,3 +73,10 @@ def test_what_the_attention_of_the_last_sigmoid_layer_depends_on():
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc2.bias"} < set(deciding)
     assert last == [f"blocks.1.{name}" for name in ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias")]
     assert not any(name.startswith(("blocks.2.", "norm.", "head.")) for name in deciding)
+    pooled = create_model("ViT-Nano_2", sigmoid_attention="last", classifier="attention", registers=1, qk_norm=True)
+    others = [name for name, _ in pooled.named_parameters() if not decides_attention(pooled, name)]
+    assert pooled.sigmoid_layers == (5,) and others == [name for name, _ in pooled.named_parameters() if name.startswith(
+        ("attn_pool.proj.", "attn_pool.norm.", "attn_pool.mlp.", "head."))]
+    pooled.sigmoid_layers = (4,)
+    assert {"blocks.3.attn.q_norm.weight", "blocks.3.attn.k_norm.bias"} <= {
+        name for name, _ in pooled.named_parameters() if decides_attention(pooled, name)}

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import families
 import filling
 import pytest
 import torch
@@ -19,6 +20,7 @@ def random_model(family: str, **overrides):
     return filling.random_model(architecture(**TINY | FAMILIES[family]), 3, (8, 12), std=0.5, **overrides).eval()
 
 
+FAMILIES |= {name: row for name, (_, row, _) in families.LATER.items()}
 HOOKED = {**FAMILIES, "hybrid": {"patch_size": 1, "resnet_layers": (1,), "resnet_width": 32}, "sigmoid": {}}
 
 
@@ -41,7 +43,7 @@ def test_pytorch_s_own_ways_with_modules(family):
     assert 0 < difference < 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("family", ["mae", "cait"])
+@pytest.mark.parametrize("family", ["mae", "cait", "dino", "pe", "mean"])
 @torch.no_grad()
 def test_a_compiled_model_computes_the_same(family):
     model, images = random_model(family), torch.randn(2, 3, 8, 12)

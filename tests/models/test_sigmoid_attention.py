@@ -1,5 +1,6 @@
 """Sigmoid attention: nothing changes without an edit; with one, softmax is of numpy's edited logits; every family."""
 
+import families
 import filling
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from models.sigmoid_attention import AttendSigmoid, edit_logits
 SIZE = {"hidden_size": 24, "mlp_dim": 32, "num_heads": 3, "num_layers": 3, "patch_size": 4}
 GRID = (2, 3)
 FAMILIES = {                             # row: the queries that the head reads, counted over prefix tokens and patches
-    "ViT-Ti_16": [0], "DeiT-Ti_16-distilled": [0, 1], "MAE-B_16": range(1, 7), "gap": range(6), "CaiT-XXS24": [0]}
+    "ViT-Ti_16": [0], "DeiT-Ti_16-distilled": [0, 1], "MAE-B_16": range(1, 7), "gap": range(6), "CaiT-XXS24": [0],
+    "dino": [0], "dino_mean": [0, 3, 4, 5, 6, 7, 8], "mean": range(2, 8), "siglip": [0], "pe": [0]}
+LATER = {name: row for name, (_, row, _) in families.LATER.items()} | {"gap": {"classifier": "gap"}}
 
 
 def random_model(family="ViT-Ti_16", sigmoid="last"):
-    row = dict(MODELS["ViT-Ti_16" if family == "gap" else family]) | SIZE | ({"classifier": "gap"} if family == "gap" else {})
+    row = dict(MODELS["ViT-Ti_16" if family in LATER else family]) | SIZE | LATER.get(family, {})
     return filling.random_model(architecture(**row), 5, (8, 12), std=0.3, sigmoid_attention=sigmoid).eval()
 
 
@@ -111,7 +114,7 @@ def test_a_converted_model_is_the_same_model(family):
     """Bit for bit, whatever layers are chosen, and the other way round."""
     plain, images = random_model(family, ""), images_of()
     expected, names = plain(images), list(plain.state_dict())
-    for layers in ("last", "all", str(plain.config.num_layers + plain.config.class_layers), ""):
+    for layers in ("last", "all", str(plain.attention_layers), ""):
         use_sigmoid_attention(plain, layers)
         assert torch.equal(plain(images), expected) and list(plain.state_dict()) == names
         assert bool(plain.sigmoid_layers) == bool(layers) and plain.config.sigmoid_attention == layers
@@ -125,11 +128,14 @@ def test_which_layers():
     assert model.sigmoid_layers == (1, 3)
     assert [isinstance(block.attn.attend, AttendSigmoid) for block in model.blocks] == [True, False, True]
     assert random_model("CaiT-XXS24", "all").sigmoid_layers == (4, 5) and random_model("CaiT-XXS24").sigmoid_layers == (5,)
+    pooled = random_model("siglip")                                    # 3 blocks: the pooling is the fourth layer, and the last
+    assert pooled.sigmoid_layers == (4,) and isinstance(pooled.attn_pool.attend, AttendSigmoid)
+    assert random_model("siglip", "all").sigmoid_layers == (1, 2, 3, 4) and random_model("pe", "3").sigmoid_layers == (3,)
 
 
 @pytest.mark.parametrize("family, layers, word", [
     ("ViT-Ti_16", "4", "has 3 layers"), ("ViT-Ti_16", "0", "must be last, all"), ("ViT-Ti_16", "first", "must be last, all"),
-    ("CaiT-XXS24", "2,4", "talking heads"), ("ViT-Ti_16", "1,,2", "must be last, all")])
+    ("CaiT-XXS24", "2,4", "talking heads"), ("siglip", "5", "has 4 layers"), ("ViT-Ti_16", "1,,2", "must be last, all")])
 def test_layers_that_cannot(family, layers, word):
     with pytest.raises(ModelError, match=word):
         random_model(family, layers)

@@ -5,15 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from families import CLASSES, LAYERS, family_model
+from PIL import Image
 
 from utils.attention import maps
 from utils.report import views
 
 
-def model(rows: slice, prefix: int, class_layers: int = 0):
+def model(rows: slice, prefix: int, class_layers: int = 0, classifier: str = ""):
     """What utils.report.views uses of a model, with a grid of 2 x 3."""
+    classifier = classifier or ("mean" if rows.stop is None else "token")
     return SimpleNamespace(query_rows=rows, num_prefix_tokens=prefix, grid=(2, 3), img_size=(128, 192),
-                           config=SimpleNamespace(class_layers=class_layers))
+                           config=SimpleNamespace(class_layers=class_layers, classifier=classifier))
 
 
 def constant(values) -> np.ndarray:
@@ -42,6 +45,63 @@ def test_the_two_kinds_of_layers_of_cait():
     joint = maps.rollout([talking, asking])
     assert list(views.read(cait, joint[:, None])) == [views.CLS]
     assert views.protected_columns(cait) == 1 and views.protected_columns(model(slice(0, 2), 2)) == 2
+
+
+def view_of(family: str) -> views.View:
+    """Of a random image, with a model of a later family."""
+    subject = family_model(family).eval()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*subject.img_size, 3), dtype=np.uint8))
+    opened = SimpleNamespace(model=subject, classes=tuple(CLASSES), title="a run", settings={},
+                             transform=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return views.predict_with_attention(opened, views.Example("photo.png", [(image, 0)], 0))
+
+
+def words_of(figure) -> list[str]:
+    return [part.get_text().splitlines()[0] for part in figure.findobj(lambda artist: hasattr(artist, "get_text"))
+            if part.get_text()]
+
+
+@pytest.mark.parametrize(("family", "readers", "note"), [
+    ("dino", {views.CLS: slice(0, 1)}, ""), ("mean", {views.ALL: slice(2, None)}, "no token of its own"),
+    ("dino_mean", {views.CLS: slice(0, 1), views.ALL: slice(3, None)}, "The head reads the cls token and the mean"),
+    ("siglip", {views.POOL: slice(None)}, "pooling by attention"), ("pe", {views.POOL: slice(None)}, "pooling by attention")])
+def test_pictures_of_later_families(family, readers, note):
+    """Registers and the cls token are no patches, and no query that is read; pooling by attention is the last layer."""
+    view = view_of(family)
+    subject, patches = view.subject.model, int(np.prod(view.subject.model.grid))
+    assert len(view.maps) == subject.attention_layers == LAYERS[family]
+    figure = views.draw_attention(view)
+    found, drawn = words_of(figure), views.read(subject, view.maps[-1])
+    assert any(note in word for word in found) and bool(note) == any(word.startswith(("The head reads", "*")) for word in found)
+    assert list(drawn) == list(readers)
+    for reader, rows in readers.items():
+        wanted = view.maps[-1][0, :, rows, -patches:].mean(dim=1)
+        assert np.allclose(drawn[reader], views.enlarge(subject, wanted.unflatten(-1, subject.grid)), atol=1e-6)
+        assert f"layer {LAYERS[family]}, mean of the heads, {reader}" in found
+        assert f"head {view.maps[-1].shape[1]}" in found and f"head {view.maps[-1].shape[1] + 1}" not in found
+    pooled = views.POOL in readers
+    assert ("layer 2*" in found) == pooled and (not pooled or "layer 3" in found)
+    joint = views.compute_rollout(view)
+    assert joint.shape[1:] == (1 if pooled else subject.num_prefix_tokens + patches, subject.num_prefix_tokens + patches)
+    torch.testing.assert_close(joint.sum(-1), torch.ones(joint.shape[:-1]))
+    assert views.protected_columns(subject) == subject.num_prefix_tokens
+    for figure in (views.draw_rollout(view, drop=0.5), views.draw_gradient_rollout(view)):
+        assert [f"all layers, {reader}" in words_of(figure) for reader in readers] == [True] * len(readers)
+    assert len(views.draw_distance([view]).axes[0].get_lines()[0].get_xdata()) == 2        # pooling has no place
+    if subject.pos_embed is None:
+        with pytest.raises(views.ViewError, match="rotary positions alone"):
+            views.draw_positions(view.subject)
+    else:
+        views.draw_positions(view.subject)
+
+
+def test_heads_of_the_pooling_are_its_own():
+    few, many = view_of("pe"), view_of("siglip")                    # 1 and 3; the blocks have 2
+    assert "layer 3, head 3, pooling query" in words_of(views.draw_attention(many, head=3))
+    assert any("heads, where it lacks this one" in word for word in words_of(views.draw_attention(many, head=3)))
+    with pytest.raises(views.ViewError, match="--head 2: layer 3 has 1 head, counted"):
+        views.draw_attention(few, head=2)
+    assert "layer 2, head 2, mean of all queries" in words_of(views.draw_attention(few, layer=2, head=2))
 
 
 def test_columns_are_patches_row_by_row():

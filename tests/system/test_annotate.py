@@ -121,7 +121,8 @@ TINY = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "num_
 
 @pytest.mark.parametrize("layers", ["last", "all", "2"])
 @pytest.mark.parametrize("row", [{"distilled": True}, {"classifier": "patch_mean"}, {"classifier": "gap"}, {"in_channels": 1},
-                                 {"class_layers": 2, "layer_scale": 0.1}], ids=str)
+                                 {"class_layers": 2, "layer_scale": 0.1}, {"classifier": "token_mean", "registers": 2},
+                                 {"classifier": "attention", "pool_heads": 1, "class_token": False, "rope": "dinov3"}], ids=str)
 def test_every_family_and_a_grid_that_is_not_square(row, layers):
     """As the whole model, though only its end runs after an edit."""
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ weights that layer (it pairs them in reverse); dropping spares the columns of cl
 cut before the mean over the heads, not after it; gradients are those of the attention, not of the softmax's input.
 
 Shapes: B images, H heads, N tokens, Q queries, K keys, (h, w) grid. maps: a list over layers of (B, H, N, N); of a CaiT
-(B, H, h * w, h * w) of its talking-heads layers, then (B, H, 1, 1 + h * w) of its class-attention layers. The patches are
-the last h * w keys.
+(B, H, h * w, h * w) of its talking-heads layers, then (B, H, 1, 1 + h * w) of its class-attention layers; with pooling by
+attention (B, H, 1, N) last. The patches are the last h * w keys; those before them (cls, dist, registers) have no place.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,20 @@ FUSIONS = {"mean": lambda heads: heads.mean(dim=1), "max": lambda heads: heads.a
 
 
 def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, prefix_tokens: int = 1) -> Tensor:
-    """Joint attention of all layers -> (B, N, N), rows sum to 1. CaiT: (B, 1 + h * w, 1 + h * w), cls first.
+    """Joint attention of all layers -> (B, N, N), rows sum to 1. CaiT: (B, 1 + h * w, 1 + h * w), cls first. With pooling by
+    attention (B, 1, N): what its query takes of the tokens, through all layers; it has no residual connection.
 
     The heads of a layer are fused, the residual connection counts as the identity, rows are normalized, layers multiplied.
     drop: this ratio of a layer's fused entries, the lowest, is set to 0, but nothing in the columns of the `prefix_tokens`
-    tokens before the patches (cls, dist; 0: the model has none).
+    tokens before the patches (cls, dist, registers; 0: the model has none).
 
     CaiT: talking heads can be negative and their rows need not sum to 1, so they are cut at 0 and the fused rows
     normalized. They act on the patches alone; a class-attention layer changes the row of cls alone.
     """
-    layers = []
+    layers, cait = [], has_one_query(maps[-1]) and not is_pooled(maps)
     for layer in maps:
         fused = FUSIONS[fusion](layer.clamp_min(0))
-        if is_class_attention(maps[-1]) and not is_class_attention(layer):
+        if cait and not has_one_query(layer):
             fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-12)
         layers.append(fused)
     return _product(layers, drop, prefix_tokens)
@@ -45,7 +46,7 @@ def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, pre
 
 def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: float = 0.0,
                      prefix_tokens: int = 1) -> Tensor:
-    """Joint attention for one class -> (B, N, N), rows sum to 1; as `rollout`, with weights that the class wants more of.
+    """Joint attention for one class -> (B, N, N) or (B, 1, N); as `rollout`, with weights that the class wants more of.
 
     gradients: of the class's logit with respect to the maps, layer by layer in the same order. A layer counts as the mean
     over heads of relu(gradient * map).
@@ -55,22 +56,32 @@ def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: 
     return _product(layers, drop, prefix_tokens)
 
 
-def is_class_attention(layer: Tensor) -> bool:
-    """Whether (..., Q, K) is of a layer whose only query is the cls token."""
+def has_one_query(layer: Tensor) -> bool:
+    """Whether (..., Q, K) is of class attention or of pooling by attention."""
     return layer.shape[-2] == 1 < layer.shape[-1]
 
 
+def is_pooled(maps: Sequence[Tensor]) -> bool:
+    """Whether the last map is of pooling by attention, whose query is no token. (The cls token of a CaiT joins the patches in its
+    class-attention layers, which so have a key more than the others.)"""
+    return has_one_query(maps[-1]) and maps[0].shape[-2] == maps[-1].shape[-1]
+
+
 def _product(layers: list[Tensor], drop: float, prefix_tokens: int) -> Tensor:
-    """Fused maps (B, Q, K), not negative -> (B, N, N)"""
+    """Fused maps (B, Q, K), not negative -> (B, N, N), or (B, 1, N) with pooling by attention"""
     tokens = layers[-1].shape[-1]
     identity = torch.eye(tokens, dtype=layers[0].dtype, device=layers[0].device)
     joint = identity.expand(len(layers[0]), -1, -1)
+    layers, pool = (layers[:-1], layers[-1]) if is_pooled(layers) else (layers, None)
     for layer in layers:
         # The talking-heads layers of a CaiT have no columns before the patches.
         kept = prefix_tokens if layer.shape[-1] == tokens else 0
         layer = _all_tokens(_without_lowest(layer, drop, kept), tokens) + identity
         joint = layer / layer.sum(dim=-1, keepdim=True) @ joint
-    return joint
+    if pool is None:
+        return joint
+    pool = _without_lowest(pool, drop, prefix_tokens)
+    return pool / pool.sum(dim=-1, keepdim=True).clamp_min(1e-12) @ joint
 
 
 def _without_lowest(layer: Tensor, ratio: float, kept_columns: int) -> Tensor:
@@ -84,12 +95,12 @@ def _without_lowest(layer: Tensor, ratio: float, kept_columns: int) -> Tensor:
 def _all_tokens(layer: Tensor, tokens: int) -> Tensor:
     """(B, Q, K) of any layer -> (B, tokens, tokens), zero in the rows of the tokens that it does not change."""
     missing = tokens - layer.shape[-2]
-    if is_class_attention(layer):
+    if has_one_query(layer):
         return F.pad(layer, (0, 0, 0, missing))
     return F.pad(layer, (missing, 0, missing, 0))
 
 
-def read_rows(attention: Tensor, rows: slice, grid: tuple[int, int]) -> Tensor:
+def read_rows(attention: Tensor, rows: slice | list[int], grid: tuple[int, int]) -> Tensor:
     """(..., Q, K) -> (..., R, h, w): what each of the R queries `rows` (model.query_rows) takes from each patch."""
     height, width = grid
     return attention[..., rows, -height * width:].unflatten(-1, (height, width))
@@ -97,7 +108,7 @@ def read_rows(attention: Tensor, rows: slice, grid: tuple[int, int]) -> Tensor:
 
 def class_attention(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
     """CaiT -> (layers of class attention, B, h, w): what the cls token takes from each patch, mean over the heads."""
-    return torch.stack([read_rows(layer.mean(dim=1), slice(0, 1), grid)[:, 0] for layer in maps if is_class_attention(layer)])
+    return torch.stack([read_rows(layer.mean(dim=1), slice(0, 1), grid)[:, 0] for layer in maps if has_one_query(layer)])
 
 
 def upsample(grids: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
@@ -114,8 +125,8 @@ def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: 
     """The distance over which the heads attend, in pixels of the model's input -> (layers, H), mean over queries and images.
 
     The paper's definition: the average distance from the query to all others, weighted by attention; between the centres
-    of the patches. An average divides by the sum of its weights: over the patches alone, because cls and dist have
-    no position. Layers of class attention, whose query has none, are skipped; negative talking heads count as 0.
+    of the patches. An average divides by the sum of its weights: over the patches alone, because cls, dist and registers have
+    no position. Class attention and pooling by attention, whose query has none, are skipped; negative talking heads count as 0.
     """
     height, width = grid
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -123,7 +134,7 @@ def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: 
     apart = (centres[:, None] - centres).norm(dim=-1).to(maps[0])                 # (h * w, h * w)
     found = []
     for layer in maps:
-        if not is_class_attention(layer):
+        if not has_one_query(layer):
             weights = layer[..., -height * width:, -height * width:].clamp_min(0)
             mean = (weights * apart).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1e-12)
             found.append(mean.mean(dim=(0, 2)))

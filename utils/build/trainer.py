@@ -183,7 +183,7 @@ def build_attention_supervision(config: Config, data: Data, model: ImageTransfor
     if ranks.is_main:
         left = len(list(folder.rglob("*.json"))) - len(data.edits)
         print(f"attention: edits of {len(data.edits)} of {len(data.splits.train)} training images teach layer {layers} of "
-              f"{len(model.blocks) + model.config.class_layers}, weight {config.attention_loss_weight:g}"
+              f"{model.attention_layers}, weight {config.attention_loss_weight:g}"
               + (f"; {left} other files in {folder} do not: of held-out images ({len(data.held_out_edits)}), of no image of "
                  "these data, or without an edited patch" if left else ""))
     return AttentionSupervision(config.attention_loss_weight, model.recording_patch_logits,
@@ -193,7 +193,9 @@ def build_attention_supervision(config: Config, data: Data, model: ImageTransfor
 def decides_attention(model: ImageTransformer, name: str) -> bool:
     """Whether the logits of the last layer with sigmoid attention depend on this parameter."""
     index, last = model.layer_index(name), max(model.sigmoid_layers)
-    return index < last or (index == last and any(part in name for part in (".norm1.", ".attn.q", ".attn.k.")))
+    if index == last == model.depth:                 # pooling by attention, which comes behind the last norm
+        return name.startswith(("norm.", "attn_pool.latent", "attn_pool.q.", "attn_pool.kv."))
+    return index < last or (index == last and any(part in name for part in (".norm1.", ".attn.q", ".attn.k.", ".attn.k_norm")))
 
 
 def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Module:

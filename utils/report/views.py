@@ -24,7 +24,12 @@ from utils.run.log import LOG_FILE, scan_log
 from . import pictures, plots
 from .plots import Figure, plain
 
-CLS, DIST, ALL = "cls token", "dist token", "mean of all queries"
+CLS, DIST, ALL, POOL = "cls token", "dist token", "mean of all queries", "pooling query"
+# What is said below pictures of a model whose head reads more than tokens of its own, by `classifier`.
+MEAN_POOLED = "The head reads the mean of the patches and no token of its own: maps are the mean over all queries."
+NOTES = {"token": "", "gap": MEAN_POOLED, "mean": MEAN_POOLED, "patch_mean": MEAN_POOLED,
+         "token_mean": "The head reads the cls token and the mean of the patches: maps are of the first, and the mean over the "
+                       "queries of the patches."}
 LARGE = 112                         # pixels of a map
 COARSE = 8                          # below so many patches a side, smooth maps would have their peaks where no patch is
 
@@ -91,14 +96,18 @@ def predict_with_attention(subject: Subject, example: Example) -> View:
 def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
     """A map (1, H, Q, K) -> {query: (H, height, width)}, see `enlarge`.
 
-    The queries are the token or tokens that the head reads; of a mean-pooled model and of talking heads all, averaged.
+    The queries are the token or tokens that the head reads; of a mean-pooled model, of talking heads and of the layers before
+    pooling by attention all, averaged.
     """
     # A CaiT's layers without a cls token have talking heads.
     talking = model.config.class_layers and layer.shape[-1] == model.grid[0] * model.grid[1]
-    rows = slice(None) if talking else model.query_rows
+    rows, classifier = slice(None) if talking else model.query_rows, model.config.classifier
     grids = attention_maps.read_rows(layer[0], rows, model.grid)                           # (H, R, h, w)
-    if rows.stop is None:
-        return {ALL: enlarge(model, grids.mean(dim=1))}
+    if classifier == "token_mean":
+        return {CLS: enlarge(model, grids[:, 0]), ALL: enlarge(model, grids[:, 1:].mean(dim=1))}
+    if classifier != "token" or talking:
+        pooled = classifier == "attention" and attention_maps.has_one_query(layer)
+        return {POOL if pooled else ALL: enlarge(model, grids.mean(dim=1))}
     large = enlarge(model, grids)
     return {reader: large[:, number] for number, reader in zip(range(large.shape[1]), (CLS, DIST))}
 
@@ -115,12 +124,14 @@ def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
 
 def draw_attention(view: View, layer: int | None = None, head: int | None = None) -> Figure:
     """Every layer, and every head of one (counted from 1; None: the last layer, the mean of the heads)."""
-    model, heads = view.subject.model, view.maps[0].shape[1]
+    model = view.subject.model
     layer = check_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
-    which = "mean of the heads" if head is None else f"head {check_range('--head', head, heads, 'heads')}"
+    heads = view.maps[layer - 1].shape[1]                              # pooling by attention may have more or fewer
+    whose = f"layer {layer}" if model.config.classifier == "attention" else "the model"
+    which = "mean of the heads" if head is None else f"head {check_range('--head', head, heads, 'heads', whose)}"
 
     def one(maps: np.ndarray) -> np.ndarray:
-        return maps.mean(axis=0) if head is None else maps[head - 1]
+        return maps.mean(axis=0) if head is None or head > len(maps) else maps[head - 1]
 
     readings = [read(model, recorded) for recorded in view.maps]
     chosen = [(f"layer {layer}, {which}, {reader}", one(maps)) for reader, maps in readings[layer - 1].items()]
@@ -132,30 +143,32 @@ def draw_attention(view: View, layer: int | None = None, head: int | None = None
     for reader, maps in readings[layer - 1].items():
         groups[f"every head of layer {layer}, {reader}"] = [(f"head {number}", heat) for number, heat in enumerate(maps, start=1)]
     note = _note(model, "* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are "
-                        "drawn as 0. The last layers are class attention.")
+                        "drawn as 0. The last layers are class attention.",
+                 "* A block, all of whose tokens are read: mean of all queries"
+                 + (" (and heads, where it lacks this one)" if any((head or 0) > maps.shape[1] for maps in view.maps) else "")
+                 + ". The last layer is the pooling by attention, which has one query.")
     return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note)
 
 
-def check_range(flag: str, number: int, count: int, things: str) -> int:
+def check_range(flag: str, number: int, count: int, things: str, whose: str = "the model") -> int:
     if not 1 <= number <= count:
-        raise ViewError(f"{flag} {number}: the model has {count} {things}, counted from 1")
+        raise ViewError(f"{flag} {number}: {whose} has {count} {things if count > 1 else things[:-1]}, counted from 1")
     return number
 
 
-def _note(model: nn.Module, of_cait: str) -> str:
+def _note(model: nn.Module, of_cait: str, of_pooling: str) -> str:
     if model.config.class_layers:
         return of_cait
-    mean_pooled = model.query_rows.stop is None
-    return "The head reads the mean of the patches and no token of its own: maps are the mean over all queries." * mean_pooled
+    return NOTES.get(model.config.classifier, of_pooling)
 
 
 def joint_maps(view: View, joint: Tensor, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """Joint attention (1, N, N) -> [(name and query, map)]"""
+    """Joint attention (1, N, N), or (1, 1, N) with pooling by attention -> [(name and query, map)]"""
     return [(f"{name}{reader}", maps[0]) for reader, maps in read(view.subject.model, joint[:, None]).items()]
 
 
 def compute_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Tensor:
-    """Attention rollout -> (1, N, N)"""
+    """Attention rollout -> (1, N, N), or (1, 1, N) with pooling by attention"""
     return attention_maps.rollout(view.maps, fusion, drop, protected_columns(view.subject.model))
 
 
@@ -170,7 +183,7 @@ def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Figure:
 
 
 def compute_gradient_rollout(view: View, target: int, drop: float = 0.0) -> Tensor:
-    """Gradient rollout of class number `target` -> (1, N, N)"""
+    """Gradient rollout of class number `target` -> (1, N, N), or (1, 1, N) with pooling by attention"""
     model = view.subject.model
     with model.recording(differentiable=True) as maps:
         logits = model(view.inputs)
@@ -192,9 +205,10 @@ def describe_rollout(how: str, drop: float) -> str:
 
 
 def draw_joint(view: View, joint: Tensor, what: str) -> Figure:
-    """Any rollout (1, N, N)."""
+    """Any rollout (1, N, N) or (1, 1, N)."""
     note = _note(view.subject.model, "Negative weights of talking heads count as 0; class-attention layers change the row of the "
-                                     "cls token alone.")
+                                     "cls token alone.",
+                 "What the query of the pooling by attention takes of each patch, through all layers.")
     maps = joint_maps(view, joint, "all layers, ")
     return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention")
 
@@ -213,8 +227,9 @@ def draw_class_attention(view: View) -> Figure:
     """Of a CaiT: each of its class-attention layers. Raises ViewError for other families."""
     model = view.subject.model
     if not model.config.class_layers:
-        raise ViewError("only CaiT has class-attention layers; take attention, whose rows of the cls token are the same thing "
-                        f"(the model: {view.subject.title})")
+        same = {"token": ", whose rows of the cls token are the same thing", "attention": ", whose last layer is the pooling by "
+                "attention"}.get(model.config.classifier, "")
+        raise ViewError(f"only CaiT has class-attention layers; take attention{same} (the model: {view.subject.title})")
     grids = attention_maps.class_attention(view.maps, model.grid)[:, 0]
     first = len(view.maps) - len(grids) + 1
     maps = [(f"layer {number}, class attention, mean of the heads", heat)
@@ -236,13 +251,20 @@ def draw_distance(views: Iterable[View]) -> Figure:
     size = "x".join(map(str, model.img_size))
     title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
     note = "Weighted mean distance from a patch to the others, between their centres; the weights of cls and dist are left out."
+    if model.config.registers or model.config.classifier == "attention":
+        pool = "pooling and " * (model.config.classifier == "attention")
+        note = f"Weighted mean distance between patch centres; {pool}tokens that are no patches are left out."
     if model.config.class_layers:
         note = "Weighted mean distance between patch centres; negative talking heads count as 0, class attention is left out."
     return pictures.distance((sum(distances) / count).numpy(), np.hypot(*model.img_size), title, note)
 
 
 def draw_positions(subject: Subject) -> Figure:
+    """Raises ViewError for models without learned positions."""
     model = subject.model
+    if model.pos_embed is None:
+        raise ViewError("the model has rotary positions alone, which are not learned: it has no position embeddings to compare "
+                        f"(the model: {subject.title})")
     similarity = attention_maps.position_similarity(model.pos_embed.detach().cpu(), model.grid)
     return pictures.positions(similarity.numpy(), f"position embeddings: similarity of each patch to all others\n{subject.title}")
 

@@ -11,7 +11,7 @@ from filling import load, published_model, random_model, refused
 
 from configs import MODELS, architecture
 from models import create_model
-from models.checkpoints import timm_config
+from models.checkpoints import timm_config, timm_models
 from models.checkpoints.export import save_folder
 from models.checkpoints.timm_config import check_timm, computed_otherwise, largest_difference
 
@@ -115,7 +115,7 @@ def test_timm_computes_the_known_logits_from_it(tmp_path, case):
 def test_every_width_of_the_mlp_is_found_again():
     for width in range(1, 400, 7):
         for mlp in (1, 17, width, 3 * width + 1, 4 * width - 1):
-            assert int(width * timm_config._ratio(width, mlp)) == mlp, (width, mlp)
+            assert int(width * timm_models.ratio_of(width, mlp)) == mlp, (width, mlp)
 
 
 @pytest.mark.parametrize("row, more, view, words", [
