@@ -144,7 +144,7 @@ def _get(repository: str, name: str, folder: Path) -> Path | None:
             raise WeightsError(_refused(repository, folder, error.status, error.code)) from error
         if error.status == NOT_FOUND:
             return None
-        raise
+        raise _unreached(repository, folder, name, error) from error
 
 
 def check_access(repository: str, folder: Path) -> None:
@@ -152,9 +152,17 @@ def check_access(repository: str, folder: Path) -> None:
     account."""
     if is_weights_folder(folder):
         return
-    status = check_reachable(address(repository), folder / WEIGHTS[0], _headers())
+    try:
+        status = check_reachable(address(repository), folder / WEIGHTS[0], _headers())
+    except DownloadError as error:
+        raise _unreached(repository, folder, WEIGHTS[0], error) from error
     if status in NO_ACCESS:
         raise WeightsError(_refused(repository, folder, status))
+
+
+def _unreached(repository: str, folder: Path, name: str, error: DownloadError) -> DownloadError:
+    return DownloadError(f"could not download {address(repository, name)} ({error.reason}); download {CONFIG} and {WEIGHTS[0]} "
+                         f"of {page_of(repository)} on another machine, and put both into {folder}")
 
 
 def _refused(repository: str, folder: Path, status: int, code: str = "") -> str:

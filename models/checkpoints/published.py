@@ -159,9 +159,13 @@ def require_published(text: str | Path) -> str:
             f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
             f"{', '.join(tables)}, augreg; names of timm's; and repositories of the hub (MODEL_ZOO.md lists them; "
             "hf-hub:ORG/NAME means any)")
-    if (known := hub.published_file(str(text))) and not known.model:
-        raise WeightsError(f"{text}: its architecture is none of those here (configs.py; MODEL_ZOO.md says which are)")
+    _refuse_unbuilt(str(text))
     return name
+
+
+def _refuse_unbuilt(text: str) -> None:
+    if (known := hub.published_file(text)) and not known.model:
+        raise WeightsError(f"{text}: its architecture is none of those here (MODEL_ZOO.md says which are)")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
@@ -187,6 +191,7 @@ def check_published_reachable(name: str) -> None:
         url, path, _ = _wanted(name)
         check_reachable(url, path)
     else:
+        _refuse_unbuilt(name)
         hub.check_access(name, _folder() / name)
 
 

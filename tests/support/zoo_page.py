@@ -20,16 +20,16 @@ PAGE = ROOT / "MODEL_ZOO.md"
 FREE = re.compile(r"(apache|mit\b|bsd)")
 # The heading of a family, the beginnings of its models' names, and a word on it.
 GROUPS = (
-    ("DINOv2", ("DINOv2-",), "Self-supervised on 142 million images (arXiv 2304.07193); `-reg`: with four registers (2309.16588)."),
-    ("DINOv3", ("DINOv3-",), "Self-supervised on 1.7 billion images (arXiv 2508.10104). Meta's own licence, which the models made "
-     "of them fall under too; gated: accept it at the page of the repository, and set `HF_TOKEN`."),
+    ("DINOv2", ("DINOv2-",), "Self-supervised on 142 million images (arXiv 2304.07193); `-reg` has four registers (2309.16588)."),
+    ("DINOv3", ("DINOv3-",), "Self-supervised on 1.7 billion images (arXiv 2508.10104). Meta's own licence, which the models "
+     "made of them fall under too; gated: accept it at the page of the repository, and set `HF_TOKEN`."),
     ("LingBot-Vision and EUPE", ("LingBot-", "EUPE-"), "The architecture of DINOv3 with weights of others."),
     ("TIPSv2", ("TIPSv2-",), "Images and texts; no normalization (mean 0, std 1)."),
     ("SigLIP and SigLIP 2", ("SigLIP-",), "Images and texts (arXiv 2303.15343, 2502.14786); `v2` and `siglip2` are the second. "
      "Names with `gap` have the mean in place of the pooling by attention."),
     ("CLIP of OpenAI, MetaCLIP and DFN", ("CLIP-",), "Images and texts (arXiv 2103.00020); with the quick form of GELU."),
-    ("OpenCLIP", ("OpenCLIP-", "TinyCLIP-"), "CLIP trained by LAION and others, with the exact form of GELU; and smaller ones made "
-     "of it."),
+    ("OpenCLIP", ("OpenCLIP-", "TinyCLIP-"), "CLIP trained by LAION and others, with the exact form of GELU; and smaller "
+     "ones made of it."),
     ("DeiT III", ("DeiT3-",), "Supervised on ImageNet-21k or ImageNet (arXiv 2204.07118)."),
     ("EVA and EVA-02", ("EVA02-", "EVA-"), "Masked images with CLIP's features (arXiv 2303.11331); `-clip` are CLIP towers."),
     ("Perception Encoder", ("PE-",), "Images, videos and texts (arXiv 2504.13181)."),

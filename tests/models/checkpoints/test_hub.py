@@ -9,6 +9,7 @@ import pytest
 import configs
 from models import ModelError, find_checkpoint
 from models.checkpoints import hub
+from models.checkpoints.download import DownloadError
 from models.checkpoints.published import check_published_reachable, license_of, published_name
 
 REPOSITORY = "timm/vit_small_patch16_dinov3.lvd1689m"
@@ -81,6 +82,8 @@ def test_licences():
 
 def test_what_is_not_built_here_is_refused_before_it_is_downloaded(folder):
     assert "its architecture is none of those here" in fails("beitv2_base_patch16_224")
+    with pytest.raises(ModelError, match="its architecture is none of those here"):
+        check_published_reachable(published_name("beitv2_base_patch16_224"))
 
 
 # ------------------------------------------------------------------------------------------------------------- download
@@ -154,6 +157,8 @@ def test_what_the_hub_lacks(published, folder):
 
 
 def test_nobody_answers(folder):
-    assert f"/resolve/main/config.json (Connection refused); download it on another machine and put it at {folder}" in fails()
-    with pytest.raises(ModelError, match="Connection refused"):
+    both = (f"(Connection refused); download config.json and model.safetensors of {hub.HUB}/{REPOSITORY} on another machine, "
+            f"and put both into {folder / REPOSITORY}")
+    assert both in fails()
+    with pytest.raises(DownloadError, match=r"Connection refused.*put both into"):
         check_published_reachable(REPOSITORY)
