@@ -162,7 +162,7 @@ VARIANTS = {
 AS_MAE = {"learning_rate": 1.25e-4, "layer_decay": 0.75, "weight_decay": 0.05}
 SGD = {"learning_rate": 0.01}
 # The same without start weights: the rates of `scratch-small` and `vit-paper`. A new head has none either: where the weights
-# before it want a far smaller rate, it learns at this one, unless a rate is typed.
+# before it want a far smaller rate, it learns at this one, unless a larger one is typed.
 FROM_SCRATCH = {"adamw": {"learning_rate": 1e-3, "weight_decay": 0.1}, "sgd": {"learning_rate": 0.03}}
 NEW_HEAD = {"head_learning_rate": FROM_SCRATCH["adamw"]["learning_rate"]}
 # 1e-5 whatever the batch; and the rates of N images, for 32 of them.

@@ -189,7 +189,8 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert with_head("OpenCLIP-B_16", train_batch_size=2048) == ("adamw", 6e-4, 0.6, 1e-3)
     assert with_head("SigLIP-SO400M_14", train_batch_size=2048) == ("adamw", 4e-4, 0.65, 1e-3)
     assert with_head("EVA02-L_14", train_batch_size=1024) == ("adamw", 5e-5, 0.8, 1e-3)
-    assert with_head("DINOv2-B_14", learning_rate=3e-5)[1:] == (3e-5, 1.0, None)            # typed: for the head too
+    assert with_head("DINOv2-B_14", learning_rate=3e-5)[1:] == (3e-5, 1.0, 1e-3)
+    assert with_head("DINOv2-B_14", learning_rate=2e-3)[3] is with_head("DINOv2-B_14", learning_rate=0.0)[3] is None
     assert with_head("DINOv2-B_14", optimizer="sgd") == ("sgd", 0.01, 1.0, None)
     assert taken("BEiT3-B_16") == taken("AIMv2-L_14") == ("adamw", 1.25e-4, 0.75, 0.05, None)
     assert rates_to_try(preview(PHOTOS | {"data_dir": "."}, Machine("cuda", 24 << 30, 4))) == [1e-6, 3e-6, 1e-5, 3e-5]

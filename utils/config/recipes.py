@@ -106,7 +106,8 @@ def _fine_tuning(values: Values, batch: int) -> dict:
     optimizer = values["optimizer"] or own
     rates = {"weight_decay": 0.0} | row.get(optimizer, row["adamw"])
     scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH or row.get("any_batch") else batch / LEAST_BATCH
-    if getattr(values, "sources", {}).get("learning_rate") == FLAG:       # which is meant for the head too
+    if getattr(values, "sources", {}).get("learning_rate") == FLAG and not (
+            0 < values["learning_rate"] < rates.get("head_learning_rate", 0)):             # which is meant for the head too
         rates.pop("head_learning_rate", None)
     return {"optimizer": optimizer} | rates | {"learning_rate": rates["learning_rate"] * scale}
 
