@@ -24,16 +24,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import launch, process
+from utils import process
 from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Machine, Parser, check_published, name_model, preview
+    from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
-    from utils.config.recipes import PAPER_RATES, by_machine, rates_to_try
+    from utils.config.recipes import PAPER_RATES, rates_to_try
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
     from utils.report import sweeps
@@ -61,8 +61,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
         flags_of_run = name_model(flags_of_script(flags), model_of)
-        here = launch.machine_here(flags_of_run.get("device", "auto")) if not values and by_machine(flags_of_run) else ()
-        values = values or rates_to_try(preview(flags_of_run, Machine(*here)))
+        values = values or rates_to_try(preview(flags_of_run, machine_of(flags_of_run)))
         for name in (tried, *OWN):
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")

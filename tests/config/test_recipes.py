@@ -19,6 +19,7 @@ from utils.config import (
     check,
     choose,
     length_warnings,
+    machine_of,
     parse,
     preview,
     resolve,
@@ -226,6 +227,7 @@ def test_the_machine_decides_the_model_of_photos_alone(machine, model):
     assert (found.model_type, found.img_size) == (model, 224)
     assert preview(PHOTOS | {"data_dir": "."}, machine)["model_type"] == model
     assert by_machine(PHOTOS) and not by_machine({}) and not by_machine(PHOTOS | {"model_type": model})
+    assert machine_of({"dataset": "digits"}) is machine_of(PHOTOS | {"model_type": model}) is None
     why = why_this_model(found, facts)
     assert (f" {facts.memory >> 30} GiB a process, of those that are free to use: " in why) == bool(machine)
     # What a file does not say of itself a plain ViT decides, and a size of one's own is of one.

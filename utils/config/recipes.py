@@ -18,6 +18,7 @@ from configs import (
     RECIPES,
     VARIANTS,
 )
+from utils import launch
 
 from .flags import SIZES
 from .records import DEFAULT, FLAG, Config, Facts, Machine, Values
@@ -142,8 +143,12 @@ def _of_machine(machine: Machine | Facts | None) -> dict:
 
 def by_machine(flags: Mapping) -> bool:
     """Whether the machine decides the model that a new run of these flags starts from."""
-    values = choose_row(dict(flags))[1]
-    return "img_size" in values
+    return "img_size" in choose_row(dict(flags))[1]
+
+
+def machine_of(flags: Mapping) -> Machine | None:
+    """That of the runs of a sweep, where it decides their model."""
+    return Machine(*launch.machine_here(flags.get("device", "auto"))) if by_machine(flags) else None
 
 
 def why_this_model(config: Config, facts: Facts) -> str:
