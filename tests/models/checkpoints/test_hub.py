@@ -162,3 +162,18 @@ def test_nobody_answers(folder):
     assert both in fails()
     with pytest.raises(DownloadError, match=r"Connection refused.*put both into"):
         check_published_reachable(REPOSITORY)
+
+
+@pytest.mark.reference
+def test_the_table_is_timm_s():
+    """Repositories, sizes, licences, heads, and which tag a name without one means."""
+    registry = pytest.importorskip("timm.models._registry")
+    files = [file for file in hub.table() if "/" not in file.name]
+    assert len(files) > 400
+    for file in files:
+        theirs = registry.get_pretrained_cfg(file.name)
+        assert file.repository == (theirs.hf_hub_id or file.repository), file.name
+        assert (file.pixels, file.license, file.classes) == (theirs.input_size[-1], theirs.license or "", theirs.num_classes), file
+        arch = file.name.partition(".")[0]
+        if hub.published_file(arch).name == file.name:
+            assert registry.get_pretrained_cfg(arch).tag == file.name.partition(".")[2], file.name
