@@ -100,7 +100,7 @@ def published_names() -> list[str]:
     """The names; of AugReg's over 50,000 files those that a size alone stands for."""
     sizes = AUGREG_SIZE.pattern.split("|")
     own = [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
-    return [*own, *dict.fromkeys(file.repository for file in hub.table() if file.model and file.repository)]
+    return [*own, *dict.fromkeys(file.place for file in hub.table() if file.model and file.place)]
 
 
 def published_name(name: str) -> str | None:
@@ -110,7 +110,7 @@ def published_name(name: str) -> str | None:
     (R50+ViT-B_16), a name with the file's suffix, and DeiT's without the digits.
     """
     known = hub.published_file(name)
-    return _own_name(name) or (known.repository or known.name if known else hub.repository_of(name))
+    return _own_name(name) or (known.place or known.name if known else hub.repository_of(name))
 
 
 def _own_name(name: str) -> str | None:

@@ -101,12 +101,12 @@ def table(files: Iterable[hub.PublishedFile]) -> str:
     lines = ["| `MODEL_TYPE` | name for `PRETRAINED_DIR` | px | parameters | head | licence | from |",
              "|---|---|---:|---:|---:|---|---|"]
     for file in files:
-        default = published_name(file.model) == (file.repository or file.name)
+        default = published_name(file.model) == (file.place or file.name)
         license = file.license or "not stated"
         shown = license if FREE.match(license) else f"**{license}**"
         link = f"[hub]({hub.page_of(file.repository)})" if file.repository else f"[file]({published_url(file.name)})"
-        name = file.name if "/" in file.name or published_name(file.name) == file.repository else file.repository
-        lines.append(f"| {'**' * default}`{file.model}`{'**' * default} | `{name}` | {file.pixels} | {file.parameters:,.1f} M | "
+        bold = "**" * default
+        lines.append(f"| {bold}`{file.model}`{bold} | `{file.name}` | {file.pixels} | {file.parameters:,.1f} M | "
                      f"{file.classes or '-'} | {shown} | {link} |")
     return "\n".join(lines) + "\n"
 
