@@ -14,11 +14,11 @@ GIB = 2 ** 30
 LATER = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"positions": "patches", "registers": 1},
          {"positions": "none", "rope": "dinov3"}, {"classifier": "token_mean"}, {"classifier": "attention"}, {"mlp": "swiglu"},
          {"classifier": "attention", "pool_heads": 8, "pool_mlp_dim": 100, "class_token": False, "norm": "rms"},
-         {"norm": "rms", "pre_norm": True, "patch_norm": "after"}, {"patch_norm": "around", "patch_bias": False}, {"qk_norm": True},
-         {"final_norm": False}, {"final_norm": False, "classifier": "patch_mean"}, {"attention_norm": True, "mlp_norm": True},
-         {"mlp": "swiglu", "mlp_norm": True, "mlp_bias": False, "norm": "rms"}, {"qkv_bias": "qv"}, {"qkv_bias": "none"},
-         {"proj_bias": False, "qk_norm": True, "norm": "rms"}, {"layer_scale": 1e-5, "registers": 2, "classifier": "gap"},
-         {"mlp_bias": False, "attention_norm": True, "norm": "rms"}]
+         {"norm": "rms", "pre_norm": True, "patch_norm": "after"}, {"patch_norm": "around", "patch_bias": False},
+         {"qk_norm": True}, {"final_norm": False}, {"final_norm": False, "classifier": "patch_mean"}, {"qkv_bias": "qv"},
+         {"attention_norm": True, "mlp_norm": True}, {"mlp": "swiglu", "mlp_norm": True, "mlp_bias": False, "norm": "rms"},
+         {"qkv_bias": "none"}, {"proj_bias": False, "qk_norm": True, "norm": "rms"}, {"registers": 2, "classifier": "gap"},
+         {"mlp_bias": False, "attention_norm": True, "norm": "rms"}, {"layer_scale": 1e-5}]
 
 
 @pytest.mark.parametrize("name", configs.MODELS)
