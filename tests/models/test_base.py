@@ -90,6 +90,8 @@ def test_a_model_records_and_edits_itself():
                   "head": 3, "head_dist": 3}),
     ("cait", {"class_layers": 2}, {"cls_token": 0, "pos_embed": 0, "patch_embed": 0, "blocks.0": 1, "blocks.1": 2,
                                    "blocks_token_only.0": 3, "blocks_token_only.1": 4, "norm": 5, "head": 5}),
+    ("pe", {}, {"cls_token": 0, "reg_token": 0, "pos_embed": 0, "patch_embed": 0, "norm_pre": 0, "blocks.0": 1, "blocks.1": 2,
+                "norm": 3, "attn_pool": 3, "head": 3}),
 ])
 def test_layer_index_of_every_parameter(family, row, layers):
     """CaiT's class-attention layers come after the others. For MAE 0.75 ** (depth - index) are its code's learning rates."""
