@@ -20,6 +20,16 @@ FAMILIES = {
     "grey": ("ViT-Ti_16", {"in_channels": 1}, (16, 24)),
     "hybrid": ("R-ViT-Ti_16", {"patch_size": 2}, 16),
 }
+# Rows of today's families, tiny, one of each mechanism as its family has it.
+MECHANISMS = {
+    "DINOv2": ("DINOv2-S_14-reg", {"registers": 2}, (16, 24)),
+    "DINOv3": ("DINOv3-S+_16-qkvb", {"hidden_size": 16}, (16, 24)),
+    "SigLIP": ("SigLIP-B_16", {}, 16),
+    "CLIP": ("CLIP-B_32", {}, 16),
+    "EVA-02": ("EVA02-B_16-clip", {"hidden_size": 16, "rope_grid": 3}, (24, 16)),
+    "PE": ("PE-core-B_16", {"hidden_size": 16, "pool_heads": 4, "pool_mlp_dim": 20, "rope_grid": 3}, 16),
+    "AIMv2": ("AIMv2-L_14", {}, (16, 24)),
+}
 # Rows of later families, tiny: registers, rotary positions and factors of the branches; the cls token beside the mean; pooling by
 # attention without and with a cls token; the mean without a cls token. Their width fits 2 heads and 3.
 DINO = {"registers": 2, "positions": "none", "rope": "dinov3", "layer_scale": 0.1, "mlp": "swiglu", "qkv_bias": "qv"}
@@ -37,7 +47,7 @@ CLASSES = list("0123456789")
 
 def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransformer":
     """Untrained, with random weights, in training mode."""
-    kind, keys, size = (FAMILIES | LATER)[family]
+    kind, keys, size = (FAMILIES | LATER | MECHANISMS)[family]
     torch.manual_seed(0)
     model = models.create_model(kind, classes, size, **SMALL | keys | own)
     for parameter in model.parameters():
@@ -48,7 +58,7 @@ def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransfor
 def save_run(folder: Path, family: str = "vit", own: dict | None = None, stored: dict | None = None, **settings) -> Path:
     """A run of such a model of ten classes. own: keys of its row; settings: flags of the run; stored: settings that other data
     would have given it."""
-    kind, _, size = (FAMILIES | LATER)[family]
+    kind, _, size = (FAMILIES | LATER | MECHANISMS)[family]
     model = family_model(family, **own or {})
     folder.mkdir(parents=True)
     run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,
