@@ -52,6 +52,16 @@ def test_a_compiled_model_computes_the_same(family):
     assert torch.equal(compiled(images), model(images))
 
 
+@pytest.mark.parametrize("family", ["dino", "mean", "pe"])
+@torch.no_grad()
+def test_an_exported_graph_computes_the_same(family):
+    """Of any batch."""
+    model, images = random_model(family), torch.randn(3, 3, 8, 12)
+    graph = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
+    for count in (1, 3):
+        torch.testing.assert_close(graph(images[:count]), model(images[:count]))
+
+
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
