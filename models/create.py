@@ -129,7 +129,8 @@ def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
     of its keys."""
     said = {key: value for key, value in file.own_row.items() if key not in (*COMPUTED, "img_size")}
     if unknown := set(said) - set(KEYS) - {*SIZES, "num_heads"}:
-        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know; a newer one wrote it")
+        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know: a newer one has "
+                         "written it")
 
     def others(name: str) -> dict:
         return {key: value for key, value in said.items() if value != MODELS[name][key]}

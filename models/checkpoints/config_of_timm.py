@@ -98,7 +98,9 @@ def describe(values: dict) -> Description:
     names = values.get("label_names") or values.get("labels") or published.get("label_names")
     found = Description(classes=_own_names(names) if OWN_ENTRY in values else names_of(names))
     tag, name = str(published.get("tag") or ""), str(values.get("architecture") or "")
-    found.model, found.license, found.base = name, shown(published.get("license") or ""), row_of(name, tag)
+    found.model, found.license = name, shown(published.get("license") or "")
+    if OWN_ENTRY not in values:            # the notes of weights of ours say it all
+        found.base = row_of(name, tag)
     found.outputs = values.get("num_classes") if is_whole(values.get("num_classes")) else None
     _take_arguments(found, arguments, values.get("global_pool"))
     if arguments.get("act_layer") and arguments["act_layer"] not in ("silu", "SiLU"):

@@ -59,6 +59,35 @@ def test_what_google_s_layout_cannot_hold_is_refused(tmp_path, case, lacks):
     assert os.listdir(tmp_path) == []
 
 
+def test_pooling_by_attention_gets_the_names_of_big_vision(tmp_path):
+    """SigLIP's, whose table of positions has another name there; without a cls token a mean is Google's."""
+    keys = {"class_token": False, "classifier": "attention", "pool_mlp_dim": 20, "pool_heads": 2}
+    row = architecture(4, 8, 16, 2, 1, img_size=8, **keys)
+    model = random_model(row)
+    save_npz(model, tmp_path / "x.npz")
+    names = reference.arrays(tmp_path / "x.npz")
+    assert names["MAPHead_0/MultiHeadDotProductAttention_0/query/kernel"].shape == (8, 2, 4) and "pos_embedding" in names
+    assert "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/out/kernel" in names
+    assert same_state(model, load(tmp_path / "x.npz", row))
+    mean = random_model(architecture(4, 8, 16, 2, 1, img_size=8, class_token=False, classifier="mean"))
+    save_npz(mean, tmp_path / "y.npz")
+    images = torch.randn(2, 3, 8, 8)
+    again = load(tmp_path / "y.npz", architecture(4, 8, 16, 2, 1, img_size=8, classifier="gap"))
+    assert torch.equal(again.eval()(images), mean.eval()(images))
+
+
+@pytest.mark.parametrize("more, part", [
+    ({"registers": 2}, "registers 2"), ({"rope": "dinov3"}, "rope 'dinov3'"), ({"norm": "rms"}, "norm 'rms'"),
+    ({"qkv_bias": "none"}, "qkv_bias 'none'"), ({"final_norm": False}, "final_norm False"), ({"mlp": "swiglu"}, "mlp 'swiglu'"),
+    ({"classifier": "token_mean"}, "classifier 'token_mean'"), ({"classifier": "mean"}, "classifier 'mean'"),
+    ({"positions": "patches"}, "positions 'patches'"), ({"classifier": "attention"}, "classifier 'attention'"),
+    ({"classifier": "attention", "class_token": False, "pool_heads": 1}, "pool_heads 1")])
+def test_parts_that_google_s_encoder_does_not_have_are_named(tmp_path, more, part):
+    model = create_model(architecture(4, 8, 16, 2, 1, img_size=8, **more), 3)
+    refused(f"Google's layout has no {part}; save_timm writes it", save_npz, model, tmp_path / "x.npz")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("case", reference.TORCH_ROWS)
 def test_ours_to_timm_s_and_back(tmp_path, case, suffix):
