@@ -249,7 +249,8 @@ def test_timm_and_transformers_open_it(family):
     settings = {"interpolation": "bicubic", "eval_crop": 0.8} if family in ("cropped", "hybrid", "SigLIP") else {"eval_crop": 0}
     folder = folder_of("gap" if family == "cropped" else family, **settings)
     ours = open_model("output/r")
-    limit = 1e-3 if family == "hybrid" else 1e-5
+    # timm's table of angles has rounding errors of float32, which the norm behind the attention of EVA-02 makes larger.
+    limit = {"hybrid": 1e-3, "EVA-02": 1e-4}.get(family, 1e-5)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = images_of(ours.model, 3)
     assert (theirs(images) - ours.model(images)).abs().max() < limit
