@@ -11,30 +11,30 @@ from configs import MODELS, architecture
 
 from .base import ImageTransformer
 from .cait import CaiT
-from .checkpoints.described import COMPUTED
+from .checkpoints.description import COMPUTED
 from .checkpoints.hub import published_file
+from .checkpoints.infer import ARRAYS
 from .checkpoints.load import check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
-from .families import KEYS
-from .kinds import brief
+from .match import AmbiguousError, match_row
 from .sigmoid_attention import use_sigmoid_attention
 from .vit import VisionTransformer
 
 
-def create_model(name_or_config: str | ConfigDict, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None,
-                 pretrained: str | Path | OpenedCheckpoint | None = None, head: str = "zero", initialise: bool = True,
-                 **overrides) -> ImageTransformer:
+def create_model(name_or_config: str | ConfigDict | None = None, num_classes: int | None = None,
+                 img_size: int | tuple[int, int] | None = None, pretrained: str | Path | OpenedCheckpoint | None = None,
+                 head: str = "zero", initialise: bool = True, **overrides) -> ImageTransformer:
     """Builds a model of the class that the row asks for, in training mode. `model(images)` gives logits (B, num_classes).
 
-    name_or_config: a name of list_models(), or of a published file, such as timm's, for the model that it is of; or a row of
-                    configs.MODELS (or one made with configs.architecture).
+    name_or_config: a name of list_models(), or of a published file, such as timm's, for the model that it is of; a row of
+                    configs.MODELS (or one made with configs.architecture); None: the model and the image size of `pretrained`.
     num_classes:    default 1000; with head="keep" the file's own count.
     img_size:       side or (height, width) in pixels; default the row's.
-    pretrained:     a checkpoint file, an OpenedCheckpoint, or a published name, which is looked up in ./checkpoint and else
-                    downloaded.
+    pretrained:     a checkpoint file, a folder of timm or transformers, an OpenedCheckpoint, or a published name, which is
+                    looked up in ./checkpoint and else downloaded.
     head:           "zero" starts a new task; "keep" takes the file's head (and its pre_logits layer).
     initialise:     False leaves the parameters uninitialized, for a caller who loads all of them (load_state_dict).
     overrides:      other values for keys of the row, such as dropout_rate=0.1. Those of GELU, eps, mean and std win over what
@@ -42,17 +42,24 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     model.load_report lists what was used, resized, fresh and left out (None without `pretrained`).
     Raises ModelError for anything that does not exist or does not fit.
     """
-    plain = resolve_row(name_or_config, overrides)
-    config = plain
-    if isinstance(pretrained, OpenedCheckpoint):            # its GELU, eps, mean and std are part of the weights
-        config = resolve_row(name_or_config, pretrained.computed | overrides)
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
-    if head == "keep" and pretrained is None:
-        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
+    if name_or_config is None and pretrained is None:
+        raise ModelError("create_model needs the name of a model, or pretrained=..., the file that tells it")
     if pretrained is not None and not isinstance(pretrained, OpenedCheckpoint):
+        resolve_row("ViT-B_16" if name_or_config is None else name_or_config, overrides)       # before a file is downloaded
         with OpenedCheckpoint(find_checkpoint(pretrained)) as opened:
             return create_model(name_or_config, num_classes, img_size, opened, head, initialise, **overrides)
+    own = {}
+    if name_or_config is None:
+        name_or_config, own, img_size = _row_of_file(pretrained, img_size, overrides)
+    plain = resolve_row(name_or_config, overrides)
+    if head == "keep" and pretrained is None:
+        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
+    config = plain
+    if pretrained is not None:                              # its GELU, eps, mean and std are part of the weights
+        own = own or _parts_of_file(pretrained, name_or_config)
+        config = resolve_row(name_or_config, own | pretrained.computed | overrides)
     if head == "keep":
         num_classes = pretrained.head_classes if num_classes is None else num_classes
         config.representation_size = pretrained.representation_size
@@ -70,6 +77,30 @@ def create_model(name_or_config: str | ConfigDict, num_classes: int | None = Non
     return model if initialise or pretrained is not None else model.to_empty(device="cpu")
 
 
+def _row_of_file(file: OpenedCheckpoint, img_size: int | tuple[int, int] | None, overrides: dict
+                 ) -> tuple[str | ConfigDict, dict, int | tuple[int, int] | None]:
+    """-> (the row that a file tells, its other keys, the image size). Raises ModelError where something is not told."""
+    if file.file.run:
+        size = file.settings.get("img_size")
+        return architecture(**file.file.run["architecture"]), {}, img_size or (tuple(size) if isinstance(size, list) else size)
+    name, keys = match_row(file, num_heads=overrides.get("num_heads"))
+    if "hidden_size" in keys and not {"num_heads"} & (keys.keys() | overrides.keys()):
+        raise ModelError(f"{file.path}: its sizes ({file.layout.describe()}) are those of no known model, and nothing in it "
+                         "tells how many attention heads it has. Add num_heads=... (--num_heads)")
+    return name, keys, img_size or file.row.get("img_size")
+
+
+def _parts_of_file(file: OpenedCheckpoint, name_or_config: str | ConfigDict) -> dict:
+    """The parts that a file of this very row has otherwise, which no flag names; sizes and classifier are the caller's."""
+    if file.file.run or not isinstance(name_or_config, str):
+        return {}
+    try:
+        name, keys = match_row(file, name_or_config)
+    except AmbiguousError:                                  # between rows that are not this one
+        return {}
+    return {key: value for key, value in keys.items() if key in (*ARRAYS, "pool_mlp_dim")} if name == name_or_config else {}
+
+
 def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
     """Loads the model of a run of train.py (output/NAME/best.pt), in eval mode; `classes` holds its class names.
 
@@ -85,60 +116,6 @@ def check_weights_of_run(opened: OpenedCheckpoint) -> None:
 
 def _build_of_run(row: dict, classes: int, img_size: int | tuple[int, int]) -> ImageTransformer:
     return create_model(architecture(**row), classes, img_size)
-
-
-# What a row of another size must share with a file to be its family; and then what must agree for it to be the file's model.
-FAMILY = ("distilled", "class_layers", "resnet_layers", "resnet_width", "class_token", "registers", "positions", "rope", "mlp",
-          "norm", "pre_norm", "patch_norm", "final_norm", "attention_norm", "mlp_norm", "qk_norm", "qkv_bias", "proj_bias",
-          "mlp_bias", "patch_bias")
-SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_layers")
-
-
-def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None = None) -> tuple[str, dict]:
-    """-> (the name of the row that the file is of, the keys that it sets otherwise), from its names, shapes and config.json.
-
-    preferred: rows whose names begin so come before others of the same sizes. num_heads: where the file does not tell it; it is
-    missing in the keys where nothing tells it and no row is of the file's sizes. Raises ModelError for a family that has no row.
-    """
-    if file.own_row:
-        return _match_own(file)
-    found = file.row
-    heads = num_heads or found.get("num_heads")
-    family = {name: row for name, row in MODELS.items() if all(found.get(key, KEYS[key]) == row[key] for key in FAMILY)
-              and bool(found.get("layer_scale")) == bool(row.layer_scale and not row.class_layers)}
-    if not family:
-        raise ModelError(f"{file.path}: no model of configs.py has its ResNet, of {found['resnet_layers']} units")
-    same = [name for name, row in family.items() if all(found.get(key) == row[key] for key in SIZES)
-            and heads in (None, row.num_heads)]
-    kept = {key: found[key] for key in ("in_channels", "classifier") if key in found}
-
-    def rank(name: str) -> tuple[bool, ...]:
-        row = family[name]
-        return (row.classifier != found.get("classifier", row.classifier), row.mean != file.computed.get("mean", row.mean),
-                not name.startswith(preferred), row.classifier != "token")
-
-    if same:
-        name = min(same, key=rank)
-        return name, {key: value for key, value in kept.items() if value != MODELS[name][key]}
-    name = next((name for name in family if name.startswith(preferred)), next(iter(family)))
-    return name, kept | {key: found[key] for key in SIZES if key in found} | ({"num_heads": heads} if heads else {})
-
-
-def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
-    """match_row of an export of ours, which says all: the row that it was made of, as its card says, or the one that has the most
-    of its keys."""
-    said = {key: value for key, value in file.own_row.items() if key not in (*COMPUTED, "img_size")}
-    if unknown := set(said) - set(KEYS) - {*SIZES, "num_heads"}:
-        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know: a newer one has "
-                         "written it")
-
-    def others(name: str) -> dict:
-        return {key: value for key, value in said.items() if value != MODELS[name][key]}
-
-    card = (file.file.described.card or {}).get("model", {}).get("architecture")
-    name = card if card in MODELS else min(MODELS, key=lambda name: len(others(name)))
-    keys = others(name)
-    return name, keys | ({"num_heads": said["num_heads"]} if "hidden_size" in keys and "num_heads" in said else {})
 
 
 def _plain(value: object) -> object:

@@ -176,7 +176,7 @@ AIMV2 = {**OPENAI, **NO_CLS, "norm": "rms", "norm_eps": 1e-5, "patch_norm": "aft
          "proj_bias": False, "mlp_bias": False, "position_resize": "bicubic"}
 AIMV2_SIZES = {"L": (1024, 2816, 8, 24), "H": (1536, 4096, 12, 24), "1B": (2048, 5632, 16, 24), "3B": (3072, 8192, 24, 24)}
 IJEPA = {**MIDDLE, **META, **NO_CLS, "eval_crop": 0.9}
-RADIO = {**OPENAI, **PATCHES, "final_norm": False, "img_size": 512, "position_resize": "bilinear_unaligned"}
+RADIO = {**OPENAI, **PATCHES, "final_norm": False, "img_size": 512, "position_resize": "bilinear_cropped"}
 OTHERS = {
     **family("DeiT3", 16, "S M B L", **DEIT3),
     **family("DeiT3", 14, "H", **DEIT3),

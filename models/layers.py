@@ -19,11 +19,13 @@ LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)            # of Google's 
 # How the published models of a family resize their position tables. "bilinear": Google's code calls
 # scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); this form also takes
 # grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing where the grid shrinks.
-# "_antialias": smoothed where the grid shrinks; "bilinear_unaligned": corners not aligned.
+# "_antialias": smoothed where the grid shrinks; "bilinear_unaligned": corners not aligned; "bilinear_cropped": likewise, to a
+# square, of which a grid is the upper left part (C-RADIO).
 RESIZE_RULES = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bilinear_unaligned": {"mode": "bilinear", "align_corners": False},
     "bilinear_antialias": {"mode": "bilinear", "align_corners": False, "antialias": True},
+    "bilinear_cropped": {"mode": "bilinear", "align_corners": False},
     "bicubic": {"mode": "bicubic", "align_corners": False},
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
     "bicubic_offset": {"mode": "bicubic", "align_corners": False},
@@ -164,6 +166,8 @@ class Block(nn.Module):
                  mlp_norm: bool = False, mlp_bias: bool = True, layer_scale: float = 0.0, **attention: object):
         super().__init__()
         self.norm1 = norm(dim)
+        if attention:                                        # CaiT's kinds have no norms, and no further arguments
+            attention["norm"] = norm
         self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate, **attention)
         self.norm2 = norm(dim)
         rest = {"dropout_rate": dropout_rate, "bias": mlp_bias, "norm": norm(mlp_dim) if mlp_norm else None}
@@ -192,6 +196,7 @@ def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[i
         return table
     grid = table[:, prefix:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)                # (1, D, h, w)
     scales = [(new + OFFSET) / old for new, old in zip(new_grid, old_grid)]
-    size = {"scale_factor": scales} if rule == "bicubic_offset" else {"size": new_grid}
-    grid = F.interpolate(grid, **size, **RESIZE_RULES[rule])                              # (1, D, h', w')
+    square = (max(new_grid),) * 2 if rule == "bilinear_cropped" else new_grid
+    size = {"scale_factor": scales} if rule == "bicubic_offset" else {"size": square}
+    grid = F.interpolate(grid, **size, **RESIZE_RULES[rule])[..., :new_grid[0], :new_grid[1]]           # (1, D, h', w')
     return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)

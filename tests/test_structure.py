@@ -30,7 +30,7 @@ ALLOWED = {
     "models": {"models.errors"},                                      # models/__init__.py
     "models.families": set(),
     "models.create": {"configs", "models"},
-    "models.base": {"configs", "models"},
+    "models.match": {"configs", "models"},
     "models.checkpoints": {"models.errors", "models.kinds", "models.base", "models.layers", "models.families"},
 }
 # A library and the one room, or module, that may import it.

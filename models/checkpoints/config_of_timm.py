@@ -76,6 +76,9 @@ ARGUMENTS = {
     "patch_size": ("patch_size", int), "embed_dim": ("hidden_size", int), "depth": ("num_layers", int),
     "num_heads": ("num_heads", int), "in_chans": ("in_channels", int), "class_token": ("class_token", bool),
     "reg_tokens": ("registers", int), "num_reg_tokens": ("registers", int), "pre_norm": ("pre_norm", bool),
+    "use_pre_transformer_norm": ("pre_norm", bool), "use_post_transformer_norm": ("final_norm", bool),
+    "scale_attn_norm": ("attention_norm", bool), "scale_attn_inner": ("attention_norm", bool),
+    "scale_mlp_norm": ("mlp_norm", bool), "scale_mlp": ("mlp_norm", bool), "proj_bias": ("proj_bias", bool),
     "final_norm": ("final_norm", bool), "init_values": ("layer_scale", lambda value: float(value or 0)),
     "no_embed_class": ("positions", lambda value: "patches" if value else "all"), "qk_norm": ("qk_norm", bool)}
 
@@ -102,7 +105,7 @@ def describe(values: dict) -> Description:
     if OWN_ENTRY not in values:            # the notes of weights of ours say it all
         found.base = row_of(name, tag)
     found.outputs = values.get("num_classes") if is_whole(values.get("num_classes")) else None
-    _take_arguments(found, arguments, values.get("global_pool"))
+    _take_arguments(found, arguments, values.get("global_pool"), OWN_ENTRY in values)
     if arguments.get("act_layer") and arguments["act_layer"] not in ("silu", "SiLU"):
         found.row["gelu"] = gelu_of(arguments["act_layer"])
     elif TANH_TAGS.match(tag) or TANH_MODELS.search(name):
@@ -121,13 +124,13 @@ def describe(values: dict) -> Description:
     return found
 
 
-def _take_arguments(found: Description, arguments: dict, pool: object) -> None:
+def _take_arguments(found: Description, arguments: dict, pool: object, own: bool) -> None:
     """model_args. Raises WeightsError for one that is unknown where the name alone decides what is computed."""
     for key, value in arguments.items():
         if key in ARGUMENTS:
             ours, convert = ARGUMENTS[key]
             found.row[ours] = convert(value)
-        elif found.base and key not in IDLE and key != "qkv_bias":
+        elif found.base and key not in IDLE and key != "qkv_bias" and not own:
             raise WeightsError(f"its model_args have {shown(key)} {shown(value)}, of which models here do not know what it does")
     if "qkv_bias" in arguments and not arguments["qkv_bias"]:
         found.row["qkv_bias"] = "none"

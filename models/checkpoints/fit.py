@@ -37,8 +37,8 @@ class LoadReport:
 
 
 def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list[str]:
-    """Our names of what a new task initializes: the heads, and the norm behind the mean and the pooling by attention where the file
-    has none."""
+    """Our names of what a new task initializes: the heads, and the norm behind the mean and the pooling by attention where the
+    file has none."""
     if head == "keep":
         return []
     missing = tuple(f"{part}." for part, one in (("fc_norm", "weight"), (POOL, "latent")) if not layout.has(f"{part}.{one}"))
@@ -59,7 +59,8 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
     if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
         left |= layout.under(POOL)
         report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
-    for part in {*layout.unread, *(("norm",) if head == "zero" and not model.config.final_norm else ())}:
+    not_asked_for = ("norm",) if head == "zero" and not model.config.final_norm and layout.has("norm.weight") else ()
+    for part in (*layout.unread, *not_asked_for):
         if not any(name.startswith(f"{part}.") for name in parameters):
             left |= layout.under(part)
     unknown = layout.all - sources - left
@@ -72,14 +73,20 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
 
 
 def _only_zero_biases(layout: Layout, model: ImageTransformer, unknown: set[str], report: LoadReport) -> bool:
-    """Whether what the model lacks are biases of queries and values that are zeros, as Meta's DINOv3 files have: they are left
-    out."""
+    """Whether what the model lacks are biases of queries and values that are zeros, as in Meta's DINOv3: they are left out."""
     if model.config.qkv_bias != "none" or not all(QKV_BIAS.fullmatch(name) for name in unknown):
         return False
-    if any(layout.read_view(name).any() for name in unknown):
+    masked = layout.row("blocks.0.attn.qkv.q_bias").conversion == "q_of_qkv"          # then the keys' part is nothing anyway
+    if any(layout.read_view(name)[parts].any() for name in unknown for parts in _thirds(layout.shape(name), masked)):
         return False
     report.notes.append("biases of queries and values, all zeros, are left out")
     return True
+
+
+def _thirds(shape: tuple[int, ...], masked: bool) -> list[slice]:
+    """What of a packed bias counts: queries and values alone where the keys' part is masked."""
+    third = shape[0] // 3
+    return [slice(0, third), slice(2 * third, None)] if masked else [slice(None)]
 
 
 OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
@@ -94,7 +101,8 @@ ADVICE = {
                        "it pools with the cls token: use --classifier token"),
     "cls_token": ("it pools with the cls token: use --classifier token",
                   "it has no cls token: use --classifier gap"),
-    "reg_token": ("it has register tokens: use the --model_type of its family", "it has no register tokens: use another --model_type"),
+    "reg_token": ("it has register tokens: use the --model_type of its family",
+                  "it has no register tokens: use another --model_type"),
     "pos_embed": ("it has a table of positions: use the --model_type of its family",
                   "it has no table of positions: use the --model_type of its family"),
     "blocks.0.ls1.gamma": ("it scales its branches (LayerScale): use the --model_type of its family",
@@ -113,8 +121,8 @@ def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
     if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
         return "it stores no positions (big_vision's sincos2d computes them), as no model here"
     if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
-        return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (class_token False, "
-                "classifier 'patch_mean')")
+        return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (with class_token "
+                "False)")
     parameters = set(model.state_dict()) - set(report.fresh)
     for name, (file_has_it, model_has_it) in ADVICE.items():
         if layout.has(name) and name not in parameters:

@@ -22,7 +22,7 @@ from .key_maps import AVERAGED_FIRST, CONTAINERS, SELF_DISTILLED
 from .npz import NpzFile
 from .zip_archive import shown
 
-RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data")
+RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data", "license")
 MAX_NAME = 1000                        # characters
 MAX_DEPTH = 4                          # entries within entries
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}

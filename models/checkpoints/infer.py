@@ -2,20 +2,21 @@
 
 The contract, for models/create.py (match_row) and whoever builds from a file:
 
-`OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels), what
-arrays the file has (ARRAYS, resnet_layers, resnet_width). There where they are known: mlp_dim, num_heads, img_size, pool_mlp_dim;
-and `classifier`, where the file cannot do without this one. layer_scale is 0.0 or 1e-5, whatever its numbers once began with: compare
-it as a truth value. Never there: what no array holds (rope, rope_grid, pool_heads, gelu, norm_eps, the images): the row of MODELS says it.
+`OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels)
+and what arrays the file has (ARRAYS, resnet_layers, resnet_width). There where they are known: mlp_dim, num_heads, img_size,
+pool_mlp_dim; and `classifier`, where the file cannot do without this one. layer_scale is 0.0 or 1e-5, whatever its numbers once
+began with: compare it as a truth value. Never there: what no array holds (rope, rope_grid, pool_heads, gelu, norm_eps, the
+images): the row of MODELS says it.
 
-`candidates(found, rows)`: the names of those of `rows` (configs.MODELS) that have these arrays and these sizes. One: the file is of it.
-Several: where they differ in what no array holds, config.json or --model_type must say which. None: sizes of its own, and
+`candidates(found, rows)`: the names of those of `rows` (configs.MODELS) that have these arrays and these sizes. One: the file is
+of it. Several: where they differ in what no array holds, config.json or --model_type must say which. None: sizes of its own, and
 candidates(found, rows, sizes=False) are the rows of its kind.
 
 `OpenedCheckpoint.computed`: those of COMPUTED that the program which wrote the file says, whatever the row: timm's exact GELU and
 eps 1e-6 of a plain encoder (ViT, DeiT, MAE, SigLIP, I-JEPA). Of any other kind timm's files say nothing, and the row does.
 
-All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and the
-row of a published size.
+All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and
+the row of a published size.
 """
 
 import math
@@ -72,18 +73,18 @@ def _parts(layout: Layout) -> dict:
     block = "blocks.0."
     return {
         "class_token": has("cls_token"), "registers": (*layout.sizes("reg_token"), 0, 0)[1],
-        "layer_scale": INITIAL_SCALE if has(f"{block}ls1.gamma") or has(f"{block}gamma_1") else 0.0,
+        "layer_scale": INITIAL_SCALE if has(f"{block}ls1.gamma") else 0.0,                          # CaiT has factors of its own
         "norm": "layer" if has(f"{block}norm1.bias") else "rms", "pre_norm": has("norm_pre.weight"),
         "patch_norm": "around" if has("patch_embed.norm_in.weight") else "after" if has("patch_embed.norm.weight") else "none",
         "final_norm": has("norm.weight") or has("fc_norm.weight"), "attention_norm": has(f"{block}attn.norm.weight"),
         "mlp_norm": has(f"{block}mlp.norm.weight"), "qk_norm": has(f"{block}attn.q_norm.weight"),
-        "qkv_bias": "all" if has(f"{block}attn.qkv.bias") else "qv" if has(f"{block}attn.qkv.q_bias") else "none",
+        "qkv_bias": "qv" if has(f"{block}attn.qkv.q_bias") else "all" if has(f"{block}attn.qkv.bias") else "none",
         "proj_bias": has(f"{block}attn.proj.bias"), "mlp_bias": has(f"{block}mlp.fc1.bias"),
         "patch_bias": has("patch_embed.proj.bias")}
 
 
 def _classifier(layout: Layout, row: dict) -> dict:
-    """What the file's head reads, or its arrays are made for. A file with a cls token and a norm behind the blocks leaves it open."""
+    """What the file's head reads, or its arrays are made for. A cls token and a norm behind the blocks leave it open."""
     if "classifier" in layout.program_row:
         return {"classifier": layout.program_row["classifier"]}
     if layout.has("attn_pool.latent"):
@@ -91,7 +92,7 @@ def _classifier(layout: Layout, row: dict) -> dict:
     if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
         return {"classifier": "patch_mean"}
     if not row["class_token"]:
-        return {"classifier": "mean" if row["registers"] else "gap"}
+        return {"classifier": "gap" if is_plain(row | {"positions": "all"}) else "mean"}          # Google's word for its own
     head = layout.sizes("head.weight")
     return {"classifier": "token_mean"} if len(head) == 2 and head[1] == 2 * row["hidden_size"] else {}
 
@@ -120,8 +121,8 @@ def _resnet(layout: Layout) -> dict:
 
 
 def _positions(layout: Layout, row: dict) -> dict:
-    """Of which tokens there are positions, and the size of the images: by the number of rows, which belong to a square unless they
-    are said not to."""
+    """Of which tokens there are positions, and the size of the images: by the number of rows, which belong to a square unless
+    they are said not to."""
     if not layout.has("pos_embed"):
         return {"positions": "none"}
     tokens = row["class_token"] + row["distilled"] + row["registers"]
@@ -144,14 +145,15 @@ def _positions(layout: Layout, row: dict) -> dict:
 
 def is_plain(found: dict) -> bool:
     """Whether the blocks are those of Google's and DeiT's encoder, which timm and others compute in one way each."""
-    return bool(found["class_layers"]) or all(
-        found[key] == value for key, value in ARRAYS.items() if key not in ("distilled", "class_layers", "class_token"))
+    return all(found[key] == value for key, value in ARRAYS.items() if key not in ("distilled", "class_layers", "class_token"))
 
 
 def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
     """The names of those of `rows` that have the arrays of a file (infer_row), and its sizes."""
-    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or (all(
-        found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"])))]
+    def has_sizes(row: Mapping) -> bool:
+        return all(found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"])
+
+    return [name for name, row in rows.items() if _has_arrays(found, row) and (not sizes or has_sizes(row))]
 
 
 def _has_arrays(found: dict, row: Mapping) -> bool:
@@ -160,6 +162,7 @@ def _has_arrays(found: dict, row: Mapping) -> bool:
         theirs["class_token"] = False                                    # Google's rows are those of its files with a mean too
     if not theirs["class_token"] and not theirs["registers"] and theirs["positions"] == "patches":
         theirs["positions"] = "all"
+    theirs["layer_scale"] *= not theirs["class_layers"]
     if theirs["resnet_layers"] is not None:
         theirs["resnet_layers"] = tuple(theirs["resnet_layers"])
     pools = found.get("classifier") == "attention"

@@ -10,8 +10,8 @@ units. Conversions are functions of the same name in conversions.py:
   patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
-The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and DINO
-share and which our parameters are named after, has its exceptions in timm_names.py.
+The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and
+DINO share and which our parameters are named after, has its exceptions in timm_names.py.
 """
 
 # ------------------------------------------------------------------------------------------------------ Google
@@ -247,4 +247,10 @@ NOT_TAKEN = (
                         "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
     (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
     (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),
+)
+# And of one without an image encoder.
+TEXT = (
+    (r"(^|\.)token_embedding\.weight$", "a text tower alone (of CLIP, SigLIP or the like), which sees no images; use a file that "
+                                       "has its image tower"),
+    (r"(^|\.)word_embeddings\.weight$|(^|\.)embed_tokens\.weight$", "a model of text, which sees no images"),
 )

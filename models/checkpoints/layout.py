@@ -18,25 +18,37 @@ from .formats import WeightFile
 MAX_BLOCKS = 1000
 
 
+class Stacks:
+    """Arrays with the block as first dimension, each read once. `layers`: which layer of its array a name is."""
+
+    def __init__(self, file: WeightFile):
+        self.layers: dict[str, int] = {}
+        self._file, self._arrays, self._lock = file, {}, threading.Lock()
+
+    def read(self, source: str) -> Tensor:
+        with self._lock:
+            if source not in self._arrays:
+                self._arrays[source] = self._file.read(source)
+        return self._arrays[source]
+
+
 class Layout:
     """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
-        self.file, self._rows = file, rows
+        self.file = file
         self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
         self.bare_positions = False                                # the position table may lack the rows before the patches
-        # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that row
-        # is added to the token, and the model has positions of patches alone.
+        # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that
+        # row is added to the token, and the model has positions of patches alone.
         self.folded = False
         self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
         self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self.notes: list[str] = []
-        self._sources, self._tables = sources, (fixed_rows, block_rows)
-        self._stacks: dict[str, Tensor] = {}                       # stacked arrays that were read
-        self._stacks_lock = threading.Lock()
-        self._layers: dict[str, int] = {}                          # name: which layer of a stacked array
+        self._sources, self._tables = sources, (fixed_rows, block_rows, rows)
+        self._stacks = Stacks(file)
         self.pre_training = sorted(name for name in sources if name.startswith(left_out)) if left_out else []
 
     @property
@@ -53,27 +65,24 @@ class Layout:
                 raise WeightsError(f"{self.file.path}: {source} claims {blocks} blocks, more than any model has")
             for i in range(blocks):
                 one = key_maps.BLOCK_OF_STACK.format(i=i) + rest
-                self._sources[one], self._layers[one] = source, i
+                self._sources[one], self._stacks.layers[one] = source, i
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self.file.shape(self._sources[name])
         if name in self.flat and shape:
             return 1, math.prod(shape[:-1]), shape[-1]
-        return shape[1:] if name in self._layers else shape
+        return shape[1:] if name in self._stacks.layers else shape
 
     def read_view(self, name: str) -> Tensor:
         source = self._sources[name]
-        if name not in self._layers:
+        if name not in self._stacks.layers:
             value = self.file.read_view(source)
             return value.reshape(1, -1, value.shape[-1]) if name in self.flat else value
-        with self._stacks_lock:
-            if source not in self._stacks:
-                self._stacks[source] = self.file.read(source)
-        return self._stacks[source][self._layers[name]]
+        return self._stacks.read(source)[self._stacks.layers[name]]
 
     def rows(self, model: ImageTransformer) -> list[Row]:
         """Where the file has each parameter of the model that it can name."""
-        rows = self._rows(model)
+        rows = self._tables[2](model)
         if not self.folded:
             return rows
         table = self.row("pos_embed").sources
@@ -81,7 +90,7 @@ class Layout:
 
     def row(self, ours: str) -> Row:
         """The row of a parameter. timm's names are ours."""
-        fixed_rows, block_rows = self._tables
+        fixed_rows, block_rows, _ = self._tables
         number = re.match(r"blocks\.(\d+)\.", ours)
         if number:
             numbered = ours.replace(number[0], "blocks.{i}.", 1)
@@ -92,7 +101,7 @@ class Layout:
     def called(self, name: str) -> str:
         """What the file calls an array, where it is not only behind a prefix."""
         source = self._sources[name]
-        return name if source.endswith(name) or name in self._layers else source
+        return name if source.endswith(name) or name in self._stacks.layers else source
 
     def under(self, part: str) -> set[str]:
         """The arrays of one part of the model, such as "attn_pool"."""

@@ -45,6 +45,9 @@ def detect_layout(file: WeightFile) -> Layout:
             layout.program_row = program.row | layout.program_row if layout.program_row else program.row
             layout.beside, layout.notes = layout.beside + beside, [*notes, *layout.notes]
             return layout
+    for pattern, what in key_maps.TEXT:
+        if any(re.search(pattern, name) for name in file.names):
+            raise WeightsError(f"{file.path}: it is {what}")
     names = map(_without_wrappers, file.names)
     raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
 
@@ -128,9 +131,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     short = {name: source for name, source in short.items() if name not in empty}
     outside = with_linear_patches(of_version(tower.outside, short), shapes)
     layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)
-    lacks = [source for ours in tower.needs for source in layout.row(ours).sources if source not in short]
-    if lacks:
-        raise WeightsError(f"{file.path}: lacks {abbreviate(lacks)}, which every file of {tower.title} has; {again(file.path)}")
+    _require(layout, tower.needs, tower.title)
     layout.flat = [name for name in tower.flat if name in short and len(shapes[name]) < 3]
     layout.folded = tower.folded
     wide = layout.sizes("blocks.0.attn.qkv.weight")
@@ -143,6 +144,14 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     layout.notes += [tower.token_note] if tower.token_note and layout.has("cls_token") else []
     layout.beside = empty
     return layout
+
+
+def _require(layout: Layout, needs: Iterable[str], title: str) -> None:
+    """Raises WeightsError for a file without the arrays of a parameter that a model could do without, and no such file does."""
+    lacks = [source for ours in needs for source in layout.row(ours).sources if source not in layout.all]
+    if lacks:
+        raise WeightsError(f"{layout.file.path}: lacks {abbreviate(lacks)}, which every file of {title} has; "
+                           f"{again(layout.file.path)}")
 
 
 def _by_tables(file: WeightFile, names: dict[str, str], outside: tuple, block: tuple, left_out: tuple[str, ...] = ()) -> Layout:
@@ -185,6 +194,7 @@ def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     if len(table := shapes.get(_POSITIONS, ())) == 3 and table[0] > 1:         # (h, w, D), of images of any shape
         layout.flat = (_POSITIONS,)
     layout.unstack()
+    _require(layout, ("patch_embed.proj.bias",), "Google's programs")
     return layout
 
 

@@ -120,8 +120,8 @@ def _fold_channels(state: dict[str, Tensor], model: ImageTransformer, path: obje
 
 
 def _initial(name: str, model: ImageTransformer) -> Tensor:
-    """The initial values of a parameter that a new task brings: zero heads and biases, norms that change nothing, and the query and
-    the matrices of pooling by attention as SigLIP's."""
+    """The initial values of a parameter that a new task brings: zero heads and biases, norms that change nothing, and the query
+    and the matrices of pooling by attention as SigLIP's."""
     value = torch.zeros(model.get_parameter(name).shape)
     if name.endswith("norm.weight"):
         return value.fill_(1.0)

@@ -82,7 +82,8 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @property
     def _of_program(self) -> dict:
         """What the program computes in every plain encoder. It computes other kinds in more than one way: the row says how."""
-        row, plain = self.layout.program_row, self.layout.program_row is not TIMM_ROW or is_plain(self.row)
+        row, said = self.layout.program_row, self.file.described
+        plain = row is not TIMM_ROW or (is_plain(self.row) and not said.base)
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
 
     @property

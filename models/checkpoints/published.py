@@ -90,6 +90,12 @@ def license_of(name_or_path: str | Path) -> str:
     return ""
 
 
+def page_of_file(path: str | Path) -> str:
+    """The hub's page of the repository whose file is at ORG/NAME/FILE; "" for any other."""
+    repository = "/".join(Path(path).parts[-3:-1])
+    return hub.page_of(repository) if hub.repository_of(repository) == repository else ""
+
+
 def published_names() -> list[str]:
     """The names; of AugReg's over 50,000 files those that a size alone stands for."""
     sizes = AUGREG_SIZE.pattern.split("|")

@@ -34,7 +34,7 @@ from models.kinds import (
 OWN_FORMAT, FORMAT = "vit-run-", "vit-run-1"
 AGAIN = "Use an earlier checkpoint"
 # What versions have added to this format, in their order: an older file lacks all of a version, and of those that came later.
-LATER_FIELDS = (("ema",), ("world_size", "threads", "data"), ("cached",), ("rules",))
+LATER_FIELDS = (("ema",), ("world_size", "threads", "data"), ("cached",), ("rules",), ("license",))
 LATER_KEYS = (("drop_path_rate", "distilled", "class_layers", "layer_scale", "position_resize", "channel_mean", "channel_std"),
               ("sigmoid_attention",), ("norm_eps", "resnet_style"), (*PARTS, "interpolation", "eval_crop"))
 SAVED_TYPES = (torch.float32, torch.float16)                                       # of weights: utils/training/precision.py
@@ -64,10 +64,10 @@ FIELDS = {
     "architecture": Record(ROW, optional=sum(LATER_KEYS, ())),
     "classes": Each(TEXT),
     "train_images": _STEP, "seconds": number(0, words="0 or more"),
-    "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH), "rules": one_of(1, 2, 3),
+    "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH), "rules": one_of(1, 2, 3), "license": TEXT,
 }
 NEEDED = {"format", "model", "architecture", "classes", "config"}           # by whoever wants the weights alone
-OF_WEIGHTS = NEEDED | {"ema", "step", "train_images", "data"}               # what they read, where it is there
+OF_WEIGHTS = NEEDED | {"ema", "step", "train_images", "data", "license"}               # what they read, where it is there
 EMPTY = {"optimizer", "scaler", "best"}           # may be {}: of a run before its first step, without loss scaling, not evaluated
 
 

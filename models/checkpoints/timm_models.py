@@ -146,7 +146,7 @@ def _faults_of_eva(config, kind: Kind) -> dict[str, bool]:
 
 
 def arguments_of(config, kind: Kind, whole: bool) -> dict:
-    """model_args beside the sizes: all that a name may have otherwise; of a name of PLAIN, unless `whole`, what it has otherwise."""
+    """model_args beside the sizes: all that a name may have otherwise; of one of PLAIN, unless `whole`, what it has otherwise."""
     if kind.eva:
         return _eva_arguments(config)
     arguments = {"act_layer": "silu" if config.mlp == "swiglu" else ACTS[config.gelu], "class_token": has_class_token(config),

@@ -1,8 +1,9 @@
 """timm's names, and those of the originals that are built alike, as one set of names for layouts.py.
 
-timm's VisionTransformer has our names. Its Eva writes factors of the branches as gamma_1 and gamma_2, biases of queries and values
-as q_bias and v_bias, and may hold queries, keys and values, or gate and value of SwiGLU, apart. The originals of DINOv2, DINOv3 (and
-LingBot, EUPE), DeiT III, EVA-02 and TIPSv2 differ from one of the two in few names, AIMv2 and Meta's Perception Encoder in more.
+timm's VisionTransformer has our names. Its Eva writes factors of the branches as gamma_1 and gamma_2, biases of queries and
+values as q_bias and v_bias, and may hold queries, keys and values, or gate and value of SwiGLU, apart. The originals of DINOv2,
+DINOv3 (and LingBot, EUPE), DeiT III, EVA-02 and TIPSv2 differ from one of the two in few names, AIMv2 and Meta's Perception
+Encoder in more.
 """
 
 import re
@@ -114,8 +115,9 @@ def _check_masked(path: object, names: dict[str, str], read: Callable[[str], Ten
     for name, source in names.items():
         if not re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", name):
             continue
-        mask = read(names[f"{name}_mask"]) if f"{name}_mask" in names else torch.ones(())
-        applied = read(source) * mask
-        if len(applied) % 3 or applied.chunk(3)[1].any() or not bool((mask.expand_as(applied).view(3, -1)[::2] == 1).all()):
-            raise WeightsError(f"{path}: {source} biases keys, or its bias_mask is not that of DINOv3 (1 for queries and values, 0 "
-                               "for keys), as in no model here")
+        bias = read(source)
+        mask = read(names[f"{name}_mask"]) if f"{name}_mask" in names else torch.ones_like(bias)
+        fits = bias.dim() == 1 and mask.shape == bias.shape and len(bias) % 3 == 0
+        if not fits or not (mask.view(3, -1)[::2] == 1).all() or (bias * mask).chunk(3)[1].any():
+            raise WeightsError(f"{path}: {source} biases keys, or its bias_mask is not that of DINOv3 (1 for queries and values, "
+                               "0 for keys), as in no model here")

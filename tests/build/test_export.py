@@ -23,13 +23,15 @@ def test_start_weights_and_their_licence(tmp_path, monkeypatch):
     for start, model, expected in (
             ("none", "ViT-B_16", {"weights": "none: trained from scratch"}),
             ("auto", "ViT-Nano_2", {"weights": "ViT-Nano_2, trained on drawn letters (this project)", "license": "MIT"}),
-            ("auto", "ViT-B_16", {"weights": "ViT-B_16", "license": "Apache-2.0"}),
+            ("auto", "ViT-B_16", {"weights": "imagenet21k/ViT-B_16", "license": "Apache-2.0"}),
+            ("auto", "DINOv3-S_16", {"weights": "timm/vit_small_patch16_dinov3.lvd1689m", "license": "dinov3-license"}),
             ("mae/mae_pretrain_vit_base", "MAE-B_16", {"weights": "mae/mae_pretrain_vit_base", "license": "CC-BY-NC-4.0"}),
             ("/a/checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "DeiT-Ti_16",
              {"weights": "deit/deit_tiny_patch16_224-a1311bcf.pth", "license": "Apache-2.0"}),
             (str(tmp_path / "timm"), "ViT-Nano_2", {"weights": f"{tmp_path.name}/timm", "license": "mit"}),
             ("/home/me/output/first", "ViT-B_16", {"weights": "output/first"})):
         assert _start(start, model) == expected
+    assert _start("/home/me/output/first", "ViT-B_16", "dinov3-license")["license"] == "dinov3-license"       # of its checkpoint
     config.write_text("{")
     assert _start("timm", "ViT-Nano_2") == {"weights": "timm"}
 

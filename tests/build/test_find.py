@@ -18,7 +18,7 @@ from configs import architecture
 from models import create_model, save_timm
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build, distributed
-from utils.build.find import check_start, open_start, view_of
+from utils.build.find import check_start, license_of_start, open_start, view_of
 from utils.config import ConfigError, Machine, choose, resolve
 from utils.data.reading import Reading
 from utils.data.splits import DataError
@@ -240,6 +240,25 @@ def test_a_file_that_cannot_be_had_is_told_before_the_data_are_opened(tmp_path, 
             (tmp_path / Path(start).name).touch()
         monkeypatch.chdir(tmp_path)
         assert check_start(start, "ViT-B_16") is None
+
+
+def test_the_licence_of_start_weights_goes_with_them(tmp_path):
+    """Through a run that began with them, of this version or of an earlier one, and through its export."""
+    assert license_of_start(None) == ""
+    state = create_model("ViT-Nano_2", 3).state_dict()
+    for file in ("mine.pth", "mae/mae_pretrain_vit_base.pth"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        torch.save(state, tmp_path / file)
+    write_checkpoint(tmp_path / "r/best.pt")
+    run = checkpoint.open_run_checkpoint(tmp_path / "r/best.pt").state()
+    checkpoint.save(tmp_path / "new/best.pt", dataclasses.replace(run, license="dinov3-license"))
+    old = run.config | {"pretrained_dir": "mae/mae_pretrain_vit_base"}
+    checkpoint.save(tmp_path / "old/best.pt", dataclasses.replace(run, config=old))
+    found = {}
+    for file in ("mine.pth", "mae/mae_pretrain_vit_base.pth", "r/best.pt", "new/best.pt", "old/best.pt"):
+        with OpenedCheckpoint(tmp_path / file) as start:
+            found[file] = license_of_start(start)
+    assert list(found.values()) == ["", "CC-BY-NC-4.0", "", "dinov3-license", "CC-BY-NC-4.0"]
 
 
 def test_how_a_start_saw_its_images(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from other_programs import renamed
 from models import create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build
-from utils.build.model import describe_model, describe_outputs
+from utils.build.model import describe_license, describe_model, describe_outputs
 from utils.config import ConfigError, Facts, resolve
 
 
@@ -90,3 +90,15 @@ def test_a_start_of_another_program_computes_as_it_does_from_then_on(tmp_path):
     for model in (first, load_model(tmp_path / "best.pt"), second):
         assert (model.config.gelu, model.config.mean[0], model.config.std[0]) == ("erf", 0.485, 0.229)
     assert torch.equal(first.blocks[0].attn.qkv.weight, second.blocks[0].attn.qkv.weight)
+
+
+def test_a_licence_that_is_not_free_is_said():
+    for license in ("", "apache-2.0", "Apache-2.0", "mit", "bsd-3-clause"):
+        assert describe_license(license, "checkpoint/deit/x.pth") == ""
+    assert describe_license("dinov3-license", "x/timm/vit_small_patch16_dinov3.lvd1689m/model.safetensors") == (
+        "licence: the start weights are under dinov3-license (https://huggingface.co/timm/vit_small_patch16_dinov3.lvd1689m): "
+        "read what it allows of models that are made of them")
+    assert "CC-BY-NC-4.0 (https://creativecommons.org/licenses/by-nc/4.0/)" in describe_license("CC-BY-NC-4.0", None)
+    assert "under apple-ascl: read" in describe_license("apple-ascl", "output/r/best.pt")
+    assert describe_license("", "x/facebook/new/model.safetensors") == (
+        "licence: that of the start weights is not known here; see https://huggingface.co/facebook/new")

@@ -5,16 +5,24 @@ weights of hybrids with 1e-8 inside the root, where Google adds 1e-5 outside: th
 the two to agree.
 """
 
+import copy
+
 import pytest
 import torch
+from filling import random_model as filled
+from originals import KINDS as KINDS_OF_FILES
+from originals import arrays_of
 from torch import nn
 
 from configs import MODELS, architecture
 from models import create_model, save_npz
+from models.checkpoints.infer import ARRAYS, SIZES
+from models.checkpoints.opened import OpenedCheckpoint
 from models.resnet import StdConv2d
 
 pytestmark = pytest.mark.reference
 timm = pytest.importorskip("timm")
+eva, vision_transformer = timm.models.eva, timm.models.vision_transformer
 
 TINY = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 7}
 VIT = [
@@ -144,39 +152,78 @@ def test_published_sizes(name):
     agree(ours, timm.create_model(PUBLISHED[name], img_size=side, num_classes=7, **timm_options(name, depth=2)), 5e-5)
 
 
-def our_names(state: dict) -> dict:
-    """The names of timm's Eva models in ours, with what they hold apart and we hold in one array."""
-    renamed = {}
-    for name, value in state.items():
-        for theirs, ours in (("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"), ("attn.q_bias", "attn.qkv.q_bias"),
-                             ("attn.v_bias", "attn.qkv.v_bias"), ("q_proj.bias", "qkv.q_bias"), ("v_proj.bias", "qkv.v_bias")):
-            name = name.replace(f".{theirs}", f".{ours}")
-        renamed[name] = value
-    for first, others, whole in ((".q_proj.", (".k_proj.", ".v_proj."), ".qkv."), (".fc1_g.", (".fc1_x.",), ".fc1.")):
-        for name in [name for name in renamed if first in name]:
-            parts = [renamed.pop(name), *(renamed.pop(name.replace(first, other)) for other in others)]
-            renamed[name.replace(first, whole)] = torch.cat(parts)
-    return renamed
-
-
 @pytest.mark.parametrize("name, keys", KINDS.items(), ids=KINDS)
 @torch.inference_mode()
-def test_todays_families(name, keys):
-    """Two narrow blocks of each, on grids that are not square, in float64; only timm's rotary tables are in float32."""
+def test_todays_families(tmp_path, name, keys):
+    """Two narrow blocks of each, in a file as timm saves them; at its size, a larger and one that is not square (for which timm
+    resizes tables as one of our rules does); in float64, but for timm's rotary tables, and in float32."""
     torch.manual_seed(0)
     patch = int(name.partition("_patch")[2][:2])
-    size = 3 * patch, 5 * patch
-    theirs = timm.create_model(name, depth=2, embed_dim=96, num_heads=4, num_classes=7, img_size=size)
+    theirs = timm.create_model(name, depth=2, embed_dim=96, num_heads=4, num_classes=7, img_size=4 * patch)
     for parameter in theirs.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
     pool = theirs.attn_pool.mlp.fc1.out_features if "pool_heads" in keys and keys["classifier"] == "attention" else 0
     row = architecture(patch, 96, theirs.blocks[0].mlp.fc2.in_features, 4, 2,
-                       **{"gelu": "erf", "pool_mlp_dim": pool} | keys)
-    ours = create_model(row, 7, size)
-    ours.load_state_dict(our_names(theirs.state_dict()))
-    ours, theirs, images = ours.double().eval(), theirs.double().eval(), torch.randn(2, 3, *size, dtype=torch.float64)
-    for mine, other in ((ours(images), theirs(images)), (ours.forward_features(images), theirs.forward_features(images))):
-        assert (mine - other).abs().max() < 1e-6 * other.abs().max()
+                       **{"gelu": "erf", "pool_mlp_dim": pool} | keys | {"position_resize": "bicubic_antialias"})
+    for height, width in ((4, 4), (6, 6), (3, 5)):
+        size = height * patch, width * patch
+        other = copy.deepcopy(theirs).eval()
+        other.set_input_size(size)
+        with OpenedCheckpoint(tmp_path / "x.pth") as file:
+            check_row(file.row, row)
+            ours = create_model(row, 7, size, file, "keep", norm_eps=row.norm_eps, gelu=row.gelu).eval()
+        images = torch.randn(2, 3, *size)
+        for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
+            ours, other, images = ours.to(dtype), other.to(dtype), images.to(dtype)
+            logits, tokens = (ours(images), other(images)), (ours.forward_features(images), other.forward_features(images))
+            for mine, expected in (logits, tokens):
+                assert (mine - expected).abs().max() < tolerance * expected.abs().max(), (size, dtype)
+
+
+# How timm calls a model whose original files it converts (tests/support/originals.py makes them).
+ORIGINALS = {
+    "dinov2": "vit_giant_patch14_dinov2", "dinov2_reg": "vit_small_patch14_reg4_dinov2", "tips": "vit_base_patch14_reg1_tipsv2",
+    "dinov3": "vit_small_patch16_dinov3_qkvb", "dinov3_gates": "vit_huge_plus_patch16_dinov3", "deit3": "deit3_small_patch16_224",
+    "eva02": "eva02_base_patch14_224", "eva02_clip": "eva02_base_patch16_clip_224", "pe": "vit_pe_core_base_patch16_224",
+    "pe_spatial": "vit_pe_spatial_gigantic_patch14_448", "aimv2": "aimv2_large_patch14_224", "ijepa": "vit_huge_patch14_gap_224"}
+
+
+@pytest.mark.parametrize("case, name", ORIGINALS.items(), ids=ORIGINALS)
+@torch.inference_mode()
+def test_originals_as_timm_converts_them(tmp_path, case, name):
+    """timm's own conversion of the same file gives the same tokens."""
+    row = KINDS_OF_FILES[case].row
+    content = arrays_of(case, filled(row, std=0.4))
+    torch.save(content, tmp_path / "x.pth")
+    options = {"attn_pool_mlp_ratio": 2, "attn_pool_num_heads": 2} if case == "pe" else {}
+    if row.rope_grid:
+        options["ref_feat_shape"] = (row.rope_grid, row.rope_grid)
+    halves = 1 + (case == "dinov2")                                                   # of SwiGLU, where timm counts both
+    theirs = timm.create_model(name, img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=1, num_classes=0,
+                               mlp_ratio=halves * row.mlp_dim / 48, **options)
+    convert = eva.checkpoint_filter_fn if isinstance(theirs, eva.Eva) else vision_transformer.checkpoint_filter_fn
+    whole = {name.replace("blocks.0.0.", "blocks.0."): value for name, value in content.items()}        # timm knows no chunks
+    converted = convert(whole, theirs, **{"adapt_layer_scale": True} if case == "deit3" else {})
+    lacking = theirs.load_state_dict(converted, strict=False)
+    assert not lacking.missing_keys and all(name.startswith(("head", "linear_head")) for name in lacking.unexpected_keys)
+    ours = create_model(row, 3, pretrained=tmp_path / "x.pth").double().eval()
+    images, theirs = torch.randn(2, 3, 32, 32, dtype=torch.float64), theirs.double().eval()
+    mine, expected = ours.forward_features(images), theirs.forward_features(images)
+    tolerance = 5e-6 if row.rope == "eva" else 1e-6                          # timm's rotary tables are in float32
+    assert (mine - expected).abs().max() < tolerance * expected.abs().max()
+    if case == "pe":
+        assert (ours.pool(mine) - theirs.forward_head(expected)).abs().max() < 1e-6 * expected.abs().max()
+
+
+def check_row(found: dict, row) -> None:
+    """What the file tells is what the row says."""
+    told = {key: row[key] for key in (*SIZES, *ARRAYS)} | {"layer_scale": bool(row.layer_scale)}
+    told["class_token"] = told["class_token"] and row.classifier != "gap"
+    told["positions"] = "all" if row.positions == "patches" and not (row.registers or told["class_token"]) else row.positions
+    assert {key: found[key] for key in told} | {"layer_scale": bool(found["layer_scale"])} == told
+    assert (found.get("pool_mlp_dim") or row.mlp_dim) == (row.pool_mlp_dim or row.mlp_dim)
+    assert found.get("classifier", row.classifier) in (row.classifier, {"mean": "gap"}.get(row.classifier))
 
 
 @pytest.mark.parametrize("row, img_size", [(VIT[0][0], 64), (HYBRIDS[2][0], 48)], ids=["transformer", "hybrid"])

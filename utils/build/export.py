@@ -145,7 +145,7 @@ def card_facts(opened: Opened) -> dict[str, dict]:
     if not opened.has_data:
         return {"model": sizes, "start": _start(str(opened.path), settings["model_type"], described.license)}
     with OpenedCheckpoint(opened.path) as file:                    # of a checkpoint others may be missing, or anything
-        run = {key: file.file.run[key] for key in ("step", "train_images")}
+        run = {key: file.file.run[key] for key in ("step", "train_images", "license")}
     data = {"data set": settings["dataset"]}
     if settings["dataset"] in ("folder", "csv"):
         data["folder"] = Path(settings["data_dir"]).resolve().name
@@ -156,7 +156,7 @@ def card_facts(opened: Opened) -> dict[str, dict]:
         training.pop("crop_scale", None)
     sections = {"model": {"name": settings.get("name") or opened.path.parent.name} | sizes, "data": data, "training": training,
                 "metrics": _metrics(opened.path, run["step"]),
-                "start": _start(settings["pretrained_dir"], settings["model_type"])}
+                "start": _start(settings["pretrained_dir"], settings["model_type"], run["license"] or "")}
     return {section: {name: value if is_number(value) else str(value)[:LONGEST] for name, value in values.items()
                       if value is not None} for section, values in sections.items()}
 

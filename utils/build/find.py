@@ -16,8 +16,14 @@ from models import ModelError, WeightsError
 from models.checkpoints.download import DownloadError
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
-from models.checkpoints.published import check_published_reachable, find_checkpoint, published_name, published_view
-from models.create import match_row
+from models.checkpoints.published import (
+    check_published_reachable,
+    find_checkpoint,
+    license_of,
+    published_name,
+    published_view,
+)
+from models.match import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
 from utils.config.flags import SIZES
@@ -68,6 +74,7 @@ class Found:
     fingerprint: str                  # of the training images: their names and targets
     seen: str = ""                    # the warning that the start weights were trained on held-out images
     teacher: Opened | None = None     # what --teacher means
+    license: str = ""                 # of the start weights, or of those that the resumed run began with; "": not known
 
 
 def decide_resume(flags: dict, ranks: Ranks) -> dict:
@@ -167,7 +174,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
         teacher_parameters=teacher.parameters if teacher else 0,
         native_bf16=native_support(torch.bfloat16, ranks.device)[0], ranks=ranks.size)
     seen = warning_of_seen(start.file.run, start.path, sources, splits) if ranks.is_main and start and start.file.run else ""
-    return Found(facts, splits, start, print_of_train, seen, teacher)
+    return Found(facts, splits, start, print_of_train, seen, teacher, saved.state.license if saved else license_of_start(start))
 
 
 def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None = None) -> Splits:
@@ -242,6 +249,17 @@ def telling_what_else() -> Iterator[None]:
     except DownloadError as error:
         raise WeightsError(f"{error}. Or start from a file that is here (--pretrained_dir FILE, PRETRAINED_DIR), of whatever "
                            "model") from error
+
+
+def license_of_start(start: OpenedCheckpoint | None) -> str:
+    """Of the weights: as published, or as a config.json beside them says; of a run of ours that of what it began with."""
+    if start is None:
+        return ""
+    if start.settings is not None:
+        began, model = start.settings["pretrained_dir"], start.settings["model_type"]
+        return start.file.run.get("license") or license_of(file_of(model) if began == "auto" else began)
+    said = start.file.described
+    return license_of(start.path) or said.license or (said.card or {}).get("start", {}).get("license", "")
 
 
 def view_of(start: OpenedCheckpoint) -> dict:

@@ -12,6 +12,7 @@ import configs
 from models import create_model
 from models.base import ImageTransformer
 from models.checkpoints.load import checked_finite
+from models.checkpoints.published import page_of_file
 from models.checkpoints.run_fields import check_shapes
 from models.create import resolve_row
 from models.kinds import brief
@@ -37,6 +38,10 @@ from utils.training.precision import Precision, apply_matmul_precision, choose
 
 from .find import Found, SavedRun
 from .opened import Opened, given_by
+
+FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)
+LICENSE_TEXTS = {"cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
+                 "dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
+    if line := describe_license(found.license, found.start and str(found.start.path)):
+        print(line, flush=True)
     if not config.eval_only:
         new = [] if saved else [*scratch_warnings(config, found.facts), *describe_memory(config, found.facts)]
         print("\n".join([f"length: {describe_length(config, found.facts)}", *new, *length_warnings(config, found.facts)]),
@@ -168,6 +175,16 @@ def describe_model(config: Config, facts: Facts) -> str:
         return f"{config.model_type} with {', '.join(own)}"
     family = re.match(r"(R\d*-)?[A-Za-z]+", config.model_type)[0] + "-distilled" * config.model_type.endswith("-distilled")
     return f"{family} of its own sizes ({', '.join(own)})"
+
+
+def describe_license(license: str, path: str | None) -> str:
+    """A line for weights whose licence is not Apache's, MIT's or BSD's, or not known though they are published; else ""."""
+    page = page_of_file(path) if path else ""
+    if FREE.match(license) or not (license or page):
+        return ""
+    where = page or LICENSE_TEXTS.get(license.lower(), "")
+    return (f"licence: the start weights are under {license}{f' ({where})' if where else ''}: read what it allows of models that "
+            "are made of them" if license else f"licence: that of the start weights is not known here; see {page}")
 
 
 def describe_outputs(classes: Sequence[str]) -> str:

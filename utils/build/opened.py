@@ -18,7 +18,8 @@ from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
-from models.create import check_weights_of_run, load_model, match_row
+from models.create import check_weights_of_run, load_model
+from models.match import match_row
 from utils.config import ConfigError, before, model_named
 from utils.config.adopt import VIEW
 from utils.config.saved import SettingsError, check_settings

@@ -99,7 +99,8 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),
                 "train_images": len(data.splits.train), "data": found.fingerprint, "cached": not data.loader.not_cached,
-                "rules": run.state.rules if run.state else RULES}
+                "rules": run.state.rules if run.state else RULES,
+                "license": run.state.license if run.state else found.license}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     health = Health(plan_of(config, data, trainer.criterion)) if ranks.is_main else None
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,

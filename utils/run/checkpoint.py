@@ -69,6 +69,7 @@ class RunState:
     # Of the code that began the run. 2: fewer than 10 steps learn at every one (lr_multiplier); 3: best.pt does not tell apart
     # what one image does (Run.is_best).
     rules: int = 1
+    license: str = ""               # of the weights that the run began with, which binds those made of them; "": not known
 
 
 @dataclasses.dataclass(frozen=True)

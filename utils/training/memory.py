@@ -64,27 +64,46 @@ def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int
     """Of the model that the row describes: exact for what configs.py can express."""
     width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
     tokens, out = _grid(row, img_size)
-    linear = width * width + width
-    norms_and_mlp = 4 * width + 2 * width * hidden + hidden + width
-    scaled = 2 * width if row["layer_scale"] else 0                        # a factor for each branch
+    linear, norm = width * width + width, 1 if row["norm"] == "rms" else 2       # a weight, and a bias
+    without_bias = (3 - {"all": 3, "qv": 2, "none": 0}[row["qkv_bias"]]) + (not row["proj_bias"])
+    block = 4 * linear - without_bias * width + norm * (2 * width + 2 * row["qk_norm"] * (width // heads))
+    block += (1 + (row["mlp"] == "swiglu")) * (width * hidden + row["mlp_bias"] * hidden) + hidden * width + row["mlp_bias"] * width
+    block += norm * (row["attention_norm"] * width + row["mlp_norm"] * hidden)
+    block += 2 * width if row["layer_scale"] else 0                        # a factor for each branch
     talking = 2 * (heads * heads + heads) if row["class_layers"] else 0
-    count = (row["num_layers"] + row["class_layers"]) * (4 * linear + norms_and_mlp + scaled) + row["num_layers"] * talking
-    count += out * row["patch_size"] ** 2 * width + width                  # patch embedding
-    prefix = 0 if row["classifier"] == "gap" else 1 + bool(row["distilled"])
-    count += (tokens + (0 if row["class_layers"] else prefix)) * width + prefix * width + 2 * width
-    features = row["representation_size"] or width
-    count += width * features + features if row["representation_size"] else 0
+    count = (row["num_layers"] + row["class_layers"]) * block + row["num_layers"] * talking
+    pixels, prefix = out * row["patch_size"] ** 2, _prefix(row)
+    count += pixels * width + row["patch_bias"] * width                    # patch embedding
+    count += norm * {"none": 0, "after": width, "around": pixels + width}[row["patch_norm"]]
+    positions = {"all": tokens + (0 if row["class_layers"] else prefix), "patches": tokens, "none": 0}[row["positions"]]
+    last = row["final_norm"] or row["classifier"] == "patch_mean"
+    count += (positions + prefix) * width + norm * width * (row["pre_norm"] + last)
+    if row["classifier"] == "attention":                                   # query, four layers, norm, MLP
+        own = row["pool_mlp_dim"] or hidden
+        count += width + 4 * linear + norm * width + 2 * width * own + own + width
+    read = width * (1 + (row["classifier"] == "token_mean"))
+    features = row["representation_size"] or read
+    count += read * features + features if row["representation_size"] else 0
     count += (1 + bool(row["distilled"])) * (features * num_classes + num_classes)
     return count + sum(own for own, _ in _resnet(row, img_size))
 
 
+def _prefix(row: Mapping) -> int:
+    """The tokens before the patches."""
+    return int(row["class_token"] and row["classifier"] != "gap") + bool(row["distilled"]) + row["registers"]
+
+
 def activations(row: Mapping, img_size: tuple[int, int], half: bool, device_type: str) -> tuple[int, int]:
     """Bytes that the backward pass of an image needs of one block, and of what is before the blocks."""
-    tokens, _ = _grid(row, img_size)
+    tokens = _grid(row, img_size)[0] + _prefix(row)
     width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
-    tokens += 0 if row["classifier"] == "gap" else 1 + bool(row["distilled"])
     size, maps = (2, 14) if half else (4, 11)
-    block = tokens * size * (maps * width + 2 * hidden)
+    rms = (row["norm"] == "rms") * (2 if half else 1)                      # what a norm keeps beyond LayerNorm
+    maps += 2 * (bool(row["layer_scale"]) and not row["class_layers"]) + 2 * rms + row["attention_norm"] * (1 + rms)
+    maps += 3 if row["qk_norm"] else 2 if row["rope"] else 0
+    inner = 4 if row["mlp"] == "swiglu" else 3 if row["gelu"] == "quick" else 2
+    inner += row["mlp_norm"] * (1 + rms)
+    block = tokens * size * (maps * width + inner * hidden)
     if row["dropout_rate"]:
         block += tokens * (2 * width + hidden)                             # its masks, a byte each
     written_out = 4 if row["class_layers"] else 3 if row["attention_dropout_rate"] else 0

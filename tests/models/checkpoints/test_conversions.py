@@ -1,11 +1,15 @@
 """The conversions between arrays of a file and parameters of a model; test_load.py shows the fold of real models."""
 
+import itertools
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from configs import architecture
 from models import ModelError, create_model
-from models.checkpoints.conversions import CONVERSIONS, fold_channels
+from models.checkpoints.conversions import CONVERSIONS, fold_channels, patch_sizes, sincos_positions
 
 
 @pytest.mark.parametrize("conversion", CONVERSIONS)
@@ -16,7 +20,8 @@ def test_conversions_are_inverse(conversion):
         "copy": ((7,), 1), "position": ((1, 5, 12), 1), "vector": ((7,), 1), "dense": ((5, 7), 1), "conv": ((6, 3, 2, 4), 1),
         "qkv": ((36, 12), 3), "qkv_bias": ((36,), 3), "out": ((12, 12), 1),
         "join": ((36, 12), 3), "halves": ((40, 12), 2), "fold": ((1, 1, 12), 1), "q_of_qkv": ((12,), 1), "v_of_qkv": ((12,), 1),
-        "kv_of_qkv": ((24, 12), 1)}[conversion]
+        "kv_of_qkv": ((24, 12), 1), "query": ((12, 12), 1), "query_bias": ((12,), 1), "kv": ((24, 12), 2), "kv_bias": ((24,), 2),
+        "patches": ((12, 3, 4, 4), 1), "patches_dense": ((12, 1, 4, 4), 1), "sincos": ((1, 4, 12), 1)}[conversion]
     value = torch.randn(shape)
     arrays = [CONVERSIONS[conversion].to_file(value, model, part) for part in range(parts)]
     assert torch.equal(torch.cat([CONVERSIONS[conversion].from_file(array) for array in arrays]), value)
@@ -24,7 +29,32 @@ def test_conversions_are_inverse(conversion):
 
 def test_the_parts_of_a_packed_array():
     packed = torch.arange(6.0)
-    assert [CONVERSIONS[f"{part}_of_qkv"].from_file(packed).tolist() for part in ("q", "v", "kv")] == [[0, 1], [4, 5], [2, 3, 4, 5]]
+    for part, expected in (("q", [0, 1]), ("v", [4, 5]), ("kv", [2, 3, 4, 5])):
+        assert CONVERSIONS[f"{part}_of_qkv"].from_file(packed).tolist() == expected
+
+
+def test_the_pixels_of_a_patch_go_by_rows_and_channels_last():
+    """A linear layer over them and the convolution that is made of it give the same."""
+    linear, images = torch.randn(5, 2 * 2 * 3), torch.randn(4, 3, 2, 2)
+    kernel = CONVERSIONS["patches"].from_file(linear)
+    assert torch.allclose(F.conv2d(images, kernel).flatten(1), images.permute(0, 2, 3, 1).flatten(1) @ linear.t(), atol=1e-5)
+    assert torch.equal(CONVERSIONS["patches_dense"].from_file(linear.t()), kernel)
+
+
+@pytest.mark.parametrize("numbers, sizes", [
+    (588, (3, 14)), (768, (3, 16)), (192, (3, 8)), (256, (1, 16)), (7, (7, 1)), (0, (0, 1))])
+def test_the_side_of_a_patch_by_the_number_of_its_pixels(numbers, sizes):
+    assert patch_sizes(numbers) == sizes
+
+
+def test_sines_and_cosines_of_columns_and_rows():
+    table = sincos_positions((2, 3), 8)[0]
+    assert table.shape == (6, 8) and torch.equal(table[0], torch.tensor([0, 0, 1, 1, 0, 0, 1, 1.]))
+    for row, column in itertools.product(range(2), range(3)):                         # frequencies 1 and 1e-4
+        expected = [f(n * frequency) for n in (column, row) for f in (math.sin, math.cos) for frequency in (1, 1e-4)]
+        assert torch.allclose(table[3 * row + column], torch.tensor(expected))
+    with pytest.raises(ModelError, match="a multiple of 4 and 8 at least, not 10"):
+        sincos_positions((2, 3), 10)
 
 
 def test_without_statistics_of_the_channels_they_are_the_grey_ones():

@@ -1,18 +1,16 @@
 """The architecture of a file, from names and shapes."""
 
-from types import SimpleNamespace
-
 import pytest
 import reference
 import torch
-from filling import random_model
+from filling import random_model, refused
+from headers import header_of
 
 from configs import MODELS, architecture
 from models import create_model, save_npz, save_timm
-from models.checkpoints.infer import infer_row
-from models.checkpoints.layouts import detect_layout
+from models.checkpoints.description import IMAGENET, Description
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import match_row
+from models.match import match_row
 
 TOLD = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "distilled", "class_layers", "resnet_layers",
         "resnet_width")
@@ -53,12 +51,13 @@ def test_a_published_size_is_recognised(name):
     """By the shapes in its header: it takes no memory."""
     with torch.device("meta"):
         state = create_model(name, 3).state_dict()
-    layout = detect_layout(SimpleNamespace(path="x", names=list(state), shape=lambda key: tuple(state[key].shape), read=None))
-    file = SimpleNamespace(path="x", row=infer_row(layout), computed={})
-    assert match_row(file) == (name, {}) == match_row(file, "ViT-B_16")
+    assert match_row(header_of(state), name) == (name, {})
     if name == "ViT-S_16":                       # a DeiT's file differs in no shape
-        assert match_row(file, "DeiT-") == ("DeiT-S_16", {}) == match_row(SimpleNamespace(**vars(file) | {
-            "computed": {"mean": (0.485, 0.456, 0.406)}}))
+        assert match_row(header_of(state), "DeiT-") == ("DeiT-S_16", {})
+        assert match_row(header_of(state, Description(row=IMAGENET))) == ("DeiT-S_16", {})
+        refused("MODEL_TYPE=ViT-S_16 or MODEL_TYPE=DeiT-S_16", match_row, header_of(state))
+    else:
+        assert match_row(header_of(state), "ViT-B_16") == match_row(header_of(state)) == (name, {})
 
 
 def test_a_size_of_its_own_needs_its_heads(tmp_path):
@@ -66,4 +65,5 @@ def test_a_size_of_its_own_needs_its_heads(tmp_path):
     sizes = {"patch_size": 4, "hidden_size": 24, "mlp_dim": 40, "num_layers": 1, "in_channels": 1}
     with OpenedCheckpoint(tmp_path / "x.pth") as file:
         assert match_row(file, "MAE-B_16") == ("MAE-B_16", sizes)
-        assert match_row(file, "CaiT-S24", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})
+        assert match_row(file, "ViT-", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})
+        refused("MODEL_TYPE=ViT-Ti_16 or MODEL_TYPE=DeiT-Ti_16", match_row, file, "CaiT-S24", 2)

@@ -6,7 +6,7 @@ import torch
 
 from configs import MODELS
 from models import create_model
-from models.checkpoints import key_maps, timm_names
+from models.checkpoints import key_maps, timm_names, towers
 from models.checkpoints.conversions import CONVERSIONS, google_rows, transformers_rows
 from models.checkpoints.key_maps import GOOGLE_BLOCKS, TRANSFORMERS_BLOCKS
 from models.families import FAMILIES
@@ -71,6 +71,7 @@ def test_a_variant_s_mark_is_in_its_own_names_alone(blocks, joined):
 
 def test_every_conversion_is_known_and_used():
     blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
-    used = {conversion for table in (*TABLES, *blocks) for _, _, conversion in table}
+    blocks += [rows for tower in towers.TOWERS for rows in (tower.outside, tower.block)] + [key_maps.GOOGLE_POOLING]
     timm = (*timm_names.APART, *timm_names.QV_BIAS, *timm_names.MASKED_BIAS, *timm_names.GATE_APART, *timm_names.POOL_PACKED)
-    assert used | {conversion for _, _, conversion in timm} | {"fold"} == set(CONVERSIONS)
+    used = {conversion for table in (*TABLES, *blocks, timm) for _, _, conversion in table}
+    assert used | {"fold", "patches", "patches_dense"} == set(CONVERSIONS)

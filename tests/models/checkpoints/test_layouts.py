@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from filling import load, refused, same_state, save_arrays
+from filling import load, random_model, refused, same_state, save_arrays
 from other_programs import transformers_names
 from safetensors.torch import save_file
 
-from models.checkpoints.opened import checkpoint_head
+from configs import architecture
+from models.checkpoints.opened import OpenedCheckpoint, checkpoint_head
 
 TOKEN, GAP = "g_p16_lneps", "g_p16_gap"
 
@@ -73,10 +74,87 @@ def test_google_s_own_files_always_have_it(tmp_path):
     refused(r"pos_embedding has shape \(1, 16, 32\), which does not fit", load, save_arrays(tmp_path / "x.npz", arrays), TOKEN)
 
 
-@pytest.mark.parametrize("name", ["MAPHead_0/probe", "MAPHead_0/LayerNorm_0/scale", "probe"])
-def test_attention_pooling_is_refused(tmp_path, name):
-    path = save_arrays(tmp_path / "x.npz", big_vision(GAP, "params/"), **{f"params/{name}": np.ones((1, 1, 48), np.float32)})
-    refused("pools by attention .MAPHead_0/., which no model here does; use a file with", load, path, GAP)
+SIGLIP = architecture(7, 24, 40, 2, 2, img_size=28, classifier="attention", class_token=False)
+TEXT_HALF = {"params/txt/Encoder_0/encoder_norm/bias": np.ones(2), "params/t": np.ones(1), "params/b": np.ones(1)}
+
+
+def siglip(model, stacked: bool = False, older: bool = False, naflex: bool = False) -> dict[str, np.ndarray]:
+    """A model of ours as big_vision would hold it. older: without the name of the module that pools; naflex: of SigLIP 2 for
+    images of any shape, whose patch embedding is a dense layer over pixels, and whose table is a grid."""
+    state = {name: value.numpy() for name, value in model.state_dict().items() if not name.startswith("head.")}
+
+    def layer(theirs: str, ours: str) -> dict[str, np.ndarray]:
+        weight = state[f"{ours}.weight"]
+        return {f"{theirs}/{'kernel' if weight.ndim > 1 else 'scale'}": weight.T, f"{theirs}/bias": state[f"{ours}.bias"]}
+
+    def attention(theirs: str, weight: np.ndarray, bias: np.ndarray, out: str) -> dict[str, np.ndarray]:
+        parts = zip(("query", "key", "value"), weight.reshape(3, 2, 12, 24), bias.reshape(3, 2, 12))
+        found = {f"{theirs}/{part}/{kind}": array for part, w, b in parts for kind, array in (
+            ("kernel", w.transpose(2, 0, 1)), ("bias", b))}
+        last = state[f"{out}.weight"].T.reshape(2, 12, 24)
+        return found | {f"{theirs}/out/kernel": last, f"{theirs}/out/bias": state[f"{out}.bias"]}
+
+    kernel = state["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    arrays = {"embedding/kernel": kernel.reshape(-1, 24) if naflex else kernel, "embedding/bias": state["patch_embed.proj.bias"],
+              "pos_embedding": state["pos_embed"].reshape(4, 4, 24) if naflex else state["pos_embed"]}
+    arrays |= layer("Transformer/encoder_norm", "norm")
+    for i in range(2):
+        theirs, ours = f"Transformer/encoderblock_{i}/", f"blocks.{i}."
+        arrays |= layer(f"{theirs}LayerNorm_0", f"{ours}norm1") | layer(f"{theirs}LayerNorm_1", f"{ours}norm2")
+        arrays |= attention(f"{theirs}MultiHeadDotProductAttention_0", state[f"{ours}attn.qkv.weight"],
+                            state[f"{ours}attn.qkv.bias"], f"{ours}attn.proj")
+        arrays |= layer(f"{theirs}MlpBlock_0/Dense_0", f"{ours}mlp.fc1") | layer(f"{theirs}MlpBlock_0/Dense_1", f"{ours}mlp.fc2")
+    if stacked:
+        for name in [name for name in arrays if "encoderblock_0" in name]:
+            both = [arrays.pop(name.replace("block_0", f"block_{i}")) for i in range(2)]
+            arrays[name.replace("block_0", "block")] = np.stack(both)
+    pool, packed = "" if older else "MAPHead_0/", [np.concatenate([state[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")])
+                                                   for kind in ("weight", "bias")]
+    arrays |= {f"{pool}probe": state["attn_pool.latent"]} | layer(f"{pool}LayerNorm_0", "attn_pool.norm")
+    arrays |= attention(f"{pool}MultiHeadDotProductAttention_0", *packed, "attn_pool.proj")
+    arrays |= layer(f"{pool}MlpBlock_0/Dense_0", "attn_pool.mlp.fc1") | layer(f"{pool}MlpBlock_0/Dense_1", "attn_pool.mlp.fc2")
+    return {f"params/img/{name}": array for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("kind", [{}, {"stacked": True}, {"older": True}, {"naflex": True}], ids=str)
+def test_siglip_of_big_vision(tmp_path, kind):
+    """Its image half; that of texts is left out."""
+    model = random_model(SIGLIP)
+    with OpenedCheckpoint(save_arrays(tmp_path / "x.npz", siglip(model, **kind), **TEXT_HALF)) as file:
+        assert file.row["classifier"] == "attention" and file.row["img_size"] == 28 and file.row["num_heads"] == 2
+        assert (file.row["patch_size"], file.row["mlp_dim"], file.row["class_token"]) == (7, 40, False) and file.tells_mean
+        ours = load(file, SIGLIP, "zero", num_classes=3)
+        state = {name: value for name, value in ours.state_dict().items() if not name.startswith("head.")}
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+        assert ours.load_report.left_out == sorted(TEXT_HALF) and ours.config.gelu == "tanh"
+        mean = load(file, SIGLIP, "zero", num_classes=3, classifier="mean")
+        assert "its pooling by attention is left out" in str(mean.load_report)
+
+
+@pytest.mark.parametrize("dropped", ["MAPHead_0/probe", "MAPHead_0/LayerNorm_0/scale", "pos_embedding", "embedding/bias",
+                                     "MAPHead_0/MultiHeadDotProductAttention_0/value/bias", "Transformer/encoder_norm/scale"])
+def test_siglip_without_one_of_its_arrays_is_refused(tmp_path, dropped):
+    arrays = siglip(random_model(SIGLIP))
+    del arrays[f"params/img/{dropped}"]
+    with OpenedCheckpoint(save_arrays(tmp_path / "x.npz", arrays)) as file:
+        refused("x.npz: ", load, file, SIGLIP, "zero")
+        refused("x.npz: |positions 'none'", lambda: load(file, architecture(**{"gelu": "tanh"} | file.row), "zero"))
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("size", [28, 42])
+@torch.inference_mode()
+def test_siglip_of_big_vision_against_timm(tmp_path, size):
+    """timm reads the same file; its GELU has to be Google's."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("vit_base_patch16_siglip_224", patch_size=7, embed_dim=24, depth=2, num_heads=2, mlp_ratio=40 / 24,
+                               img_size=28, num_classes=0, act_layer="gelu_tanh").eval()
+    save_arrays(tmp_path / "x.npz", siglip(random_model(SIGLIP)))
+    theirs.load_pretrained(str(tmp_path / "x.npz"))
+    theirs.set_input_size((size, size)) if size != 28 else None
+    ours = load(tmp_path / "x.npz", SIGLIP, "zero", img_size=size, position_resize="bicubic_antialias").eval()
+    images = torch.randn(2, 3, size, size)
+    assert (ours.pool(ours.forward_features(images)) - theirs(images)).abs().max() < 1e-5
 
 
 def test_a_file_without_positions_is_refused(tmp_path):
@@ -132,32 +210,6 @@ def test_two_names_for_one_thing_are_refused(tmp_path):
     torch.save(names | {"cls_classifier.weight": names["classifier.weight"]}, tmp_path / "x.bin")
     refused("both classifier.weight and cls_classifier.weight are classifier.weight", load, tmp_path / "x.bin",
             reference.TORCH_ROWS["deit"])
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize("kind", ["ViT", "DeiT", "DeiTDistilled"])
-@torch.inference_mode()
-def test_against_transformers_itself(tmp_path, kind):
-    """Where it is installed: its own files, its own logits."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96, "image_size": 48,
-             "patch_size": 16, "num_labels": 5, "layer_norm_eps": 1e-6, "hidden_act": "gelu"}
-    config = (transformers.ViTConfig if kind == "ViT" else transformers.DeiTConfig)(**sizes)
-    theirs = {"ViT": transformers.ViTForImageClassification, "DeiT": transformers.DeiTForImageClassification,
-              "DeiTDistilled": transformers.DeiTForImageClassificationWithTeacher}[kind](config).eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    theirs.save_pretrained(tmp_path)
-    torch.save(theirs.state_dict(), tmp_path / "x.bin")
-    row = reference.TORCH_ROWS["deit_dist" if kind == "DeiTDistilled" else "deit"].copy_and_resolve_references()
-    row.num_layers = 2
-    for path in (tmp_path / "model.safetensors", tmp_path / "x.bin"):
-        if kind == "DeiT":                       # a cls head alone behind two tokens: no model here
-            refused("it is a distilled DeiT", load, path, row)
-            continue
-        images = torch.randn(2, 3, 48, 48)
-        assert (load(path, row).eval()(images) - theirs(images).logits).abs().max() < 1e-5
 
 
 # ---------------------------------------------------------------------------------------------------- wrappers

@@ -315,7 +315,7 @@ def test_a_norm_after_the_mean_without_a_cls_token(tmp_path):
     for classifier in ("token", "patch_mean"):
         refused("it has no cls token and a norm behind the mean .fc_norm.: use the --model_type of its family", create_model,
                 TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", classifier=classifier)
-    model = create_model(TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", head="keep", classifier="patch_mean", class_token=False)
+    model = load(tmp_path / "x.pth", TORCH_ROWS["deit"], classifier="patch_mean", class_token=False)
     assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"]) and model.load_report.fresh == []
 
 

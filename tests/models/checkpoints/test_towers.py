@@ -7,11 +7,17 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import tower_names
+from filling import random_model, refused
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from weight_files import saved
 
 from configs import architecture
 from models import create_model
+from models.checkpoints.conversions import sincos_positions
+from models.checkpoints.infer import ARRAYS
+from models.checkpoints.opened import OpenedCheckpoint
 
 SIZES = {"native": (28, 28), "larger": (42, 42), "wide": (28, 42)}
 TEXT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 10,
@@ -52,6 +58,7 @@ SIGLIP_ROW = {"class_token": False, "position_resize": "bicubic"}
 DINOV3_ROW = {"norm_eps": 1e-5, "rope": "dinov3", "positions": "none", "registers": 4, "qkv_bias": "qv", "gelu": "erf", **SCALED}
 ERF = {"gelu": "erf", "position_resize": "bicubic"}
 RESIZED = {"interpolate_pos_encoding": True}
+LUCIDRAINS_ROW = {"norm_eps": 1e-5, "gelu": "erf", "qkv_bias": "none"}
 CASES = {
     "dinov2": Case(made("Dinov2ForImageClassification", "Dinov2Config", **PLAIN, mlp_ratio=2, num_labels=3),
                    row(classifier="token_mean", **SCALED, **ERF)),
@@ -189,9 +196,6 @@ def of_2021(name: str) -> str:
     return name
 
 
-LUCIDRAINS_ROW = {"norm_eps": 1e-5, "gelu": "erf", "qkv_bias": "none"}
-
-
 @pytest.mark.reference
 @pytest.mark.parametrize("dtype, allowed", [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["float64", "float32"])
 @pytest.mark.parametrize("kind, keys", [
@@ -207,3 +211,143 @@ def test_logits_of_lucidrains(tmp_path, kind, keys, dtype, allowed):
     mine = create_model(row(**LUCIDRAINS_ROW, **keys), pretrained=tmp_path / "x.pt", head="keep").eval().to(dtype)
     images = torch.randn(2, 3, 28, 28, dtype=dtype)
     assert error(mine(images), model.to(dtype)(images)) < allowed
+
+
+def under(prefix: str, names: Callable) -> Callable:
+    """Behind the prefix that a classifier's file has."""
+    return lambda state: {name if name.startswith("classifier") else prefix + name: value for name, value in names(state).items()}
+
+
+# The names, the row of ours, and what is not used of the file.
+MASK = ["embeddings.mask_token"]
+TEXT_TOWER = ["logit_bias", "logit_scale", "text_model.embeddings.token_embedding.weight",
+              "text_model.encoder.layers.0.mlp.fc1.bias", "text_projection.weight", "visual_projection.weight"]
+FILES = {
+    "dinov2": (tower_names.dinov2, CASES["dinov2"].row, MASK),
+    "dinov2 in memory": (under("dinov2.", tower_names.later(tower_names.dinov2)), CASES["dinov2"].row, MASK),
+    "dinov2 swiglu": (tower_names.dinov2, CASES["dinov2 swiglu"].row, MASK),
+    "dinov2 swiglu in memory": (tower_names.later(tower_names.dinov2), CASES["dinov2 swiglu"].row, MASK),
+    "dinov2 registers": (under("dinov2_with_registers.", tower_names.dinov2), CASES["dinov2 registers"].row, MASK),
+    "dinov3": (tower_names.dinov3, CASES["dinov3"].row, MASK),
+    "dinov3 swiglu in memory": (tower_names.later(tower_names.dinov3), CASES["dinov3 swiglu"].row, MASK),
+    "siglip": (tower_names.both_towers, CASES["siglip"].row, TEXT_TOWER),
+    "siglip of any shape": (tower_names.of_any_shape, row(classifier="attention", class_token=False,
+                                                          position_resize="bilinear_antialias"), []),
+    "clip": (tower_names.vision_tower, CASES["clip"].row, []),
+    "clip classifier": (tower_names.both_towers, CASES["clip classifier"].row, [
+        "post_layernorm.bias", "post_layernorm.weight", *TEXT_TOWER]),
+    "aimv2": (tower_names.aimv2, CASES["aimv2"].row, ["head.cls_token", "head.k_proj.weight"]),
+    "lucidrains": (tower_names.lucidrains, row(patch_norm="around", **LUCIDRAINS_ROW), []),
+    "lucidrains mean": (tower_names.lucidrains, row(patch_norm="around", classifier="gap", **LUCIDRAINS_ROW), ["cls_token"]),
+    "lucidrains 2021": (lambda state: tower_names.lucidrains(state, "2021"), row(**LUCIDRAINS_ROW), []),
+    "lucidrains simple": (lambda state: tower_names.lucidrains(state, "simple"),
+                          row(patch_norm="around", classifier="gap", proj_bias=False, **LUCIDRAINS_ROW), []),
+}
+HEADLESS = ("dinov2 swiglu", "dinov2 swiglu in memory", "dinov3", "dinov3 swiglu in memory", "siglip", "siglip of any shape",
+            "clip", "aimv2")
+
+
+def file_of(name: str, **more: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """-> (a model of ours, its arrays under the names of a file)"""
+    names, own, _ = FILES[name]
+    model = random_model(own, 3, **more)
+    if name == "lucidrains simple":
+        model.pos_embed.data = sincos_positions(model.grid, 24)
+    state = {ours: value for ours, value in model.state_dict().items() if name not in HEADLESS or not ours.startswith("head.")}
+    arrays = names(state)
+    if name == "clip classifier":
+        arrays |= {f"vision_model.post_layernorm.{kind}": torch.ones(24) for kind in ("weight", "bias")}
+    return model, arrays
+
+
+def loaded(path: object, name: str, own: object = None) -> torch.nn.Module:
+    head = {"head": "zero", "num_classes": 3} if name in HEADLESS else {"head": "keep"}
+    return create_model(FILES[name][1] if own is None else own, pretrained=path, **head)
+
+
+def inferred(path: object, name: str) -> object:
+    """The row that the file tells, with what it does not."""
+    with OpenedCheckpoint(path) as opened:
+        untold = {"num_heads": 2, "mlp_dim": 48, "img_size": 28, "gelu": FILES[name][1].gelu}
+        return architecture(**untold | opened.row | opened.computed)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_in_each_program_s_names(tmp_path, name):
+    """Every array arrives where it belongs, in the model that the file itself tells."""
+    model, arrays = file_of(name)
+    path = saved(tmp_path / "x.pth", {"state_dict": {f"net.{theirs}": value for theirs, value in arrays.items()}})
+    own = FILES[name][1]
+    for found in (loaded(path, name), loaded(path, name, inferred(path, name))):
+        for key in ("classifier", *ARRAYS):
+            same = {found.config[key], own[key]}
+            assert len(same) == 1 or key == "layer_scale" or same in ({"gap", "mean"}, {"all", "patches"}, {True, False}), key
+        assert all(found.config[key] == own[key] for key in ("norm_eps", "rope", "img_size"))
+        kept = {ours: value for ours, value in found.state_dict().items() if name not in HEADLESS or not ours.startswith("head.")}
+        assert all(torch.allclose(value, model.state_dict()[ours], atol=1e-6) for ours, value in kept.items())
+        assert [theirs.removeprefix("net.") for theirs in found.load_report.left_out] == FILES[name][2]
+        assert "prefix net. stripped" in found.load_report.notes
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_array_too_few_or_too_many_is_an_error(tmp_path, name):
+    """Whichever it is, for the row that is asked for and for the one that the damaged file tells."""
+    path, (_, arrays) = tmp_path / "x.pth", file_of(name)
+    second_block = re.compile(r"layers?\.1\.")
+    needed = [theirs for theirs in arrays if not theirs.endswith(tuple(FILES[name][2])) and not second_block.search(theirs)]
+    for damaged in [{theirs: value for theirs, value in arrays.items() if theirs != dropped} for dropped in needed] + [
+            arrays | {f"{needed[0]}_too": torch.ones(2)}]:
+        saved(path, damaged)
+        refused("x.pth: ", loaded, path, name)
+        refused("x.pth: ", lambda: loaded(path, name, inferred(path, name)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_array_of_another_shape_is_an_error(tmp_path, name):
+    path, (_, arrays) = tmp_path / "x.pth", file_of(name, num_layers=1)
+    for theirs in [theirs for theirs in arrays if not theirs.endswith(tuple(FILES[name][2]))][::4]:
+        longer = torch.cat([arrays[theirs]] * 2) if arrays[theirs].dim() else torch.ones(2)
+        saved(path, arrays | {theirs: longer})
+        refused("x.pth: ", lambda: loaded(path, name, inferred(path, name)))
+
+
+@pytest.mark.parametrize("names, message", [
+    (["text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.weight", "logit_scale"],
+     "it is a text tower alone"),
+    (["token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight"],
+     "it is a text tower alone"),
+    (["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"], "it is a model of text"),
+    (["visual.conv1.weight", "visual.layer1.0.conv1.weight", "transformer.resblocks.0.ln_1.weight"],
+     "it is the ResNet of a CLIP"),
+    (["embeddings.patch_embeddings.weight", "layer.0.layer_scale1.lambda1"], "lacks embeddings.cls_token, .* file of DINOv3 has"),
+    (["dinov2_with_registers.embeddings.patch_embeddings.projection.weight",
+      "dinov2_with_registers.encoder.layer.0.norm1.weight"],
+     "lacks .*embeddings.register_tokens, which every file of DINOv2 with registers has"),
+    (["beit.embeddings.patch_embeddings.projection.weight", "beit.encoder.layer.0.lambda_1",
+      "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_bias_table"],
+     "it is a model with relative positions"),
+])
+def test_what_is_no_such_file_is_named_for_what_it_is(tmp_path, names, message):
+    path = saved(tmp_path / "x.pth", {name: torch.ones(2) for name in names})
+    refused(f"x.pth: {message}", create_model, row(), pretrained=path)
+
+
+def test_attention_of_another_width_than_the_tokens_is_refused(tmp_path):
+    """lucidrains' dim_head times heads may be any number."""
+    _, arrays = file_of("lucidrains")
+    for name in [name for name in arrays if "to_qkv" in name]:
+        arrays[name] = torch.ones(3 * 32, 24)
+    refused("its attention is 32 wide and its tokens are 24, as in no model here", loaded, saved(tmp_path / "x.pt", arrays),
+            "lucidrains")
+
+
+def test_a_file_that_was_cut_off(tmp_path):
+    save_file(file_of("siglip")[1], tmp_path / "x.safetensors")
+    whole = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(whole[:-100])
+    refused("x.safetensors: ", loaded, tmp_path / "x.safetensors", "siglip")
+
+
+def test_a_note_says_what_lucidrains_head_is_taken_to_read(tmp_path):
+    report = loaded(saved(tmp_path / "x.pt", file_of("lucidrains 2021")[1]), "lucidrains 2021").load_report
+    assert any("if it was made with pool='cls', which the file does not say" in note for note in report.notes)

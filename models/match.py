@@ -1,0 +1,197 @@
+"""Which row of configs.MODELS a file is of: by its arrays, by the config.json beside it, and by a name where several remain."""
+
+import re
+
+from configs import MODELS
+
+from .checkpoints.described import CONFIG
+from .checkpoints.description import COMPUTED
+from .checkpoints.infer import ARRAYS, SIZES, candidates
+from .checkpoints.layouts import TIMM_ROW
+from .checkpoints.opened import OpenedCheckpoint
+from .errors import ModelError, WeightsError
+from .families import KEYS
+from .kinds import brief
+
+# What no array holds and another value of which computes other numbers.
+NUMBERS = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "mean", "std")
+POOLS = {"token": "token", "map": "attention"}               # timm's global_pool
+
+
+class AmbiguousError(WeightsError):
+    """Raised for a file whose arrays are those of several models that compute otherwise; `names`: one row for each."""
+
+    def __init__(self, file: OpenedCheckpoint, names: list[str]):
+        typed = " or ".join(f"MODEL_TYPE={name}" for name in names)
+        super().__init__(f"{file.path}: its arrays are those of {' and of '.join(names)}, which compute otherwise, and nothing "
+                         f"says which it is. Add --model_type ({typed}), or give a folder with the file and its config.json")
+        self.names = names
+
+
+def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None = None) -> tuple[str, dict]:
+    """-> (the name of the row that the file is of, the keys that it sets otherwise), from its names, shapes and config.json.
+
+    preferred: rows whose names begin so come before others of the same arrays. num_heads: where the file does not tell it; it is
+    missing in the keys where nothing tells it and no row is of the file's sizes. Raises AmbiguousError where rows of the same
+    arrays compute otherwise and none is preferred, and WeightsError for a family that has no row.
+    """
+    if file.own_row:
+        return _match_own(file)
+    found, said = told(file), file.file.described
+    found |= {"num_heads": num_heads} if num_heads else {}
+    rows = candidates(found, MODELS) or candidates(found, MODELS, sizes=False)
+    if said.base:
+        name = said.base
+    elif rows:
+        name = _best(file, found, rows, preferred)
+    else:
+        name = _nearest(file, found, preferred)
+    return name, _otherwise(found, MODELS[name])
+
+
+def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
+    """match_row of an export of ours, which says all: the row that it was made of, as its card says, or the one that has the most
+    of its keys."""
+    said = {key: value for key, value in file.own_row.items() if key not in (*COMPUTED, "img_size")}
+    if unknown := set(said) - set(KEYS) - {*SIZES, "num_heads"}:
+        raise ModelError(f"{file.path}: its model has {brief(min(unknown))}, which this version does not know; a newer one wrote "
+                         "it")
+
+    def others(name: str) -> dict:
+        return {key: value for key, value in said.items() if value != MODELS[name][key]}
+
+    card = (file.file.described.card or {}).get("model", {}).get("architecture")
+    name = card if card in MODELS else min(MODELS, key=lambda name: len(others(name)))
+    keys = others(name)
+    return name, keys | ({"num_heads": said["num_heads"]} if "hidden_size" in keys and "num_heads" in said else {})
+
+
+def told(file: OpenedCheckpoint) -> dict:
+    """Keys of a row that the file's arrays and what stands beside them say. Raises WeightsError where the two differ."""
+    found, said = dict(file.row), file.file.described
+    claims = dict(said.row)
+    if said.base:
+        if said.base not in MODELS:
+            raise WeightsError(f"{file.path}: it is a {said.model} of timm, and configs.py has no row {said.base}")
+        claims = {key: MODELS[said.base][key] for key in (*SIZES, *ARRAYS, "num_heads") if key != "mlp_dim"} | claims
+    _check(file, found, claims)
+    if "num_heads" in claims:
+        found["num_heads"] = claims["num_heads"]
+    if classifier := _classifier(file, found):
+        found["classifier"] = classifier
+    return found
+
+
+def _classifier(file: OpenedCheckpoint, found: dict) -> str:
+    """What the head of the file reads, "" where nothing says it; without a head it is what the row says, or the arrays need."""
+    said, has_head = file.file.described, file.layout.has("head.weight")
+    if "classifier" in said.row:
+        return said.row["classifier"]
+    if has_head and said.pool in POOLS:
+        return POOLS[said.pool]
+    if has_head and said.pool == "avg" and found["class_token"]:
+        return found.get("classifier", "mean")
+    return file.layout.program_row.get("classifier") or found.get("classifier", "")
+
+
+def _check(file: OpenedCheckpoint, found: dict, claims: dict) -> None:
+    """Raises WeightsError where what stands beside the arrays says something else than they do."""
+    says = CONFIG if (file.path.parent / CONFIG).is_file() else "its name"
+    prefixed = found["class_token"] or found["registers"] or found["distilled"]
+    for key in (*SIZES, *ARRAYS):
+        unread = key == "final_norm" and "norm" in file.layout.unread
+        if key not in claims or key not in found or unread or (key == "positions" and not prefixed):
+            continue
+        claim, has = (bool(value) if key == "layer_scale" else value for value in (claims[key], found[key]))
+        if claim != has:
+            raise WeightsError(f"{file.path}: {says} says {key} {claim}, and its arrays have {key} {has}: they do not belong "
+                               "together")
+    heads = claims.get("num_heads") or 1
+    if heads < 1 or found["hidden_size"] % heads:
+        raise WeightsError(f"{file.path}: {says} says num_heads {heads}, which does not divide the width {found['hidden_size']} "
+                           "of its arrays")
+    outputs = file.file.described.outputs
+    if outputs and file.layout.has("head.bias") and file.head_classes != outputs:
+        raise WeightsError(f"{file.path}: {says} says {outputs} classes, and the head of its arrays has {file.head_classes}: "
+                           "they do not belong together")
+
+
+def _effective(file: OpenedCheckpoint, name: str) -> dict:
+    """What a model of this row would compute with the file: its program or its config.json win."""
+    row, computed = MODELS[name], file.computed
+    return {key: computed.get(key, tuple(row[key]) if key in ("mean", "std") else row[key]) for key in NUMBERS}
+
+
+def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str) -> str:
+    """Of rows that have the arrays."""
+    def rank(name: str) -> tuple:
+        row, computed = MODELS[name], file.computed
+        differs = [key for key in NUMBERS if key in computed and key != "mean" and computed[key] != row[key]]
+        plain = row["norm_eps"] == 1e-6 and not row["layer_scale"] and not row["rope"]           # GELU is its program's
+        return (row.classifier != found.get("classifier", row.classifier),
+                row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
+
+    best = min(map(rank, names))
+    names = [name for name in names if rank(name) == best]
+    chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]
+    kinds: dict[tuple, str] = {}
+    for name in names:
+        kinds.setdefault(tuple(_effective(file, name).items()), name)
+    if not chosen and len(kinds) > 1:
+        raise AmbiguousError(file, list(kinds.values()))
+    return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
+
+
+def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
+    """Of parts that no row has together: the row that has the most of them, if the file says how it computes them."""
+    complete = file.layout.program_row is not TIMM_ROW or "hidden_size" in file.file.described.row
+    if not complete or not {"gelu", "norm_eps"} <= file.computed.keys() or found["resnet_layers"] is not None:
+        parts = [f"{key} {found[key]}" for key, plain in ARRAYS.items() if found[key] != plain]
+        parts += [f"a ResNet of {found['resnet_layers']} units"] * (found["resnet_layers"] is not None)
+        raise WeightsError(f"{file.path}: no model of configs.py has its parts together ({', '.join(parts)}), and nothing says "
+                           "how it computes")
+
+    def rank(name: str) -> tuple:
+        row = MODELS[name]
+        return (row["resnet_layers"] is not None, sum(found[key] != row[key] for key in ARRAYS if key != "layer_scale"),
+                bool(found["layer_scale"]) != bool(row["layer_scale"]), sum(found.get(key) != row[key] for key in SIZES),
+                row.mean != file.computed.get("mean", row.mean), not (preferred and name.startswith(preferred)))
+
+    return min(MODELS, key=rank)
+
+
+def _otherwise(found: dict, row: object) -> dict:
+    """The keys that a file sets otherwise than its row."""
+    keys = {key: found[key] for key in ("in_channels", "classifier") if key in found}
+    if keys.get("classifier") == "gap" and (not row["class_token"] or found["registers"]):
+        keys["classifier"] = "mean"
+    if any(found.get(key) != row[key] for key in SIZES) or found.get("num_heads") not in (None, row["num_heads"]):
+        keys |= {key: found[key] for key in (*SIZES, "num_heads") if key in found}
+    no_prefix = not (found["class_token"] or found["registers"] or found["distilled"])
+    for key in ARRAYS:
+        same = bool(found[key]) == bool(row[key]) if key == "layer_scale" else found[key] == row[key]
+        needless = (key == "positions" and no_prefix) or (key == "class_token" and keys.get("classifier") == "gap")
+        if not same and not needless and not (key == "final_norm" and row["classifier"] == "patch_mean"):
+            keys[key] = found[key]
+    if "pool_mlp_dim" in found:
+        keys["pool_mlp_dim"] = found["pool_mlp_dim"]
+    own_sizes = "hidden_size" in keys
+    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key not in ARRAYS)}
+
+
+def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:
+    """'DINOv2 ViT-S/14, 4 registers, 518 px'"""
+    row = MODELS[name].to_dict() | keys
+    size = img_size or row["img_size"]
+    match = re.fullmatch(r"(.+?)-?([^-_]+)_(\d+)(-.*)?", name)
+    family, letter = (match[1], match[2]) if match else (name, "")
+    own = "hidden_size" in keys
+    title = f"{family} ViT" if family not in ("ViT", "") else "ViT"
+    title += f"-{letter}/{row['patch_size']}" if letter and not own else ""
+    parts = [title + (f" of width {row['hidden_size']}, {row['num_layers']} blocks, patch {row['patch_size']}" if own else "")]
+    parts += [f"{row['registers']} register{'s' * (row['registers'] > 1)}"] * bool(row["registers"])
+    parts += ["SwiGLU"] * (row["mlp"] == "swiglu")
+    parts += {"attention": ["pooling by attention"], "mean": ["mean of the patches"], "patch_mean": ["mean of the patches"],
+              "gap": ["mean of the patches"], "token_mean": ["cls token and mean of the patches"]}.get(row["classifier"], [])
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    return ", ".join([*parts, f"{sides[0]} px" if sides[0] == sides[1] else f"{sides[0]} x {sides[1]} px"])

@@ -1,0 +1,103 @@
+"""Files in the names of timm's classes and of the originals: what they tell of their model, and what fills it."""
+
+import pytest
+import torch
+from filling import load, random_model, refused, same_state
+from originals import KINDS, NO_HEAD, arrays_of, dinov3, in_memory
+
+from models import create_model, load_pretrained
+from models.checkpoints.infer import ARRAYS, SIZES
+from models.checkpoints.opened import OpenedCheckpoint
+
+
+def head_of(case: str) -> str:
+    return "zero" if case in NO_HEAD else "keep"
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A filled model of each kind, made once."""
+    return {case: random_model(kind.row) for case, kind in KINDS.items()}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_a_file_tells_its_row_and_fills_its_model(tmp_path, models, case):
+    kind, model = KINDS[case], models[case]
+    torch.save(arrays_of(case, model), tmp_path / "x.pth")
+    with OpenedCheckpoint(tmp_path / "x.pth") as file:
+        found, row = file.row, kind.row
+        expected = {key: row[key] for key in (*SIZES, *ARRAYS, "in_channels", "img_size")} | {
+            "layer_scale": 1e-5 if row.layer_scale else 0.0, "class_token": row.class_token and row.classifier != "gap"}
+        if row.positions == "none":                             # nothing tells the size of the images
+            expected.pop("img_size")
+        assert {key: value for key, value in found.items() if key in expected} == expected
+        assert found.get("classifier", row.classifier) == row.classifier
+        assert found.get("pool_mlp_dim", 0) == row.pool_mlp_dim
+        filled = create_model(kind.row, 3, pretrained=file, head=head_of(case))
+    if case in NO_HEAD:
+        filled.head.load_state_dict(model.head.state_dict())
+    if kind.names.__name__ in ("dinov2_registers", "tips"):              # a sum rounds
+        assert torch.allclose(filled.cls_token, model.cls_token, atol=1e-6)
+        filled.cls_token.data.copy_(model.cls_token)
+    assert same_state(filled, model)
+    assert sorted(filled.load_report.left_out) == list(kind.beside)
+
+
+ONE_OF_EACH = ("timm_dinov2_reg", "timm_siglip", "timm_clip", "timm_reg4_gap", "timm_aimv2", "timm_eva02_clip",
+               "timm_dinov3_plus", "dinov2_reg", "dinov3", "pe")
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH)
+def test_no_array_may_be_missing_new_renamed_or_of_another_shape(models, case):
+    kind = KINDS[case]
+    arrays = arrays_of(case, models[case])
+    with torch.device("meta"):
+        model = create_model(kind.row, 3)
+
+    def fill(changed: dict) -> None:
+        load_pretrained(model, in_memory(changed), head_of(case))
+
+    parts = [name for name in arrays if not name.removeprefix("visual.").startswith(tuple(kind.beside) or " ")]
+    assert len(parts) > 13
+    for name in parts:
+        rest = {other: value for other, value in arrays.items() if other != name}
+        refused("x.pth: ", fill, rest)
+        refused("x.pth: ", fill, rest | {f"{name}_of_another": arrays[name]})
+        refused("x.pth: ", fill, arrays | {name: torch.cat([arrays[name], arrays[name][..., :1]], dim=-1)})
+        refused("x.pth: ", fill, arrays | {name: torch.cat([arrays[name], arrays[name][:1]])})
+
+
+def test_a_bias_of_the_keys_must_be_masked(tmp_path):
+    model = random_model(KINDS["dinov3"].row)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    for content, message in ((dinov3(state, mask=False), "blocks.0.attn.qkv.bias biases keys"),
+                             (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.ones(144)}, "biases keys"),
+                             (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.zeros(144)}, "its bias_mask is not")):
+        torch.save(content, tmp_path / "x.pth")
+        refused(message, load, tmp_path / "x.pth", KINDS["dinov3"].row, "zero")
+    torch.save(dinov3(state, key_bias=0.0, mask=False), tmp_path / "x.pth")              # nothing is applied
+    assert torch.equal(load(tmp_path / "x.pth", KINDS["dinov3"].row, "zero").blocks[0].attn.qkv.q_bias,
+                       model.blocks[0].attn.qkv.q_bias)
+
+
+def test_the_pre_training_of_eva02_starts_the_norm_behind_the_mean():
+    """As timm moves it: its own files of mim_in22k have fc_norm."""
+    row = KINDS["eva02"].row
+    model = random_model(row)
+    arrays = {name.replace("fc_norm.", "norm."): value for name, value in arrays_of("eva02", model).items()
+              if not name.startswith("head.")} | {"lm_head.weight": torch.ones(4, 48), "lm_head.bias": torch.ones(4),
+                                                  "mask_token": torch.ones(1, 1, 48)}
+    filled = create_model(row, 3, pretrained=in_memory(arrays))
+    assert torch.equal(filled.fc_norm.weight, model.fc_norm.weight)
+    assert {"lm_head.weight", "lm_head.bias", "mask_token"} <= set(filled.load_report.left_out)
+
+
+def test_positions_of_another_grid(models):
+    """A folded table, one of patches, and one with rows before them."""
+    for case, tokens in (("dinov2_reg", 0), ("timm_dinov2_reg", 0), ("timm_so150m", 4), ("timm_dinov2", 1)):
+        arrays = arrays_of(case, models[case])
+        model = create_model(KINDS[case].row, 3, (32, 48), in_memory(arrays))
+        assert model.load_report.resized == {"pos_embed": "4x4 -> 4x6"} and model.pos_embed.shape == (1, tokens + 24, 48)
+        own = models[case].pos_embed
+        if tokens:
+            assert torch.equal(model.pos_embed[:, :tokens], own[:, :tokens])
