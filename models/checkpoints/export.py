@@ -34,8 +34,8 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
     Raises ModelError for a grid that is not square, because the layout does not name the grid of a table, for parameters that it
     has no name for (those of CaiT, of a distilled DeiT, and the norm behind MAE's mean), and for parts that it does not have.
     """
-    _check_grid(model, path)
     _check_google(model, path)
+    _check_grid(model, path)
     pools = model.config.classifier == "attention"
     rows = google_rows(model, GOOGLE_BLOCKS[f"MultiHeadDotProductAttention_{0 if pools else 1}"])
     nameless = set(model.state_dict()) - {row.parameter for row in rows}
