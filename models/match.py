@@ -5,7 +5,7 @@ import re
 from configs import MODELS
 
 from .checkpoints.described import CONFIG
-from .checkpoints.description import COMPUTED
+from .checkpoints.description import COMPUTED, HALF
 from .checkpoints.infer import ARRAYS, SIZES, candidates
 from .checkpoints.layouts import TIMM_ROW
 from .checkpoints.opened import OpenedCheckpoint
@@ -15,6 +15,7 @@ from .kinds import brief
 
 # What no array holds and another value of which computes other numbers.
 NUMBERS = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "mean", "std")
+GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, **HALF}
 POOLS = {"token": "token", "map": "attention"}               # timm's global_pool
 
 
@@ -39,11 +40,12 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
         return _match_own(file)
     found, said = told(file), file.file.described
     found |= {"num_heads": num_heads} if num_heads else {}
-    rows = candidates(found, MODELS) or candidates(found, MODELS, sizes=False)
     if said.base:
         name = said.base
-    elif rows:
-        name = _best(file, found, rows, preferred)
+    elif rows := candidates(found, MODELS):
+        name = _best(file, found, rows, preferred, NUMBERS)
+    elif rows := candidates(found, MODELS, sizes=False):     # of sizes of its own: a name would bring others
+        name = _best(file, found, rows, preferred, NUMBERS[:-2])
     else:
         name = _nearest(file, found, preferred)
     return name, _otherwise(found, MODELS[name])
@@ -116,30 +118,43 @@ def _check(file: OpenedCheckpoint, found: dict, claims: dict) -> None:
                            "they do not belong together")
 
 
+def _computed(file: OpenedCheckpoint) -> dict:
+    """What is known of that; Google's files say nothing, and are all alike."""
+    return (GOOGLE if file.is_google and not file.file.described.own else {}) | file.computed
+
+
 def _effective(file: OpenedCheckpoint, name: str) -> dict:
     """What a model of this row would compute with the file: its program or its config.json win."""
-    row, computed = MODELS[name], file.computed
+    row, computed = MODELS[name], _computed(file)
     return {key: computed.get(key, tuple(row[key]) if key in ("mean", "std") else row[key]) for key in NUMBERS}
 
 
-def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str) -> str:
-    """Of rows that have the arrays."""
+def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str, decisive: tuple[str, ...]) -> str:
+    """Of rows that have the arrays. decisive: those of NUMBERS in which the rest may not differ."""
     def rank(name: str) -> tuple:
-        row, computed = MODELS[name], file.computed
+        row, computed = MODELS[name], _computed(file)
         differs = [key for key in NUMBERS if key in computed and key != "mean" and computed[key] != row[key]]
         plain = row["norm_eps"] == 1e-6 and not row["layer_scale"] and not row["rope"]           # GELU is its program's
         return (row.classifier != found.get("classifier", row.classifier),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
+    names = _of_family(file, names)
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]
     kinds: dict[tuple, str] = {}
     for name in names:
-        kinds.setdefault(tuple(_effective(file, name).items()), name)
+        effective = _effective(file, name)
+        kinds.setdefault(tuple(effective[key] for key in decisive), name)
     if not chosen and len(kinds) > 1:
         raise AmbiguousError(file, list(kinds.values()))
     return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
+
+
+def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
+    """Those of the family that stands beside the file, or all."""
+    family = file.file.described.family
+    return [name for name in names if family and name.startswith(family)] or names
 
 
 def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
@@ -157,7 +172,7 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
                 bool(found["layer_scale"]) != bool(row["layer_scale"]), sum(found.get(key) != row[key] for key in SIZES),
                 row.mean != file.computed.get("mean", row.mean), not (preferred and name.startswith(preferred)))
 
-    return min(MODELS, key=rank)
+    return min(_of_family(file, list(MODELS)), key=rank)
 
 
 def _otherwise(found: dict, row: object) -> dict:
@@ -170,8 +185,9 @@ def _otherwise(found: dict, row: object) -> dict:
     no_prefix = not (found["class_token"] or found["registers"] or found["distilled"])
     for key in ARRAYS:
         same = bool(found[key]) == bool(row[key]) if key == "layer_scale" else found[key] == row[key]
-        needless = (key == "positions" and no_prefix) or (key == "class_token" and keys.get("classifier") == "gap")
-        if not same and not needless and not (key == "final_norm" and row["classifier"] == "patch_mean"):
+        needless = {"positions": no_prefix, "class_token": keys.get("classifier") == "gap", "layer_scale": found["class_layers"],
+                    "final_norm": row["classifier"] == "patch_mean"}
+        if not same and not needless.get(key):
             keys[key] = found[key]
     if "pool_mlp_dim" in found:
         keys["pool_mlp_dim"] = found["pool_mlp_dim"]
@@ -188,7 +204,8 @@ def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None =
     own = "hidden_size" in keys
     title = f"{family} ViT" if family not in ("ViT", "") else "ViT"
     title += f"-{letter}/{row['patch_size']}" if letter and not own else ""
-    parts = [title + (f" of width {row['hidden_size']}, {row['num_layers']} blocks, patch {row['patch_size']}" if own else "")]
+    blocks = f"{row['num_layers']} block{'s' * (row['num_layers'] > 1)}"
+    parts = [title, *([f"width {row['hidden_size']}", blocks, f"patch {row['patch_size']}"] if own else [])]
     parts += [f"{row['registers']} register{'s' * (row['registers'] > 1)}"] * bool(row["registers"])
     parts += ["SwiGLU"] * (row["mlp"] == "swiglu")
     parts += {"attention": ["pooling by attention"], "mean": ["mean of the patches"], "patch_mean": ["mean of the patches"],
