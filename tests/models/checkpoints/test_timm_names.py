@@ -145,3 +145,14 @@ def test_a_model_with_norms_behind_its_branches_is_refused():
         [1792 if side == 48 else side for side in value.shape])
         for name, value in arrays_of("timm_eva", create_model(KINDS["timm_eva"].row, 3)).items()}
     refused("it is EVA-02 E, whose norms stand behind attention and MLP", lambda: in_memory(state).row)
+
+
+def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models):
+    """timm's models of other families have a norm behind a mean."""
+    said = "nothing says which of the two its head reads: the "
+    for classifier, read in (("token", "cls token, not the mean"), ("mean", "mean of the patches, not the cls token")):
+        model = create_model(KINDS["timm_dinov3"].row, 3, None, in_memory(arrays_of("timm_dinov3", models["timm_dinov3"])),
+                             "keep", classifier=classifier)
+        assert any(note.startswith(said + read) for note in model.load_report.notes)
+    other = create_model(KINDS["timm_dinov2"].row, 3, None, in_memory(arrays_of("timm_dinov2", models["timm_dinov2"])), "keep")
+    assert not any(note.startswith(said) for note in other.load_report.notes)
