@@ -13,15 +13,19 @@ from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.description import COMPUTED
 from .checkpoints.hub import published_file
-from .checkpoints.infer import ARRAYS
+from .checkpoints.infer import SIZES
 from .checkpoints.load import check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
+from .kinds import brief
 from .match import AmbiguousError, match_row
 from .sigmoid_attention import use_sigmoid_attention
 from .vit import VisionTransformer
+
+# Keys of a file's row that whoever names the row says too, or not: they are flags of a run.
+OF_FLAGS = (*SIZES, "num_heads", "classifier", "in_channels", "img_size")
 
 
 def create_model(name_or_config: str | ConfigDict | None = None, num_classes: int | None = None,
@@ -98,7 +102,7 @@ def _parts_of_file(file: OpenedCheckpoint, name_or_config: str | ConfigDict) -> 
         name, keys = match_row(file, name_or_config)
     except AmbiguousError:                                  # between rows that are not this one
         return {}
-    return {key: value for key, value in keys.items() if key in (*ARRAYS, "pool_mlp_dim")} if name == name_or_config else {}
+    return {key: value for key, value in keys.items() if key not in OF_FLAGS} if name == name_or_config else {}
 
 
 def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
@@ -144,7 +148,7 @@ def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict
         try:
             config[key] = _plain(value)
         except TypeError as error:
-            raise ModelError(f"{key}={value!r}: must be of the type of the row's {config[key]!r}") from error
+            raise ModelError(f"{key}={brief(value)}: must be of the type of the row's {config[key]!r}") from error
     if config.in_channels == 1 and len(config.mean) == 3:
         config.channel_mean, config.channel_std = config.mean, config.std
         config.mean, config.std = (sum(config.mean) / 3,), (sum(config.std) / 3,)

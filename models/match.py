@@ -5,7 +5,7 @@ import re
 from configs import MODELS
 
 from .checkpoints.described import CONFIG
-from .checkpoints.description import COMPUTED
+from .checkpoints.description import COMPUTED, HALF
 from .checkpoints.infer import ARRAYS, SIZES, candidates
 from .checkpoints.layouts import TIMM_ROW
 from .checkpoints.opened import OpenedCheckpoint
@@ -15,16 +15,18 @@ from .kinds import brief
 
 # What no array holds and another value of which computes other numbers.
 NUMBERS = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "mean", "std")
+GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, **HALF}
 POOLS = {"token": "token", "map": "attention"}               # timm's global_pool
 
 
 class AmbiguousError(WeightsError):
-    """Raised for a file whose arrays are those of several models that compute otherwise; `names`: one row for each."""
+    """Raised for a file whose arrays are those of several models that compute otherwise; `names`: their rows."""
 
     def __init__(self, file: OpenedCheckpoint, names: list[str]):
-        typed = " or ".join(f"MODEL_TYPE={name}" for name in names)
-        super().__init__(f"{file.path}: its arrays are those of {' and of '.join(names)}, which compute otherwise, and nothing "
-                         f"says which it is. Add --model_type ({typed}), or give a folder with the file and its config.json")
+        *others, last = names
+        super().__init__(f"{file.path}: its arrays are those of {', '.join(others)} and {last}, which compute or see images "
+                         "otherwise, and nothing says which it is. Add --model_type "
+                         f"(MODEL_TYPE={' or '.join(names)}), or give a folder with the file and its config.json")
         self.names = names
 
 
@@ -39,11 +41,12 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
         return _match_own(file)
     found, said = told(file), file.file.described
     found |= {"num_heads": num_heads} if num_heads else {}
-    rows = candidates(found, MODELS) or candidates(found, MODELS, sizes=False)
     if said.base:
         name = said.base
-    elif rows:
-        name = _best(file, found, rows, preferred)
+    elif rows := candidates(found, MODELS):
+        name = _best(file, found, rows, preferred, NUMBERS)
+    elif rows := candidates(found, MODELS, sizes=False):     # of sizes of its own: a name would bring others
+        name = _best(file, found, rows, preferred, NUMBERS[:-2])
     else:
         name = _nearest(file, found, preferred)
     return name, _otherwise(found, MODELS[name])
@@ -116,30 +119,42 @@ def _check(file: OpenedCheckpoint, found: dict, claims: dict) -> None:
                            "they do not belong together")
 
 
+def _computed(file: OpenedCheckpoint) -> dict:
+    """What is known of that; Google's files say nothing, and are all alike."""
+    return (GOOGLE if file.is_google and not file.file.described.own else {}) | file.computed
+
+
 def _effective(file: OpenedCheckpoint, name: str) -> dict:
     """What a model of this row would compute with the file: its program or its config.json win."""
-    row, computed = MODELS[name], file.computed
+    row, computed = MODELS[name], _computed(file)
     return {key: computed.get(key, tuple(row[key]) if key in ("mean", "std") else row[key]) for key in NUMBERS}
 
 
-def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str) -> str:
-    """Of rows that have the arrays."""
+def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str, decisive: tuple[str, ...]) -> str:
+    """Of rows that have the arrays. decisive: those of NUMBERS in which the rest may not differ."""
     def rank(name: str) -> tuple:
-        row, computed = MODELS[name], file.computed
+        row, computed = MODELS[name], _computed(file)
         differs = [key for key in NUMBERS if key in computed and key != "mean" and computed[key] != row[key]]
         plain = row["norm_eps"] == 1e-6 and not row["layer_scale"] and not row["rope"]           # GELU is its program's
-        return (row.classifier != found.get("classifier", row.classifier),
+        return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
+    pools = found.get("classifier") == "attention"
+    names = [name for name in _of_family(file, names) if pools or MODELS[name].classifier != "attention"
+             or not MODELS[name].class_token] or names       # without its pooling it is no Perception Encoder
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]
-    kinds: dict[tuple, str] = {}
-    for name in names:
-        kinds.setdefault(tuple(_effective(file, name).items()), name)
+    kinds = {tuple(_effective(file, name)[key] for key in decisive) for name in names}
     if not chosen and len(kinds) > 1:
-        raise AmbiguousError(file, list(kinds.values()))
+        raise AmbiguousError(file, sorted(names, key=lambda name: MODELS[name].class_token != found["class_token"]))
     return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
+
+
+def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
+    """Those of the family that stands beside the file, or all."""
+    family = file.file.described.family
+    return [name for name in names if family and name.startswith(family)] or names
 
 
 def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
@@ -157,7 +172,7 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
                 bool(found["layer_scale"]) != bool(row["layer_scale"]), sum(found.get(key) != row[key] for key in SIZES),
                 row.mean != file.computed.get("mean", row.mean), not (preferred and name.startswith(preferred)))
 
-    return min(MODELS, key=rank)
+    return min(_of_family(file, list(MODELS)), key=rank)
 
 
 def _otherwise(found: dict, row: object) -> dict:
@@ -170,13 +185,14 @@ def _otherwise(found: dict, row: object) -> dict:
     no_prefix = not (found["class_token"] or found["registers"] or found["distilled"])
     for key in ARRAYS:
         same = bool(found[key]) == bool(row[key]) if key == "layer_scale" else found[key] == row[key]
-        needless = (key == "positions" and no_prefix) or (key == "class_token" and keys.get("classifier") == "gap")
-        if not same and not needless and not (key == "final_norm" and row["classifier"] == "patch_mean"):
+        needless = {"positions": no_prefix, "class_token": keys.get("classifier") == "gap", "layer_scale": found["class_layers"],
+                    "final_norm": row["classifier"] == "patch_mean"}
+        if not same and not needless.get(key):
             keys[key] = found[key]
     if "pool_mlp_dim" in found:
         keys["pool_mlp_dim"] = found["pool_mlp_dim"]
-    own_sizes = "hidden_size" in keys
-    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key not in ARRAYS)}
+    sizes = (*SIZES, "num_heads", "in_channels") if "hidden_size" in keys else ()
+    return {key: value for key, value in keys.items() if value != row[key] or key in sizes}
 
 
 def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:
@@ -186,9 +202,10 @@ def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None =
     match = re.fullmatch(r"(.+?)-?([^-_]+)_(\d+)(-.*)?", name)
     family, letter = (match[1], match[2]) if match else (name, "")
     own = "hidden_size" in keys
-    title = f"{family} ViT" if family not in ("ViT", "") else "ViT"
+    title = "ViT" if family == "ViT" else f"{family} ViT" if match else family
     title += f"-{letter}/{row['patch_size']}" if letter and not own else ""
-    parts = [title + (f" of width {row['hidden_size']}, {row['num_layers']} blocks, patch {row['patch_size']}" if own else "")]
+    blocks = f"{row['num_layers']} block{'s' * (row['num_layers'] > 1)}"
+    parts = [title, *([f"width {row['hidden_size']}", blocks, f"patch {row['patch_size']}"] if own else [])]
     parts += [f"{row['registers']} register{'s' * (row['registers'] > 1)}"] * bool(row["registers"])
     parts += ["SwiGLU"] * (row["mlp"] == "swiglu")
     parts += {"attention": ["pooling by attention"], "mean": ["mean of the patches"], "patch_mean": ["mean of the patches"],

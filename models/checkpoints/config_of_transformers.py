@@ -26,6 +26,10 @@ TYPES = {
     "clip_vision_model": CLIP, "metaclip_2_vision_model": CLIP,
     "aimv2_vision_model": MEAN | {"norm": "rms", "patch_norm": "after", "mlp": "swiglu"},
 }
+# How the names of the rows begin that are of such a type.
+FAMILIES = {"vit": "ViT-", "deit": "DeiT-", "ijepa": "IJEPA-", "siglip_vision_model": "SigLIP-",
+            "siglip2_vision_model": "SigLIP-", "dinov2": "DINOv2-", "dinov2_with_registers": "DINOv2-",
+            "dinov3_vit": "DINOv3-", "tipsv2_vision_model": "TIPSv2-", "aimv2_vision_model": "AIMv2-"}
 SIGLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16,
           "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 CLIP_DEFAULTS = SIGLIP | {"image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -71,7 +75,7 @@ def describe(values: dict, preprocessor: dict) -> Description:
         seen = DEFAULTS.get(kind, {}) | {key: value for key, value in seen.items() if value is not None}
     architectures = values.get("architectures")
     built = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    found.row = _row(seen, kind) | HEADS.get(built, {})
+    found.row, found.family = _row(seen, kind) | HEADS.get(built, {}), FAMILIES.get(kind, "")
     if kind in ("siglip_vision_model", "siglip2_vision_model") and "classifier" not in found.row:
         found.row["classifier"] = "attention" if seen.get("vision_use_head", True) else "mean"
     if size := seen.get("image_size") or _side_of_table(seen):

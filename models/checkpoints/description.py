@@ -12,7 +12,7 @@ from .zip_archive import shown
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize", "rope", "rope_grid", "pool_heads", "final_norm")
 # What our own exports say of their model: all keys of its row but these. Older ones say only COMPUTED.
 UNSAID = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "channel_mean", "channel_std", "sigmoid_attention",
-          "img_size", "representation_size")
+          "img_size", "representation_size", "interpolation", "eval_crop")
 PLAIN_EPS = 1e-6                                            # of the norms of timm and of Google
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -34,9 +34,9 @@ TIMM_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (
 class Description:
     """`row`: keys of a model's row; `classes`: names by label; `view`: how images are resized and evaluated (flags); `untaken`:
     what is said of that and no flag can say, in words by flag; `model`: what timm calls the model, such as vit_tiny_patch16_224;
-    `base`: the row of configs.MODELS that it is built by, whose other keys hold too; `license`: of the weights; `card`: of a
-    folder of ours, what its model card says; `outputs`: how many classes its head has, where that is said;
-    `pool`: timm's global_pool; `notes`: lines."""
+    `base`: the row of configs.MODELS that it is built by, whose other keys hold too; `family`: how the names of the rows begin
+    that may be its own, where arrays are those of others too; `card`: of a folder of ours, what its model card says; `license`:
+    of the weights; `outputs`: how many classes its head has, where that is said; `pool`: timm's global_pool; `notes`: lines."""
 
     row: dict = dataclasses.field(default_factory=dict)
     classes: list[str] | None = None
@@ -44,6 +44,7 @@ class Description:
     untaken: dict[str, str] = dataclasses.field(default_factory=dict)
     model: str = ""
     base: str = ""
+    family: str = ""
     card: dict | None = None
     license: str = ""
     own: bool = False               # whether an export of ours says how the model computes

@@ -58,7 +58,12 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @property
     def tells_mean(self) -> bool:
         """Whether mean and standard deviation of the images are known: Google's files all have 0.5."""
-        return "mean" in self.computed or any("encoderblock" in name for name in self.file.names)
+        return "mean" in self.computed or self.is_google
+
+    @property
+    def is_google(self) -> bool:
+        """Whether the arrays have the names of Google's program."""
+        return any("encoderblock" in name for name in self.file.names)
 
     @functools.cached_property
     def computed(self) -> dict:

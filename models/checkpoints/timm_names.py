@@ -29,6 +29,7 @@ STEM_ALONE = {"patch_embed.backbone.conv.": "patch_embed.backbone.stem.conv.",
 # Of a block, behind its number.
 INSIDE = {
     "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "attn.q_proj.bias": "attn.q_bias", "attn.v_proj.bias": "attn.v_bias",
+    "mlp.c_fc.": "mlp.fc1.", "mlp.c_proj.": "mlp.fc2.",                 # transformers' TIPSv2
     "attn.inner_attn_ln.": "attn.norm.", "mlp.ffn_ln.": "mlp.norm.", "mlp.w12.": "mlp.fc1.", "mlp.w1.": "mlp.fc1_g.",
     "mlp.w2.": "mlp.fc1_x.", "mlp.w3.": "mlp.fc2.",
 }

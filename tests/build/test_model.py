@@ -50,7 +50,7 @@ def test_a_file_of_no_row_is_called_by_its_sizes():
     for row, words in (({"model_type": "ViT-B_16", **sizes}, "ViT of its own sizes (patch_size 4, hidden_size 40, "),
                        ({"model_type": "R26-ViT-S_32", **sizes}, "R26-ViT of its own sizes ("),
                        ({"model_type": "DeiT-S_16-distilled", **sizes}, "DeiT-distilled of its own sizes ("),
-                       ({"model_type": "ViT-S_16", "classifier": "gap"}, "ViT-S_16 with classifier gap")):
+                       ({"model_type": "ViT-S_16", "classifier": "gap"}, "ViT-S_16, as the file tells (ViT-S/16, mean of")):
         facts = Facts(100, 10, start_row=row | {"names_img_size": False}, start_path="w.pth")
         described = describe_model(resolve(flags, facts), facts)
         assert described.startswith(words) and ("B_16" in described) is False

@@ -15,7 +15,7 @@ from models.families import FAMILIES
 
 FUNCTIONS = {
     "checkpoint_head": "path",
-    "create_model": "name_or_config, num_classes=None, img_size=None, pretrained=None, head='zero', initialise=True, **overrides",
+    "create_model": "name_or_config=None, num_classes=None, img_size=None, pretrained=None, head='zero', initialise=True, **overrides",
     "edit_attention": "model, values, edited",
     "find_checkpoint": "name_or_path",
     "list_models": "",

@@ -26,7 +26,6 @@ from models.checkpoints.published import (
 from models.match import match_row
 from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
-from utils.config.flags import SIZES
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
 from utils.data.datasets import OWN_CLASSES, splits_of
@@ -283,8 +282,6 @@ def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
 
     Raises ModelError.
     """
-    name, keys = match_row(start, preferred_row(sources.start) or sources.model_type)
-    if unsaid := [f"{key} {keys[key]}" for key in keys if key not in (*SIZES, "classifier", "in_channels")]:
-        raise ModelError(f"{start.path}: no row of configs.py has its {', '.join(unsaid)}: train.py cannot start from it")
+    name, keys = match_row(start, preferred_row(sources.start) or (sources.model_type if sources.typed_model else ""))
     read = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
     return {"model_type": name, **keys, **read, **start.view, "names_img_size": "img_size" in start.file.described.row}

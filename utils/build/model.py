@@ -16,6 +16,7 @@ from models.checkpoints.published import page_of_file
 from models.checkpoints.run_fields import check_shapes
 from models.create import resolve_row
 from models.kinds import brief
+from models.match import describe_row
 from utils import distributed
 from utils.config import (
     SIZES,
@@ -29,6 +30,7 @@ from utils.config import (
     model_overrides,
     scratch_warnings,
     view_notes,
+    why_this_model,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
@@ -142,6 +144,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
+    if not saved and (why := why_this_model(config, found.facts)):
+        print(why, flush=True)
     if line := describe_license(found.license, found.start and str(found.start.path)):
         print(line, flush=True)
     if not config.eval_only:
@@ -169,11 +173,14 @@ def describe_model(config: Config, facts: Facts) -> str:
     """The row of configs.py and what the file has otherwise; of a file whose sizes no row has, its family and its sizes."""
     own = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
            if config.source(key) == START and getattr(config, key) is not None]
+    if facts.start_row and config.source("model_type") == START and "hidden_size" not in facts.start_row:
+        own = {key: facts.start_row[key] for key in ("classifier", "registers") if key in facts.start_row}
+        return f"{config.model_type}, as the file tells ({describe_row(config.model_type, own, facts.start_row.get('img_size'))})"
     if not (own and facts.start_row):
         return config.model_type
     if "hidden_size" not in facts.start_row:
         return f"{config.model_type} with {', '.join(own)}"
-    family = re.match(r"(R\d*-)?[A-Za-z]+", config.model_type)[0] + "-distilled" * config.model_type.endswith("-distilled")
+    family = re.sub(r"-[^-]+_\d+|-[A-Z]+\d+$", "", config.model_type)         # without the size
     return f"{family} of its own sizes ({', '.join(own)})"
 
 

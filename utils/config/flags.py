@@ -125,7 +125,8 @@ FLAGS: dict[str, Flag] = _group(
          "the others from trained weights"),
 ) | _group(
     "model and weights",
-    Flag("model_type", str, None, "architecture: a row of configs.py", stored=True, metavar="MODEL", aliases=("model",)),
+    Flag("model_type", str, None, "architecture: a row of configs.py, or the name of a published file (timm's, the hub's), which "
+         "the run then starts from", stored=True, metavar="MODEL", aliases=("model",)),
     Flag("img_size", image_size, None, "side in pixels, or height x width such as 224x160 (default: the model's)", stored=True,
          aliases=("input_size",)),
     Flag("patch_size", positive_int, None, "side of a patch; this and the next four define a size of your own", model=SIZE),
@@ -145,7 +146,7 @@ FLAGS: dict[str, Flag] = _group(
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
     Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
-         "published name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the "
+         "published name (imagenet21k/ViT-B_16, timm's, facebook/dinov2-small); none; augreg: the model's AugReg file; auto: the "
          "model's own", FREE, metavar="WEIGHTS", aliases=("finetune", "initial_checkpoint", "pretrained_path")),
     Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
          "keep for --attention_edits and --eval_only)", before="zero"),

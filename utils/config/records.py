@@ -26,6 +26,7 @@ class Sources:
     recipe: str             # a row of configs.RECIPES
     model_type: str         # a row of configs.MODELS
     start: str              # "none", "auto" (the model's own file), or the path or published name; "none" for a resumed run
+    typed_model: bool = False       # whether a flag names model_type
     path_column: str | None = None
     label_column: str | None = None
     image_dir: str | None = None

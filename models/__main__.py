@@ -1,0 +1,136 @@
+"""`python -m models FILE` says what a file of weights is: its model, its images, its head, and what to type to use it.
+
+FILE is a file of weights, a folder of timm, transformers or a run, or a published name. Headers alone are read, so that the size
+of a file does not matter, and nothing is downloaded.
+"""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+from configs import MODELS
+
+from .checkpoints.hub import published_file
+from .checkpoints.opened import OpenedCheckpoint
+from .checkpoints.published import find_checkpoint, license_of, published_name
+from .create import resolve_row
+from .errors import ModelError, WeightsError
+from .match import describe_row, match_row
+
+BEST = "best.pt"                                   # of a run folder
+READS = {"token": "the cls token", "gap": "the mean over the tokens", "patch_mean": "the mean over the patches, then a norm",
+         "mean": "the mean over the patches", "token_mean": "the cls token and the mean over the patches",
+         "attention": "what one learned query reads of the tokens"}
+SHOWN = 3                                          # names of classes
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 2 for a file that is no model of this program, with one line that says why."""
+    parser = argparse.ArgumentParser("python -m models", description=__doc__.partition("\n")[0])
+    parser.add_argument("file", metavar="FILE", help="a file or folder of weights, or a published name")
+    file = parser.parse_args(arguments).file
+    try:
+        print("\n".join(describe(file)))
+    except ModelError as error:
+        print(f"python -m models: {error}", file=sys.stderr)
+        return ModelError.exit_code
+    except BrokenPipeError:                        # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def describe(what: str) -> list[str]:
+    """Lines about a file, a folder or a published name. Raises WeightsError."""
+    if not Path(what).exists():
+        return _of_name(what)
+    path = Path(what) / BEST if (Path(what) / BEST).is_file() else Path(what)
+    with OpenedCheckpoint(find_checkpoint(path)) as file:
+        lines = _of_run(file) if file.settings is not None else _of_file(file, what)
+        return [f"file: {file.path}, {_bytes(file.path.stat().st_size)}, {_count(file)} numbers in its arrays", *lines]
+
+
+def _of_name(what: str) -> list[str]:
+    """Of a published file that need not be here."""
+    known = published_file(what)
+    name = published_name(what)
+    if known is None or not known.model:
+        raise WeightsError(f"no file or folder at {what}, and no published name of a model of configs.py (MODEL_ZOO.md lists "
+                           "them)")
+    license_text = license_of(what) or known.license or "not stated"
+    return [f"published: {name or known.name}, {known.parameters:g} million parameters without the head, "
+            f"{f'{known.classes} outputs' if known.classes else 'no head'}",
+            f"model: {describe_row(known.model, {}, known.pixels)} (MODEL_TYPE={known.model})",
+            f"licence: {license_text}", f"to use it: PRETRAINED_DIR={what} bash train.sh"]
+
+
+def _of_run(file: OpenedCheckpoint) -> list[str]:
+    settings, row = file.settings, resolve_row(MODELS["ViT-B_16"], file.file.run["architecture"])
+    name = settings["model_type"]
+    size = settings.get("img_size") or row.img_size
+    title = describe_row(name, {}, size) if name in MODELS else name
+    names = list(file.file.run["classes"])
+    return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
+            f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
+            f"to use it: python predict.py --checkpoint {file.path.parent} IMAGES"]
+
+
+def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
+    name, keys = match_row(file)
+    needs_heads = "hidden_size" in keys and "num_heads" not in keys
+    row = resolve_row(name, keys | file.computed)
+    size = file.row.get("img_size", row.img_size)
+    said = file.file.described
+    own = ", with the sizes of the file" * ("hidden_size" in keys)
+    lines = [f"model: {describe_row(name, keys, size)} (MODEL_TYPE={name}{own})",
+             *_of_row(row, size, needs_heads), _of_images(file, row)]
+    lines.append(_of_head(file, row.classifier))
+    lines += [f"note: {note}" for note in said.notes]
+    lines += [f"licence: {said.license}"] * bool(said.license)
+    more = " NUM_HEADS=..." * needs_heads
+    return [*lines, f"to use it: PRETRAINED_DIR={what}{more} bash train.sh"]
+
+
+def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False) -> list[str]:
+    heads = "number of heads not told" if needs_heads else f"{row.num_heads} heads"
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    blocks = f"{row.num_layers} block{'s' * (row.num_layers > 1)}"
+    return [f"sizes: width {row.hidden_size}, MLP {row.mlp_dim}, {heads}, {blocks}, patches of {row.patch_size} px, images of "
+            f"{sides[0]} x {sides[1]} px in {row.in_channels} channel{'s' * (row.in_channels > 1)}",
+            f"computes: {'SwiGLU' if row.mlp == 'swiglu' else f'{row.gelu} GELU'}, eps {row.norm_eps:g}"
+            + f", rotary positions ({row.rope})" * bool(row.rope)]
+
+
+def _of_images(file: OpenedCheckpoint, row: object) -> str:
+    view = {key: row[key] for key in ("interpolation", "eval_crop")} | file.view
+    numbers = [" ".join(f"{number:g}" for number in row[key]) for key in ("mean", "std")]
+    cut = (f"the middle {100 * view['eval_crop']:g} % of the shorter side" if view["eval_crop"] else
+           "the whole image, its shape not kept")
+    guessed = "" if "mean" in file.computed or file.tells_mean else ", as of the model's row: the file does not say"
+    return f"images: mean {numbers[0]}, std {numbers[1]}{guessed}; evaluated {view['interpolation']}, {cut}"
+
+
+def _of_head(file: OpenedCheckpoint, classifier: str) -> str:
+    try:
+        classes = file.head_classes
+    except WeightsError:
+        return "head: none"
+    names = file.class_names
+    return (f"head: {classes} outputs{f' ({_some(names)})' if names else ', without names'}, which reads {READS[classifier]}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _count(file: OpenedCheckpoint) -> str:
+    return f"{sum(math.prod(file.file.shape(name)) for name in file.file.names):,}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size} bytes"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
