@@ -20,12 +20,13 @@ POOLS = {"token": "token", "map": "attention"}               # timm's global_poo
 
 
 class AmbiguousError(WeightsError):
-    """Raised for a file whose arrays are those of several models that compute otherwise; `names`: one row for each."""
+    """Raised for a file whose arrays are those of several models that compute otherwise; `names`: their rows."""
 
     def __init__(self, file: OpenedCheckpoint, names: list[str]):
-        typed = " or ".join(f"MODEL_TYPE={name}" for name in names)
-        super().__init__(f"{file.path}: its arrays are those of {' and of '.join(names)}, which compute otherwise, and nothing "
-                         f"says which it is. Add --model_type ({typed}), or give a folder with the file and its config.json")
+        *others, last = names
+        super().__init__(f"{file.path}: its arrays are those of {', '.join(others)} and {last}, which compute or see images "
+                         "otherwise, and nothing says which it is. Add --model_type "
+                         f"(MODEL_TYPE={' or '.join(names)}), or give a folder with the file and its config.json")
         self.names = names
 
 
@@ -135,19 +136,18 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         row, computed = MODELS[name], _computed(file)
         differs = [key for key in NUMBERS if key in computed and key != "mean" and computed[key] != row[key]]
         plain = row["norm_eps"] == 1e-6 and not row["layer_scale"] and not row["rope"]           # GELU is its program's
-        return (row.classifier != found.get("classifier", row.classifier),
+        return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
-    names = _of_family(file, names)
+    pools = found.get("classifier") == "attention"
+    names = [name for name in _of_family(file, names) if pools or MODELS[name].classifier != "attention"
+             or not MODELS[name].class_token] or names       # without its pooling it is no Perception Encoder
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]
-    kinds: dict[tuple, str] = {}
-    for name in names:
-        effective = _effective(file, name)
-        kinds.setdefault(tuple(effective[key] for key in decisive), name)
+    kinds = {tuple(_effective(file, name)[key] for key in decisive) for name in names}
     if not chosen and len(kinds) > 1:
-        raise AmbiguousError(file, list(kinds.values()))
+        raise AmbiguousError(file, sorted(names, key=lambda name: MODELS[name].class_token != found["class_token"]))
     return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
 
 
@@ -191,8 +191,8 @@ def _otherwise(found: dict, row: object) -> dict:
             keys[key] = found[key]
     if "pool_mlp_dim" in found:
         keys["pool_mlp_dim"] = found["pool_mlp_dim"]
-    own_sizes = "hidden_size" in keys
-    return {key: value for key, value in keys.items() if value != row[key] or (own_sizes and key not in ARRAYS)}
+    sizes = (*SIZES, "num_heads", "in_channels") if "hidden_size" in keys else ()
+    return {key: value for key, value in keys.items() if value != row[key] or key in sizes}
 
 
 def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:
@@ -202,7 +202,7 @@ def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None =
     match = re.fullmatch(r"(.+?)-?([^-_]+)_(\d+)(-.*)?", name)
     family, letter = (match[1], match[2]) if match else (name, "")
     own = "hidden_size" in keys
-    title = f"{family} ViT" if family not in ("ViT", "") else "ViT"
+    title = "ViT" if family == "ViT" else f"{family} ViT" if match else family
     title += f"-{letter}/{row['patch_size']}" if letter and not own else ""
     blocks = f"{row['num_layers']} block{'s' * (row['num_layers'] > 1)}"
     parts = [title, *([f"width {row['hidden_size']}", blocks, f"patch {row['patch_size']}"] if own else [])]

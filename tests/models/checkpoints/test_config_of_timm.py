@@ -1,0 +1,159 @@
+"""timm's config.json: every published name of today's families tells its row, and what contradicts the arrays is refused."""
+
+import json
+
+import pytest
+import reference
+import torch
+from filling import refused
+from headers import header_of
+
+from configs import MODELS
+from models import create_model
+from models.checkpoints import config_of_timm
+from models.checkpoints.description import HALF, IMAGENET
+from models.create import resolve_row
+from models.match import match_row
+from utils.training.memory import parameters
+
+NORMS = {"half": HALF, "imagenet": IMAGENET, "0/1": {"mean": (0.0,) * 3, "std": (1.0,) * 3},
+         "clip": {key: MODELS["CLIP-B_32"][key] for key in ("mean", "std")},
+         "sat": {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}}
+# Published weights of timm 1.0.31: name, side in pixels, normalization, interpolation, crop and its mode, outputs of the head.
+ZOO = [line.split("|") for line in (reference.FIXTURES / "timm_zoo.txt").read_text(encoding="utf-8").splitlines()[1:]]
+# Architectures that no model here computes, by a word of the reason.
+REFUSED = {"beitv2_base_patch16_224": "relative", "beitv2_large_patch16_224": "relative",
+           "eva02_enormous_patch14_clip_224": "norms behind", "vit_base_mci_224": "convolutions",
+           "vit_dlittle_patch16_reg1_gap_256": "differential", "vit_dpwee_patch16_reg1_gap_256": "differential",
+           "vit_dwee_patch16_reg1_gap_256": "differential", "vit_pwee_patch16_reg1_gap_256": "side by side"}
+# 384 px are no whole number of patches of 14: its program leaves out the last 6.
+CUT = {384: 378}
+
+
+def said_of(name: str, pixels: str, norm: str, interpolation: str, crop: str, mode: str, outputs: str) -> dict:
+    """config.json, as far as it is read."""
+    architecture, _, tag = name.partition(".")
+    return {"architecture": architecture, "num_classes": int(outputs), "pretrained_cfg": {
+        "tag": tag, "input_size": [3, int(pixels), int(pixels)], **{key: list(value) for key, value in NORMS[norm].items()},
+        "interpolation": interpolation, "crop_pct": float(crop), "crop_mode": mode}}
+
+
+def expected_of(name: str, pixels: str, norm: str, interpolation: str, crop: str, mode: str, outputs: str) -> dict:
+    side = CUT.get(int(pixels), int(pixels)) if "patch14" in name else int(pixels)
+    return {**NORMS[norm], "img_size": side, "interpolation": interpolation,
+            "eval_crop": 0.0 if mode == "squash" and crop == "1.0" else float(crop)}
+
+
+def seen_by(file, row) -> dict:
+    return {"mean": row.mean, "std": row.std, "img_size": file.row["img_size"], **file.view}
+
+
+def test_every_published_name_tells_its_row():
+    """Of arrays that our own model of one block has in timm's names."""
+    states = {}
+    for line in ZOO:
+        said = said_of(*line)
+        if words := REFUSED.get(said["architecture"]):
+            refused(words, config_of_timm.describe, said)
+            continue
+        described = config_of_timm.describe(said | {"model_args": {"depth": 1}})
+        base = MODELS[described.base]
+        if described.base not in states:
+            with torch.device("meta"):
+                states[described.base] = create_model(described.base, 1, num_layers=1).state_dict()
+        state = {name: value for name, value in states[described.base].items() if not name.startswith("head.")}
+        file = header_of(state, described)
+        name, keys = match_row(file)
+        row = resolve_row(name, keys | file.computed)
+        assert (name, keys.pop("num_layers"), row.num_heads) == (described.base, 1, base.num_heads), line
+        assert seen_by(file, row) == expected_of(*line) | {"img_size": file.row["img_size"]}, line
+        tanh = "siglip" in line[0]
+        assert row.gelu == ("tanh" if tanh else base.gelu) and row.norm_eps == base.norm_eps, line
+        assert described.row["img_size"] == expected_of(*line)["img_size"], line
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("architecture", list(dict.fromkeys(line[0].partition(".")[0] for line in ZOO)))
+def test_timm_s_own_model_at_full_size(architecture, tmp_path, monkeypatch):
+    """Its saved names and shapes and its own config.json: the row has its parameters, image size, mean, std, interpolation and
+    crop."""
+    timm = pytest.importorskip("timm")
+    from timm.models._hub import save_config_for_hf
+
+    if architecture in REFUSED:
+        refused(REFUSED[architecture], config_of_timm.row_of, architecture)
+        return
+    for module in ("weight_init", "pos_embed_rel"):                      # initial values take most of the time
+        monkeypatch.setattr(f"timm.layers.{module}.trunc_normal_", lambda tensor, *_, **__: tensor, raising=False)
+    monkeypatch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *_: tensor)
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    for line in (line for line in ZOO if line[0].partition(".")[0] == architecture):
+        published = timm.get_pretrained_cfg(line[0])
+        with torch.device("meta"):
+            if model.num_classes != published.num_classes:
+                model.reset_classifier(published.num_classes)
+        model.pretrained_cfg = model.default_cfg = published.to_dict()
+        save_config_for_hf(model, tmp_path / "config.json")
+        file = header_of(model.state_dict(), config_of_timm.describe(json.loads((tmp_path / "config.json").read_text())))
+        name, keys = match_row(file)
+        row = resolve_row(name, keys | file.computed)
+        assert seen_by(file, row) == expected_of(*line)
+        size, classes = file.row["img_size"], model.num_classes
+        theirs = sum(parameter.numel() for parameter in model.parameters()) + (0 if classes else row.hidden_size + 1)
+        assert parameters(row.to_dict(), (size, size), classes or 1) == theirs
+        assert {key for key in keys if key not in ("classifier", "pool_mlp_dim")} == set(), keys
+
+
+DINO = {"architecture": "vit_small_patch14_reg4_dinov2", "num_classes": 0, "pretrained_cfg": {"tag": "lvd142m"}}
+
+
+def dino(**changes):
+    with torch.device("meta"):
+        state = create_model("DINOv2-S_14-reg", 5, num_layers=2, **changes).state_dict()
+    return state
+
+
+@pytest.mark.parametrize("changes, said, words", [
+    ({}, {}, "says num_layers 12, and its arrays have num_layers 2"),
+    ({}, {"model_args": {"depth": 2, "embed_dim": 768}}, "says hidden_size 768, and its arrays have hidden_size 384"),
+    ({}, {"model_args": {"depth": 2, "patch_size": 16}}, "says patch_size 16, and its arrays have patch_size 14"),
+    ({}, {"model_args": {"depth": 2, "num_heads": 7}}, "says num_heads 7, which does not divide the width 384"),
+    ({}, {"model_args": {"depth": 2}, "num_classes": 6}, "says 6 classes, and the head of its arrays has 5"),
+    ({"registers": 3}, {"model_args": {"depth": 2}}, "says registers 4, and its arrays have registers 3"),
+    ({"layer_scale": 0.0}, {"model_args": {"depth": 2}}, "says layer_scale True, and its arrays have layer_scale False"),
+    ({"mlp": "swiglu"}, {"model_args": {"depth": 2}}, "says mlp plain, and its arrays have mlp swiglu")])
+def test_a_config_that_contradicts_the_arrays_is_one_line(changes, said, words):
+    refused(words, match_row, header_of(dino(**changes), config_of_timm.describe(DINO | said)))
+
+
+def test_arguments_that_are_not_known_are_refused():
+    """They may compute anything; of the names of 2021, whose arrays tell all, they are not asked."""
+    refused("model_args have attn_layer diff", config_of_timm.describe, DINO | {"model_args": {"attn_layer": "diff"}})
+    assert config_of_timm.describe({"architecture": "vit_base_patch16_224", "model_args": {"x": 1}}).base == ""
+
+
+@pytest.mark.parametrize("said, keys", [
+    ({}, {}), ({"global_pool": "token"}, {}), ({"global_pool": "avg"}, {"classifier": "mean"}),
+    ({"model_args": {"depth": 2, "global_pool": "avg"}}, {"classifier": "mean"})])
+def test_what_the_head_reads(said, keys):
+    """Of a file without a head it is what the family reads."""
+    described = config_of_timm.describe(DINO | {"num_classes": 5, "model_args": {"depth": 2}} | said)
+    name, found = match_row(header_of(dino(), described))
+    assert (name, {key: found[key] for key in found if key == "classifier"}) == ("DINOv2-S_14-reg", keys)
+    headless = {name: value for name, value in dino().items() if not name.startswith("head.")}
+    assert "classifier" not in match_row(header_of(headless, described))[1]
+
+
+@pytest.mark.parametrize("folder, name, base", [
+    ("x", "vit_small_patch14_reg4_dinov2.lvd142m.safetensors", "DINOv2-S_14-reg"),
+    ("vit_base_patch32_clip_quickgelu_224.openai", "model.safetensors", "CLIP-B_32"), ("x", "mine.safetensors", "")])
+def test_a_bare_file_may_be_called_by_its_name(tmp_path, folder, name, base):
+    from models.checkpoints.described import describe
+
+    assert describe(tmp_path / folder / name).base == base
+
+
+def test_a_row_that_configs_lacks_is_named():
+    described = config_of_timm.describe({"architecture": "vit_tiny_patch16_lingbot"})
+    refused("vit_tiny_patch16_lingbot of timm, and configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))

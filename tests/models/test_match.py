@@ -1,0 +1,98 @@
+"""Which row a file is of: with nothing beside it, with a name that is typed, with parts that no row has together."""
+
+import pytest
+import torch
+from filling import refused
+from headers import header_of
+
+from configs import MODELS
+from models import create_model
+from models.checkpoints.description import HALF, IMAGENET, Description
+from models.match import AmbiguousError, describe_row, match_row
+
+# Bare files that are refused, and why: their arrays are those of the others in the line, which compute another GELU (CLIP), or
+# were trained on images that were normalized otherwise.
+ALIKE = [
+    ("ViT-Ti_16", "DeiT-Ti_16"), ("ViT-S_16", "DeiT-S_16"), ("ViT-B_16", "DeiT-B_16", "MAE-B_16"), ("ViT-L_16", "MAE-L_16"),
+    ("ViT-H_14", "MAE-H_14"), *[(f"CLIP-{size}", f"OpenCLIP-{size}") for size in ("B_32", "B_16", "L_14", "H_14", "bigG_14")]]
+# Without a cls token.
+ALIKE_MEANS = [("IJEPA-H_14", "ViT-H_14", "MAE-H_14"), ("SigLIP-B_16", "ViT-B_16", "DeiT-B_16", "MAE-B_16")]
+# Bare files that are taken for others, which compute the same.
+SAME = {"EUPE-S_16": "DINOv3-S_16-qkvb", "EUPE-B_16": "DINOv3-B_16-qkvb", "LingBot-S_16": "DINOv3-S_16-qkvb",
+        "LingBot-B_16": "DINOv3-B_16-qkvb", "LingBot-L_16": "DINOv3-L_16-qkvb"}
+PLAIN = [name for name, row in MODELS.items() if not row.class_layers and row.resnet_layers is None]
+
+
+def arrays(name: str, **changes) -> dict[str, torch.Tensor]:
+    """Those of a row at its full size, with a head of three classes, in timm's names."""
+    with torch.device("meta"):
+        state = create_model(name, 3, num_layers=1, **changes).state_dict()
+    return {key.replace("blocks.0.", f"blocks.{i}."): value for key, value in state.items()
+            for i in range(MODELS[name].num_layers if key.startswith("blocks.0.") else 1)}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_bare_file_tells_its_row_or_which_are_alike(name):
+    file = header_of(arrays(name))
+    of_means = name == "IJEPA-H_14"
+    others = ALIKE_MEANS[0] if of_means else next((names for names in ALIKE if name in names and name[:4] != "MAE-"), ())
+    if others:
+        with pytest.raises(AmbiguousError) as caught:
+            match_row(file)
+        assert tuple(caught.value.names) == others and f"MODEL_TYPE={' or '.join(others)}" in str(caught.value)
+        assert match_row(file, name)[0] == name
+    else:
+        assert match_row(file) == (SAME.get(name, name), {})
+
+
+@pytest.mark.parametrize("names", ALIKE_MEANS, ids=lambda names: names[0])
+def test_bare_files_without_a_cls_token(names):
+    file = header_of(arrays(names[0], classifier="mean"))
+    with pytest.raises(AmbiguousError) as caught:
+        match_row(file)
+    assert tuple(caught.value.names) == names
+    assert match_row(file, names[0]) == (names[0], {} if names[0].startswith("IJEPA") else {"classifier": "mean"})
+
+
+def test_what_stands_beside_the_arrays_decides():
+    state = arrays("ViT-B_16")
+    assert match_row(header_of(state, Description(row=dict(HALF)))) == ("ViT-B_16", {})
+    assert match_row(header_of(state, Description(row=dict(IMAGENET))))[0] == "DeiT-B_16"
+    assert match_row(header_of(state, Description(family="MAE-")))[0] == "MAE-B_16"
+    clip = arrays("CLIP-L_14")
+    assert match_row(header_of(clip, Description(row={"gelu": "quick"})))[0] == "CLIP-L_14"
+    assert match_row(header_of(clip, Description(row={"gelu": "erf"})))[0] == "OpenCLIP-L_14"
+    assert match_row(header_of(clip, Description(base="OpenCLIP-L_14")), "CLIP-")[0] == "OpenCLIP-L_14"
+
+
+def test_arrays_that_are_too_few_too_many_or_of_another_shape_are_of_no_row():
+    """A register less is another file, whatever it costs."""
+    state = arrays("DINOv3-S_16")
+    fewer = state | {"reg_token": torch.empty(1, 3, 384, device="meta")}
+    refused("no model of configs.py has its parts together .*registers 3", match_row, header_of(fewer))
+    none = {name: value for name, value in state.items() if name != "reg_token"}
+    refused("no model of configs.py has its parts together", match_row, header_of(none))
+    both = arrays("DINOv2-S_14") | {"norm_pre.weight": torch.empty(384), "norm_pre.bias": torch.empty(384)}
+    refused("pre_norm True", match_row, header_of(both))
+    name, keys = match_row(header_of(arrays("DINOv2-S_14", mlp_dim=1000)))
+    assert (name, keys["mlp_dim"]) == ("DINOv2-S_14", 1000) and "num_heads" not in keys
+
+
+def test_parts_that_no_row_has_need_a_program_that_says_how_it_computes():
+    """As DeiTForImageClassification of transformers, whose second token no head reads."""
+    state = arrays("DeiT-S_16", registers=1)
+    said = {"hidden_size": 384, "gelu": "erf", "norm_eps": 1e-12, "num_heads": 6}
+    name, keys = match_row(header_of(state, Description(row=said, family="DeiT-")))
+    assert (name, keys) == ("DeiT-S_16", {"registers": 1})
+    refused("registers 1", match_row, header_of(state))
+
+
+@pytest.mark.parametrize("name, keys, size, words", [
+    ("DINOv2-S_14-reg", {}, None, "DINOv2 ViT-S/14, 4 registers, 518 px"), ("ViT-B_16", {}, 384, "ViT-B/16, 384 px"),
+    ("DINOv3-S+_16", {}, None, "DINOv3 ViT-S+/16, 4 registers, SwiGLU, 256 px"), ("CaiT-XXS24", {}, None, "CaiT-XXS24, 224 px"),
+    ("TIPSv2-B_14", {}, (448, 224), "TIPSv2 ViT-B/14, 1 register, 448 x 224 px"),
+    ("SigLIP-SO400M_14", {"classifier": "mean"}, 378, "SigLIP ViT-SO400M/14, mean of the patches, 378 px"),
+    ("PE-core-G_14", {}, None, "PE-core ViT-G/14, pooling by attention, 448 px"),
+    ("ViT-S_16", {"hidden_size": 40, "num_layers": 1, "patch_size": 4}, 8, "ViT, width 40, 1 block, patch 4, 8 px")])
+def test_a_model_in_words(name, keys, size, words):
+    assert describe_row(name, keys, size) == words
