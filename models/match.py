@@ -136,7 +136,7 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         row, computed = MODELS[name], _computed(file)
         differs = [key for key in NUMBERS if key in computed and key != "mean" and computed[key] != row[key]]
         plain = row["norm_eps"] == 1e-6 and not row["layer_scale"] and not row["rope"]           # GELU is its program's
-        return (row.classifier != found.get("classifier", row.classifier),
+        return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
     pools = found.get("classifier") == "attention"

@@ -67,6 +67,8 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
     if unknown and not _only_zero_biases(layout, model, unknown, report):
         raise WeightsError(f"{path}: the file has arrays that the model lacks: {abbreviate(map(layout.called, unknown))}; "
                            f"{advise(layout, model, report)}")
+    if head == "keep" and layout.head_note:
+        report.notes.append(layout.head_note)
     if head == "keep" and layout.outputs("head") != model.num_classes:
         raise WeightsError(f"{path}: its head has {layout.outputs('head')} classes, the model {model.num_classes}; "
                            "head='keep' needs the same number, head='zero' starts a new head")

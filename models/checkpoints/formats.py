@@ -19,13 +19,15 @@ from . import run_fields, torch_file
 from .described import HALF, IMAGENET, ROW_ENTRY, describe, is_weights_folder, weights_in
 from .first_look import NPZ, SAFETENSORS, TORCH, again, kind_of, report_damage
 from .key_maps import AVERAGED_FIRST, CONTAINERS, SELF_DISTILLED
+from .mapping import MappedFile
 from .npz import NpzFile
 from .zip_archive import shown
 
 RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data", "license")
 MAX_NAME = 1000                        # characters
 MAX_DEPTH = 4                          # entries within entries
-SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+SAFETENSORS_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+                     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 class WeightFile(contextlib.AbstractContextManager):
@@ -44,6 +46,9 @@ class WeightFile(contextlib.AbstractContextManager):
         """As `read`, but read-only memory, perhaps of the file itself, and valid until the same thread's next `read_view`.
         Threads may share a file once every shape was asked for."""
         return self.read(name)
+
+    def release(self, name: str) -> None:
+        """Takes what was read of an array out of memory; it can be read again."""
 
     def close(self) -> None:
         pass
@@ -90,9 +95,11 @@ class SafetensorsFile(WeightFile):
             from safetensors import safe_open
         except ImportError as error:
             raise WeightsError(f"{path}: a .safetensors file; pip install safetensors, the package that reads it") from error
-        with self._report_damage():
+        with self._report_damage(), open(path, "rb") as stream:
             self._file = safe_open(str(path), framework="pt", device="cpu")
             self.names = list(self._file.keys())
+            self._pages, self._data = MappedFile(stream), 8 + int.from_bytes(stream.read(8), "little")
+            self._header = json.loads(self._pages.memory_at(8, self._data - 8).tobytes()) if self.names else {}
             row = (self._file.metadata() or {}).get(ROW_ENTRY)
             self.described.take_own(json.loads(row) if row else None)
 
@@ -107,8 +114,31 @@ class SafetensorsFile(WeightFile):
             return tuple(part.get_shape())
 
     def read(self, name: str) -> Tensor:
+        value = self.read_view(name)
+        return value.clone() if self._file.get_slice(name).get_dtype() == "F32" else value
+
+    def read_view(self, name: str) -> Tensor:
+        """The library would keep the whole file in memory beside the model."""
+        shape = self.shape(name)
         with self._report_damage():
-            return self._file.get_tensor(name).float()
+            start, size = self._span(name)
+            array = self._pages.bytes_at(start, size)
+            dtype = SAFETENSORS_TYPES[self._file.get_slice(name).get_dtype()]
+            aligned = array if start % dtype.itemsize == 0 else array.clone()
+            return aligned.view(dtype).view(shape).float()
+
+    def _span(self, name: str) -> tuple[int, int]:
+        """Where in the file an array is, in bytes: start and size. The library has checked the header."""
+        first, end = self._header[name]["data_offsets"]
+        return self._data + first, end - first
+
+    def release(self, name: str) -> None:
+        self._pages.release(*self._span(name))
+
+
+# OpenAI publishes its CLIP so; the weights alone are elsewhere.
+TORCHSCRIPT = ("a program of TorchScript, which is not run here; save the weights alone (model.state_dict()). Those of OpenAI's "
+               "CLIP are on huggingface.co (model.safetensors of openai/clip-vit-base-patch32 and others, and of timm/...openai)")
 
 
 class TorchFile(WeightFile):
@@ -116,11 +146,14 @@ class TorchFile(WeightFile):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        content = torch_file.read(path, mapped=True)
+        self._maps: list[MappedFile] = []
+        content = torch_file.read(path, mapped=self._maps)
         if isinstance(content, (list, tuple)) and len(content) == 1:
             content, = content
         if not isinstance(content, dict):
             kind = content.of if isinstance(content, torch_file.Placeholder) else type(content).__name__
+            if kind.startswith("__torch__."):
+                raise WeightsError(f"{path}: {TORCHSCRIPT}")
             raise WeightsError(f"{path}: holds a {shown(kind)}, not weights by name; save model.state_dict()")
         if run_fields.is_run(content):
             weights = self._own(content)
@@ -177,6 +210,11 @@ class TorchFile(WeightFile):
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value.astype(np.float32))
         return value.detach().float()
+
+    def release(self, name: str) -> None:
+        value = self._weights[name]
+        if self._maps and isinstance(value, Tensor):
+            self._maps[0].release_view(value)
 
 
 def _container(content: dict) -> str | None:

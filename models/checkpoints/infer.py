@@ -53,7 +53,7 @@ def infer_row(layout: Layout) -> dict:
     row |= _mlp(layout) | _parts(layout) | _heads(layout) | _resnet(layout)
     row |= _classifier(layout, row) | _positions(layout, row)
     if row.get("classifier") == "attention" and layout.has("attn_pool.mlp.fc1.weight"):
-        pool = layout.sizes("attn_pool.mlp.fc1.weight")[0]
+        pool, *_ = layout.sizes("attn_pool.mlp.fc1.weight") or (0,)
         row["pool_mlp_dim"] = pool if pool != row.get("mlp_dim") else 0
     return row
 
@@ -73,7 +73,7 @@ def _parts(layout: Layout) -> dict:
     block = "blocks.0."
     return {
         "class_token": has("cls_token"), "registers": (*layout.sizes("reg_token"), 0, 0)[1],
-        "layer_scale": INITIAL_SCALE if has(f"{block}ls1.gamma") else 0.0,                          # CaiT has factors of its own
+        "layer_scale": INITIAL_SCALE if has(f"{block}ls1.gamma") or has(f"{block}gamma_1") else 0.0,
         "norm": "layer" if has(f"{block}norm1.bias") else "rms", "pre_norm": has("norm_pre.weight"),
         "patch_norm": "around" if has("patch_embed.norm_in.weight") else "after" if has("patch_embed.norm.weight") else "none",
         "final_norm": has("norm.weight") or has("fc_norm.weight"), "attention_norm": has(f"{block}attn.norm.weight"),
@@ -145,7 +145,8 @@ def _positions(layout: Layout, row: dict) -> dict:
 
 def is_plain(found: dict) -> bool:
     """Whether the blocks are those of Google's and DeiT's encoder, which timm and others compute in one way each."""
-    return all(found[key] == value for key, value in ARRAYS.items() if key not in ("distilled", "class_layers", "class_token"))
+    others = [key for key in ARRAYS if key not in ("distilled", "class_layers", "class_token")]
+    return bool(found["class_layers"]) or all(found[key] == ARRAYS[key] for key in others)
 
 
 def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
@@ -162,7 +163,6 @@ def _has_arrays(found: dict, row: Mapping) -> bool:
         theirs["class_token"] = False                                    # Google's rows are those of its files with a mean too
     if not theirs["class_token"] and not theirs["registers"] and theirs["positions"] == "patches":
         theirs["positions"] = "all"
-    theirs["layer_scale"] *= not theirs["class_layers"]
     if theirs["resnet_layers"] is not None:
         theirs["resnet_layers"] = tuple(theirs["resnet_layers"])
     pools = found.get("classifier") == "attention"

@@ -35,6 +35,9 @@ class Stacks:
 class Layout:
     """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
 
+    unread: tuple[str, ...] = ()               # parts of the model that the head in the file does not read
+    head_note: str = ""                        # what is taken for granted where it is kept
+
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
         self.file = file
@@ -44,7 +47,6 @@ class Layout:
         # row is added to the token, and the model has positions of patches alone.
         self.folded = False
         self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
-        self.unread: tuple[str, ...] = ()                          # parts of the model that the head in the file does not read
         self.beside: list[str] = []                                # arrays of a train state, which hold no weights
         self.notes: list[str] = []
         self._sources, self._tables = sources, (fixed_rows, block_rows, rows)
@@ -79,6 +81,11 @@ class Layout:
             value = self.file.read_view(source)
             return value.reshape(1, -1, value.shape[-1]) if name in self.flat else value
         return self._stacks.read(source)[self._stacks.layers[name]]
+
+    def release(self, name: str) -> None:
+        """Takes what was read of an array out of memory: a model is to be filled with one copy of the weights in memory."""
+        if name not in self._stacks.layers:
+            self.file.release(self._sources[name])
 
     def rows(self, model: ImageTransformer) -> list[Row]:
         """Where the file has each parameter of the model that it can name."""
@@ -146,7 +153,7 @@ class Layout:
         _, (name,), conversion = self.row("patch_embed.proj.weight")
         sizes = self.shape(name) if name in self.all else ()
         linear = {"patches": sizes, "patches_dense": sizes[::-1]}.get(conversion, ())
-        if len(sizes) != (2 if linear else 4):
+        if len(sizes) != (2 if linear else 4) or 0 in sizes:
             raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
         if linear:
             return linear[0], *patch_sizes(linear[1])

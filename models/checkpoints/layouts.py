@@ -60,6 +60,11 @@ def _refuse_others(file: WeightFile) -> None:
     for pattern, what in key_maps.NOT_TAKEN:
         if some(pattern):
             raise WeightsError(f"{file.path}: it is {what}")
+    if set(file.names) == {"weight", "bias"}:
+        shape = file.shape("weight")
+        raise WeightsError(f"{file.path}: it is one linear layer {shape}, such as the linear heads of DINOv2 and DINOv3, and no "
+                           "model. Save it in one file with the arrays of its backbone, as linear_head.weight and "
+                           "linear_head.bias, or train a new head (--train_layers head)")
 
 
 def _prefixes(file: WeightFile, program: Program) -> list[str]:
@@ -103,6 +108,8 @@ def _timm(file: WeightFile, names: dict[str, str]) -> Layout:
     layout = Layout(file, found.names, found.fixed_rows, found.block_rows,
                     lambda model: [layout.row(name) for name in model.state_dict()], found.left_out)
     layout.folded, layout.flat = found.folded, found.flat
+    if layout.kernel()[0] == EVA02_E and layout.has("blocks.0.attn.qkv.q_bias"):
+        raise WeightsError(f"{file.path}: it is EVA-02 E, whose norms stand behind attention and MLP, as in no model here")
     return layout
 
 
@@ -127,7 +134,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(tower.prefixes, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), tower.spellings))
     shapes = {name: file.shape(source) for name, source in short.items()}
-    empty = [name for name in short if 0 in shapes[name]]                       # lucidrains' cls token where there is none
+    empty = [name for name in tower.flat if 0 in shapes.get(name, ())]          # lucidrains' cls token where there is none
     short = {name: source for name, source in short.items() if name not in empty}
     outside = with_linear_patches(of_version(tower.outside, short), shapes)
     layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)
@@ -141,7 +148,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     layout.program_row = tower.linear_row if linear else {}
     if layout.has("head.weight"):
         layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
-    layout.notes += [tower.token_note] if tower.token_note and layout.has("cls_token") else []
+    layout.head_note = tower.token_note if layout.has("cls_token") else ""
     layout.beside = empty
     return layout
 
@@ -219,6 +226,7 @@ def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tupl
     raise WeightsError(f"{file.path}: not a Vision Transformer in {title} (its arrays: {abbreviate(names)})")
 
 
+EVA02_E = 1792                     # its width, which alone tells it from the other models of its names
 TIMM_ROW = {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}
 # Their GELU is the exact form, and their eps 1e-6 but for transformers. Which images a file of timm or transformers was trained
 # on is said by its config.json alone.
@@ -242,7 +250,6 @@ PROGRAMS = (
         "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred", "rope", "rope_embed", "lm_head",
         "local_cls_norm", "projectors"), _timm, TIMM_ROW),
     Program("preprocessor.patchifier.proj.weight", "trunk.blocks.", ("preprocessor", "trunk", "head"), _timm, TIMM_ROW),
-    Program("conv1.weight", "transformer.resblocks.", (
-        "conv1", "class_embedding", "positional_embedding", "ln_pre", "ln_post", "transformer", "attn_pool", "proj"), _timm,
-            TIMM_ROW),
+    # Behind `visual.` beside a text tower, which has names of the same beginnings: none of those belong to it.
+    Program("conv1.weight", "transformer.resblocks.", ("conv1",), _timm, TIMM_ROW),
 )

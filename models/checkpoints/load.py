@@ -105,7 +105,17 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):
         report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its logits carry "
                             "no information")
+    if head == "keep" and _may_read_either(checkpoint, model):
+        read = {"token": "cls token, not the mean of the patches", "mean": "mean of the patches, not the cls token"}
+        report.notes.append(f"nothing says which of the two its head reads: the {read[model.config.classifier]} (--classifier)")
     return report
+
+
+def _may_read_either(checkpoint: OpenedCheckpoint, model: ImageTransformer) -> bool:
+    """Whether no array tells what the head reads: in timm's DINOv3 alone a mean has no norm of its own."""
+    said, config = checkpoint.file.described, model.config
+    return (checkpoint.file.run is None and not said.pool and "classifier" not in said.row and config.rope == "dinov3"
+            and config.classifier in ("token", "mean") and config.class_token)
 
 
 def _fold_channels(state: dict[str, Tensor], model: ImageTransformer, path: object) -> None:
@@ -162,6 +172,7 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
         value = torch.empty(size)
         for part, source in zip(value.chunk(len(sources)), sources):
             part.copy_(CONVERSIONS[conversion].from_file(layout.read_view(source)))
+            layout.release(source)
         return checked_finite(value, ", ".join(sources), layout.file.path)
 
     return read

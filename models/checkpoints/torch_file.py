@@ -10,7 +10,6 @@ the CRC-32 of every array. The format before 2020, a row of pickles and arrays, 
 import functools
 import io
 import math
-import mmap
 import os
 import pickle
 import pickletools
@@ -29,13 +28,15 @@ from torch import Tensor
 from models.errors import ModelError, WeightsError
 
 from .first_look import FOREIGN_PICKLE, LEGACY_MAGIC, again, is_sealed
+from .mapping import MappedFile
 from .zip_archive import Archive, one_line
 
 
-def read(path: str | Path, *, mapped: bool = False, verified: bool = False) -> object:
+def read(path: str | Path, *, mapped: bool | list[MappedFile] = False, verified: bool = False) -> object:
     """What was saved: tensors on the CPU, numpy's arrays and numbers, plain values, and Placeholders for everything else.
 
-    mapped=True leaves the tensors of a zip on the disk until they are used: the file must then stay as it is.
+    mapped=True leaves the tensors of a zip on the disk until they are used: the file must then stay as it is. A list gets the
+    mapping, whose pages can be released.
     verified=True: the caller has just called `is_sealed`, which is not repeated.
     Raises WeightsError (one line) for anything but a whole file of torch.save.
     """
@@ -61,7 +62,7 @@ def read(path: str | Path, *, mapped: bool = False, verified: bool = False) -> o
                            f"or cut off: {again(path)}") from error
 
 
-def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
+def _read_zip(stream: BinaryIO, mapped: bool | list[MappedFile], verified: bool) -> object:
     sealed = verified or is_sealed(stream)
     if sealed is False:
         raise WeightsError(f"damaged (its SHA-256 does not match); {again(stream.name)}")
@@ -72,7 +73,9 @@ def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
     folder = main.filename.removesuffix("data.pkl")
     # The seal covers more than they do; and torch.serialization.set_crc32_options(False) leaves them out.
     verify = not sealed and any(info.CRC for info in archive.members.values())
-    pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if mapped else None
+    pages = None if mapped is False else MappedFile(stream)
+    if isinstance(mapped, list):
+        mapped.append(pages)
 
     def read_storage(key: str, size: int) -> Tensor:
         info = archive.members.get(f"{folder}data/{key}")
@@ -84,9 +87,10 @@ def _read_zip(stream: BinaryIO, mapped: bool, verified: bool) -> object:
             memory = _allocate(size)
             archive.read_into(info, memoryview(memory.numpy()), verify)
             return memory
-        if verify and zlib.crc32(memoryview(pages)[start:start + size]) != info.CRC:
+        if verify and zlib.crc32(pages.memory_at(start, size)) != info.CRC:
             raise ValueError(f"the CRC-32 of member {info.filename!r} does not match")
-        return torch.frombuffer(pages, dtype=torch.uint8, count=size, offset=start)
+        pages.release(start, size)
+        return pages.bytes_at(start, size)
 
     archive.start(main)                     # raises where its size cannot be right
     description = bytearray(main.file_size)

@@ -127,11 +127,12 @@ _CLIP_BLOCK = _layers(_LAYER, {
     "blocks.{i}.norm1": "layer_norm1", "blocks.{i}.norm2": "layer_norm2",
     "blocks.{i}.attn.qkv": tuple(f"self_attn.{part}_proj" for part in "qkv"), "blocks.{i}.attn.proj": "self_attn.out_proj",
     "blocks.{i}.mlp.fc1": "mlp.fc1", "blocks.{i}.mlp.fc2": "mlp.fc2"})
-# Whether its GELU is OpenAI's quick form is in config.json alone. Its classifier reads the patches behind the last block.
+# Whether its GELU is OpenAI's quick form is in config.json alone. Its classifier reads the patches behind the last block. PE's
+# arrays are the same but for its pooling, and it rotates queries and keys.
 CLIP = Tower(
     "CLIP", "embeddings.patch_embedding.weight", "pre_layrnorm.", _ROOTS, _CLIP_OUTSIDE, _CLIP_BLOCK,
-    {"norm_eps": 1e-5, "position_resize": "bicubic", **CLIP_MEAN}, ("cls_token", "pos_embed", "norm.weight"), ("vision_model.",),
-    left_out=_BESIDE, flat=_FLAT, head_row={"classifier": "mean", "final_norm": False}, unread=("norm",))
+    {"norm_eps": 1e-5, "position_resize": "bicubic", "rope": "", **CLIP_MEAN}, ("cls_token", "pos_embed", "norm.weight"),
+    ("vision_model.",), left_out=_BESIDE, flat=_FLAT, head_row={"classifier": "mean", "final_norm": False}, unread=("norm",))
 _SIGLIP_POOLING = _pooling("head.", "attention", {"norm": "layernorm", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"})
 SIGLIP = Tower(
     "SigLIP", "embeddings.patch_embedding.weight", "post_layernorm.", _ROOTS, (*_CLIP_OUTSIDE, *_SIGLIP_POOLING), _CLIP_BLOCK,

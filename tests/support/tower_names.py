@@ -92,7 +92,8 @@ def both_towers(state: State) -> State:
            for name, value in vision_tower(state).items()}
     text = {"text_model.embeddings.token_embedding.weight": torch.ones(3, 2),
             "text_model.encoder.layers.0.mlp.fc1.bias": torch.ones(2), "text_projection.weight": torch.ones(2, 2),
-            "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()), "logit_bias": torch.ones(1)}
+            "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()), "logit_bias": torch.ones(1),
+            "vision_model.embeddings.position_ids": torch.arange(17)[None]}                    # of older files
     return own | text
 
 
@@ -134,6 +135,25 @@ def lucidrains(state: State, kind: str = "vit") -> State:
         found["pos_embedding"] = found["pos_embedding"][0]
         found["cls_token"] = found["cls_token"][0] if "cls_token" in found else torch.empty(0, 24)
     return found
+
+
+def openai(state: State, prefix: str = "visual.") -> State:
+    """CLIP's own program, and Meta's PE, with the text tower that it has beside them at the top level."""
+    found = renamed({name: value for name, value in state.items() if not name.startswith("head")}, {
+        "patch_embed.proj": "conv1", "cls_token": "class_embedding", "pos_embed": "positional_embedding", "norm_pre": "ln_pre",
+        "norm": "ln_post", "attn_pool.latent": "attn_pool.probe", "attn_pool.q": "attn_pool.q", "attn_pool.kv": "attn_pool.kv",
+        "attn_pool.proj": "attn_pool.attn.out_proj", "attn_pool.norm": "attn_pool.layernorm",
+        "attn_pool.mlp.fc1": "attn_pool.mlp.c_fc", "attn_pool.mlp.fc2": "attn_pool.mlp.c_proj"}, "transformer.resblocks.{}.", {
+        "norm1": "ln_1", "norm2": "ln_2", "attn.qkv.weight": "attn.in_proj_weight", "attn.qkv.bias": "attn.in_proj_bias",
+        "attn.proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"})
+    found["class_embedding"] = found["class_embedding"].flatten()
+    found["positional_embedding"] = found["positional_embedding"][0]
+    for kind in ("weight", "bias") if "attn_pool.probe" in found else ():
+        found[f"attn_pool.attn.in_proj_{kind}"] = torch.cat([found.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")])
+    text = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight",
+            "logit_scale")
+    text = {f"{prefix.removesuffix('visual.')}{name}": torch.ones(2) for name in text}
+    return {prefix + name: value for name, value in (found | {"proj": torch.ones(24, 8)}).items()} | text
 
 
 def later(names: Callable[..., State]) -> Callable[[State], State]:

@@ -9,6 +9,7 @@ from headers import header_of
 from configs import MODELS, architecture
 from models import create_model, save_npz, save_timm
 from models.checkpoints.description import IMAGENET, Description
+from models.checkpoints.infer import ARRAYS, SIZES, candidates
 from models.checkpoints.opened import OpenedCheckpoint
 from models.match import match_row
 
@@ -67,3 +68,45 @@ def test_a_size_of_its_own_needs_its_heads(tmp_path):
         assert match_row(file, "MAE-B_16") == ("MAE-B_16", sizes)
         assert match_row(file, "ViT-", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})
         assert match_row(file, "CaiT-S24", 2) == (next(iter(MODELS)), sizes | {"num_heads": 2})
+
+
+# Rows of which a bare file has the same names and shapes. The rest tell themselves alone.
+ALIKE = (
+    ("ViT-Ti_16", "DeiT-Ti_16"), ("ViT-S_16", "DeiT-S_16"), ("ViT-B_16", "DeiT-B_16", "MAE-B_16"), ("ViT-L_16", "MAE-L_16"),
+    ("ViT-H_14", "MAE-H_14"),                                               # GELU and images
+    ("DINOv3-S_16-qkvb", "EUPE-S_16", "LingBot-S_16"), ("DINOv3-B_16-qkvb", "EUPE-B_16", "LingBot-B_16"),
+    ("DINOv3-L_16-qkvb", "LingBot-L_16"),                                   # the size of the images alone
+    ("CLIP-B_16", "OpenCLIP-B_16", "PE-core-B_16"), ("CLIP-L_14", "OpenCLIP-L_14", "PE-core-L_14"),
+    ("CLIP-B_32", "OpenCLIP-B_32"), ("CLIP-H_14", "OpenCLIP-H_14"),
+    ("CLIP-bigG_14", "OpenCLIP-bigG_14"),                                   # GELU; PE's rotary positions
+    ("EVA-g_14", "EVA-g_14-clip"),                                          # what the head reads, which fc_norm tells
+    ("ViT-H_14", "MAE-H_14", "IJEPA-H_14"),                                 # without a cls token, as the next
+)
+WITHOUT_POOLING = {
+    "SigLIP-B_16": ["ViT-B_16", "MAE-B_16", "SigLIP-B_16"], "SigLIP-L_16": ["ViT-L_16", "MAE-L_16", "SigLIP-L_16"],
+    "SigLIP-B_32": ["ViT-B_32", "SigLIP-B_32"], "SigLIP-SO400M_14": ["SigLIP-SO400M_14"], "SigLIP-gopt_16": ["SigLIP-gopt_16"],
+    "PE-core-B_16": ["CLIP-B_16", "OpenCLIP-B_16", "PE-core-B_16"], "PE-core-G_14": ["PE-core-G_14"]}
+
+
+def rows_like(name: str, **more) -> list[str]:
+    """The rows that a bare file in timm's names may be of."""
+    with torch.device("meta"):
+        state = dict(create_model(name, 3, num_layers=1, **more).state_dict())
+    return candidates(header_of(state).row | {"num_layers": MODELS[name].num_layers}, MODELS)
+
+
+def test_which_rows_a_bare_file_may_be_of():
+    for name in MODELS:
+        others = {row for group in ALIKE if name in group for row in group} if MODELS[name].class_token else ALIKE[-1]
+        found = rows_like(name)
+        assert name in found and (found == [name] or set(found) <= set(others)), (name, found)
+    for name, expected in WITHOUT_POOLING.items():
+        assert [row for row in rows_like(name, classifier="mean") if "DeiT" not in row] == expected
+
+
+def test_rows_of_another_size():
+    found = {key: MODELS["DINOv2-S_14-reg"][key] for key in (*ARRAYS, *SIZES, "resnet_layers", "resnet_width")}
+    assert candidates(found, MODELS) == ["DINOv2-S_14-reg"]
+    custom = candidates(found | {"hidden_size": 100}, MODELS, sizes=False)
+    assert custom == ["DINOv2-S_14-reg", "DINOv2-B_14-reg", "DINOv2-L_14-reg"]
+    assert candidates(found | {"num_heads": 7}, MODELS) == []

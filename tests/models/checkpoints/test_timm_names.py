@@ -3,10 +3,10 @@
 import pytest
 import torch
 from filling import load, random_model, refused, same_state
-from originals import KINDS, NO_HEAD, arrays_of, dinov3, in_memory
+from originals import KINDS, NO_HEAD, arrays_of, dinov3, in_memory, tiny
 
 from models import create_model, load_pretrained
-from models.checkpoints.infer import ARRAYS, SIZES
+from models.checkpoints.infer import ARRAYS, SIZES, is_plain
 from models.checkpoints.opened import OpenedCheckpoint
 
 
@@ -33,7 +33,9 @@ def test_a_file_tells_its_row_and_fills_its_model(tmp_path, models, case):
         assert {key: value for key, value in found.items() if key in expected} == expected
         assert found.get("classifier", row.classifier) == row.classifier
         assert found.get("pool_mlp_dim", 0) == row.pool_mlp_dim
+        plain = is_plain(file.row)
         filled = create_model(kind.row, 3, pretrained=file, head=head_of(case))
+    assert filled.config.norm_eps == row.norm_eps and filled.config.gelu == ("erf" if plain else row.gelu)       # timm's GELU
     if case in NO_HEAD:
         filled.head.load_state_dict(model.head.state_dict())
     if kind.names.__name__ in ("dinov2_registers", "tips"):              # a sum rounds
@@ -101,3 +103,56 @@ def test_positions_of_another_grid(models):
         own = models[case].pos_embed
         if tokens:
             assert torch.equal(model.pos_embed[:, :tokens], own[:, :tokens])
+
+
+def test_heads_of_their_own_files(tmp_path):
+    """The linear classifiers of Meta's torch.hub, which hold the backbone, and a head alone."""
+    row = tiny("DINOv2-S_14", classifier="token_mean")
+    model = random_model(row)
+    state = {f"backbone.{name}" if not name.startswith("head.") else f"linear_{name}": value
+             for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    assert same_state(load(tmp_path / "x.pth", row), model)
+    torch.save({"weight": torch.ones(3, 96), "bias": torch.ones(3)}, tmp_path / "head.pth")
+    refused("it is one linear layer .3, 96., such as the linear heads of DINOv2 .* as linear_head.weight", load,
+            tmp_path / "head.pth", row)
+
+
+@pytest.mark.parametrize("prefix, beside", [
+    ("visual.", {"text.token_embedding.weight": torch.ones(3, 4), "logit_scale": torch.ones(())}),
+    ("visual.trunk.", {"visual.head.proj.weight": torch.ones(5, 48), "text.positions": torch.ones(3)}),
+    ("module.", {}), ("model.backbone.", {})])
+def test_prefixes(tmp_path, models, prefix, beside):
+    """EVA's CLIP, OpenCLIP with an encoder of timm, and wrappers."""
+    state = {f"{prefix}{name}": value for name, value in arrays_of("eva02_clip", models["eva02_clip"]).items()}
+    torch.save(state | beside, tmp_path / "x.pth")
+    filled = load(tmp_path / "x.pth", KINDS["eva02_clip"].row)
+    assert same_state(filled, models["eva02_clip"]) and set(beside) <= set(filled.load_report.left_out)
+
+
+def test_a_teacher_of_dinov2_s_own_training(tmp_path, models):
+    state = {f"backbone.{name}": value for name, value in arrays_of("dinov2_reg", models["dinov2_reg"]).items()
+             if not name.startswith("head.")}
+    torch.save({"teacher": state | {"dino_head.mlp.0.weight": torch.ones(3)}, "iteration": 9}, tmp_path / "x.pth")
+    filled = load(tmp_path / "x.pth", KINDS["dinov2_reg"].row, "zero")
+    assert torch.equal(filled.reg_token, models["dinov2_reg"].reg_token)
+    assert {"dino_head.mlp.0.weight", "iteration"} <= set(filled.load_report.left_out)
+
+
+def test_a_model_with_norms_behind_its_branches_is_refused():
+    """EVA-02 E differs from EVA in no name."""
+    state = {name: torch.zeros(0).expand(value.shape) if 0 in value.shape else torch.zeros(()).expand(
+        [1792 if side == 48 else side for side in value.shape])
+        for name, value in arrays_of("timm_eva", create_model(KINDS["timm_eva"].row, 3)).items()}
+    refused("it is EVA-02 E, whose norms stand behind attention and MLP", lambda: in_memory(state).row)
+
+
+def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models):
+    """timm's models of other families have a norm behind a mean."""
+    said = "nothing says which of the two its head reads: the "
+    for classifier, read in (("token", "cls token, not the mean"), ("mean", "mean of the patches, not the cls token")):
+        model = create_model(KINDS["timm_dinov3"].row, 3, None, in_memory(arrays_of("timm_dinov3", models["timm_dinov3"])),
+                             "keep", classifier=classifier)
+        assert any(note.startswith(said + read) for note in model.load_report.notes)
+    other = create_model(KINDS["timm_dinov2"].row, 3, None, in_memory(arrays_of("timm_dinov2", models["timm_dinov2"])), "keep")
+    assert not any(note.startswith(said) for note in other.load_report.notes)

@@ -1,6 +1,7 @@
 """Files in the names of transformers and of lucidrains' vit-pytorch compute what those programs compute."""
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,15 +10,17 @@ import pytest
 import torch
 import tower_names
 from filling import random_model, refused
+from headers import header_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from weight_files import saved
 
-from configs import architecture
-from models import create_model
+from configs import MODELS, architecture
+from models import create_model, record_attention
 from models.checkpoints.conversions import sincos_positions
 from models.checkpoints.infer import ARRAYS
 from models.checkpoints.opened import OpenedCheckpoint
+from models.match import match_row
 
 SIZES = {"native": (28, 28), "larger": (42, 42), "wide": (28, 42)}
 TEXT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 10,
@@ -146,6 +149,36 @@ def test_outputs_of_transformers(tmp_path, name, dtype, allowed):
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("name", ["dinov2 registers", "dinov3", "siglip", "clip", "aimv2", "deit"])
+@torch.inference_mode()
+def test_attention_of_transformers(tmp_path, name):
+    case = CASES[name]
+    model, images = theirs(case).double(), torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    expected = model(images, output_attentions=True, **case.options).attentions
+    mine = ours(case, saved(tmp_path / "x.pth", model.state_dict()), (28, 28)).double()
+    with record_attention(mine) as maps:
+        mine(images)
+    assert len(expected) == 2 and all(error(found, map) < 1e-6 for found, map in zip(maps, expected))
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", CASES)
+@torch.inference_mode()
+def test_folders_that_transformers_saves(tmp_path, name):
+    """Nothing has to be said: the row, the heads, the GELU and what the head reads are those of config.json and the arrays."""
+    case = CASES[name]
+    model, images = theirs(case), torch.randn(2, 3, 28, 28)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    kind = "pooler_output" if name == "clip projection" else case.output
+    head = {"head": "keep"} if kind == "logits" else {"head": "zero", "num_classes": 3}
+    mine, expected = create_model(pretrained=tmp_path, **head).eval(), model(images, **case.options)
+    expected = model.vision_model(images).pooler_output if name == "clip projection" else getattr(expected, kind)
+    assert error(output(mine, kind, images), expected) < 1e-4
+
+
+@pytest.mark.reference
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["Siglip2VisionModel", "Siglip2ForImageClassification"])
 @torch.inference_mode()
@@ -220,7 +253,7 @@ def under(prefix: str, names: Callable) -> Callable:
 
 # The names, the row of ours, and what is not used of the file.
 MASK = ["embeddings.mask_token"]
-TEXT_TOWER = ["logit_bias", "logit_scale", "text_model.embeddings.token_embedding.weight",
+TEXT_TOWER = ["embeddings.position_ids", "logit_bias", "logit_scale", "text_model.embeddings.token_embedding.weight",
               "text_model.encoder.layers.0.mlp.fc1.bias", "text_projection.weight", "visual_projection.weight"]
 FILES = {
     "dinov2": (tower_names.dinov2, CASES["dinov2"].row, MASK),
@@ -291,24 +324,86 @@ def test_files_in_each_program_s_names(tmp_path, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_array_too_few_or_too_many_is_an_error(tmp_path, name):
-    """Whichever it is, for the row that is asked for and for the one that the damaged file tells."""
+    """Whichever it is, for the row that the damaged file tells too."""
     path, (_, arrays) = tmp_path / "x.pth", file_of(name)
     second_block = re.compile(r"layers?\.1\.")
     needed = [theirs for theirs in arrays if not theirs.endswith(tuple(FILES[name][2])) and not second_block.search(theirs)]
-    for damaged in [{theirs: value for theirs, value in arrays.items() if theirs != dropped} for dropped in needed] + [
-            arrays | {f"{needed[0]}_too": torch.ones(2)}]:
-        saved(path, damaged)
-        refused("x.pth: ", loaded, path, name)
+    for dropped in needed:
+        saved(path, {theirs: value for theirs, value in arrays.items() if theirs != dropped})
         refused("x.pth: ", lambda: loaded(path, name, inferred(path, name)))
+    refused("x.pth: ", loaded, path, name)
+    saved(path, arrays | {f"{needed[0]}_too": torch.ones(2)})
+    refused("x.pth: ", loaded, path, name)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_array_of_another_shape_is_an_error(tmp_path, name):
     path, (_, arrays) = tmp_path / "x.pth", file_of(name, num_layers=1)
-    for theirs in [theirs for theirs in arrays if not theirs.endswith(tuple(FILES[name][2]))][::4]:
-        longer = torch.cat([arrays[theirs]] * 2) if arrays[theirs].dim() else torch.ones(2)
-        saved(path, arrays | {theirs: longer})
-        refused("x.pth: ", lambda: loaded(path, name, inferred(path, name)))
+    shapes = itertools.cycle([(), (0,), (24, 0), (3, 2, 2, 2), (1, 2, 3, 4, 5), (49,)])
+    for theirs, shape in zip([theirs for theirs in arrays if not theirs.endswith(tuple(FILES[name][2]))], shapes):
+        saved(path, arrays | {theirs: torch.ones(shape)})
+        refused("x.pth: |hidden_size 3 is not divisible", lambda: loaded(path, name, inferred(path, name)))
+
+
+NAMES = {"DINOv2": tower_names.dinov2, "TIPSv2": tower_names.dinov2, "DINOv3": tower_names.dinov3, "EUPE": tower_names.dinov3,
+         "LingBot": tower_names.dinov3, "SigLIP": tower_names.vision_tower, "CLIP": tower_names.vision_tower,
+         "OpenCLIP": tower_names.vision_tower, "AIMv2": tower_names.aimv2}
+# Their arrays are those of another row, that computes alike and sees images otherwise.
+ALIKE = {"EUPE-S_16": "DINOv3-S_16-qkvb", "EUPE-B_16": "DINOv3-B_16-qkvb", "LingBot-S_16": "DINOv3-S_16-qkvb",
+         "LingBot-B_16": "DINOv3-B_16-qkvb", "LingBot-L_16": "DINOv3-L_16-qkvb"}
+# Whether the GELU is OpenAI's quick form is in no array.
+CLIP_TWINS = ("B_32", "B_16", "L_14", "H_14", "bigG_14")
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
+    for name in [name for name in MODELS if name.partition("-")[0] == family]:
+        with torch.device("meta"):
+            state = create_model(name, 3).state_dict()
+            file = header_of(NAMES[family]({ours: value for ours, value in state.items() if not ours.startswith("head.")}))
+        if family.endswith("CLIP") and name.partition("-")[2] in CLIP_TWINS:
+            size = name.partition("-")[2]
+            refused(f"those of CLIP-{size} and of OpenCLIP-{size}, which compute otherwise", match_row, file)
+        else:
+            assert match_row(file) == (ALIKE.get(name, name), {})
+
+
+@pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
+@pytest.mark.parametrize("keys", [{"gelu": "quick"}, {
+    "gelu": "erf", "classifier": "attention", "pool_heads": 4, "rope": "pe", "rope_grid": 4}], ids=["clip", "pe"])
+@torch.inference_mode()
+def test_files_of_clip_s_program(tmp_path, keys, prefix):
+    """OpenAI's, OpenCLIP's and MetaCLIP's, and those of Meta's PE. The way to the space of images and texts is left out, and the
+    text tower."""
+    own = row(**CLIP_ROW, **keys)
+    model, images = random_model(own, 3).eval(), torch.randn(1, 3, 28, 28)
+    path = saved(tmp_path / "x.pt", {"state_dict": tower_names.openai(model.state_dict(), prefix)})
+    found = create_model(own, 3, pretrained=path, img_size=28).eval()
+    assert torch.equal(found.pool(found.forward_features(images)), model.pool(model.forward_features(images)))
+    left_out = found.load_report.left_out
+    assert len(left_out) == 6 and "proj" in left_out and any(name.endswith("token_embedding.weight") for name in left_out)
+    with OpenedCheckpoint(path) as opened:
+        assert all(opened.row[key] == own[key] for key in ARRAYS) and opened.row["img_size"] == 28
+        assert "gelu" not in opened.computed                  # no array says it: the row does
+
+
+@pytest.mark.parametrize("prefix", ["visual.trunk.", "module.visual.trunk.", "visual."])
+def test_timm_s_models_in_files_of_open_clip(tmp_path, prefix):
+    """Behind `visual.trunk.`, or as EVA's own program has them behind `visual.`; the text tower and what joins the two are left
+    out."""
+    own = row(positions="patches", class_token=False, classifier="attention")
+    state = {prefix + name: value for name, value in random_model(own, 3).state_dict().items() if not name.startswith("head.")}
+    beside = {f"{prefix.partition('visual.')[0]}{name}": torch.ones(2) for name in (
+        "text.token_embedding.weight", "text.transformer.resblocks.0.ln_1.weight", "text.ln_final.bias", "logit_scale")}
+    found = create_model(own, 3, pretrained=saved(tmp_path / "x.pt", state | beside))
+    assert all(torch.equal(value, state[prefix + name]) for name, value in found.state_dict().items() if "head" not in name)
+    assert sorted(found.load_report.left_out) == sorted(beside)
+
+
+def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "ViT-B-32.pt")
+    refused("ViT-B-32.pt: a program of TorchScript.*openai/clip-vit-base-patch32", create_model, row(),
+            pretrained=tmp_path / "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize("names, message", [
