@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from configs import MODELS
+from configs import MODELS, architecture
 
 from .checkpoints.hub import published_file
 from .checkpoints.opened import OpenedCheckpoint
@@ -66,7 +66,7 @@ def _of_name(what: str) -> list[str]:
 
 
 def _of_run(file: OpenedCheckpoint) -> list[str]:
-    settings, row = file.settings, resolve_row(MODELS["ViT-B_16"], file.file.run["architecture"])
+    settings, row = file.settings, architecture(**file.file.run["architecture"])
     name = settings["model_type"]
     size = settings.get("img_size") or row.img_size
     title = describe_row(name, {}, size) if name in MODELS else name

@@ -31,6 +31,7 @@ ALLOWED = {
     "models.families": set(),
     "models.create": {"configs", "models"},
     "models.match": {"configs", "models"},
+    "models.__main__": {"configs", "models"},
     "models.checkpoints": {"models.errors", "models.kinds", "models.base", "models.layers", "models.families"},
 }
 # A library and the one room, or module, that may import it.

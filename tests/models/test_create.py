@@ -1,12 +1,14 @@
 """The door to the models and create_model: names and arguments, published sizes, one line for all that cannot be built."""
 
 import inspect
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from building import write_checkpoint
 
 import models
 from configs import MODELS, architecture
@@ -15,7 +17,8 @@ from models.families import FAMILIES
 
 FUNCTIONS = {
     "checkpoint_head": "path",
-    "create_model": "name_or_config=None, num_classes=None, img_size=None, pretrained=None, head='zero', initialise=True, **overrides",
+    "create_model": "name_or_config=None, num_classes=None, img_size=None, pretrained=None, head='zero', initialise=True, "
+                    "**overrides",
     "edit_attention": "model, values, edited",
     "find_checkpoint": "name_or_path",
     "list_models": "",
@@ -178,3 +181,30 @@ def test_a_model_without_initial_values():
     model.load_state_dict(source.state_dict())
     images = torch.randn(2, 3, *model.img_size)
     assert torch.equal(model.eval()(images), source.eval()(images)) and all(value.requires_grad for value in model.parameters())
+
+
+def test_a_file_tells_its_model(tmp_path):
+    """Without a name: row, image size and classes; of a run of ours too."""
+    sizes = {"patch_size": 4, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64, "img_size": 8}
+    row = architecture(**MODELS["DINOv2-S_14-reg"].to_dict() | sizes)
+    model = create_model(row, 3)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({
+        "architecture": "vit_small_patch14_reg4_dinov2", "num_classes": 3, "pretrained_cfg": {"input_size": [3, 8, 8]},
+        "model_args": {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 4}}))
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        found = create_model(pretrained=path, head="keep")
+        assert found.img_size == (8, 8) and found.num_classes == 3 and found.config.registers == 4
+        assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
+    larger = create_model(pretrained=tmp_path, num_classes=5, img_size=16, dropout_rate=0.5)
+    assert larger.img_size == (16, 16) and larger.num_classes == 5 and larger.config.dropout_rate == 0.5
+    write_checkpoint(tmp_path / "r/best.pt")
+    assert create_model(pretrained=tmp_path / "r/best.pt", head="keep").num_classes == 10
+    for arguments, words in (({}, "needs the name of a model, or pretrained"), ({"pretrained": tmp_path / "x"}, "no checkpoint"),
+                             ({"pretrained": tmp_path, "depth": 3}, "unknown keys depth")):
+        with pytest.raises(ModelError, match=words):
+            create_model(**arguments)
+    torch.save(create_model(SMALL, 3).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="how many attention heads it has"):
+        create_model(pretrained=tmp_path / "x.pth")
+    assert create_model(pretrained=tmp_path / "x.pth", num_heads=4).config.num_heads == 4
