@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils import process
 
 with process.imports("predict.py"):
-    from configs import MODELS
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, unknown_model
-    from utils.config.types import image_size, positive_int, user_path
+    from utils.config import FLAGS, OF_OTHERS, ConfigError, Parser, check_opened
+    from utils.config.types import positive_int, user_path
     from utils.files import is_stream, where_looked
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
 LISTS = ".csv", ".tsv"
-OTHER = "of a MODEL that is no run"
 ARGUMENTS = {
     "model": {"metavar": "MODEL", "type": user_path, "help": "what predicts: see above"},
     "inputs": {"metavar": "INPUT", "type": user_path, "nargs": "*", "help": "images: see above"},
@@ -59,13 +57,8 @@ ARGUMENTS = {
               "(default: the run's)"},
     "--path_column": {"metavar": "COLUMN", "help": "of a csv: the column of the paths (default: found)"},
     "--image_dir": {"type": user_path, "metavar": "DIR", "help": "of a csv: the folder that paths count from"},
-    "--model_type": {"help": f"{OTHER}: its architecture (default: what it tells)"},
-    "--img_size": {"type": image_size, "metavar": "SIZE", "help": f"{OTHER}: side, or height x width"},
-    "--num_heads": {"type": positive_int, "metavar": "N", "help": f"{OTHER}: its attention heads, where nothing tells them"},
-    "--interpolation": {"choices": FLAGS["interpolation"].type, "help": f"{OTHER}: how images are resized"},
-    "--eval_crop": {"type": FLAGS["eval_crop"].type, "metavar": "0|0.1..1", "help": f"{OTHER}: this fraction of an image"},
+    **{f"--{name}": settings for name, settings in OF_OTHERS.items()},
 }
-OF_OTHERS = ("model_type", "img_size", "num_heads", "interpolation", "eval_crop")
 
 
 class Images(NamedTuple):
@@ -105,12 +98,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for given in options.inputs:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
-    if options.model_type not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
-    try:
-        check_published(vars(options), published_name, published_names(), "model")
-    except ConfigError as error:
-        raise ConfigError(str(error).removeprefix("--")) from None
+    check_opened(vars(options), published_name, published_names(), "MODEL")
     if options.nproc is None and (asked := os.environ.get("NPROC")):
         if not asked.isdecimal() or not int(asked):
             raise ConfigError(f"NPROC={asked}: must be a whole number, 1 or more")
@@ -198,7 +186,6 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
 def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:
     """What predicts, and how."""
     from utils.device import choose_device
-    from utils.run.checkpoint import BEST_FILE
     from utils.training.precision import choose
 
     precision = work.precision
@@ -211,10 +198,8 @@ def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str
     flipped = ", with mirror images" * work.flipped
     taken = "taken to be ImageNet's" if len(opened.classes) == 1000 else "numbered"
     unnamed = "" if opened.named else f"; the file does not name its classes, which are {taken}"
-    newest = ""
-    if opened.has_data and os.path.isdir(options.model) and opened.path.name != BEST_FILE:
-        newest = f" (its newest checkpoint: it has no {BEST_FILE})"
-    return f"model: {opened.title}{newest}; {precision}{flipped}, {work.processes} process{'es' * (work.processes > 1)}{unnamed}"
+    processes = f"{work.processes} process{'es' * (work.processes > 1)}"
+    return f"model: {opened.title}{opened.note}; {precision}{flipped}, {processes}{unnamed}"
 
 
 def write(options: argparse.Namespace, images: Images, work: "Work", table: "Table", output: "Output") -> int:
@@ -235,7 +220,7 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
             if options.sort:
                 kept += found
             else:
-                output.write(table.text(found, kind, first=not done))
+                output.write(table.texts(found, kind, first=not done))
             done, bad = done + len(batch), bad + len(answers.bad)
             reason = reason or next((f"{found[position][0]}: {why}" for position, why in answers.bad), "")
             bar.update(len(batch))
@@ -245,8 +230,8 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
         raise images.batches.error
     if options.sort:
         kept.sort(key=lambda row: (row[-2] is None, -(row[-2] or 0.0)))         # those that cannot be read come last
-        output.write(table.text(kept, kind, first=True))
-    output.write(table.end(kind))
+        output.write(table.texts(kept, kind, first=True))
+    output.write([table.end(kind)])
     output.finish()
     seconds = time.monotonic() - started
     unreadable = f"; {bad:,} cannot be read (column error), such as {reason}" if bad else ""
