@@ -3,9 +3,10 @@
     python predict.py output/NAME photos/ > predictions.csv
     python predict.py output/NAME --split val --sort loss > worst.csv
 
-MODEL is a run folder (its best.pt), a checkpoint, an exported folder, any other file with a head, or a published name. INPUT is
-a file, a folder, a list (.txt: a path a line; .csv: as docs/csv.md has it), or - for paths on standard input. Rows come as they
-are ready, in the order of the input. An image that cannot be read is a row without a label, and the column error says why.
+MODEL is a run folder (its best.pt, or else its newest), a checkpoint, an exported folder, any other file or folder with a head,
+or a published name. INPUT is a file, a folder, a list (.txt: a path a line; .csv: see docs/csv.md), or - for paths on standard
+input. Rows come as they are ready, in the order of the input. An image that cannot be read is a row without a label, and the
+column error says why.
 Exit codes: 0 done, 2 bad input (one line) or no image that can be read, 143 stopped (the rows so far are whole).
 
 Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from utils.predict.rows import Output, Table
     from utils.predict.sources import Batches
 
-BATCH, PEEKED, SHOWN = 64, 256, 2         # images: of a batch; that a rule of reading is found from; classes of a row
+BATCH = 64          # images
+PEEKED = 256        # images from which it is found how files are read, where the model does not say
+SHOWN = 2           # classes of a row
 LISTS = ".csv", ".tsv"
 ARGUMENTS = {
     "model": {"metavar": "MODEL", "type": user_path, "help": "what predicts: see above"},
@@ -175,12 +178,12 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int) -> "t
         if all_are_there:                                         # few images are divided among the processes
             size = min(size, -(-len(first) // processes))
     images = Images(Batches(keys, size), split, len(split) if options.split else None)
-    own = {"precision": run["precision"], "fp16_opt_level": run["fp16_opt_level"], "dataset": run["dataset"]}
+    settings = {name: run[name] for name in ("precision", "fp16_opt_level", "dataset")} if options.split else {}
+    if options.precision:
+        settings["precision"] = options.precision
     return images, Work(
         opened.model, opened.transform, reading, options.top_k or (1 if options.split else min(SHOWN, len(opened.classes))),
-        size, split, flipped=(options.tta or run["tta"]) == "flip", device=options.device, processes=processes,
-        **(own if options.split else {}) | (
-            {"precision": options.precision} if options.precision else {}))
+        size, split, flipped=(options.tta or run["tta"]) == "flip", device=options.device, processes=processes, **settings)
 
 
 def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:

@@ -29,7 +29,7 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
     try:
         with OpenedCheckpoint(find_weights(path)) as file:
             opened = _of_run(file) if file.settings is not None and not typed else None
-        opened = opened or open_model(path, flag="load_model", **typed)
+        opened = opened or open_model(path, flag="path", **typed)
     except (ConfigError, CheckpointError) as error:
         raise ModelError(str(error)) from error
     opened.model.predictor = (

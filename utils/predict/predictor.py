@@ -1,4 +1,4 @@
-"""From images to labels: what every process does with the batches that it gets, and what a model does that is asked in Python.
+"""From images to labels: what every process does with the batches that it gets, and `predict` of a loaded model.
 
 Images are read, resized, cropped and normalized as evaluation does it, by its own parts, and every batch is computed at one
 shape: what comes out does not depend on what else is in a batch.
@@ -142,7 +142,7 @@ def loading_processes(dataset: str, processes: int, device: torch.device) -> int
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """How a model is asked in Python: predictor(model, images, top_k). Numbers are those of predict.py, in float32."""
+    """`predict` of a loaded model: predictor(model, images, top_k). The numbers are those of predict.py, in float32."""
 
     classes: tuple[str, ...]
     transform: Callable
