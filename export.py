@@ -18,23 +18,13 @@ from pathlib import Path
 from utils import process
 
 with process.imports("export.py"):
-    from configs import MODELS
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, unknown_model
-    from utils.config.types import image_size, positive_int, user_path
+    from utils.config import OF_OTHERS, ConfigError, Parser, check_opened, check_writable
+    from utils.config.types import positive_int, user_path
     from utils.files import where_looked
 
 FORMATS = {"folder": "model.safetensors, config.json and a model card, for timm and transformers", "onnx": "one ONNX file",
            "torch": "one file of torch.export", "npz": "Google's layout"}
-OF_OTHERS = {"model_type": {"help": "the architecture of a MODEL that is no run, such as ViT-B_16 (default: what it tells)"},
-             "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
-             "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"},
-             "interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                               "(default: as its config.json or its publisher says, else bilinear)"},
-             "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
-                           "middle (default: as that says, else 0, the whole image)"},
-             "class_names": {"type": user_path, "metavar": "FILE", "help": "for such a file: a text file that names a class a "
-                             "line, in the order of its outputs, where nothing names them"}}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -47,15 +37,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--opset", type=positive_int, metavar="N", help="of ONNX, 18 or more (default: what PyTorch takes)")
     for name, settings in OF_OTHERS.items():
         parser.add_argument(f"--{name}", **settings)
+    parser.add_argument("--class_names", type=user_path, metavar="FILE", help="of a model that does not name its classes: a text "
+                        "file with a name a line, in the order of its outputs")
     options = parser.parse_args(argv)
     if options.opset and options.to != "onnx":
         raise ConfigError("--opset only has an effect with --to onnx. Omit it")
-    if options.model_type not in (None, *MODELS):
-        raise ConfigError(unknown_model(options.model_type))
-    try:
-        check_published(vars(options), published_name, published_names(), "model")
-    except ConfigError as error:
-        raise ConfigError(str(error).removeprefix("--model ")) from error
+    check_opened(vars(options), published_name, published_names(), "MODEL")
     return options
 
 
@@ -85,11 +72,10 @@ def write(options: argparse.Namespace) -> None:
     from utils.build import export, open_model
     from utils.report import model_card
 
-    typed = {name: getattr(options, name) for name in OF_OTHERS if name != "class_names"}
-    opened = open_model(options.model, **typed, flag="MODEL")
+    opened = open_model(options.model, **{name: getattr(options, name) for name in OF_OTHERS}, flag="MODEL")
     process.collect_garbage()
     classes = export.class_names(opened, options.class_names)
-    print(f"{opened.title}: {len(classes)} classes, {opened.parameters:,} parameters", flush=True)
+    print(f"{opened.title}{opened.note}: {len(classes)} classes, {opened.parameters:,} parameters", flush=True)
     notes = export.export(opened, classes, options.to, Path(options.output), opset=options.opset, card=model_card.text)
     print("\n".join([*notes, f"wrote {options.output}"]))
 

@@ -11,7 +11,19 @@ from .recipes import decides
 from .records import Config
 from .retired import RETIRED, advise
 from .spelling import did_you_mean, respell, suggest_flag
-from .types import METAVARS, ConfigError, to_text
+from .types import METAVARS, ConfigError, image_size, positive_int, to_text
+
+# Flags of the programs that open a trained model: what only a model that is no run needs.
+OF_OTHERS = {
+    "model_type": {"metavar": "NAME", "help": "of a model that is no run: its architecture, such as ViT-B_16 (default: what its "
+                   "file says)"},
+    "img_size": {"type": image_size, "metavar": "SIZE", "help": "of such a model: side, or height x width (default: its own)"},
+    "num_heads": {"type": positive_int, "metavar": "N", "help": "of such a model: its attention heads, where no file says"},
+    "interpolation": {"choices": FLAGS["interpolation"].type, "help": "of such a model: how images are resized (default: as its "
+                      "config.json or its publisher says, else bilinear)"},
+    "eval_crop": {"type": FLAGS["eval_crop"].type, "metavar": "0|0.1..1", "help": "of such a model: the fraction of the image's "
+                  "side that is shown, its middle (default: as that says, else 0, the whole image)"},
+}
 
 
 class Parser(argparse.ArgumentParser):
