@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("annotate.py"):
-    from utils.config import ConfigError, Parser
-    from utils.config.types import positive_int, user_path
+    from models.checkpoints.hub import model_of
+    from models.checkpoints.published import published_name, published_names
+    from utils.config import OF_OTHERS, ConfigError, Parser, check_opened
+    from utils.config.types import user_path
     from utils.files import no_folder
 
 if TYPE_CHECKING:
@@ -44,8 +46,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=user_path,
                         help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, or any other file, "
                              f"folder or published name with --data (default: the newest run below {RUNS})")
-    parser.add_argument("--model_type", help="the architecture of a --checkpoint that is no run (default: what it tells)")
-    parser.add_argument("--num_heads", type=positive_int, help="for such a file: its attention heads, where nothing tells them")
+    for name in ("model_type", "num_heads"):
+        parser.add_argument(f"--{name}", **OF_OTHERS[name])
     parser.add_argument("--data", type=user_path,
                         help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
                                        "or where the data set of the run is now (default: the data set of the run)")
@@ -57,6 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
     parser.add_argument("--who", default="", help="free text about who edits, kept with every edit")
     args = parser.parse_args(argv)
+    args.model_type = check_opened(vars(args), model_of, published_name, published_names(), "checkpoint")
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port {args.port}: must be 0 to 65535")
     if not args.host:

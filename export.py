@@ -20,23 +20,12 @@ from utils import process
 with process.imports("export.py"):
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, check_writable, model_named
-    from utils.config.types import image_size, positive_int, user_path
+    from utils.config import OF_OTHERS, ConfigError, Parser, check_opened, check_writable
+    from utils.config.types import positive_int, user_path
     from utils.files import where_looked
 
 FORMATS = {"folder": "model.safetensors, config.json and a model card, for timm and transformers", "onnx": "one ONNX file",
            "torch": "one file of torch.export", "npz": "Google's layout"}
-OF_OTHERS = {"model_type": {"help": "the architecture of a MODEL that is no run, such as ViT-B_16 (default: what it tells)"},
-             "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
-             "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"},
-             "interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                               "(default: as its config.json, its publisher or its model's says)"},
-             "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
-                           "middle (default: as that says, else 0, the whole image)"},
-             "mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": "for such a file: of its channels, from 0 to 1"},
-             "std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": "for such a file: their standard deviation"},
-             "class_names": {"type": user_path, "metavar": "FILE", "help": "for such a file: a text file that names a class a "
-                             "line, in the order of its outputs, where nothing names them"}}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -49,14 +38,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--opset", type=positive_int, metavar="N", help="of ONNX, 18 or more (default: what PyTorch takes)")
     for name, settings in OF_OTHERS.items():
         parser.add_argument(f"--{name}", **settings)
+    parser.add_argument("--class_names", type=user_path, metavar="FILE", help="of a model that does not name its classes: a text "
+                        "file with a name a line, in the order of its outputs")
     options = parser.parse_args(argv)
     if options.opset and options.to != "onnx":
         raise ConfigError("--opset only has an effect with --to onnx. Omit it")
-    options.model_type = model_named(options.model_type, model_of)
-    try:
-        check_published(vars(options), published_name, published_names(), "model")
-    except ConfigError as error:
-        raise ConfigError(str(error).removeprefix("--model ")) from error
+    options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "MODEL")
     return options
 
 
@@ -86,11 +73,10 @@ def write(options: argparse.Namespace) -> None:
     from utils.build import export, open_model
     from utils.report import model_card
 
-    typed = {name: getattr(options, name) for name in OF_OTHERS if name != "class_names"}
-    opened = open_model(options.model, **typed, flag="MODEL")
+    opened = open_model(options.model, **{name: getattr(options, name) for name in OF_OTHERS}, flag="MODEL")
     process.collect_garbage()
     classes = export.class_names(opened, options.class_names)
-    print(f"{opened.title}: {len(classes)} classes, {opened.parameters:,} parameters", flush=True)
+    print(f"{opened.title}{opened.note}: {len(classes)} classes, {opened.parameters:,} parameters", flush=True)
     notes = export.export(opened, classes, options.to, Path(options.output), opset=options.opset, card=model_card.text)
     print("\n".join([*notes, f"wrote {options.output}"]))
 

@@ -22,8 +22,8 @@ from utils import process
 with process.imports("visualize.py"):
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, model_named
-    from utils.config.types import fraction, image_size, positive_int, user_path
+    from utils.config import OF_OTHERS, ConfigError, Parser, check_opened
+    from utils.config.types import fraction, positive_int, user_path
     from utils.files import where_looked
 
 if TYPE_CHECKING:
@@ -46,15 +46,8 @@ VERBS = {
 }
 MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
                         "any other file or folder or published name (default: the embedded model)"},
-         "model_type": {"help": "the architecture of a --checkpoint that is no run, such as ViT-B_16 (default: what it tells)"},
-         "img_size": {"type": image_size, "help": "for such a file: side, or height x width (default: the model's)"},
-         "num_heads": {"type": positive_int, "help": "for such a file: its attention heads, where nothing tells them"}}
-RESIZE = {"interpolation": {"choices": FLAGS["interpolation"].type, "help": "for such a file: how images are resized "
-                            "(default: as its config.json, its publisher or its model's says)"},
-          "eval_crop": {"type": FLAGS["eval_crop"].type, "help": "for such a file: this fraction of the image's side, its "
-                        "middle (default: as that says, else 0, the whole image)"},
-          "mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": "for such a file: of its channels, from 0 to 1"},
-          "std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": "for such a file: their standard deviation"}}
+         **{name: OF_OTHERS[name] for name in ("model_type", "img_size", "num_heads")}}
+RESIZE = {name: OF_OTHERS[name] for name in ("interpolation", "eval_crop", "mean", "std")}
 DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's data set (default: what it was tested on)"},
         "images": {"type": positive_int, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
                    f"{FEW}; distance: {SOME}; confusion: all)"}}
@@ -90,8 +83,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.verb == "curves" and not options.checkpoint:
         raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
     if options.verb != "curves":
-        options.model_type = model_named(options.model_type, model_of)
-        check_published(vars(options), published_name, published_names(), "checkpoint")
+        options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "checkpoint")
     return options
 
 

@@ -28,7 +28,7 @@ BATCHES = (1, 5)                        # that are compared
 TRACED = 2                              # images of the batch that is traced: with one, its size would become part of the program
 OLDEST_OPSET = 18                       # that PyTorch's exporter writes; converted to an older one, files cannot be opened
 LARGEST_FILE = 2 ** 31 - 1              # bytes of an ONNX file, which is one message of Protocol Buffers
-ALLOWED = 1e-4                          # of a logit, relative to the largest where that is above 1
+ALLOWED = 1e-4                          # difference of a logit, relative to the largest logit where that is above 1
 INSTALL = "pip install -r requirements-export.txt"
 
 
@@ -93,7 +93,7 @@ def _verify_onnx(model: ImageTransformer, path: Path) -> str:
 
 
 def _forget_where(proto) -> None:
-    """Without the notes of the exporter, which name the lines and folders of this program."""
+    """Removes the exporter's notes, which name lines and folders of this program."""
     for graph in (proto.graph, *proto.functions):
         entries = [graph, *graph.node, *getattr(graph, "value_info", ()), *getattr(graph, "input", ()),
                    *getattr(graph, "output", ()), *getattr(graph, "initializer", ())]
@@ -164,7 +164,7 @@ def _compare(model: ImageTransformer, other: Callable[[Tensor], Tensor]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What PyTorch notes of its own internals while it exports is nothing that a user can act on."""
+    """Hides PyTorch's warnings about its own internals, on which a user cannot act."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

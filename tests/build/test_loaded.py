@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from building import write_checkpoint
+from miniatures import png
 
 import models
 from models import ModelError, load_model
@@ -23,6 +24,18 @@ def test_a_run_folder_and_its_checkpoint_are_the_same_model(tmp_path):
     with OpenedCheckpoint(tmp_path / "r/best.pt") as file:
         assert load_model(file).predictor is None
     assert copy.deepcopy(by_folder).predictor.classes == opened.classes
+
+
+@torch.no_grad()
+def test_a_loaded_model_can_be_compiled_and_copied_and_still_predicts(tmp_path):
+    write_checkpoint(tmp_path / "r/best.pt")
+    (tmp_path / "a.png").write_bytes(png())
+    model, images = load_model(tmp_path / "r"), torch.randn(2, 3, 8, 8)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images), model(images))
+    expected = model.predict(tmp_path / "a.png")
+    assert compiled.predict(tmp_path / "a.png") == copy.deepcopy(model).predict(tmp_path / "a.png") == expected
 
 
 def test_what_is_no_run_takes_what_it_does_not_tell_and_a_headless_one_predicts_nothing(tmp_path):

@@ -200,6 +200,19 @@ def test_error_of_the_code_is_no_workers_death():
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_whose_owner_is_killed_prints_nothing_of_its_pipes(capfd):
+    """The thread that sends its batches finds them closed a moment before it is killed too."""
+    class InAThread:
+        def __getitem__(self, key: int) -> tuple:
+            threading.Thread(target=sys.excepthook, args=(EOFError, EOFError("closed"), None), daemon=True).start()
+            return (torch.zeros(1),)
+
+    running = iter(data_workers.WorkerPool(InAThread(), [[0]], 1, lambda samples: samples[0], pin_memory=False))
+    next(running)
+    running.close()
+    assert capfd.readouterr().err == ""
+
+
 # ------------------------------------------------------------------------------------------------ what is left behind
 
 

@@ -95,8 +95,16 @@ def test_a_lost_process_is_one_line_and_the_others_end():
     assert caught.value.exit_code == 5 and pids and wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_whoever_stops_early_leaves_no_process():
-    answers = in_order(lambda batches, number: (os.getpid() for _ in batches), iter([[1]] * 50), 2)
+def test_whoever_stops_early_leaves_no_process_and_each_ends_in_order(tmp_path):
+    """Loaders of a process that is killed may print what became of their pipes."""
+    def work(batches, number):
+        try:
+            yield from (os.getpid() for _ in batches)
+        finally:
+            (tmp_path / str(number)).touch()
+
+    answers = in_order(work, iter([[1]] * 50), 2)
     pids = {next(answers)[1] for _ in range(10)}
     answers.close()
     assert wait_until(lambda: all(map(is_gone, pids)))
+    assert sorted(os.listdir(tmp_path)) == ["0", "1"]

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from models import ModelError, load_model
 from utils.build import open_model
 from utils.data.splits import ImageError
-from utils.predict.predictor import Answers, Work
+from utils.predict.predictor import Answers, Work, loading_processes
 from utils.predict.sources import Batches, open_sources
 
 
@@ -74,6 +74,15 @@ def test_the_loader_s_processes_hand_out_what_they_have_when_no_image_comes(plac
         if not batches.owed:
             break
     assert not any(given)                       # what is under way yet has no image
+
+
+def test_files_are_read_by_processes_of_their_own_which_a_hanging_file_does_not_stop_for_ever(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for cores, processes, found in ((1, 1, (1, 1)), (2, 2, (1, 1)), (2, 1, (2, 1)), (16, 2, (4, 7))):
+        for name in ("predict.predictor", "data.loader"):
+            monkeypatch.setattr(f"utils.{name}.core_count", lambda cores=cores: cores)
+        assert (loading_processes("folder", processes, cpu), loading_processes("csv", processes, gpu)) == found
+        assert loading_processes("digits", processes, cpu) == 0
 
 
 def test_every_batch_is_computed_at_one_shape(place):

@@ -1,7 +1,6 @@
 """Rows as text, and that they are written whole or not at all."""
 
 import csv
-import io
 import json
 import os
 import select
@@ -24,14 +23,15 @@ NAMES = ["a b.png", "=bad.png", os.fsdecode(b"caf\xe9.png")]
 
 def test_csv_of_images_without_and_with_true_classes():
     table = Table(("cat", "dog"), 2, False)
-    text = table.text(table.rows(NAMES, ANSWERS), "csv", first=True)
+    texts = table.texts(table.rows(NAMES, ANSWERS), "csv", first=True)
+    text = "".join(texts)
     assert text.splitlines()[:3] == ["path,label,probability,top2,probability2,error", "a b.png,dog,0.750000,cat,0.250000,",
                                      '\'=bad.png,,,,,"cut off, maybe"']
     assert read_csv_table(text)[3] == [NAMES[2], "cat", "0.612346", "dog", "0.387654", ""] and "\r" not in text
-    assert table.text(table.rows(NAMES, ANSWERS), "csv", first=False) == text.partition("\n")[2]
+    assert table.texts(table.rows(NAMES, ANSWERS), "csv", first=False) == texts[1:] and len(texts) == 4
     one = Answers(ANSWERS.labels[:, :1], ANSWERS.probabilities[:, :1], *ANSWERS[2:])
     true = Table(("cat", "dog"), 1, True)
-    rows = list(csv.DictReader(io.StringIO(true.text(true.rows(NAMES, one, [0, 0, 0]), "csv", first=True))))
+    rows = list(csv.DictReader(true.texts(true.rows(NAMES, one, [0, 0, 0]), "csv", first=True)))
     assert list(rows[0].items()) == [("path", "a b.png"), ("true", "cat"), ("predicted", "dog"), ("probability", "0.750000"),
                                      ("loss", "1.386294"), ("error", "")]
     assert [rows[1][name] for name in ("true", "predicted", "probability", "loss")] == ["cat", "", "", ""]
@@ -40,8 +40,9 @@ def test_csv_of_images_without_and_with_true_classes():
 def test_json_is_one_value_and_jsonl_an_object_a_line():
     table = Table(("cat", "dog"), 2, False)
     parts = [list(table.rows(NAMES, ANSWERS)), list(table.rows(NAMES, ANSWERS))]
-    whole = "".join(table.text(rows, "json", first=not number) for number, rows in enumerate(parts)) + table.end("json")
-    lines = [json.loads(line) for line in table.text(parts[0], "jsonl", first=True).splitlines()]
+    whole = "".join(text for number, rows in enumerate(parts) for text in table.texts(rows, "json", first=not number))
+    whole += table.end("json")
+    lines = [json.loads(line) for line in table.texts(parts[0], "jsonl", first=True)]
     assert json.loads(whole) == lines * 2 and table.end("csv") == table.end("jsonl") == ""
     assert lines[0] == {"path": "a b.png", "label": "dog", "probability": 0.75, "top2": "cat", "probability2": 0.25,
                         "error": None}
@@ -51,14 +52,14 @@ def test_json_is_one_value_and_jsonl_an_object_a_line():
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path):
     output = Output(tmp_path / "new" / "x.csv")
-    output.write("path\n" + NAMES[2] + "\n")
+    output.write(["path\n", NAMES[2] + "\n"])
     assert os.listdir(tmp_path / "new") == ["x.csv.partial"]
     output.finish()
     assert os.listdir(tmp_path / "new") == ["x.csv"] and (tmp_path / "new/x.csv").read_bytes() == b"path\ncaf\xe9.png\n"
     other = Output(tmp_path / "a/b/y.csv")
     assert other.leave() == "" and os.listdir(tmp_path) == ["new"]              # nothing is left of an error before the first row
     kept = Output(tmp_path / "y.csv")
-    kept.write("path\n")
+    kept.write(["path\n"])
     assert kept.leave() == f"the rows so far are in {tmp_path / 'y.csv.partial'}, each of them whole"
     assert (tmp_path / "y.csv.partial").read_bytes() == b"path\n"
 
@@ -66,7 +67,7 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path):
 def test_two_processes_do_not_write_one_file_and_what_appears_meanwhile_is_kept(tmp_path):
     """The other one is a fork: a process may lock again what is its own."""
     output = Output(tmp_path / "x.csv")
-    output.write("path\n")
+    output.write(["path\n"])
 
     def another() -> int:
         if (pid := os.fork()) == 0:
@@ -92,7 +93,7 @@ def test_a_device_and_a_pipe_with_a_name_are_written_directly(tmp_path):
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     for file in (tmp_path / "pipe", "/dev/null"):
         output = Output(file)
-        output.write("path\n")
+        output.write(["path\n"])
         output.finish()
         assert output.leave() == "" and not Path(f"{file}.partial").exists()
     assert os.read(reader, 99) == b"path\n"
@@ -113,7 +114,7 @@ def standard_output(monkeypatch):
 def test_a_full_disk_keeps_whole_rows_and_is_one_line(tmp_path, standard_output):
     output = Output(tmp_path / "x.csv")
     with files_no_larger_than(5000), pytest.raises(OSError) as error:
-        output.write("0123456\n" * 900)
+        output.write(["0123456\n"] * 900)
     message, code = process.classify_error(error.value)
     assert message == f"{tmp_path / 'x.csv'}: File too large" and code == 2
     assert output.leave() and Path(output.partial).read_text() == "0123456\n" * (PIECE // 8)
@@ -121,15 +122,26 @@ def test_a_full_disk_keeps_whole_rows_and_is_one_line(tmp_path, standard_output)
     redirected = standard_output(descriptor)
     with files_no_larger_than(1003), pytest.raises(OSError, match="standard output"):
         for _ in range(3):
-            redirected.write("0123456\n" * 100)
+            redirected.write(["0123456\n"] * 100)
     assert Path(tmp_path / "redirected").read_text() == "0123456\n" * 100
+
+
+def test_a_row_of_several_lines_or_of_many_letters_is_written_whole_or_not_at_all(tmp_path):
+    """Names of files and classes may have ends of lines in them."""
+    output, row, long = Output(tmp_path / "x.csv"), '"a\n' + "b" * 96 + '"\n', "c\n" + "d" * PIECE + "\n"
+    with files_no_larger_than(PIECE + 50), pytest.raises(OSError):
+        output.write([row] * 90)
+    assert Path(output.partial).read_text() == row * (PIECE // len(row)) and PIECE % len(row)
+    with files_no_larger_than(2 * PIECE - 50), pytest.raises(OSError):
+        output.write([row, long])
+    assert Path(output.partial).read_text() == row * (PIECE // len(row) + 1)
 
 
 def test_the_end_of_a_pipe_is_no_error_and_what_is_in_it_are_whole_rows(standard_output):
     reader, writer = os.pipe()
     output = standard_output(writer)
     row, got = "x" * 99 + "\n", []
-    thread = threading.Thread(target=output.write, args=(row * 5000,))
+    thread = threading.Thread(target=output.write, args=([row] * 5000,))
     thread.start()
     while len(b"".join(got)) < 200_000:
         got.append(os.read(reader, 1000))
@@ -140,5 +152,5 @@ def test_the_end_of_a_pipe_is_no_error_and_what_is_in_it_are_whole_rows(standard
     os.close(reader)
     thread.join(20)
     assert output.closed and not thread.is_alive()
-    output.write("more\n")
+    output.write(["more\n"])
     os.close(writer)

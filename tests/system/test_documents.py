@@ -77,8 +77,6 @@ def test_the_story_runs(tmp_path, monkeypatch):
     for line in STORY:
         words = shlex.split(line, comments=True)
         words = words[:next((at for at, word in enumerate(words) if word in (">", "|")), None)]
-        if "digits-model" in words and not (ROOT / "export.py").exists():
-            continue
         more = ["--num_steps", "2", "--eval_every", "2", "--device", "cpu"] if words[1] == "train.py" else []
         assert importlib.import_module(words[1].removesuffix(".py")).main(words[2:] + more) == 0, line
     assert Path("output/story/mistakes.csv").exists() and list(Path("output/story").glob("attention-*.png"))

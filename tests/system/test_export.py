@@ -1,9 +1,11 @@
 """export.py: every format of every family through the command line; what is written is a checkpoint here too; bad input."""
 
+import dataclasses
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from building import write_checkpoint
 from families import CLASSES, FAMILIES, MECHANISMS, family_model, save_run
 from filling import same_state
 from PIL import Image
 
 import export
 import models
+import train
+import visualize
 from models.checkpoints.export import save_weights
 from utils import process
 from utils.build import open_model
+from utils.data import datasets
+from utils.data.splits import Subset
+from utils.report import plots, views
+from utils.run.log import read_log
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +87,7 @@ def test_an_exported_folder_is_the_run(family, capsys):
     assert torch.equal(opened.model(images), run_itself.model(images))
     assert run(folder, "--to", "folder", "--output", "again") == 0
     assert contents(folder) == contents(Path("again"))
-    note = "timm has an eps of its own where this model has another (resnet_style)"
+    note = "timm's model has another eps (resnet_style): on images of noise"
     assert (note in capsys.readouterr().out) == (note[1:] in Path("again/README.md").read_text()) == (family == "hybrid")
 
 
@@ -101,23 +110,59 @@ def test_what_shapes_cannot_tell_is_kept():
 
 
 def test_averaged_weights_are_the_ones_that_are_written():
+    """And from the folder the same file is written as from the run."""
     folder = folder_of("gap", ema_decay=0.9)
-    assert run("output/r", "--to", "npz", "--output", "a.npz") == 0
+    assert run("output/r", "--to", "npz", "--output", "a.npz") == run(folder, "--to", "npz", "--output", "b.npz") == 0
     averaged = torch.load("output/r/best.pt", weights_only=True)["ema"]
     for path in (folder, "a.npz"):
         assert all(torch.equal(value, averaged[name]) for name, value in open_model(path).model.state_dict().items())
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 
 
-def test_evaluating_the_folder_gives_the_run_s_figures(capfd):
-    """train.py --eval_only, of the run and of its exported folder: every figure, in the same words."""
+def test_a_run_without_its_best_is_written_as_its_newest_and_a_line_says_so(capsys):
+    save_run(Path("output/r"), "gap")
+    for step in (5, 7):
+        shutil.copy("output/r/best.pt", f"output/r/step-{step:08d}.pt")
+    Path("output/r/best.pt").unlink()
+    assert run("output/r", "--to", "folder", "--output", "a") == 0
+    assert "run r, step 7 (its newest checkpoint: it has no best.pt): 10 classes" in capsys.readouterr().out
+    assert same_state(open_model("a").model, open_model("output/r/step-00000007.pt").model)
+
+
+def test_evaluating_and_fine_tuning_the_folder_gives_the_run_s_figures(capfd, monkeypatch):
+    """train.py --eval_only, of the run and of its exported folder: every figure, in the same words. Trained on, they are the same
+    weights after each step."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+    digits = datasets.digits("")
+    monkeypatch.setitem(datasets.DATASETS, "digits", lambda _: dataclasses.replace(digits, val=Subset(digits.val, range(60))))
     folder_of("vit", interpolation="bicubic", precision="fp32", tta="flip")
-    import train
-
-    figures = []
+    figures, trained = [], []
     for start in ("--resume_path output/r/best.pt", "--dataset digits --pretrained_dir exported --head keep --precision fp32"):
         assert train.main([*start.split(), "--eval_only", "--device", "cpu"]) == 0
         figures.append([line for line in capfd.readouterr().out.splitlines() if "accuracy" in line])
     assert figures[0] == figures[1] != []
+    write_checkpoint(Path("output/tiny/best.pt"), "--classifier", "patch_mean", "--img_size", 12)
+    assert run("output/tiny", "--to", "folder", "--output", "tiny") == 0
+    for name, start in (("a", "output/tiny"), ("b", "tiny")):
+        assert train.main(f"--dataset digits --pretrained_dir {start} --name {name} --num_steps 2 --eval_every 2 "
+                          "--train_batch_size 16 --device cpu".split()) == 0
+        events = [{key: value for key, value in event.items() if key in ("step", "split", "loss", "lr", "accuracy")}
+                  for event in read_log(Path("output", name))]
+        trained.append((events, torch.load(f"output/{name}/step-00000002.pt", weights_only=True)["model"]))
+    assert trained[0][0] == trained[1][0] and trained[0][1].keys() == trained[1][1].keys()
+    assert all(torch.equal(value, trained[1][1][name]) for name, value in trained[0][1].items())
+
+
+def test_pictures_of_the_folder_are_those_of_the_run():
+    """What the model sees, answers and attends to."""
+    folder = folder_of("cait")
+    photo().save("p.png")
+    run_itself, exported = (
+        views.predict_with_attention(subject, visualize.examples(subject, ["p.png"])[0])
+        for subject in map(visualize.load, ("output/r", str(folder))))
+    assert (run_itself.pixels == exported.pixels).all() and (run_itself.probabilities == exported.probabilities).all()
+    assert run_itself.caption == exported.caption and len(run_itself.maps) == len(exported.maps) == 4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(run_itself.maps, exported.maps))
 
 
 def test_a_program_that_asks_the_folder_gets_the_run_s_answers():
@@ -140,7 +185,7 @@ def test_the_card_says_what_no_config_can(capsys):
               {"event": "eval", "split": "val", "step": 3, "accuracy": 0.9, "loss": 9.0, "images": 200}]
     Path("output/r/log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     assert run("output/r", "--to", "folder", "--output", "a") == 0
-    assert "note: the run's figures are of the mean over each image and its mirror image" in capsys.readouterr().out
+    assert "note: the run was evaluated with the mean over each image and its mirror image" in capsys.readouterr().out
     card = Path("a/README.md").read_text()
     for words in ("# r\n", "A ViT-Ti_16 for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
                   "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
@@ -161,6 +206,13 @@ def test_a_checkpoint_without_what_training_needs():
 # ---------------------------------------------------------------------------------------------------- other formats
 
 
+def averaged_model() -> "models.ImageTransformer":
+    """Of output/r, with its averaged weights"""
+    model, averaged = models.load_model("output/r/best.pt"), torch.load("output/r/best.pt", weights_only=True)["ema"]
+    model.load_state_dict(averaged)
+    return model
+
+
 def test_names_for_a_model_that_has_none():
     models.save_timm(models.create_model("ViT-Nano_2", 3), "nameless.pth")
     Path("names.txt").write_text("ant\nbee\n\u00e7\n", encoding="utf-8")
@@ -172,10 +224,10 @@ def test_names_for_a_model_that_has_none():
 @pytest.mark.slow
 def test_a_program_of_torch_runs_without_this_project(capsys):
     """In another folder, in a Python that cannot see the project; any batch; with the names of the classes beside it."""
-    save_run(Path("output/r"), "cait", {"sigmoid_attention": "last"})
+    save_run(Path("output/r"), "cait", {"sigmoid_attention": "last"}, ema_decay=0.9)
     assert run("output/r", "--to", "torch", "--output", "model.pt2") == 0
     assert "verified with torch.export.load, batches of 1 and 5: logits differ by" in capsys.readouterr().out
-    model = models.load_model("output/r/best.pt")
+    model = averaged_model()
     images = images_of(model, 3)
     torch.save(images, "images.pth")
     code = """
@@ -197,8 +249,8 @@ def test_google_s_layout(capsys):
     save_run(Path("output/erf"), "gap", {"gelu": "erf"})
     assert run("output/gap", "--to", "npz", "--output", "a.npz") == run("output/erf", "--to", "npz", "--output", "b.npz") == 0
     out = capsys.readouterr().out
-    assert "warning: nor does it say how the model computes, which its programs do otherwise: gelu erf\n" in out
-    assert out.count("warning") == 1 and out.count("names neither the classes") == 2
+    assert "warning: nor what this model computes otherwise than Google's programs: gelu erf\n" in out
+    assert out.count("warning") == 1 and out.count("holds neither the names of the classes") == 2
     assert same_state(open_model("a.npz").model, family_model("gap"))
 
 
@@ -207,13 +259,14 @@ def test_google_s_layout(capsys):
 def test_onnx_of_every_family(family, capsys):
     """Any batch; names of classes and preprocessing as metadata; nothing of this machine in the file; another opset."""
     onnxruntime, own = pytest.importorskip("onnxruntime"), {"sigmoid_attention": "last"} if family == "sigmoid" else {}
+    own["num_layers"] = 1                                   # the exporter takes seconds a layer
     pytest.importorskip("onnxscript")
-    save_run(Path("output/r"), "distilled" if family == "sigmoid" else family, own | {"num_layers": 1}, READ)
+    save_run(Path("output/r"), "distilled" if family == "sigmoid" else family, own, READ, ema_decay=0.9)
     assert run("output/r", "--to", "onnx", "--output", "a.onnx", *(["--opset", 18] if family == "vit" else [])) == 0
     out = capsys.readouterr().out
     assert f"verified with onnxruntime {onnxruntime.__version__}, batches of 1 and 5: logits differ by" in out
     assert "opset 18;" in out or family != "vit"
-    session, model = onnxruntime.InferenceSession("a.onnx"), models.load_model("output/r/best.pt")
+    session, model = onnxruntime.InferenceSession("a.onnx"), averaged_model()
     for count in (1, 4):
         images = images_of(model, count)
         found, = session.run(None, {"images": images.numpy()})
@@ -294,7 +347,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
             ("output/r --to zip --output a", "--to: invalid choice: 'zip'"),
             ("output/r --to folder --output a --opset 18", "--opset only has an effect with --to onnx"),
             ("output/r --to onnx --output a --opset 0", "--opset: must be 1 or more"),
-            ("output/none --to folder --output a", "output/none: no such file or folder"),
+            ("output/none --to folder --output a", "MODEL output/none: no such file or folder"),
             ("output/empty --to folder --output a", "MODEL: .*output/empty"),
             ("output/r --to folder --output output", "--output output is there already"),
             ("output/r --to folder --output no/a", "--output no/a: no: no such folder"),
@@ -305,11 +358,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
             ("output/sigmoid --to npz --output a", "--to npz: sigmoid_attention 'last': Google's layout"),
             ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),
             ("output/r --to npz --output a", "--to npz: a position table of 4 x 6 patches"),
-            ("nameless.pth --to torch --output a", "nothing names its 3 classes. Add --class_names FILE"),
+            ("nameless.pth --to torch --output a", "nameless.pth does not name its 3 classes. Add --class_names FILE"),
             ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: must have 3 lines, .* it has 2 lines"),
             ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: No such file"),
             ("nameless.pth --to torch --output a --model_type ViT-X", "unknown|ViT-X"),
-            ("headless.pth --to folder --output a", "headless.pth: holds no head")):
+            ("headless.pth --to folder --output a", "headless.pth has no head, and so no classes")):
         assert run(*words.split()) == 2, words
         error = capsys.readouterr().err
         assert error.startswith("export.py: error: ") and error.count("\n") == 1, error

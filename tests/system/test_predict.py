@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,50 @@ def test_a_file_of_another_program_with_a_head(run):
     assert "the file does not name its classes, which are numbered" in printed
 
 
+def test_a_published_name(run):
+    """It is opened and shows its images as its publisher does; here a small file in its place."""
+    photographs(Path("p"), 2)
+    model = create_model("ViT-Nano_2", 3, 16)
+    torch.nn.init.normal_(model.head.weight)
+    Path("checkpoint/deit").mkdir(parents=True)
+    save_timm(model, "checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth")
+    code, rows, printed = run("deit/deit_tiny_patch16_224", "p", "--num_heads", 4)
+    assert code == 0 and printed.startswith("model: ViT-Nano_2, deit/deit_tiny_patch16_224; fp32, 1 process; the file does not ")
+    shutil.copy("checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "x.pth")               # of no publisher
+    assert rows == run("x.pth", "p", "--num_heads", 4, "--interpolation", "bicubic", "--eval_crop", 0.875)[1]
+    assert rows != run("x.pth", "p", "--num_heads", 4)[1]
+
+
+def test_every_kind_of_photograph_is_shown_as_what_it_is(run):
+    """Of one channel, of 16 bits, with an alpha channel, turned by EXIF: the row of the same picture in plain RGB. Of one that is
+    cut off the reason."""
+    write_checkpoint(Path("r/best.pt"))
+    Path("p").mkdir()
+    levels = np.add.outer(np.arange(30) * 4, np.arange(40) * 3).astype(np.uint8)
+    gray, turned = Image.fromarray(levels), Image.Exif()
+    turned[0x0112] = 6
+    gray.convert("RGB").save("p/0.png")
+    gray.save("p/1.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save("p/2.png")
+    gray.convert("RGBA").save("p/3.png")
+    gray.convert("RGB").transpose(Image.Transpose.ROTATE_90).save("p/4.png", exif=turned)
+    gray.resize((80, 60)).save("whole.jpg")
+    Path("p/5.jpg").write_bytes(Path("whole.jpg").read_bytes()[:-200])
+    code, (first, *others, cut), printed = run("r", "p")
+    assert code == 0 and [list(row.values())[1:] for row in others] == [list(first.values())[1:]] * 4 and first["label"]
+    assert cut["label"] == "" and "truncated" in cut["error"] and "6 images, " in printed
+
+
+@pytest.mark.parametrize(("on_terminal", "shown"), [("stderr", True), ("", False)])
+def test_a_bar_shows_the_progress_on_a_terminal_alone(on_terminal, shown, run, monkeypatch):
+    write_checkpoint(Path("r/best.pt"))
+    photographs(Path("p"), 5)
+    if on_terminal:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    code, rows, printed = run("r", "p", "--batch_size", 2)
+    assert code == 0 and len(rows) == 5 and ("5image [" in printed) == shown
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -204,7 +249,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r", "-", "-"], "- is given twice"),
             (["r", "photos"], "photos: no such file or folder"),
             (["r", "empty"], "empty: no images (.jpg"),
-            (["output/rr", "p"], "model output/rr: no such file or folder"),
+            (["output/rr", "p"], "MODEL output/rr: no such file or folder"),
             (["no_run", "p"], "no_run holds no intact checkpoint"),
             (["r", "p", "--output", "there.csv"], "--output there.csv is there: remove it"),
             (["r", "p", "--output", "empty"], "--output empty is a folder"),

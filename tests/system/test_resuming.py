@@ -12,6 +12,8 @@ import rig
 import torch
 from runs import FOLDER, TINY, comparable, differences, events_of, load_state, make_tree, mark, state_of, whole_and_killed
 
+import predict
+from utils.files import read_csv_table
 from utils.run import checkpoint
 from utils.training import precision
 
@@ -132,7 +134,8 @@ OFTEN = [*TINY, "--num_steps", 4, "--eval_every", 2, "--learning_rate", 0.01, "-
     ([*FOLDER, "--num_workers", 0, "--eval_batch_size", 8], [(0, "test"), (2, "test"), (4, "test")])],
     ids=["val and test", "test alone"])
 def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluations):
-    """Wherever evaluations are stopped, the resumed run has the log and the best.pt of one that nobody stopped."""
+    """Wherever evaluations are stopped, the resumed run has the log, the best.pt and the mistakes.csv of one that nobody stopped.
+    Those are the mistakes of the averaged weights, which best.pt is opened with."""
     make_tree(Path("tree"), images=10)
     batches, stop_at = [], 0                   # the evaluations' batches so far; the one in which a stop is requested
 
@@ -143,7 +146,8 @@ def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluati
                 os.kill(os.getpid(), signal.SIGUSR1)
 
     def files() -> list[dict]:
-        return [comparable(Path("output/r", file)) for file in ("step-00000004.pt", "best.pt")]
+        mistakes = {"mistakes": Path("output/r/mistakes.csv").read_text()}
+        return [comparable(Path("output/r", file)) for file in ("step-00000004.pt", "best.pt")] + [mistakes]
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
     try:
@@ -151,6 +155,10 @@ def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluati
         whole, events, count_of_batches = files(), events_of("output/r"), len(batches)
         assert [(event["step"], event["split"]) for event in events if event["event"] == "eval"] == evaluations
         assert 2 * len(evaluations) < count_of_batches
+        split = next(name for step, name in evaluations if step)
+        assert predict.main(["output/r", "--split", split, "--output", "rows.csv", "--device", "cpu"]) == 0
+        (_, *rows), (_, *wrong) = map(read_csv_table, (Path("rows.csv").read_text(), whole[-1]["mistakes"]))
+        assert sorted(row[:3] for row in wrong) == sorted(row[:3] for row in rows if row[1] != row[2]) != []
         codes = []
         for stop_at in range(2, count_of_batches + 1, 2):
             shutil.rmtree("output")

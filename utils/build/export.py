@@ -1,4 +1,4 @@
-"""A trained model -> files that other programs open, with what its run tells of it."""
+"""Exports a trained model: as files that other programs open, with what its run says of it."""
 
 import contextlib
 import functools
@@ -16,7 +16,6 @@ from models.checkpoints.timm_config import computed_otherwise, largest_differenc
 from models.kinds import is_number
 from utils.config import ConfigError
 from utils.config.types import as_tuple
-from utils.data.reading import Reading
 from utils.files import StorageError, atomic_folder, atomic_write
 from utils.run.log import read_log
 
@@ -24,10 +23,10 @@ from .find import file_of
 from .model import FREE, LICENSE_TEXTS
 from .opened import EMBEDDED, Opened
 
-FLIPPED = ("note: the run's figures are of the mean over each image and its mirror image (--tta flip), which your program has to "
-           "compute itself")
+FLIPPED = ("note: the run was evaluated with the mean over each image and its mirror image (--tta flip), which your program has "
+           "to compute itself")
 LONGEST = 200                   # letters of a value in a model card: longer ones are cut
-LOOSE = 1e-3                    # of a logit: as near as timm comes to what it computes with an eps of its own
+LOOSE = 1e-3                    # of a logit: a larger difference between timm's model and this one is a warning
 # Settings of a run that a model card lists, where they have an effect.
 TRAINED = ("recipe", "num_steps", "train_batch_size", "optimizer", "learning_rate", "layer_decay", "weight_decay", "warmup_steps",
            "decay_type", "train_layers", "ema_decay", "dropout_rate", "drop_path_rate", "augmentation", "crop_scale",
@@ -37,15 +36,15 @@ GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resnet_style": "google", "mean": (0
 
 
 def class_names(opened: Opened, file: str | None = None) -> list[str]:
-    """By output. `file`: a text file that names the classes of a model which does not. Raises ConfigError."""
+    """In the order of the outputs. file: a text file with a name a line, of a model that has none. Raises ConfigError."""
     if not opened.has_head:
-        raise ConfigError(f"{opened.path}: holds no head, so that it tells no classes apart. Fine-tune it first (train.py "
-                          f"--pretrained_dir {opened.path})")
+        raise ConfigError(f"{opened.path} has no head, and so no classes. Fine-tune it first (train.py --pretrained_dir "
+                          f"{opened.path})")
     known = opened.named or opened.model.num_classes == 1000
     if file is None:
         if not known:
-            raise ConfigError(f"{opened.path}: nothing names its {len(opened.classes):,} classes. Add --class_names FILE, a text "
-                              "file with one name a line")
+            raise ConfigError(f"{opened.path} does not name its {len(opened.classes):,} classes. Add --class_names FILE, a text "
+                              "file with a name a line")
         return list(opened.classes)
     if opened.named:
         raise ConfigError(f"--class_names {file}: {opened.path} names its classes itself. Omit the flag")
@@ -63,9 +62,9 @@ def class_names(opened: Opened, file: str | None = None) -> list[str]:
 
 def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int | None = None,
            card: Callable[[dict, dict, Sequence[str]], str] | None = None) -> list[str]:
-    """Writes the model, whole or not at all -> lines on what was written.
+    """Writes the model, whole or not at all. -> lines about what was written
 
-    to: "folder", "onnx", "torch" or "npz". card(config.json, what it says of the run, notes): the text of a folder's model
+    to: "folder", "onnx", "torch" or "npz". card(config.json, what it says of the run, notes) -> the text of a folder's model
     card. Raises ConfigError.
     """
     writers = {"folder": functools.partial(_write_folder, card), "npz": _write_npz,
@@ -98,8 +97,8 @@ def _write_folder(card: Callable, opened: Opened, classes: list[str], folder: Pa
     config, notes = timm_config(opened.model, classes, view_of(opened), own), []
     if otherwise := computed_otherwise(opened.model):
         difference = largest_difference(opened.model, otherwise)
-        notes = [f"{'warning: ' * (difference > LOOSE)}timm has an eps of its own where this model has another "
-                 f"({', '.join(otherwise)}): on images of noise their logits differ by {difference:.1e} at most"]
+        notes = [f"{'warning: ' * (difference > LOOSE)}timm's model has another eps ({', '.join(otherwise)}): on images of noise "
+                 f"its logits differ by {difference:.1e} at most"]
     save_folder(opened.model, folder, config, card(config, own, notes))
     return notes
 
@@ -112,21 +111,21 @@ def _write_program(save: Callable, opened: Opened, classes: list[str], path: Pat
 def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:
     config = opened.model.config
     if config.sigmoid_attention:
-        raise ModelError(f"sigmoid_attention {config.sigmoid_attention!r}: Google's layout has no name for it. Export it to onnx "
-                         "or torch")
+        raise ModelError(f"sigmoid_attention {config.sigmoid_attention!r}: Google's layout has no place for it. Export it to "
+                         "onnx or torch")
     save_npz(opened.model, path)
     others = [f"{key} {config[key]}" for key, value in GOOGLE.items()
               if as_tuple(config[key]) != value and (key != "resnet_style" or config.resnet_layers is not None)]
-    notes = ["Google's layout names neither the classes nor how images are resized"]
-    return notes + ([f"warning: nor does it say how the model computes, which its programs do otherwise: {', '.join(others)}"]
+    notes = ["Google's layout holds neither the names of the classes nor how images are resized"]
+    return notes + ([f"warning: nor what this model computes otherwise than Google's programs: {', '.join(others)}"]
                     if others else [])
 
 
-# ----------------------------------------------------------------------------------------------- what a run tells
+# ------------------------------------------------------------------------------------------------ what a run says
 
 
 def view_of(opened: Opened) -> dict:
-    """How images are resized to be evaluated (flags)."""
+    """How images are resized for the model (flags)."""
     return {name: opened.settings[name] for name in ("interpolation", "eval_crop")}
 
 
@@ -134,11 +133,11 @@ def reading_of(opened: Opened) -> dict:
     """How a run reads image files (flags); {} where it is no run's."""
     if opened.reading.unknown:
         return {}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(Reading.of(opened.settings)).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(opened.reading).items()}
 
 
 def card_facts(opened: Opened) -> dict[str, dict]:
-    """What a model card says of the model, values by name in sections. Of an exported folder what its config.json has of it."""
+    """What a model card says of the model: values by name, in sections. Of an exported folder what its config.json holds."""
     settings, described = opened.settings, describe(opened.path)
     if described.card is not None:
         return described.card
@@ -148,7 +147,7 @@ def card_facts(opened: Opened) -> dict[str, dict]:
         sizes["positions"] = config.position_resize
     if not opened.has_data:
         return {"model": sizes, "start": _start(str(opened.path), settings["model_type"], described.license)}
-    with OpenedCheckpoint(opened.path) as file:                    # of a checkpoint others may be missing, or anything
+    with OpenedCheckpoint(opened.path) as file:                    # other fields may be missing
         run = {key: file.file.run[key] for key in ("step", "train_images", "license")}
     data = {"data set": settings["dataset"]}
     if settings["dataset"] in ("folder", "csv"):
@@ -166,7 +165,7 @@ def card_facts(opened: Opened) -> dict[str, dict]:
 
 
 def _metrics(path: Path, step: int | None) -> dict:
-    """The evaluations of the step that the weights are of."""
+    """The evaluations of the weights' step."""
     events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
     return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
             if is_number(event.get(key))}

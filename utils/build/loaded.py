@@ -29,12 +29,12 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
     try:
         with OpenedCheckpoint(find_weights(path)) as file:
             opened = _of_run(file) if file.settings is not None and not typed else None
-        opened = opened or open_model(path, flag="load_model", **typed)
+        opened = opened or open_model(path, flag="path", **typed)
     except (ConfigError, CheckpointError) as error:
         raise ModelError(str(error)) from error
     opened.model.predictor = (
         _NoAnswer(f"{path} has no head, and so no classes: fine-tune it first") if not opened.has_head else
-        _NoAnswer(f"the settings in {path} are not those of a run, and so nobody knows how its images are read")
+        _NoAnswer(f"the settings in {path} are not those of a run: they do not say how images are read for it")
         if not opened.settings else
         Predictor(opened.classes, opened.transform, opened.reading, opened.settings["tta"] == "flip"))
     return opened.model
@@ -51,7 +51,7 @@ class _NoAnswer:
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
-    """Without settings where the file's are not those of a run: then it is a model that nobody can show an image."""
+    """With empty settings where the file's are not those of a run: they do not say how images are read for the model."""
     try:
         check_settings(file.settings, file.path)
     except SettingsError:

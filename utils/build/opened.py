@@ -29,12 +29,11 @@ from utils.data.datasets import imagenet_names, splits_of
 from utils.data.layouts import HELD_OUT
 from utils.data.reading import FIND, Reading
 from utils.files import where_looked
-from utils.run.checkpoint import CheckpointError
+from utils.run.checkpoint import BEST_FILE, CheckpointError
 from utils.run.folder import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED_MODEL, EMBEDDED = "ViT-Nano_2", "assets/ViT-Nano_2-letters.npz"
-NO_HEAD = "no head"                    # the class of a file without one
 NO_RUN = before() | vars(FIND)         # settings of a model that no run has trained
 
 
@@ -49,14 +48,12 @@ class Opened:
     has_data: bool                    # the settings name the data set of a run
     path: Path | None = None          # None: the embedded model
     named: bool = True                # the classes have the names of the file, not numbers or ImageNet's
+    has_head: bool = True             # else the model has one class, which means nothing
+    note: str = ""                    # behind the title: which file of a run folder was taken, where that is not best.pt
 
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def has_head(self) -> bool:
-        return self.named or self.classes != (NO_HEAD,)
 
     @functools.cached_property
     def transform(self) -> Callable:
@@ -152,8 +149,8 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                flag: str = "--checkpoint") -> Opened:
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    model_type and those to std: of a file that is no run, in place of what it tells. heads_if_unknown: num_heads where it
-    tells nothing. `flag`: what the user typed it after.
+    model_type, and those from img_size to std: of a file that is no run, in place of what it says.
+    heads_if_unknown: num_heads where the file does not say. flag: the flag or argument that named the model, for messages.
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
@@ -172,19 +169,21 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
             model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
             return Opened(model, tuple(string.ascii_uppercase), NO_RUN | {"dataset": "digits"}, title, True)
         with given_by(flag, file):
-            return (of_run(file) if file.settings is not None else
+            return (of_run(file, Path(what).is_dir()) if file.settings is not None else
                     _of_other(file, str(what), typed, view, heads_if_unknown, flag))
 
 
-def of_run(file: OpenedCheckpoint) -> Opened:
+def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
+    """by_folder: the folder of the run was given, not the file."""
     model, run = load_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
     title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
-    return Opened(model, tuple(model.classes), before() | run, title, True, file.path)
+    note = f" (its newest checkpoint: it has no {BEST_FILE})" if by_folder and file.path.name != BEST_FILE else ""
+    return Opened(model, tuple(model.classes), before() | run, title, True, file.path, note=note)
 
 
 def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None, flag: str) -> Opened:
-    """The model that the file is of, or the one that is typed; without a head, where the file has none, of one class."""
+    """The model of the file, or the one that is typed; of one class where the file has no head."""
     name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
     size = typed.get("img_size", file.row.get("img_size") if name is None else None)
     if name is None:
@@ -193,15 +192,15 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
             if heads_if_unknown is None:
                 other = (" (of the student, and of such a teacher), or fine-tune it first, and give the run's folder"
                          if flag == "--teacher" else "")
-                raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and nothing "
-                                  f"in it tells how many attention heads it has. Add --num_heads{other}")
+                raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and it "
+                                  f"does not say how many attention heads it has. Add --num_heads{other}")
             keys["num_heads"] = heads_if_unknown
     keys |= {key: typed[key] for key in ("mean", "std") if key in typed}
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
-                              [f"class {number}" for number in range(model.num_classes)] if has_head else [NO_HEAD])
+                              [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
     of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
     title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
     own = {"model_type": name} | {key: MODELS[name][key] for key in VIEW}
@@ -210,4 +209,4 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
         if key not in view and flag != "--teacher":                  # which sees the student's images
             print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
                   file=sys.stderr)
-    return Opened(model, tuple(model.classes), settings, title, False, file.path, named=names is not None)
+    return Opened(model, tuple(model.classes), settings, title, False, file.path, names is not None, has_head)

@@ -5,7 +5,7 @@
 
 from .checks import scratch_warnings
 from .flags import FLAGS, SIZES, Flag, before
-from .parser import Parser, as_command, parse
+from .parser import OF_OTHERS, Parser, as_command, parse
 from .recipes import machine_of, why_this_model
 from .records import Config, Facts, Machine, Saved, Sources
 from .resolve import (
@@ -20,6 +20,6 @@ from .resolve import (
     resolve,
 )
 from .resume import changes, lacking_settings
-from .spelling import check_published, did_you_mean, model_named, name_model, unknown_model
+from .spelling import check_opened, check_published, did_you_mean, model_named, name_model, unknown_model
 from .types import ConfigError
 from .view import describe_view, view_notes

@@ -30,7 +30,7 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
         values.put(START, {"model_type": row["model_type"]} | {key: sizes[key] for key in SIZES if key not in flags})
         if any(sizes.values()) and values["num_heads"] is None:
             raise ConfigError(f"--pretrained_dir {facts.start_path}: its sizes (width {sizes['hidden_size']}, "
-                              f"{sizes['num_layers']} blocks) are those of no known model, and nothing in it tells how many "
+                              f"{sizes['num_layers']} blocks) are those of no known model, and it does not say how many "
                               "attention heads it has. Add --num_heads")
         for key in ("img_size", "dropout_rate"):
             if values.sources[key] == MODEL:

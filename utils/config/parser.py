@@ -11,7 +11,21 @@ from .recipes import decides
 from .records import Config
 from .retired import RETIRED, advise
 from .spelling import did_you_mean, respell, suggest_flag
-from .types import METAVARS, ConfigError, to_text
+from .types import METAVARS, ConfigError, image_size, positive_int, to_text
+
+# Flags of the programs that open a trained model: what only a model that is no run needs.
+OF_OTHERS = {
+    "model_type": {"metavar": "NAME", "help": "of a model that is no run: its architecture, such as ViT-B_16 (default: what its "
+                   "file says)"},
+    "img_size": {"type": image_size, "metavar": "SIZE", "help": "of such a model: side, or height x width (default: its own)"},
+    "num_heads": {"type": positive_int, "metavar": "N", "help": "of such a model: its attention heads, where no file says"},
+    "interpolation": {"choices": FLAGS["interpolation"].type, "help": "of such a model: how images are resized (default: as its "
+                      "config.json or its publisher says, else as its architecture's)"},
+    "eval_crop": {"type": FLAGS["eval_crop"].type, "metavar": "0|0.1..1", "help": "of such a model: the fraction of the image's "
+                  "side that is shown, its middle; 0: the whole image (default: as --interpolation)"},
+    "mean": {"type": FLAGS["mean"].type, "metavar": "R,G,B", "help": "of such a model: a number for each channel, 0 to 1"},
+    "std": {"type": FLAGS["std"].type, "metavar": "R,G,B", "help": "of such a model: the standard deviation of each channel"},
+}
 
 
 class Parser(argparse.ArgumentParser):

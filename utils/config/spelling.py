@@ -156,10 +156,19 @@ def _likeness(a: str, b: str) -> float:
     return max(ratio, 0.8) if len(short) > 2 and (long.startswith(short) or long.endswith(short)) else ratio
 
 
+def check_opened(flags: dict, model_of: Callable[[str], str | None], published_name: Callable[[str], str | None],
+                 names: Collection[str], flag: str) -> str | None:
+    """Of a program that opens a trained model, which `flag` names -> the row that its --model_type means. Raises ConfigError, as
+    model_named and check_published."""
+    check_published(flags, published_name, names, flag)
+    return model_named(flags.get("model_type"), model_of)
+
+
 def check_published(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"
                   ) -> None:
-    """Raises ConfigError for a --pretrained_dir that is neither at hand nor published. `names`: most of those that are."""
-    start = flags.get(flag) or "auto"
+    """Raises ConfigError for a --pretrained_dir that is neither at hand nor published. `names`: most of those that are.
+    flag: another one, or in capitals the name of an argument."""
+    start, shown = flags.get(flag.lower()) or "auto", flag if flag.isupper() else f"--{flag}"
     if start in ("auto", "none", "augreg") or os.path.exists(start) or published_name(start) or flags.get("resume_path"):
         return
     folder = start.partition("/")[0]
@@ -167,5 +176,5 @@ def check_published(flags: dict, published_name: Callable[[str], str | None], na
     similar = suggest(start, own) or [published_name(model) for model in suggest(start, MODELS)]
     meant = _ask(filter(None, similar))
     place = "" if meant else where_looked(start)
-    raise ConfigError(f"--{flag} {start}: no such file or folder{place}, and no published name.{meant} "
+    raise ConfigError(f"{shown} {start}: no such file or folder{place}, and no published name.{meant} "
                       "MODEL_ZOO.md lists the names")

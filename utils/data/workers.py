@@ -18,6 +18,7 @@ import itertools
 import mmap
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -143,7 +144,15 @@ def _open_socket() -> None:
 def _worker_init(begun: mmap.mmap, worker: int) -> None:
     process.die_with_parent()
     process.ignore_signals()
+    sys.excepthook = _report_if_alive
     begun[worker] = 1
+
+
+def _report_if_alive(*error: object) -> None:
+    """In place of sys.excepthook, which the thread that sends batches calls: where the process that they are for has just been
+    killed, its pipes are closed a moment before this one is killed too, and there is nothing to report."""
+    time.sleep(POLL_S)
+    sys.__excepthook__(*error)
 
 
 def _start(loader: DataLoader, timeout_s: float, begun: mmap.mmap) -> "_Workers":

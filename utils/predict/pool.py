@@ -1,12 +1,13 @@
-"""Processes that predict. Each asks for a batch when it has room for one; what they answer comes in the order of the batches.
+"""Processes that predict. Each asks for a batch when it has room for one; their answers come in the order of the batches.
 
-They are forked, and so have the model without loading it: whoever calls this has neither used a GPU nor computed with several
-threads before.
+They are forked, and so have the model without loading it: the process that calls this has neither used a GPU nor computed with
+several threads before. None of them waits without end for a file, since each has loader processes, which have a time limit.
 """
 
 import collections
 import contextlib
 import multiprocessing
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from utils import process
 from utils.data.workers import WorkerError, ending
 
+GRACE_S = 2.0        # for processes to end by themselves
 AHEAD = 8            # batches for each process that may be under way or done before the oldest is
 MORE, ANSWER, FAILED = "more", "answer", "failed"
 Work = Callable[[Iterable[Sequence], int], Iterator[object]]         # (batches, number of the process) -> their answers, in order
@@ -50,10 +52,11 @@ class _Child:
         return WorkerError(f"process {self.process.pid}, one of those that predict, {ending(self.process.exitcode)}: is memory "
                            "short? Fewer processes (--nproc) or smaller batches (--batch_size) take less")
 
-    def end(self) -> None:
+    def end(self, deadline: float) -> None:
+        """After its pipe is closed: then it ends by itself, its loaders before it. After the deadline it is killed."""
+        self.process.join(max(0.0, deadline - time.monotonic()))
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def in_order(work: Work, batches: Iterator[Sequence], count: int) -> Iterator[tuple[Sequence, object]]:
@@ -73,7 +76,10 @@ def in_order(work: Work, batches: Iterator[Sequence], count: int) -> Iterator[tu
         yield from _exchange(children, batches)
     finally:
         for child in children:
-            child.end()
+            child.pipe.close()
+        deadline = time.monotonic() + GRACE_S
+        for child in children:
+            child.end(deadline)
 
 
 def _remembered(batches: Iterable[Sequence], under_way: collections.deque) -> Iterator[Sequence]:
@@ -88,7 +94,7 @@ def _exchange(children: Sequence[_Child], batches: Iterator[Sequence]) -> Iterat
     ended = False
     by_pipe = {child.pipe: child for child in children}
     while not (ended and done == given):
-        # Who has the oldest batch gets more in any case: it may keep that in hand until then.
+        # The process that has the oldest batch always gets another one: its loader may hand the oldest out only then.
         while child := next((child for child in asking if ended or given - done < AHEAD * len(children)
                              or child.numbers[:1] == [done]), None):
             batch = None if ended else next(batches, None)

@@ -1,4 +1,4 @@
-"""From images to labels: what every process does with the batches that it gets, and what a model does that is asked in Python.
+"""From images to labels: what every process does with the batches that it gets, and `predict` of a loaded model.
 
 Images are read, resized, cropped and normalized as evaluation does it, by its own parts, and every batch is computed at one
 shape: what comes out does not depend on what else is in a batch.
@@ -129,11 +129,12 @@ class Work:
 
 def loading_processes(dataset: str, processes: int, device: torch.device) -> int:
     """Of one of `processes` processes. More than beside a training: of a small model reading is most of the work, and with a
-    large one they mostly wait."""
-    cores = core_count() // processes
-    if device.type == "cuda" or dataset == "digits" or cores < 2:
-        return default_workers(dataset, processes, device.type)
-    return min(4, cores)
+    large one they mostly wait. At least one, so that a file that hangs its reader is noticed; none for digits, which are in
+    memory."""
+    if dataset == "digits":
+        return 0
+    return max(1, default_workers(dataset, processes, device.type) if device.type == "cuda" else
+               min(4, core_count() // processes))
 
 
 # ------------------------------------------------------------------------------------------------------- in Python
@@ -141,7 +142,7 @@ def loading_processes(dataset: str, processes: int, device: torch.device) -> int
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """How a model is asked in Python: predictor(model, images, top_k). Numbers are those of predict.py, in float32."""
+    """`predict` of a loaded model: predictor(model, images, top_k). The numbers are those of predict.py, in float32."""
 
     classes: tuple[str, ...]
     transform: Callable

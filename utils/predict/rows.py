@@ -49,16 +49,16 @@ class Table:
                 readable += 1
             yield row
 
-    def text(self, rows: Iterable[Row], kind: str, first: bool) -> str:
-        """Of some rows; `first`: nothing is written yet. JSON ends with `end`."""
+    def texts(self, rows: Iterable[Row], kind: str, first: bool) -> list[str]:
+        """A text for each row, and one for the header. `first`: nothing is written yet. JSON ends with `end`."""
         if kind == "csv":
             cells = [[f"{cell:.{DIGITS}f}" if isinstance(cell, float) else "" if cell is None else cell for cell in row]
                      for row in rows]
-            return csv_table([self.columns] * first + cells, line_end="\n")
+            return [csv_table([row], line_end="\n") for row in [self.columns] * first + cells]
         objects = [json.dumps(dict(zip(self.columns, row))) for row in rows]
         if kind == "jsonl":
-            return "".join(f"{each}\n" for each in objects)
-        return "".join(("[\n" if first and not number else ",\n") + each for number, each in enumerate(objects))
+            return [f"{each}\n" for each in objects]
+        return [("[\n" if first and not number else ",\n") + each for number, each in enumerate(objects)]
 
     @staticmethod
     def end(kind: str) -> str:
@@ -110,15 +110,20 @@ class Output:
             os.close(self._descriptor)
             raise InUseError(f"{self.partial} is in use: another process writes {self.name}. Wait for it, or give another name")
 
-    def write(self, text: str) -> None:
-        """Whole rows."""
-        content = encoded(printable(text) if self._shown else text)
-        while content and not self.closed:
-            end = content.rfind(b"\n", 0, PIECE) + 1 or content.find(b"\n") + 1 or len(content)
-            self._write(content[:end])
-            content = content[end:]
+    def write(self, rows: Iterable[str]) -> None:
+        """As many at a time as fit into a PIECE; a longer one alone."""
+        piece = b""
+        for row in rows:
+            content = encoded(printable(row) if self._shown else row)
+            if len(piece) + len(content) > PIECE:
+                self._write(piece)
+                piece = b""
+            piece += content
+        self._write(piece)
 
     def _write(self, piece: bytes) -> None:
+        if self.closed:
+            return
         done = 0
         with naming(self.name):
             try:
