@@ -243,7 +243,7 @@ NOT_TAKEN = (
     (r"^(.*\.)?rope\.freqs$", "a model whose rotary frequencies are learned (timm's rope_mixed), as in no model here"),
     (r"\.attn\.lambda_q1$", "a model of differential attention, which no model here computes"),
     (r"\.attn\.w[qkv]\.weight$", "a Sapiens2, whose keys and values have fewer heads, as in no model here"),
-    (r"^radio_model\.", "an original file of C-RADIO, which is not read: its patches are projected in another order; use timm's "
+    (r"^radio_model\.", "an original file of C-RADIO, whose names of tokens and patches are not read; use timm's "
                         "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
     (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
     (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),

@@ -43,6 +43,8 @@ def test_a_file_tells_its_row_and_fills_its_model(tmp_path, models, case):
         filled.cls_token.data.copy_(model.cls_token)
     assert same_state(filled, model)
     assert sorted(filled.load_report.left_out) == list(kind.beside)
+    computed = "rotary positions computed in float32, not from the bfloat16 periods of the file"
+    assert (computed in filled.load_report.notes) == ("rope_embed.periods" in kind.beside)
 
 
 ONE_OF_EACH = ("timm_dinov2_reg", "timm_siglip", "timm_clip", "timm_reg4_gap", "timm_aimv2", "timm_eva02_clip",
