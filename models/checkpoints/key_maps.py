@@ -7,6 +7,7 @@ units. Conversions are functions of the same name in conversions.py:
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
   out      (H, d, D) -> (D, D)              join     three arrays, one below the other      halves   two
   query, query_bias: as qkv of one array     kv, kv_bias: of two
+  q_of_qkv, v_of_qkv, kv_of_qkv: the part of one array (3D, ...)          fold: of two, a row of positions added to the token
   patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
