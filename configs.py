@@ -156,21 +156,56 @@ VARIANTS = {
 }
 
 # How the recipe `photos` fine-tunes a model: the first row of which the model's name has the beginning. By optimizer, the first
-# where no flag names another. Rates of AdamW are for 32 images, and grow with the batch; SGD's do not. `source` is that of the
-# row's own optimizer; AdamW is everywhere as in MAE's table, and SGD for MAE as for ViT.
+# where no flag names another. Rates of AdamW are for 32 images, and grow with the batch, but of a row for `any_batch`; SGD's do
+# not. `source` is that of the row's own optimizer; AdamW of ViT, DeiT and CaiT is as in MAE's table, SGD elsewhere as for ViT.
+# What was not run here is published for more images and larger batches than most people have: try rates (sweep.sh).
 AS_MAE = {"learning_rate": 1.25e-4, "layer_decay": 0.75, "weight_decay": 0.05}
+SGD = {"learning_rate": 0.01}
+# The same without start weights: the rates of `scratch-small` and `vit-paper`. A new head has none either: where the weights
+# before it want a far smaller rate, it learns at this one, unless a larger one is typed.
+FROM_SCRATCH = {"adamw": {"learning_rate": 1e-3, "weight_decay": 0.1}, "sgd": {"learning_rate": 0.03}}
+NEW_HEAD = {"head_learning_rate": FROM_SCRATCH["adamw"]["learning_rate"]}
+# 1e-5 whatever the batch; and the rates of N images, for 32 of them.
+SMALL_RATE = {"learning_rate": 1e-5, **NEW_HEAD}
+CLIP_B = {"learning_rate": 6e-4 * 32 / 2048, "layer_decay": 0.6, "weight_decay": 0.05, **NEW_HEAD}
+CLIP_L = CLIP_B | {"learning_rate": 4e-4 * 32 / 2048, "layer_decay": 0.65}
+EVA02 = {"learning_rate": 1e-4 * 32 / 1024, "layer_decay": 0.7, "weight_decay": 0.05, "drop_path_rate": 0.1, **NEW_HEAD}
 FINE_TUNING = (
     {"models": "ViT-Ti", "source": "run here, on a model of width 128 with 6 blocks at 32 px",
      "sgd": {"learning_rate": 0.03}, "adamw": AS_MAE},
     {"models": "MAE-", "source": "not run here; arXiv 2111.06377, table 9: AdamW, 1e-3 times batch / 256",
-     "adamw": AS_MAE | {"drop_path_rate": 0.1}, "sgd": {"learning_rate": 0.01}},
+     "adamw": AS_MAE | {"drop_path_rate": 0.1}, "sgd": SGD},
     {"models": ("DeiT-", "CaiT-"), "source": "not run here; github.com/facebookresearch/deit/issues/45: SGD, 0.01, batch 768",
-     "sgd": {"learning_rate": 0.01, "weight_decay": 1e-4}, "adamw": AS_MAE},
+     "sgd": SGD | {"weight_decay": 1e-4}, "adamw": AS_MAE},
+    {"models": "DeiT3-", "source": "not run here; facebookresearch/deit README_revenge.md, fine-tuning: AdamW, 1e-5, batch 512",
+     "adamw": SMALL_RATE | {"weight_decay": 0.1}, "sgd": SGD | {"weight_decay": 1e-4}, "any_batch": True},
+    {"models": "DINOv2-", "source": "not run here; arXiv 2304.07193 fine-tunes as DeiT III does (AdamW, 1e-5, batch 512); the "
+     "same rate in github.com/facebookresearch/dinov2/issues/252, and lower ones for larger models",
+     "adamw": SMALL_RATE | {"weight_decay": 0.1}, "sgd": SGD, "any_batch": True},
+    {"models": ("DINOv3-", "LingBot-", "EUPE-", "TIPSv2-"), "source": "not run here; none is published: as DINOv2",
+     "adamw": SMALL_RATE | {"weight_decay": 0.1}, "sgd": SGD, "any_batch": True},
+    {"models": ("CLIP-L", "CLIP-H", "CLIP-bigG", "OpenCLIP-L", "OpenCLIP-H", "OpenCLIP-g", "OpenCLIP-bigG"),
+     "source": "not run here; arXiv 2212.06138 and scripts of LightDXY/FT-CLIP for L/14: AdamW, 4e-4, batch 2048",
+     "adamw": CLIP_L, "sgd": SGD},
+    {"models": ("CLIP-", "OpenCLIP-", "TinyCLIP-"),
+     "source": "not run here; arXiv 2212.06138 and scripts of LightDXY/FT-CLIP for B/16: AdamW, 6e-4, batch 2048",
+     "adamw": CLIP_B, "sgd": SGD},
+    {"models": ("SigLIP-L", "SigLIP-SO400M", "SigLIP-gopt"), "source": "not run here; none is published: as CLIP's L/14",
+     "adamw": CLIP_L, "sgd": SGD},
+    {"models": ("SigLIP-", "PE-"), "source": "not run here; none is published: as CLIP's B/16", "adamw": CLIP_B, "sgd": SGD},
+    {"models": "EVA02-Ti", "source": "not run here; baaivision/EVA EVA-02/asuka/README.md: AdamW, 2e-4, batch 1024",
+     "adamw": EVA02 | {"learning_rate": 2e-4 * 32 / 1024, "layer_decay": 0.9}, "sgd": SGD},
+    {"models": "EVA02-S", "source": "not run here; baaivision/EVA EVA-02/asuka/README.md: AdamW, 1e-4, batch 1024",
+     "adamw": EVA02 | {"layer_decay": 0.8}, "sgd": SGD},
+    {"models": "EVA02-L", "source": "not run here; baaivision/EVA EVA-02/asuka/README.md: AdamW, 5e-5, batch 1024",
+     "adamw": EVA02 | {"learning_rate": 5e-5 * 32 / 1024, "layer_decay": 0.8, "drop_path_rate": 0.15}, "sgd": SGD},
+    {"models": "EVA02-", "source": "not run here; baaivision/EVA EVA-02/asuka/README.md for B: AdamW, 1e-4, batch 1024",
+     "adamw": EVA02, "sgd": SGD},
+    {"models": ("EVA-", "BEiT3-", "AIMv2-", "IJEPA-", "InternViT-", "C-RADIO"),
+     "source": "not run here; none is taken from their papers: as MAE", "adamw": AS_MAE, "sgd": SGD},
     {"models": "", "source": "not run here; arXiv 2010.11929, appendix B.1.1: SGD, the best of 0.001 to 0.03, batch 512",
-     "sgd": {"learning_rate": 0.01}, "adamw": AS_MAE},
+     "sgd": SGD, "adamw": AS_MAE},
 )
-# The same without start weights: the rates of `scratch-small` and `vit-paper`.
-FROM_SCRATCH = {"adamw": {"learning_rate": 1e-3, "weight_decay": 0.1}, "sgd": {"learning_rate": 0.03}}
 
 # Which row a data set starts from, and which model; every other data set takes the first of each. No model: MODEL_OF_MACHINE.
 DEFAULTS_OF_DATASET = {
@@ -179,9 +214,19 @@ DEFAULTS_OF_DATASET = {
     "folder": {"recipe": "photos"},
     "csv": {"recipe": "photos"},
 }
-# (device, GiB of memory, cores, model): the first whose memory and cores a process has.
+# The first row whose memory (GiB) and cores a process has: the model that a run starts from where nothing is said of weights,
+# with the reason that it prints, and `plain` where a file is given, or none, for what that does not say. All are Apache-2.0.
+# DINOv2 at the 224 px of its publisher's own figures, with a fifth of the patches of its 518.
+DINO = "its features do well on images that it was not trained on (arXiv 2304.07193); it was not compared with others here"
+SMALL = "it is small enough for its cores"
 MODEL_OF_MACHINE = (
-    ("cuda", 10, 1, "ViT-B_16"), ("cuda", 0, 1, "ViT-S_16"), ("cpu", 8, 8, "ViT-S_16"), ("cpu", 0, 0, "ViT-Ti_16"))
+    {"device": "cuda", "memory": 40, "cores": 1, "model": "DINOv2-L_14-reg", "img_size": 224, "plain": "ViT-B_16", "why": DINO},
+    {"device": "cuda", "memory": 10, "cores": 1, "model": "DINOv2-B_14-reg", "img_size": 224, "plain": "ViT-B_16", "why": DINO},
+    {"device": "cuda", "memory": 0, "cores": 1, "model": "DINOv2-S_14-reg", "img_size": 224, "plain": "ViT-S_16", "why": DINO},
+    {"device": "cpu", "memory": 8, "cores": 8, "model": "ViT-S_16", "img_size": 224, "plain": "ViT-S_16", "why": SMALL},
+    {"device": "cpu", "memory": 0, "cores": 0, "model": "ViT-Ti_16", "img_size": 224, "plain": "ViT-Ti_16", "why": SMALL},
+)
+
 # Google's names of the sizes in the AugReg paper.
 AUGREG_SIZES = ("Ti_16", "S_32", "S_16", "B_32", "B_16", "B_8", "L_16", "R_Ti_16", "R26_S_32", "R50_L_32")
 

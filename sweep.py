@@ -30,7 +30,7 @@ from utils.files import StorageError, atomic_write, csv_table
 with process.imports("sweep.py"):
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, name_model, preview
+    from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
     from utils.config.recipes import PAPER_RATES, rates_to_try
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
         flags_of_run = name_model(flags_of_script(flags), model_of)
-        values = values or rates_to_try(preview(flags_of_run))
+        values = values or rates_to_try(preview(flags_of_run, machine_of(flags_of_run)))
         for name in (tried, *OWN):
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")

@@ -9,8 +9,8 @@ DATASET=${DATASET:-}                    # digits (embedded, the default) cifar10
 DATA_DIR=${DATA_DIR:-}                  # where the data lie or are downloaded to: data
 RECIPE=${RECIPE:-}                      # a paper's settings, such as mae: data set, model and what else is not given. For images of
                                         # your own leave it empty: deit, cait and those named scratch learn from nothing
-MODEL_TYPE=${MODEL_TYPE:-}              # a row of configs.py, such as ViT-B_16, R50-ViT-B_16, DeiT-S_16, CaiT-S24, MAE-B_16
-PRETRAINED_DIR=${PRETRAINED_DIR:-}      # a checkpoint file, a run folder, a published name (imagenet21k/ViT-B_16), or none
+MODEL_TYPE=${MODEL_TYPE:-}              # a row of configs.py, such as ViT-B_16, DINOv2-S_14, SigLIP-B_16, or a published name
+PRETRAINED_DIR=${PRETRAINED_DIR:-}      # a checkpoint file, a run folder, a published name (imagenet21k/ViT-B_16, timm/...), or none
 RESUME_PATH=${RESUME_PATH:-}            # run folder (output/NAME) or checkpoint file to go on from; wins over PRETRAINED_DIR;
                                         # auto, with a NAME: go on with that run if it is there, else start it
 NAME=${NAME:-}                          # name of the run; results go to output/NAME

@@ -19,6 +19,7 @@ from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
 from .errors import ModelError
+from .kinds import brief
 from .match import AmbiguousError, match_row
 from .sigmoid_attention import use_sigmoid_attention
 from .vit import VisionTransformer
@@ -147,7 +148,7 @@ def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict
         try:
             config[key] = _plain(value)
         except TypeError as error:
-            raise ModelError(f"{key}={value!r}: must be of the type of the row's {config[key]!r}") from error
+            raise ModelError(f"{key}={brief(value)}: must be of the type of the row's {config[key]!r}") from error
     if config.in_channels == 1 and len(config.mean) == 3:
         config.channel_mean, config.channel_std = config.mean, config.std
         config.mean, config.std = (sum(config.mean) / 3,), (sum(config.std) / 3,)

@@ -33,9 +33,18 @@ RESIZE_RULES = {
 OFFSET = 0.1              # of a patch: "bicubic_offset" (DINOv2 without registers) scales by (new + OFFSET) / old
 
 
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, in the type of its weight at least: autocast does so for LayerNorm, but leaves a bfloat16 input here, which with a
+    float32 weight is slow on a CPU, and warned of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)"""
+        return super().forward(x.to(torch.promote_types(x.dtype, self.weight.dtype)))
+
+
 def norm_of(config) -> Callable[[int], nn.Module]:
     """What makes a norm of the row's kind and eps, given its width."""
-    return functools.partial(nn.RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
+    return functools.partial(RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
 
 
 class PatchEmbed(nn.Module):

@@ -134,3 +134,9 @@ def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeyp
         f"python {launch.ROOT}/train.py --resume_path output/r --num_steps 6")
     assert launch.command("train.sh", "A=1") == f"A=1 bash {launch.ROOT}/train.sh"
     assert launch.command("-m tensorboard.main") == "python -m tensorboard.main"
+
+
+def test_the_machine_is_looked_at_from_another_process(monkeypatch):
+    device, memory, cores = launch.machine_here("cpu")
+    assert device == "cpu" and memory > 1 << 28 and cores >= 1
+    assert launch.machine_here("cuda") == () or launch.machine_here("cuda")[0] == "cuda"

@@ -18,6 +18,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -216,3 +217,16 @@ def resume_flags(flags: dict, output_dir: str = "output") -> dict:
         raise LaunchError("--name: a run that torchrun may restart needs one, to be found again. Add it, or start by train.sh")
     here = typed | {"output_dir": str(folder.parent), "name": folder.name}
     return here | {"resume_path": "auto"} if any(folder.glob("step-*.pt")) or "resume_path" not in flags else here
+
+
+def machine_here(device: str) -> tuple:
+    """(type of the device, its memory in bytes, cores) that runs on this machine get; () where that cannot be known.
+
+    device: auto, cpu or cuda. Another process looks, for a caller that outlives the runs and shall hold no GPU.
+    """
+    device = "cpu" if os.environ.get("GPUS") == "cpu" else device
+    look = (f"from utils.device import choose_device, core_count, total_memory; device = choose_device({device!r}); "
+            "print(device.type, total_memory(device), core_count())")
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, errors="replace")
+    found = done.stdout.split()
+    return (found[0], int(found[1]), int(found[2])) if done.returncode == 0 and len(found) == 3 else ()

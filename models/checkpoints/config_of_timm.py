@@ -102,7 +102,7 @@ def describe(values: dict) -> Description:
     found = Description(classes=_own_names(names) if OWN_ENTRY in values else names_of(names))
     tag, name = str(published.get("tag") or ""), str(values.get("architecture") or "")
     found.model, found.license = name, shown(published.get("license") or "")
-    if arguments.get("pre_norm") is not False:              # our export's name for a plain encoder of another eps
+    if OWN_ENTRY not in values:            # the notes of weights of ours say it all
         found.base = row_of(name, tag)
     found.outputs = values.get("num_classes") if is_whole(values.get("num_classes")) else None
     _take_arguments(found, arguments, values.get("global_pool"), OWN_ENTRY in values)

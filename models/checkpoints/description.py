@@ -12,7 +12,7 @@ from .zip_archive import shown
 COMPUTED = ("gelu", "norm_eps", "mean", "std", "resnet_style", "position_resize", "rope", "rope_grid", "pool_heads", "final_norm")
 # What our own exports say of their model: all keys of its row but these. Older ones say only COMPUTED.
 UNSAID = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "channel_mean", "channel_std", "sigmoid_attention",
-          "img_size", "representation_size")
+          "img_size", "representation_size", "interpolation", "eval_crop")
 PLAIN_EPS = 1e-6                                            # of the norms of timm and of Google
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -37,6 +37,7 @@ NO_HEADERS: Mapping[str, str] = {}
 class DownloadError(WeightsError):
     """A file that is not here cannot be downloaded either."""
 
+    reason = ""
     status = 0                          # of HTTP, where the server refused
     code = ""                           # the hub's own word for it, such as GatedRepo
 
@@ -60,6 +61,7 @@ def _failed(url: str, path: Path, error: Exception) -> DownloadError:
     reason = " ".join(str(getattr(cause, "strerror", None) or cause).split())
     table = ", and then the file that it names for the size" if path.suffix == ".csv" else ""
     failed = DownloadError(f"could not download {url} ({reason}); download it on another machine and put it at {path}{table}")
+    failed.reason = reason
     if isinstance(error, urllib.error.HTTPError):
         failed.status, failed.code = error.code, error.headers.get("X-Error-Code") or ""
     return failed

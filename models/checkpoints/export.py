@@ -14,13 +14,13 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from models.base import ImageTransformer
+from models.base import PARTS, PLAIN, ImageTransformer
 from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
 from .described import CONFIG, ROW_ENTRY, WEIGHTS
 from .description import UNSAID
-from .key_maps import GOOGLE_BLOCKS
+from .key_maps import BIG_VISION_POSITIONS, GOOGLE_BLOCKS
 from .layout import abbreviate, spelled
 from .timm_models import spelling_of
 from .timm_names import STEM_ALONE
@@ -28,22 +28,40 @@ from .zip_archive import one_line
 
 
 def save_npz(model: ImageTransformer, path: str | Path) -> None:
-    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all.
+    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all. One that pools by
+    attention (SigLIP) gets the names of big_vision.
 
-    Raises ModelError for a grid that is not square, because the layout does not name the grid of a table, and
-    for parameters that it has no name for (those of CaiT, of a distilled DeiT, and the norm behind MAE's mean).
+    Raises ModelError for a grid that is not square, because the layout does not name the grid of a table, for parameters that it
+    has no name for (those of CaiT, of a distilled DeiT, and the norm behind MAE's mean), and for parts that it does not have.
     """
+    _check_google(model, path)
     _check_grid(model, path)
-    rows = google_rows(model, GOOGLE_BLOCKS["MultiHeadDotProductAttention_1"])
+    pools = model.config.classifier == "attention"
+    rows = google_rows(model, GOOGLE_BLOCKS[f"MultiHeadDotProductAttention_{0 if pools else 1}"])
     nameless = set(model.state_dict()) - {row.parameter for row in rows}
     if nameless:
         raise ModelError(f"{path}: Google's layout has no names for {abbreviate(nameless)}; save_timm writes them (.safetensors)")
     arrays = {}
     for ours, sources, conversion in rows:
         value = model.get_parameter(ours).detach().float().cpu()
-        for part, source in enumerate(sources):
+        for part, source in enumerate(BIG_VISION_POSITIONS[:1] if pools and ours == "pos_embed" else sources):
             arrays[source] = np.ascontiguousarray(CONVERSIONS[conversion].to_file(value, model, part).numpy())
     _write(Path(path), lambda stream: np.savez(stream, **arrays))
+
+
+def _check_google(model: ImageTransformer, path: str | Path) -> None:
+    """Raises ModelError for a part of the model that its arrays would not show, or that Google's encoder does not have."""
+    config = model.config
+    parts = {key: config[key] for key in PARTS if config[key] != PLAIN[key]}
+    parts.pop("pool_mlp_dim", None)
+    if config.pool_heads in (0, config.num_heads):
+        parts.pop("pool_heads", None)
+    if config.classifier in ("mean", "attention"):
+        parts.pop("class_token", None)
+    if config.classifier == "token_mean" or (config.classifier in ("mean", "attention") and config.class_token):
+        parts["classifier"] = config.classifier
+    for key, value in parts.items():
+        raise ModelError(f"{path}: Google's layout has no {key} {value!r}; save_timm writes it (.safetensors)")
 
 
 def save_timm(model: ImageTransformer, path: str | Path) -> None:

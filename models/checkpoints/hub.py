@@ -41,6 +41,13 @@ class PublishedFile:
     license: str                # "": not stated
     classes: int                # of its head, or what it projects to; 0: it has none
 
+    @property
+    def place(self) -> str:
+        """ORG/NAME where its files are kept here: the repository, but for one that timm has under two names, of which only the
+        name tells the architecture (quick GELU)."""
+        of_two = self.repository.startswith("timm/") and "/" not in self.name
+        return f"timm/{self.name}" if of_two else self.repository
+
 
 @functools.cache
 def table() -> tuple[PublishedFile, ...]:
@@ -57,7 +64,7 @@ def table() -> tuple[PublishedFile, ...]:
 def _by_name() -> dict[str, PublishedFile]:
     """By name, by repository, by timm's name without its tag, by our model: of several the first."""
     found: dict[str, PublishedFile] = {}
-    for keys in (lambda file: [file.name], lambda file: [file.repository],
+    for keys in (lambda file: [file.name], lambda file: [file.place], lambda file: [file.repository],
                  lambda file: [] if "/" in file.name else [arch := file.name.partition(".")[0], f"timm/{arch}"],
                  lambda file: [file.model]):
         for file in table():
@@ -83,10 +90,10 @@ def model_of(text: str) -> str | None:
 
 
 def repository_of(text: str) -> str | None:
-    """The repository that a name means; None for what is none. ORG/NAME alone must be of an ORG in the table: a folder may be
-    called so too."""
+    """ORG/NAME of the repository that a name means (PublishedFile.place); None for what is none. ORG/NAME alone must be of an ORG
+    in the table: a folder may be called so too."""
     if known := published_file(text):
-        return known.repository or None
+        return known.place or None
     bare = _bare(text)
     meant = bare != text or bare.partition("/")[0] in _publishers()
     return bare if meant and ID.fullmatch(bare) else None
@@ -101,12 +108,17 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
-def page_of(repository: str) -> str:
-    return f"{HUB}/{repository}"
+def page_of(place: str) -> str:
+    return f"{HUB}/{_published_at(place)}"
 
 
-def address(repository: str, file: str = WEIGHTS[0]) -> str:
-    return f"{endpoint()}/{urllib.parse.quote(repository)}/resolve/main/{file}"
+def address(place: str, file: str = WEIGHTS[0]) -> str:
+    return f"{endpoint()}/{urllib.parse.quote(_published_at(place))}/resolve/main/{file}"
+
+
+def _published_at(place: str) -> str:
+    known = published_file(place)
+    return known.repository if known else place
 
 
 def _headers() -> dict[str, str]:
@@ -114,64 +126,87 @@ def _headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def fetch(repository: str, folder: Path) -> Path:
+def fetch(place: str, folder: Path) -> Path:
     """The file of weights in `folder`, downloaded into it with its config.json unless it is there. Raises WeightsError.
 
     The weights come last: where they are, all is.
     """
     if is_weights_folder(folder):
+        _name_architecture(place, folder / CONFIG)
         return weights_in(folder)
-    if not _get(repository, CONFIG, folder):
-        raise WeightsError(_lacks(repository, folder))
+    if not _get(place, CONFIG, folder):
+        raise WeightsError(_lacks(place, folder))
+    _name_architecture(place, folder / CONFIG)
     if not _is_of_timm(folder / CONFIG):
-        _get(repository, PREPROCESSOR, folder)
+        _get(place, PREPROCESSOR, folder)
     for name in WEIGHTS:
-        if found := _get(repository, name, folder):
+        if found := _get(place, name, folder):
             return found
-    raise WeightsError(_lacks(repository, folder))
+    raise WeightsError(_lacks(place, folder))
+
+
+def _name_architecture(place: str, config: Path) -> None:
+    """In the config.json of a repository with two names, that of the file which was asked for."""
+    known = published_file(place)
+    if known is None or known.place == known.repository or not config.is_file():
+        return
+    said, mine = config.read_text(encoding="utf-8", errors="replace"), f'"architecture": "{known.name.partition(".")[0]}"'
+    named = re.sub(r'"architecture"\s*:\s*"\w*"', mine, said)
+    if named != said:
+        part = config.with_name(f"{config.name}.part")
+        part.write_text(named, encoding="utf-8")
+        os.replace(part, config)
 
 
 def _is_of_timm(config: Path) -> bool:
     return '"architecture"' in config.read_text(encoding="utf-8", errors="replace")
 
 
-def _get(repository: str, name: str, folder: Path) -> Path | None:
+def _get(place: str, name: str, folder: Path) -> Path | None:
     """None where the repository has no such file."""
     try:
-        return download(address(repository, name), folder / name, headers=_headers())
+        return download(address(place, name), folder / name, headers=_headers())
     except DownloadError as error:
         if error.status in NO_ACCESS:
-            raise WeightsError(_refused(repository, folder, error.status, error.code)) from error
+            raise WeightsError(_refused(place, folder, error.status, error.code)) from error
         if error.status == NOT_FOUND:
             return None
-        raise
+        raise _unreached(place, folder, name, error) from error
 
 
-def check_access(repository: str, folder: Path) -> None:
+def check_access(place: str, folder: Path) -> None:
     """Raises WeightsError where the weights are neither in `folder` nor the hub answers for them: it does not, or it wants an
     account."""
     if is_weights_folder(folder):
         return
-    status = check_reachable(address(repository), folder / WEIGHTS[0], _headers())
+    try:
+        status = check_reachable(address(place), folder / WEIGHTS[0], _headers())
+    except DownloadError as error:
+        raise _unreached(place, folder, WEIGHTS[0], error) from error
     if status in NO_ACCESS:
-        raise WeightsError(_refused(repository, folder, status))
+        raise WeightsError(_refused(place, folder, status))
 
 
-def _refused(repository: str, folder: Path, status: int, code: str = "") -> str:
+def _unreached(place: str, folder: Path, name: str, error: DownloadError) -> DownloadError:
+    return DownloadError(f"could not download {address(place, name)} ({error.reason}); download {CONFIG} and {WEIGHTS[0]} "
+                         f"of {page_of(place)} on another machine, and put both into {folder}")
+
+
+def _refused(place: str, folder: Path, status: int, code: str = "") -> str:
     by_hand = f"Or put its {WEIGHTS[0]} and {CONFIG} into {folder}"
     if code == "RepoNotFound" and _headers():
-        return f"{repository}: the hub has no such repository, or HF_TOKEN has no access to it ({status}). {by_hand}"
+        return f"{place}: the hub has no such repository, or HF_TOKEN has no access to it ({status}). {by_hand}"
     if not _headers():
-        return (f"{repository}: the hub gives it to signed-in accounts only, or has no such repository ({status}). Accept the "
-                f"terms at {page_of(repository)} if there are any, and set HF_TOKEN to a token of your account. {by_hand}")
-    return (f"{repository}: the hub refuses it to the account of HF_TOKEN ({status}). Accept the terms at {page_of(repository)}, "
+        return (f"{place}: the hub gives it to signed-in accounts only, or has no such repository ({status}). Accept the "
+                f"terms at {page_of(place)} if there are any, and set HF_TOKEN to a token of your account. {by_hand}")
+    return (f"{place}: the hub refuses it to the account of HF_TOKEN ({status}). Accept the terms at {page_of(place)}, "
             f"and wait until access is granted; or check the token. {by_hand}")
 
 
-def _lacks(repository: str, folder: Path) -> str:
+def _lacks(place: str, folder: Path) -> str:
     files = f"{CONFIG} and {' or '.join(WEIGHTS)}"
-    if check_reachable(address(repository, INDEX), folder / INDEX, _headers()) == 0:
-        return (f"{repository}: its weights are in several files ({INDEX}). Download them on their own, save them in one file "
+    if check_reachable(address(place, INDEX), folder / INDEX, _headers()) == 0:
+        return (f"{place}: its weights are in several files ({INDEX}). Download them on their own, save them in one file "
                 "(save_pretrained with a larger max_shard_size), and give that folder")
-    return (f"{repository}: the hub has no such repository, or not {files} in it ({NOT_FOUND} from {endpoint()}). See "
-            f"{page_of(repository)}; other files of weights are given themselves")
+    return (f"{place}: the hub has no such repository, or not {files} in it ({NOT_FOUND} from {endpoint()}). See "
+            f"{page_of(place)}; other files of weights are given themselves")

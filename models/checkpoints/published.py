@@ -100,7 +100,7 @@ def published_names() -> list[str]:
     """The names; of AugReg's over 50,000 files those that a size alone stands for."""
     sizes = AUGREG_SIZE.pattern.split("|")
     own = [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
-    return [*own, *dict.fromkeys(file.repository for file in hub.table() if file.model and file.repository)]
+    return [*own, *dict.fromkeys(file.place for file in hub.table() if file.model and file.place)]
 
 
 def published_name(name: str) -> str | None:
@@ -110,7 +110,7 @@ def published_name(name: str) -> str | None:
     (R50+ViT-B_16), a name with the file's suffix, and DeiT's without the digits.
     """
     known = hub.published_file(name)
-    return _own_name(name) or (known.repository or known.name if known else hub.repository_of(name))
+    return _own_name(name) or (known.place or known.name if known else hub.repository_of(name))
 
 
 def _own_name(name: str) -> str | None:
@@ -159,9 +159,13 @@ def require_published(text: str | Path) -> str:
             f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
             f"{', '.join(tables)}, augreg; names of timm's; and repositories of the hub (MODEL_ZOO.md lists them; "
             "hf-hub:ORG/NAME means any)")
-    if (known := hub.published_file(str(text))) and not known.model:
-        raise WeightsError(f"{text}: its architecture is none of those here (configs.py; MODEL_ZOO.md says which are)")
+    _refuse_unbuilt(str(text))
     return name
+
+
+def _refuse_unbuilt(text: str) -> None:
+    if (known := hub.published_file(text)) and not known.model:
+        raise WeightsError(f"{text}: its architecture is none of those here (MODEL_ZOO.md says which are)")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
@@ -187,6 +191,7 @@ def check_published_reachable(name: str) -> None:
         url, path, _ = _wanted(name)
         check_reachable(url, path)
     else:
+        _refuse_unbuilt(name)
         hub.check_access(name, _folder() / name)
 
 

@@ -80,8 +80,8 @@ def _architecture(config) -> str:
 
 
 def _arguments(model: ImageTransformer, whole: bool) -> dict:
-    """model_args: all that timm's architecture may have otherwise. (Not num_classes, which transformers adds.) whole: whatever it is
-    of a plain ViT."""
+    """model_args: all that timm's architecture may have otherwise. (Not num_classes, which transformers adds.) whole: see
+    timm_models.arguments_of."""
     config, kind = model.config, timm_models.kind_of(model.config)
     ratio = timm_models.mlp_ratio_of(config, kind)
     arguments = {"img_size": list(model.img_size), "patch_size": config.patch_size, "in_chans": config.in_channels,

@@ -1,8 +1,8 @@
 """Which of timm's models computes what a model of ours does, with which arguments, and what it calls the arrays.
 
-Checked with timm 1.0.31 (vision_transformer.py, eva.py). VisionTransformer has our names; Eva, which rotates queries and keys, has
-others. model_args of a config.json can set every argument of the two but functions: the eps of norms, Eva's kind of norm and the
-class of a gated MLP come with the name (KINDS).
+Checked with timm 1.0.31 (vision_transformer.py, eva.py). VisionTransformer has our names; Eva, which rotates queries and keys,
+has others. model_args of a config.json can set every argument of the two but functions: the eps of norms, Eva's kind of norm and
+the class of a gated MLP come with the name (KINDS).
 """
 
 import math
@@ -43,8 +43,9 @@ KINDS = (
           (14, 1408, 40): "vit_giant_patch14_clip_224", (14, 1664, 48): "vit_gigantic_patch14_clip_224"}, ("layer",), 1e-5),
     PACKED,
     APART,
-    Kind({(14, 192, 12): "eva02_tiny_patch14_224", (14, 384, 12): "eva02_small_patch14_224", (14, 768, 12): "eva02_base_patch14_224",
-          (14, 1024, 24): "eva02_large_patch14_224", (16, 768, 12): "eva02_base_patch16_clip_224"}, ("layer",), 1e-6, BOTH, True, "eva"),
+    Kind({(14, 192, 12): "eva02_tiny_patch14_224", (14, 384, 12): "eva02_small_patch14_224",
+          (14, 768, 12): "eva02_base_patch14_224", (14, 1024, 24): "eva02_large_patch14_224",
+          (16, 768, 12): "eva02_base_patch16_clip_224"}, ("layer",), 1e-6, BOTH, True, "eva"),
     Kind({(16, 384, 12): "vit_small_patch16_dinov3", (16, 768, 12): "vit_base_patch16_dinov3",
           (16, 1024, 24): "vit_large_patch16_dinov3", (16, 1280, 32): "vit_huge_plus_patch16_dinov3",
           (16, 4096, 40): "vit_7b_patch16_dinov3"}, ("layer",), 1e-5, BOTH, True, "dinov3", True),
@@ -83,14 +84,15 @@ def name_of(config, kind: Kind) -> str:
 
 
 def published_name_of(config, row: str, pixels: int) -> str:
-    """timm's name of the weights of a row of models/families.py, of those the one for images of that side; "" where the model is
-    not what that name decides, or there is none."""
-    published = FAMILIES.get(row)
-    kind = kind_of(config)
-    if published is None or kind != kind_of(published) or (kind.eva and bool(config.layer_scale) != bool(published.layer_scale)):
+    """timm's name of the weights of a row of models/families.py, of several the one for images of that side; "" where the model
+    is not what that name decides, or there is none."""
+    kind, published = kind_of(config), FAMILIES.get(row)
+    if published is None or kind != kind_of(published):
         return ""
-    names = [(file.pixels != pixels, file.name.partition(".")[0]) for file in table() if file.model == row and "/" not in file.name]
-    return min(names, key=lambda name: name[0])[1] if names else ""
+    if kind.eva and bool(config.layer_scale) != bool(published.layer_scale):           # no argument of timm's takes them away
+        return ""
+    files = [file for file in table() if file.model == row and "/" not in file.name]
+    return min(files, key=lambda file: file.pixels != pixels).name.partition(".")[0] if files else ""
 
 
 def _whats_missing(config, kind: Kind) -> str:
@@ -134,7 +136,8 @@ def _faults_of_eva(config, kind: Kind) -> dict[str, bool]:
         f"gelu {config.gelu!r}: timm's Eva takes the exact GELU alone": config.gelu != "erf" and (pools or config.mlp == "plain"),
         f"norm {config.norm!r}: timm's Eva has LayerNorm": config.norm not in kind.norms,
         f"patch_norm {config.patch_norm!r}: timm's Eva has none": config.patch_norm != "none",
-        f"proj_bias {config.proj_bias}, mlp_bias {config.mlp_bias}: timm's Eva has both": not (config.proj_bias and config.mlp_bias),
+        f"proj_bias {config.proj_bias}, mlp_bias {config.mlp_bias}: timm's Eva has both":
+            not (config.proj_bias and config.mlp_bias),
         "layer_scale 0.0: timm's model of that name has factors": kind.scaled and not config.layer_scale,
     }
 
@@ -143,13 +146,13 @@ def _faults_of_eva(config, kind: Kind) -> dict[str, bool]:
 
 
 def arguments_of(config, kind: Kind, whole: bool) -> dict:
-    """model_args beside the sizes: all that a name may have otherwise, or of a plain ViT what differs from it."""
+    """model_args beside the sizes: all that a name may have otherwise; of one of PLAIN, unless `whole`, what it has otherwise."""
     if kind.eva:
         return _eva_arguments(config)
-    gated = config.mlp == "swiglu"
-    arguments = {"act_layer": "silu" if gated else ACTS[config.gelu], "class_token": has_class_token(config),
+    arguments = {"act_layer": "silu" if config.mlp == "swiglu" else ACTS[config.gelu], "class_token": has_class_token(config),
                  "reg_tokens": config.registers, "no_embed_class": config.positions == "patches", "pre_norm": config.pre_norm,
-                 "final_norm": config.final_norm or config.classifier == "patch_mean", "fc_norm": config.classifier == "patch_mean",
+                 "final_norm": config.final_norm or config.classifier == "patch_mean",
+                 "fc_norm": config.classifier == "patch_mean",
                  "init_values": config.layer_scale, "qkv_bias": config.qkv_bias == "all", "qk_norm": config.qk_norm,
                  "scale_attn_norm": config.attention_norm, "scale_mlp_norm": config.mlp_norm, "proj_bias": config.proj_bias}
     if config.patch_norm == "none":
@@ -171,7 +174,8 @@ def _eva_arguments(config) -> dict:
     arguments = {
         "class_token": cls, "num_reg_tokens": config.registers, "no_embed_class": config.positions == "patches",
         "use_abs_pos_emb": config.positions != "none", "use_rot_pos_emb": bool(config.rope),
-        "use_pre_transformer_norm": config.pre_norm, "use_post_transformer_norm": config.final_norm and config.classifier != "patch_mean",
+        "use_pre_transformer_norm": config.pre_norm,
+        "use_post_transformer_norm": config.final_norm and config.classifier != "patch_mean",
         "use_fc_norm": config.classifier == "patch_mean", "qkv_bias": config.qkv_bias != "none",
         # Of its two kinds of attention one has no biases of keys.
         "attn_type": "rope" if config.qkv_bias == "all" else "eva", "qkv_fused": not _is_apart(config), "qk_norm": config.qk_norm,
@@ -233,6 +237,6 @@ def _is_apart(config) -> bool:
 
 
 def _is_gate_apart(config) -> bool:
-    """Whether timm's Eva holds gate and value apart: with a norm behind them, or where it makes their width a multiple of 8, as for
-    DINOv3."""
+    """Whether timm's Eva holds gate and value apart: with a norm behind them, or where it makes their width a multiple of 8, as
+    for DINOv3."""
     return config.mlp == "swiglu" and (config.mlp_norm or (config.rope == "dinov3" and config.mlp_dim % 8 == 0))

@@ -251,6 +251,8 @@ def test_the_licence_of_start_weights_goes_with_them(tmp_path):
         torch.save(state, tmp_path / file)
     write_checkpoint(tmp_path / "r/best.pt")
     run = checkpoint.open_run_checkpoint(tmp_path / "r/best.pt").state()
+    for folder in ("new", "old"):
+        (tmp_path / folder).mkdir()
     checkpoint.save(tmp_path / "new/best.pt", dataclasses.replace(run, license="dinov3-license"))
     old = run.config | {"pretrained_dir": "mae/mae_pretrain_vit_base"}
     checkpoint.save(tmp_path / "old/best.pt", dataclasses.replace(run, config=old))

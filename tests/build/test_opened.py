@@ -121,7 +121,7 @@ def test_a_folder_of_transformers_sees_images_as_its_processor(tmp_path):
 def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "ViT-B_16",
-             "vit_base_patch32_clip_quickgelu_224.laion400m_e32": "OpenCLIP-B_32", "facebook/dinov2-small": "DINOv2-S_14",
+             "vit_base_patch32_clip_quickgelu_224.laion400m_e32": "CLIP-B_32", "facebook/dinov2-small": "DINOv2-S_14",
              "dinov2/dinov2_vits14_reg4_pretrain": "DINOv2-S_14-reg", "output/r": "", "x.pth": ""}
     assert {name: preferred_row(name) for name in names} == names
 

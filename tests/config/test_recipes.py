@@ -8,6 +8,7 @@ import pytest
 from flag_values import words
 
 import configs
+from models.checkpoints.hub import published_file
 from utils.config import (
     FLAGS,
     ConfigError,
@@ -18,11 +19,13 @@ from utils.config import (
     check,
     choose,
     length_warnings,
+    machine_of,
     parse,
     preview,
     resolve,
+    why_this_model,
 )
-from utils.config.recipes import FUNCTION, FUNCTIONS, PAPER_RATES, function_of, rates_to_try
+from utils.config.recipes import FUNCTION, FUNCTIONS, PAPER_RATES, by_machine, function_of, rates_to_try
 from utils.config.resolve import NOT_DOWNLOADED
 
 FACTS = Facts(50_000, 10)
@@ -50,7 +53,8 @@ def test_tables_name_what_exists():
     assert {row[FUNCTION] for row in configs.RECIPES.values() if FUNCTION in row} == set(FUNCTIONS)
     for row in configs.DEFAULTS_OF_DATASET.values():
         assert row["recipe"] in configs.RECIPES and row.get("model_type", "ViT-B_16") in configs.MODELS
-    assert {model for *_, model in configs.MODEL_OF_MACHINE} <= set(configs.MODELS)
+    of_machine = [row[key] for row in configs.MODEL_OF_MACHINE for key in ("model", "plain")]
+    assert set(of_machine) <= set(configs.MODELS) and all(published_file(model).license == "apache-2.0" for model in of_machine)
     assert {*configs.DEFAULTS_OF_DATASET, *NOT_DOWNLOADED} - {None} <= set(configs.DATASETS)
 
 
@@ -177,6 +181,20 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert photos(2000, pretrained_dir="none").num_steps > 3 * photos(2000).num_steps
     assert taken("ViT-B_16", optimizer="adamw") == ("adamw", 1.25e-4, 0.75, 0.05, None)
     assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1.25e-4, 0.5)
+    # Of a family for the publisher's batch: 512 whatever it is here, 2048, 1024.
+    def with_head(model_type: str, **flags) -> tuple:
+        config = photos(model_type=model_type, **flags)
+        return config.optimizer, config.learning_rate, config.layer_decay, config.head_learning_rate
+
+    assert with_head("DINOv2-S_14-reg") == with_head("DINOv3-S_16", train_batch_size=64) == ("adamw", 1e-5, 1.0, 1e-3)
+    assert with_head("OpenCLIP-B_16", train_batch_size=2048) == ("adamw", 6e-4, 0.6, 1e-3)
+    assert with_head("SigLIP-SO400M_14", train_batch_size=2048) == ("adamw", 4e-4, 0.65, 1e-3)
+    assert with_head("EVA02-L_14", train_batch_size=1024) == ("adamw", 5e-5, 0.8, 1e-3)
+    assert with_head("DINOv2-B_14", learning_rate=3e-5)[1:] == (3e-5, 1.0, 1e-3)
+    assert with_head("DINOv2-B_14", learning_rate=2e-3)[3] is with_head("DINOv2-B_14", learning_rate=0.0)[3] is None
+    assert with_head("DINOv2-B_14", optimizer="sgd") == ("sgd", 0.01, 1.0, None)
+    assert taken("BEiT3-B_16") == taken("AIMv2-L_14") == ("adamw", 1.25e-4, 0.75, 0.05, None)
+    assert rates_to_try(preview(PHOTOS | {"data_dir": "."}, Machine("cuda", 24 << 30, 4))) == [1e-6, 3e-6, 1e-5, 3e-5]
     assert all(row["source"] and {"sgd", "adamw"} <= set(row) for row in configs.FINE_TUNING)
     assert "".startswith(configs.FINE_TUNING[-1]["models"])
 
@@ -196,8 +214,8 @@ def test_an_evaluation_sees_images_as_the_paper_does():
 
 @pytest.mark.parametrize(("machine", "model"), [
     (None, "ViT-Ti_16"), (Machine("cpu", 16 << 30, 2), "ViT-Ti_16"), (Machine("cpu", 64 << 30, 32), "ViT-S_16"),
-    (Machine("cpu", 4 << 30, 32), "ViT-Ti_16"), (Machine("cuda", 6 << 30, 4), "ViT-S_16"),
-    (Machine("cuda", 24 << 30, 4), "ViT-B_16")], ids=str)
+    (Machine("cpu", 4 << 30, 32), "ViT-Ti_16"), (Machine("cuda", 6 << 30, 4), "DINOv2-S_14-reg"),
+    (Machine("cuda", 24 << 30, 4), "DINOv2-B_14-reg"), (Machine("cuda", 80 << 30, 4), "DINOv2-L_14-reg")], ids=str)
 def test_the_machine_decides_the_model_of_photos_alone(machine, model):
     assert choose(PHOTOS, machine=machine).model_type == model
     assert choose(PHOTOS | {"model_type": "ViT-B_32"}, machine=machine).model_type == "ViT-B_32"
@@ -205,4 +223,15 @@ def test_the_machine_decides_the_model_of_photos_alone(machine, model):
     assert choose({"dataset": "oxford_pets", "recipe": "photos"}, machine=machine).model_type == model
     assert choose({"recipe": "photos"}, machine=machine).model_type == "ViT-Nano_2"
     facts = Facts(300, 5) if machine is None else Facts(300, 5, **vars(machine))
-    assert resolve(PHOTOS, facts).model_type == model
+    found = resolve(PHOTOS, facts)
+    assert (found.model_type, found.img_size) == (model, 224)
+    assert preview(PHOTOS | {"data_dir": "."}, machine)["model_type"] == model
+    assert by_machine(PHOTOS) and not by_machine({}) and not by_machine(PHOTOS | {"model_type": model})
+    assert machine_of({"dataset": "digits"}) is machine_of(PHOTOS | {"model_type": model}) is None
+    why = why_this_model(found, facts)
+    assert (f" {facts.memory >> 30} GiB a process, of those that are free to use: " in why) == bool(machine)
+    # What a file does not say of itself a plain ViT decides, and a size of one's own is of one.
+    for other in ({"pretrained_dir": "none"}, {"pretrained_dir": "w.npz"}, {"patch_size": 8}):
+        assert not by_machine(PHOTOS | other) and choose(PHOTOS | other, machine=machine).model_type.startswith("ViT-")
+        assert why_this_model(resolve(PHOTOS | other, facts), facts) == ""
+    assert resolve(PHOTOS | {"img_size": 448}, facts).img_size == 448

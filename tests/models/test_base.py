@@ -52,6 +52,16 @@ def test_a_compiled_model_computes_the_same(family):
     assert torch.equal(compiled(images), model(images))
 
 
+@pytest.mark.parametrize("family", ["dino", "mean", "pe"])
+@torch.no_grad()
+def test_an_exported_graph_computes_the_same(family):
+    """Of any batch."""
+    model, images = random_model(family), torch.randn(3, 3, 8, 12)
+    graph = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
+    for count in (1, 3):
+        torch.testing.assert_close(graph(images[:count]), model(images[:count]))
+
+
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
@@ -90,6 +100,8 @@ def test_a_model_records_and_edits_itself():
                   "head": 3, "head_dist": 3}),
     ("cait", {"class_layers": 2}, {"cls_token": 0, "pos_embed": 0, "patch_embed": 0, "blocks.0": 1, "blocks.1": 2,
                                    "blocks_token_only.0": 3, "blocks_token_only.1": 4, "norm": 5, "head": 5}),
+    ("pe", {}, {"cls_token": 0, "reg_token": 0, "pos_embed": 0, "patch_embed": 0, "norm_pre": 0, "blocks.0": 1, "blocks.1": 2,
+                "norm": 3, "attn_pool": 3, "head": 3}),
 ])
 def test_layer_index_of_every_parameter(family, row, layers):
     """CaiT's class-attention layers come after the others. For MAE 0.75 ** (depth - index) are its code's learning rates."""

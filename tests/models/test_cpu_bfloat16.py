@@ -3,6 +3,7 @@
 import contextlib
 import copy
 
+import families
 import filling
 import pytest
 import torch
@@ -25,6 +26,9 @@ FAMILIES = {
     "deit": TINY | META | {"distilled": True},
     "cait": TINY | META | {"class_layers": 1, "layer_scale": 0.1},
     "hybrid": TINY | {"patch_size": 1, "resnet_layers": (1,), "resnet_width": 32},
+    "dino": TINY | families.DINO | {"gelu": "erf", "classifier": "token_mean", "mlp_norm": True},
+    "pool": TINY | {"gelu": "quick", "classifier": "attention", "pool_heads": 2, "qk_norm": True, "norm": "rms", "class_token": False,
+                    "attention_norm": True, "rope": "eva", "rope_grid": 2, "pre_norm": True, "patch_norm": "after"},
 }
 PRECISIONS = [torch.float32, torch.bfloat16]
 
@@ -98,7 +102,7 @@ class Adapted(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int = 2):
         super().__init__()
-        self.layer, kind = layer.requires_grad_(False), type(layer)
+        self.layer, kind = layer.requires_grad_(False), nn.Linear if isinstance(layer, nn.Linear) else type(layer)
         if isinstance(layer, nn.Linear):
             self.down, self.up = kind(layer.in_features, rank, bias=False), kind(rank, layer.out_features, bias=False)
         else:
@@ -231,7 +235,7 @@ def test_operations_are_counted(family, dtype):
     with FlopCounterMode(display=False) as counter:
         predict(model, dtype)
     counts = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
-    assert counts["blocks.1.mlp.fc1"] == counts["blocks.1.mlp.fc2"] > 0
+    assert counts["blocks.1.mlp.fc1"] == (1 + (family == "dino")) * counts["blocks.1.mlp.fc2"] > 0       # a gate beside the value
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -279,6 +283,24 @@ def test_maps_of_wrapped_talking_heads_are_recorded_in_float32(dtype):
         model(images)
     assert maps[0].dtype == torch.float32
     torch.testing.assert_close(maps[0], plain[0], **({"atol": 0.05, "rtol": 0.05} if dtype == torch.bfloat16 else {}))
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["dino", "pool"])
+@pytest.mark.filterwarnings("error")
+def test_half_precision_learns_what_float32_does(family, how):
+    """Logits and gradients, under autocast and (O3) with half weights; RMSNorm without PyTorch's warning of mixed types."""
+    model, images = random_model(family, 0.2), torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    half, dtype = copy.deepcopy(model), torch.float16 if how == "float16" else torch.bfloat16
+    half = half if how == "autocast" else half.to(dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=how == "autocast"):
+        found = half(images if how == "autocast" else images.to(dtype))
+    expected = model(images)
+    for logits in (found, expected):
+        logits.float().square().sum().backward()
+    assert (found.float() - expected).norm() < 0.05 * expected.norm()
+    for (name, one), other in zip(half.named_parameters(), model.parameters()):
+        assert one.grad.dtype == one.dtype and (one.grad.float() - other.grad).norm() < 0.2 * other.grad.norm() + 0.1, name
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)

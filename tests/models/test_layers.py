@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torchvision import ops
 
 import configs
 from models import create_model
-from models.layers import RESIZE_RULES, Block, Mlp, PatchEmbed, StochasticDepth, SwiGlu, resize_positions
+from models.layers import RESIZE_RULES, Block, Mlp, PatchEmbed, RMSNorm, StochasticDepth, SwiGlu, resize_positions
 
 
 def test_patches_go_by_rows_and_each_is_projected_by_itself():
@@ -94,7 +93,7 @@ def test_all_norms_of_a_block_are_the_row_s():
     row = configs.architecture(4, 16, 24, 2, 1, norm="rms", norm_eps=0.1, qk_norm=True, attention_norm=True, mlp_norm=True)
     block = create_model(row, 3, 8).blocks[0]
     norms = [block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm, block.attn.norm, block.mlp.norm]
-    assert [(type(norm), norm.eps) for norm in norms] == [(nn.RMSNorm, 0.1)] * 6
+    assert [(type(norm), norm.eps) for norm in norms] == [(RMSNorm, 0.1)] * 6
 
 
 def test_stochastic_depth_drops_both_branches_in_training_alone():

@@ -20,6 +20,15 @@ def test_what_a_card_says():
     assert "## Training" not in text and "--tta" not in text
 
 
+def test_terms_that_bind_a_model_made_of_others_and_positions():
+    start = {"weights": "facebook/dinov3-x", "license": "dinov3-license", "terms": "https://a.b/"}
+    text = model_card.text(CONFIG, {"card": {"model": {"positions": "bicubic_offset"}, "start": start}})
+    assert text.endswith("Their licence: dinov3-license (https://a.b/). Read what it allows of models that are made of them, and "
+                         "give it along where it asks for that.\n")
+    assert "was made to be resized by cubic functions, a tenth of a patch moved; timm takes" in text
+    assert "resized" not in model_card.text(CONFIG, {"card": {"model": {"positions": "bicubic_antialias"}, "start": start}})
+
+
 def test_a_card_of_a_model_of_no_run():
     """Nothing is said that nobody knows."""
     text = model_card.text(CONFIG, {"card": {"start": {"weights": "x.pth"}}})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import figures
 import pytest
+import zoo_page
 
 import configs
 from models import list_models
@@ -102,7 +103,7 @@ def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
     for variable, flag in (("EVAL_BATCH_SIZE", "eval_batch_size"), ("SEED", "seed"), ("FP16_OPT_LEVEL", "fp16_opt_level"),
                            ("DECAY_TYPE", "decay_type"), ("DATA_DIR", "data_dir"), ("PRECISION", "precision")):
         assert str(big[flag]) in rows[variable], variable
-    assert all(name in section for name in list_models())
+    assert all(f"`{name}`" in section + ZOO for name in list_models())
 
 
 def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
@@ -152,6 +153,13 @@ def test_the_page_has_the_files_of_timm_and_evaluates_them_as_timm_does():
     for name, theirs in heads:
         assert view_of(name, "timm") == (theirs.input_size[-1], theirs.interpolation, theirs.crop_pct), name
         assert theirs.crop_mode == "center"
+
+
+def test_what_is_made_of_rows_is_as_its_script_makes_it():
+    assert zoo_page.page(ZOO) == ZOO, "run python tests/support/zoo_page.py"
+    cells = [cell for line in ZOO.splitlines() if line.startswith("|") for cell in line.split(" | ")]
+    assert max(map(len, cells)) <= 200
+    assert all(zoo_page.owner(model) or model == EMBEDDED_MODEL for model in list_models())
 
 
 def test_the_overview_of_recipes_says_which_start_from_scratch():

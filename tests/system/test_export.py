@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_exported_folder_is_the_run(family, capsys):
     """The same model, classes, view of images and files of images; and an export of it is the same, byte for byte."""
     kind, _, size = (FAMILIES | MECHANISMS)[family]
-    crop = {"eval_crop": 0.75} if isinstance(size, int) else {}
+    crop = {"eval_crop": 0.75 if isinstance(size, int) else 0.0}
     folder = folder_of(family, interpolation="bicubic", tta="flip" if family == "vit" else "none", **crop)
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
@@ -203,7 +203,7 @@ def test_google_s_layout(capsys):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("family", [*FAMILIES, "sigmoid"])
+@pytest.mark.parametrize("family", [*FAMILIES, "sigmoid", "DINOv3", "PE", "AIMv2"])
 def test_onnx_of_every_family(family, capsys):
     """Any batch; names of classes and preprocessing as metadata; nothing of this machine in the file; another opset."""
     onnxruntime, own = pytest.importorskip("onnxruntime"), {"sigmoid_attention": "last"} if family == "sigmoid" else {}
@@ -241,15 +241,16 @@ def test_without_onnx_the_command_that_installs_it(monkeypatch, capsys):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("family", [*FAMILIES, "cropped"])
+@pytest.mark.parametrize("family", [*FAMILIES, "cropped", *MECHANISMS])
 @torch.inference_mode()
 def test_timm_and_transformers_open_it(family):
     """The same logits and classes, and from a photo the same pixels."""
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
-    settings = {"interpolation": "bicubic", "eval_crop": 0.8} if family in ("cropped", "hybrid") else {}
+    settings = {"interpolation": "bicubic", "eval_crop": 0.8} if family in ("cropped", "hybrid", "SigLIP") else {"eval_crop": 0}
     folder = folder_of("gap" if family == "cropped" else family, **settings)
     ours = open_model("output/r")
-    limit = 1e-3 if family == "hybrid" else 1e-5
+    # timm's table of angles has rounding errors of float32, which the norm behind the attention of EVA-02 makes larger.
+    limit = {"hybrid": 1e-3, "EVA-02": 1e-4}.get(family, 1e-5)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = images_of(ours.model, 3)
     assert (theirs(images) - ours.model(images)).abs().max() < limit

@@ -2,16 +2,18 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import miniatures
 import numpy as np
 import pytest
 import torch
-from runs import TINY, differences, events_of, load_state, state_of
+from runs import TINY, differences, events_of, load_state, state_of, whole_and_killed
 from torch.nn import functional as F
 
 import configs
@@ -20,7 +22,8 @@ from utils.config import parse
 from utils.data.datasets import digits
 from utils.data.transforms import normalize
 
-LETTERS = str(Path(__file__).parents[2] / "assets" / "ViT-Nano_2-letters.npz")
+ROOT = Path(__file__).parents[2]
+LETTERS = str(ROOT / "assets" / "ViT-Nano_2-letters.npz")
 LENGTHS = {"num_steps", "num_epochs", "warmup_steps", "warmup_epochs", "decay_milestones", "train_batch_size"}
 
 
@@ -97,6 +100,43 @@ def test_what_is_frozen_stays_bit_for_bit(run_train, capsys):
             torch.testing.assert_close(state.ema[frozen], start[frozen], rtol=1e-6, atol=0)
     assert run_train("--train_layers", "head") == 0
     assert "warning: what is frozen has random weights" in capsys.readouterr().out
+
+
+def test_a_linear_probe_trains_a_pooling_by_attention_that_the_file_lacks(run_train, monkeypatch, capsys):
+    """Whose values are random; also after a kill. A pooling that the file has is part of what is frozen."""
+    probe = ["--classifier", "attention", "--train_layers", "head", "--warmup_steps", 0, "--learning_rate", 0.01]
+    end = whole_and_killed(run_train, monkeypatch, "--pretrained_dir", LETTERS, *probe)
+    assert capsys.readouterr().out.count("(the head, and the pooling by attention, which the file lacks)") == 3
+    start = create_model("ViT-Nano_2", 10, pretrained=LETTERS, classifier="attention").state_dict()
+    pool = {name for name in start if name.startswith("attn_pool.")}
+    head = {"head.weight", "head.bias"}
+    assert head <= changed(start, end.model) <= pool | head
+    assert len(end.optimizer["state"]) == len(pool) + 2
+    assert run_train("--pretrained_dir", "whole/r", *probe, "--name", "next") == 0
+    assert changed(load_state("whole/r/best.pt").model, state_of("output/next").model) == {"head.weight", "head.bias"}
+    assert "frozen: " in (printed := capsys.readouterr().out) and "the file lacks" not in printed
+
+
+@pytest.mark.parametrize(("classifier", "own"), [
+    ("token", ()), ("gap", ()), ("mean", ()), ("patch_mean", ("fc_norm.weight",)), ("token_mean", ()),
+    ("attention", ("attn_pool.latent", "attn_pool.kv.weight", "attn_pool.mlp.fc2.bias"))])
+def test_every_kind_of_head_learns(classifier, own, run_train, tries):
+    """By 3 steps; with --full by 20 of train.sh, whose loss falls."""
+    flags = ["--classifier", classifier, "--learning_rate", 0.003, "--warmup_steps", 0, "--num_workers", 0]
+    assert run_train(*TINY, *flags, "--num_steps", 3) == 0
+    state = state_of()
+    assert state.architecture["classifier"] == classifier and ("cls_token" in state.model) == (classifier != "gap")
+    assert state.model["head.weight"].shape == (10, 32 if classifier == "token_mean" else 16) and state.model["head.weight"].any()
+    moments = dict(zip(state.model, state.optimizer["state"].values()))
+    assert all(next(iter(moments[name].values())).any() for name in own)
+    if tries(False, True):
+        more = ["--device", "cpu", "--output_dir", os.getcwd(), "--name", "learns"]
+        variables = {"NUM_STEPS": "20", "PRETRAINED_DIR": "none", "TRAIN_BATCH_SIZE": "64"}
+        done = subprocess.run(["bash", str(ROOT / "train.sh"), *map(str, [*flags, *more])], capture_output=True, text=True,
+                              cwd=ROOT, env=os.environ | variables)
+        assert done.returncode == 0, done.stderr
+        losses = [event["loss"] for event in events_of("learns", ("train",))]
+        assert losses[-1] < 0.95 * losses[0]
 
 
 # ------------------------------------------------------------------------------------- from one task to the next

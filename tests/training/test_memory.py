@@ -14,11 +14,11 @@ GIB = 2 ** 30
 LATER = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"positions": "patches", "registers": 1},
          {"positions": "none", "rope": "dinov3"}, {"classifier": "token_mean"}, {"classifier": "attention"}, {"mlp": "swiglu"},
          {"classifier": "attention", "pool_heads": 8, "pool_mlp_dim": 100, "class_token": False, "norm": "rms"},
-         {"norm": "rms", "pre_norm": True, "patch_norm": "after"}, {"patch_norm": "around", "patch_bias": False}, {"qk_norm": True},
-         {"final_norm": False}, {"final_norm": False, "classifier": "patch_mean"}, {"attention_norm": True, "mlp_norm": True},
-         {"mlp": "swiglu", "mlp_norm": True, "mlp_bias": False, "norm": "rms"}, {"qkv_bias": "qv"}, {"qkv_bias": "none"},
-         {"proj_bias": False, "qk_norm": True, "norm": "rms"}, {"layer_scale": 1e-5, "registers": 2, "classifier": "gap"},
-         {"mlp_bias": False, "attention_norm": True, "norm": "rms"}]
+         {"norm": "rms", "pre_norm": True, "patch_norm": "after"}, {"patch_norm": "around", "patch_bias": False},
+         {"qk_norm": True}, {"final_norm": False}, {"final_norm": False, "classifier": "patch_mean"}, {"qkv_bias": "qv"},
+         {"attention_norm": True, "mlp_norm": True}, {"mlp": "swiglu", "mlp_norm": True, "mlp_bias": False, "norm": "rms"},
+         {"qkv_bias": "none"}, {"proj_bias": False, "qk_norm": True, "norm": "rms"}, {"registers": 2, "classifier": "gap"},
+         {"mlp_bias": False, "attention_norm": True, "norm": "rms"}, {"layer_scale": 1e-5}]
 
 
 @pytest.mark.parametrize("name", configs.MODELS)
@@ -55,7 +55,9 @@ def test_what_is_kept_beside_the_model_counts():
 @pytest.mark.parametrize(("model", "images", "precision", "optimizer", "measured"), [
     ("ViT-Ti_16", 16, "fp32", "sgd", 1424), ("ViT-S_16", 16, "bf16", "sgd", 1920), ("ViT-S_16", 32, "fp32", "adamw", 3487),
     ("R26-ViT-S_32", 16, "fp32", "sgd", 3268), ("ViT-B_16", 8, "fp32", "sgd", 3247), ("ViT-Ti_16", 32, "bf16", "adamw", 1720),
-    ("R26-ViT-S_32", 16, "bf16", "sgd", 2387), ("ViT-B_16", 8, "bf16", "sgd", 2980)])
+    ("R26-ViT-S_32", 16, "bf16", "sgd", 2387), ("ViT-B_16", 8, "bf16", "sgd", 2980),
+    ("DINOv2-S_14-reg", 16, "fp32", "sgd", 2647), ("DINOv2-S_14-reg", 16, "bf16", "sgd", 2290),
+    ("DINOv3-S+_16", 16, "fp32", "sgd", 3228), ("DINOv3-S+_16", 16, "bf16", "sgd", 2458)])
 def test_what_is_expected_is_what_was_measured(model, images, precision, optimizer, measured):
     told = need(configs.MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
     assert 0.8 < max(told.step(images), told.fixed + told.evaluation) / (measured << 20) < 1.2

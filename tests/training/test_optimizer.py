@@ -4,11 +4,13 @@ import math
 import sys
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import models
 from tests import reference_door
 from utils.training.optimizer import (
     OptimizerError,
@@ -151,6 +153,61 @@ def test_groups_are_those_of_mae():
     order = [(group["lr_scale"], group["weight_decay"]) for group in groups]
     assert order == list(dict.fromkeys((scale, decay) for scale, decay in zip(
         by_name(groups, named, "lr_scale").values(), by_name(groups, named, "weight_decay").values())))
+
+
+def test_tokens_of_all_kinds_have_no_weight_decay():
+    """Registers, the query of pooling by attention, positions; and what is no matrix: factors, biases of queries and values."""
+    model = families.family_model("dino", classifier="attention", positions="all", rope="")
+    named = list(model.named_parameters())
+    decays = by_name(parameter_groups(named, weight_decay=0.05, decay_matrices_only=True), named, "weight_decay")
+    exempt = {name for name, decay in decays.items() if not decay}
+    assert {name for name in exempt if dict(named)[name].ndim > 1} == {"cls_token", "reg_token", "pos_embed", "attn_pool.latent"}
+    assert {"blocks.0.attn.qkv.q_bias", "blocks.1.ls2.gamma", "attn_pool.norm.weight"} < exempt
+    assert decays.keys() - exempt == {name for name, each in named if each.ndim > 1 and name not in exempt}
+
+
+KINDS_OF_MODELS = [
+    ("vit_tiny_patch16_224", {"reg_tokens": 2, "init_values": 0.1, "pre_norm": True},
+     {"registers": 2, "layer_scale": 0.1, "pre_norm": True, "patch_bias": False}),
+    ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False, "qk_norm": True}, {
+        "class_token": False, "classifier": "patch_mean", "qk_norm": True}),
+    ("vit_tiny_patch16_224", {"global_pool": "map", "class_token": False},
+     {"class_token": False, "classifier": "attention"}),
+    ("vit_tiny_patch16_dinov3_qkvb", {}, {
+        "registers": 4, "positions": "none", "rope": "dinov3", "layer_scale": 1e-5, "qkv_bias": "qv"})]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("name", "own", "row"), KINDS_OF_MODELS, ids=["registers", "patch_mean", "attention", "dinov3"])
+def test_groups_are_those_of_timm(name, own, row):
+    """But for two decisions. timm's last norm has the rate of the last block: here, as in BEiT's and MAE's code, where the decay
+    comes from, norm and head have the whole rate. And timm's weight decay acts on the query of pooling by attention,
+    which is a token as the cls token is."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model(name, num_classes=3, depth=3, **own)
+    ours = models.create_model("ViT-Ti_16", 3, 224, num_layers=3, **row)
+    from timm.optim import param_groups_layer_decay
+
+    groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=theirs.no_weight_decay(), layer_decay=0.75)
+    named = list(theirs.named_parameters())
+    expected = {key: by_name(groups, named, key) for key in ("lr_scale", "weight_decay")}
+    mine = parameter_groups(ours.named_parameters(), weight_decay=0.05, decay_matrices_only=True, layer_decay=0.75,
+                            layer_index=ours.layer_index, depth=ours.depth, head_names=ours.head_names())
+    got = {key: by_name(mine, list(ours.named_parameters()), key) for key in expected}
+    names = {ours_of_timm(theirs): theirs for theirs in expected["lr_scale"]}
+    assert names.keys() == got["lr_scale"].keys()
+    for own_name, their_name in names.items():
+        scale = expected["lr_scale"][their_name]
+        assert not own_name.startswith("norm.") or scale == 0.75
+        assert got["lr_scale"][own_name] == pytest.approx(1.0 if own_name.startswith("norm.") else scale), own_name
+        token = own_name == "attn_pool.latent"
+        assert got["weight_decay"][own_name] == (0 if token else expected["weight_decay"][their_name]), own_name
+
+
+def ours_of_timm(name: str) -> str:
+    """DINOv3 in timm has another name for its factors, and biases beside `qkv`."""
+    name = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
+    return name.replace("attn.q_bias", "attn.qkv.q_bias").replace("attn.v_bias", "attn.qkv.v_bias")
 
 
 def test_head_scale_and_frozen_parameters():

@@ -21,6 +21,7 @@ from utils.files import StorageError, atomic_folder, atomic_write
 from utils.run.log import read_log
 
 from .find import file_of
+from .model import FREE, LICENSE_TEXTS
 from .opened import EMBEDDED, Opened
 
 FLIPPED = ("note: the run's figures are of the mean over each image and its mirror image (--tta flip), which your program has to "
@@ -141,7 +142,10 @@ def card_facts(opened: Opened) -> dict[str, dict]:
     settings, described = opened.settings, describe(opened.path)
     if described.card is not None:
         return described.card
+    config = opened.model.config
     sizes = {"architecture": settings["model_type"]}
+    if config.positions != "none":
+        sizes["positions"] = config.position_resize
     if not opened.has_data:
         return {"model": sizes, "start": _start(str(opened.path), settings["model_type"], described.license)}
     with OpenedCheckpoint(opened.path) as file:                    # of a checkpoint others may be missing, or anything
@@ -179,4 +183,6 @@ def _start(start: str, model_type: str, known: str = "") -> dict:
     with contextlib.suppress(ModelError):                          # of a folder that is not what it was
         found = found or (describe(weights_in(Path(name))).license if is_weights_folder(name) else "")
     shown = name if published_name(name) else "/".join(Path(name).parts[-2:])        # not where it is on this machine
-    return {"weights": shown} | ({"license": found} if found else {})
+    if not found or FREE.match(found):
+        return {"weights": shown} | ({"license": found} if found else {})
+    return {"weights": shown, "license": found, "terms": LICENSE_TEXTS.get(found.lower(), "as its publisher says")}

@@ -30,6 +30,7 @@ from utils.config import (
     model_overrides,
     scratch_warnings,
     view_notes,
+    why_this_model,
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
@@ -143,6 +144,8 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {describe_model(config, found.facts)} at {size} px, {count:,} parameters\n"
           f"weights: {_source_of_weights(config, saved, model)}", flush=True)
+    if not saved and (why := why_this_model(config, found.facts)):
+        print(why, flush=True)
     if line := describe_license(found.license, found.start and str(found.start.path)):
         print(line, flush=True)
     if not config.eval_only:

@@ -37,7 +37,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
     """With the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of this process, asked
     at the end of a step; `stop`: of all, asked between micro-batches. Raises ConfigError on every rank."""
     model, precision = built.model, built.precision
-    optimizer = build_optimizer(config, model, ranks)
+    optimizer = build_optimizer(config, model, ranks, state)
     scaler = LossScaler(precision, ranks.device, config.loss_scale)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     if config.compile and ema:
@@ -91,17 +91,41 @@ def build_step_settings(config: Config, state: RunState | None = None) -> StepSe
                         schedule=lambda update: peak * schedule(update))
 
 
-def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks,
+                    state: RunState | None = None) -> torch.optim.Optimizer:
     """Over the parameters that are trained, in their groups; the others are frozen."""
-    frozen = optim.choose_trainable(model.named_parameters(), train_layers=config.train_layers,
-                                    freeze=config.freeze.split(",") if config.freeze else [], **_layers(model))
+    frozen, pool = _freeze(config, model, state)
     if frozen and ranks.is_main:
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"training {count:,} parameters; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
+        new = " (the head, and the pooling by attention, which the file lacks)" if pool else ""
+        print(f"training {count:,} parameters{new}; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
         if config.pretrained_dir == "none":
             print("warning: what is frozen has random weights. Give a --pretrained_dir")
     return optim.build_optimizer(config.optimizer, _parameter_groups(config, model), config.learning_rate,
                                  momentum=config.momentum)
+
+
+def _freeze(config: Config, model: ImageTransformer, state: RunState | None) -> tuple[list[str], bool]:
+    """Freezes what is not trained -> its names, and whether `--train_layers head` trains pooling by attention too.
+
+    It does where the pooling's values are new, because the file has none; one that the file has is part of the frozen model, as a
+    linear probe wants. A resumed run has the parameters that its optimizer knows.
+    """
+    names = [name for name, _ in model.named_parameters() if name.startswith("attn_pool.")]
+    maybe_new = config.train_layers == "head" and bool(names)
+    new = maybe_new and state is None and (model.load_report is None or names[0] in model.load_report.fresh)
+
+    def choose(head: list[str]) -> list[str]:
+        return optim.choose_trainable(model.named_parameters(), train_layers=config.train_layers,
+                                      freeze=config.freeze.split(",") if config.freeze else [],
+                                      **_layers(model) | {"head_names": head})
+
+    frozen = choose(model.head_names() + names * new)
+    if maybe_new and state is not None:
+        known = sum(len(group["params"]) for group in state.optimizer.get("param_groups", ()))
+        new = known != sum(parameter.requires_grad for parameter in model.parameters())
+        frozen = choose(model.head_names() + names) if new else frozen
+    return frozen, new
 
 
 def _layers(model: ImageTransformer) -> dict:

@@ -6,6 +6,7 @@
 from .checks import scratch_warnings
 from .flags import FLAGS, SIZES, Flag, before
 from .parser import Parser, as_command, parse
+from .recipes import machine_of, why_this_model
 from .records import Config, Facts, Machine, Saved, Sources
 from .resolve import (
     check,

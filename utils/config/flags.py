@@ -125,7 +125,8 @@ FLAGS: dict[str, Flag] = _group(
          "the others from trained weights"),
 ) | _group(
     "model and weights",
-    Flag("model_type", str, None, "architecture: a row of configs.py", stored=True, metavar="MODEL", aliases=("model",)),
+    Flag("model_type", str, None, "architecture: a row of configs.py, or the name of a published file (timm's, the hub's), which "
+         "the run then starts from", stored=True, metavar="MODEL", aliases=("model",)),
     Flag("img_size", image_size, None, "side in pixels, or height x width such as 224x160 (default: the model's)", stored=True,
          aliases=("input_size",)),
     Flag("patch_size", positive_int, None, "side of a patch; this and the next four define a size of your own", model=SIZE),
@@ -138,13 +139,14 @@ FLAGS: dict[str, Flag] = _group(
     Flag("mean", channel_values, None, "mean of the images' channels, of values from 0 to 1, by which the weights want them "
          "normalized: 0.485,0.456,0.406, or one for all (default: the file's, or the model's)", model=KEY),
     Flag("std", channel_widths, None, "and their standard deviation (default: likewise)", model=KEY),
-    Flag("classifier", ("token", "gap", "patch_mean", "mean", "token_mean", "attention"), None, "input of the head: the cls "
-         "token; the mean over all tokens (no cls token); over the patches, then a norm, as MAE; over them after the last norm; "
-         "the cls token and that mean; or pooling by attention, as SigLIP (default: the model's)", model=KEY),
+    Flag("classifier", ("token", "gap", "patch_mean", "mean", "token_mean", "attention"), None, "what the head reads: token: the "
+         "cls token; mean: the mean over the patches; token_mean: both, side by side (DINO's linear heads); attention: what one "
+         "learned query takes of all tokens (SigLIP); patch_mean: the mean, with the last norm behind it (MAE); gap: the mean "
+         "without a cls token in the model (default: the model's)", model=KEY),
     Flag("sigmoid_attention", sigmoid_layers, None, "attention that a person may edit, in the last layer, in all, or in some "
          "counted from 1 (3,7); without edits the model computes the same as before", model=KEY),
     Flag("pretrained_dir", user_path, "auto", "checkpoint file of any format, run folder, folder of timm or transformers, or "
-         "published name (imagenet21k/ViT-B_16, augreg/S_16); none; augreg: the model's recommended AugReg file; auto: the "
+         "published name (imagenet21k/ViT-B_16, timm's, facebook/dinov2-small); none; augreg: the model's AugReg file; auto: the "
          "model's own", FREE, metavar="WEIGHTS", aliases=("finetune", "initial_checkpoint", "pretrained_path")),
     Flag("head", ("zero", "keep"), None, "start with a head of zeros, or with the file's, of the same classes (default: zero; "
          "keep for --attention_edits and --eval_only)", before="zero"),
@@ -193,8 +195,8 @@ FLAGS: dict[str, Flag] = _group(
          requires=_has("weight_decay")),
     Flag("max_grad_norm", non_negative_float, None, "clip the global gradient norm to this; 0: no clipping", OVERRIDE,
          stored=True, aliases=("clip_grad", "clip_grad_norm")),
-    Flag("train_layers", trained_layers, "all", "all; head: a linear probe; 2: the last 2 blocks and what follows them",
-         hidden=True),
+    Flag("train_layers", trained_layers, "all", "all; head: a linear probe; 2: the last 2 blocks and what follows them "
+         "(head also trains a pooling by attention that the file has not)", hidden=True),
     Flag("freeze", str, None, "patterns of parameter names to leave unchanged, such as 'patch_embed.*,pos_embed'",
          metavar="PATTERNS"),
     Flag("ema_decay", fraction, 0.0, "average the weights and evaluate the average; the decay rises to this, as (1 + n) / (10 + "

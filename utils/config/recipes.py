@@ -8,10 +8,20 @@ their values. What a flag sets wins over both. Its attribute `sets` lists what i
 import statistics
 from collections.abc import Callable, Mapping
 
-from configs import DEFAULTS_OF_DATASET, FAMILIES, FINE_TUNING, FROM_SCRATCH, MODEL_OF_MACHINE, MODELS, RECIPES, VARIANTS
+from configs import (
+    DEFAULTS_OF_DATASET,
+    FAMILIES,
+    FINE_TUNING,
+    FROM_SCRATCH,
+    MODEL_OF_MACHINE,
+    MODELS,
+    RECIPES,
+    VARIANTS,
+)
+from utils import launch
 
 from .flags import SIZES
-from .records import Facts, Machine, Values
+from .records import DEFAULT, FLAG, Config, Facts, Machine, Values
 from .spelling import unknown_model
 from .types import ConfigError
 
@@ -96,7 +106,10 @@ def _fine_tuning(values: Values, batch: int) -> dict:
     own = next(name for name in row if name in OPTIMIZERS)
     optimizer = values["optimizer"] or own
     rates = {"weight_decay": 0.0} | row.get(optimizer, row["adamw"])
-    scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH else batch / LEAST_BATCH
+    scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH or row.get("any_batch") else batch / LEAST_BATCH
+    if getattr(values, "sources", {}).get("learning_rate") == FLAG and not (
+            0 < values["learning_rate"] < rates.get("head_learning_rate", 0)):             # which is meant for the head too
+        rates.pop("head_learning_rate", None)
     return {"optimizer": optimizer} | rates | {"learning_rate": rates["learning_rate"] * scale}
 
 
@@ -121,14 +134,37 @@ def sets_by_data(recipe: str) -> set[str]:
     return set(function.sets) if function else set()
 
 
-def _model_of_machine(machine: Machine | Facts | None) -> str:
-    rows = [model for device, gib, cores, model in MODEL_OF_MACHINE
-            if machine and machine.device_type == device and machine.memory >= gib << 30 and machine.cores >= cores]
-    return rows[0] if rows else MODEL_OF_MACHINE[-1][-1]
+def _of_machine(machine: Machine | Facts | None) -> dict:
+    """The row of MODEL_OF_MACHINE."""
+    rows = [row for row in MODEL_OF_MACHINE if machine and machine.device_type == row["device"]
+            and machine.memory >= row["memory"] << 30 and machine.cores >= row["cores"]]
+    return rows[0] if rows else MODEL_OF_MACHINE[-1]
+
+
+def by_machine(flags: Mapping) -> bool:
+    """Whether the machine decides the model that a new run of these flags starts from."""
+    return "img_size" in choose_row(dict(flags))[1]
+
+
+def machine_of(flags: Mapping) -> Machine | None:
+    """That of the runs of a sweep, where it decides their model."""
+    return Machine(*launch.machine_here(flags.get("device", "auto"))) if by_machine(flags) else None
+
+
+def why_this_model(config: Config, facts: Facts) -> str:
+    """A line where the machine has decided which model a run starts from; else ""."""
+    row = _of_machine(facts)
+    chosen = config.source("model_type") == DEFAULT and function_of(config.recipe) is photos and config.pretrained_dir == "auto"
+    if not chosen or config.model_type != row["model"] or not facts.memory:
+        return ""
+    place = "GPU" if facts.device_type == "cuda" else "processor"
+    return (f"why this model: for a {place} with {facts.memory / 2**30:.0f} GiB a process, of those that are free to use: "
+            f"{row['why']}. --model_type (MODEL_TYPE) takes another; MODEL_ZOO.md helps to choose")
 
 
 def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dict, dict]:
-    """The recipe that the flags ask for -> (its values for their model, the recipe's, data set's and model's name).
+    """The recipe that the flags ask for -> (its values for their model, the recipe's, data set's and model's name, and the image
+    size, where the machine decides both).
 
     Values that a flag replaces under another name (steps for epochs) are left out. machine: None while it is not known; the
     model that it decides is then the smallest. Raises ConfigError for an unknown model.
@@ -140,10 +176,13 @@ def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dic
         recipe = of_dataset["recipe"]
         if function_of(recipe) is photos and flags.get("eval_only"):       # nothing is trained, and the head's own view counts
             recipe, of_dataset = DEFAULTS_OF_DATASET[None]["recipe"], DEFAULTS_OF_DATASET[None]
-    row = RECIPES[recipe]
+    row, size = RECIPES[recipe], {}
     model_type = flags.get("model_type") or row.get("model_type")
     if not model_type and function_of(recipe) is photos and dataset != "digits":
-        model_type = _model_of_machine(machine)
+        of_machine = _of_machine(machine)
+        starts = flags.get("pretrained_dir", "auto") == "auto" and not flags.keys() & {*SIZES, "resume_path"}
+        model_type = of_machine["model"] if starts else of_machine["plain"]
+        size = {"img_size": of_machine["img_size"]} if starts else {}
     model_type = model_type or (DEFAULTS_OF_DATASET[None] | of_dataset)["model_type"]
     if model_type not in MODELS:
         raise ConfigError(unknown_model(model_type))
@@ -155,4 +194,4 @@ def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dic
             dropped |= {steps, epochs}
     row = row | VARIANTS.get((recipe, model_type), {})
     return ({name: value for name, value in row.items() if name not in dropped},
-            {"recipe": recipe, "dataset": dataset, "model_type": model_type})
+            {"recipe": recipe, "dataset": dataset, "model_type": model_type} | size)

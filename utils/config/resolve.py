@@ -104,13 +104,13 @@ def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
     return Config({name: values[name] for name in SETTINGS}, values.sources)
 
 
-def preview(flags: dict) -> dict:
+def preview(flags: dict, machine: Machine | None = None) -> dict:
     """The settings of a new run as far as they are known without its data; lengths that depend on them are None.
 
     Raises ConfigError as `check` does.
     """
     check(flags)
-    values = _resolve(flags, None)
+    values = _resolve(flags, None, machine)
     return {name: values.get(name) for name in SETTINGS}
 
 
@@ -167,9 +167,9 @@ def describe_memory(config: Config, facts: Facts) -> list[str]:
     return lines
 
 
-def _resolve(flags: dict, facts: Facts | None) -> Values:
+def _resolve(flags: dict, facts: Facts | None, machine: Machine | None = None) -> Values:
     """The settings of a new run, checked as far as they are known. Raises ConfigError."""
-    values = _fill(flags, facts)
+    values = _fill(flags, facts or machine)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
         if facts.start_row:
@@ -213,7 +213,8 @@ def _fill(flags: dict, machine: Machine | Facts | None) -> Values:
     row, chosen = recipes.choose_row(flags, machine)
     values = Values(defaults())
     values.put(RECIPE, row)
-    values.put(DEFAULT, chosen)
+    values.put(DEFAULT, {name: value for name, value in chosen.items() if name != "img_size"})
+    values.put(MODEL, {name: value for name, value in chosen.items() if name == "img_size"})
     values.sources.update({name: RECIPE for name in ("dataset", "model_type") if name in row and chosen[name] == row[name]})
     values.put(FLAG, {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == AUTO)})
     for floor in ("min_learning_rate", "warmup_learning_rate"):      # the recipe's is meant for its own learning rate

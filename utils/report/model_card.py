@@ -9,6 +9,10 @@ EXIF = {"follow": "were turned upright as their EXIF orientation says", "off": "
 ALPHA = {"white": "were put on white", "black": "were put on black", "mask": "count alone: the alpha channel was the picture",
          "ignore": "showed the colors below"}
 
+# How this project resizes a table of positions, where timm does it otherwise: a key of models/layers.py RESIZE_RULES.
+POSITIONS = {"bilinear": "linearly, corners on corners", "bilinear_unaligned": "linearly", "bicubic": "by cubic functions",
+             "bicubic_offset": "by cubic functions, a tenth of a patch moved"}
+
 USE = """```python
 import timm
 model = timm.create_model("local-dir:path/to/this/folder", pretrained=True).eval()
@@ -67,13 +71,19 @@ def _preprocessing(seen: Mapping, reading: Mapping | None, facts: Mapping) -> li
         low, high = reading["intensity_range"]
         unsaid += [f"Images {EXIF[reading['exif']]}.", f"Transparent parts {ALPHA[reading['alpha']]}.",
                    f"Of images of 16 bits a channel the values {low} to {high} became black to white."]
+    if rule := POSITIONS.get(facts.get("model", {}).get("positions")):
+        unsaid.append(f"For images of another size the table of positions was made to be resized {rule}; timm takes cubic "
+                      "functions and smooths.")
     if facts.get("training", {}).get("tta") == "flip":
         unsaid.append("The figures are of the mean over each image and its mirror image (--tta flip).")
     return lines + [f"  - {line}" for line in unsaid]
 
 
 def _start(start: Mapping) -> str:
-    said = start.get("license")
+    said, terms = start.get("license"), start.get("terms")
+    if said and terms:
+        return (f"Started from: {_cell(start.get('weights', 'not known'))}. Their licence: {_cell(said)} ({_cell(terms)}). Read "
+                "what it allows of models that are made of them, and give it along where it asks for that.")
     return (f"Started from: {_cell(start.get('weights', 'not known'))}. " + (
         f"Their licence: {_cell(said)}." if said else
         "" if str(start.get("weights")).startswith("none") else "Their licence is not known here.")).strip()

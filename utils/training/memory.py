@@ -67,7 +67,7 @@ def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int
     linear, norm = width * width + width, 1 if row["norm"] == "rms" else 2       # a weight, and a bias
     without_bias = (3 - {"all": 3, "qv": 2, "none": 0}[row["qkv_bias"]]) + (not row["proj_bias"])
     block = 4 * linear - without_bias * width + norm * (2 * width + 2 * row["qk_norm"] * (width // heads))
-    block += (1 + (row["mlp"] == "swiglu")) * (width * hidden + row["mlp_bias"] * hidden) + hidden * width + row["mlp_bias"] * width
+    block += (1 + (row["mlp"] == "swiglu")) * (width + row["mlp_bias"]) * hidden + (hidden + row["mlp_bias"]) * width
     block += norm * (row["attention_norm"] * width + row["mlp_norm"] * hidden)
     block += 2 * width if row["layer_scale"] else 0                        # a factor for each branch
     talking = 2 * (heads * heads + heads) if row["class_layers"] else 0

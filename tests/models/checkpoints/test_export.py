@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from families import LATER, SMALL
 from filling import load, load_case, random_model, refused, same_state
 
 from configs import MODELS, architecture
@@ -57,6 +58,63 @@ def test_plain_models_of_other_families_fit_google_s_layout(tmp_path, case):
 def test_what_google_s_layout_cannot_hold_is_refused(tmp_path, case, lacks):
     refused(f"Google's layout has no names for {lacks}; save_timm writes them", save_npz, load_case(case), tmp_path / "x.npz")
     assert os.listdir(tmp_path) == []
+
+
+def test_pooling_by_attention_gets_the_names_of_big_vision(tmp_path):
+    """SigLIP's, whose table of positions has another name there; without a cls token a mean is Google's."""
+    keys = {"class_token": False, "classifier": "attention", "pool_mlp_dim": 20, "pool_heads": 2}
+    row = architecture(4, 8, 16, 2, 1, img_size=8, **keys)
+    model = random_model(row)
+    save_npz(model, tmp_path / "x.npz")
+    names = reference.arrays(tmp_path / "x.npz")
+    assert names["MAPHead_0/MultiHeadDotProductAttention_0/query/kernel"].shape == (8, 2, 4) and "pos_embedding" in names
+    assert "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/out/kernel" in names
+    assert same_state(model, load(tmp_path / "x.npz", row))
+    mean = random_model(architecture(4, 8, 16, 2, 1, img_size=8, class_token=False, classifier="mean"))
+    save_npz(mean, tmp_path / "y.npz")
+    images = torch.randn(2, 3, 8, 8)
+    again = load(tmp_path / "y.npz", architecture(4, 8, 16, 2, 1, img_size=8, classifier="gap"))
+    assert torch.equal(again.eval()(images), mean.eval()(images))
+
+
+@pytest.mark.parametrize("more, part", [
+    ({"registers": 2}, "registers 2"), ({"rope": "dinov3"}, "rope 'dinov3'"), ({"norm": "rms"}, "norm 'rms'"),
+    ({"qkv_bias": "none"}, "qkv_bias 'none'"), ({"final_norm": False}, "final_norm False"), ({"mlp": "swiglu"}, "mlp 'swiglu'"),
+    ({"classifier": "token_mean"}, "classifier 'token_mean'"), ({"classifier": "mean"}, "classifier 'mean'"),
+    ({"positions": "patches"}, "positions 'patches'"), ({"classifier": "attention"}, "classifier 'attention'"),
+    ({"classifier": "attention", "class_token": False, "pool_heads": 1}, "pool_heads 1")])
+def test_parts_that_google_s_encoder_does_not_have_are_named(tmp_path, more, part):
+    model = create_model(architecture(4, 8, 16, 2, 1, img_size=8, **more), 3)
+    refused(f"Google's layout has no {part}; save_timm writes it", save_npz, model, tmp_path / "x.npz")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("family", LATER)
+@torch.no_grad()
+def test_parts_that_no_row_has_together_are_read_back(tmp_path, family):
+    """The whole row stands in the notes of the file: which rotary positions, which pooling, which norms."""
+    row, keys, _ = LATER[family]
+    model = random_model(row, 5, 16, **SMALL | keys).eval()
+    export.save_weights(model, tmp_path / "x.safetensors")
+    again = create_model(None, None, model.img_size, tmp_path / "x.safetensors", "keep").eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert same_state(model, again) and torch.equal(model(images), again(images))
+    ours, theirs = model.config.to_dict(), again.config.to_dict()
+    assert {key: ours[key] for key in export.own_row(model)} == {key: theirs[key] for key in export.own_row(model)}
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("rope", "x", "rope 'x': must be"), ("num_heads", "x" * 5000, "num_heads='xxx"), ("registers", 3, "x.pth"),
+    ("hidden_size", 2 ** 70, "hidden_size"), ("mlp", None, "mlp"), ("resnet_layers", [1, 2], "is not a multiple of 32"),
+    ("pool_heads", -1, "pool_heads"), ("later_part", True, "its model has 'later_part', which this version does not know")])
+def test_a_row_that_is_not_the_file_s_is_one_line(tmp_path, key, value, words):
+    row, keys, _ = LATER["dino_mean"]
+    model = random_model(row, 5, 16, **SMALL | keys)
+    export.save_weights(model, tmp_path / "x.pth")
+    state = torch.load(tmp_path / "x.pth", weights_only=True)
+    state._metadata[""]["vit_row"][key] = value
+    torch.save(state, tmp_path / "x.pth")
+    refused(words, create_model, None, None, model.img_size, tmp_path / "x.pth", "keep")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -9,6 +9,7 @@ import pytest
 import configs
 from models import ModelError, find_checkpoint
 from models.checkpoints import hub
+from models.checkpoints.download import DownloadError
 from models.checkpoints.published import check_published_reachable, license_of, published_name
 
 REPOSITORY = "timm/vit_small_patch16_dinov3.lvd1689m"
@@ -43,7 +44,8 @@ def fails(name: str = REPOSITORY) -> str:
     ("timm/vit_base_patch16_siglip_224", "timm/vit_base_patch16_siglip_224.v2_webli", "SigLIP-B_16"),
     ("hf_hub:timm/vit_base_patch16_siglip_224.webli", "timm/vit_base_patch16_siglip_224.webli", "SigLIP-B_16"),
     ("vit_base_patch16_lingbot", "belfner/vit_base_patch16_lingbot.robbyant", "LingBot-B_16"),        # not timm's own
-    ("vit_base_patch32_clip_quickgelu_224.openai", "timm/vit_base_patch32_clip_224.openai", "CLIP-B_32"),
+    ("vit_base_patch32_clip_quickgelu_224.openai", "timm/vit_base_patch32_clip_quickgelu_224.openai", "CLIP-B_32"),
+    ("vit_base_patch32_clip_224.openai", "timm/vit_base_patch32_clip_224.openai", "OpenCLIP-B_32"),
     ("facebook/dinov2-small", "facebook/dinov2-small", "DINOv2-S_14"),
     ("https://huggingface.co/google/siglip2-base-patch16-224", "google/siglip2-base-patch16-224", "SigLIP-B_16"),
     ("EVA02-B_14", "timm/eva02_base_patch14_224.mim_in22k", "EVA02-B_14"),
@@ -62,7 +64,7 @@ def test_the_table():
     assert len({file.name for file in files}) == len(files) > 500
     assert all(file.parameters > 0 and 224 <= file.pixels <= 896 and file.classes >= 0 for file in files)
     assert all(hub.ID.fullmatch(file.repository) for file in files if file.repository)
-    assert all(published_name(file.name) == (file.repository or file.name) for file in files)
+    assert all(published_name(file.name) == (file.place or file.name) for file in files)
 
 
 def test_every_model_starts_from_a_file_of_its_own_size():
@@ -81,6 +83,8 @@ def test_licences():
 
 def test_what_is_not_built_here_is_refused_before_it_is_downloaded(folder):
     assert "its architecture is none of those here" in fails("beitv2_base_patch16_224")
+    with pytest.raises(ModelError, match="its architecture is none of those here"):
+        check_published_reachable(published_name("beitv2_base_patch16_224"))
 
 
 # ------------------------------------------------------------------------------------------------------------- download
@@ -103,6 +107,19 @@ def test_of_transformers_with_its_preprocessor_and_older_weights(published, fold
     published.refusals = {f"{tree}model.safetensors": (404, {"X-Error-Code": "EntryNotFound"})}
     assert find_checkpoint("facebook/dinov2-small").name == "pytorch_model.bin"
     assert (folder / "facebook/dinov2-small/preprocessor_config.json").is_file()
+
+
+def test_the_name_of_two_tells_the_architecture(published, folder):
+    """timm keeps the weights of both in one repository, whose config.json says one. Put there by hand too."""
+    tree = "/hub/timm/vit_huge_patch14_clip_224.dfn5b/resolve/main/"
+    config = b'{"architecture": "vit_huge_patch14_clip_224", "pretrained_cfg": {"tag": "dfn5b"}}'
+    published.files = {f"{tree}config.json": config, f"{tree}model.safetensors": WEIGHTS}
+    quick, exact = find_checkpoint("CLIP-H_14"), find_checkpoint("vit_huge_patch14_clip_224.dfn5b")
+    said = [json.loads((path.parent / "config.json").read_bytes())["architecture"] for path in (quick, exact)]
+    assert said == ["vit_huge_patch14_clip_quickgelu_224", "vit_huge_patch14_clip_224"] and quick != exact
+    (quick.parent / "config.json").write_bytes(config)
+    assert b"quickgelu" in (find_checkpoint("CLIP-H_14").parent / "config.json").read_bytes()
+    assert license_of(quick) == "apple-ascl" and hub.page_of(published_name("CLIP-H_14")).endswith("clip_224.dfn5b")
 
 
 def test_a_token_stays_with_its_server(published, folder, monkeypatch):
@@ -154,6 +171,24 @@ def test_what_the_hub_lacks(published, folder):
 
 
 def test_nobody_answers(folder):
-    assert f"/resolve/main/config.json (Connection refused); download it on another machine and put it at {folder}" in fails()
-    with pytest.raises(ModelError, match="Connection refused"):
+    both = (f"(Connection refused); download config.json and model.safetensors of {hub.HUB}/{REPOSITORY} on another machine, "
+            f"and put both into {folder / REPOSITORY}")
+    assert both in fails()
+    with pytest.raises(DownloadError, match=r"Connection refused.*put both into"):
         check_published_reachable(REPOSITORY)
+
+
+@pytest.mark.reference
+def test_the_table_is_timm_s():
+    """Repositories, sizes, licences, heads, and which tag a name without one means."""
+    registry = pytest.importorskip("timm.models._registry")
+    files = [file for file in hub.table() if "/" not in file.name]
+    assert len(files) > 400
+    for file in files:
+        theirs = registry.get_pretrained_cfg(file.name)
+        assert file.repository == (theirs.hf_hub_id or file.repository), file.name
+        assert (file.pixels, file.license) == (theirs.input_size[-1], theirs.license or ""), file.name
+        assert file.classes == theirs.num_classes, file.name
+        arch = file.name.partition(".")[0]
+        if hub.published_file(arch).name == file.name:
+            assert registry.get_pretrained_cfg(arch).tag == file.name.partition(".")[2], file.name

@@ -12,7 +12,7 @@ from models.checkpoints import programs
 VIEW = {"interpolation": "bicubic", "eval_crop": 0.875}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "DINOv3", "PE", "AIMv2"])
 @torch.no_grad()
 def test_every_family_exports_with_a_free_batch(family):
     """With one block (CaiT: and its class-attention layers), some at a size that is not square."""

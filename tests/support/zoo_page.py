@@ -1,0 +1,152 @@
+"""The parts of MODEL_ZOO.md that are made of rows: which model fits where, and the published files of each family.
+
+python tests/support/zoo_page.py      writes them into MODEL_ZOO.md
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from configs import FAMILIES, MODEL_OF_MACHINE, MODELS  # noqa: E402
+from models.checkpoints import hub  # noqa: E402
+from models.checkpoints.published import published_name, published_url  # noqa: E402
+from utils.training import memory  # noqa: E402
+
+PAGE = ROOT / "MODEL_ZOO.md"
+FREE = re.compile(r"(apache|mit\b|bsd)")
+# The heading of a family, the beginnings of its models' names, and a word on it.
+GROUPS = (
+    ("DINOv2", ("DINOv2-",), "Self-supervised on 142 million images (arXiv 2304.07193); `-reg` has four registers (2309.16588)."),
+    ("DINOv3", ("DINOv3-",), "Self-supervised on 1.7 billion images (arXiv 2508.10104). Meta's own licence, which the models "
+     "made of them fall under too; gated: accept it at the page of the repository, and set `HF_TOKEN`."),
+    ("LingBot-Vision and EUPE", ("LingBot-", "EUPE-"), "The architecture of DINOv3 with weights of others."),
+    ("TIPSv2", ("TIPSv2-",), "Images and texts; no normalization (mean 0, std 1)."),
+    ("SigLIP and SigLIP 2", ("SigLIP-",), "Images and texts (arXiv 2303.15343, 2502.14786); `v2` and `siglip2` are the second. "
+     "Names with `gap` have the mean in place of the pooling by attention."),
+    ("CLIP of OpenAI, MetaCLIP and DFN", ("CLIP-",), "Images and texts (arXiv 2103.00020); with the quick form of GELU."),
+    ("OpenCLIP", ("OpenCLIP-", "TinyCLIP-"), "CLIP trained by LAION and others, with the exact form of GELU; and smaller "
+     "ones made of it."),
+    ("DeiT III", ("DeiT3-",), "Supervised on ImageNet-21k or ImageNet (arXiv 2204.07118)."),
+    ("EVA and EVA-02", ("EVA02-", "EVA-"), "Masked images with CLIP's features (arXiv 2303.11331); `-clip` are CLIP towers."),
+    ("Perception Encoder", ("PE-",), "Images, videos and texts (arXiv 2504.13181)."),
+    ("AIMv2", ("AIMv2-",), "Images and texts, autoregressive (arXiv 2411.14402). Apple's own licence."),
+    ("I-JEPA", ("IJEPA-",), "Self-supervised (arXiv 2301.08243). Not for commercial use."),
+    ("C-RADIO", ("C-RADIO",), "Distilled from several of the others (arXiv 2412.07679). NVIDIA's own licence."),
+    ("BEiT-3 and InternViT", ("BEiT3-", "InternViT-"), "Images and texts (arXiv 2208.10442, 2312.14238)."),
+    ("timm's own", ("ViT-Wee", "ViT-Little", "ViT-M", "ViT-Betwixt", "ViT-SO150M", "ViT-B_16-rope"),
+     "Supervised on ImageNet-12k or ImageNet, with registers and the mean over the patches."),
+    ("ViT, DeiT, CaiT and MAE at timm and transformers", ("ViT-", "R-ViT", "R26-", "R50-", "DeiT-", "CaiT-", "MAE-"),
+     "The models of the sections below, in the files that timm and the publishers keep on the hub."),
+)
+# Which model?: the models compared, and the machines: (heading, device, GiB, precision).
+COMPARED = ("ViT-Ti_16", "DINOv2-S_14-reg", "DINOv2-B_14-reg", "DINOv2-L_14-reg", "DINOv2-g_14-reg")
+MACHINES = (("CPU, 16 GB", "cpu", 16, "fp32"), ("8 GB", "cuda", 8, "bf16"), ("16 GB", "cuda", 16, "bf16"),
+            ("24 GB", "cuda", 24, "bf16"), ("80 GB", "cuda", 80, "bf16"))
+SIZE, CLASSES, LEAST, SOME, MANY = 224, 100, 8, 32, 512
+
+
+def begin_with(device: str, gib: int) -> str:
+    """What `auto` takes there; on a CPU of few cores."""
+    return next(row["model"] for row in reversed(MODEL_OF_MACHINE) if row["device"] == device and not row["memory"]) if (
+        device == "cpu") else next(row["model"] for row in MODEL_OF_MACHINE if row["device"] == device and gib >= row["memory"])
+
+
+def images(model: str, device: str, gib: int, precision: str, size: int) -> str:
+    """How many images of a step fit in one piece, as a power of two."""
+    need = memory.need(MODELS[model].to_dict(), (size, size), CLASSES, precision=precision, optimizer="adamw", device_type=device)
+    budget = int(gib * 2**30 * memory.SHARE[device])
+    if need.step(LEAST) > budget:
+        return "-"
+    most = need.fitting(budget)
+    return str(min(MANY, 1 << most.bit_length() - 1))
+
+
+def which_model() -> str:
+    lines = ["| model, image size | parameters | " + " | ".join(heading for heading, *_ in MACHINES) + " |",
+             "|---|---:|" + "---:|" * len(MACHINES)]
+    lines.append("| **begin with** (what `auto` takes) | | " + " | ".join(
+        f"`{begin_with(device, gib)}`" for _, device, gib, _ in MACHINES) + " |")
+    for model in COMPARED:
+        for size in (SIZE, *[518] * (model == "DINOv2-B_14-reg")):
+            cells = [images(model, device, gib, precision, size) for _, device, gib, precision in MACHINES]
+            parameters = hub.published_file(model).parameters
+            lines.append(f"| `{model}`, {size} px | {parameters:,.0f} M | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def models_of(beginnings: tuple[str, ...]) -> list[str]:
+    return [model for model in MODELS if model.startswith(beginnings) and owner(model) == beginnings]
+
+
+def owner(model: str) -> tuple[str, ...]:
+    return next((beginnings for _, beginnings, _ in GROUPS if model.startswith(beginnings)), ())
+
+
+def family_tables() -> str:
+    parts = []
+    for title, beginnings, words in GROUPS:
+        old = not any(model in FAMILIES for model in models_of(beginnings))
+        files = [file for model in models_of(beginnings) for file in hub.table()
+                 if file.model == model and (file.repository or not old)]
+        parts.append(f"### {title}\n\n{words}\n\n{table(files)}")
+    return "\n".join(parts)
+
+
+def table(files: Iterable[hub.PublishedFile]) -> str:
+    """The first row of a model is what its name means."""
+    lines = ["| `MODEL_TYPE` | name for `PRETRAINED_DIR` | px | parameters | head | licence | from |",
+             "|---|---|---:|---:|---:|---|---|"]
+    for file in files:
+        default = published_name(file.model) == (file.place or file.name)
+        license = file.license or "not stated"
+        shown = license if FREE.match(license) else f"**{license}**"
+        link = f"[hub]({hub.page_of(file.repository)})" if file.repository else f"[file]({published_url(file.name)})"
+        bold = "**" * default
+        lines.append(f"| {bold}`{file.model}`{bold} | `{file.name}` | {file.pixels} | {file.parameters:,.1f} M | "
+                     f"{file.classes or '-'} | {shown} | {link} |")
+    return "\n".join(lines) + "\n"
+
+
+def licences() -> str:
+    found: dict[str, list[hub.PublishedFile]] = {}
+    for file in hub.table():
+        if file.model and not FREE.match(file.license):
+            found.setdefault(file.license or "not stated", []).append(file)
+    lines = ["| licence | files here | of |", "|---|---:|---|"]
+    for license, files in sorted(found.items()):
+        families = sorted({re.match(r"(R\d*-)?[A-Za-z0-9]+(-RADIO\w+)?", file.model)[0] for file in files})
+        lines.append(f"| **{license}** | {len(files)} | {', '.join(families)} |")
+    return "\n".join(lines) + "\n"
+
+
+def contents(text: str) -> str:
+    """Links to the sections, and to the families."""
+    lines = []
+    for marks, title in re.findall(r"^(##|###) (.+)$", text, re.MULTILINE):
+        if marks == "##" or title in {title for title, *_ in GROUPS}:
+            anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+            lines.append(f"{'  ' * (marks == '###')}- [{title}](#{anchor})")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str) -> str:
+    """MODEL_ZOO.md with its parts made anew."""
+    for name, part in (("which", which_model()), ("licences", licences()), ("families", family_tables())):
+        text = put(text, name, part)
+    return put(text, "contents", contents(text))
+
+
+def put(text: str, name: str, part: str) -> str:
+    begin, end = f"<!-- {name}: tests/support/zoo_page.py writes what follows -->\n", f"<!-- {name} end -->\n"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    assert found, name
+    return f"{before}{begin}\n{part}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
