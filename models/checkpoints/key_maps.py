@@ -7,6 +7,7 @@ units. Conversions are functions of the same name in conversions.py:
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
   out      (H, d, D) -> (D, D)              join     three arrays, one below the other      halves   two
   query, query_bias: as qkv of one array     kv, kv_bias: of two
+  q_of_qkv, v_of_qkv, kv_of_qkv: the part of one array (3D, ...)          fold: of two, a row of positions added to the token
   patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
@@ -243,7 +244,7 @@ NOT_TAKEN = (
     (r"^(.*\.)?rope\.freqs$", "a model whose rotary frequencies are learned (timm's rope_mixed), as in no model here"),
     (r"\.attn\.lambda_q1$", "a model of differential attention, which no model here computes"),
     (r"\.attn\.w[qkv]\.weight$", "a Sapiens2, whose keys and values have fewer heads, as in no model here"),
-    (r"^radio_model\.", "an original file of C-RADIO, which is not read: its patches are projected in another order; use timm's "
+    (r"^radio_model\.", "an original file of C-RADIO, whose names of tokens and patches are not read; use timm's "
                         "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
     (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
     (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),

@@ -108,6 +108,8 @@ def _timm(file: WeightFile, names: dict[str, str]) -> Layout:
     layout = Layout(file, found.names, found.fixed_rows, found.block_rows,
                     lambda model: [layout.row(name) for name in model.state_dict()], found.left_out)
     layout.folded, layout.flat = found.folded, found.flat
+    if "rope_embed.periods" in found.left_out:
+        layout.notes.append("rotary positions computed in float32, not from the bfloat16 periods of the file")
     if layout.kernel()[0] == EVA02_E and layout.has("blocks.0.attn.qkv.q_bias"):
         raise WeightsError(f"{file.path}: it is EVA-02 E, whose norms stand behind attention and MLP, as in no model here")
     return layout

@@ -45,3 +45,13 @@ def test_a_file_of_another_kind_says_of_which():
     refused("it has a norm before the blocks, as CLIP and PE", create_model, plain, 3, pretrained=clip)
     dinov3_file = in_memory(arrays_of("timm_dinov3", random_model(KINDS["timm_dinov3"].row)))
     refused("it has register tokens", create_model, plain, 3, pretrained=dinov3_file)
+
+
+def test_grey_images_need_a_bias_of_the_patches():
+    """It takes up the means of the colours, where these differ, as CLIP's do."""
+    row = KINDS["timm_clip"].row
+    file = in_memory(arrays_of("timm_clip", random_model(row)))
+    refused("its patch kernel has no bias, which would take up the means of its colors: use 3 channels", create_model, row, 3,
+            pretrained=file, in_channels=1)
+    alike = create_model(row, 3, pretrained=file, in_channels=1, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert alike.patch_embed.proj.weight.shape == (48, 1, 8, 8)

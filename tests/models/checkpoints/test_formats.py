@@ -110,7 +110,7 @@ def own(**more) -> dict:
 def test_a_checkpoint_of_our_own(tmp_path):
     with open_weights(saved(tmp_path / "x.pt", own(train_images=9))) as file:
         assert file.run == {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "config": {"img_size": 8},
-                            "step": 3, "train_images": 9, "data": None}
+                            "step": 3, "train_images": 9, "data": None, "license": None}
         assert file.left_out == sorted(own(train_images=9).keys() - {"model"}) and file.notes == []
 
 
