@@ -30,6 +30,8 @@ PARTS = {
         ddp --batch 8 --rounds 2
         end_to_end --batch 16 --rounds 2 --files 200
         step --models R50-ViT-B_16 --batch 4 --contenders timm,ours
+        step --models DINOv2-B_14,DINOv3-B_16,EVA02-B_14,SigLIP-B_16 --batch 4 --contenders timm,ours
+        evaluation --models DINOv2-B_14,DINOv3-B_16,EVA02-B_14,SigLIP-B_16 --contenders timm,ours
         step --models ViT-Ti_16,ViT-S_16 --precision fp32 --rounds 5
         step --models ViT-L_16 --batch 2 --contenders timm,vit-pytorch,ours
     """,

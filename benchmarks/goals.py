@@ -10,6 +10,7 @@ from collections.abc import Callable
 from . import harness
 from .harness import OURS
 
+LATER = ("DINOv2", "DINOv3", "EVA02", "SigLIP")
 DEFAULT, FLAG = f"{OURS} (default)", f"{OURS} (bf16 in matmuls)"
 
 
@@ -70,8 +71,10 @@ GOALS = (
     Goal("training step, bf16 in matmuls, against the fastest peer in fp32", VITS, "fp32 cpu", against(None, FLAG), 1.65),
     Goal("training step, default against the fastest peer's default (fp32)", VITS, "fp32 cpu", against(None, DEFAULT), 3.0),
     Goal("training step, ViT-B/16, share of the bf16 matmul limit", ("step ViT-B_16 224 ",), "bf16 cpu", of_limit, 0.5, unit="%"),
-    Goal("evaluation, bf16, against the fastest peer", ("evaluation ",), "bf16 cpu", against(None), 1.25),
-    Goal("evaluation, fp32, against the fastest peer", ("evaluation ",), "fp32 cpu", against(None), 1.05),
+    Goal("evaluation, bf16, against the fastest peer", ("evaluation ViT", "evaluation DeiT"), "bf16 cpu", against(None), 1.25),
+    Goal("evaluation, fp32, against the fastest peer", ("evaluation ViT", "evaluation DeiT"), "fp32 cpu", against(None), 1.05),
+    Goal("rotary positions, SwiGLU, factors, pooling, against timm",
+         tuple(f"{question} {name}" for question in ("step", "evaluation") for name in LATER), " cpu", against("timm"), 1.0),
     Goal("JPEG input, no preparation", ("input JPEG 500x375",), "", against("torchvision"), 1.7),
     Goal("JPEG input, no preparation", ("input JPEG 2000x1500",), "", against("torchvision"), 3.0),
     Goal("JPEG input, prepared", ("input JPEG ",), "", against("torchvision", f"{OURS} (prepared)"), 8.0),

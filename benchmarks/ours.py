@@ -33,7 +33,7 @@ def row_of(name: str, size: int | None) -> dict:
     """The sizes of a row of configs.MODELS, as plain values for the peers; `size` None: the row's own."""
     row = configs.MODELS[name].copy_and_resolve_references()
     keys = ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
-    return {key: row[key] for key in keys} | {"name": name, "size": size or row.img_size, "hybrid": row.resnet_layers is not None}
+    return {key: row[key] for key in keys} | {"name": name, "size": size or row.img_size}
 
 
 def _precision(name: str, device: torch.device) -> precisions.Precision:

@@ -12,14 +12,17 @@ from torch.nn import functional as F
 
 from .conditions import AUTOCAST, arrange, images
 
-HYBRIDS = {"R50-ViT-B_16": "vit_base_r50_s16_224", "R50-ViT-L_32": "vit_large_r50_s32_224"}       # timm's names
+# What is more than the sizes of a plain ViT: timm's names.
+NAMED = {"R50-ViT-B_16": "vit_base_r50_s16_224", "R50-ViT-L_32": "vit_large_r50_s32_224",
+         "DINOv2-B_14": "vit_base_patch14_dinov2", "DINOv3-B_16": "vit_base_patch16_dinov3",
+         "EVA02-B_14": "eva02_base_patch14_224", "SigLIP-B_16": "vit_base_patch16_siglip_224"}
 CLASSES = 1000
 
 
 def timm(row: dict) -> nn.Module:
-    if row["name"] in HYBRIDS:
+    if row["name"] in NAMED:
         from timm import create_model
-        return create_model(HYBRIDS[row["name"]], img_size=row["size"], num_classes=CLASSES)
+        return create_model(NAMED[row["name"]], img_size=row["size"], num_classes=CLASSES)
     from timm.models.vision_transformer import VisionTransformer
     return VisionTransformer(img_size=row["size"], patch_size=row["patch_size"], embed_dim=row["hidden_size"],
                              depth=row["num_layers"], num_heads=row["num_heads"],
@@ -92,8 +95,8 @@ MODELS = {"timm": timm, "transformers": transformers, "torchvision": torchvision
 
 
 def of(name: str, row: dict) -> bool:
-    """Whether the peer has this model: hybrids are timm's alone."""
-    return name == "timm" or not row["hybrid"]
+    """Whether the peer has this model: what is no plain ViT is timm's alone."""
+    return name == "timm" or row["name"] not in NAMED
 
 
 def _model(peer: str, row: dict, device: str, compiled: bool) -> nn.Module:

@@ -99,7 +99,8 @@ NO_CLS = {"classifier": "mean", "class_token": False}
 # that end in -qkvb have them.
 DINOV2 = {**MIDDLE, **META, "layer_scale": 1e-5, "img_size": 518, "position_resize": "bicubic_offset"}
 GIANT = {"g": (1536, 4096, 24, 40)}
-TIPS = {**DINOV2, **PATCHES, "registers": 1, "layer_scale": 1.0, "img_size": 448, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+TIPS = {**DINOV2, **PATCHES, "registers": 1, "layer_scale": 1.0, "img_size": 448, "mean": (0.0,) * 3, "std": (1.0,) * 3,
+        "position_resize": "bilinear_antialias"}
 DINOV3 = {**MIDDLE, **META, "layer_scale": 1e-5, "img_size": 256, "norm_eps": 1e-5, "registers": 4, "positions": "none",
           "rope": "dinov3"}
 DINOV3_GATED = {"S+": SIZES["S"], "H+": (1280, 5120, 20, 32)}

@@ -34,8 +34,8 @@ OFFSET = 0.1              # of a patch: "bicubic_offset" (DINOv2 without registe
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's, in the type of its weight at least: autocast does so for LayerNorm, but leaves a bfloat16 input here, which with a
-    float32 weight is slow on a CPU, and warned of."""
+    """PyTorch's, in the type of its weight at least. So does autocast for LayerNorm, but not here, where a bfloat16 input and a
+    float32 weight are slow on a CPU, and warned of."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)"""

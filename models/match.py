@@ -50,7 +50,18 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
         name = _best(file, found, rows, preferred, NUMBERS[:-2])
     else:
         name = _nearest(file, found, preferred)
+    _check_registers(file, found, name)
     return name, _otherwise(found, MODELS[name])
+
+
+def _check_registers(file: OpenedCheckpoint, found: dict, name: str) -> None:
+    """Raises WeightsError where a file of a published size has other registers than it and no config.json says so: a lost one
+    costs little accuracy, and is not noticed."""
+    row = MODELS[name]
+    if all(found.get(key) == row[key] for key in SIZES) and found["registers"] != row["registers"] > 0 and (
+            "registers" not in file.file.described.row):
+        raise WeightsError(f"{file.path}: it has {found['registers']} registers, and {name}, of its sizes, has "
+                           f"{row['registers']}. If that is no mistake, give the folder of it and its config.json")
 
 
 def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:

@@ -40,7 +40,8 @@ class Rope(nn.Module):
             first, second = x.chunk(2, dim=-1)
             other = torch.cat([second, first], dim=-1)
         else:
-            other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+            pairs = x.unflatten(-1, (-1, 2))
+            other = torch.stack([pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)      # flip(-1) takes half as long again
         return torch.addcmul(x * self.cos, other, self.sin).to(x.dtype)
 
     def _tables(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

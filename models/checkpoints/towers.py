@@ -91,7 +91,7 @@ DINOV2 = Tower(
     left_out=("embeddings.mask_token",))
 DINOV2_REGISTERS = DINOV2._replace(
     title="DINOv2 with registers", anchor="embeddings.register_tokens", companion="encoder.layer.",
-    roots=("dinov2_with_registers", *_ROOTS), row=DINOV2.row | {"position_resize": "bicubic_antialias"},
+    roots=("dinov2_with_registers", *_ROOTS), row={"gelu": "erf", "norm_eps": 1e-6},      # TIPSv2's too, which resizes otherwise
     needs=(*DINOV2.needs, "reg_token"), prefixes=("dinov2_with_registers.", "vision_model."), folded=True)
 # What is called so is one, even if it lacks its registers.
 DINOV2_BY_PREFIX = DINOV2_REGISTERS._replace(anchor=DINOV2.anchor, companion="dinov2_with_registers.")

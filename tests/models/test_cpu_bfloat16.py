@@ -27,8 +27,9 @@ FAMILIES = {
     "cait": TINY | META | {"class_layers": 1, "layer_scale": 0.1},
     "hybrid": TINY | {"patch_size": 1, "resnet_layers": (1,), "resnet_width": 32},
     "dino": TINY | families.DINO | {"gelu": "erf", "classifier": "token_mean", "mlp_norm": True},
-    "pool": TINY | {"gelu": "quick", "classifier": "attention", "pool_heads": 2, "qk_norm": True, "norm": "rms", "class_token": False,
-                    "attention_norm": True, "rope": "eva", "rope_grid": 2, "pre_norm": True, "patch_norm": "after"},
+    "pool": TINY | {"gelu": "quick", "classifier": "attention", "pool_heads": 2, "class_token": False, "rope": "eva",
+                    "rope_grid": 2, "qk_norm": True, "norm": "rms", "attention_norm": True, "pre_norm": True,
+                    "patch_norm": "after"},
 }
 PRECISIONS = [torch.float32, torch.bfloat16]
 

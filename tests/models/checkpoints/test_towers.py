@@ -18,6 +18,7 @@ from weight_files import saved
 from configs import MODELS, architecture
 from models import create_model, record_attention
 from models.checkpoints.conversions import sincos_positions
+from models.checkpoints.description import Description
 from models.checkpoints.infer import ARRAYS
 from models.checkpoints.opened import OpenedCheckpoint
 from models.match import match_row
@@ -71,6 +72,9 @@ CASES = {
         made("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", **PLAIN, mlp_ratio=2, num_labels=3),
         row(classifier="token_mean", registers=4, positions="patches", **SCALED,
             **ERF | {"position_resize": "bicubic_antialias"})),
+    "tipsv2": Case(made("Tipsv2VisionModel", "Tipsv2VisionConfig", **PLAIN, mlp_ratio=2),
+                   row(registers=1, positions="patches", **SCALED, **ERF | {"position_resize": "bilinear_antialias"}),
+                   "pooler_output"),
     "dinov3": Case(made("DINOv3ViTModel", "DINOv3ViTConfig", **SIZED, num_register_tokens=4), row(**DINOV3_ROW), "pooler_output"),
     "dinov3 swiglu": Case(made("DINOv3ViTModel", "DINOv3ViTConfig", **SIZED, num_register_tokens=4, use_gated_mlp=True,
                                hidden_act="silu"),
@@ -363,9 +367,23 @@ def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
             file = header_of(NAMES[family]({ours: value for ours, value in state.items() if not ours.startswith("head.")}))
         if family.endswith("CLIP") and name.partition("-")[2] in CLIP_TWINS:
             size = name.partition("-")[2]
-            refused(f"those of CLIP-{size} and of OpenCLIP-{size}, which compute otherwise", match_row, file)
+            refused(f"those of CLIP-{size} and OpenCLIP-{size}, which compute", match_row, file)
         else:
             assert match_row(file) == (ALIKE.get(name, name), {})
+
+
+@pytest.mark.parametrize("name, said", [
+    ("DINOv3-S_16-qkvb", {}), ("DINOv2-S_14-reg", {}), ("DINOv3-S_16-qkvb", {"registers": 3})])
+def test_a_lost_register_is_an_error(name, said):
+    """Of weights alone, whose sizes are published; a config.json may say that there are three."""
+    with torch.device("meta"):
+        state = {ours: value for ours, value in create_model(name, 3).state_dict().items() if not ours.startswith("head.")}
+        state["reg_token"] = state["reg_token"][:, 1:]
+        file = header_of(NAMES[name.partition("-")[0]](state), Description(row=said))
+    if said:
+        assert match_row(file) == (name, said)
+    else:
+        refused(f"x.pth: it has 3 registers, and {name}, of its sizes, has 4", match_row, file)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
