@@ -1,5 +1,6 @@
 """Which row of configs.MODELS a file is of: by its arrays, by the config.json beside it, and by a name where several remain."""
 
+import math
 import re
 
 from configs import MODELS
@@ -169,7 +170,8 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         nearest = [min(rows, key=lambda name: len(own[name])) for rows in kinds.values()]
         alike = nearest if any(own.values()) else [name for rows in kinds.values() for name in rows]
         raise AmbiguousError(file, alike, own[nearest[0]])
-    return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
+    return min(chosen or names, key=lambda name: (
+        MODELS[name].classifier != "token", abs(math.log(MODELS[name].hidden_size / found["hidden_size"]))))
 
 
 def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
