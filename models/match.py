@@ -1,5 +1,6 @@
 """Which row of configs.MODELS a file is of: by its arrays, by the config.json beside it, and by a name where several remain."""
 
+import math
 import re
 
 from configs import MODELS
@@ -22,11 +23,12 @@ POOLS = {"token": "token", "map": "attention"}               # timm's global_poo
 class AmbiguousError(WeightsError):
     """Raised for a file whose arrays are those of several models that compute otherwise; `names`: their rows."""
 
-    def __init__(self, file: OpenedCheckpoint, names: list[str]):
+    def __init__(self, file: OpenedCheckpoint, names: list[str], sizes: dict):
         *others, last = names
+        typed = f"(MODEL_TYPE={' or '.join(names)})" + "".join(f" and --{key} {value}" for key, value in sizes.items())
         super().__init__(f"{file.path}: its arrays are those of {', '.join(others)} and {last}, which compute or see images "
-                         "otherwise, and nothing says which it is. Add --model_type "
-                         f"(MODEL_TYPE={' or '.join(names)}), or give a folder with the file and its config.json")
+                         f"otherwise, and nothing says which it is. Add --model_type {typed}, or give a folder with the file "
+                         "and its config.json")
         self.names = names
 
 
@@ -39,7 +41,7 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     """
     if file.own_row:
         return _match_own(file)
-    found, said = told(file), file.file.described
+    found, said = told(file), file.file.described            # in this order: a name that is none of the file's is forgotten
     found |= {"num_heads": num_heads} if num_heads else {}
     if said.base:
         name = said.base
@@ -84,6 +86,9 @@ def told(file: OpenedCheckpoint) -> dict:
     """Keys of a row that the file's arrays and what stands beside them say. Raises WeightsError where the two differ."""
     found, said = dict(file.row), file.file.described
     claims = dict(said.row)
+    if said.by_name and said.base and said.base not in candidates(found, MODELS):
+        said.base = ""                                       # the arrays decide, not a name
+        said.row.clear()
     if said.base:
         if said.base not in MODELS:
             raise WeightsError(f"{file.path}: it is a {said.model} of timm, and configs.py has no row {said.base}")
@@ -156,10 +161,17 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]
-    kinds = {tuple(_effective(file, name)[key] for key in decisive) for name in names}
+    kinds: dict[tuple, list[str]] = {}
+    for name in sorted(names, key=lambda name: MODELS[name].class_token != found["class_token"]):
+        effective = _effective(file, name)
+        kinds.setdefault(tuple(effective[key] for key in decisive), []).append(name)
     if not chosen and len(kinds) > 1:
-        raise AmbiguousError(file, sorted(names, key=lambda name: MODELS[name].class_token != found["class_token"]))
-    return min(chosen or names, key=lambda name: MODELS[name].classifier != "token")
+        own = {name: {key: found[key] for key in SIZES if found.get(key) != MODELS[name][key]} for name in names}
+        nearest = [min(rows, key=lambda name: len(own[name])) for rows in kinds.values()]
+        alike = nearest if any(own.values()) else [name for rows in kinds.values() for name in rows]
+        raise AmbiguousError(file, alike, own[nearest[0]])
+    return min(chosen or names, key=lambda name: (
+        MODELS[name].classifier != "token", abs(math.log(MODELS[name].hidden_size / found["hidden_size"]))))
 
 
 def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ A folder is taken for what it plainly is. Of its JSON files only plain values ar
 config_of_transformers.py), how it sees images, and what its classes are called.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -61,9 +62,12 @@ def describe(weights: Path) -> Description:
 
 def _of_name(weights: Path) -> Description:
     for name in (weights.name.removesuffix(weights.suffix), weights.parent.name):
-        match = PUBLISHED.fullmatch(name)
-        if match and config_of_timm.row_of(match[1], match[2]):
-            return config_of_timm.describe({"architecture": match[1], "pretrained_cfg": {"tag": match[2]}})
+        if match := PUBLISHED.fullmatch(name):
+            with contextlib.suppress(WeightsError):         # a name alone refuses nothing
+                found = config_of_timm.describe({"architecture": match[1], "pretrained_cfg": {"tag": match[2]}})
+                found.by_name = True
+                if found.base or found.row["gelu"] == "tanh":
+                    return found
     return Description()
 
 

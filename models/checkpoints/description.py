@@ -47,6 +47,7 @@ class Description:
     family: str = ""
     card: dict | None = None
     license: str = ""
+    by_name: bool = False           # whether the name of the file alone says it, which its arrays may contradict
     own: bool = False               # whether an export of ours says how the model computes
     outputs: int | None = None
     pool: str = ""

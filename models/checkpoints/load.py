@@ -85,8 +85,8 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     if heads not in (None, model.config.num_heads):
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
                            f"{OF_A_RUN if file.run else f'use --num_heads {heads}'}")
-    report = LoadReport(str(file.path), fresh=fresh_parameters(layout, model, head), notes=file.notes + layout.notes,
-                        classes=checkpoint.class_names or [])
+    report = LoadReport(str(file.path), fresh=fresh_parameters(layout, model, head), classes=checkpoint.class_names or [],
+                        notes=[*file.notes, *file.described.notes, *layout.notes])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
     check_names(layout, rows, model, report, head)
     reads = {row.parameter: _plan_read(layout, row, model, report) for row in rows}

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from building import ALONE, write_checkpoint
+from headers import save_plain
 from ranks import Ranks
 from runs import load_state, make_tree
 
 import models
 import train
 from configs import architecture
-from models import create_model, save_timm
+from models import create_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build, distributed
 from utils.build.find import check_start, license_of_start, open_start, view_of
@@ -200,7 +201,7 @@ def test_a_head_that_names_no_classes_needs_their_order(numbers):
 def test_a_teacher_is_opened_before_the_data(tmp_path):
     """Any file can teach; where it cannot be, that is said before the data are read."""
     nowhere = {"dataset": "folder", "data_dir": str(tmp_path / "absent"), "distillation": "soft", "pretrained_dir": "none"}
-    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
+    save_plain(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
     for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
                                  (tmp_path / "x.pth", {}, "Add --num_heads .of the student, and of such a teacher.")):
         with pytest.raises(ConfigError, match=words):
@@ -216,7 +217,7 @@ def test_a_teacher_is_opened_before_the_data(tmp_path):
 
 
 def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
-    save_timm(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
+    save_plain(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
     facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ALONE).facts
     assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
                                "num_layers": 1, "img_size": 12, "names_img_size": False}

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from building import ALONE, write_checkpoint
+from headers import save_plain
 from PIL import Image
 
 from configs import MODELS, architecture
-from models import create_model, save_npz, save_timm
+from models import create_model, save_npz
 from utils import build
 from utils.build import open_model
 from utils.build.opened import preferred_row
@@ -46,7 +47,7 @@ def test_how_images_are_read_for_a_model(tmp_path):
 def test_what_cannot_be_opened_names_what_to_type(tmp_path):
     write_checkpoint(tmp_path / "r/best.pt")
     save_npz(open_model(None).model, tmp_path / "other.npz")
-    save_timm(create_model(architecture(4, 40, 80, 2, 1, img_size=8), 3), tmp_path / "other.pth")
+    save_plain(create_model(architecture(4, 40, 80, 2, 1, img_size=8), 3), tmp_path / "other.pth")
     for what, more, words in (
             (tmp_path / "none", {"flag": "--teacher"}, "--teacher: no checkpoint at .*none, and it is no published name"),
             (tmp_path / "other.pth", {}, "--checkpoint .*other.pth: its sizes .* Add --num_heads")):
@@ -61,7 +62,7 @@ def other_file(path, size: int = 8, **names):
     """Of a model of three classes that no program of ours trained, with a folder's config.json where `names` are given."""
     model = create_model(architecture(2, 40, 80, 2, 1, img_size=size), 3)
     torch.nn.init.normal_(model.head.weight)
-    save_timm(model, path)
+    save_plain(model, path)
     if names:
         said = {"architecture": "vit", "model_args": {"num_heads": 2}, "label_names": names["classes"],
                 "pretrained_cfg": {"crop_pct": 0.5, "interpolation": "bicubic"}}

@@ -16,7 +16,7 @@ ALIKE = [
     ("ViT-Ti_16", "DeiT-Ti_16"), ("ViT-S_16", "DeiT-S_16"), ("ViT-B_16", "DeiT-B_16", "MAE-B_16"), ("ViT-L_16", "MAE-L_16"),
     ("ViT-H_14", "MAE-H_14"), *[(f"CLIP-{size}", f"OpenCLIP-{size}") for size in ("B_32", "B_16", "L_14", "H_14", "bigG_14")]]
 # Without a cls token.
-ALIKE_MEANS = [("IJEPA-H_14", "ViT-H_14", "MAE-H_14"), ("SigLIP-B_16", "ViT-B_16", "DeiT-B_16", "MAE-B_16")]
+ALIKE_MEANS = [("IJEPA-H_14", "MAE-H_14", "ViT-H_14"), ("SigLIP-B_16", "ViT-B_16", "DeiT-B_16", "MAE-B_16")]
 # Bare files that are taken for others, which compute the same.
 SAME = {"EUPE-S_16": "DINOv3-S_16-qkvb", "EUPE-B_16": "DINOv3-B_16-qkvb", "LingBot-S_16": "DINOv3-S_16-qkvb",
         "LingBot-B_16": "DINOv3-B_16-qkvb", "LingBot-L_16": "DINOv3-L_16-qkvb"}

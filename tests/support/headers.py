@@ -1,13 +1,20 @@
-"""Checkpoints of which there are names and shapes alone: they take no memory, whatever their size."""
+"""Checkpoints that say nothing of themselves but names and shapes; and those of which there is no more, of any size."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors.torch import save_file
 
 from models.checkpoints.description import Description
 from models.checkpoints.opened import OpenedCheckpoint
+
+
+def save_plain(model: torch.nn.Module, path: Path) -> None:
+    """The arrays alone, as another program may save them: nothing says that they are ours."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
 
 
 def header_of(state: Mapping[str, torch.Tensor], described: Description | None = None, path: str = "x.pth") -> OpenedCheckpoint:

@@ -11,6 +11,7 @@ from headers import header_of
 from configs import MODELS
 from models import create_model
 from models.checkpoints import config_of_timm
+from models.checkpoints.described import describe
 from models.checkpoints.description import HALF, IMAGENET
 from models.create import resolve_row
 from models.match import match_row
@@ -147,11 +148,13 @@ def test_what_the_head_reads(said, keys):
 
 @pytest.mark.parametrize("folder, name, base", [
     ("x", "vit_small_patch14_reg4_dinov2.lvd142m.safetensors", "DINOv2-S_14-reg"),
-    ("vit_base_patch32_clip_quickgelu_224.openai", "model.safetensors", "CLIP-B_32"), ("x", "mine.safetensors", "")])
+    ("vit_base_patch32_clip_quickgelu_224.openai", "model.safetensors", "CLIP-B_32"), ("x", "mine.safetensors", ""),
+    ("x", "vit_base_patch16_224.augreg_in21k.safetensors", ""), ("x", "vit_pwee_patch16_reg1_gap_256.sbb_in1k.pth", "")])
 def test_a_bare_file_may_be_called_by_its_name(tmp_path, folder, name, base):
-    from models.checkpoints.described import describe
-
-    assert describe(tmp_path / folder / name).base == base
+    found = describe(tmp_path / folder / name)
+    assert (found.base, found.row.get("gelu") == "tanh") == (base, "augreg" in name)
+    file = header_of(dino(), found)                          # of two blocks, which is no published size
+    assert match_row(file)[0] == "DINOv2-S_14-reg" and match_row(file)[1]["num_layers"] == 2
 
 
 def test_a_row_that_configs_lacks_is_named():
