@@ -73,7 +73,7 @@ def _of_run(file: OpenedCheckpoint) -> list[str]:
     names = list(file.file.run["classes"])
     return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
             f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
-            f"to use it: python predict.py --checkpoint {file.path.parent} IMAGES"]
+            f"to use it: python predict.py {file.path.parent} IMAGES"]
 
 
 def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:

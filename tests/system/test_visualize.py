@@ -337,7 +337,7 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
-    models.save_timm(models.create_model("ViT-Nano_2", 3, hidden_size=40), tmp_path / "some.pth")
+    torch.save(models.create_model("ViT-Nano_2", 3, hidden_size=40).state_dict(), tmp_path / "some.pth")
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
     printed = capsys.readouterr()
