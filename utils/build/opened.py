@@ -87,8 +87,10 @@ class Opened:
         return name, images, tuple(splits.classes)
 
     def evaluate(self, images: Dataset) -> EvalMetrics:
-        """As its run evaluates them, in its precision and with its mirror images; with `confusion` and `answers`. On the device of
-        the model, and in this process alone. Raises ImageError."""
+        """As its run evaluates them, in its precision and with its mirror images; with `confusion` and `answers`.
+
+        On the device of the model, in this process alone. Raises ImageError.
+        """
         run, device = self.settings, next(self.model.parameters()).device
         precision, _ = choose(run["precision"], run["fp16_opt_level"], device)
         apply_matmul_precision(precision)
