@@ -234,7 +234,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     photographs(Path("p"), 1)
     Path("empty").mkdir()
     Path("no_run").mkdir()
-    Path("there.csv").touch()
+    Path("s/final").mkdir(parents=True)
+    for file in ("there.csv", "s/sweep.json"):
+        Path(file).touch()
     Path("gone.txt").write_text("a.jpg\nb.jpg\n")
     model = create_model("ViT-Nano_2", 3)
     save_timm(model, "x.pth")
@@ -251,6 +253,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r", "empty"], "empty: no images (.jpg"),
             (["output/rr", "p"], "MODEL output/rr: no such file or folder"),
             (["no_run", "p"], "no_run holds no intact checkpoint"),
+            (["no_run", "p", "r"], "error: no_run holds no intact checkpoint; MODEL comes first, then the images: r no_run\n"),
+            (["p/0.jpg", "r"], "error: p/0.jpg: an image, not weights; MODEL comes first, then the images: r p/0.jpg\n"),
+            (["p/0.jpg", "p"], "error: MODEL: p/0.jpg: an image, not weights\n"),
+            (["s", "p"], "error: MODEL: s is a sweep: give its final run, s/final\n"),
             (["r", "p", "--output", "there.csv"], "--output there.csv is there: remove it"),
             (["r", "p", "--output", "empty"], "--output empty is a folder"),
             (["r", "p", "--top_k", "11"], "--top_k 11: the model has 10 classes"),
@@ -265,7 +271,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     assert "2 cannot be read (column error), such as a.jpg: " in printed
     monkeypatch.setenv("NPROC", "two")
     assert run("r", "p")[2] == "predict.py: error: NPROC=two: must be a whole number, 1 or more\n"
-    assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "there.csv", "x.pth"]
+    assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "s", "there.csv", "x.pth"]
     monkeypatch.delenv("NPROC")
     with files_no_larger_than(8000):                  # a batch in shared memory has room
         code, _, printed = run("r", *["p/0.jpg"] * 300, "--output", "new.csv", "--batch_size", 8)

@@ -166,9 +166,9 @@ class Run:
     def is_best(self, step: int, split: str) -> bool:
         """Whether the evaluation of this step, the last one, is the best: its weights become best.pt.
 
-        The rule is certainty.best_of's, over the evaluations in the log as they came: the loss decides within one image of the
-        highest accuracy so far. Where best.pt is not what that rule kept (its save failed, or it was later than the checkpoint that is
-        resumed), it is enough to be better than that. Runs of earlier versions go on as they began: any higher accuracy.
+        The rule is certainty.best_of's, over the evaluations in the log as they came: within one image of the highest accuracy
+        so far the loss decides. Where best.pt is not what that rule kept (its save failed, or it was later than the checkpoint
+        that is resumed), it is enough to be better than that. Runs of earlier versions go on as they began: any higher accuracy.
         """
         history = self.history
         result, kept = history.logged[step, split], history.best
