@@ -114,7 +114,8 @@ def test_a_sweep_s_folder_is_refused_and_its_runs_are_named(output):
             make_run(sweep, "final")
             runs = f"give its final run, {sweep / 'final'}"
     before = sorted(output.rglob("*"))
-    for refused in (lambda: create(str(output), "s", "s"), lambda: run_folder.check_free(str(output), "s")):
+    for refused in (lambda: create(str(output), "s", "s"), lambda: run_folder.check_free(str(output), "s"),
+                    lambda: find_run_checkpoint("auto", str(output), "s")):
         assert error_of(FolderError, refused) == f"{sweep} already holds a sweep, of several runs. Choose another --name."
     assert sorted(output.rglob("*")) == before
     assert create(str(output), None, "s") == output / "s-2" and found_in(sweep / "final")

@@ -120,6 +120,7 @@ def find_run_checkpoint(resume_path: str, output_dir: str = "", name: str | None
             raise FolderError("RESUME_PATH=auto needs NAME (--name): it resumes OUTPUT_DIR/NAME if that holds a run")
         path = Path(output_dir) / name
         if not (path.is_dir() and checkpoints.checkpoint_files(path)):
+            check_free(output_dir, name)
             return None
     else:
         path = Path(resume_path)

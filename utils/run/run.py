@@ -237,7 +237,8 @@ class Run:
             outputs.logger.log(f"warning: replaced by the next readable image: {line}")
         if count > config.max_bad_images * images:
             raise DataError(f"--max_bad_images {config.max_bad_images:g}: {count} of {images} training images cannot be read, "
-                            f"which is more; {outputs.folder / BAD_IMAGES_FILE} lists them. Replace them, or raise the limit")
+                            f"which is more; {outputs.folder / BAD_IMAGES_FILE} lists them. Replace them, or raise the limit "
+                            "(python dataset.py check finds all of them, and says to what)")
 
     # ------------------------------------------------------------------------------------------------- evaluating, saving
 
