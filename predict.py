@@ -178,7 +178,8 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
     Raises DataError or ConfigError.
     """
     from utils.data.splits import DataError
-    from utils.predict.predictor import Work, found_reading
+    from utils.data.survey import faint_images, loose_files
+    from utils.predict.predictor import Work
     from utils.predict.sources import Batches, first_of, open_sources
 
     run, split, reading = opened.settings, None, opened.reading
@@ -195,7 +196,10 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
         if not first:
             raise DataError(f"{', '.join(options.inputs)}: no paths of images")
         keys = itertools.chain(first, keys)
-        reading = found_reading(reading, [item.path for item in first[:PEEKED]])
+        sample = loose_files([(item.path, 0) for item in first[:PEEKED]], ".", reading)
+        reading = sample.reading
+        if warning := faint_images(sample):
+            print(process.printable(warning), file=sys.stderr, flush=True)
         if all_are_there:                                         # few images are divided among the processes
             size = min(size, -(-len(first) // processes))
     images = Images(Batches(keys, size), split, len(split) if options.split else None)

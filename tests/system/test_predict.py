@@ -213,7 +213,9 @@ def test_every_kind_of_photograph_is_shown_as_what_it_is(run):
     Path("p/5.jpg").write_bytes(Path("whole.jpg").read_bytes()[:-200])
     code, (first, *others, cut), printed = run("r", "p")
     assert code == 0 and [list(row.values())[1:] for row in others] == [list(first.values())[1:]] * 4 and first["label"]
-    assert cut["label"] == "" and "truncated" in cut["error"] and "6 images, " in printed
+    assert cut["label"] == "" and "truncated" in cut["error"] and "6 images, " in printed and "warning" not in printed
+    Image.fromarray(levels.astype(np.uint16) * 16).save("p/6.png")
+    assert run("r", "p")[2].startswith("warning: 1 of 2 decoded images of 16 bits become nearly one color (p/6.png: ")
 
 
 @pytest.mark.parametrize(("on_terminal", "shown"), [("stderr", True), ("", False)])

@@ -210,6 +210,16 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
     assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
 
 
+def test_images_that_the_model_sees_nearly_black_are_told(figures, capsys):
+    """Of 12 bits, for a run on images of 16; a run on images of 12 sees them."""
+    Image.fromarray(np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)).save("deep.png")
+    for high in (65535, 4095):
+        folder = save_run(Path(f"output/{high}"), dataset="folder", exif="off", intensity_range=(0, high), alpha="white")
+        draw(figures, "rollout", "--checkpoint", folder, "--image", "deep.png")
+        assert capsys.readouterr().err == ("warning: 1 of 1 decoded images of 16 bits become nearly one color (deep.png: 8 to "
+                                           "4,080); the model takes 0 to 65,535 for black to white\n") * (high == 65535)
+
+
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
     for name in ("a.png", "a.jpg", "sub/b.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png"):
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
