@@ -12,6 +12,7 @@ from configs import MODELS, architecture
 from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.description import COMPUTED
+from .checkpoints.fit import may_read_either
 from .checkpoints.hub import published_file
 from .checkpoints.infer import SIZES
 from .checkpoints.load import check_own_weights, load_pretrained, load_run
@@ -65,6 +66,10 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
         own = own or _parts_of_file(pretrained, name_or_config)
         config = resolve_row(name_or_config, own | pretrained.computed | overrides)
     if head == "keep":
+        if not isinstance(name_or_config, ConfigDict) and "classifier" not in overrides and may_read_either(pretrained, config):
+            raise ModelError(f"{pretrained.path}: nothing says whether its head reads the cls token or the mean of the patches. "
+                             "Add --classifier token or --classifier mean, or name the file or its folder as timm names its "
+                             "architecture, such as vit_small_patch16_dinov3")
         num_classes = pretrained.head_classes if num_classes is None else num_classes
         config.representation_size = pretrained.representation_size
     num_classes, size = _plain(num_classes), _plain(config.img_size if img_size is None else img_size)

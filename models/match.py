@@ -87,8 +87,10 @@ def told(file: OpenedCheckpoint) -> dict:
     found, said = dict(file.row), file.file.described
     claims = dict(said.row)
     if said.by_name and said.base and said.base not in candidates(found, MODELS):
+        if said.base not in candidates(found, MODELS, sizes=False):
+            said.pool = ""
         said.base = ""                                       # the arrays decide, not a name
-        said.row.clear()
+        said.row.clear(), said.notes.clear()
     if said.base:
         if said.base not in MODELS:
             raise WeightsError(f"{file.path}: it is a {said.model} of timm, and configs.py has no row {said.base}")
@@ -155,9 +157,10 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
-    pools = found.get("classifier") == "attention"
+    # Without its pooling it is no Perception Encoder, but where timm trained one with another.
+    pools = found.get("classifier") == "attention" or file.layout.program_row is TIMM_ROW
     names = [name for name in _of_family(file, names) if pools or MODELS[name].classifier != "attention"
-             or not MODELS[name].class_token] or names       # without its pooling it is no Perception Encoder
+             or not MODELS[name].class_token] or names
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]

@@ -21,6 +21,8 @@ OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_ran
 
 # Google's weights that timm publishes under these tags or names were trained with the tanh form, whatever timm computes.
 TANH_TAGS, TANH_MODELS = re.compile(r"augreg_"), re.compile(r"siglip")
+TANH_NOTE = "GELU is computed in the tanh form, as Google trained it, whatever timm computes"
+MEAN_MODELS = re.compile(r"_dinov3")                       # whose mean has no norm of its own: no array tells it from a cls token
 SIZES = {"tiny": "Ti", "small": "S", "small_plus": "S+", "medium": "M", "base": "B", "large": "L", "huge": "H",
          "huge_plus": "H+", "giant": "g", "giantopt": "gopt", "gigantic": "bigG", "so400m": "SO400M", "7b": "7B", "1b": "1B",
          "3b": "3B", "wee": "Wee", "little": "Little", "mediumd": "MediumD", "betwixt": "Betwixt", "so150m": "SO150M",
@@ -70,7 +72,7 @@ REFUSED = tuple((re.compile(pattern), what) for pattern, what in (
 IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
         "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
         "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
-        "act_layer"}
+        "act_layer", "pool_include_prefix"}
 # And those that are keys of a row, with what makes the value.
 ARGUMENTS = {
     "patch_size": ("patch_size", int), "embed_dim": ("hidden_size", int), "depth": ("num_layers", int),
@@ -110,6 +112,7 @@ def describe(values: dict) -> Description:
         found.row["gelu"] = gelu_of(arguments["act_layer"])
     elif TANH_TAGS.match(tag) or TANH_MODELS.search(name):
         found.row["gelu"] = "tanh"
+        found.notes += [TANH_NOTE] * (OWN_ENTRY not in values)
     elif not found.base:
         found.row["gelu"] = "erf"
     for key in ("mean", "std"):
@@ -138,6 +141,9 @@ def _take_arguments(found: Description, arguments: dict, pool: object, own: bool
         found.row["rope_grid"] = int(arguments["ref_feat_shape"][0])
     if pool := arguments.get("global_pool") or pool:
         found.pool = str(pool)
+    elif MEAN_MODELS.search(found.model):
+        found.pool = "avg"                                   # timm's default
+    found.pool_prefix = bool(arguments.get("pool_include_prefix"))
 
 
 def _patch_of(name: str) -> int | None:
