@@ -7,6 +7,7 @@ of a file does not matter, and nothing is downloaded.
 import argparse
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .checkpoints.fit import check_pooling, may_read_either
 from .checkpoints.hub import published_file
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint, license_of, published_name
-from .create import resolve_row
+from .create import check_weights, resolve_row
 from .errors import ModelError, WeightsError
 from .match import describe_row, match_row
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(what: str) -> list[str]:
-    """Lines about a file, a folder or a published name. Raises WeightsError."""
+    """Lines about a file, a folder or a published name. Raises ModelError, also for a file that its model could not take."""
     if not Path(what).exists():
         return _of_name(what)
     path = Path(what) / BEST if (Path(what) / BEST).is_file() else Path(what)
@@ -73,9 +74,10 @@ def _of_run(file: OpenedCheckpoint) -> list[str]:
     size = settings.get("img_size") or row.img_size
     title = describe_row(name, {}, size) if name in MODELS else name
     names = list(file.file.run["classes"])
+    used = file.path.parent if file.path.name == BEST else file.path
     return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
             f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
-            f"to use it: python predict.py {file.path.parent} IMAGES"]
+            f"to use it: python predict.py {shlex.quote(str(used))} IMAGES"]
 
 
 def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
@@ -84,6 +86,8 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     row = resolve_row(name, keys | file.computed)
     check_pooling(file, row)
     size = file.row.get("img_size", row.img_size)
+    if not needs_heads:
+        check_weights(file, row, size)
     said = file.file.described
     own = ", with the sizes of the file" * ("hidden_size" in keys)
     lines = [f"model: {describe_row(name, keys, size)} (MODEL_TYPE={name}{own})",
@@ -91,8 +95,8 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     lines.append(_of_head(file, "" if may_read_either(file, row) else row.classifier))
     lines += [f"note: {note}" for note in said.notes]
     lines += [f"licence: {said.license}"] * bool(said.license)
-    more = " NUM_HEADS=..." * needs_heads
-    return [*lines, f"to use it: PRETRAINED_DIR={what}{more} bash train.sh"]
+    more = " --num_heads N" * needs_heads
+    return [*lines, f"to use it: PRETRAINED_DIR={shlex.quote(what)} bash train.sh{more}"]
 
 
 def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False) -> list[str]:

@@ -15,7 +15,7 @@ from .checkpoints.description import COMPUTED
 from .checkpoints.fit import may_read_either
 from .checkpoints.hub import published_file
 from .checkpoints.infer import SIZES
-from .checkpoints.load import check_own_weights, load_pretrained, load_run
+from .checkpoints.load import check_fits, check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint
 from .deit import DistilledVisionTransformer
@@ -116,6 +116,12 @@ def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:
     Loads the averaged weights where the run kept them (--ema_decay). Raises ModelError.
     """
     return load_run(path, _build_of_run)
+
+
+def check_weights(opened: OpenedCheckpoint, row: ConfigDict, img_size: int | tuple[int, int]) -> None:
+    """Raises WeightsError where the file is not the model of this row. Takes no memory."""
+    with torch.device("meta"):
+        check_fits(create_model(row, img_size=img_size), opened)
 
 
 def check_weights_of_run(opened: OpenedCheckpoint) -> None:

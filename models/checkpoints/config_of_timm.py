@@ -67,6 +67,11 @@ REFUSED = tuple((re.compile(pattern), what) for pattern, what in (
     (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
     (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
     (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
+# What the names of its Vision Transformers of 2021, CaiT and those like them are made of. A name with other words may be of a
+# model with the same arrays that computes otherwise: rope_ape has the arrays of DeiT III, and rotary positions.
+PLAIN_WORDS = re.compile(
+    r"vit|deit|cait|flexivit|tiny|small|medium|base|betwixt|large|huge|giant|gigantic|patch\d+|r\d*|[spm]\d+|x?xs\d+|36x1|plus|gap|"
+    r"distilled|\d+|in1k|in21k|ft|sam|dino|mae|miil")
 
 # model_args: those that say nothing about what the model computes when it is used.
 IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
@@ -94,6 +99,9 @@ def row_of(architecture: str, tag: str = "") -> str:
         if match := pattern.fullmatch(architecture):
             name = row.format(*(SIZES.get(part, part.replace("_", "-")) for part in match.groups()))
             return name.replace("DINOv3", "EUPE").removesuffix("-qkvb") if tag.startswith("eupe") else name
+    if architecture and not all(map(PLAIN_WORDS.fullmatch, architecture.split("_"))):
+        raise WeightsError(f"its architecture, {shown(architecture)}, is none of timm's that are known here, and may "
+                           "compute otherwise than those with its arrays")
     return ""
 
 

@@ -78,7 +78,13 @@ def _build_without_memory(checkpoint: OpenedCheckpoint, build: Callable) -> Imag
                            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
 
-def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> LoadReport:
+def check_fits(model: ImageTransformer, checkpoint: OpenedCheckpoint) -> None:
+    """Raises WeightsError where the file cannot fill the model for a new task, by its names and shapes. Reads no array."""
+    _plan(model, checkpoint, "zero")
+
+
+def _plan(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> tuple[LoadReport, list[Row], dict[str, Callable]]:
+    """-> (the report so far, the rows that are read, {parameter: what reads it})."""
     # The shapes of an .npz file fix the number of heads, those of others do not; but our own files and config.json name it.
     file, layout = checkpoint.file, checkpoint.layout
     heads = (file.run["architecture"] if file.run else file.described.row).get("num_heads")
@@ -90,7 +96,12 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
                         notes=[*file.notes, *file.described.notes, *layout.notes])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
     check_names(layout, rows, model, report, head)
-    reads = {row.parameter: _plan_read(layout, row, model, report) for row in rows}
+    return report, rows, {row.parameter: _plan_read(layout, row, model, report) for row in rows}
+
+
+def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> LoadReport:
+    file, layout = checkpoint.file, checkpoint.layout
+    report, rows, reads = _plan(model, checkpoint, head)
     # By several threads: reading, check sums and copies wait for the disk and the memory, not for each other.
     with ThreadPoolExecutor(min(MAX_THREADS, torch.get_num_threads())) as pool:
         state = dict(zip(reads, pool.map(lambda read: read(), reads.values())))

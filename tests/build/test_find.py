@@ -1,6 +1,7 @@
 """What is known before the configuration is final, and the records that hold it."""
 
 import dataclasses
+import json
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ from building import ALONE, write_checkpoint
 from headers import save_plain
 from ranks import Ranks
 from runs import load_state, make_tree
+from start_folders import start_folder
 
 import models
 import train
@@ -222,6 +224,17 @@ def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
     assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
                                "num_layers": 1, "img_size": 12, "names_img_size": False}
     assert (facts.start_settings, facts.start_head_classes) == (None, 10)
+
+
+def test_what_config_json_says_that_a_head_reads_is_a_fact_too(tmp_path):
+    """Also where the arrays hold more, as a SigLIP's that is to be used without its pooling."""
+    start = start_folder(tmp_path / "x", "SigLIP")
+    said = json.loads((start / "config.json").read_text())
+    for uses, classifier in ((True, "attention"), (False, "mean")):
+        said["vision_config"]["vision_use_head"] = uses
+        (start / "config.json").write_text(json.dumps(said))
+        facts = build.find(choose({"pretrained_dir": str(start)}), None, ALONE).facts
+        assert facts.start_row["classifier"] == classifier
 
 
 def test_a_file_that_cannot_be_had_is_told_before_the_data_are_opened(tmp_path, monkeypatch):

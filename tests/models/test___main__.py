@@ -2,16 +2,20 @@
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from building import write_checkpoint
 from filling import random_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import predict
 from configs import MODELS, architecture
 from models.__main__ import main
 
@@ -48,14 +52,20 @@ def test_a_folder_of_timm(tmp_path, capsys):
 
 
 def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
-    write_checkpoint(tmp_path / "r/best.pt")
-    for path in (tmp_path / "r", tmp_path / "r/best.pt"):
+    """What to type is right as it stands, of paths with spaces too."""
+    run, named = tmp_path / "a run", tmp_path / "a run/step-00000003.pt"
+    write_checkpoint(run / "best.pt")
+    shutil.copy(run / "best.pt", named)
+    for path in (run, run / "best.pt", named):
         out = printed(capsys, path)[1]
+        words = shlex.split(out.rpartition("python predict.py ")[2].replace("IMAGES", shlex.quote(str(run))))
+        assert predict.parse(words).model == str(named if path == named else run)
         assert "(MODEL_TYPE=ViT-Nano_2), of a run of train.py, step" in out
         assert "head: 10 classes (0, 1, 2, ...), which reads the cls" in out
-    torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "x.pth")
-    out = printed(capsys, tmp_path / "x.pth")[1]
-    assert "number of heads not told" in out and "NUM_HEADS=... bash train.sh" in out
+    torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "an x.pth")
+    out = printed(capsys, tmp_path / "an x.pth")[1]
+    assert "number of heads not told" in out
+    assert out.endswith(f"use it: PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
     assert ", as of the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
 
 
@@ -65,7 +75,19 @@ def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
     assert code == 0 and "model: DINOv2 ViT-S/14, 4 registers, 518 px (MODEL_TYPE=DINOv2-S_14-reg)\nlicence: apache-2.0\n" in out
 
 
+def with_arrays(**more: torch.Tensor | None) -> Callable:
+    """Changes the file: other arrays, or fewer (None)."""
+    def change(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors") | more
+        save_file({name: value for name, value in state.items() if value is not None}, folder / "model.safetensors")
+
+    return change
+
+
 @pytest.mark.parametrize("change, words", [
+    (with_arrays(**{"blocks.0.ls2.gamma": None}), "needs arrays that the file lacks: blocks.0.ls2.gamma"),
+    (with_arrays(**{"blocks.0.x": torch.ones(3)}), "has arrays that the model lacks: blocks.0.x"),
+    (with_arrays(**{"norm.bias": torch.ones(31)}), r"norm.bias has shape \(31,\), which does not fit"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "model.safetensors: "),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),

@@ -284,4 +284,4 @@ def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
     """
     name, keys = match_row(start, preferred_row(sources.start) or (sources.model_type if sources.typed_model else ""))
     read = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
-    return {"model_type": name, **keys, **read, **start.view, "names_img_size": "img_size" in start.file.described.row}
+    return {"model_type": name, **read, **keys, **start.view, "names_img_size": "img_size" in start.file.described.row}

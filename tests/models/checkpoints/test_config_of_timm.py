@@ -73,6 +73,21 @@ def test_every_published_name_tells_its_row():
         assert described.row["img_size"] == expected_of(*line)["img_size"], line
 
 
+@pytest.mark.parametrize("name, known", [
+    ("vit_base_patch16_224", True), ("vit_base_patch16_224_in21k", True), ("vit_tiny_r_s16_p8_384", True),
+    ("vit_base_patch16_plus_240", True), ("deit_small_distilled_patch16_224", True), ("cait_xxs24_224", True), ("", True),
+    ("vit_small_patch16_rope_ape_224", False), ("vit_base_resnet50d_224", False), ("vit_base_patch16_rpn_224", False),
+    ("vit_small_patch14_dinov4", False), ("swin_tiny_patch4_window7_224", False)])
+def test_a_name_that_is_not_known_is_refused(name, known):
+    """Not taken for what has its arrays: rope_ape has those of DeiT III, and rotary positions."""
+    said = {"architecture": name, "pretrained_cfg": {"tag": "x"}}
+    if known:
+        assert config_of_timm.describe(said).base == ""
+    else:
+        refused(f"its architecture, {name}, is none of timm's", config_of_timm.describe, said)
+        assert config_of_timm.describe(said | {"label_names": ["a"], config_of_timm.OWN_ENTRY: {"card": {}}}).base == ""
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize("architecture", list(dict.fromkeys(line[0].partition(".")[0] for line in ZOO)))
 def test_timm_s_own_model_at_full_size(architecture, tmp_path, monkeypatch):
