@@ -84,7 +84,7 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     name, keys = match_row(file)
     needs_heads = "hidden_size" in keys and "num_heads" not in keys
     row = resolve_row(name, keys | file.computed)
-    check_pooling(file, row)
+    check_pooling(file, row, keep=file.layout.has("head.weight"))
     size = file.row.get("img_size", row.img_size)
     if not needs_heads:
         check_weights(file, row, size)

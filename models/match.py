@@ -45,14 +45,20 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     found |= {"num_heads": num_heads} if num_heads else {}
     if said.base:
         name = said.base
-    elif rows := candidates(found, MODELS):
+    elif rows := candidates(found, MODELS) or candidates(_unpooled(found), MODELS):
         name = _best(file, found, rows, preferred, NUMBERS)
-    elif rows := candidates(found, MODELS, sizes=False):     # of sizes of its own: a name would bring others
+    elif rows := candidates(found, MODELS, sizes=False) or candidates(_unpooled(found), MODELS, sizes=False):
+        # Of sizes of its own: a name would bring others.
         name = _best(file, found, rows, preferred, NUMBERS[:-2])
     else:
         name = _nearest(file, found, preferred)
     _check_registers(file, found, name)
     return name, _otherwise(found, MODELS[name])
+
+
+def _unpooled(found: dict) -> dict:
+    """Without pooling by attention: of a model that was fine-tuned with one, which its row does not have."""
+    return {key: value for key, value in found.items() if key != "classifier" or value != "attention"}
 
 
 def _check_registers(file: OpenedCheckpoint, found: dict, name: str) -> None:
@@ -157,8 +163,9 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
-    # Without its pooling it is no Perception Encoder, but where timm trained one with another.
-    pools = found.get("classifier") == "attention" or file.layout.program_row is TIMM_ROW
+    # Without its pooling it is no Perception Encoder, but where timm trained one with another, and nothing says more.
+    in_timm = file.layout.program_row is TIMM_ROW and not file.file.described.row
+    pools = found.get("classifier") == "attention" or in_timm
     names = [name for name in _of_family(file, names) if pools or MODELS[name].classifier != "attention"
              or not MODELS[name].class_token] or names
     best = min(map(rank, names))
@@ -188,6 +195,7 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
     complete = file.layout.program_row is not TIMM_ROW or "hidden_size" in file.file.described.row
     if not complete or not {"gelu", "norm_eps"} <= file.computed.keys() or found["resnet_layers"] is not None:
         parts = [f"{key} {found[key]}" for key, plain in ARRAYS.items() if found[key] != plain]
+        parts += ["pooling by attention"] * (found.get("classifier") == "attention")
         parts += [f"a ResNet of {found['resnet_layers']} units"] * (found["resnet_layers"] is not None)
         raise WeightsError(f"{file.path}: no model of configs.py has its parts together ({', '.join(parts)}), and nothing says "
                            "how it computes")

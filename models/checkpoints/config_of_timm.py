@@ -7,6 +7,7 @@ they have, as files with them may be of other sizes; a name of a later family sa
 import re
 
 from models.errors import WeightsError
+from models.families import unbuilt
 from models.kinds import NAME, TEXT, Each, Kind, Record, is_number, is_whole, one_of
 
 from .description import OWN_ENTRY, Description, gelu_of, names_of, numbers_of, size_of
@@ -61,12 +62,6 @@ FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
     (rf"vit_(so150m2?){PATCH}_(reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
     (rf"vit_(medium){PATCH}_gap{PIXELS}", "ViT-{0}_{1}-gap"),
 ))
-# Architectures that no model here computes, by what they have.
-REFUSED = tuple((re.compile(pattern), what) for pattern, what in (
-    (r"vit_dp?\w+_patch16_reg1_gap_256", "differential attention"), (r"vit_pwee_.*", "attention and MLP side by side"),
-    (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
-    (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
-    (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
 # What the names of its Vision Transformers of 2021, CaiT and those like them are made of. A name with other words may be of a
 # model with the same arrays that computes otherwise: rope_ape has the arrays of DeiT III, and rotary positions.
 PLAIN_WORDS = re.compile(
@@ -92,9 +87,8 @@ ARGUMENTS = {
 
 def row_of(architecture: str, tag: str = "") -> str:
     """The row of configs.MODELS, "" where the name is of no later family. Raises WeightsError for what none can be."""
-    for pattern, what in REFUSED:
-        if pattern.fullmatch(architecture):
-            raise WeightsError(f"{architecture} has {what}, as no model here")
+    if what := unbuilt(architecture):
+        raise WeightsError(f"{architecture} has {what}, as no model here")
     for pattern, row in FAMILIES:
         if match := pattern.fullmatch(architecture):
             name = row.format(*(SIZES.get(part, part.replace("_", "-")) for part in match.groups()))

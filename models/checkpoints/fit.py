@@ -10,6 +10,7 @@ from .conversions import Row
 from .layout import Layout, abbreviate
 from .layouts import TIMM_ROW
 from .opened import OpenedCheckpoint
+from .zip_archive import shown
 
 POOL = "attn_pool"
 QKV_BIAS = re.compile(r"blocks\.\d+\.attn\.(q_bias|v_bias|qkv\.bias)")
@@ -97,10 +98,16 @@ def _thirds(shape: tuple[int, ...], masked: bool) -> list[slice]:
     return [slice(0, third), slice(2 * third, None)] if masked else [slice(None)]
 
 
-def check_pooling(file: OpenedCheckpoint, config) -> None:
-    """Raises WeightsError where the head of timm's model reads of other tokens than that of a model of this row."""
+def check_pooling(file: OpenedCheckpoint, config, keep: bool) -> None:
+    """Raises WeightsError where timm's model pools other tokens by attention than a model of this row does, or, to `keep` its
+    head, takes another mean."""
     said, prefixed = file.file.described, has_class_token(config) or config.registers
-    if file.file.run or said.own or file.layout.program_row is not TIMM_ROW or not prefixed:
+    if file.file.run or said.own or file.layout.program_row is not TIMM_ROW:
+        return
+    if keep and said.pool not in ("", "token", "avg", "map"):
+        raise WeightsError(f"{file.path}: its head reads what timm's global_pool {shown(said.pool)} gives, as no model here; a "
+                           "new head (--head zero) may read the cls token or the mean (--classifier)")
+    if not prefixed:
         return
     eva = config.rope or config.qkv_bias == "qv"              # which always pools all tokens by attention
     pools = config.classifier == "attention" and file.layout.has(f"{POOL}.latent")
@@ -108,9 +115,9 @@ def check_pooling(file: OpenedCheckpoint, config) -> None:
     if pools and not eva and not said.pool_prefix:
         raise WeightsError(f"{file.path}: timm's pooling by attention skips {before}, unless its model_args have "
                            "pool_include_prefix, and here it reads all tokens. A new head may use --classifier token or mean")
-    if said.pool_prefix and said.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
-        raise WeightsError(f"{file.path}: its mean takes {before} too (pool_include_prefix), and here that of the patches alone. "
-                           "A new head may use --classifier token")
+    if keep and said.pool_prefix and said.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
+        raise WeightsError(f"{file.path}: its mean takes {before} too (pool_include_prefix), and here that of the patches alone; "
+                           "a new head (--head zero) may read that")
 
 
 def may_read_either(file: OpenedCheckpoint, config) -> bool:
@@ -151,6 +158,8 @@ def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
         return OF_A_RUN
     if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
         return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+    if model.config.classifier == "gap" and layout.has("cls_token") and report.fresh:
+        return "it has a cls token, and --classifier gap is of models without: use --classifier mean, or token"
     if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
         return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (with class_token "
                 "False)")

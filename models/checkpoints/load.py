@@ -91,7 +91,7 @@ def _plan(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> t
     if heads not in (None, model.config.num_heads):
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
                            f"{OF_A_RUN if file.run else f'use --num_heads {heads}'}")
-    check_pooling(checkpoint, model.config)
+    check_pooling(checkpoint, model.config, head == "keep")
     report = LoadReport(str(file.path), fresh=fresh_parameters(layout, model, head), classes=checkpoint.class_names or [],
                         notes=[*file.notes, *file.described.notes, *layout.notes])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
