@@ -132,7 +132,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
     viewer = Viewer(model, split, opened.transform, opened.region)
     facts = [f"{settings['model_type']} of {path}", f"{args.split} images of {where}",
              f"edits act in layer {', '.join(map(str, model.sigmoid_layers))}; shown: layer {model.sigmoid_layers[-1]}, "
-             "mean over heads"]
+             "mean over heads" + ", and predictions of the image without its mirror image" * (settings["tta"] == "flip")]
     return editing.Gallery(
         title=path.resolve().parent.name, facts=facts, classes=model.classes, labels=labels, grid=model.grid,
         img_size=model.img_size, name=split.name, checksum=functools.partial(edits.checksum, split),

@@ -54,6 +54,7 @@ def check(flags: dict) -> None:
     """Reads every image of every split and prints what was found. Raises DataError if one cannot be read."""
     from utils.data import check as checking
     from utils.data import datasets
+    from utils.data.splits import flags_to_skip
 
     splits = datasets.splits_of(vars(config.choose(flags)))
     print("".join(f"{note}\n" for note in splits.notes), end="", flush=True)
@@ -71,8 +72,10 @@ def check(flags: dict) -> None:
     listed.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(listed, lambda file: file.write_text("".join(f"{why}\n" for *_, why in findings.bad), encoding="utf-8",
                                                      errors="backslashreplace"))
-    raise datasets.DataError(f"{len(findings.bad):,} images cannot be read: {listed} lists them. Replace or remove them, or "
-                             "train with --bad_images skip (validation and test images must be readable)")
+    bad = sum(split == "train" for split, *_ in findings.bad)
+    skip = f", or train with {flags_to_skip(bad, len(splits.train))} (validation and test images must be readable)" if bad else ""
+    raise datasets.DataError(f"{len(findings.bad):,} images cannot be read: {listed} lists them. Replace or "
+                             f"remove them{skip}")
 
 
 def prepare(flags: dict) -> None:

@@ -13,6 +13,7 @@ Imports are deferred to the functions that need them, so that a bad flag fails b
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import sys
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils import process
 
 with process.imports("predict.py"):
+    from models import ModelError
+    from models.checkpoints.first_look import not_a_run, require_weights
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, OF_OTHERS, ConfigError, Parser, check_opened
@@ -103,11 +106,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
     options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "MODEL")
+    check_order(options.model, options.inputs)
     if options.nproc is None and (asked := os.environ.get("NPROC")):
         if not asked.isdecimal() or not int(asked):
             raise ConfigError(f"NPROC={asked}: must be a whole number, 1 or more")
         options.nproc = int(asked)
     return options
+
+
+def check_order(model: str, inputs: Sequence[str]) -> None:
+    """Raises ConfigError where the model was typed behind the images."""
+    try:
+        require_weights(model)
+    except ModelError as error:
+        what = not_a_run(model) if os.path.isdir(model) else error
+        for given in inputs:
+            with contextlib.suppress(ModelError):
+                require_weights(given)
+                raise ConfigError(f"{what}; MODEL comes first, then the images: {given} {model}") from error
 
 
 def main(argv: list[str]) -> int:
@@ -162,7 +178,8 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
     Raises DataError or ConfigError.
     """
     from utils.data.splits import DataError
-    from utils.predict.predictor import Work, found_reading
+    from utils.data.survey import faint_images, loose_files
+    from utils.predict.predictor import Work
     from utils.predict.sources import Batches, first_of, open_sources
 
     run, split, reading = opened.settings, None, opened.reading
@@ -179,7 +196,10 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
         if not first:
             raise DataError(f"{', '.join(options.inputs)}: no paths of images")
         keys = itertools.chain(first, keys)
-        reading = found_reading(reading, [item.path for item in first[:PEEKED]])
+        sample = loose_files([(item.path, 0) for item in first[:PEEKED]], ".", reading)
+        reading = sample.reading
+        if warning := faint_images(sample):
+            print(process.printable(warning), file=sys.stderr, flush=True)
         if all_are_there:                                         # few images are divided among the processes
             size = min(size, -(-len(first) // processes))
     images = Images(Batches(keys, size), split, len(split) if options.split else None)

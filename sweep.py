@@ -22,12 +22,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils import process
 from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
+    from models.checkpoints.first_look import SWEEP_FILE, is_sweep
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview
@@ -38,9 +38,6 @@ with process.imports("sweep.py"):
     from utils.config.types import non_negative_float, positive_float
     from utils.report import sweeps
     from utils.training.certainty import result_of
-
-if TYPE_CHECKING:
-    from utils.data.splits import Splits
 
 ROOT = Path(__file__).resolve().parent
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
@@ -68,6 +65,10 @@ def main(argv: list[str]) -> int:
         run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
         check_published(flags_of_run, published_name, published_names())
         folder = Path(run.output_dir) / (run.name or "sweep")
+        if not is_sweep(folder):
+            from utils.run import folder as run_folder
+
+            run_folder.check_free(run.output_dir, folder.name)
         held_out = fraction_to_hold_out(run)
         check_start(run, held_out, begun=any(folder.glob("*/log.jsonl")))
         # What may change on resume, since a checkpoint has it or nothing uses it, a new trial reads again.
@@ -148,18 +149,14 @@ def flags_of_script(flags: list[str]) -> dict:
 
 def fraction_to_hold_out(run: argparse.Namespace) -> float:
     """The run's fraction, or a tenth; none where the data set has a validation split of its own."""
-    splits = open_data(run, run.val_fraction)
+    from utils.data import datasets
+
+    splits = datasets.splits_of(vars(run))
     if splits.test is splits.val and splits.val_name != "test":
         raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction
     return 0.0 if splits.val is not splits.test else 0.1
-
-
-def open_data(run: argparse.Namespace, val_fraction: float) -> "Splits":
-    from utils.data import datasets
-
-    return datasets.splits_of(vars(run), val_fraction=val_fraction)
 
 
 def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
@@ -168,11 +165,12 @@ def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
     A sweep that has begun (with an older version) resumes, with a warning.
     """
     from utils.build import leakage
+    from utils.data import datasets
 
     if (found := leakage.start_run(run.pretrained_dir)) is None:
         return
     path, start = found
-    splits = open_data(run, held_out)
+    splits = datasets.splits_of(vars(run), val_fraction=held_out)
     seen = leakage.seen_images(start, run.dataset, run.data_dir, splits)
     if seen is None:
         print(leakage.warning_of_seen(start, path, run, splits))
@@ -205,7 +203,7 @@ def without(flags: list[str], *names: str) -> list[str]:
 
 def claim(folder: Path, settings: dict) -> None:
     """Makes the sweep's folder. Raises ConfigError if it holds another sweep."""
-    file = folder / "sweep.json"
+    file = folder / SWEEP_FILE
     if file.exists():
         try:
             before = json.loads(file.read_text(encoding="utf-8"))

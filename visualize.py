@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,7 +197,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
     """
     from utils.data.class_folders import picture_files
     from utils.data.image_files import IMAGE_EXTENSIONS
-    from utils.data.survey import loose_files
+    from utils.data.survey import faint_images, loose_files
     from utils.report.views import Example
 
     if images is None:
@@ -211,6 +212,8 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
         found += [(file, os.path.relpath(file, path)) for file in below] or [(str(path), path.name)]
     data = loose_files([(path, 0) for path, _ in found], ".", subject.reading)
+    if warning := faint_images(data):
+        print(process.printable(warning), file=sys.stderr)
     return [Example(name, data, index) for index, (_, name) in enumerate(found)]
 
 

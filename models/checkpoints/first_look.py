@@ -24,9 +24,11 @@ FOREIGN_PICKLE = "a pickle that PyTorch did not write; save it with torch.save, 
 PROGRAMS = ("archive_format", "serialized_exported_program.json")
 PROGRAM = ("a program (of torch.export, or ONNX), which holds no weights by name; give its run, or what export.py --to folder "
            "wrote")
+IMAGES = b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"        # and WEBP
 SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
 SEAL_LENGTH = len(SEAL) + 64
 FOLDERS = (*PUBLISHED, "augreg", *META_FILES)
+SWEEP_FILE, FINAL_RUN = "sweep.json", "final"           # what the folder of a sweep has
 
 
 def again(path: str | Path) -> str:
@@ -72,6 +74,8 @@ def _describe_start(start: bytes, path: str | Path) -> str:
         return "a pointer of Git LFS instead of weights; fetch the file itself (git lfs pull)"
     if start[:1] == b"\x08" and str(path).endswith(".onnx"):
         return PROGRAM
+    if start.startswith(IMAGES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
+        return "an image, not weights"
     if start[:1] == b"\x80":
         return FOREIGN_PICKLE
     return f"not a file of weights (.npz, PyTorch or .safetensors), or damaged; {again(path)} if it should be one"
@@ -88,8 +92,10 @@ def require_weights(name_or_path: str | Path) -> None:
     elif is_weights_folder(path):
         kind_of(weights_in(path))
     elif not any(path.glob("*.pt")):
-        raise WeightsError(f"{path} holds no intact checkpoint: it is no run folder, and has no model.safetensors of timm or "
-                           "transformers. Other files of weights are given themselves, not their folder")
+        if is_sweep(path):
+            raise WeightsError(not_a_run(path))
+        raise WeightsError(f"{not_a_run(path)}: it is no run folder, and has no model.safetensors of timm or transformers. Other "
+                           "files of weights are given themselves, not their folder")
 
 
 def require_run(path: str | Path) -> None:
@@ -97,7 +103,20 @@ def require_run(path: str | Path) -> None:
     if Path(path).is_file():
         check_seal(path)
     elif not any(Path(path).glob("*.pt")):
-        raise WeightsError(f"{path} holds no intact checkpoint")
+        raise WeightsError(not_a_run(path))
+
+
+def is_sweep(folder: str | Path) -> bool:
+    return (Path(folder) / SWEEP_FILE).exists()
+
+
+def not_a_run(folder: str | Path) -> str:
+    """What is said of a folder in which there is no checkpoint: a sweep's has them in the folders of its runs."""
+    final = Path(folder) / FINAL_RUN
+    if not is_sweep(folder):
+        return f"{folder} holds no intact checkpoint"
+    return f"{folder} is a sweep: " + (f"give its final run, {final}" if final.exists() else
+                                       "its final run is still to come; start the sweep again, and it goes on")
 
 
 def is_sealed(stream: BinaryIO) -> bool | None:

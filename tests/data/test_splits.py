@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from utils.config import FLAGS
 from utils.data.image_files import FileImages
 from utils.data.splits import (
+    SKIPPED,
     ArrayImages,
     Concat,
     DataError,
@@ -16,6 +18,7 @@ from utils.data.splits import (
     check,
     draw_test,
     fingerprint,
+    flags_to_skip,
     hold_out,
     stratified_share,
 )
@@ -159,3 +162,14 @@ def test_a_fingerprint_depends_on_the_images_and_not_on_their_folder():
     assert len({one, *map(fingerprint, others)}) == 8
     small = {fingerprint(files("/here", 20, **{f"i{index}": (f"renamed{index}", index % 7)})) for index in range(20)}
     assert len(small) == 20                    # of a small split every name counts
+
+
+def test_the_flags_that_skip_so_many_unreadable_images_let_the_run_go_on():
+    for images in (1, 3, 100, 196, 1000, 1281167):
+        for bad in range(1, min(images, 300) + 1):
+            flags = flags_to_skip(bad, images).split()
+            limit = float(flags[3]) if flags[2:] else SKIPPED
+            assert flags[:2] == ["--bad_images", "skip"] and bad <= limit * images and limit <= 1, (bad, images)
+            assert (len(flags) == 2) == (bad <= SKIPPED * images)
+    assert flags_to_skip(2, 196) == "--bad_images skip --max_bad_images 0.011"
+    assert FLAGS["max_bad_images"].default == SKIPPED

@@ -88,11 +88,11 @@ TOO_GOOD = "                 chosen on these images, so a little too good: repor
 @pytest.mark.parametrize(("how", "expected"), [
     ({}, ["  last step      62.50% on val (24 images, one is 4.2%; 95% interval 42.7% to 78.8%)",
           "  best           75.00% on val at step 20 (the best of 3; 95% interval 55.1% to 88.0%): r s/best.pt",
-          "                 79.17% was the highest; one image decides nothing, so that the lower loss does",
+          "                 79.17% was the highest, by no more than one image, and of a higher loss",
           TOO_GOOD + "a test accuracy: the last step's is above, best.pt's comes from the first command below"]),
     ({"final": "val", "alone": True}, [
         "  best           75.00% on val at step 20 (the best of 3; 95% interval 55.1% to 88.0%): r s/best.pt",
-        "                 79.17% was the highest; one image decides nothing, so that the lower loss does",
+        "                 79.17% was the highest, by no more than one image, and of a higher loss",
         TOO_GOOD + "the last step's accuracy, or hold out a test set (--test_fraction 0.2)"]),
     ({"final": "val"}, [TOO_GOOD + "a test accuracy, once all is decided: the first command below with --test once"])],
     ids=["a test split", "one held-out split", "test never"])
@@ -100,6 +100,13 @@ def test_the_last_step_and_the_best_and_which_figure_to_report(printed, how, exp
     lines = printed({}, {"accuracy": 0.75, "step": 20}, logged=LOOKS, **how)
     at = lines.index(expected[0])
     assert lines[at:at + len(expected)] == expected
+
+
+def test_a_highest_that_was_not_kept_is_not_said_to_be_of_a_higher_loss(printed):
+    """Its save failed, or it was later than what was resumed."""
+    for accuracy, loss in ((20 / 24, 0.9), (19 / 24, 0.4)):
+        lines = printed({}, {"accuracy": 0.75, "step": 20}, logged=LOOKS | {(60, "val"): (accuracy, loss)})
+        assert f"                 {accuracy:.2%} was the highest, and is not kept" in lines
 
 
 def test_a_best_that_is_the_last_step_is_the_figure_to_report(printed):

@@ -103,6 +103,24 @@ def test_a_start_without_a_checkpoint_leaves_its_folder_free(output):
     assert create(str(output), None, "digits") == output / "digits"
 
 
+def test_a_sweep_s_folder_is_refused_and_its_runs_are_named(output):
+    sweep, runs = output / "s", "its final run is still to come; start the sweep again"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.json").touch()
+    for final in (False, True):
+        for find in (lambda: find_run_checkpoint(str(sweep)), lambda: resolve_checkpoint(sweep)):
+            assert error_of(CheckpointError, find).startswith(f"{sweep} is a sweep: {runs}")
+        if not final:
+            make_run(sweep, "final")
+            runs = f"give its final run, {sweep / 'final'}"
+    before = sorted(output.rglob("*"))
+    for refused in (lambda: create(str(output), "s", "s"), lambda: run_folder.check_free(str(output), "s"),
+                    lambda: find_run_checkpoint("auto", str(output), "s")):
+        assert error_of(FolderError, refused) == f"{sweep} already holds a sweep, of several runs. Choose another --name."
+    assert sorted(output.rglob("*")) == before
+    assert create(str(output), None, "s") == output / "s-2" and found_in(sweep / "final")
+
+
 def test_a_folder_in_use_is_refused_and_free_afterwards(output):
     with AnotherProcess(lambda: create(str(output), "r", "digits")) as other:
         message = error_of(InUseError, create, str(output), "r", "digits")

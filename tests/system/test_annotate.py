@@ -69,9 +69,11 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     with np.load(Path(annotate.__file__).parent / "assets/digits.npz") as file:
         assert (shown.labels == file["labels"][:1097]).all()
         np.testing.assert_array_equal(shown.pixels(3)[..., 0], np.round(file["images"][3] * (255 / 16)))
-    newer = write_run(run.parent.parent / "other", sigmoid="all")
+    assert shown.facts[2].endswith("mean over heads")
+    newer = write_run(run.parent.parent / "other", sigmoid="all", tta="flip")
     assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
-    assert "layer 1, 2, 3, 4;" in gallery("--split", "test").facts[2] and not capsys.readouterr().out
+    fact = gallery("--split", "test").facts[2]
+    assert "layer 1, 2, 3, 4;" in fact and fact.endswith("without its mirror image") and not capsys.readouterr().out
     checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"

@@ -36,7 +36,9 @@ def test_check_lists_images_that_cannot_be_read(capsys):
     assert dataset.main(["check", *FOLDER, "--num_workers", "0"]) == 2
     printed = capsys.readouterr()
     assert "tree/train/bee/1.png" in printed.out and "warning: left out for their ending: 1 .avif" in printed.out
-    assert printed.err.startswith("dataset.py: error: 1 images cannot be read: output/bad_images.txt lists them. ")
+    assert printed.err == (
+        "dataset.py: error: 1 images cannot be read: output/bad_images.txt lists them. Replace or remove them, or train with "
+        "--bad_images skip --max_bad_images 0.2 (validation and test images must be readable)\n")
     assert "tree/train/bee/1.png" in Path("output/bad_images.txt").read_text() and len(os.listdir("output")) == 1
     assert dataset.main(["check", *FOLDER, "--output_dir", "other", "--val_fraction", "0.5", "--split_seed", "3"]) == 2
     assert "val: " in capsys.readouterr().out and Path("other/bad_images.txt").exists()
@@ -80,9 +82,18 @@ def test_lists_are_read_as_in_training(capsys):
 
 
 def test_prepare_skips_bad_images_if_asked_to(capsys):
+    """It names the flags; of an unreadable held-out image there are none."""
     Path("tree/train/bee/1.png").write_bytes(b"not an image")
-    skip = ["--bad_images", "skip", "--max_bad_images", "0.3"]
-    assert dataset.main(["prepare", "out", *FOLDER]) == 2 and "bad_images.txt lists them" in capsys.readouterr().err
+    assert dataset.main(["prepare", "out", *FOLDER]) == 2
+    printed, skip = capsys.readouterr().err, ["--bad_images", "skip", "--max_bad_images", "0.2"]
+    assert "bad_images.txt lists them" in printed and f"or omit them with {' '.join(skip)} (validation" in printed
+    held_out = next(Path("tree/val").rglob("*.png"))
+    content = held_out.read_bytes()
+    held_out.write_bytes(b"not an image")
+    Path("tree/train/bee/1.png").rename("kept.png")
+    assert dataset.main(["check", *FOLDER]) == 2 and capsys.readouterr().err.endswith("Replace or remove them\n")
+    held_out.write_bytes(content)
+    Path("kept.png").rename("tree/train/bee/1.png")
     assert dataset.main(["prepare", "out", *FOLDER, *skip]) == 0 and "7 images, 1 skipped" in capsys.readouterr().out
 
 

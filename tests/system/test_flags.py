@@ -23,6 +23,7 @@ ODD = ["a b", "it's", 'say "no"', "$HOME `id` $(id) *", "Größe 画像 🙂", "
 DASHED = ["-d", "-my data", "--no", "--nproc_per_node", "-1e-3", "--max_restarts=3"]
 # One value for each kind that is no text.
 TYPED = {
+    types.channel_values: ["0.485,0.456,0.406"], types.channel_widths: ["0.229,0.224,0.225"],
     types.run_name: ["Run_1.2+x-3", "0"], types.image_size: ["224", "224x160"], types.increasing_steps: ["200,300,400"],
     types.trained_layers: ["head", "2"], types.sigmoid_layers: ["last", "3,7"], types.class_weights: ["1,2.5,1"],
     types.fraction: ["0.25", "1e-3"], types.unit_interval: ["1"], types.magnitude: ["10"], types.positive_int: ["7"],

@@ -213,7 +213,9 @@ def test_every_kind_of_photograph_is_shown_as_what_it_is(run):
     Path("p/5.jpg").write_bytes(Path("whole.jpg").read_bytes()[:-200])
     code, (first, *others, cut), printed = run("r", "p")
     assert code == 0 and [list(row.values())[1:] for row in others] == [list(first.values())[1:]] * 4 and first["label"]
-    assert cut["label"] == "" and "truncated" in cut["error"] and "6 images, " in printed
+    assert cut["label"] == "" and "truncated" in cut["error"] and "6 images, " in printed and "warning" not in printed
+    Image.fromarray(levels.astype(np.uint16) * 16).save("p/6.png")
+    assert run("r", "p")[2].startswith("warning: 1 of 2 decoded images of 16 bits become nearly one color (p/6.png: ")
 
 
 @pytest.mark.parametrize(("on_terminal", "shown"), [("stderr", True), ("", False)])
@@ -234,7 +236,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     photographs(Path("p"), 1)
     Path("empty").mkdir()
     Path("no_run").mkdir()
-    Path("there.csv").touch()
+    Path("s/final").mkdir(parents=True)
+    for file in ("there.csv", "s/sweep.json"):
+        Path(file).touch()
     Path("gone.txt").write_text("a.jpg\nb.jpg\n")
     model = create_model("ViT-Nano_2", 3)
     save_timm(model, "x.pth")
@@ -251,6 +255,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
             (["r", "empty"], "empty: no images (.jpg"),
             (["output/rr", "p"], "MODEL output/rr: no such file or folder"),
             (["no_run", "p"], "no_run holds no intact checkpoint"),
+            (["no_run", "p", "r"], "error: no_run holds no intact checkpoint; MODEL comes first, then the images: r no_run\n"),
+            (["p/0.jpg", "r"], "error: p/0.jpg: an image, not weights; MODEL comes first, then the images: r p/0.jpg\n"),
+            (["p/0.jpg", "p"], "error: MODEL: p/0.jpg: an image, not weights\n"),
+            (["s", "p"], "error: MODEL: s is a sweep: give its final run, s/final\n"),
             (["r", "p", "--output", "there.csv"], "--output there.csv is there: remove it"),
             (["r", "p", "--output", "empty"], "--output empty is a folder"),
             (["r", "p", "--top_k", "11"], "--top_k 11: the model has 10 classes"),
@@ -265,7 +273,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     assert "2 cannot be read (column error), such as a.jpg: " in printed
     monkeypatch.setenv("NPROC", "two")
     assert run("r", "p")[2] == "predict.py: error: NPROC=two: must be a whole number, 1 or more\n"
-    assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "there.csv", "x.pth"]
+    assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "s", "there.csv", "x.pth"]
     monkeypatch.delenv("NPROC")
     with files_no_larger_than(8000):                  # a batch in shared memory has room
         code, _, printed = run("r", *["p/0.jpg"] * 300, "--output", "new.csv", "--batch_size", 8)

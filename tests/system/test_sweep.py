@@ -167,6 +167,16 @@ def rows_of(folder: str) -> list[dict]:
     return list(csv.DictReader(Path(folder, "sweep.csv").read_text().splitlines()))
 
 
+def test_the_folder_of_a_run_is_refused(stub, capsys, tmp_path):
+    """In train.sh's words, before anything is written."""
+    for file in ("step-00000006.pt", "best.pt"):
+        (tmp_path / "output" / file / file).parent.mkdir(parents=True)
+        (tmp_path / "output" / file / file).touch()
+        before = sorted(tmp_path.rglob("*"))
+        assert f"output/{file} already holds a run. Resume it (" in error_line(capsys, "--name", file, "--learning_rates", "0.1")
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_sweep_that_was_interrupted_resumes(stub, capsys, monkeypatch):
     """A part is held out, a rate that diverges is noted, and test is looked at once, at the end."""
     data = tree(Path("data"), {"train/ant": 4, "train/bee": 4, "val/ant": 2, "val/bee": 2})

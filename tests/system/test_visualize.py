@@ -1,5 +1,7 @@
 """visualize.py: every picture of every family through the command line, every option, bad input as one line."""
 
+import csv
+import itertools
 import os
 import re
 import shutil
@@ -208,6 +210,16 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
     assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
 
 
+def test_images_that_the_model_sees_nearly_black_are_told(figures, capsys):
+    """Of 12 bits, for a run on images of 16; a run on images of 12 sees them."""
+    Image.fromarray(np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)).save("deep.png")
+    for high in (65535, 4095):
+        folder = save_run(Path(f"output/{high}"), dataset="folder", exif="off", intensity_range=(0, high), alpha="white")
+        draw(figures, "rollout", "--checkpoint", folder, "--image", "deep.png")
+        assert capsys.readouterr().err == ("warning: 1 of 1 decoded images of 16 bits become nearly one color (deep.png: 8 to "
+                                           "4,080); the model takes 0 to 65,535 for black to white\n") * (high == 65535)
+
+
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
     for name in ("a.png", "a.jpg", "sub/b.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png"):
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -286,21 +298,24 @@ def test_images_that_chose_the_best_are_not_called_test(tmp_path, monkeypatch):
         visualize.split_of(subject, "test")
 
 
-def test_confusion_counts_what_the_trainer_evaluates(run_train, figures):
-    assert run_train("--name", "r", "--num_steps", 6, "--confusion_matrix") == 0
+def test_confusion_counts_what_the_run_evaluates(run_train, figures):
+    """With its mirror images, in its precision; the worst mistakes are the first of mistakes.csv."""
+    assert run_train("--name", "r", "--num_steps", 6, "--confusion_matrix", "--tta", "flip", "--precision", "bf16") == 0
     written = np.loadtxt("output/r/confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11), dtype=int)
     figure = draw(figures, "confusion", "--checkpoint", sorted(Path("output/r").glob("step-*.pt"))[-1])
     assert list(figures) == ["output/r/confusion.png"]
     table = figure.axes[0]
     counts = {(text.get_position()[1], text.get_position()[0]): int(text.get_text()) for text in table.texts}
     assert counts == {(row, column): written[row, column] for row, column in np.argwhere(written)}
-    assert f"{written.trace() / 60:.2%} of 60" in figure.get_suptitle() and "test" in figure.get_suptitle()
-    wrong = [axes.get_title() for axes in figure.axes if "(true:" in axes.get_title()]
-    assert len(wrong) == 16 and all(len({*re.findall(r"^\d|(?<=true: )\d", title)}) == 2 for title in wrong)
-    confidence = [float(re.search(r"([\d.]+)%", title)[1]) for title in wrong]
-    assert confidence == sorted(confidence, reverse=True)
+    assert f"test: {written.trace() / 60:.2%} of 60 images right, with mirror images\n" in figure.get_suptitle()
+    figure = draw(figures, "confusion", "--checkpoint", "output/r", "--split", "val")
+    mistakes = csv.DictReader(Path("output/r/mistakes.csv").read_text().splitlines())
+    assert [axes.get_title() for axes in figure.axes if "(true:" in axes.get_title()] == [
+        f"{row['predicted']}: {float(row['probability']):.1%}\n(true: {row['true']})" for row in itertools.islice(mistakes, 16)]
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--images", 10, "--split", "val")
     assert "val: " in figure.get_suptitle() and "of 10 images" in figure.get_suptitle()
+    figure = draw(figures, "rollout", "--checkpoint", "output/r", "--images", 1)
+    assert ": test/0 (without its mirror image)\n" in figure.get_suptitle()
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -337,7 +352,7 @@ def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     shutil.copy(Path(visualize.__file__).parent / "assets/ViT-Nano_2-letters.npz", "some.npz")
-    models.save_timm(models.create_model("ViT-Nano_2", 3, hidden_size=40), tmp_path / "some.pth")
+    torch.save(models.create_model("ViT-Nano_2", 3, hidden_size=40).state_dict(), tmp_path / "some.pth")
     before = sorted(tmp_path.rglob("*"))
     assert visualize.main(words.split()) == 2
     printed = capsys.readouterr()

@@ -27,10 +27,14 @@ from utils.data import transforms
 from utils.data.classes import ClassRule
 from utils.data.datasets import imagenet_names, splits_of
 from utils.data.layouts import HELD_OUT
+from utils.data.loader import default_workers, eval_loader
 from utils.data.reading import FIND, Reading
+from utils.distributed import Ranks
 from utils.files import where_looked
 from utils.run.checkpoint import BEST_FILE, CheckpointError
 from utils.run.folder import resolve_checkpoint
+from utils.training.evaluation import EvalMetrics, evaluate
+from utils.training.precision import apply_matmul_precision, choose
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED_MODEL, EMBEDDED = "ViT-Nano_2", "assets/ViT-Nano_2-letters.npz"
@@ -81,6 +85,25 @@ class Opened:
         if not len(images):
             raise ConfigError(f"--split {name}: the run's data have no {name} images now")
         return name, images, tuple(splits.classes)
+
+    def evaluate(self, images: Dataset) -> EvalMetrics:
+        """As its run evaluates them, in its precision and with its mirror images; with `confusion` and `answers`.
+
+        On the device of the model, in this process alone. Raises ImageError.
+        """
+        run, device = self.settings, next(self.model.parameters()).device
+        precision, _ = choose(run["precision"], run["fp16_opt_level"], device)
+        apply_matmul_precision(precision)
+        loader = eval_loader(images, transform=self.transform, batch_size=run["eval_batch_size"], rank=0, world_size=1,
+                             pin_memory=device.type == "cuda", num_workers=default_workers(run["dataset"], 1, device.type),
+                             device=device, cached_workers=0)
+        normalize = functools.partial(transforms.normalize, mean=self.model.config.mean, std=self.model.config.std,
+                                      dtype=precision.weights)
+        kind = next(self.model.parameters()).dtype
+        found = evaluate(self.model.to(precision.weights), loader, normalize, precision, Ranks(0, 1, 0, 1, device),
+                         len(self.classes), confusion=True, flipped=run["tta"] == "flip", filled=True, answers=True)
+        self.model.to(kind)
+        return found
 
     @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:

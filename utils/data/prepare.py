@@ -29,7 +29,7 @@ from utils.files import LOCK_FILE, FileLock, StorageError, atomic_write, fsync_p
 
 from .image_files import FileImages
 from .prepared import FILE, FORMAT, ROW, describe, is_prepared
-from .splits import DataError, ImageError, Splits
+from .splits import DataError, ImageError, Splits, flags_to_skip
 from .workers import WorkerError
 
 CHUNK = 32                            # images that a process gets at a time
@@ -113,9 +113,10 @@ def _check_bad(bad: list[Bad], train_images: int, building: Path, skip: float) -
     write_file(file, "".join(f"{one.why}\n" for one in bad), errors="backslashreplace")
     if len(bad) > skip * train_images or any(one.part != "train" for one in bad):
         first = bad[0].why + ", ..." * (len(bad) > 1)
-        raise DataError(f"{len(bad):,} images cannot be read: {first}; {file} lists them; replace or remove them, or omit them "
-                        "with --bad_images skip (validation and test images must be readable, and training images but for a "
-                        "share of --max_bad_images)")
+        of_train = sum(one.part == "train" for one in bad)
+        omit = f", or omit them with {flags_to_skip(of_train, train_images)} (validation and test images must be readable)"
+        raise DataError(f"{len(bad):,} images cannot be read: {first}; {file} lists them; replace or remove them"
+                        + omit * (of_train > 0))
 
 
 # ---------------------------------------------------------------------------------------------------- the files

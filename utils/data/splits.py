@@ -20,6 +20,7 @@ from .reading import AS_STORED, Reading
 
 Strata = Callable[[np.ndarray], np.ndarray]         # targets of all images -> what a share of them keeps the proportions of
 
+SKIPPED = 0.01               # the default of --max_bad_images
 FINGERPRINT_NAMES = 1000
 
 
@@ -35,6 +36,13 @@ class ImageError(DataError):
     def __init__(self, plain: str, advice: str = ""):
         super().__init__(f"{plain}; {advice}" if advice else plain)
         self.plain = plain                  # the text without the advice
+
+
+def flags_to_skip(bad: int, images: int) -> str:
+    """With which a run takes others in the place of `bad` unreadable ones of its training images."""
+    thousandths = -(-1000 * bad // images)
+    thousandths += thousandths / 1000 * images < bad                # as the run compares them
+    return "--bad_images skip" + f" --max_bad_images {thousandths / 1000:g}" * (bad > SKIPPED * images)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,14 @@ def loose_files(samples: list[tuple[str, int]], root: str | Path, wish: Reading)
     return FileImages(samples, root, reading)
 
 
+def faint_images(files: FileImages) -> str:
+    """A warning where 16-bit images of a sample become nearly one color by the rule of `files`, which may be another data set's;
+    else ''."""
+    survey, (low, high) = take([files]), files.reading.intensity_range
+    faint = _faint(survey, low, high)
+    return _warning(survey, faint, f"the model takes {low:,} to {high:,} for black to white") if faint else ""
+
+
 def _without_heif(splits: Splits) -> Splits:
     """Without the HEIC images, where pillow-heif is missing."""
     endings = Counter()
@@ -181,15 +189,21 @@ def _intensity_range(survey: Survey, wish: tuple[int, int] | str) -> tuple[tuple
         raise DataError(f"{path}: 16-bit values below 0 ({lowest:,} to {highest:,} in the sampled images): say which values "
                         f"become black and white, such as --intensity_range={lowest},{highest}")
     low, high = (0, next(top for top in HIGHEST if highest <= top)) if wish == AUTO else wish
-    faint = [each for each in survey.ranges if (_inside(each[2], low, high) - _inside(each[1], low, high)) * 256
-             < FAINT * (high + 1 - low)]
-    if not faint:
-        return (low, high), []
-    example = "{}: {:,} to {:,}".format(*faint[0])
+    faint = _faint(survey, low, high)
     advice = (f"--intensity_range={lowest},{highest} spreads them" if len(faint) == len(survey.ranges) and lowest < highest
               else "they do not fit the range of the others (--intensity_range)")
-    return (low, high), [f"warning: {len(faint)} of {len(survey.ranges)} decoded images of 16 bits become nearly one color "
-                         f"({example}); {advice}"]
+    return (low, high), [_warning(survey, faint, advice)] if faint else []
+
+
+def _faint(survey: Survey, low: int, high: int) -> list[tuple[str, int, int]]:
+    return [each for each in survey.ranges if (_inside(each[2], low, high) - _inside(each[1], low, high)) * 256
+            < FAINT * (high + 1 - low)]
+
+
+def _warning(survey: Survey, faint: list[tuple[str, int, int]], advice: str) -> str:
+    example = "{}: {:,} to {:,}".format(*faint[0])
+    return (f"warning: {len(faint)} of {len(survey.ranges)} decoded images of 16 bits become nearly one color ({example}); "
+            f"{advice}")
 
 
 def _inside(value: int, low: int, high: int) -> int:

@@ -68,7 +68,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], images: Sequence[np.nd
     caption.set_title("most often confused: true → predicted", loc="left", fontsize="medium", fontweight="bold")
     caption.text(0, 0.98, "\n".join(rows) or "no mistakes", va="top", linespacing=1.7, transform=caption.transAxes)
     if lines:
-        parts[1].suptitle("the worst mistakes: those with the most probable wrong class", fontsize="medium", fontweight="bold")
+        parts[1].suptitle("the worst mistakes: those with the highest loss", fontsize="medium", fontweight="bold")
         for panel, image, (true, predicted, probability) in zip(_empty_grid(parts[1], lines, columns), images, wrong):
             panel.imshow(image)
             panel.set_title(f"{plain(predicted, 16)}: {probability:.1%}\n(true: {plain(true, 14)})", fontsize="small")

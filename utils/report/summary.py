@@ -170,9 +170,12 @@ def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
     looks = f" (the best of {len(results)}; {describe_interval(held)})" if held else ""
     lines.append(f"best           {best['accuracy']:.2%} on {name} at step {best['step']}{', the last' * is_last}{looks}: "
                  f"{run.outputs.folder / checkpoint.BEST_FILE}")
-    highest = max((each.accuracy for each in results.values()), default=0.0)
-    if held and held.accuracy < highest:
-        lines.append(f"               {highest:.2%} was the highest; one image decides nothing, so that the lower loss does")
+    highest = max(results.values(), key=lambda each: each.rank(2.0), default=held)
+    if held and held.accuracy < highest.accuracy:
+        # Else the highest could not be saved, or was later than the checkpoint that was resumed.
+        by_loss = held.rank(highest.accuracy) > highest.rank(highest.accuracy)
+        lines.append(f"               {highest.accuracy:.2%} was the highest, "
+                     + ("by no more than one image, and of a higher loss" if by_loss else "and is not kept"))
     if launch.is_trial() or is_last:
         return lines
     if final != name:

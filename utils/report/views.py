@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from utils.attention import maps as attention_maps
 from utils.data.classes import first_names
-from utils.data.loader import default_workers, eval_loader
 from utils.data.transforms import normalize
 from utils.run.log import LOG_FILE, scan_log
+from utils.run.mistakes import worst_first
 
 from . import pictures, plots
 from .plots import Figure, plain
@@ -48,6 +48,7 @@ class Subject(Protocol):
     title: str
     settings: dict                  # flags of train.py
     transform: Callable             # PIL RGB -> uint8 (channels, height, width), as the model was evaluated
+    evaluate: Callable              # images of a split -> EvalMetrics with `confusion` and `answers`, as the run counts them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,9 @@ class View:
         return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
 
     def title(self, what: str) -> str:
-        return f"{what}: {self.example.name}\n{self.subject.title}"
+        """Says so where the run's evaluations took the mirror image too: here the model saw the image alone."""
+        alone = " (without its mirror image)" * (self.subject.settings.get("tta") == "flip")
+        return f"{what}: {self.example.name}{alone}\n{self.subject.title}"
 
 
 def predict_with_attention(subject: Subject, example: Example) -> View:
@@ -313,25 +316,15 @@ def draw_curves(folders: list[str]) -> Figure:
 
 
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
-    """Evaluates the model on `data`, whose split is called `name`. Raises ViewError if its classes are not the model's."""
+    """Evaluates `data`, whose split is called `name`, as the run does. Raises ViewError if its classes are not the model's."""
     if classes != subject.classes:
         raise ViewError(f"the model knows {len(subject.classes)} classes ({first_names(subject.classes)}), the data have "
                         f"{len(classes)} ({first_names(classes)}): not the same task; give --checkpoint a run on these "
                         f"data, such as output/NAME (the model: {subject.title})")
-    model, matrix, wrong = subject.model, np.zeros((len(classes), len(classes)), dtype=np.int64), []
-    loader = eval_loader(data, transform=subject.transform, batch_size=64, rank=0, world_size=1, pin_memory=False,
-                         num_workers=default_workers(subject.settings["dataset"], 1))
-    for batch in loader:
-        with torch.inference_mode():
-            inputs = normalize(batch.images.to(next(model.parameters()).device), model.config.mean, model.config.std)
-            found = model(inputs).float().softmax(dim=-1).max(dim=-1)
-        predicted, probability = found.indices.cpu().numpy(), found.values.tolist()
-        np.add.at(matrix, (batch.targets.numpy(), predicted), 1)
-        for number in np.flatnonzero(predicted != batch.targets.numpy()):
-            truth = classes[int(batch.targets[number])]
-            wrong.append((probability[number], batch.keys[number].index, truth, classes[predicted[number]], batch.images[number]))
-        wrong = sorted(wrong, key=lambda each: (-each[0], each[1]))[:shown]
-    total, right = int(matrix.sum()), int(matrix.trace())
-    title = f"confusion matrix, {name}: {right / total:.2%} of {total} images right\n{subject.title}"
-    return pictures.confusion(matrix, classes, [image.permute(1, 2, 0).expand(-1, -1, 3).numpy() for *_, image in wrong],
-                              [(truth, guess, probability) for probability, _, truth, guess, _ in wrong], title)
+    found = subject.evaluate(data)
+    matrix, flipped = found.confusion.numpy(), subject.settings["tta"] == "flip"
+    wrong = worst_first(found.answers[:, found.answers[1] != found.answers[2]].numpy())[:shown]
+    images = [subject.transform(data[int(index)][0]).permute(1, 2, 0).expand(-1, -1, 3).numpy() for index, *_ in wrong]
+    title = f"confusion matrix, {name}: {found.accuracy:.2%} of {found.images} images right{', with mirror images' * flipped}"
+    return pictures.confusion(matrix, classes, images, [(classes[int(true)], classes[int(guess)], probability)
+                                                        for _, true, guess, probability, _ in wrong], f"{title}\n{subject.title}")

@@ -226,7 +226,7 @@ def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:
         except CheckpointError as error:
             skipped[path] = str(error)
     reason = f" ({'; '.join(each.replace(f'{folder}/', '') for each in skipped.values())})" if skipped else ""
-    raise CheckpointError(f"{folder} holds no intact checkpoint{reason}")
+    raise CheckpointError(f"{first_look.not_a_run(folder)}{reason}")
 
 
 def retain(folder: Path, keep: int) -> None:

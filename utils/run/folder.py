@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from models.checkpoints.first_look import is_sweep
 from utils import launch
 from utils.files import FileLock, InUseError, atomic_write
 
@@ -48,11 +49,15 @@ def lock(folder: Path) -> FileLock:
 def create(output_dir: str, name: str | None, stem: str) -> Path:
     """Creates and locks the folder of a new run: OUTPUT_DIR/NAME, or the first free one of STEM, STEM-2, STEM-3, ...
 
-    Raises FolderError if NAME already holds a run or the folder cannot be written, InUseError if it is in use.
+    Raises FolderError if NAME already holds a run or a sweep or the folder cannot be written, InUseError if it is in use.
     """
     candidates = [name] if name else [stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000)]
     for candidate in candidates:
         folder = Path(output_dir) / candidate
+        if is_sweep(folder):
+            if name:
+                check_free(output_dir, name)
+            continue
         try:
             claim = _claim(folder)
         except InUseError:
@@ -84,8 +89,10 @@ def _claim(folder: Path) -> FileLock:
 
 
 def check_free(output_dir: str, name: str) -> None:
-    """Raises the error of `create` if OUTPUT_DIR/NAME is in use or holds a run. Creates and locks nothing."""
+    """Raises the error of `create` if OUTPUT_DIR/NAME is in use or holds a run or a sweep. Creates and locks nothing."""
     folder = Path(output_dir) / name
+    if is_sweep(folder):
+        raise FolderError(f"{folder} already holds a sweep, of several runs. Choose another --name.")
     lock(folder).check()
     if folder.is_dir() and checkpoints.checkpoint_files(folder):
         raise FolderError(f"{folder} already holds a run. Resume it ({launch.command_to_resume(folder)}), or choose another "
@@ -113,6 +120,7 @@ def find_run_checkpoint(resume_path: str, output_dir: str = "", name: str | None
             raise FolderError("RESUME_PATH=auto needs NAME (--name): it resumes OUTPUT_DIR/NAME if that holds a run")
         path = Path(output_dir) / name
         if not (path.is_dir() and checkpoints.checkpoint_files(path)):
+            check_free(output_dir, name)
             return None
     else:
         path = Path(resume_path)

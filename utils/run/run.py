@@ -166,9 +166,9 @@ class Run:
     def is_best(self, step: int, split: str) -> bool:
         """Whether the evaluation of this step, the last one, is the best: its weights become best.pt.
 
-        The rule is certainty.best_of's, over the evaluations in the log: the lowest loss within one image of the highest
-        accuracy. Where best.pt is not what that rule kept (its save failed, or it was later than the checkpoint that is
-        resumed), it is enough to be better than that. Runs of earlier versions go on as they began: any higher accuracy.
+        The rule is certainty.best_of's, over the evaluations in the log as they came: within one image of the highest accuracy
+        so far the loss decides. Where best.pt is not what that rule kept (its save failed, or it was later than the checkpoint
+        that is resumed), it is enough to be better than that. Runs of earlier versions go on as they began: any higher accuracy.
         """
         history = self.history
         result, kept = history.logged[step, split], history.best
@@ -237,7 +237,8 @@ class Run:
             outputs.logger.log(f"warning: replaced by the next readable image: {line}")
         if count > config.max_bad_images * images:
             raise DataError(f"--max_bad_images {config.max_bad_images:g}: {count} of {images} training images cannot be read, "
-                            f"which is more; {outputs.folder / BAD_IMAGES_FILE} lists them. Replace them, or raise the limit")
+                            f"which is more; {outputs.folder / BAD_IMAGES_FILE} lists them. Replace them, or raise the limit "
+                            "(python dataset.py check finds all of them, and says to what)")
 
     # ------------------------------------------------------------------------------------------------- evaluating, saving
 

@@ -7,17 +7,19 @@ import zipfile
 
 import pytest
 import torch
+from PIL import Image
 from weight_files import saved
 
 import train
 from models import ModelError
 from models.checkpoints.first_look import NPZ, SAFETENSORS, TORCH, again, check_seal, kind_of, require_run, require_weights
+from utils.report.sweeps import FINAL
 
 
 def test_what_is_meant_is_looked_for(tmp_path, monkeypatch, put):
     monkeypatch.chdir(tmp_path)
     weights = saved(tmp_path / "some.bin", {"a": torch.ones(2)}).read_bytes()
-    for file in ("run/step-00000010.pt", "hub/model.safetensors", "lora/adapter_config.json", "other/notes.txt",
+    for file in ("run/step-00000010.pt", "hub/model.safetensors", "lora/adapter_config.json", "other/notes.txt", "s/sweep.json",
                  "parts/model.safetensors.index.json"):
         put(tmp_path / file, weights if file.startswith(("run", "hub")) else b"{}")
     for what in ("hub", "run", "run/step-00000010.pt", "some.bin", "ViT-B_16", "augreg/S_16", "deit/deit_small_patch16_224"):
@@ -30,7 +32,11 @@ def test_what_is_meant_is_looked_for(tmp_path, monkeypatch, put):
         with pytest.raises(ModelError, match=words):
             require_weights(what)
     require_run("run")
-    for what, words in (("other", "other holds no intact checkpoint$"), ("some.bin", "not a checkpoint of this program")):
+    put(tmp_path / f"s/{FINAL}/log.jsonl", b"")
+    with pytest.raises(ModelError, match=f"^s is a sweep: give its final run, s/{FINAL}$"):
+        require_weights("s")
+    for what, words in (("other", "other holds no intact checkpoint$"), ("s", f"s is a sweep: give its final run, s/{FINAL}$"),
+                        ("some.bin", "not a checkpoint of this program")):
         with pytest.raises(ModelError, match=words):
             require_run(what)
 
@@ -50,6 +56,13 @@ def test_a_program_is_named_for_what_it_is(tmp_path, put):
     for name in ("x.pt2", "x.onnx"):
         with pytest.raises(ModelError, match=rf"{name}: a program .* give its run, or what export\.py --to folder wrote"):
             kind_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_an_image_is_named_for_what_it_is(kind, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x", kind)
+    with pytest.raises(ModelError, match=r"x: an image, not weights$"):
+        kind_of(tmp_path / "x")
 
 
 def test_a_file_that_the_user_made_was_not_downloaded(tmp_path, put):
