@@ -7,6 +7,7 @@ they have, as files with them may be of other sizes; a name of a later family sa
 import re
 
 from models.errors import WeightsError
+from models.families import unbuilt
 from models.kinds import NAME, TEXT, Each, Kind, Record, is_number, is_whole, one_of
 
 from .description import OWN_ENTRY, Description, gelu_of, names_of, numbers_of, size_of
@@ -21,6 +22,8 @@ OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_ran
 
 # Google's weights that timm publishes under these tags or names were trained with the tanh form, whatever timm computes.
 TANH_TAGS, TANH_MODELS = re.compile(r"augreg_"), re.compile(r"siglip")
+TANH_NOTE = "GELU is computed in the tanh form, as Google trained it, whatever timm computes"
+MEAN_MODELS = re.compile(r"_dinov3")                       # whose mean has no norm of its own: no array tells it from a cls token
 SIZES = {"tiny": "Ti", "small": "S", "small_plus": "S+", "medium": "M", "base": "B", "large": "L", "huge": "H",
          "huge_plus": "H+", "giant": "g", "giantopt": "gopt", "gigantic": "bigG", "so400m": "SO400M", "7b": "7B", "1b": "1B",
          "3b": "3B", "wee": "Wee", "little": "Little", "mediumd": "MediumD", "betwixt": "Betwixt", "so150m": "SO150M",
@@ -59,12 +62,6 @@ FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
     (rf"vit_(so150m2?){PATCH}_(reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
     (rf"vit_(medium){PATCH}_gap{PIXELS}", "ViT-{0}_{1}-gap"),
 ))
-# Architectures that no model here computes, by what they have.
-REFUSED = tuple((re.compile(pattern), what) for pattern, what in (
-    (r"vit_dp?\w+_patch16_reg1_gap_256", "differential attention"), (r"vit_pwee_.*", "attention and MLP side by side"),
-    (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
-    (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
-    (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
 # What the names of its Vision Transformers of 2021, CaiT and those like them are made of. A name with other words may be of a
 # model with the same arrays that computes otherwise: rope_ape has the arrays of DeiT III, and rotary positions.
 PLAIN_WORDS = re.compile(
@@ -75,7 +72,7 @@ PLAIN_WORDS = re.compile(
 IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
         "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
         "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
-        "act_layer"}
+        "act_layer", "pool_include_prefix"}
 # And those that are keys of a row, with what makes the value.
 ARGUMENTS = {
     "patch_size": ("patch_size", int), "embed_dim": ("hidden_size", int), "depth": ("num_layers", int),
@@ -90,9 +87,8 @@ ARGUMENTS = {
 
 def row_of(architecture: str, tag: str = "") -> str:
     """The row of configs.MODELS, "" where the name is of no later family. Raises WeightsError for what none can be."""
-    for pattern, what in REFUSED:
-        if pattern.fullmatch(architecture):
-            raise WeightsError(f"{architecture} has {what}, as no model here")
+    if what := unbuilt(architecture):
+        raise WeightsError(f"{architecture} has {what}, as no model here")
     for pattern, row in FAMILIES:
         if match := pattern.fullmatch(architecture):
             name = row.format(*(SIZES.get(part, part.replace("_", "-")) for part in match.groups()))
@@ -118,6 +114,7 @@ def describe(values: dict) -> Description:
         found.row["gelu"] = gelu_of(arguments["act_layer"])
     elif TANH_TAGS.match(tag) or TANH_MODELS.search(name):
         found.row["gelu"] = "tanh"
+        found.notes += [TANH_NOTE] * (OWN_ENTRY not in values)
     elif not found.base:
         found.row["gelu"] = "erf"
     for key in ("mean", "std"):
@@ -146,6 +143,9 @@ def _take_arguments(found: Description, arguments: dict, pool: object, own: bool
         found.row["rope_grid"] = int(arguments["ref_feat_shape"][0])
     if pool := arguments.get("global_pool") or pool:
         found.pool = str(pool)
+    elif MEAN_MODELS.search(found.model):
+        found.pool = "avg"                                   # timm's default
+    found.pool_prefix = bool(arguments.get("pool_include_prefix"))
 
 
 def _patch_of(name: str) -> int | None:

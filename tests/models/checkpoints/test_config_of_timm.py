@@ -175,3 +175,14 @@ def test_a_bare_file_may_be_called_by_its_name(tmp_path, folder, name, base):
 def test_a_row_that_configs_lacks_is_named():
     described = config_of_timm.describe({"architecture": "vit_tiny_patch16_lingbot"})
     refused("vit_tiny_patch16_lingbot of timm, and configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))
+
+
+@pytest.mark.parametrize("architecture, tag, says", [
+    ("vit_base_patch16_siglip_224", "v2_webli", True), ("vit_tiny_patch16_224", "augreg_in21k", True),
+    ("vit_tiny_patch16_224", "dino", False), ("vit_small_patch14_dinov2", "lvd142m", False)])
+def test_a_gelu_that_is_not_timm_s_is_told(architecture, tag, says):
+    said = {"architecture": architecture, "pretrained_cfg": {"tag": tag}}
+    assert (config_of_timm.describe(said).notes == [
+        "GELU is computed in the tanh form, as Google trained it, whatever timm computes"]) is says
+    exact = config_of_timm.describe(said | {"model_args": {"act_layer": "gelu"}})
+    assert exact.notes == [] and exact.row["gelu"] == "erf"
