@@ -60,6 +60,9 @@ WRITTEN_AS = {"siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"
               "metaclip_2": "metaclip_2_vision_model", "aimv2": "aimv2_vision_model", "tipsv2": "tipsv2_vision_model"}
 TEXT = ("clip_text_model", "siglip_text_model", "siglip2_text_model", "metaclip_2_text_model", "aimv2_text_model",
         "tipsv2_text_model", "bert", "roberta", "distilbert", "gpt2", "t5", "llama", "qwen2")
+# Model types that no model here computes, by what they have. Of others the arrays decide.
+RELATIVE = "positions relative to each pair of patches (BEiT)"
+REFUSED = {"beit": RELATIVE, "data2vec-vision": RELATIVE, "pixio": "several cls tokens", "swin": "windows", "swinv2": "windows"}
 
 
 def describe(values: dict, preprocessor: dict) -> Description:
@@ -68,6 +71,8 @@ def describe(values: dict, preprocessor: dict) -> Description:
     kind, seen = str(values.get("model_type") or ""), values
     if kind in TEXT:
         raise WeightsError(f"its model_type is {shown(kind)}: a model of text alone, which classifies no images")
+    if kind in REFUSED:
+        raise WeightsError(f"its model_type is {kind}, which has {REFUSED[kind]}, as no model here")
     if isinstance(values.get(IMAGE_TEXT), dict):
         seen = values[IMAGE_TEXT]
         kind = str(seen.get("model_type") or WRITTEN_AS.get(kind, ""))

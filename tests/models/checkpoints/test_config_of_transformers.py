@@ -108,6 +108,7 @@ def test_keys_of_a_row(values, row):
 
 @pytest.mark.parametrize("values, words", [
     ({"model_type": "siglip_text_model"}, "a model of text alone"), ({"model_type": "bert"}, "a model of text alone"),
+    ({"model_type": "beit"}, "positions relative to each pair"), ({"model_type": "pixio"}, "several cls tokens"),
     ({"model_type": "vit", "hidden_act": "relu"}, "its activation is relu"),
     ({"model_type": "dinov3_vit", "rope_theta": 1000.0}, "its rope_theta is not 100"),
     ({"model_type": "dinov3_vit", "query_bias": False, "key_bias": True, "value_bias": True}, "its biases of queries"),
