@@ -188,7 +188,7 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
     gated = found["mlp"] == "swiglu" and found.get("classifier") != "attention"
     needed = {"norm_eps"} if gated else {"gelu", "norm_eps"}
     if not complete or not needed <= file.computed.keys() or found["resnet_layers"] is not None:
-        raise WeightsError(f"{file.path}: {_describe_misfit(found)}")
+        raise WeightsError(f"{file.path}: {_describe_misfit(found, preferred)}")
 
     def rank(name: str) -> tuple:
         row = MODELS[name]
@@ -199,7 +199,7 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
     return min(_of_family(file, list(MODELS)), key=rank)
 
 
-def _describe_misfit(found: dict) -> str:
+def _describe_misfit(found: dict, preferred: str) -> str:
     """That no row has the parts of a file, the row that has most of them, and how the two differ."""
     def others(name: str, keys: Iterable[str]) -> list[str]:
         row = MODELS[name]
@@ -207,13 +207,16 @@ def _describe_misfit(found: dict) -> str:
                 and (key != "layer_scale" or bool(found[key]) != bool(row[key]))]
 
     parts = (*ARRAYS, "resnet_layers")
-    nearest = min(MODELS, key=lambda name: (len(others(name, parts)) + bool(others(name, SIZES)), len(others(name, SIZES))))
+    nearest = min(MODELS, key=lambda name: (len(others(name, parts)) + bool(others(name, SIZES)), len(others(name, SIZES)),
+                                            not (preferred and name.startswith(preferred))))
     pools = found.get("classifier") == "attention" != MODELS[nearest].classifier
     differs = ["a pooling by attention"] * pools + [
         f"{key} {_in_words(key, found.get(key))}, not {_in_words(key, MODELS[nearest][key])}"
         for key in others(nearest, (*parts, *SIZES))]
+    shape = found["positions"] != MODELS[nearest]["positions"]         # which is read as if the images were square
     return (f"no model of configs.py has its parts together, and nothing says how it computes. The nearest is {nearest}; of the "
-            f"file are {'; '.join(differs)}. If that is no mistake, give the folder of it and its config.json")
+            f"file are {'; '.join(differs)}. If that is no mistake, give the folder of it and its config.json"
+            + ", or --model_type and the --img_size of its images, if they are not square" * shape)
 
 
 def _in_words(key: str, value: object) -> object:

@@ -58,10 +58,11 @@ NUMBERS = {"hidden_size": "hidden_size", "num_hidden_layers": "num_layers", "num
 ROPE_BASE = 100.0                                            # of DINOv3
 WRITTEN_AS = {"siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model", "clip": "clip_vision_model",
               "metaclip_2": "metaclip_2_vision_model", "aimv2": "aimv2_vision_model", "tipsv2": "tipsv2_vision_model"}
-REFUSED = {"beit": "positions relative to each pair of patches (BEiT)",
-           "data2vec-vision": "positions relative to each pair of patches (data2vec)"}
 TEXT = ("clip_text_model", "siglip_text_model", "siglip2_text_model", "metaclip_2_text_model", "aimv2_text_model",
         "tipsv2_text_model", "bert", "roberta", "distilbert", "gpt2", "t5", "llama", "qwen2")
+# Model types that no model here computes, by what they have. Of others the arrays decide.
+RELATIVE = "positions relative to each pair of patches (BEiT)"
+REFUSED = {"beit": RELATIVE, "data2vec-vision": RELATIVE, "pixio": "several cls tokens", "swin": "windows", "swinv2": "windows"}
 
 
 def describe(values: dict, preprocessor: dict) -> Description:

@@ -41,7 +41,7 @@ def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list
     file has none."""
     if head == "keep":
         return []
-    missing = tuple(f"{part}." for part, one in (("fc_norm", "weight"), (POOL, "latent")) if not layout.has(f"{part}.{one}"))
+    missing = tuple(f"{part}." for part in ("fc_norm", POOL) if not layout.under(part))
     return sorted([*model.head_names(), *(name for name in model.state_dict() if name.startswith(missing or " "))])
 
 
@@ -125,6 +125,8 @@ def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
     if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
         return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (with class_token "
                 "False)")
+    if layout.under(POOL) and not layout.has(f"{POOL}.latent"):
+        return "it has a part of its pooling by attention alone; write or copy it again"
     parameters = set(model.state_dict()) - set(report.fresh)
     for name, (file_has_it, model_has_it) in ADVICE.items():
         if layout.has(name) and name not in parameters:

@@ -163,6 +163,15 @@ def test_the_words_of_positions_and_maps_fit(height, width):
     assert not outside(pictures.over_image(image, "words", maps, "a title", "", "share of the joint attention"))
 
 
+def test_a_long_name_of_a_map_does_not_reach_its_scale():
+    maps = [("layer 24, mean of the heads, mean of all queries", np.eye(8))]
+    for figure in (pictures.over_image(images(1, 32, 32)[0], "", maps), pictures.attention(images(1, 32, 32)[0], "", maps, {
+            "a heading": named(2)})):
+        figure.savefig(io.BytesIO())
+        alone, scale = figure.axes[1], figure.axes[3]
+        assert alone.title.get_window_extent().x1 < scale.get_window_extent().x0
+
+
 def test_the_words_of_before_and_after_fit_their_panels():
     name, heat = "Wide-Mouthed WWWW Mammal of the North", np.zeros((4, 4))
     row = pictures.BeforeAfter("taught", images(1)[0], name, (heat, name, 1.0), (heat, name, 0.5), heat)

@@ -17,6 +17,7 @@ from .plots import balanced, plain, set_suptitle
 
 Named = tuple[str, np.ndarray]
 COLUMNS, TILE = 8, 1.55             # maps in a row, and the side of one in inches
+WIDE_NAME = 40                      # letters of a name above a map that would reach its scale
 
 
 def predictions(images: Sequence[np.ndarray], probabilities: np.ndarray, classes: Sequence[str],
@@ -158,7 +159,7 @@ def _beside(panel: Figure | SubFigure, image: np.ndarray, caption: str, maps: Se
         shown.set_xlabel(caption if number == 0 else "", fontsize="small")
         drawn = alone.imshow(heat, extent=shown.images[0].get_extent(), cmap="viridis", vmin=min(0.0, float(heat.min())),
                              vmax=max(float(heat.max()), 1e-12))
-        alone.set_title(plain(name, 60), fontsize="medium")
+        alone.set_title(plain(name, 60), fontsize="medium" if len(name) <= WIDE_NAME else "small")
         panel.colorbar(drawn, ax=alone, shrink=0.8).set_label(scale if _tall(image) > 0.8 else _in_two(scale),
                                                               fontsize="medium" if _tall(image) > 0.45 else "x-small")
         _overlay(over, image, heat)

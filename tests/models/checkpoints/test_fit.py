@@ -33,6 +33,10 @@ def test_another_pooling_than_the_file_s_is_new_or_left_out():
     assert model.attn_pool.latent.std() > 0.01 and model.attn_pool.kv.weight.std() > 0.01
     assert model.attn_pool.norm.weight.unique().tolist() == [1] and not model.attn_pool.mlp.fc1.bias.any()
     refused("lacks: attn_pool", create_model, siglip, 3, pretrained=gap, head="keep")
+    for lost in ("attn_pool.latent", "attn_pool.kv.weight"):                    # a part of it is no other pooling
+        rest = arrays_of("timm_siglip", random_model(siglip))
+        del rest[lost]
+        refused(f"needs arrays that the file lacks: {lost}; ", create_model, siglip, 3, pretrained=in_memory(rest))
 
 
 def test_a_file_of_another_kind_says_of_which():

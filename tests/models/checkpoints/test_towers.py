@@ -441,6 +441,8 @@ def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path
     (["beit.embeddings.patch_embeddings.projection.weight", "beit.encoder.layer.0.lambda_1",
       "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_bias_table"],
      "it is a model with relative positions"),
+    (["beit.embeddings.patch_embeddings.projection.weight", "beit.encoder.layer.0.lambda_1"],
+     "it is a model with relative positions"),
 ])
 def test_what_is_no_such_file_is_named_for_what_it_is(tmp_path, names, message):
     path = saved(tmp_path / "x.pth", {name: torch.ones(2) for name in names})
