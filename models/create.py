@@ -63,6 +63,8 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
         raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
     config = plain
     if pretrained is not None:                              # its GELU, eps, mean and std are part of the weights
+        if not own:
+            pretrained.expect(config.img_size if img_size is None else img_size, config.positions)
         own = own or _parts_of_file(pretrained, name_or_config, head)
         config = resolve_row(name_or_config, own | pretrained.computed | overrides)
     if head == "keep":

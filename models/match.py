@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 from configs import MODELS
 
@@ -133,7 +134,7 @@ def _check(file: OpenedCheckpoint, found: dict, claims: dict) -> None:
         if claim != has:
             raise WeightsError(f"{file.path}: {says} says {key} {claim}, and its arrays have {key} {has}: they do not belong "
                                "together")
-    heads = claims.get("num_heads") or 1
+    heads = claims.get("num_heads", 1)
     if heads < 1 or found["hidden_size"] % heads:
         raise WeightsError(f"{file.path}: {says} says num_heads {heads}, which does not divide the width {found['hidden_size']} "
                            "of its arrays")
@@ -192,13 +193,12 @@ def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
 
 def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
     """Of parts that no row has together: the row that has the most of them, if the file says how it computes them."""
-    complete = file.layout.program_row is not TIMM_ROW or "hidden_size" in file.file.described.row
-    if not complete or not {"gelu", "norm_eps"} <= file.computed.keys() or found["resnet_layers"] is not None:
-        parts = [f"{key} {found[key]}" for key, plain in ARRAYS.items() if found[key] != plain]
-        parts += ["pooling by attention"] * (found.get("classifier") == "attention")
-        parts += [f"a ResNet of {found['resnet_layers']} units"] * (found["resnet_layers"] is not None)
-        raise WeightsError(f"{file.path}: no model of configs.py has its parts together ({', '.join(parts)}), and nothing says "
-                           "how it computes")
+    said = file.file.described.row                             # of a plain name of timm the eps says that it is known
+    complete = file.layout.program_row is not TIMM_ROW or {"hidden_size", "norm_eps"} & said.keys()
+    gated = found["mlp"] == "swiglu" and found.get("classifier") != "attention"
+    needed = {"norm_eps"} if gated else {"gelu", "norm_eps"}
+    if not complete or not needed <= file.computed.keys() or found["resnet_layers"] is not None:
+        raise WeightsError(f"{file.path}: {_describe_misfit(found, preferred)}")
 
     def rank(name: str) -> tuple:
         row = MODELS[name]
@@ -207,6 +207,30 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
                 row.mean != file.computed.get("mean", row.mean), not (preferred and name.startswith(preferred)))
 
     return min(_of_family(file, list(MODELS)), key=rank)
+
+
+def _describe_misfit(found: dict, preferred: str) -> str:
+    """That no row has the parts of a file, the row that has most of them, and how the two differ."""
+    def others(name: str, keys: Iterable[str]) -> list[str]:
+        row = MODELS[name]
+        return [key for key in keys if found.get(key) != row[key]
+                and (key != "layer_scale" or bool(found[key]) != bool(row[key]))]
+
+    parts = (*ARRAYS, "resnet_layers")
+    nearest = min(MODELS, key=lambda name: (len(others(name, parts)) + bool(others(name, SIZES)), len(others(name, SIZES)),
+                                            not (preferred and name.startswith(preferred))))
+    pools = found.get("classifier") == "attention" != MODELS[nearest].classifier
+    differs = ["a pooling by attention"] * pools + [
+        f"{key} {_in_words(key, found.get(key))}, not {_in_words(key, MODELS[nearest][key])}"
+        for key in others(nearest, (*parts, *SIZES))]
+    shape = found["positions"] != MODELS[nearest]["positions"]         # which is read as if the images were square
+    return (f"no model of configs.py has its parts together, and nothing says how it computes. The nearest is {nearest}; of the "
+            f"file are {'; '.join(differs)}. If that is no mistake, give the folder of it and its config.json"
+            + ", or --model_type and the --img_size of its images, if they are not square" * shape)
+
+
+def _in_words(key: str, value: object) -> object:
+    return bool(value) if key == "layer_scale" else value
 
 
 def _otherwise(found: dict, row: object) -> dict:

@@ -10,7 +10,7 @@ from models.errors import WeightsError
 from models.families import unbuilt
 from models.kinds import NAME, TEXT, Each, Kind, Record, is_number, is_whole, one_of
 
-from .description import OWN_ENTRY, Description, gelu_of, names_of, numbers_of, size_of
+from .description import OWN_ENTRY, PLAIN_EPS, Description, gelu_of, names_of, number_of, numbers_of, settings_of, size_of
 from .zip_archive import shown
 
 _RANGE = Kind("two whole numbers, the lower first", lambda value: isinstance(value, list) and len(value) == 2
@@ -63,6 +63,9 @@ FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
     (rf"vit_(so150m2?){PATCH}_(reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
     (rf"vit_(medium){PATCH}_gap{PIXELS}", "ViT-{0}_{1}-gap"),
 ))
+# Names of its VisionTransformer without more: all that such a model computes is in its model_args and its arrays.
+PLAIN = re.compile(r"(?:vit|deit)_(?:tiny|small|base|large|huge|giant|gigantic)_patch\d+(?:_plus)?_\d+"
+                   r"(?:_(?:dino|mae|sam|miil|in21k))?")
 # What the names of its Vision Transformers of 2021, CaiT and those like them are made of. A name with other words may be of a
 # model with the same arrays that computes otherwise: rope_ape has the arrays of DeiT III, and rotary positions.
 PLAIN_WORDS = re.compile(
@@ -73,7 +76,10 @@ PLAIN_WORDS = re.compile(
 IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
         "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
         "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
-        "act_layer", "pool_include_prefix"}
+        "act_layer", "qkv_bias", "qkv_fused", "pool_include_prefix"}
+# That which may have but one value here.
+FIXED = {"pos_embed": "learn"}
+NORMS = {"layernorm": "layer", "rmsnorm": "rms"}            # its own, of eps 1e-6
 # And those that are keys of a row, with what makes the value.
 ARGUMENTS = {
     "patch_size": ("patch_size", int), "embed_dim": ("hidden_size", int), "depth": ("num_layers", int),
@@ -82,7 +88,7 @@ ARGUMENTS = {
     "use_pre_transformer_norm": ("pre_norm", bool), "use_post_transformer_norm": ("final_norm", bool),
     "scale_attn_norm": ("attention_norm", bool), "scale_attn_inner": ("attention_norm", bool),
     "scale_mlp_norm": ("mlp_norm", bool), "scale_mlp": ("mlp_norm", bool), "proj_bias": ("proj_bias", bool),
-    "final_norm": ("final_norm", bool), "init_values": ("layer_scale", lambda value: float(value or 0)),
+    "final_norm": ("final_norm", bool), "init_values": ("layer_scale", float),
     "no_embed_class": ("positions", lambda value: "patches" if value else "all"), "qk_norm": ("qk_norm", bool)}
 
 
@@ -102,7 +108,8 @@ def row_of(architecture: str, tag: str = "") -> str:
 
 def describe(values: dict) -> Description:
     """Raises WeightsError for an architecture that is not built here, and other errors for what is no such file."""
-    published, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
+    published, arguments = settings_of(values, "pretrained_cfg"), settings_of(values, "model_args")
+    arguments = {key: value for key, value in arguments.items() if value is not None}         # as timm does
     names = values.get("label_names") or values.get("labels") or published.get("label_names")
     found = Description(classes=_own_names(names) if OWN_ENTRY in values else names_of(names))
     tag, name = str(published.get("tag") or ""), str(values.get("architecture") or "")
@@ -111,6 +118,8 @@ def describe(values: dict) -> Description:
         found.base = row_of(name, tag)
     found.outputs = values.get("num_classes") if is_whole(values.get("num_classes")) else None
     _take_arguments(found, arguments, values.get("global_pool"), OWN_ENTRY in values)
+    if PLAIN.fullmatch(name) and OWN_ENTRY not in values:
+        _take_plain(found, arguments)
     if arguments.get("act_layer") and arguments["act_layer"] not in ("silu", "SiLU"):
         found.row["gelu"] = gelu_of(arguments["act_layer"])
     elif TANH_TAGS.match(tag) or TANH_MODELS.search(name):
@@ -123,7 +132,7 @@ def describe(values: dict) -> Description:
             found.row[key] = numbers_of(published[key])
     size = arguments.get("img_size") or (published.get("input_size") or (0,))[1:]
     if size:
-        found.take_size(size_of(size), int(arguments.get("patch_size") or 0) or _patch_of(name))
+        found.take_size(size_of(size), number_of("patch_size", arguments.get("patch_size", 0)) or _patch_of(name))
     found.take_view(published.get("interpolation"), published.get("crop_pct"), published.get("crop_mode"))
     if OWN_ENTRY in values:
         _take_own_run(found, values[OWN_ENTRY])
@@ -131,22 +140,49 @@ def describe(values: dict) -> Description:
 
 
 def _take_arguments(found: Description, arguments: dict, pool: object, own: bool) -> None:
-    """model_args. Raises WeightsError for one that is unknown where the name alone decides what is computed."""
+    """model_args. Raises WeightsError for one that is unknown, and for what no model here does."""
+    norms = {"norm_layer", "embed_norm_layer"} if PLAIN.fullmatch(found.model) else set()
     for key, value in arguments.items():
         if key in ARGUMENTS:
             ours, convert = ARGUMENTS[key]
-            found.row[ours] = convert(value)
-        elif found.base and key not in IDLE and key != "qkv_bias" and not own:
+            found.row[ours] = convert(number_of(key, value, float if convert is float else int))
+        elif not (own or key in IDLE or key in norms or (key in FIXED and value == FIXED[key])):
             raise WeightsError(f"its model_args have {shown(key)} {shown(value)}, of which models here do not know what it does")
     if "qkv_bias" in arguments and not arguments["qkv_bias"]:
         found.row["qkv_bias"] = "none"
-    if arguments.get("ref_feat_shape"):
-        found.row["rope_grid"] = int(arguments["ref_feat_shape"][0])
+    if shape := arguments.get("ref_feat_shape"):
+        grid = size_of(shape)
+        if not is_whole(grid):
+            raise WeightsError(f"its ref_feat_shape is {shown(shape)}, and rotary positions here have a square one")
+        found.row["rope_grid"] = grid
     if pool := arguments.get("global_pool") or pool:
         found.pool = str(pool)
     else:
         found.pool = next((pool for part, pool in POOL_OF_NAME.items() if f"_{part}" in found.model), "")
     found.pool_prefix = bool(arguments.get("pool_include_prefix"))
+    if own or found.outputs == 0:
+        return
+    if found.pool == "token" and (arguments.get("fc_norm") or arguments.get("use_fc_norm")):
+        raise WeightsError("its head reads the cls token with a norm behind it (global_pool token with fc_norm), as in no model "
+                           "here")
+
+
+def _take_plain(found: Description, arguments: dict) -> None:
+    """What a VisionTransformer without more computes, whatever parts its arguments give it."""
+    found.row |= {"norm_eps": PLAIN_EPS, "rope": "", "positions": found.row.get("positions", "all")}
+    if pre := found.row.get("pre_norm"):
+        found.row["patch_bias"] = not pre
+    said = {key: arguments.get(key) for key in ("norm_layer", "embed_norm_layer")}
+    for key, value in said.items():
+        if value is not None and (not isinstance(value, str) or value.lower() not in NORMS):
+            raise WeightsError(f"its {key} is {shown(value)}, and models here have {' or '.join(NORMS)}")
+    norm, embedding = (str(value).lower() if value else "" for value in said.values())
+    if norm:
+        found.row["norm"] = NORMS[norm]
+    if embedding:
+        found.row["patch_norm"] = "after"
+        if embedding != (norm or "layernorm"):
+            raise WeightsError(f"its embed_norm_layer is {embedding} and the norm of its blocks is not, as in no model here")
 
 
 def _patch_of(name: str) -> int | None:

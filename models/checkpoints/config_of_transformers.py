@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from models.errors import WeightsError
 from models.kinds import is_number, is_whole
 
-from .description import RESAMPLE, SILU, Description, gelu_of, names_of, numbers_of, side_of, size_of
+from .description import RESAMPLE, SILU, Description, gelu_of, names_of, number_of, numbers_of, settings_of, side_of, size_of
 from .zip_archive import shown
 
 IMAGE_TEXT = "vision_config"
 MEAN = {"classifier": "mean", "class_token": False}
-CLIP = {"pre_norm": True, "patch_bias": False}
+CLIP = {"pre_norm": True, "patch_bias": False, "positions": "all"}
 # By model type: keys of a row that its class fixes.
 TYPES = {
-    "vit": {}, "deit": {}, "ijepa": MEAN,
+    "vit": {"positions": "all"}, "deit": {"positions": "all"}, "ijepa": MEAN,
     "dinov2": {"positions": "all"}, "dinov2_with_registers": {"positions": "patches"},
     "tipsv2_vision_model": {"positions": "patches"},
     "dinov3_vit": {"positions": "none", "rope": "dinov3"},
@@ -72,7 +72,7 @@ def describe(values: dict, preprocessor: dict) -> Description:
     if kind in TEXT:
         raise WeightsError(f"its model_type is {shown(kind)}: a model of text alone, which classifies no images")
     if kind in REFUSED:
-        raise WeightsError(f"its model_type is {kind}, which has {REFUSED[kind]}, as no model here")
+        raise WeightsError(f"its model_type is {shown(kind)}, which has {REFUSED[kind]}, as no model here")
     if isinstance(values.get(IMAGE_TEXT), dict):
         seen = values[IMAGE_TEXT]
         kind = str(seen.get("model_type") or WRITTEN_AS.get(kind, ""))
@@ -85,7 +85,7 @@ def describe(values: dict, preprocessor: dict) -> Description:
         found.row["classifier"] = "attention" if seen.get("vision_use_head", True) else "mean"
     if size := seen.get("image_size") or _side_of_table(seen):
         found.take_size(size_of(size), side_of(seen["patch_size"]) if seen.get("patch_size") else None)
-    labels = values.get("id2label") or {number: name for name, number in (values.get("label2id") or {}).items()}
+    labels = settings_of(values, "id2label") or {number: name for name, number in settings_of(values, "label2id").items()}
     if labels:
         names = names_of(labels)
         found.classes = None if names is None or names == [f"LABEL_{number}" for number in range(len(names))] else names
@@ -98,7 +98,8 @@ def describe(values: dict, preprocessor: dict) -> Description:
 def _row(seen: Mapping, kind: str) -> dict:
     """Keys of a row."""
     fixed = TYPES.get(kind)
-    row = {ours: int(seen[theirs]) for theirs, ours in NUMBERS.items() if seen.get(theirs) is not None} | (fixed or {})
+    row = {ours: number_of(theirs, seen[theirs]) for theirs, ours in NUMBERS.items() if seen.get(theirs) is not None}
+    row |= fixed or {}
     if kind != "dinov3_vit" and "num_register_tokens" not in seen:
         row.pop("registers", None)
     if seen.get("patch_size"):
@@ -107,15 +108,16 @@ def _row(seen: Mapping, kind: str) -> dict:
     if gated:
         row["mlp"] = "swiglu"
     if seen.get("mlp_ratio") and "hidden_size" in row:
-        wide = int(row["hidden_size"] * seen["mlp_ratio"])
+        wide = int(row["hidden_size"] * number_of("mlp_ratio", seen["mlp_ratio"], float))
         row["mlp_dim"] = (int(wide * 2 / 3) + 7) // 8 * 8 if gated else wide
     _check_activation(seen.get("hidden_act"), row, kind, gated)
     if eps := seen.get("layer_norm_eps") or seen.get("rms_norm_eps"):
-        row["norm_eps"] = float(eps)
+        row["norm_eps"] = number_of("layer_norm_eps", eps, float)
     if seen.get("layerscale_value") and kind.startswith(("dinov", "tipsv2")):
-        row["layer_scale"] = float(seen["layerscale_value"])
+        row["layer_scale"] = number_of("layerscale_value", seen["layerscale_value"], float)
     _take_biases(seen, row)
-    if float((seen.get("rope_parameters") or seen).get("rope_theta") or ROPE_BASE) != ROPE_BASE:
+    said = settings_of(seen, "rope_parameters") or seen
+    if number_of("rope_theta", said.get("rope_theta") or ROPE_BASE, float) != ROPE_BASE:
         raise WeightsError(f"its rope_theta is not {ROPE_BASE:g}, as in no model here")
     if seen.get("is_native"):
         raise WeightsError("it computes its positions for images of any size (is_native), as no model here")
@@ -160,8 +162,10 @@ def _take_preprocessor(found: Description, preprocessor: dict) -> None:
     numbers = {key: preprocessor.get(f"image_{key}") for key in ("mean", "std")}
     if not preprocessor.get("do_normalize", True):
         numbers = {"mean": [0] * 3, "std": [1] * 3}
-    scale = 255 * float(preprocessor.get("rescale_factor") or 1 / 255) if preprocessor.get("do_rescale", True) else 255.0
+    factor = number_of("rescale_factor", preprocessor.get("rescale_factor") or 1 / 255, float)
+    scale = 255 * factor if preprocessor.get("do_rescale", True) else 255.0
     scale = 1.0 if math.isclose(scale, 1) else scale                # the largest value of a pixel before it is normalized
+    numbers = {key: [value] * 3 if is_number(value) else value for key, value in numbers.items()}        # of every channel
     found.row |= {key: tuple(number / scale for number in numbers_of(value)) for key, value in numbers.items() if value}
     resample = preprocessor.get("resample")
     found.take_view(None if resample is None else RESAMPLE.get(resample, f"resample {resample}"), *_cut(preprocessor))

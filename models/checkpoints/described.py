@@ -57,7 +57,9 @@ def describe(weights: Path) -> Description:
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         if isinstance(error, WeightsError):
             raise WeightsError(f"{config}: {error}") from error
-        raise WeightsError(f"{config}: not a config.json of timm or transformers ({one_line(error)})") from error
+        ours = type(error) is ValueError
+        why = one_line(error) if ours else "a value in it has another form than theirs"
+        raise WeightsError(f"{config}: not a config.json of timm or transformers ({why})") from error
 
 
 def _of_name(weights: Path) -> Description:
@@ -66,6 +68,8 @@ def _of_name(weights: Path) -> Description:
             with contextlib.suppress(WeightsError):         # a name alone refuses nothing
                 found = config_of_timm.describe({"architecture": match[1], "pretrained_cfg": {"tag": match[2] or ""}})
                 found.by_name = True
+                if not found.base:                          # its arrays say the rest
+                    found.row = {"gelu": found.row["gelu"]}
                 if found.base or found.row["gelu"] == "tanh":
                     return found
     return Description()

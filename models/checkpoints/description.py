@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from models.errors import WeightsError
-from models.kinds import is_number
+from models.kinds import is_number, is_whole
 
 from .zip_archive import shown
 
@@ -91,31 +91,49 @@ class Description:
         return self.row.get("num_heads", heads if width == usual else None)
 
 
+def number_of(name: str, value: object, kind: type = int) -> int | float | bool:
+    """A setting by its name as another program wrote it. Raises WeightsError where it is no number."""
+    if not is_number(value) and not isinstance(value, bool):
+        raise WeightsError(f"its {name} is {shown(value)}, and no number")
+    return kind(value)
+
+
+def settings_of(values: dict, name: str) -> dict:
+    """A part of the file that holds settings by name; {} without it."""
+    part = values.get(name)
+    if part is not None and not isinstance(part, dict):
+        raise WeightsError(f"its {name} are {shown(part)}, and no settings by name")
+    return part or {}
+
+
 def gelu_of(name: object) -> str:
-    if name not in GELU:
+    if not isinstance(name, str) or name not in GELU:
         raise WeightsError(f"its activation is {shown(name)}, and models here compute GELU")
     return GELU[name]
 
 
 def numbers_of(values: list) -> tuple[float, ...]:
+    if not isinstance(values, (list, tuple)) or not all(map(is_number, values)) or len(values) not in (1, 3):
+        raise WeightsError(f"its mean and standard deviation of the images must be 1 or 3 numbers each, not {shown(values)}")
     numbers = tuple(float(value) for value in values)
-    if len(numbers) not in (1, 3):
-        raise ValueError(f"{len(numbers)} channels")
     return numbers
 
 
 def size_of(value: int | list | dict) -> int | tuple[int, int]:
     """A side in pixels, or (height, width) where they differ."""
-    height, width = (value, value) if isinstance(value, int) else map(int, value)
+    sides = [value, value] if is_whole(value) else value
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or not all(map(is_whole, sides)):
+        raise WeightsError(f"its images are {shown(value)}, and no side or (height, width) in pixels")
+    height, width = sides
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise ValueError(f"images of {height} x {width}")
+        raise WeightsError(f"its images are {height} x {width} px, and models here take 1 to {MAX_SIDE}")
     return height if height == width else (height, width)
 
 
 def side_of(value: int | list) -> int:
     """Of a square patch."""
-    sides = {value} if isinstance(value, int) else set(map(int, value))
-    if len(sides) != 1:
+    sides = {value} if is_whole(value) else set(value) if isinstance(value, (list, tuple)) else set()
+    if len(sides) != 1 or not all(map(is_whole, sides)):
         raise WeightsError(f"its patches are {shown(value)}, and models here have square ones")
     return sides.pop()
 

@@ -41,8 +41,9 @@ ARRAYS = {"distilled": False, "class_layers": 0, "class_token": True, "registers
           "mlp_norm": False, "qk_norm": False, "qkv_bias": "all", "proj_bias": True, "mlp_bias": True, "patch_bias": True}
 
 
-def infer_row(layout: Layout) -> dict:
-    """Keys of configs.architecture: see above. Raises WeightsError for a file without a patch embedding or blocks."""
+def infer_row(layout: Layout, size: int | tuple[int, int] = 0, positions: str = "") -> dict:
+    """Keys of configs.architecture: see above. size: of the images, where something says it; positions: the only ones that it
+    says so for. Raises WeightsError for a file without a patch embedding or blocks."""
     width, channels, patch = layout.kernel()
     row = {"patch_size": patch, "hidden_size": width, "in_channels": channels, "distilled": layout.has("dist_token"),
            "num_layers": layout.count("blocks.{i}.norm1.weight"),
@@ -51,7 +52,7 @@ def infer_row(layout: Layout) -> dict:
         raise WeightsError(f"{layout.file.path}: not a Vision Transformer in a known layout: it has a patch embedding, and no "
                            f"blocks (its arrays: {abbreviate(layout.all)})")
     row |= _mlp(layout) | _parts(layout) | _heads(layout) | _resnet(layout)
-    row |= _classifier(layout, row) | _positions(layout, row)
+    row |= _classifier(layout, row) | _positions(layout, row, size, positions)
     if row.get("classifier") == "attention" and layout.has("attn_pool.mlp.fc1.weight"):
         pool, *_ = layout.sizes("attn_pool.mlp.fc1.weight") or (0,)
         row["pool_mlp_dim"] = pool if pool != row.get("mlp_dim") else 0
@@ -120,23 +121,30 @@ def _resnet(layout: Layout) -> dict:
     return {}
 
 
-def _positions(layout: Layout, row: dict) -> dict:
-    """Of which tokens there are positions, and the size of the images: by the number of rows, which belong to a square unless
-    they are said not to."""
+def _positions(layout: Layout, row: dict, size: int | tuple[int, int], only: str) -> dict:
+    """Of which tokens there are positions, and the size of the images: by the number of rows, which are those of the size that
+    is said, or else of a square."""
     if not layout.has("pos_embed"):
         return {"positions": "none"}
     tokens = row["class_token"] + row["distilled"] + row["registers"]
     prefix = {"all": tokens, "patches": 0}
     if row["class_layers"] or layout.bare_positions:
         prefix = {"all": 0}
-    rows = layout.table()
+    rows, stride = layout.table(), row["patch_size"]
+    if row["resnet_layers"] is not None:
+        stride *= 4 * 2 ** max(len(row["resnet_layers"]) - 1, 0)
+    height, width = (size, size) if isinstance(size, int) else size
+    patches = (height // stride) * (width // stride)
+    for kind, before in prefix.items():
+        if patches and rows == before + patches and only in ("", kind):
+            return {"positions": kind, "img_size": size}
     sides = {kind: math.isqrt(max(rows - before, 0)) for kind, before in prefix.items()}
     kind = next((kind for kind, side in sides.items() if side and side * side == rows - prefix[kind]), "")
     if not kind:
         return {"positions": "patches" if layout.folded else "all"}
-    stride = row["patch_size"]
-    if row["resnet_layers"] is not None:
-        stride *= 4 * 2 ** max(len(row["resnet_layers"]) - 1, 0)
+    if height != width and not only:
+        raise WeightsError(f"{layout.file.path}: its config.json says images of {height} x {width} px, and its table of {rows} "
+                           "positions is of others: they do not belong together")
     return {"positions": kind, "img_size": sides[kind] * stride}
 
 

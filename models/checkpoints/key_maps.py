@@ -247,7 +247,8 @@ NOT_TAKEN = (
     (r"^radio_model\.", "an original file of C-RADIO, whose names of tokens and patches are not read; use timm's "
                         "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
     (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
-    (r"relative_position_bias_table", "a model with relative positions (Swin, BEiT), as no model here has"),
+    (r"relative_position_bias|encoder\.layer\.\d+\.lambda_1$",
+     "a model with relative positions (Swin, BEiT), as no model here has"),
 )
 # And of one without an image encoder.
 TEXT = (

@@ -143,6 +143,8 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     _require(layout, tower.needs, tower.title)
     layout.flat = [name for name in tower.flat if name in short and len(shapes[name]) < 3]
     layout.folded = tower.folded
+    if layout.sizes("reg_token")[1:2] == (0,):                # transformers' of a model without: no array of any part
+        layout.pre_training += layout.row("reg_token").sources
     wide = layout.sizes("blocks.0.attn.qkv.weight")
     if len(wide) == 2 and wide[0] != 3 * wide[1]:
         raise WeightsError(f"{file.path}: its attention is {wide[0] // 3} wide and its tokens are {wide[1]}, as in no model here")

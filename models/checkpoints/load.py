@@ -219,6 +219,8 @@ def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: L
     prefix = model.pos_embed.shape[1] - math.prod(model.grid)
     patches = shape[1] - folded - prefix if len(shape) == 3 else 0
     grid = _grid_of_run(run, patches) if run else _said_grid(layout.file.described.row, model, patches) or _square_grid(patches)
+    if grid is None and not run and patches == math.prod(model.grid):          # of the images that whoever names the model names
+        grid = model.grid
     bare = grid is None and layout.bare_positions and len(shape) == 3
     if bare:
         grid = _square_grid(shape[1])

@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 
 from models.errors import WeightsError
+from models.families import FAMILIES
 
 from .described import COMPUTED
 from .formats import WeightFile, open_weights
-from .infer import infer_row, is_plain
+from .infer import candidates, infer_row, is_plain
 from .layout import Layout
 from .layouts import TIMM_ROW, detect_layout
+
+OF_BASE = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "position_resize")       # of COMPUTED: what no file has
 
 
 class OpenedCheckpoint(contextlib.AbstractContextManager):
@@ -21,9 +24,18 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     Arrays are read when a model is filled. Close it, or use it as a context manager. Raises WeightsError.
     """
 
+    _expected: tuple = ()
+
     def __init__(self, path: str | Path):
         self.file: WeightFile = open_weights(path)
         self.path: Path = self.file.path
+
+    def expect(self, size: int | tuple[int, int], positions: str) -> None:
+        """What whoever names the row says of a file that does not: which images its table may be of, if its positions are such.
+        Of a size that fits no table it says nothing: then images of another are wanted."""
+        if "img_size" not in self.file.described.row:
+            self._expected = size, positions
+            self.__dict__.pop("row", None), self.__dict__.pop("computed", None)
 
     @property
     def settings(self) -> dict | None:
@@ -68,7 +80,7 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @functools.cached_property
     def computed(self) -> dict:
         """Those of COMPUTED that are known: of our own runs, of the program that wrote the file, of its config.json."""
-        said = self.file.run["architecture"] if self.file.run else self._of_program | self.file.described.row
+        said = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
         found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
                  for key, value in said.items() if key in COMPUTED}
         for key in ("mean", "std"):
@@ -92,6 +104,14 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
 
     @property
+    def _of_base(self) -> dict:
+        """What the model computes that a config.json names, or the name of the file whose arrays it has."""
+        said = self.file.described
+        if said.base not in FAMILIES or (said.by_name and said.base not in candidates(self.row, FAMILIES)):
+            return {}
+        return {key: value for key, value in FAMILIES[said.base].items() if key in OF_BASE}
+
+    @property
     def own_row(self) -> dict:
         """The keys of its row that an export of ours says; {} for any other file, and for older exports, which say less."""
         said = self.file.described
@@ -100,7 +120,8 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @functools.cached_property
     def row(self) -> dict:
         """The keys of a model's row that names and shapes tell, and `img_size`; `num_heads` where the file says it."""
-        found, said = infer_row(self.layout), self.file.described
+        said = self.file.described
+        found = infer_row(self.layout, *([said.row["img_size"]] if "img_size" in said.row else self._expected))
         heads = said.heads(found["hidden_size"])
         found |= {"num_heads": heads} if heads else {}
         return found | {key: value for key, value in said.row.items() if key == "img_size"}

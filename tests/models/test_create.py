@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from building import write_checkpoint
+from headers import save_plain
 
 import models
 from configs import MODELS, architecture
@@ -54,6 +55,19 @@ def test_public_names_keep_their_arguments():
         bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
         assert str(inspect.Signature(bare)) == f"({arguments})", name
     assert all(inspect.isclass(getattr(models, name)) for name in CLASSES)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (8, 12)])
+def test_a_bare_table_of_images_that_are_not_square(tmp_path, size):
+    """Of the size that is given with the row."""
+    model = create_model(SMALL, 3, size).eval()
+    save_plain(model, tmp_path / "x.pth")
+    keys = {"gelu": SMALL.gelu, "norm_eps": SMALL.norm_eps}
+    again = create_model(SMALL, 3, size, tmp_path / "x.pth", "keep", **keys).eval()
+    images = torch.randn(1, 3, *size)
+    assert torch.equal(model(images), again(images)) and not again.load_report.resized
+    with pytest.raises(ModelError, match=r"pos_embed has shape"):
+        create_model(SMALL, 3, 12, tmp_path / "x.pth", "keep")
 
 
 def test_names_of_models_and_errors_need_no_pytorch():

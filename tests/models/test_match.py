@@ -75,13 +75,44 @@ def test_what_stands_beside_the_arrays_decides():
     assert match_row(header_of(clip, Description(base="OpenCLIP-L_14")), "CLIP-")[0] == "OpenCLIP-L_14"
 
 
+def test_a_config_json_wins_over_the_row_that_is_typed():
+    """What no array holds comes from the name of the architecture there: the GELU, and eps, rotary positions and others."""
+    state = arrays("CLIP-B_32")
+    for said in ({}, {"by_name": True}):
+        file = header_of(state, Description(base="CLIP-B_32", **said))
+        assert (file.computed["gelu"], file.computed["norm_eps"]) == ("quick", 1e-5)
+        assert "mean" not in file.computed
+    assert header_of(arrays("OpenCLIP-B_16"), Description(base="CLIP-B_32", by_name=True)).computed.get("gelu") is None
+    assert header_of(state, Description(base="CLIP-B_32", row={"gelu": "tanh"})).computed["gelu"] == "tanh"
+
+
+def test_the_size_that_is_typed_tells_of_which_tokens_a_table_is():
+    """24 patches and a cls token are 5 x 5 of a square, too."""
+    with torch.device("meta"):
+        file = header_of(create_model("DeiT-Ti_16", 3, (64, 96)).state_dict())
+    assert file.row["positions"] == "patches"
+    for size, only, kind in (((64, 96), "patches", "patches"), ((64, 64), "all", "patches"), ((64, 96), "all", "all")):
+        file.expect(size, only)
+        assert file.row["positions"] == kind
+    assert match_row(file, "DeiT-Ti_16")[0] == "DeiT-Ti_16"
+    said = header_of({"cls_token": torch.empty(1)}, Description(row={"img_size": 80}))
+    said.expect((64, 96), "all")
+    assert said._expected == ()
+
+
 def test_arrays_that_are_too_few_too_many_or_of_another_shape_are_of_no_row():
     """A register less is another file, whatever it costs."""
     state = arrays("DINOv3-S_16")
     fewer = state | {"reg_token": torch.empty(1, 3, 384, device="meta")}
-    refused("no model of configs.py has its parts together .*registers 3", match_row, header_of(fewer))
+    refused("no model of configs.py has its parts together.* nearest is DINOv3-S_16; of the file are registers 3, not 4. If",
+            match_row, header_of(fewer))
     none = {name: value for name, value in state.items() if name != "reg_token"}
-    refused("no model of configs.py has its parts together", match_row, header_of(none))
+    refused("nearest is DINOv3-S_16; of the file are registers 0, not 4. If", match_row, header_of(none))
+    lingbot = arrays("LingBot-S_16") | {"reg_token": torch.empty(1, 3, 384, device="meta")}
+    refused("nearest is LingBot-S_16; of the file are registers 3", match_row, header_of(lingbot), "LingBot-S_16")
+    with torch.device("meta"):
+        wide = create_model("ViT-Ti_16", 3, (64, 96), num_layers=12).state_dict()
+    refused("positions patches, not all. .* or --model_type and the --img_size of its images", match_row, header_of(wide))
     both = arrays("DINOv2-S_14") | {"norm_pre.weight": torch.empty(384), "norm_pre.bias": torch.empty(384)}
     refused("pre_norm True", match_row, header_of(both))
     name, keys = match_row(header_of(arrays("DINOv2-S_14", mlp_dim=1000)))

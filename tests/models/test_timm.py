@@ -181,6 +181,33 @@ def test_todays_families(tmp_path, name, keys):
                 assert (mine - expected).abs().max() < tolerance * expected.abs().max(), (size, dtype)
 
 
+# A folder that timm saves of a model with arguments: its name, and they.
+FOLDERS = [
+    *(("deit_tiny_patch16_224", {"img_size": 64, **more}) for more in (
+        {"img_size": (64, 96)}, {"img_size": (224, 256)}, {"reg_tokens": 3}, {"qk_norm": True, "init_values": 0.1},
+        {"norm_layer": "rmsnorm"}, {"embed_norm_layer": "layernorm"}, {"final_norm": False}, {"pre_norm": True},
+        {"qkv_bias": False, "proj_bias": False}, {"init_values": None})),
+    ("vit_small_patch14_dinov2", {"img_size": (56, 84)}), ("deit3_small_patch16_224", {"img_size": (32, 80)}),
+    ("vit_base_patch32_clip_quickgelu_224", {"img_size": (128, 192)})]
+
+
+@pytest.mark.parametrize("name, arguments", FOLDERS, ids=map(str, FOLDERS))
+@torch.inference_mode()
+def test_folders_of_models_with_arguments(tmp_path, name, arguments):
+    """The same logits, in float64; where a published row is typed whose GELU is another, too."""
+    theirs = timm.create_model(name, depth=2, num_classes=7, **arguments).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    timm.models.save_for_hf(theirs, tmp_path, model_args={"depth": 2, **arguments}, safe_serialization=True)
+    size = arguments["img_size"]
+    images = torch.randn(2, 3, *((size, size) if isinstance(size, int) else size), dtype=torch.float64)
+    wanted = theirs.double()(images)
+    typed = [{"name_or_config": "OpenCLIP-B_32", "num_layers": 2, "img_size": size}] if "quickgelu" in name else []
+    for keys in ({}, *typed):
+        ours = create_model(pretrained=tmp_path, head="keep", **keys).double().eval()
+        assert (ours(images) - wanted).abs().max() < 1e-6 * wanted.abs().max()
+
+
 # How timm calls a model whose original files it converts (tests/support/originals.py makes them).
 ORIGINALS = {
     "dinov2": "vit_giant_patch14_dinov2", "dinov2_reg": "vit_small_patch14_reg4_dinov2", "tips": "vit_base_patch14_reg1_tipsv2",

@@ -282,6 +282,8 @@ def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
 
     Raises ModelError.
     """
+    if sources.typed_model and sources.model_type in configs.MODELS and sources.img_size:
+        start.expect(sources.img_size, configs.MODELS[sources.model_type].positions)
     name, keys = match_row(start, preferred_row(sources.start) or (sources.model_type if sources.typed_model else ""))
     read = {key: start.row[key] for key in ("classifier", "img_size") if key in start.row}
     return {"model_type": name, **read, **keys, **start.view, "names_img_size": "img_size" in start.file.described.row}

@@ -32,6 +32,7 @@ class Sources:
     image_dir: str | None = None
     teacher: str | None = None      # of a run that learns from one
     num_heads: int | None = None    # for a teacher of which nothing tells them
+    img_size: int | tuple[int, int] | None = None       # of a typed model: which images a table of positions may be of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,7 @@ def choose(flags: dict, saved_config: dict | None = None, machine: Machine | Non
     learns = values["distillation"] != "none" and not values["eval_only"]
     settings = {field.name: values[field.name] for field in dataclasses.fields(Sources) if field.name in values}
     return Sources(**settings | {"start": values["pretrained_dir"], "teacher": values["teacher"] if learns else None,
-                                 "typed_model": "model_type" in flags})
+                                 "typed_model": "model_type" in flags, "img_size": flags.get("img_size")})
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:

@@ -144,9 +144,68 @@ def test_a_config_that_contradicts_the_arrays_is_one_line(changes, said, words):
 
 
 def test_arguments_that_are_not_known_are_refused():
-    """They may compute anything; of the names of 2021, whose arrays tell all, they are not asked."""
+    """They may compute anything, of a name of 2021 too."""
     refused("model_args have attn_layer diff", config_of_timm.describe, DINO | {"model_args": {"attn_layer": "diff"}})
-    assert config_of_timm.describe({"architecture": "vit_base_patch16_224", "model_args": {"x": 1}}).base == ""
+    for name in ("vit_base_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_384"):
+        for key, value in (("x", 1), ("pos_embed", "none")):
+            said = {"architecture": name, "model_args": {key: value}}
+            refused(f"model_args have {key} {value}, of which", config_of_timm.describe, said)
+    kept = {"pool_include_prefix": False, "pos_embed": "learn", "init_values": None, "norm_layer": None}
+    found = config_of_timm.describe({"architecture": "vit_base_patch16_224", "model_args": kept})
+    assert found.base == "" and "layer_scale" not in found.row
+
+
+@pytest.mark.parametrize("name, said, words", [
+    ("vit_small_patch14_dinov2", {"model_args": {"fc_norm": True}, "global_pool": "token"}, "global_pool token with fc_norm"),
+    ("eva02_tiny_patch14_224", {"model_args": {"ref_feat_shape": [4, 8]}}, "its ref_feat_shape is .4, 8."),
+    ("vit_tiny_patch16_224", {"model_args": {"norm_layer": "batchnorm2d"}}, "its norm_layer is batchnorm2d"),
+    ("vit_tiny_patch16_224", {"model_args": {"embed_norm_layer": "rmsnorm"}}, "its embed_norm_layer is rmsnorm"),
+    ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, of which")])
+def test_what_no_model_here_computes_is_refused(name, said, words):
+    refused(words, config_of_timm.describe, {"architecture": name, "num_classes": 5} | said)
+    headless = config_of_timm.describe({"architecture": name, "global_pool": "max", "num_classes": 0})
+    assert headless.pool == "max"
+
+
+PARTS = [({"reg_tokens": 3}, {"registers": 3}),
+         ({"reg_tokens": 2, "no_embed_class": True}, {"registers": 2, "positions": "patches"}),
+         ({"qk_norm": True}, {"qk_norm": True}), ({"init_values": 0.1}, {"layer_scale": 0.1}),
+         ({"norm_layer": "rmsnorm"}, {"norm": "rms"}), ({"embed_norm_layer": "layernorm"}, {"patch_norm": "after"}),
+         ({"final_norm": False}, {"final_norm": False}), ({"qkv_bias": False}, {"qkv_bias": "none"}),
+         ({"pre_norm": True}, {"pre_norm": True, "patch_bias": False})]
+
+
+@pytest.mark.parametrize("arguments, parts", PARTS, ids=lambda value: str(value))
+def test_a_plain_name_with_other_parts(arguments, parts):
+    """Its config.json is complete: what computes it is timm's VisionTransformer, of eps 1e-6 and the exact GELU."""
+    with torch.device("meta"):
+        state = create_model("DeiT-Ti_16", 5, 64, num_layers=2, **parts).state_dict()
+    said = {"architecture": "deit_tiny_patch16_224", "num_classes": 5, "model_args": {"depth": 2, "img_size": 64} | arguments}
+    file = header_of(state, config_of_timm.describe(said))
+    name, keys = match_row(file)
+    row = resolve_row(name, keys | file.computed)
+    wanted = {"norm_eps": 1e-6, "gelu": "erf", "rope": "", "num_heads": 3, **{"positions": "all"} | parts}
+    assert {key: row[key] for key in wanted if key != "layer_scale"} == {
+        key: value for key, value in wanted.items() if key != "layer_scale"} and bool(row.layer_scale) == ("layer_scale" in parts)
+    assert file.row["img_size"] == 64
+
+
+@pytest.mark.parametrize("row, name, sizes", [
+    ("DeiT-Ti_16", "deit_tiny_patch16_224", ((64, 96), (32, 192), (224, 256))),
+    ("DINOv2-S_14", "vit_small_patch14_dinov2", ((56, 84),)), ("DeiT3-S_16", "deit3_small_patch16_224", ((32, 80), (64, 96))),
+    ("CLIP-B_32", "vit_base_patch32_clip_quickgelu_224", ((128, 192),))])
+def test_positions_of_images_that_are_not_square(row, name, sizes):
+    """The table of 64 x 96 px has 24 + 1 rows, a square: config.json says of which tokens they are."""
+    for size in sizes:
+        with torch.device("meta"):
+            state = create_model(row, 5, size, num_layers=2).state_dict()
+        for said in ({"model_args": {"depth": 2, "img_size": list(size)}},
+                     {"model_args": {"depth": 2}, "pretrained_cfg": {"input_size": [3, *size]}}):
+            file = header_of(state, config_of_timm.describe({"architecture": name, "num_classes": 5, **said}))
+            found, keys = match_row(file)
+            assert (MODELS[found].positions, "positions" in keys, file.row["img_size"]) == (MODELS[row].positions, False, size)
+        other = config_of_timm.describe({"architecture": name, "model_args": {"depth": 2, "img_size": [448, 896]}})
+        refused("do not belong together", match_row, header_of(state, other))
 
 
 @pytest.mark.parametrize("said, keys", [

@@ -6,7 +6,9 @@ import pytest
 import torch
 from filling import refused
 from headers import header_of
+from other_programs import transformers_names
 
+from configs import MODELS
 from models import create_model
 from models.checkpoints import config_of_transformers
 from models.match import match_row
@@ -100,6 +102,8 @@ def test_transformers_own_model_at_full_size(name, tmp_path):
     ({"model_type": "dinov3_vit", "query_bias": False, "key_bias": False, "value_bias": False}, {"qkv_bias": "none"}),
     ({"model_type": "aimv2_vision_model", "hidden_act": "silu", "rms_norm_eps": 1e-5},
      {"norm": "rms", "norm_eps": 1e-5, "mlp": "swiglu", "qkv_bias": "none", "proj_bias": False, "mlp_bias": False}),
+    ({"model_type": "aimv2_vision_model", "hidden_act": "silu", "qkv_bias": True, "mlp_bias": True},
+     {"qkv_bias": "all", "proj_bias": True, "mlp_bias": True}),
     ({"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14}, {"img_size": 378})])
 def test_keys_of_a_row(values, row):
     found = config_of_transformers.describe(values, {}).row
@@ -110,6 +114,9 @@ def test_keys_of_a_row(values, row):
     ({"model_type": "siglip_text_model"}, "a model of text alone"), ({"model_type": "bert"}, "a model of text alone"),
     ({"model_type": "beit"}, "positions relative to each pair"), ({"model_type": "pixio"}, "several cls tokens"),
     ({"model_type": "vit", "hidden_act": "relu"}, "its activation is relu"),
+    ({"model_type": "beit"}, "its model_type is beit, which has positions relative to each pair"),
+    ({"model_type": "vit", "label2id": [1]}, "its label2id are .1., and no settings by name"),
+    ({"model_type": "dinov3_vit", "rope_parameters": 5}, "its rope_parameters are 5"),
     ({"model_type": "dinov3_vit", "rope_theta": 1000.0}, "its rope_theta is not 100"),
     ({"model_type": "dinov3_vit", "query_bias": False, "key_bias": True, "value_bias": True}, "its biases of queries"),
     ({"model_type": "dinov3_vit", "use_gated_mlp": True, "hidden_act": "gelu"}, "its gate is gelu"),
@@ -162,3 +169,34 @@ def test_a_config_that_contradicts_the_arrays_is_one_line(changes, words):
         refused(words, match_row, file)
     else:
         assert match_row(file)[0] == "DINOv3-S_16-qkvb"
+
+
+@pytest.mark.parametrize("value, numbers", [(0.5, (0.5,) * 3), ([0.1, 0.2, 0.3], (0.1, 0.2, 0.3))])
+def test_one_number_is_that_of_every_channel(value, numbers):
+    found = config_of_transformers.describe({"model_type": "vit"}, {"image_mean": value, "image_std": value}).row
+    assert (found["mean"], found["std"]) == (numbers, numbers)
+
+
+@pytest.mark.parametrize("size", [(224, 256), (64, 96)])
+def test_positions_of_images_that_are_not_square(size):
+    """The table of 224 x 256 px has 224 + 1 rows, which are 15 x 15 of a square."""
+    with torch.device("meta"):
+        state = transformers_names(create_model("ViT-Ti_16", 3, size, num_layers=1).state_dict(), "vit.")
+    said = {"model_type": "vit", "hidden_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 768,
+            "patch_size": 16, "image_size": list(size)}
+    file = header_of(state, config_of_transformers.describe(said, {}))
+    name, keys = match_row(file)
+    assert (MODELS[name].positions, "positions" in keys, file.row["img_size"]) == ("all", False, size)
+
+
+def test_aimv2_with_biases():
+    """SwiGLU has no GELU to be said."""
+    parts = {"qkv_bias": "all", "proj_bias": True, "mlp_bias": True}
+    with torch.device("meta"):
+        state = create_model("AIMv2-L_14", 1, num_layers=1, **parts).state_dict()
+    said = {"model_type": "aimv2_vision_model", "hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 8,
+            "patch_size": 14, "intermediate_size": 2816, "hidden_act": "silu", "rms_norm_eps": 1e-5, "qkv_bias": True,
+            "mlp_bias": True}
+    state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    name, keys = match_row(header_of(state, config_of_transformers.describe(said, {})))
+    assert name == "AIMv2-L_14" and {key: keys[key] for key in parts} == parts

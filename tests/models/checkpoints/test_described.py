@@ -59,7 +59,8 @@ def test_a_folder_of_timm(tmp_path, more, gelu):
     with OpenedCheckpoint(folder_of(tmp_path / "x", TIMM | more)) as opened:
         assert opened.computed["gelu"] == gelu and opened.class_names == ["ant", "bee"]
     with OpenedCheckpoint(folder_of(tmp_path / "y", TIMM)) as opened:
-        assert opened.computed == {"gelu": "erf", "norm_eps": 1e-6, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        assert opened.computed == {"gelu": "erf", "norm_eps": 1e-6, "rope": "", "mean": (0.1, 0.2, 0.3),
+                                   "std": (0.4, 0.5, 0.6)}
         assert opened.view == {"interpolation": "bicubic", "eval_crop": 0.9} and opened.row["img_size"] == 8
 
 
@@ -160,14 +161,21 @@ def test_weights_in_several_files(tmp_path):
     ("{", "config.json: cannot be read as JSON"), ("[1]", "config.json: holds no settings by name"),
     ("[" * 100_000, "config.json: cannot be read as JSON"),
     (json.dumps(VIT | {"hidden_act": "relu"}), "config.json: its activation is relu, and models here compute GELU"),
-    (json.dumps(VIT | {"image_size": "x"}), "config.json: not a config.json of timm or transformers"),
-    (json.dumps(VIT | {"image_size": 10 ** 9}), "images of 1000000000 x 1000000000"),
+    (json.dumps(VIT | {"image_size": "x"}), "config.json: its images are x, and no side or"),
+    (json.dumps(VIT | {"num_hidden_layers": [1]}), "its num_hidden_layers is .1., and no number"),
+    (json.dumps(VIT | {"id2label": [1]}), "its id2label are .1., and no settings by name"),
+    (json.dumps(VIT | {"hidden_act": ["gelu"]}), "its activation is ..gelu.., and models here compute GELU"),
+    (json.dumps(VIT | {"image_size": 10 ** 9}), "its images are 1000000000 x 1000000000 px"),
     (json.dumps(VIT | {"id2label": {"a": "b"}}), "not a config.json"),
-    (json.dumps(VIT | {"layer_norm_eps": "nan"}), "norm_eps nan: must be above 0"),
-    (json.dumps(TIMM | {"pretrained_cfg": {"mean": [1, 2]}}), "2 channels"),
+    (json.dumps(VIT | {"layer_norm_eps": "nan"}), "its layer_norm_eps is nan, and no number"),
+    (json.dumps(TIMM | {"pretrained_cfg": {"mean": [1, 2]}}), "must be 1 or 3 numbers each, not .1, 2."),
     (json.dumps(TIMM | {"pretrained_cfg": {"std": [1, 1, 0]}}), "its std of the images is no number"),
-    (json.dumps(TIMM | {"pretrained_cfg": {"mean": [1, 1, float("nan")]}}), "its mean of the images is no number"),
-    (json.dumps(TIMM | {"pretrained_cfg": 3}), "not a config.json"),
+    (json.dumps(TIMM | {"pretrained_cfg": {"mean": [1, 1, float("nan")]}}), "must be 1 or 3 numbers each, not .1, 1, nan."),
+    (json.dumps(TIMM | {"pretrained_cfg": 3}), "its pretrained_cfg are 3, and no settings by name"),
+    (json.dumps(TIMM | {"model_args": [1]}), "its model_args are .1., and no settings by name"),
+    (json.dumps(TIMM | {"model_args": {"depth": "x"}}), "its depth is x, and no number"),
+    (json.dumps(TIMM | {"model_args": {"act_layer": {"a": 1}}}), "its activation is"),
+    (json.dumps(TIMM | {"pretrained_cfg": {"input_size": 5}}), "a value in it has another form than theirs"),
     (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, the model here 2")])
 def test_false_json_is_one_line(tmp_path, text, message):
     (folder_of(tmp_path / "x", None) / "config.json").write_text(text)

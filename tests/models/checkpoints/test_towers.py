@@ -373,15 +373,17 @@ def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("DINOv3-S_16-qkvb", {}), ("DINOv2-S_14-reg", {}), ("DINOv3-S_16-qkvb", {"registers": 3})])
+    ("DINOv3-S_16-qkvb", {}), ("DINOv2-S_14-reg", {}), ("DINOv3-S_16-qkvb", {"registers": 3}),
+    ("DINOv3-S_16-qkvb", {"registers": 0}), ("DINOv2-S_14-reg", {"registers": 0, "gelu": "erf"})])
 def test_a_lost_register_is_an_error(name, said):
-    """Of weights alone, whose sizes are published; a config.json may say that there are three."""
+    """Of weights alone, whose sizes are published; a config.json may say that there are three, or none in an empty array."""
     with torch.device("meta"):
         state = {ours: value for ours, value in create_model(name, 3).state_dict().items() if not ours.startswith("head.")}
-        state["reg_token"] = state["reg_token"][:, 1:]
+        state["reg_token"] = state["reg_token"][:, :said.get("registers", 3)]
         file = header_of(NAMES[name.partition("-")[0]](state), Description(row=said))
     if said:
-        assert match_row(file) == (name, said)
+        assert match_row(file)[1].get("registers", 0) == said["registers"]
+        assert any("register_tokens" in one for one in file.layout.all) == (said["registers"] > 0)
     else:
         refused(f"x.pth: it has 3 registers, and {name}, of its sizes, has 4", match_row, file)
 
@@ -438,6 +440,8 @@ def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path
      "lacks .*embeddings.register_tokens, which every file of DINOv2 with registers has"),
     (["beit.embeddings.patch_embeddings.projection.weight", "beit.encoder.layer.0.lambda_1",
       "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_bias_table"],
+     "it is a model with relative positions"),
+    (["beit.embeddings.patch_embeddings.projection.weight", "beit.encoder.layer.0.lambda_1"],
      "it is a model with relative positions"),
 ])
 def test_what_is_no_such_file_is_named_for_what_it_is(tmp_path, names, message):
