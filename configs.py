@@ -9,7 +9,7 @@ configurations (google-research/vision_transformer, vit_jax/configs/models.py).
 
 from ml_collections import ConfigDict
 
-from models.families import FAMILIES, META, architecture
+from models.families import FAMILIES, META, architecture, unbuilt  # noqa: F401
 
 # --------------------------------------------------------------------------------------------- architectures
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from configs import MODELS, architecture
 
+from .checkpoints.fit import check_pooling, may_read_either
 from .checkpoints.hub import published_file
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint, license_of, published_name
@@ -21,7 +22,8 @@ from .errors import ModelError, WeightsError
 from .match import describe_row, match_row
 
 BEST = "best.pt"                                   # of a run folder
-READS = {"token": "the cls token", "gap": "the mean over the tokens", "patch_mean": "the mean over the patches, then a norm",
+READS = {"": "the cls token or the mean over the patches: nothing says which (--classifier)",
+         "token": "the cls token", "gap": "the mean over the tokens", "patch_mean": "the mean over the patches, then a norm",
          "mean": "the mean over the patches", "token_mean": "the cls token and the mean over the patches",
          "attention": "what one learned query reads of the tokens"}
 SHOWN = 3                                          # names of classes
@@ -82,6 +84,7 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     name, keys = match_row(file)
     needs_heads = "hidden_size" in keys and "num_heads" not in keys
     row = resolve_row(name, keys | file.computed)
+    check_pooling(file, row, keep=file.layout.has("head.weight"))
     size = file.row.get("img_size", row.img_size)
     if not needs_heads:
         check_weights(file, row, size)
@@ -89,7 +92,7 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     own = ", with the sizes of the file" * ("hidden_size" in keys)
     lines = [f"model: {describe_row(name, keys, size)} (MODEL_TYPE={name}{own})",
              *_of_row(row, size, needs_heads), _of_images(file, row)]
-    lines.append(_of_head(file, row.classifier))
+    lines.append(_of_head(file, "" if may_read_either(file, row) else row.classifier))
     lines += [f"note: {note}" for note in said.notes]
     lines += [f"licence: {said.license}"] * bool(said.license)
     more = " --num_heads N" * needs_heads

@@ -12,6 +12,7 @@ from configs import MODELS, architecture
 from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.description import COMPUTED
+from .checkpoints.fit import may_read_either
 from .checkpoints.hub import published_file
 from .checkpoints.infer import SIZES
 from .checkpoints.load import check_fits, check_own_weights, load_pretrained, load_run
@@ -64,9 +65,13 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
     if pretrained is not None:                              # its GELU, eps, mean and std are part of the weights
         if not own:
             pretrained.expect(config.img_size if img_size is None else img_size, config.positions)
-        own = own or _parts_of_file(pretrained, name_or_config)
+        own = own or _parts_of_file(pretrained, name_or_config, head)
         config = resolve_row(name_or_config, own | pretrained.computed | overrides)
     if head == "keep":
+        if not isinstance(name_or_config, ConfigDict) and "classifier" not in overrides and may_read_either(pretrained, config):
+            raise ModelError(f"{pretrained.path}: nothing says whether its head reads the cls token or the mean of the patches. "
+                             "Add --classifier token or --classifier mean, or name the file or its folder as timm names its "
+                             "architecture, such as vit_small_patch16_dinov3")
         num_classes = pretrained.head_classes if num_classes is None else num_classes
         config.representation_size = pretrained.representation_size
     num_classes, size = _plain(num_classes), _plain(config.img_size if img_size is None else img_size)
@@ -96,15 +101,17 @@ def _row_of_file(file: OpenedCheckpoint, img_size: int | tuple[int, int] | None,
     return name, keys, img_size or file.row.get("img_size")
 
 
-def _parts_of_file(file: OpenedCheckpoint, name_or_config: str | ConfigDict) -> dict:
-    """The parts that a file of this very row has otherwise, which no flag names; sizes and classifier are the caller's."""
+def _parts_of_file(file: OpenedCheckpoint, name_or_config: str | ConfigDict, head: str) -> dict:
+    """The parts that a file of this very row has otherwise, which no flag names; sizes and classifier are the caller's, but for a
+    head to keep of which a config.json says what it reads."""
     if file.file.run or not isinstance(name_or_config, str):
         return {}
     try:
         name, keys = match_row(file, name_or_config)
     except AmbiguousError:                                  # between rows that are not this one
         return {}
-    return {key: value for key, value in keys.items() if key not in OF_FLAGS} if name == name_or_config else {}
+    read = {"classifier"} if head == "keep" and file.file.described.pool else set()
+    return {key: value for key, value in keys.items() if key not in OF_FLAGS or key in read} if name == name_or_config else {}
 
 
 def load_model(path: str | Path | OpenedCheckpoint) -> ImageTransformer:

@@ -3,6 +3,8 @@
 Sizes, keys and presentations: the published configurations of timm and transformers, and the papers that the rows name.
 """
 
+import re
+
 from ml_collections import ConfigDict
 
 # Every key of a row but the first five, which are sizes, and its default.
@@ -211,3 +213,19 @@ TIMM = {
 }
 
 FAMILIES = {**DINO, **TOWERS, **PERCEPTION, **OTHERS, **TIMM}
+
+# Architectures of timm's that no model here computes, by what they have.
+UNBUILT = tuple((re.compile(pattern), what) for pattern, what in (
+    (r"vit_dp?\w+_patch16_reg1_gap_256", "differential attention"), (r"vit_pwee_.*", "attention and MLP side by side"),
+    (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
+    (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
+    (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
+FILES = ("pth", "pt", "bin", "ckpt", "npz", "safetensors")
+
+
+def unbuilt(name: str) -> str:
+    """What a name of timm's, with its tag or without, has that no model here has, in words; "" for any other."""
+    match = re.fullmatch(r"(?:hf[-_]hub:)?(?:timm/)?(\w+)(?:\.(\w+))?", name)
+    if match is None or match[2] in FILES:
+        return ""
+    return next((what for pattern, what in UNBUILT if pattern.fullmatch(match[1])), "")

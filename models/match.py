@@ -46,14 +46,20 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     found |= {"num_heads": num_heads} if num_heads else {}
     if said.base:
         name = said.base
-    elif rows := candidates(found, MODELS):
+    elif rows := candidates(found, MODELS) or candidates(_unpooled(found), MODELS):
         name = _best(file, found, rows, preferred, NUMBERS)
-    elif rows := candidates(found, MODELS, sizes=False):     # of sizes of its own: a name would bring others
+    elif rows := candidates(found, MODELS, sizes=False) or candidates(_unpooled(found), MODELS, sizes=False):
+        # Of sizes of its own: a name would bring others.
         name = _best(file, found, rows, preferred, NUMBERS[:-2])
     else:
         name = _nearest(file, found, preferred)
     _check_registers(file, found, name)
     return name, _otherwise(found, MODELS[name])
+
+
+def _unpooled(found: dict) -> dict:
+    """Without pooling by attention: of a model that was fine-tuned with one, which its row does not have."""
+    return {key: value for key, value in found.items() if key != "classifier" or value != "attention"}
 
 
 def _check_registers(file: OpenedCheckpoint, found: dict, name: str) -> None:
@@ -88,8 +94,10 @@ def told(file: OpenedCheckpoint) -> dict:
     found, said = dict(file.row), file.file.described
     claims = dict(said.row)
     if said.by_name and said.base and said.base not in candidates(found, MODELS):
+        if said.base not in candidates(found, MODELS, sizes=False):
+            said.pool = ""
         said.base = ""                                       # the arrays decide, not a name
-        said.row.clear()
+        said.row.clear(), said.notes.clear()
     if said.base:
         if said.base not in MODELS:
             raise WeightsError(f"{file.path}: it is a {said.model} of timm, and configs.py has no row {said.base}")
@@ -156,9 +164,11 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
-    pools = found.get("classifier") == "attention"
+    # Without its pooling it is no Perception Encoder, but where timm trained one with another, and nothing says more.
+    in_timm = file.layout.program_row is TIMM_ROW and not file.file.described.row
+    pools = found.get("classifier") == "attention" or in_timm
     names = [name for name in _of_family(file, names) if pools or MODELS[name].classifier != "attention"
-             or not MODELS[name].class_token] or names       # without its pooling it is no Perception Encoder
+             or not MODELS[name].class_token] or names
     best = min(map(rank, names))
     names = [name for name in names if rank(name) == best]
     chosen = [name for name in names if name == preferred] or [name for name in names if preferred and name.startswith(preferred)]

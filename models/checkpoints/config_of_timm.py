@@ -7,6 +7,7 @@ they have, as files with them may be of other sizes; a name of a later family sa
 import re
 
 from models.errors import WeightsError
+from models.families import unbuilt
 from models.kinds import NAME, TEXT, Each, Kind, Record, is_number, is_whole, one_of
 
 from .description import OWN_ENTRY, PLAIN_EPS, Description, gelu_of, names_of, number_of, numbers_of, settings_of, size_of
@@ -21,6 +22,8 @@ OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_ran
 
 # Google's weights that timm publishes under these tags or names were trained with the tanh form, whatever timm computes.
 TANH_TAGS, TANH_MODELS = re.compile(r"augreg_"), re.compile(r"siglip")
+TANH_NOTE = "GELU is computed in the tanh form, as Google trained it, whatever timm computes"
+MEAN_MODELS = re.compile(r"_dinov3")                       # whose mean has no norm of its own: no array tells it from a cls token
 SIZES = {"tiny": "Ti", "small": "S", "small_plus": "S+", "medium": "M", "base": "B", "large": "L", "huge": "H",
          "huge_plus": "H+", "giant": "g", "giantopt": "gopt", "gigantic": "bigG", "so400m": "SO400M", "7b": "7B", "1b": "1B",
          "3b": "3B", "wee": "Wee", "little": "Little", "mediumd": "MediumD", "betwixt": "Betwixt", "so150m": "SO150M",
@@ -59,12 +62,6 @@ FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
     (rf"vit_(so150m2?){PATCH}_(reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
     (rf"vit_(medium){PATCH}_gap{PIXELS}", "ViT-{0}_{1}-gap"),
 ))
-# Architectures that no model here computes, by what they have.
-REFUSED = tuple((re.compile(pattern), what) for pattern, what in (
-    (r"vit_dp?\w+_patch16_reg1_gap_256", "differential attention"), (r"vit_pwee_.*", "attention and MLP side by side"),
-    (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
-    (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
-    (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
 # Names of its VisionTransformer without more: all that such a model computes is in its model_args and its arrays.
 PLAIN = re.compile(r"(?:vit|deit)_(?:tiny|small|base|large|huge|giant|gigantic)_patch\d+(?:_plus)?_\d+"
                    r"(?:_(?:dino|mae|sam|miil|in21k))?")
@@ -78,10 +75,9 @@ PLAIN_WORDS = re.compile(
 IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
         "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
         "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
-        "act_layer", "qkv_bias", "qkv_fused"}
-# Those that may have but one value here.
-FIXED = {"pool_include_prefix": False, "pos_embed": "learn"}
-POOLS = ("token", "avg", "map", "")                         # of global_pool
+        "act_layer", "pool_include_prefix", "qkv_bias", "qkv_fused"}
+# That may have but one value here.
+FIXED = {"pos_embed": "learn"}
 NORMS = {"layernorm": "layer", "rmsnorm": "rms"}            # its own, of eps 1e-6
 # And those that are keys of a row, with what makes the value.
 ARGUMENTS = {
@@ -97,9 +93,8 @@ ARGUMENTS = {
 
 def row_of(architecture: str, tag: str = "") -> str:
     """The row of configs.MODELS, "" where the name is of no later family. Raises WeightsError for what none can be."""
-    for pattern, what in REFUSED:
-        if pattern.fullmatch(architecture):
-            raise WeightsError(f"{architecture} has {what}, as no model here")
+    if what := unbuilt(architecture):
+        raise WeightsError(f"{architecture} has {what}, as no model here")
     for pattern, row in FAMILIES:
         if match := pattern.fullmatch(architecture):
             name = row.format(*(SIZES.get(part, part.replace("_", "-")) for part in match.groups()))
@@ -128,6 +123,7 @@ def describe(values: dict) -> Description:
         found.row["gelu"] = gelu_of(arguments["act_layer"])
     elif TANH_TAGS.match(tag) or TANH_MODELS.search(name):
         found.row["gelu"] = "tanh"
+        found.notes += [TANH_NOTE] * (OWN_ENTRY not in values)
     elif not found.base:
         found.row["gelu"] = "erf"
     for key in ("mean", "std"):
@@ -160,13 +156,9 @@ def _take_arguments(found: Description, arguments: dict, pool: object, own: bool
         found.row["rope_grid"] = grid
     if pool := arguments.get("global_pool") or pool:
         found.pool = str(pool)
-    if own or found.outputs == 0:
-        return
-    if found.pool not in POOLS:
-        raise WeightsError(f"its head reads the patches by global_pool {shown(found.pool)}, as in no model here")
-    if found.pool == "token" and (arguments.get("fc_norm") or arguments.get("use_fc_norm")):
-        raise WeightsError("its head reads the cls token with a norm behind it (global_pool token with fc_norm), as in no model "
-                           "here")
+    elif MEAN_MODELS.search(found.model):
+        found.pool = "avg"                                   # timm's default
+    found.pool_prefix = bool(arguments.get("pool_include_prefix"))
 
 
 def _take_plain(found: Description, arguments: dict) -> None:

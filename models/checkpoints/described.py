@@ -19,8 +19,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")       # in this order
 CONFIG, PREPROCESSOR, ADAPTER = "config.json", "preprocessor_config.json", "adapter_config.json"
 ROW_ENTRY = "vit_row"                                       # what our own exports say of their model (export.py)
 MAX_JSON = 1 << 24                                          # bytes; the names of 21,843 classes take 1 MB
-# timm's name of published weights, as a file or its folder may be called.
-PUBLISHED = re.compile(r"([a-z0-9_]+)\.([a-z0-9_]+)")
+# timm's name of published weights, or of an architecture, as a file or its folder may be called.
+PUBLISHED = re.compile(r"([a-z0-9_]+)(?:\.([a-z0-9_]+))?")
 
 
 def is_weights_folder(path: str | Path) -> bool:
@@ -66,7 +66,7 @@ def _of_name(weights: Path) -> Description:
     for name in (weights.name.removesuffix(weights.suffix), weights.parent.name):
         if match := PUBLISHED.fullmatch(name):
             with contextlib.suppress(WeightsError):         # a name alone refuses nothing
-                found = config_of_timm.describe({"architecture": match[1], "pretrained_cfg": {"tag": match[2]}})
+                found = config_of_timm.describe({"architecture": match[1], "pretrained_cfg": {"tag": match[2] or ""}})
                 found.by_name = True
                 if not found.base:                          # its arrays say the rest
                     found.row = {"gelu": found.row["gelu"]}

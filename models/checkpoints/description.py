@@ -36,7 +36,8 @@ class Description:
     what is said of that and no flag can say, in words by flag; `model`: what timm calls the model, such as vit_tiny_patch16_224;
     `base`: the row of configs.MODELS that it is built by, whose other keys hold too; `family`: how the names of the rows begin
     that may be its own, where arrays are those of others too; `card`: of a folder of ours, what its model card says; `license`:
-    of the weights; `outputs`: how many classes its head has, where that is said; `pool`: timm's global_pool; `notes`: lines."""
+    of the weights; `outputs`: how many classes its head has, where that is said; `pool`: timm's global_pool; `pool_prefix`:
+    whether that takes the tokens before the patches too; `notes`: lines."""
 
     row: dict = dataclasses.field(default_factory=dict)
     classes: list[str] | None = None
@@ -51,6 +52,7 @@ class Description:
     own: bool = False               # whether an export of ours says how the model computes
     outputs: int | None = None
     pool: str = ""
+    pool_prefix: bool = False
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def take_own(self, said: object) -> None:

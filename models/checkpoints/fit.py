@@ -8,6 +8,9 @@ from models.errors import WeightsError
 
 from .conversions import Row
 from .layout import Layout, abbreviate
+from .layouts import TIMM_ROW
+from .opened import OpenedCheckpoint
+from .zip_archive import shown
 
 POOL = "attn_pool"
 QKV_BIAS = re.compile(r"blocks\.\d+\.attn\.(q_bias|v_bias|qkv\.bias)")
@@ -37,11 +40,12 @@ class LoadReport:
 
 
 def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list[str]:
-    """Our names of what a new task initializes: the heads, and the norm behind the mean and the pooling by attention where the
-    file has none."""
+    """Our names of what a new task initializes: the heads; the norm behind the mean and the pooling by attention where the file
+    has none; and the last norm where it has that behind the mean in its place."""
     if head == "keep":
         return []
     missing = tuple(f"{part}." for part in ("fc_norm", POOL) if not layout.under(part))
+    missing += ("norm.",) * (layout.has("fc_norm.weight") and not layout.has("norm.weight"))
     return sorted([*model.head_names(), *(name for name in model.state_dict() if name.startswith(missing or " "))])
 
 
@@ -59,6 +63,9 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
     if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
         left |= layout.under(POOL)
         report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
+    if head == "zero" and layout.has("fc_norm.weight") and "fc_norm.weight" not in parameters:
+        left |= layout.under("fc_norm")
+        report.notes.append("the norm behind its mean is left out (--classifier patch_mean uses it)")
     not_asked_for = ("norm",) if head == "zero" and not model.config.final_norm and layout.has("norm.weight") else ()
     for part in (*layout.unread, *not_asked_for):
         if not any(name.startswith(f"{part}.") for name in parameters):
@@ -89,6 +96,38 @@ def _thirds(shape: tuple[int, ...], masked: bool) -> list[slice]:
     """What of a packed bias counts: queries and values alone where the keys' part is masked."""
     third = shape[0] // 3
     return [slice(0, third), slice(2 * third, None)] if masked else [slice(None)]
+
+
+def check_pooling(file: OpenedCheckpoint, config, keep: bool) -> None:
+    """Raises WeightsError where timm's model pools other tokens by attention than a model of this row does, or, to `keep` its
+    head, takes another mean."""
+    said, prefixed = file.file.described, has_class_token(config) or config.registers
+    if file.file.run or said.own or file.layout.program_row is not TIMM_ROW:
+        return
+    if keep and said.pool not in ("", "token", "avg", "map"):
+        raise WeightsError(f"{file.path}: its head reads what timm's global_pool {shown(said.pool)} gives, as no model here; a "
+                           "new head (--head zero) may read the cls token or the mean (--classifier)")
+    if keep and said.pool == "token" and file.layout.has("fc_norm.weight") and not file.layout.has("norm.weight"):
+        raise WeightsError(f"{file.path}: its head reads the cls token with a norm behind it (fc_norm with global_pool token), "
+                           "as in no model here; a new head (--head zero) may read the cls token or the mean (--classifier)")
+    if not prefixed:
+        return
+    eva = config.rope or config.qkv_bias == "qv"              # which always pools all tokens by attention
+    pools = config.classifier == "attention" and file.layout.has(f"{POOL}.latent")
+    before = "the cls token" if has_class_token(config) else "the registers"
+    if pools and not eva and not said.pool_prefix:
+        raise WeightsError(f"{file.path}: timm's pooling by attention skips {before}, unless its model_args have "
+                           "pool_include_prefix, and here it reads all tokens. A new head may use --classifier token or mean")
+    if keep and said.pool_prefix and said.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
+        raise WeightsError(f"{file.path}: its mean takes {before} too (pool_include_prefix), and here that of the patches alone; "
+                           "a new head (--head zero) may read that")
+
+
+def may_read_either(file: OpenedCheckpoint, config) -> bool:
+    """Whether no array tells if its head reads the cls token or the mean: timm's DINOv3 alone has no norm behind a mean."""
+    said = file.file.described
+    return (file.file.run is None and not said.pool and "classifier" not in said.row and config.rope == "dinov3"
+            and config.classifier in ("token", "mean") and config.class_token and file.layout.has("head.weight"))
 
 
 OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
@@ -122,6 +161,8 @@ def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
         return OF_A_RUN
     if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
         return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+    if model.config.classifier == "gap" and layout.has("cls_token") and report.fresh:
+        return "it has a cls token, and --classifier gap is of models without: use --classifier mean, or token"
     if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
         return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (with class_token "
                 "False)")

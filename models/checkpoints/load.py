@@ -18,7 +18,7 @@ from models.errors import ModelError, WeightsError
 from models.layers import resize_positions
 
 from .conversions import CONVERSIONS, Row, fold_channels, sincos_positions
-from .fit import OF_A_RUN, POOL, LoadReport, advise, check_names, fresh_parameters
+from .fit import OF_A_RUN, POOL, LoadReport, advise, check_names, check_pooling, fresh_parameters
 from .layout import Layout
 from .opened import OpenedCheckpoint, Source, opened
 from .run_fields import check_shapes
@@ -91,6 +91,7 @@ def _plan(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> t
     if heads not in (None, model.config.num_heads):
         raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
                            f"{OF_A_RUN if file.run else f'use --num_heads {heads}'}")
+    check_pooling(checkpoint, model.config, head == "keep")
     report = LoadReport(str(file.path), fresh=fresh_parameters(layout, model, head), classes=checkpoint.class_names or [],
                         notes=[*file.notes, *file.described.notes, *layout.notes])
     rows = [row for row in layout.rows(model) if row.parameter not in report.fresh]
@@ -116,17 +117,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):
         report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its logits carry "
                             "no information")
-    if head == "keep" and _may_read_either(checkpoint, model):
-        read = {"token": "cls token, not the mean of the patches", "mean": "mean of the patches, not the cls token"}
-        report.notes.append(f"nothing says which of the two its head reads: the {read[model.config.classifier]} (--classifier)")
     return report
-
-
-def _may_read_either(checkpoint: OpenedCheckpoint, model: ImageTransformer) -> bool:
-    """Whether no array tells what the head reads: in timm's DINOv3 alone a mean has no norm of its own."""
-    said, config = checkpoint.file.described, model.config
-    return (checkpoint.file.run is None and not said.pool and "classifier" not in said.row and config.rope == "dinov3"
-            and config.classifier in ("token", "mean") and config.class_token)
 
 
 def _fold_channels(state: dict[str, Tensor], model: ImageTransformer, path: object) -> None:

@@ -13,6 +13,7 @@ import urllib.parse
 from pathlib import Path
 
 from models.errors import WeightsError
+from models.families import unbuilt
 
 from . import hub
 from .described import is_weights_folder, weights_in
@@ -150,6 +151,7 @@ def _google_url(file: str) -> str:
 def require_published(text: str | Path) -> str:
     """The canonical form of a published name. Raises WeightsError for any other text."""
     name, tables = published_name(str(text)), PUBLISHED | META_FILES
+    _refuse_unbuilt(str(text))
     folder = str(text).partition("/")[0]
     if name is None and folder in tables and str(text).count("/") == 1:
         raise WeightsError(f"no checkpoint at {text}, and {folder} has no published file of that name: it has "
@@ -159,11 +161,12 @@ def require_published(text: str | Path) -> str:
             f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
             f"{', '.join(tables)}, augreg; names of timm's; and repositories of the hub (MODEL_ZOO.md lists them; "
             "hf-hub:ORG/NAME means any)")
-    _refuse_unbuilt(str(text))
     return name
 
 
 def _refuse_unbuilt(text: str) -> None:
+    if what := unbuilt(text):
+        raise WeightsError(f"{text}: it has {what}, as no model here")
     if (known := hub.published_file(text)) and not known.model:
         raise WeightsError(f"{text}: its architecture is none of those here (MODEL_ZOO.md says which are)")
 

@@ -155,6 +155,8 @@ def arguments_of(config, kind: Kind, whole: bool) -> dict:
                  "fc_norm": config.classifier == "patch_mean",
                  "init_values": config.layer_scale, "qkv_bias": config.qkv_bias == "all", "qk_norm": config.qk_norm,
                  "scale_attn_norm": config.attention_norm, "scale_mlp_norm": config.mlp_norm, "proj_bias": config.proj_bias}
+    if config.classifier == "attention" and (has_class_token(config) or config.registers):
+        arguments["pool_include_prefix"] = True              # else its query reads the patches alone
     if config.patch_norm == "none":
         arguments["embed_norm_layer"] = ""
     elif kind is not APART:

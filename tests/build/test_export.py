@@ -19,7 +19,7 @@ def test_start_weights_and_their_licence(tmp_path, monkeypatch):
     (tmp_path / "timm").mkdir()
     save_timm(create_model("ViT-Nano_2", 3), tmp_path / "timm/model.safetensors")
     config = tmp_path / "timm/config.json"
-    config.write_text(json.dumps({"architecture": "x", "pretrained_cfg": {"license": "mit"}}))
+    config.write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"license": "mit"}}))
     for start, model, expected in (
             ("none", "ViT-B_16", {"weights": "none: trained from scratch"}),
             ("auto", "ViT-Nano_2", {"weights": "ViT-Nano_2, trained on drawn letters (this project)", "license": "MIT"}),

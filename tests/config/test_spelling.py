@@ -4,7 +4,8 @@ import pytest
 
 from configs import DATASETS, MODELS, RECIPES
 from models.checkpoints.hub import model_of
-from models.checkpoints.published import published_name, published_names
+from models.checkpoints.published import published_name, published_names, require_published
+from models.errors import ModelError
 from utils.config import ConfigError, check_published, did_you_mean, name_model, unknown_model
 from utils.config.spelling import suggest
 
@@ -52,6 +53,8 @@ def test_a_model_at_another_size():
 @pytest.mark.parametrize(("typed", "meant"), [
     ("mirror/vit-base-patch16-224", "imagenet21k/ViT-B_16"), ("vit_base_patch_16", "imagenet21k/ViT-B_16"),
     ("mirror/deit-small-patch16-224", "deit/deit_small_patch16_224-cd65a155"), ("sam/B16", "sam/ViT-B_16"),
+    ("vit_smal_patch14_dinov2", "vit_small_patch14_dinov2"),
+    ("vit_small_patch14_dinov2.lvd142", "vit_small_patch14_dinov2.lvd142m"),
     ("mae/mae_pretrain_base", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
     ("checkpoint/ViT-B_16.npz", "imagenet21k/ViT-B_16"), ("imagenet21k/vit-b16", "imagenet21k/ViT-B_16")])
 def test_published_names(typed, meant):
@@ -59,7 +62,7 @@ def test_published_names(typed, meant):
         check_published({"pretrained_dir": typed}, published_name, published_names())
     assert str(caught.value) == (f"--pretrained_dir {typed}: no such file or folder, and no published name. "
                                  f"Did you mean {meant}? MODEL_ZOO.md lists the names")
-    assert published_name(meant) == meant
+    assert published_name(meant).removeprefix("timm/").startswith(meant)
 
 
 def test_a_published_name_in_place_of_a_model():
@@ -72,10 +75,23 @@ def test_a_published_name_in_place_of_a_model():
     assert name_model({"model_type": name, "resume_path": "r"}, model_of) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
     for flags in ({}, {"model_type": "ViT-B_16"}, {"pretrained_dir": name}):
         assert name_model(flags, model_of) == flags
-    for typed, words in (("beitv2_base_patch16_224", "its architecture is none of those here"),
+    for typed, words in (("beitv2_base_patch16_224", "it has positions relative to each pair"),
+                         ("naflexvit_base_patch16_gap.e300_s576_in1k", "it has images of any shape"),
                          ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"), ("hf-hub:a/b", "no such model")):
         with pytest.raises(ConfigError, match=f"--model_type {typed}: {words}"):
             name_model({"model_type": typed}, model_of)
+
+
+def test_a_start_that_no_model_here_is_of_says_why():
+    for typed, words in (("naflexvit_base_patch16_gap.e300_s576_in1k", "images of any shape"),
+                         ("timm/beit_base_patch16_224", "BEiT"),
+                         ("hf-hub:timm/vit_pwee_patch16_reg1_gap_256.sbb_in1k", "attention and MLP side by side")):
+        with pytest.raises(ConfigError, match=f"--pretrained_dir {typed}: it has .*{words}.*, as no model here"):
+            check_published({"pretrained_dir": typed}, lambda name: None, published_names())
+        with pytest.raises(ModelError, match=f"{typed}: it has .*{words}.*, as no model here"):
+            require_published(typed)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        check_published({"pretrained_dir": "beit_mine.pth"}, published_name, published_names())
 
 
 def test_weights_that_are_there():

@@ -14,7 +14,8 @@ from models.match import AmbiguousError, describe_row, match_row
 # were trained on images that were normalized otherwise.
 ALIKE = [
     ("ViT-Ti_16", "DeiT-Ti_16"), ("ViT-S_16", "DeiT-S_16"), ("ViT-B_16", "DeiT-B_16", "MAE-B_16"), ("ViT-L_16", "MAE-L_16"),
-    ("ViT-H_14", "MAE-H_14"), *[(f"CLIP-{size}", f"OpenCLIP-{size}") for size in ("B_32", "B_16", "L_14", "H_14", "bigG_14")]]
+    ("ViT-H_14", "MAE-H_14"), *[(f"CLIP-{size}", f"OpenCLIP-{size}", *[f"PE-core-{size}"] * (size in ("B_16", "L_14")))
+                                for size in ("B_32", "B_16", "L_14", "H_14", "bigG_14")]]
 # Without a cls token.
 ALIKE_MEANS = [("IJEPA-H_14", "MAE-H_14", "ViT-H_14"), ("SigLIP-B_16", "ViT-B_16", "DeiT-B_16", "MAE-B_16")]
 # Bare files that are taken for others, which compute the same.
@@ -35,7 +36,8 @@ def arrays(name: str, **changes) -> dict[str, torch.Tensor]:
 def test_a_bare_file_tells_its_row_or_which_are_alike(name):
     file = header_of(arrays(name))
     of_means = name == "IJEPA-H_14"
-    others = ALIKE_MEANS[0] if of_means else next((names for names in ALIKE if name in names and name[:4] != "MAE-"), ())
+    others = ALIKE_MEANS[0] if of_means else next((
+        names for names in ALIKE if name in names and name[:3] not in ("MAE", "PE-")), ())
     if others:
         with pytest.raises(AmbiguousError) as caught:
             match_row(file)
@@ -52,6 +54,14 @@ def test_bare_files_without_a_cls_token(names):
         match_row(file)
     assert tuple(caught.value.names) == names
     assert match_row(file, names[0]) == (names[0], {} if names[0].startswith("IJEPA") else {"classifier": "mean"})
+
+
+@pytest.mark.parametrize("classifier", ["patch_mean", "token"])
+def test_a_perception_encoder_without_its_pooling_has_the_arrays_of_clip(classifier):
+    """As timm's, fine-tuned with another global_pool."""
+    with pytest.raises(AmbiguousError, match="CLIP-B_16, OpenCLIP-B_16 and PE-core-B_16"):
+        match_row(header_of(arrays("PE-core-B_16", classifier=classifier)))
+    assert match_row(header_of(arrays("PE-core-B_16", classifier=classifier)), "PE-core-B_16")[0] == "PE-core-B_16"
 
 
 def test_what_stands_beside_the_arrays_decides():

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from configs import MODELS
+from configs import MODELS, unbuilt
 from utils.files import where_looked
 
 from .flags import FLAGS
@@ -42,6 +42,7 @@ PARTS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "re
          "half": "fp 16", "gpu": "cuda", "fmnist": "fashion mnist", "imnet": "imagenet", "ilsvrc": "imagenet"}
 NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", "21", "192", "224", "384", "448", "2012"}
 ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on a name is suggested
+MISSPELT = 0.95                       # of the letters of a name, in their order
 SHOWN = 3
 
 
@@ -86,6 +87,8 @@ def model_named(name: str | None, model_of: Callable[[str], str | None]) -> str 
     model_of: of a published name; "" where its architecture is none of those here, None for what is no such name.
     """
     row = name if name is None or name in MODELS else model_of(name)
+    if not row and name is not None and (what := unbuilt(name)):
+        raise ConfigError(f"--model_type {name}: it has {what}, as no model here")
     if row == "":
         raise ConfigError(f"--model_type {name}: its architecture is none of those here (MODEL_ZOO.md says which are)")
     if row is None and name is not None:
@@ -171,10 +174,21 @@ def check_published(flags: dict, published_name: Callable[[str], str | None], na
     start, shown = flags.get(flag.lower()) or "auto", flag if flag.isupper() else f"--{flag}"
     if start in ("auto", "none", "augreg") or os.path.exists(start) or published_name(start) or flags.get("resume_path"):
         return
+    if what := unbuilt(start):
+        raise ConfigError(f"{shown} {start}: it has {what}, as no model here")
     folder = start.partition("/")[0]
     own = [name for name in names if name.startswith(f"{folder}/")]
-    similar = suggest(start, own) or [published_name(model) for model in suggest(start, MODELS)]
+    similar = _misspelt(start, names) or suggest(start, own) or [published_name(model) for model in suggest(start, MODELS)]
     meant = _ask(filter(None, similar))
     place = "" if meant else where_looked(start)
     raise ConfigError(f"{shown} {start}: no such file or folder{place}, and no published name.{meant} "
                       "MODEL_ZOO.md lists the names")
+
+
+def _misspelt(typed: str, names: Collection[str]) -> list[str]:
+    """The names of timm's, of weights or of an architecture, of which almost all letters were typed; the most likely first."""
+    whole = [name.removeprefix("timm/") for name in names if name.startswith("timm/")]
+    known = dict.fromkeys([*(name.partition(".")[0] for name in whole), *whole])
+    ratios = {name: difflib.SequenceMatcher(None, typed.removeprefix("timm/"), name).ratio() for name in known}
+    best = max(ratios.values(), default=0)
+    return [name for name in known if ratios[name] == best >= MISSPELT]

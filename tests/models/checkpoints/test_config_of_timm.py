@@ -13,6 +13,7 @@ from models import create_model
 from models.checkpoints import config_of_timm
 from models.checkpoints.described import describe
 from models.checkpoints.description import HALF, IMAGENET
+from models.checkpoints.fit import check_pooling
 from models.create import resolve_row
 from models.match import match_row
 from utils.training.memory import parameters
@@ -147,7 +148,7 @@ def test_arguments_that_are_not_known_are_refused():
     """They may compute anything, of a name of 2021 too."""
     refused("model_args have attn_layer diff", config_of_timm.describe, DINO | {"model_args": {"attn_layer": "diff"}})
     for name in ("vit_base_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_384"):
-        for key, value in (("x", 1), ("pool_include_prefix", True), ("pos_embed", "none")):
+        for key, value in (("x", 1), ("pos_embed", "none")):
             said = {"architecture": name, "model_args": {key: value}}
             refused(f"model_args have {key} {value}, of which", config_of_timm.describe, said)
     kept = {"pool_include_prefix": False, "pos_embed": "learn", "init_values": None, "norm_layer": None}
@@ -156,17 +157,23 @@ def test_arguments_that_are_not_known_are_refused():
 
 
 @pytest.mark.parametrize("name, said, words", [
-    ("vit_tiny_patch16_224", {"global_pool": "max"}, "global_pool max, as in no model here"),
-    ("vit_small_patch14_dinov2", {"model_args": {"global_pool": "avgmax"}}, "global_pool avgmax"),
-    ("vit_small_patch14_dinov2", {"model_args": {"fc_norm": True}, "global_pool": "token"}, "global_pool token with fc_norm"),
     ("eva02_tiny_patch14_224", {"model_args": {"ref_feat_shape": [4, 8]}}, "its ref_feat_shape is .4, 8."),
     ("vit_tiny_patch16_224", {"model_args": {"norm_layer": "batchnorm2d"}}, "its norm_layer is batchnorm2d"),
     ("vit_tiny_patch16_224", {"model_args": {"embed_norm_layer": "rmsnorm"}}, "its embed_norm_layer is rmsnorm"),
     ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, of which")])
 def test_what_no_model_here_computes_is_refused(name, said, words):
     refused(words, config_of_timm.describe, {"architecture": name, "num_classes": 5} | said)
-    headless = config_of_timm.describe({"architecture": name, "global_pool": "max", "num_classes": 0})
-    assert headless.pool == "max"
+
+
+def test_a_norm_behind_the_cls_token_is_refused():
+    """To keep its head; a new one may read the token."""
+    state = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value for key, value in dino().items()}
+    file = header_of(state, config_of_timm.describe(DINO | {
+        "num_classes": 5, "global_pool": "token", "model_args": {"depth": 2, "fc_norm": True}}))
+    name, keys = match_row(file)
+    row = resolve_row(name, keys)
+    check_pooling(file, row, keep=False)
+    refused("a norm behind it .fc_norm with global_pool token., as in no model here", check_pooling, file, row, True)
 
 
 PARTS = [({"reg_tokens": 3}, {"registers": 3}),
@@ -236,3 +243,14 @@ def test_a_bare_file_may_be_called_by_its_name(tmp_path, folder, name, base):
 def test_a_row_that_configs_lacks_is_named():
     described = config_of_timm.describe({"architecture": "vit_tiny_patch16_lingbot"})
     refused("vit_tiny_patch16_lingbot of timm, and configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))
+
+
+@pytest.mark.parametrize("architecture, tag, says", [
+    ("vit_base_patch16_siglip_224", "v2_webli", True), ("vit_tiny_patch16_224", "augreg_in21k", True),
+    ("vit_tiny_patch16_224", "dino", False), ("vit_small_patch14_dinov2", "lvd142m", False)])
+def test_a_gelu_that_is_not_timm_s_is_told(architecture, tag, says):
+    said = {"architecture": architecture, "pretrained_cfg": {"tag": tag}}
+    assert (config_of_timm.describe(said).notes == [
+        "GELU is computed in the tanh form, as Google trained it, whatever timm computes"]) is says
+    exact = config_of_timm.describe(said | {"model_args": {"act_layer": "gelu"}})
+    assert exact.notes == [] and exact.row["gelu"] == "erf"

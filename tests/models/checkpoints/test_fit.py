@@ -1,9 +1,15 @@
 """What of a file is left out, what a new task brings, and the words for what does not fit."""
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 from filling import load, random_model, refused
+from headers import save_plain
 from originals import KINDS, arrays_of, dinov3, in_memory, tiny
 
+from configs import MODELS
 from models import create_model
 
 
@@ -37,6 +43,85 @@ def test_another_pooling_than_the_file_s_is_new_or_left_out():
         rest = arrays_of("timm_siglip", random_model(siglip))
         del rest[lost]
         refused(f"needs arrays that the file lacks: {lost}; ", create_model, siglip, 3, pretrained=in_memory(rest))
+
+
+CLASSIFIERS = ("token", "gap", "patch_mean", "mean", "token_mean", "attention")
+NORMS = {"norm": "norm.weight", "fc_norm": "fc_norm.weight", "attn_pool": "attn_pool.latent"}
+
+
+def parts_of(classifier: str, row) -> set[str]:
+    """What stands between the blocks and the head."""
+    last = {"fc_norm"} if classifier == "patch_mean" else {"norm"} if row.final_norm else set()
+    return last | ({"attn_pool"} if classifier == "attention" else set())
+
+
+@pytest.mark.parametrize("name", ["ViT-Ti_16", "EVA02-Ti_14", "SigLIP-B_16", "PE-core-Ti_16", "DINOv3-S_16", "PE-spatial-Ti_16"])
+def test_a_new_head_may_read_what_it_chooses(name, tmp_path):
+    """Whatever that of the file read: what the choice brings and what it leaves out is told, or it is refused for what is so."""
+    row, sizes = MODELS[name], {"patch_size": 16, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2, "num_layers": 1}
+    sizes |= {"pool_heads": 2} if row.pool_heads else {}
+    for had in CLASSIFIERS if row.class_token else ("gap", "patch_mean", "mean", "attention"):
+        if had == "gap" and not name.startswith("ViT-"):
+            continue
+        save_plain(create_model(name, 3, 32, classifier=had, **sizes), tmp_path / "x.pth")
+        for wanted in CLASSIFIERS:
+            needs_cls = row.class_token and wanted != "gap"
+            words = ("the model has no cls token" if wanted in ("token", "token_mean") and not row.class_token else
+                     "it has no cls token" if had == "gap" and needs_cls else
+                     "it has a cls token, and --classifier gap is of models without" if (
+                         row.class_token and had != "gap" and wanted == "gap") else
+                     "timm's pooling by attention skips the cls token" if (
+                         had == wanted == "attention" and name in ("ViT-Ti_16",)) else "")
+            if words:
+                refused(words, create_model, name, 5, 32, tmp_path / "x.pth", classifier=wanted, **sizes)
+                continue
+            report = create_model(name, 5, 32, tmp_path / "x.pth", classifier=wanted, **sizes).load_report
+            fresh, left = parts_of(wanted, row) - parts_of(had, row), parts_of(had, row) - parts_of(wanted, row)
+            assert {part for part, array in NORMS.items() if array in report.fresh} == fresh, (had, wanted)
+            assert {part for part, array in NORMS.items() if array in report.left_out} == left, (had, wanted)
+            notes = {"attn_pool": "its pooling by attention is left out", "fc_norm": "the norm behind its mean is left out"}
+            assert all((words in str(report)) == (part in left) for part, words in notes.items())
+
+
+def timm_folder(folder: Path, model, architecture: str, pool: str, **arguments) -> Path:
+    """As timm saves it."""
+    folder.mkdir(exist_ok=True)
+    save_plain(model, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({
+        "architecture": architecture, "num_classes": 3, "global_pool": pool, "pretrained_cfg": {"tag": "x"},
+        "model_args": {"depth": 1, "img_size": model.img_size[0], "global_pool": pool, **arguments}}))
+    return folder
+
+
+@pytest.mark.parametrize("name, architecture", [("CLIP-B_16", "vit_base_patch16_clip_quickgelu_224"),
+                                                ("DINOv2-S_14-reg", "vit_small_patch14_reg4_dinov2"),
+                                                ("ViT-Ti_16", "vit_tiny_patch16_224")])
+def test_timm_s_pooling_by_attention_may_skip_the_tokens_before_the_patches(name, architecture, tmp_path):
+    model = random_model(name, 3, 2 * MODELS[name].patch_size, num_layers=1, classifier="attention").eval()
+    for words in ("timm's pooling by attention skips the cls token", "use --classifier token or mean"):
+        refused(words, create_model, pretrained=timm_folder(tmp_path, model, architecture, "map"), head="keep")
+    assert create_model(None, 5, pretrained=tmp_path, classifier="token").load_report
+    folder = timm_folder(tmp_path, model, architecture, "map", pool_include_prefix=True)
+    images = torch.randn(1, 3, *model.img_size)
+    keys = {"gelu": model.config.gelu}                     # timm's ViT computes another than Google's
+    assert torch.allclose(create_model(pretrained=folder, head="keep", **keys).eval()(images), model(images), atol=1e-5)
+
+
+def test_means_that_no_model_here_takes(tmp_path):
+    model = random_model("DINOv3-S_16", 3, 32, num_layers=1)
+    for pool, arguments, words in (("avgmax", {}, "what timm's global_pool avgmax gives"), ("max", {}, "timm's global_pool max"),
+                                   ("avg", {"pool_include_prefix": True}, "its mean takes the cls token too")):
+        folder = timm_folder(tmp_path, model, "vit_small_patch16_dinov3", pool, **arguments)
+        refused(words, create_model, pretrained=folder, head="keep")
+        assert create_model(None, 5, pretrained=folder).load_report
+
+
+def test_a_config_says_what_a_kept_head_reads_whoever_names_the_row(tmp_path):
+    model = random_model("DINOv3-S_16", 3, 32, num_layers=1)
+    for pool, classifier in (("avg", "mean"), ("token", "token")):
+        folder = timm_folder(tmp_path, model, "vit_small_patch16_dinov3", pool)
+        kept = create_model("DINOv3-S_16", None, 32, folder, "keep", num_layers=1)
+        assert kept.config.classifier == create_model(pretrained=folder, head="keep").config.classifier == classifier
 
 
 def test_a_file_of_another_kind_says_of_which():

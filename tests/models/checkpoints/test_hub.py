@@ -82,9 +82,11 @@ def test_licences():
 
 
 def test_what_is_not_built_here_is_refused_before_it_is_downloaded(folder):
-    assert "its architecture is none of those here" in fails("beitv2_base_patch16_224")
-    with pytest.raises(ModelError, match="its architecture is none of those here"):
-        check_published_reachable(published_name("beitv2_base_patch16_224"))
+    for name, words in (("beitv2_base_patch16_224", "has positions relative to each pair of patches"),
+                        ("apple/mobileclip_b_timm", "its architecture is none of those here")):
+        assert words in fails(name)
+        with pytest.raises(ModelError, match=words):
+            check_published_reachable(published_name(name))
 
 
 # ------------------------------------------------------------------------------------------------------------- download

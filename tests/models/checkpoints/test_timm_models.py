@@ -115,6 +115,32 @@ def test_names_of_a_block(row, ours, theirs):
     assert spell("norm.weight") == ("norm.weight",) and spell("pos_embed") == ("pos_embed",)
 
 
+POOLED = ("ViT-B_16", "CLIP-B_32", "DINOv2-S_14", "DINOv2-S_14-reg", "DeiT3-S_16", "TIPSv2-B_14", "EVA02-Ti_14", "SigLIP-B_16")
+
+
+def test_timm_s_query_reads_all_tokens_where_it_is_told_to():
+    for name in POOLED:
+        row = architecture(**MODELS[name].to_dict() | SMALL | {"classifier": "attention", "gelu": "erf"})
+        said = timm_models.arguments_of(row, timm_models.kind_of(row), whole=False).get("pool_include_prefix")
+        assert said == (None if name in ("EVA02-Ti_14", "SigLIP-B_16") else True), name
+
+
+@pytest.mark.reference
+@torch.inference_mode()
+def test_timm_pools_by_attention_what_an_export_does(tmp_path):
+    """Of a model that was fine-tuned with --classifier attention; and its own file of that gives the same here."""
+    timm = pytest.importorskip("timm")
+    for name in POOLED:
+        model = random_model(MODELS[name], 5, 16, **SMALL | {"classifier": "attention", "gelu": "erf"}).eval()
+        view, own = {"interpolation": "bicubic", "eval_crop": 0.0}, {"card": {"model": {"architecture": name}}}
+        config = timm_config.timm_config(model, list("abcde"), view, own)
+        theirs = timm.create_model(config["architecture"], num_classes=5, **config["model_args"]).eval()
+        save_weights(model, tmp_path / "x.pth")
+        theirs.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
+        images = torch.randn(2, 3, 16, 16)
+        assert (theirs(images) - model(images)).abs().max() < 2e-5, name
+
+
 @pytest.mark.reference
 @torch.inference_mode()
 def test_timm_computes_what_a_model_of_every_row_does(tmp_path):

@@ -153,12 +153,21 @@ def test_a_model_with_norms_behind_its_branches_is_refused():
     refused("it is EVA-02 E, whose norms stand behind attention and MLP", lambda: in_memory(state).row)
 
 
-def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models):
-    """timm's models of other families have a norm behind a mean."""
-    said = "nothing says which of the two its head reads: the "
-    for classifier, read in (("token", "cls token, not the mean"), ("mean", "mean of the patches, not the cls token")):
-        model = create_model(KINDS["timm_dinov3"].row, 3, None, in_memory(arrays_of("timm_dinov3", models["timm_dinov3"])),
-                             "keep", classifier=classifier)
-        assert any(note.startswith(said + read) for note in model.load_report.notes)
+def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models, tmp_path):
+    """timm's models of other families have a norm behind a mean. A name of its architecture means the mean, its default."""
+    state = dict(create_model("DINOv3-S_16", 3, 32, num_layers=1).state_dict())
+
+    def kept(place: str, **keys) -> str:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        torch.save(state, tmp_path / place)
+        return create_model(pretrained=tmp_path / place, img_size=32, head="keep", num_heads=6, **keys).config.classifier
+
+    refused("nothing says whether its head reads the cls token or the mean .* Add --classifier token or --classifier mean",
+            kept, "x/mine.pth")
+    assert create_model(pretrained=tmp_path / "x/mine.pth", img_size=32, num_heads=6).config.classifier == "token"    # a new head
+    for classifier in ("token", "mean"):
+        assert kept("x/mine.pth", classifier=classifier) == classifier
+    for place in ("x/vit_small_patch16_dinov3.pth", "x/vit_small_patch16_dinov3.lvd1689m.pth", "vit_small_patch16_dinov3/a.pth"):
+        assert kept(place) == "mean" and kept(place, classifier="token") == "token"
     other = create_model(KINDS["timm_dinov2"].row, 3, None, in_memory(arrays_of("timm_dinov2", models["timm_dinov2"])), "keep")
-    assert not any(note.startswith(said) for note in other.load_report.notes)
+    assert other.config.classifier == "token"
