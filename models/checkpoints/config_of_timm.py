@@ -23,7 +23,8 @@ OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_ran
 # Google's weights that timm publishes under these tags or names were trained with the tanh form, whatever timm computes.
 TANH_TAGS, TANH_MODELS = re.compile(r"augreg_"), re.compile(r"siglip")
 TANH_NOTE = "GELU is computed in the tanh form, as Google trained it, whatever timm computes"
-MEAN_MODELS = re.compile(r"_dinov3")                       # whose mean has no norm of its own: no array tells it from a cls token
+# timm's global_pool by the part of a name, of models whose mean has no norm of its own: no array tells it from a cls token.
+POOL_OF_NAME = {"dinov3": "avg", "lingbot": "token"}
 SIZES = {"tiny": "Ti", "small": "S", "small_plus": "S+", "medium": "M", "base": "B", "large": "L", "huge": "H",
          "huge_plus": "H+", "giant": "g", "giantopt": "gopt", "gigantic": "bigG", "so400m": "SO400M", "7b": "7B", "1b": "1B",
          "3b": "3B", "wee": "Wee", "little": "Little", "mediumd": "MediumD", "betwixt": "Betwixt", "so150m": "SO150M",
@@ -156,8 +157,8 @@ def _take_arguments(found: Description, arguments: dict, pool: object, own: bool
         found.row["rope_grid"] = grid
     if pool := arguments.get("global_pool") or pool:
         found.pool = str(pool)
-    elif MEAN_MODELS.search(found.model):
-        found.pool = "avg"                                   # timm's default
+    else:
+        found.pool = next((pool for part, pool in POOL_OF_NAME.items() if f"_{part}" in found.model), "")
     found.pool_prefix = bool(arguments.get("pool_include_prefix"))
 
 

@@ -169,5 +169,7 @@ def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models, tmp_path):
         assert kept("x/mine.pth", classifier=classifier) == classifier
     for place in ("x/vit_small_patch16_dinov3.pth", "x/vit_small_patch16_dinov3.lvd1689m.pth", "vit_small_patch16_dinov3/a.pth"):
         assert kept(place) == "mean" and kept(place, classifier="token") == "token"
+    state |= {f"blocks.0.attn.qkv.{kind}_bias": torch.zeros(384) for kind in "qv"}
+    assert kept("x/vit_small_patch16_lingbot.pth") == "token" and kept("x/vit_small_patch16_dinov3_qkvb.pth") == "mean"
     other = create_model(KINDS["timm_dinov2"].row, 3, None, in_memory(arrays_of("timm_dinov2", models["timm_dinov2"])), "keep")
     assert other.config.classifier == "token"
