@@ -76,8 +76,8 @@ PLAIN_WORDS = re.compile(
 IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
         "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
         "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
-        "act_layer", "qkv_bias", "qkv_fused", "pool_include_prefix"}
-# That which may have but one value here.
+        "act_layer", "pool_include_prefix", "qkv_bias", "qkv_fused"}
+# That may have but one value here.
 FIXED = {"pos_embed": "learn"}
 NORMS = {"layernorm": "layer", "rmsnorm": "rms"}            # its own, of eps 1e-6
 # And those that are keys of a row, with what makes the value.
@@ -160,11 +160,6 @@ def _take_arguments(found: Description, arguments: dict, pool: object, own: bool
     else:
         found.pool = next((pool for part, pool in POOL_OF_NAME.items() if f"_{part}" in found.model), "")
     found.pool_prefix = bool(arguments.get("pool_include_prefix"))
-    if own or found.outputs == 0:
-        return
-    if found.pool == "token" and (arguments.get("fc_norm") or arguments.get("use_fc_norm")):
-        raise WeightsError("its head reads the cls token with a norm behind it (global_pool token with fc_norm), as in no model "
-                           "here")
 
 
 def _take_plain(found: Description, arguments: dict) -> None:

@@ -107,6 +107,9 @@ def check_pooling(file: OpenedCheckpoint, config, keep: bool) -> None:
     if keep and said.pool not in ("", "token", "avg", "map"):
         raise WeightsError(f"{file.path}: its head reads what timm's global_pool {shown(said.pool)} gives, as no model here; a "
                            "new head (--head zero) may read the cls token or the mean (--classifier)")
+    if keep and said.pool == "token" and file.layout.has("fc_norm.weight") and not file.layout.has("norm.weight"):
+        raise WeightsError(f"{file.path}: its head reads the cls token with a norm behind it (fc_norm with global_pool token), "
+                           "as in no model here; a new head (--head zero) may read the cls token or the mean (--classifier)")
     if not prefixed:
         return
     eva = config.rope or config.qkv_bias == "qv"              # which always pools all tokens by attention

@@ -13,6 +13,7 @@ from models import create_model
 from models.checkpoints import config_of_timm
 from models.checkpoints.described import describe
 from models.checkpoints.description import HALF, IMAGENET
+from models.checkpoints.fit import check_pooling
 from models.create import resolve_row
 from models.match import match_row
 from utils.training.memory import parameters
@@ -156,15 +157,23 @@ def test_arguments_that_are_not_known_are_refused():
 
 
 @pytest.mark.parametrize("name, said, words", [
-    ("vit_small_patch14_dinov2", {"model_args": {"fc_norm": True}, "global_pool": "token"}, "global_pool token with fc_norm"),
     ("eva02_tiny_patch14_224", {"model_args": {"ref_feat_shape": [4, 8]}}, "its ref_feat_shape is .4, 8."),
     ("vit_tiny_patch16_224", {"model_args": {"norm_layer": "batchnorm2d"}}, "its norm_layer is batchnorm2d"),
     ("vit_tiny_patch16_224", {"model_args": {"embed_norm_layer": "rmsnorm"}}, "its embed_norm_layer is rmsnorm"),
     ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, of which")])
 def test_what_no_model_here_computes_is_refused(name, said, words):
     refused(words, config_of_timm.describe, {"architecture": name, "num_classes": 5} | said)
-    headless = config_of_timm.describe({"architecture": name, "global_pool": "max", "num_classes": 0})
-    assert headless.pool == "max"
+
+
+def test_a_norm_behind_the_cls_token_is_refused():
+    """To keep its head; a new one may read the token."""
+    state = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value for key, value in dino().items()}
+    file = header_of(state, config_of_timm.describe(DINO | {
+        "num_classes": 5, "global_pool": "token", "model_args": {"depth": 2, "fc_norm": True}}))
+    name, keys = match_row(file)
+    row = resolve_row(name, keys)
+    check_pooling(file, row, keep=False)
+    refused("a norm behind it .fc_norm with global_pool token., as in no model here", check_pooling, file, row, True)
 
 
 PARTS = [({"reg_tokens": 3}, {"registers": 3}),
