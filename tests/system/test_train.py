@@ -407,7 +407,7 @@ def test_other_classes_are_refused(run_train, capsys):
 EARLY = [        # and words of the line
     (["--nonsense"], "unrecognized arguments: --nonsense"), (["--batch-size", "8"], "--batch"),
     (["--dataset", "CIFAR10"], "Did you mean cifar10?"), (["--model", "vit_base_patch_16"], "Did you mean ViT-B_16?"),
-    (["--model_type", "beitv2_base_patch16_224"], "its architecture is none of those here"),
+    (["--model_type", "beitv2_base_patch16_224"], "it has positions relative to each pair of patches"),
     (["--pretrained_dir", "mirror/vit-base-patch16-224"], "Did you mean imagenet21k/ViT-B_16?"),
     (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe: invalid choice"),
     (["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
