@@ -50,7 +50,7 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if name_or_config is None and pretrained is None:
-        raise ModelError("create_model needs the name of a model, or pretrained=..., the file that tells it")
+        raise ModelError("create_model needs the name of a model, or pretrained=..., the file of one")
     if pretrained is not None and not isinstance(pretrained, OpenedCheckpoint):
         resolve_row("ViT-B_16" if name_or_config is None else name_or_config, overrides)       # before a file is downloaded
         with OpenedCheckpoint(find_checkpoint(pretrained)) as opened:
@@ -90,14 +90,14 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
 
 def _row_of_file(file: OpenedCheckpoint, img_size: int | tuple[int, int] | None, overrides: dict
                  ) -> tuple[str | ConfigDict, dict, int | tuple[int, int] | None]:
-    """-> (the row that a file tells, its other keys, the image size). Raises ModelError where something is not told."""
+    """-> (the row of a file, the keys that it sets otherwise, the image size). Raises ModelError where something is not known."""
     if file.file.run:
         size = file.settings.get("img_size")
         return architecture(**file.file.run["architecture"]), {}, img_size or (tuple(size) if isinstance(size, list) else size)
     name, keys = match_row(file, num_heads=overrides.get("num_heads"))
     if "hidden_size" in keys and not {"num_heads"} & (keys.keys() | overrides.keys()):
-        raise ModelError(f"{file.path}: its sizes ({file.layout.describe()}) are those of no known model, and nothing in it "
-                         "tells how many attention heads it has. Add num_heads=... (--num_heads)")
+        raise ModelError(f"{file.path}: its sizes ({file.layout.describe()}) are those of no known model, and it does not "
+                         "say how many attention heads it has. Add num_heads=... (--num_heads)")
     return name, keys, img_size or file.row.get("img_size")
 
 
@@ -138,7 +138,7 @@ def _build_of_run(row: dict, classes: int, img_size: int | tuple[int, int]) -> I
 
 
 def _plain(value: object) -> object:
-    """NumPy's scalars as Python's: what a program computes is often one, and a row and a file hold Python's alone."""
+    """NumPy's scalars as Python's: what a program computes is often one, and rows and files hold only Python's."""
     if isinstance(value, (tuple, list)):
         return (list if isinstance(value, list) else tuple)(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value

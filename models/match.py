@@ -36,13 +36,13 @@ class AmbiguousError(WeightsError):
 def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None = None) -> tuple[str, dict]:
     """-> (the name of the row that the file is of, the keys that it sets otherwise), from its names, shapes and config.json.
 
-    preferred: rows whose names begin so come before others of the same arrays. num_heads: where the file does not tell it; it is
-    missing in the keys where nothing tells it and no row is of the file's sizes. Raises AmbiguousError where rows of the same
+    preferred: rows whose names begin so come before others of the same arrays. num_heads: where the file does not say it; it is
+    missing in the keys where nothing says it and no row is of the file's sizes. Raises AmbiguousError where rows of the same
     arrays compute otherwise and none is preferred, and WeightsError for a family that has no row.
     """
     if file.own_row:
         return _match_own(file)
-    found, said = told(file), file.file.described            # in this order: a name that is none of the file's is forgotten
+    found, said = read_keys(file), file.file.described       # in this order: the first corrects the second
     found |= {"num_heads": num_heads} if num_heads else {}
     if said.base:
         name = said.base
@@ -89,8 +89,11 @@ def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
     return name, keys | ({"num_heads": said["num_heads"]} if "hidden_size" in keys and "num_heads" in said else {})
 
 
-def told(file: OpenedCheckpoint) -> dict:
-    """Keys of a row that the file's arrays and what stands beside them say. Raises WeightsError where the two differ."""
+def read_keys(file: OpenedCheckpoint) -> dict:
+    """Keys of a row, by the file's arrays and its description: its config.json, or the name of the file or its folder.
+
+    A name that the arrays contradict is removed from the description; a config.json that they contradict raises WeightsError.
+    """
     found, said = dict(file.row), file.file.described
     claims = dict(said.row)
     if said.by_name and said.base and said.base not in candidates(found, MODELS):
@@ -123,7 +126,7 @@ def _classifier(file: OpenedCheckpoint, found: dict) -> str:
 
 
 def _check(file: OpenedCheckpoint, found: dict, claims: dict) -> None:
-    """Raises WeightsError where what stands beside the arrays says something else than they do."""
+    """Raises WeightsError where the description of the file says something else than its arrays."""
     says = CONFIG if (file.path.parent / CONFIG).is_file() else "its name"
     prefixed = found["class_token"] or found["registers"] or found["distilled"]
     for key in (*SIZES, *ARRAYS):
@@ -186,7 +189,7 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
 
 
 def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
-    """Those of the family that stands beside the file, or all."""
+    """Those of the family that the file's config.json names, or all."""
     family = file.file.described.family
     return [name for name in names if family and name.startswith(family)] or names
 

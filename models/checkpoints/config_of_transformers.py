@@ -70,7 +70,7 @@ def describe(values: dict, preprocessor: dict) -> Description:
     found = Description()
     kind, seen = str(values.get("model_type") or ""), values
     if kind in TEXT:
-        raise WeightsError(f"its model_type is {shown(kind)}: a model of text alone, which classifies no images")
+        raise WeightsError(f"its model_type is {shown(kind)}: a model of text, which classifies no images")
     if kind in REFUSED:
         raise WeightsError(f"its model_type is {shown(kind)}, which has {REFUSED[kind]}, as no model here")
     if isinstance(values.get(IMAGE_TEXT), dict):
@@ -135,11 +135,11 @@ def _check_activation(name: object, row: dict, kind: str, gated: bool) -> None:
 
 def _take_biases(seen: Mapping, row: dict) -> None:
     if "query_bias" in seen:
-        told = tuple(bool(seen.get(f"{part}_bias")) for part in ("query", "key", "value"))
+        biases = tuple(bool(seen.get(f"{part}_bias")) for part in ("query", "key", "value"))
         known = {(True, True, True): "all", (True, False, True): "qv", (False, False, False): "none"}
-        if told not in known:
-            raise WeightsError(f"its biases of queries, keys and values are {told}, as in no model here")
-        row["qkv_bias"] = known[told]
+        if biases not in known:
+            raise WeightsError(f"its biases of queries, keys and values are {biases}, as in no model here")
+        row["qkv_bias"] = known[biases]
     elif seen.get("qkv_bias") is False:
         row["qkv_bias"] = "none"
     if row.get("norm") == "rms":

@@ -20,7 +20,7 @@ def test_any_value_is_compared_without_an_error(kind):
     for value in ODD:
         for given in (value, [value], {"a": value}, {"b": 1}, (value, value)):
             words = KINDS[kind].fault("name", given)
-            assert len(words) < 180 and words.isprintable() and (not words or words.startswith("name")), words
+            assert len(words) < 160 and words.isprintable() and (not words or words.startswith("name")), words
 
 
 @pytest.mark.parametrize(("value", "words"), [
