@@ -12,6 +12,7 @@ LARGEST = 1e6            # of a factor or a mean
 LONGEST = 4096           # characters of a text: as long as a path may be
 LONGEST_WORD = 1 << 17   # of a word of a command line: as long as Linux takes them
 SHOWN = 30               # of a value in a message
+LISTED = 4               # choices of text that a message has in quotes
 
 
 def brief(value: object) -> str:
@@ -113,7 +114,8 @@ def number(low: float = -math.inf, high: float = math.inf, below: float = math.i
 
 
 def one_of(*values: object) -> Kind:
-    *most, last = map(repr, values)
+    is_long = len(values) > LISTED and all(isinstance(value, str) and value for value in values)
+    *most, last = values if is_long else map(repr, values)                       # without quotes
     return Kind(f"{', '.join(most)} or {last}" if most else last,
                 lambda value: any(type(value) is type(known) and value == known for known in values))
 

@@ -46,7 +46,7 @@ def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list
         return []
     missing = tuple(f"{part}." for part in ("fc_norm", POOL) if not layout.under(part))
     missing += ("norm.",) * (layout.has("fc_norm.weight") and not layout.under("norm"))
-    return sorted([*model.head_names(), *(name for name in model.state_dict() if name.startswith(missing or " "))])
+    return sorted([*model.head_names(), *(name for name in model.state_dict() if name.startswith(missing))])
 
 
 def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report: LoadReport, head: str) -> None:

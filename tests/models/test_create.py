@@ -116,7 +116,7 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"num_classes": 0}, "num_classes 0: must be 1 or more"),
     ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
     ({"num_layers": "two"}, "num_layers='two': must be of the type of the row's 2"),
-    ({"classifier": "map"}, "classifier 'map': must be 'token', 'gap', 'patch_mean', 'mean', 'token_mean' or 'attention'$"),
+    ({"classifier": "map"}, "classifier 'map': must be token, gap, patch_mean, mean, token_mean or attention$"),
     ({"position_resize": "nearest"}, "position_resize 'nearest': must be a rule of models/layers.py RESIZE_RULES, such as"),
     ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
     ({"attention_dropout_rate": 1.5}, "attention_dropout_rate 1.5: must be at least 0 and below 1"),

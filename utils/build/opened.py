@@ -1,6 +1,7 @@
 """The one way to open a trained model: from a run, a checkpoint, any other file with its architecture, or a published name."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import string
@@ -99,11 +100,11 @@ class Opened:
                              device=device, cached_workers=0)
         normalize = functools.partial(transforms.normalize, mean=self.model.config.mean, std=self.model.config.std,
                                       dtype=precision.weights)
-        kind = next(self.model.parameters()).dtype
-        found = evaluate(self.model.to(precision.weights), loader, normalize, precision, Ranks(0, 1, 0, 1, device),
-                         len(self.classes), confusion=True, flipped=run["tta"] == "flip", filled=True, answers=True)
-        self.model.to(kind)
-        return found
+        model = self.model
+        if next(model.parameters()).dtype != precision.weights:
+            model = copy.deepcopy(model).to(precision.weights)            # rounded weights are not for whoever comes next
+        return evaluate(model, loader, normalize, precision, Ranks(0, 1, 0, 1, device), len(self.classes), confusion=True,
+                        flipped=run["tta"] == "flip", filled=True, answers=True)
 
     @property
     def region(self) -> Callable[[tuple[int, int]], tuple[float, float, float, float]]:
