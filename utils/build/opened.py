@@ -19,7 +19,7 @@ from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
-from models.create import check_weights_of_run, load_model
+from models.create import check_weights_of_run, load_run_model
 from models.match import match_row
 from utils.config import ConfigError, before, model_named
 from utils.config.adopt import VIEW
@@ -199,7 +199,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
 
 def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
     """by_folder: the folder of the run was given, not the file."""
-    model, run = load_model(file), file.settings
+    model, run = load_run_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
     title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
     note = f" (its newest checkpoint: it has no {BEST_FILE})" if by_folder and file.path.name != BEST_FILE else ""

@@ -415,8 +415,8 @@ def test_a_checkpoint_starts_another_task(tmp_path, grid):
 
 def test_only_a_checkpoint_of_a_run_comes_back():
     """As such: models.load_model opens what else there is as it is."""
-    refused("no checkpoint of a run of train.py; use create_model", create.load_model, reference.TORCH / "deit_tiny.pth")
-    refused("no checkpoint of a run of train.py", create.load_model, reference.weights(CASE))
+    refused("no checkpoint of a run of train.py; use create_model", create.load_run_model, reference.TORCH / "deit_tiny.pth")
+    refused("no checkpoint of a run of train.py", create.load_run_model, reference.weights(CASE))
     assert load_model(reference.TORCH / "deit_tiny.pth", num_heads=3).num_classes > 1
 
 
