@@ -91,7 +91,7 @@ def with_arrays(**more: torch.Tensor | None) -> Callable:
     (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "model.safetensors: "),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),
-     "config.json says hidden_size 384, and its arrays have hidden_size 32"),
+     "config.json says hidden_size 384, but its arrays have hidden_size 32"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "no file or folder|neither|no checkpoint")])
 def test_what_is_no_model_is_one_line(tmp_path, capsys, change, words):
     change(dino(tmp_path / "x"))

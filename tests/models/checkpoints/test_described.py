@@ -122,7 +122,7 @@ def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
 
 
 @pytest.mark.parametrize("own, message", [
-    ([], "vit_run a list of 0: must be values by name"), ({}, "vit_run lacks card"),
+    ([], "vit_run a list of 0: must be a dictionary"), ({}, "vit_run lacks card"),
     ({"card": {}, "reading": READ | {"exif": "up"}}, "vit_run.reading.exif 'up': must be 'follow' or 'off'"),
     ({"card": {}, "reading": READ | {"intensity_range": [5, 5]}}, "vit_run.reading.intensity_range a list of 2: must be two"),
     ({"card": {}, "tta": "rotate"}, "vit_run.tta 'rotate': must be 'none' or 'flip'"),
@@ -190,7 +190,7 @@ def test_a_false_note_in_a_file_of_ours_is_one_line(tmp_path, row):
     if row == 5:
         assert load(tmp_path / "x.safetensors", ROW).config.gelu == "erf"
     else:
-        refused("must be|is no number", load, tmp_path / "x.safetensors", ROW)
+        refused("must be|must have the type|is no number", load, tmp_path / "x.safetensors", ROW)
 
 
 def test_unnormalized_and_numpy(tmp_path):
