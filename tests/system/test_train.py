@@ -435,9 +435,9 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     make_tree(Path("tree"))
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--pretrained_dir", "output/r", "--name", "s") == 0
     assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
-    assert "arrays from output/r/best.pt; new: head.bias, head.weight" in capsys.readouterr().out
+    assert "arrays from output/r/best.pt; new: head; unused in the file: head" in capsys.readouterr().out
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *own, 4) == 2
-    assert "a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+    assert "a run's checkpoint sets the architecture: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2
     assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
 

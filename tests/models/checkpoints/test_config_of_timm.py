@@ -173,7 +173,7 @@ def test_a_norm_behind_the_cls_token_is_refused():
     name, keys = match_row(file)
     row = resolve_row(name, keys)
     check_pooling(file, row, keep=False)
-    refused("a norm behind it .fc_norm with global_pool token., as in no model here", check_pooling, file, row, True)
+    refused("after a norm .fc_norm with global_pool token., which no model here", check_pooling, file, row, True)
 
 
 PARTS = [({"reg_tokens": 3}, {"registers": 3}),

@@ -176,7 +176,7 @@ def test_weights_in_several_files(tmp_path):
     (json.dumps(TIMM | {"model_args": {"depth": "x"}}), "its depth is x, and no number"),
     (json.dumps(TIMM | {"model_args": {"act_layer": {"a": 1}}}), "its activation is"),
     (json.dumps(TIMM | {"pretrained_cfg": {"input_size": 5}}), "a value in it has another form than theirs"),
-    (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, the model here 2")])
+    (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, but the model here has 2")])
 def test_false_json_is_one_line(tmp_path, text, message):
     (folder_of(tmp_path / "x", None) / "config.json").write_text(text)
     refused(message, load, tmp_path / "x", ROW)
