@@ -13,7 +13,7 @@ from .base import ImageTransformer
 from .cait import CaiT
 from .checkpoints.description import COMPUTED
 from .checkpoints.fit import may_read_either
-from .checkpoints.hub import published_file
+from .checkpoints.hub import did_you_mean, published_file
 from .checkpoints.infer import SIZES
 from .checkpoints.load import check_fits, check_own_weights, load_pretrained, load_run
 from .checkpoints.opened import OpenedCheckpoint
@@ -48,6 +48,9 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
     model.load_report lists the parameters that were loaded, resized or newly initialized, and the arrays that were not used
     (None without `pretrained`). Raises ModelError if a model or file does not exist or the parts do not fit each other.
     """
+    if isinstance(pretrained, bool):
+        raise ModelError(f"pretrained={pretrained}: must be a file, a folder or a published name, such as "
+                         f"pretrained='vit_small_patch14_dinov2', or None")
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if name_or_config is None and pretrained is None:
@@ -100,8 +103,10 @@ def _row_of_file(file: OpenedCheckpoint, img_size: int | tuple[int, int] | None,
         return architecture(**file.file.run["architecture"]), {}, img_size or (tuple(size) if isinstance(size, list) else size)
     name, keys = match_row(file, num_heads=overrides.get("num_heads"))
     if "hidden_size" in keys and not {"num_heads"} & (keys.keys() | overrides.keys()):
+        heads = max(1, keys["hidden_size"] // 64)
         raise ModelError(f"{file.path}: no known model has its sizes ({file.layout.describe()}), and it does not say how many "
-                         "attention heads it has. Add num_heads=... (--num_heads)")
+                         "attention heads it has. Most models have one for 64 columns of the width: add "
+                         f"num_heads={heads} (--num_heads), if that is so here")
     return name, keys, img_size or file.row.get("img_size")
 
 
@@ -161,8 +166,8 @@ def resolve_row(name_or_config: str | ConfigDict, overrides: dict) -> ConfigDict
     if isinstance(name_or_config, str):
         known = None if name_or_config in MODELS else published_file(name_or_config)
         if name_or_config not in MODELS and not (known and known.model):
-            raise ModelError(f"unknown model {name_or_config!r}; known are {', '.join(MODELS)}, and the names of their "
-                             "published files (MODEL_ZOO.md)")
+            raise ModelError(f"unknown model {name_or_config!r}.{did_you_mean(name_or_config)} list_models() returns all names; "
+                             "MODEL_ZOO.md lists those of published files too")
         name_or_config = MODELS[known.model if known else name_or_config]
         overrides = {"img_size": known.pixels} | overrides if known else overrides
     config = name_or_config.copy_and_resolve_references()

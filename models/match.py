@@ -26,9 +26,10 @@ class AmbiguousError(WeightsError):
 
     def __init__(self, file: OpenedCheckpoint, names: list[str], sizes: dict):
         *others, last = names
-        typed = f"(MODEL_TYPE={' or '.join(names)})" + "".join(f" and --{key} {value}" for key, value in sizes.items())
+        typed = f"MODEL_TYPE={' or '.join(names)} (--model_type, or the first argument of create_model)" + "".join(
+            f" and --{key} {value}" for key, value in sizes.items())
         super().__init__(f"{file.path}: its arrays fit {', '.join(others)} and {last}, which compute or see images differently, "
-                         f"and the file does not say which it is. Add --model_type {typed}, or use a folder with the file and "
+                         f"and the file does not say which it is. Add {typed}, or use a folder with the file and "
                          "its config.json")
         self.names = names
 
@@ -93,8 +94,8 @@ def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
 
     card = (file.file.described.card or {}).get("model", {}).get("architecture")
     name = card if card in MODELS else min(MODELS, key=lambda name: len(differences(name)))
-    keys = differences(name)
-    return name, keys | ({"num_heads": stated["num_heads"]} if "hidden_size" in keys and "num_heads" in stated else {})
+    keys, sizes = differences(name), (*SIZES, "num_heads")
+    return name, keys | ({key: stated[key] for key in sizes if key in stated} if keys.keys() & set(sizes) else {})
 
 
 def discard_contradicted_name(file: OpenedCheckpoint) -> None:
@@ -183,6 +184,9 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         return (row.classifier != found.get("classifier", row.classifier), row.rope != computed.get("rope", row.rope),
                 row.mean != computed.get("mean", row.mean), 0 if plain else len(differs))
 
+    def width_ratio(name: str) -> float:
+        return abs(math.log(MODELS[name].hidden_size / found["hidden_size"]))
+
     # A file without pooling by attention is a Perception Encoder only if timm trained it with another head and wrote no more.
     in_timm = file.layout.program_row is TIMM_ROW and not file.file.described.row
     pools = found.get("classifier") == "attention" or in_timm
@@ -197,11 +201,10 @@ def _best(file: OpenedCheckpoint, found: dict, names: list[str], preferred: str,
         kinds.setdefault(tuple(effective[key] for key in decisive), []).append(name)
     if not chosen and len(kinds) > 1:
         own = {name: {key: found[key] for key in SIZES if found.get(key) != MODELS[name][key]} for name in names}
-        nearest = [min(rows, key=lambda name: len(own[name])) for rows in kinds.values()]
+        nearest = [min(rows, key=lambda name: (len(own[name]), width_ratio(name))) for rows in kinds.values()]
         alike = nearest if any(own.values()) else [name for rows in kinds.values() for name in rows]
         raise AmbiguousError(file, alike, own[nearest[0]])
-    return min(chosen or names, key=lambda name: (
-        MODELS[name].classifier != "token", abs(math.log(MODELS[name].hidden_size / found["hidden_size"]))))
+    return min(chosen or names, key=lambda name: (MODELS[name].classifier != "token", width_ratio(name)))
 
 
 def _of_family(file: OpenedCheckpoint, names: list[str]) -> list[str]:
