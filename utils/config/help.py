@@ -84,8 +84,8 @@ def flag_help(row: Flag, text: str | None = None) -> str:
 
 
 def _default(row: Flag) -> str:
-    """Return the row's default and what recipes have instead: "0; 0.1 in deit, mae"; for a row without a default "the recipe's: 64
-    in digits; computed in photos"."""
+    """Return the row's default and what recipes have instead: "0; 0.1 in deit, mae". Without a default it is "the recipe's: 64 in
+    digits; computed in photos"."""
     found: dict[str, list[str]] = {}
     for recipe, settings in RECIPES.items():
         if row.name in settings and (row.default is not None or recipe in AUTOMATIC) and settings[row.name] != row.default:

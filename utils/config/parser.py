@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -87,7 +88,9 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is None or value in action.choices:
             return
-        advice = (own_images(str(value)) if action.dest == "dataset" else "") + did_you_mean(str(value), action.choices)
+        typed = str(value)
+        advice = own_images(typed) if action.dest == "dataset" else ""
+        advice += "" if os.path.isfile(typed) else did_you_mean(typed, action.choices)
         raise argparse.ArgumentError(action, f"cannot be {value!r}.{advice}" if advice else
                                      f"must be {listed(action.choices)}, got {value!r}")
 

@@ -70,7 +70,8 @@ def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> Non
 
 def check_writable(flag: str, folder: Path) -> None:
     """Raises ConfigError where the folder cannot be made or written. It tries, and leaves nothing behind."""
-    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    parents = [part for part in folder.parents if part != Path(".")]                     # as they were typed
+    there = next(part for part in (folder, *parents, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
         raise ConfigError(f"{flag} {folder}: {there} is a file, not a folder")
     try:
