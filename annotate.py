@@ -1,26 +1,30 @@
-"""Edits what a model attends to, on a local web page: the edits teach it in the next training (train.py --attention_edits).
+"""Edits what a model attends to, on a local web page. The next training learns the edits (train.py --attention_edits).
 
-python annotate.py --checkpoint output/NAME starts it. This file introduces the model (models), the images (utils) and
-the page (utils.editor, which alone needs requirements-annotate.txt) to each other.
-Exit codes: 0 ended by Ctrl-C; 2 bad input, reported in one line. A traceback is a bug of this program.
+The page needs requirements-annotate.txt. Ctrl-C stops it; each edit is saved as it is made.
+
+Exit codes: 0 stopped by Ctrl-C; 2 bad input, reported in one line. A traceback is a bug of this program.
+
+Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
 """
 
 import argparse
 import contextlib
 import functools
+import importlib.util
 import os
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import process
+from utils import launch, process
 
 with process.imports("annotate.py"):
+    from models.checkpoints.first_look import require_weights
     from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
-    from utils.config import OF_OTHERS, ConfigError, Parser, check_opened
-    from utils.config.types import user_path
+    from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_opened, check_writable
+    from utils.config.types import METAVARS, port, user_path
     from utils.files import no_folder
 
 if TYPE_CHECKING:
@@ -29,6 +33,11 @@ if TYPE_CHECKING:
     from utils.data.reading import Reading
 
 RUNS = Path("output")
+NO_RUN = f"--checkpoint is missing, and there is no run in {RUNS}. Add it, or train first (bash train.sh)"
+PACKAGES = ("starlette", "uvicorn")
+EXAMPLES = (
+    ("annotate.py --checkpoint output/flowers", "edits on the training images of a run"),
+    ("annotate.py --checkpoint facebook/dinov2-small --data photos", "edits on other images, with a published model"))
 # What a published data set is called below --data.
 PUBLISHED = {"cub200": "CUB_200_2011", "flowers102": "flowers-102", "oxford_pets": "oxford-iiit-pet", "mnist": "MNIST",
              "fashion_mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -40,47 +49,56 @@ def main(argv: list[str]) -> int:
     return program.exit_code
 
 
+def make_parser() -> Parser:
+    parser = Parser(prog="annotate.py", description=__doc__.rpartition("\n\n")[0], examples=EXAMPLES)
+    group = parser.add_argument_group("model and images")
+    group.add_argument("--checkpoint", type=user_path, metavar="PATH",
+                       help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, or, with --data, any "
+                       f"other file or folder of weights, or a published name (default: the newest run in {RUNS})")
+    group.add_argument("--data", type=user_path, metavar="DIR",
+                       help="a folder of images without labels, of class folders, or of train/ and val/ with class folders; or "
+                       "where the run's data set is now (default: the run's data set)")
+    group.add_argument("--split", choices=("train", "val", "test"), default="train",
+                       help="images to show; training learns only from edits of train (default: train)")
+    group = parser.add_argument_group("edits and page")
+    group.add_argument("--edits", type=user_path, metavar="DIR",
+                       help="folder of the edits; it is made if necessary (default: that of the run's --attention_edits, or "
+                       "else the folder edits next to the checkpoint)")
+    group.add_argument("--who", metavar="TEXT", default="", help="who edits, which is saved with every edit (default: nothing)")
+    group.add_argument("--host", metavar="ADDRESS", default="127.0.0.1",
+                       help="address to serve at (default: 127.0.0.1, only this machine)")
+    group.add_argument("--port", type=port, metavar=METAVARS[port], default=8000, help="0: any free one (default: 8000)")
+    add_flags_of_others(parser)
+    return parser
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Raises ConfigError."""
-    parser = Parser(prog="annotate.py", allow_abbrev=False, description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkpoint", type=user_path,
-                        help="a run folder (its best.pt, or else its newest checkpoint), a checkpoint file, or any other file, "
-                             f"folder or published name with --data (default: the newest run below {RUNS})")
-    for name in ("model_type", "num_heads"):
-        parser.add_argument(f"--{name}", **OF_OTHERS[name])
-    parser.add_argument("--data", type=user_path,
-                        help="a folder: train/ and val/ with class folders, class folders, or images without labels; "
-                                       "or where the data set of the run is now (default: the data set of the run)")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="train",
-                        help="which images: edits of those of train teach (default: %(default)s)")
-    parser.add_argument("--edits", type=user_path, help="the folder of the edits (default: the one that the run learned from "
-                                        "(--attention_edits), or else edits in the run folder)")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: %(default)s, this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
-    parser.add_argument("--who", default="", help="free text about who edits, kept with every edit")
-    args = parser.parse_args(argv)
-    args.model_type = check_opened(vars(args), model_of, published_name, published_names(), "checkpoint")
-    if not 0 <= args.port <= 65535:
-        raise ConfigError(f"--port {args.port}: must be 0 to 65535")
+    """Read the arguments, and check what can be known without PyTorch. Raises ConfigError."""
+    args = make_parser().parse_args(argv)
+    args.model_type = check_opened(vars(args), model_of, published_name, published_names(), "checkpoint", require_weights)
     if not args.host:
-        raise ConfigError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
+        raise ConfigError("--host is empty. 127.0.0.1 is only this machine, 0.0.0.0 all of its addresses")
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"the editor needs the package {missing[0]}. Install it: {launch.python_command()} -m pip install -r "
+                          "requirements-annotate.txt")
+    if args.data is not None and not os.path.isdir(args.data):
+        raise ConfigError(f"--data {args.data}: {no_folder(args.data)}")
+    if args.edits is not None:
+        check_writable("--edits", Path(args.edits))
+    if args.checkpoint is None and not any(RUNS.glob("*/*.pt")):
+        raise ConfigError(NO_RUN)
     return args
 
 
 def annotate(args: argparse.Namespace) -> None:
-    """Serves the page until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
-    try:
-        from utils.attention.editor import server
-    except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] not in ("starlette", "uvicorn"):
-            raise
-        raise ConfigError(f"the editor needs {error.name}: pip install -r requirements-annotate.txt") from error
+    from utils.attention.editor import server
     from utils.build import open_model
 
-    opened = open_model(args.checkpoint or newest_run(), model_type=args.model_type, num_heads=args.num_heads)
+    opened = open_model(args.checkpoint or newest_run(), **{name: getattr(args, name) for name in OF_OTHERS})
     if not opened.has_data and args.data is None:
-        raise ConfigError("the checkpoint is of no run, which would name its data: add --data, a folder of images")
+        raise ConfigError("--checkpoint is not one of your runs, which name their data set. Add --data, a folder of images")
     learned = opened.settings["attention_edits"]
     folder = Path(args.edits or (learned if learned and Path(learned).is_dir() else opened.path.parent / "edits"))
     with server.listen(args.host, args.port) as listening:
@@ -95,13 +113,13 @@ def annotate(args: argparse.Namespace) -> None:
 
 
 def newest_run() -> Path:
-    """The run below RUNS whose checkpoint was written last. Raises ConfigError."""
+    """Return the run in RUNS with the newest checkpoint. Raises ConfigError."""
     from utils.run import checkpoint
 
     runs = [folder for folder in RUNS.iterdir() if folder.is_dir()] if RUNS.is_dir() else []
     files = [file for folder in runs for file in checkpoint.checkpoint_files(folder)]
     if not files:
-        raise ConfigError(f"no run below {RUNS}. Give --checkpoint, or train first (bash train.sh)")
+        raise ConfigError(NO_RUN)
     return max(files, key=lambda file: file.stat().st_mtime).parent
 
 

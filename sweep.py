@@ -23,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from utils import process
+from utils import launch, process
 from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
@@ -109,15 +109,17 @@ class RunError(ValueError):
 
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
-    """-> (what is tried, its values, rising, [] for the default ones; flags for train.py)"""
+    """Return (what is tried, its values, rising, [] for the default ones; flags for train.py)."""
     parser = Parser(
-        prog="sweep.py", allow_abbrev=False,
-        description="Tries learning rates, or weights of the attention loss, on a held-out split, trains with the best on all of "
-                    "train, tests once. All other flags go to train.py (python train.py --help).")
-    parser.add_argument("--learning_rates",
-                        help=f"separated by commas (default: {','.join(map(str, PAPER_RATES))}, the paper's "
-                        "for CIFAR, Pets and Flowers; some around the recipe's own rate where that is none of them)")
-    parser.add_argument("--attention_loss_weights", help="instead, with --attention_edits: such as 0,0.1,1,10")
+        prog="sweep.py", description="Trains with several learning rates, or weights of the attention loss, and evaluates each "
+        "on held-out images; then trains on all training images with the best, and tests once.\n\nAll other flags go to each run "
+        f"({launch.command('train.py')} --help lists them). The same command resumes a sweep that was interrupted.",
+        examples=[("DATASET=folder DATA_DIR=flowers sweep.sh --learning_rates 0.003,0.01", "tries two rates on photographs")])
+    parser.add_argument("--learning_rates", metavar="FLOAT,FLOAT,...",
+                        help=f"learning rates to try (default: {','.join(map(str, PAPER_RATES))}, the paper's for CIFAR, Pets "
+                        "and Flowers; or four around the recipe's rate, where that is far from these)")
+    parser.add_argument("--attention_loss_weights", metavar="FLOAT,FLOAT,...", help="with --attention_edits: weights of the "
+                        "attention loss to try, such as 0,0.1,1,10 (default: none, learning rates are tried)")
     own, flags = parser.parse_known_args(argv)
     asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None}
     if not asked:

@@ -1,14 +1,16 @@
-"""`python -m models FILE` says what a file of weights is: its model, its images, its head, and what to type to use it.
+"""`python -m models FILE` describes a file of weights: its model, its images, its head, and what to type to use it.
 
-FILE is a file of weights, a folder of timm, transformers or a run, or a published name. Headers alone are read, so that the size
-of a file does not matter, and nothing is downloaded.
+FILE is a file of weights, a folder of timm, transformers or a run, or a published name. Only headers are read, so a large file
+takes no longer, and nothing is downloaded.
 """
 
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 from configs import MODELS, architecture
@@ -27,17 +29,28 @@ READS = {"": "the cls token or the mean over the patches: nothing says which (--
          "mean": "the mean over the patches", "token_mean": "the cls token and the mean over the patches",
          "attention": "what one learned query reads of the tokens"}
 SHOWN = 3                                          # names of classes
+COMMAND = "python -m models"
+EXAMPLES = (f"{COMMAND} output/flowers", f"{COMMAND} vit_base.safetensors", f"{COMMAND} facebook/dinov2-small")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ModelError, one line, where argparse prints the usage."""
+
+    def error(self, message: str):
+        words = re.sub("the following arguments are required: (.*)", r"\1 is missing", message)
+        raise ModelError(f"{words}. For example: {EXAMPLES[0]} ({COMMAND} --help)")
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 2 for a file that is no model of this program, with one line that says why."""
-    parser = argparse.ArgumentParser("python -m models", description=__doc__.partition("\n")[0])
-    parser.add_argument("file", metavar="FILE", help="a file or folder of weights, or a published name")
-    file = parser.parse_args(arguments).file
+    """Print the description. Return the exit code: 2, after one line, for a file that is no model of this program."""
+    parser = Parser(COMMAND, usage=f"{COMMAND} FILE", formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description="\n".join([*textwrap.wrap(__doc__.partition("\n")[0], 78), "", "examples:",
+                                           *(f"  {example}" for example in EXAMPLES)]))
+    parser.add_argument("file", metavar="FILE", help="a file or folder of weights, a run folder, or a published name")
     try:
-        print("\n".join(describe(file)))
+        print("\n".join(describe(parser.parse_args(arguments).file)))
     except ModelError as error:
-        print(f"python -m models: {error}", file=sys.stderr)
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
         return ModelError.exit_code
     except BrokenPipeError:                        # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(what: str) -> list[str]:
-    """Lines about a file, a folder or a published name. Raises ModelError, also for a file that its model could not take."""
+    """Return lines about a file, a folder or a published name. Raises ModelError, also for a file that does not fit its model."""
     if not Path(what).exists():
         return _of_name(what)
     path = Path(what) / BEST if (Path(what) / BEST).is_file() else Path(what)
@@ -55,12 +68,12 @@ def describe(what: str) -> list[str]:
 
 
 def _of_name(what: str) -> list[str]:
-    """Of a published file that need not be here."""
+    """Return lines about a published file, which need not be on this machine."""
     known = published_file(what)
     name = published_name(what)
     if known is None or not known.model:
-        raise WeightsError(f"no file or folder at {what}, and no published name of a model of configs.py (MODEL_ZOO.md lists "
-                           "them)")
+        raise WeightsError(f"{what}: no such file or folder, and no published name of a model in configs.py (MODEL_ZOO.md lists "
+                           "the names)")
     license_text = license_of(what) or known.license or "not stated"
     return [f"published: {name or known.name}, {known.parameters:g} million parameters without the head, "
             f"{f'{known.classes} outputs' if known.classes else 'no head'}",
@@ -77,7 +90,7 @@ def _of_run(file: OpenedCheckpoint) -> list[str]:
     used = file.path.parent if file.path.name == BEST else file.path
     return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
             f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
-            f"to use it: python predict.py {shlex.quote(str(used))} IMAGES"]
+            f"to use it: {shlex.quote(sys.orig_argv[0])} predict.py {shlex.quote(str(used))} IMAGES"]
 
 
 def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
@@ -100,7 +113,7 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
 
 
 def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False) -> list[str]:
-    heads = "number of heads not told" if needs_heads else f"{row.num_heads} heads"
+    heads = "number of heads unknown" if needs_heads else f"{row.num_heads} heads"
     sides = (size, size) if isinstance(size, int) else tuple(size)
     blocks = f"{row.num_layers} block{'s' * (row.num_layers > 1)}"
     return [f"sizes: width {row.hidden_size}, MLP {row.mlp_dim}, {heads}, {blocks}, patches of {row.patch_size} px, images of "
@@ -114,7 +127,7 @@ def _of_images(file: OpenedCheckpoint, row: object) -> str:
     numbers = [" ".join(f"{number:g}" for number in row[key]) for key in ("mean", "std")]
     cut = (f"the middle {100 * view['eval_crop']:g} % of the shorter side" if view["eval_crop"] else
            "the whole image, its shape not kept")
-    guessed = "" if "mean" in file.computed or file.tells_mean else ", as of the model's row: the file does not say"
+    guessed = "" if "mean" in file.computed or file.tells_mean else ", from the model's row: the file does not say"
     return f"images: mean {numbers[0]}, std {numbers[1]}{guessed}; evaluated {view['interpolation']}, {cut}"
 
 

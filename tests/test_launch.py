@@ -121,7 +121,7 @@ def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeyp
     """In the project's folder; in another, from which train.sh was called, which goes to its own; by python /path/to/train.py
     there, whose data may have a relative path."""
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
-    monkeypatch.setattr(launch, "_python", lambda: "python")
+    monkeypatch.setattr(launch, "python_command", lambda: "python")
     monkeypatch.chdir(launch.ROOT)
     assert launch.command("train.py") == "python train.py" and launch.command("train.sh", "A=1") == "A=1 bash train.sh"
     assert launch.command_to_resume(Path("output/r s"), 6) == "RESUME_PATH='output/r s' NUM_STEPS=6 bash train.sh"
@@ -134,6 +134,29 @@ def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeyp
         f"python {launch.ROOT}/train.py --resume_path output/r --num_steps 6")
     assert launch.command("train.sh", "A=1") == f"A=1 bash {launch.ROOT}/train.sh"
     assert launch.command("-m tensorboard.main") == "python -m tensorboard.main"
+
+
+def test_the_python_of_a_hint_has_the_packages(tmp_path, monkeypatch):
+    """That of a .venv which is not active links to the system's, which is `python` in the shell and lacks the packages."""
+    for folder in ("usr/bin", "project/.venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    system, own = tmp_path / "usr/bin/python", tmp_path / "project/.venv/bin/python"
+    system.write_text("#!/bin/sh\n")
+    system.chmod(0o755)
+    own.symlink_to(system)
+    (tmp_path / "project/.venv/pyvenv.cfg").touch()
+    monkeypatch.setattr(launch.sys, "executable", str(own))
+    monkeypatch.setenv("PATH", str(system.parent))
+    monkeypatch.chdir(tmp_path)
+    assert launch.python_command() == "project/.venv/bin/python"
+    monkeypatch.chdir(system.parent)
+    assert launch.python_command() == str(own)
+    monkeypatch.setenv("PATH", f"{own.parent}:{system.parent}")
+    assert launch.python_command() == "python"                     # active
+    monkeypatch.setattr(launch.sys, "executable", str(system))
+    assert launch.python_command() == str(system)
+    monkeypatch.setenv("PATH", str(system.parent))
+    assert launch.python_command() == "python"
 
 
 def test_the_machine_is_looked_at_from_another_process(monkeypatch):

@@ -174,7 +174,7 @@ def command(script: str, variables: str = "") -> str:
     away = here == str(ROOT) != os.path.realpath(os.environ.get("VIT_CALLED_FROM") or here)
     if here != str(ROOT) and script.endswith((".py", ".sh")):
         script = shlex.quote(str(ROOT / script))
-    program = "bash" if script.endswith(".sh") else _python()
+    program = "bash" if script.endswith(".sh") else python_command()
     return " ".join(filter(None, [f"cd {shlex.quote(here)} &&" if away else "", variables, program, script]))
 
 
@@ -187,12 +187,22 @@ def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
     return f"{command('train.py')} --resume_path {shlex.quote(str(folder))}{more}"
 
 
-def _python() -> str:
-    """This Python as a user would type it."""
-    python = sys.executable
-    if Path(python).is_relative_to(Path.cwd()):
-        return shlex.quote(os.path.relpath(python))
-    return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else shlex.quote(python)
+def python_command() -> str:
+    """This Python as the user would type it: `python` where the shell finds it by that name, else its path, so that a command to
+    copy has the packages of a .venv that is not active."""
+    here = sys.executable
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        # A virtual environment links to the Python it was made from: the same file, with other packages.
+        if found and os.path.samefile(found, here) and _environment(found) == _environment(here):
+            return name
+    return shlex.quote(os.path.relpath(here) if Path.cwd() in Path(here).parents[1:] else here)
+
+
+def _environment(python: str) -> str:
+    """The folder of the virtual environment that the Python is in; "" if it is in none."""
+    folder = Path(python).parent.parent
+    return os.path.realpath(folder) if (folder / "pyvenv.cfg").exists() else ""
 
 
 RESUME_FLAGS = ("resume_path", "output_dir", "name")

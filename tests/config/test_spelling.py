@@ -6,7 +6,7 @@ from configs import DATASETS, MODELS, RECIPES
 from models.checkpoints.hub import model_of
 from models.checkpoints.published import published_name, published_names, require_published
 from models.errors import ModelError
-from utils.config import ConfigError, check_published, did_you_mean, name_model, unknown_model
+from utils.config import ConfigError, check_published, did_you_mean, name_model, parse, unknown_model
 from utils.config.spelling import suggest
 
 TYPED = {
@@ -102,3 +102,25 @@ def test_weights_that_are_there():
         check_published(flags, published_name, published_names())
     with pytest.raises(ConfigError, match=r"--checkpoint gone\.npz: no such file or folder"):
         check_published({"checkpoint": "gone.npz"}, published_name, published_names(), "checkpoint")
+
+
+def test_a_data_set_that_is_a_folder_of_ones_own_names_the_flags_for_it(tmp_path, monkeypatch):
+    """Whether the folder is typed as it is called or almost; also one in data/, and a list. Code is no data set."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("flowers", "my cats", "data/birds", "models"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "models/a.py").touch()
+    (tmp_path / "birds.csv").touch()
+    folder = "For the images in {}: DATASET=folder DATA_DIR={} (--dataset folder --data_dir)."
+    for typed, words in (("flower", folder.format("flowers", "flowers") + " Did you mean flowers102?"),
+                         ("flowers", folder.format("flowers", "flowers") + " Did you mean flowers102?"),
+                         ("./my cats", folder.format("./my cats", "'./my cats'")),
+                         ("bird", folder.format("data/birds", "data/birds")),
+                         ("birds.csv", "For the images of the list birds.csv: DATASET=csv DATA_DIR=. "
+                          "(--dataset csv --data_dir)."),
+                         ("cifar", "Did you mean cifar10 or cifar100?")):
+        with pytest.raises(ConfigError) as caught:
+            parse(["--dataset", typed])
+        assert str(caught.value) == f"--dataset cannot be {typed!r}. {words}"
+    with pytest.raises(ConfigError, match=r"--dataset must be digits, .* or csv, got 'model'"):
+        parse(["--dataset", "model"])

@@ -58,15 +58,15 @@ def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
     shutil.copy(run / "best.pt", named)
     for path in (run, run / "best.pt", named):
         out = printed(capsys, path)[1]
-        words = shlex.split(out.rpartition("python predict.py ")[2].replace("IMAGES", shlex.quote(str(run))))
+        words = shlex.split(out.rpartition("predict.py ")[2].replace("IMAGES", shlex.quote(str(run))))
         assert predict.parse(words).model == str(named if path == named else run)
         assert "(MODEL_TYPE=ViT-Nano_2), of a run of train.py, step" in out
         assert "head: 10 classes (0, 1, 2, ...), which reads the cls" in out
     torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "an x.pth")
     out = printed(capsys, tmp_path / "an x.pth")[1]
-    assert "number of heads not told" in out
+    assert "number of heads unknown" in out
     assert out.endswith(f"use it: PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
-    assert ", as of the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
+    assert ", from the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
 
 
 def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
@@ -101,4 +101,4 @@ def test_what_is_no_model_is_one_line(tmp_path, capsys, change, words):
 
 def test_as_a_command():
     done = subprocess.run([sys.executable, "-m", "models", "no/such"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("python -m models: no file or folder at no/such") and not done.stdout
+    assert done.returncode == 2 and done.stderr.startswith("python -m models: error: no/such: no such file") and not done.stdout

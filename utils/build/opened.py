@@ -168,9 +168,9 @@ def preferred_row(what: str) -> str:
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
-               num_heads: int | None = None, interpolation: str | None = None, eval_crop: float | None = None,
-               mean: tuple | None = None, std: tuple | None = None, heads_if_unknown: int | None = None,
-               flag: str = "--checkpoint") -> Opened:
+               num_heads: int | None = None, classifier: str | None = None, interpolation: str | None = None,
+               eval_crop: float | None = None, mean: tuple | None = None, std: tuple | None = None,
+               heads_if_unknown: int | None = None, flag: str = "--checkpoint") -> Opened:
     """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
     model_type, and those from img_size to std: of a file that is no run, in place of what it says.
@@ -179,15 +179,16 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
     typed = {name: value for name, value in (("model_type", model_named(model_type, model_of)), ("img_size", img_size), (
-        "num_heads", num_heads), ("mean", mean), ("std", std)) if value is not None}
+        "num_heads", num_heads), ("classifier", classifier), ("mean", mean), ("std", std)) if value is not None}
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
             with given_by(flag):
                 file = stack.enter_context(open_checkpoint(find_weights(what)))
         if (typed or view) and (file is None or file.settings is not None):
-            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation, --eval_crop, --mean and --std only have "
-                              f"an effect with a {flag} that is no run: a run has its own. Omit them")
+            raise ConfigError("--model_type, --img_size, --num_heads, --classifier, --interpolation, --eval_crop, --mean and "
+                              f"--std only have an effect with a {flag} that is not one of your runs: a run has its own. "
+                              "Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
@@ -219,7 +220,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
                 raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and it "
                                   f"does not say how many attention heads it has. Add --num_heads{other}")
             keys["num_heads"] = heads_if_unknown
-    keys |= {key: typed[key] for key in ("mean", "std") if key in typed}
+    keys |= {key: typed[key] for key in ("classifier", "mean", "std") if key in typed}
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names

@@ -1,9 +1,12 @@
 """What people type for a name of ours: flags of other programs, hyphens for underscores, and "Did you mean ...?"."""
 
 import collections
+import contextlib
 import difflib
+import functools
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable
 
 from configs import MODELS, unbuilt
@@ -41,6 +44,7 @@ ALIASES: dict[str, str] = {alias: row.name for row in FLAGS.values() for alias i
 PARTS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "resnet": "r", "float": "fp", "bfloat": "bf",
          "half": "fp 16", "gpu": "cuda", "fmnist": "fashion mnist", "imnet": "imagenet", "ilsvrc": "imagenet"}
 NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", "21", "192", "224", "384", "448", "2012"}
+LISTS = (".csv", ".tsv")
 ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on a name is suggested
 MISSPELT = 0.95                       # of the letters of a name, in their order
 SHOWN = 3
@@ -79,6 +83,27 @@ def suggest_flag(word: str, options: Collection[str]) -> str:
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
     """' Did you mean X or Y?' with the known names that are most like what was typed, or ''."""
     return _ask(suggest(typed, known))
+
+
+def own_images(typed: str) -> str:
+    """What to type for a --dataset that is no data set, where a folder or a list of one's own has a name like it; else ''."""
+    if os.path.isfile(typed) and typed.lower().endswith(LISTS):
+        return (f" For the images of the list {typed}: DATASET=csv DATA_DIR={shlex.quote(os.path.dirname(typed) or '.')} "
+                "(--dataset csv --data_dir).")
+    folder = typed if os.path.isdir(typed) else next(filter(None, map(functools.partial(_folder_like, typed), (".", "data"))), "")
+    if not folder:
+        return ""
+    return f" For the images in {folder}: DATASET=folder DATA_DIR={shlex.quote(folder)} (--dataset folder --data_dir)."
+
+
+def _folder_like(typed: str, parent: str) -> str:
+    """Return the folder in `parent`, not of Python files, whose name is most like what was typed; ''."""
+    with contextlib.suppress(OSError):
+        names = [entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith(".")]
+        for folder in (os.path.normpath(os.path.join(parent, name)) for name in suggest(typed, names)):
+            if not any(name.endswith(".py") for name in os.listdir(folder)):
+                return folder
+    return ""
 
 
 def model_named(name: str | None, model_of: Callable[[str], str | None]) -> str | None:
@@ -160,10 +185,18 @@ def _likeness(a: str, b: str) -> float:
 
 
 def check_opened(flags: dict, model_of: Callable[[str], str | None], published_name: Callable[[str], str | None],
-                 names: Collection[str], flag: str) -> str | None:
-    """Of a program that opens a trained model, which `flag` names -> the row that its --model_type means. Raises ConfigError, as
-    model_named and check_published."""
+                 names: Collection[str], flag: str, require_weights: Callable[[str], None]) -> str | None:
+    """Return the row of configs.MODELS that --model_type means, for a program that opens the trained model named by `flag`.
+
+    require_weights(path) raises ValueError where there are no weights. Raises ConfigError, as model_named and check_published do.
+    """
     check_published(flags, published_name, names, flag)
+    what = flags.get(flag.lower())
+    if what is not None and os.path.exists(what):
+        try:
+            require_weights(what)
+        except ValueError as error:
+            raise ConfigError(f"{flag if flag.isupper() else f'--{flag}'}: {error}") from error
     return model_named(flags.get("model_type"), model_of)
 
 

@@ -105,9 +105,12 @@ def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> I
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]
         few, many = (f"{of_class[label]:,} ({classes[label]})" for label in (of_class.argmin(), of_class.argmax()))
         range_of = f"from {few} to {many}" if of_class.min() < of_class.max() else f"{of_class.min():,}"
-        yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, {range_of} a class; "
-               f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
-               + (f"; none of {abbreviate(without)}" if without else ""))
+        unreadable = sum(1 for one in bad if one[0] == name)
+        # Of held-out splits the notes of the data set say which classes they lack.
+        yield (f"{name}: {len(split):,} image{'s' * (len(split) != 1)} of {len(classes) - len(without):,} "
+               f"class{'es' * (len(classes) - len(without) != 1)}, {range_of} a class"
+               + f"; {unreadable:,} cannot be read" * bool(unreadable)
+               + (f"; none of {abbreviate(without)}" if without and name == "train" else ""))
 
 
 # ------------------------------------------------------------------------------------------------------- processes
