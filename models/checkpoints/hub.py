@@ -30,6 +30,7 @@ PREFIXES = ("hf-hub:", "hf_hub:", f"{HUB}/")
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 INDEX = f"{WEIGHTS[0]}.index.json"                          # beside weights in several files
 NOT_FOUND, NO_ACCESS = 404, (401, 403)
+FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)      # licences that ask for nothing but their notice
 SIMILAR, ALIKE = 3, 0.75            # how many names are suggested, and the ratio of equal letters from which on they are
 
 

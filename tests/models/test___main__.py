@@ -75,6 +75,22 @@ def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
     assert code == 0 and "model: DINOv2 ViT-S/14, 4 registers, 518 px (MODEL_TYPE=DINOv2-S_14-reg)\nlicence: apache-2.0\n" in out
 
 
+@pytest.mark.parametrize("typed, words", [
+    ("dinov2-small", "Did you mean facebook/dinov2-small or"), ("DINOv2-S", "Did you mean DINOv2-S_14, DINOv2-S_14-reg or"),
+    ("facebook/dinov2-smal", "Did you mean facebook/dinov2-small"), ("facebook/dinov3-vits16", "a repository that MODEL_ZOO.md does "),
+    ("google/siglip2-base", "Did you mean google/siglip2-base-patch16-224"), ("swin_tiny_patch4_window7_224", "MODEL_ZOO.md lists"),
+    ("hf-hub:me/model", "To try it: PRETRAINED_DIR=hf-hub:me/model bash train.sh")])
+def test_a_name_that_is_almost_right_or_unlisted(capsys, typed, words):
+    code, out, err = printed(capsys, typed)
+    assert (code, out, err.count("\n")) == (2, "", 1) and words in err and "configs.py" not in err, err
+
+
+def test_terms_of_a_publisher_are_named_with_their_page(capsys):
+    out = printed(capsys, "facebook/dinov3-vits16-pretrain-lvd1689m")[1]
+    assert "access: the publisher may ask you to accept the terms at https://huggingface.co/facebook/dinov3-vits16-" in out
+    assert "access:" not in printed(capsys, "facebook/dinov2-small")[1]
+
+
 def with_arrays(**more: torch.Tensor | None) -> Callable:
     """Changes the file: other arrays, or fewer (None)."""
     def change(folder: Path) -> None:
@@ -92,7 +108,7 @@ def with_arrays(**more: torch.Tensor | None) -> Callable:
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),
      "config.json says hidden_size 384, but its arrays have hidden_size 32"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "no file or folder|neither|no checkpoint")])
+    (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "x: a folder without weights: none of model.safetensors, ")])
 def test_what_is_no_model_is_one_line(tmp_path, capsys, change, words):
     change(dino(tmp_path / "x"))
     code, out, err = printed(capsys, tmp_path / "x")

@@ -108,9 +108,11 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"name_or_config": "ViT-B_17"}, r"unknown model 'ViT-B_17'\. Did you mean ViT-B_16\? list_models\(\)"),
     ({"name_or_config": "beitv2_base_patch16_224"}, "unknown model 'beitv2_base_patch16_224'"),
     ({"droput_rate": 0.1}, "unknown keys droput_rate; a model's row has .*dropout_rate"),
+    ({"name_or_config": "dinov2-small"}, r"Did you mean facebook/dinov2-small or "),
+    ({"pretrained": True}, "pretrained=True: must be a file, a folder or a published name, such as pretrained='vit_small"),
     ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
     ({"head": "keep"}, "head='keep' needs pretrained="),
     ({"num_classes": 0}, "num_classes 0: must be 1 or more"),

@@ -11,6 +11,7 @@ from torch import Tensor
 import configs
 from models import create_model
 from models.base import ImageTransformer
+from models.checkpoints.hub import FREE
 from models.checkpoints.load import checked_finite
 from models.checkpoints.published import page_of_file
 from models.checkpoints.run_fields import check_shapes
@@ -41,7 +42,6 @@ from utils.training.precision import Precision, apply_matmul_precision, choose
 from .find import Found, SavedRun
 from .opened import Opened, given_by
 
-FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)
 LICENSE_TEXTS = {"cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
                  "dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
 
