@@ -22,8 +22,8 @@ from utils import process
 
 with process.imports("predict.py"):
     from models import ModelError
+    from models.checkpoints import hub
     from models.checkpoints.first_look import not_a_run, require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_new_file, check_opened
     from utils.config.types import positive_int, user_path
@@ -124,7 +124,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
     check_order(options.model, options.inputs)
-    options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "MODEL", require_weights)
+    options.model_type = check_opened(vars(options), hub, published_name, published_names(), "MODEL", require_weights)
     if options.nproc is None and (variable := os.environ.get("NPROC")):
         if not variable.isdecimal() or not int(variable):
             raise ConfigError(f"NPROC must be a whole number, 1 or more, got {variable!r}")

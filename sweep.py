@@ -27,8 +27,8 @@ from utils import launch, process
 from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import SWEEP_FILE, is_sweep
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview
     from utils.config import parse as parse_flags
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         if os.environ.pop("DRY_RUN", "") == "1":
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
-        flags_of_run = name_model(flags_of_script(flags), model_of)
+        flags_of_run = name_model(flags_of_script(flags), hub)
         values = values or rates_to_try(preview(flags_of_run, machine_of(flags_of_run)))
         for name in (tried, *OWN):
             if name in flags_of_run:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import require_run, require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from models.errors import ModelError
     from utils import config as configuration
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
-        flags = configuration.name_model(configuration.parse(argv), model_of)
+        flags = configuration.name_model(configuration.parse(argv), hub)
         if launch.one_node() and not launch.restarts():
             check(flags)                                         # what needs neither data nor PyTorch
         if launch.only_checks():                                 # train.sh asks before it starts torchrun

@@ -48,13 +48,7 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
     model.load_report lists the parameters that were loaded, resized or newly initialized, and the arrays that were not used
     (None without `pretrained`). Raises ModelError if a model or file does not exist or the parts do not fit each other.
     """
-    if isinstance(pretrained, bool):
-        raise ModelError(f"pretrained={pretrained}: must be a file, a folder or a published name, such as "
-                         f"pretrained='vit_small_patch14_dinov2', or None")
-    if head not in ("zero", "keep"):
-        raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
-    if name_or_config is None and pretrained is None:
-        raise ModelError("create_model needs the name of a model, or pretrained=..., the file of one")
+    _check_arguments(name_or_config, pretrained, head)
     if pretrained is not None and not isinstance(pretrained, OpenedCheckpoint):
         resolve_row("ViT-B_16" if name_or_config is None else name_or_config, overrides)       # before a file is downloaded
         with OpenedCheckpoint(find_checkpoint(pretrained)) as opened:
@@ -63,8 +57,6 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
     if name_or_config is None:
         name_or_config, own, img_size = _row_of_file(pretrained, img_size, overrides)
     plain = resolve_row(name_or_config, overrides)
-    if head == "keep" and pretrained is None:
-        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
     config = plain
     if pretrained is not None:                              # its GELU, eps, mean and std are part of the weights
         if not own:
@@ -90,6 +82,19 @@ def create_model(name_or_config: str | ConfigDict | None = None, num_classes: in
     if changed:
         model.load_report.notes.append(f"settings of the program that wrote the file: {', '.join(changed)}")
     return model if initialise or pretrained is not None else model.to_empty(device="cpu")
+
+
+def _check_arguments(name_or_config: object, pretrained: object, head: str) -> None:
+    """Raise ModelError for values that create_model does not take."""
+    if isinstance(pretrained, bool):
+        raise ModelError(f"pretrained={pretrained}: must be a file, a folder or a published name, such as "
+                         f"pretrained='vit_small_patch14_dinov2', or None")
+    if head not in ("zero", "keep"):
+        raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
+    if name_or_config is None and pretrained is None:
+        raise ModelError("create_model needs the name of a model, or pretrained=..., the file of one")
+    if head == "keep" and pretrained is None:
+        raise ModelError("head='keep' needs pretrained=..., the file whose head is kept")
 
 
 def _row_of_file(file: OpenedCheckpoint, img_size: int | tuple[int, int] | None, overrides: dict

@@ -77,8 +77,9 @@ def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
 
 @pytest.mark.parametrize("typed, words", [
     ("dinov2-small", "Did you mean facebook/dinov2-small or"), ("DINOv2-S", "Did you mean DINOv2-S_14, DINOv2-S_14-reg or"),
-    ("facebook/dinov2-smal", "Did you mean facebook/dinov2-small"), ("facebook/dinov3-vits16", "a repository that MODEL_ZOO.md does "),
-    ("google/siglip2-base", "Did you mean google/siglip2-base-patch16-224"), ("swin_tiny_patch4_window7_224", "MODEL_ZOO.md lists"),
+    ("facebook/dinov2-smal", "Did you mean facebook/dinov2-small"), ("facebook/dinov3-vits16", "a repository that MODEL_ZOO.md"),
+    ("google/siglip2-base", "Did you mean google/siglip2-base-patch16-224"),
+    ("swin_tiny_patch4_window7_224", "MODEL_ZOO.md lists"),
     ("hf-hub:me/model", "To try it: PRETRAINED_DIR=hf-hub:me/model bash train.sh")])
 def test_a_name_that_is_almost_right_or_unlisted(capsys, typed, words):
     code, out, err = printed(capsys, typed)
@@ -108,7 +109,7 @@ def with_arrays(**more: torch.Tensor | None) -> Callable:
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),
      "config.json says hidden_size 384, but its arrays have hidden_size 32"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "x: a folder without weights: none of model.safetensors, ")])
+    (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "x: a folder without weights: none of model.safe")])
 def test_what_is_no_model_is_one_line(tmp_path, capsys, change, words):
     change(dino(tmp_path / "x"))
     code, out, err = printed(capsys, tmp_path / "x")

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
+from models.checkpoints import hub
 from models.checkpoints.described import is_weights_folder
-from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
@@ -164,7 +164,7 @@ def preferred_row(what: str) -> str:
     if Path(what).exists():
         return ""
     folder = (published_name(what) or "").partition("/")[0]
-    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or model_of(published_name(what) or "") or ""
+    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or hub.model_of(published_name(what) or "") or ""
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
@@ -178,7 +178,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
-    typed = {name: value for name, value in (("model_type", model_named(model_type, model_of)), ("img_size", img_size), (
+    typed = {name: value for name, value in (("model_type", model_named(model_type, hub)), ("img_size", img_size), (
         "num_heads", num_heads), ("classifier", classifier), ("mean", mean), ("std", std)) if value is not None}
     with contextlib.ExitStack() as stack:
         file = None

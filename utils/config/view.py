@@ -65,8 +65,8 @@ def view_notes(config: Config, facts: Facts) -> list[str]:
                      f"weights were made with, and much of what they know is lost. Add --img_size {_size(theirs)} (IMG_SIZE)")
     if view.get("unknown_mean"):
         described = os.path.isfile(os.path.join(os.path.dirname(str(facts.start_path)), "config.json"))
-        lines.append(f"note: {facts.start_path} does not say by which mean and standard deviation its images were normalized: this "
-                     f"run uses those of {config.model_type}. If they were others, add --mean and --std, or put its "
+        lines.append(f"note: {facts.start_path} does not say by which mean and standard deviation its images were normalized: "
+                     f"this run uses those of {config.model_type}. If they were others, add --mean and --std, or put its "
                      f"{'preprocessor_config.json' if described else 'config.json'} into its folder")
     return lines
 
