@@ -152,7 +152,7 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
     from utils.data import datasets
 
     splits = datasets.splits_of(vars(run))
-    if splits.test is splits.val and splits.val_name != "test":
+    if splits.test is splits.val and not splits.val_is_test:
         raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction

@@ -211,6 +211,15 @@ class ResilientStream:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
+def bar_size() -> dict:
+    """tqdm's arguments for a bar on standard error. In a terminal of 0 columns (some containers) tqdm would print nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns:
+            return {"dynamic_ncols": True}
+    typed = os.environ.get("COLUMNS", "")
+    return {"ncols": int(typed) if typed.isdecimal() and int(typed) else 80, "nrows": 24}
+
+
 class StopSignal:
     """Takes the signals inside a `with` block; `requested()` is whether this process was asked to stop.
 

@@ -103,8 +103,10 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
                 "license": run.state.license if run.state else found.license}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     health = Health(plan_of(config, data, trainer.criterion)) if ranks.is_main else None
+    # Runs used to call the only held-out split "test" always: their curves and those of newer runs meet in one chart.
+    aliases = {f"{data.final.name}/accuracy": "test/accuracy"} if data.splits.val_is_test and data.final.name != "test" else None
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
-                                                     settings, health):
+                                                     settings, health, aliases):
         yield
 
 

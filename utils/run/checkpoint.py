@@ -20,7 +20,7 @@ from models.checkpoints import first_look, torch_file
 from models.checkpoints.run_fields import FORMAT, check_run, lacking
 from utils.files import atomic_write
 
-RULES = 3                        # of this code, for runs that it begins; see RunState.rules
+RULES = 4                        # of this code, for runs that it begins; see RunState.rules
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
 BEST_FILE = "best.pt"
 CHUNK = 1 << 20
@@ -66,8 +66,9 @@ class RunState:
     threads: int = 0                # PyTorch's within an operation, which change the last bits; 0: not known
     data: str = ""                  # splits.fingerprint of the training data; "": not known
     cached: bool | None = None      # whether the training images are cached on the device; None: not known
-    # Of the code that began the run. 2: fewer than 10 steps learn at every one (lr_multiplier); 3: best.pt does not tell apart
-    # what one image does (Run.is_best).
+    # Of the code that began the run. 2: with fewer than 10 steps the last one learns too (lr_multiplier); 3: a difference of one
+    # image does not decide which evaluation is the best (Run.is_best); 4: the only held-out split has the name that the data give
+    # it, not always "test" (build.find.open_data).
     rules: int = 1
     license: str = ""               # of the weights that the run began with, which binds those made of them; "": not known
 
