@@ -121,10 +121,14 @@ def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeyp
     """In the project's folder; in another, from which train.sh was called, which goes to its own; by python /path/to/train.py
     there, whose data may have a relative path."""
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
+    monkeypatch.delenv("VIT_TYPED", raising=False)
     monkeypatch.setattr(launch, "_python", lambda: "python")
     monkeypatch.chdir(launch.ROOT)
     assert launch.command("train.py") == "python train.py" and launch.command("train.sh", "A=1") == "A=1 bash train.sh"
     assert launch.command_to_resume(Path("output/r s"), 6) == "RESUME_PATH='output/r s' NUM_STEPS=6 bash train.sh"
+    with monkeypatch.context() as patch:
+        patch.setenv("VIT_TYPED", "GPUS=0 NPROC=2 ")
+        assert launch.command_to_resume(Path("output/r")) == "GPUS=0 NPROC=2 RESUME_PATH=output/r bash train.sh"
     monkeypatch.setenv("VIT_CALLED_FROM", str(tmp_path))
     assert launch.command_to_resume(Path("output/r")) == f"cd {launch.ROOT} && RESUME_PATH=output/r bash train.sh"
     assert launch.command("-m tensorboard.main") == f"cd {launch.ROOT} && python -m tensorboard.main"
@@ -134,6 +138,22 @@ def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeyp
         f"python {launch.ROOT}/train.py --resume_path output/r --num_steps 6")
     assert launch.command("train.sh", "A=1") == f"A=1 bash {launch.ROOT}/train.sh"
     assert launch.command("-m tensorboard.main") == "python -m tensorboard.main"
+
+
+def test_the_python_of_a_hint_has_the_packages(tmp_path, monkeypatch):
+    """A virtual environment's is a link to the `python` of the shell, which has none of them."""
+    for folder in ("system", "venv"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "system/python").write_text("#!/bin/sh\n")
+    (tmp_path / "system/python").chmod(0o755)
+    (tmp_path / "venv/python").symlink_to(tmp_path / "system/python")
+    monkeypatch.chdir(launch.ROOT)
+    monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "venv/python"))
+    for path, named in (("system", str(tmp_path / "venv/python")), ("venv", "python")):
+        monkeypatch.setenv("PATH", str(tmp_path / path))
+        assert launch.command("train.py").startswith(f"{named} ") or launch.command("train.py").endswith(f"&& {named} train.py")
+    monkeypatch.chdir(tmp_path)
+    assert launch.command("-m x").split()[-3] == "venv/python"
 
 
 def test_the_machine_is_looked_at_from_another_process(monkeypatch):

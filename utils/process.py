@@ -192,7 +192,7 @@ class ResilientStream:
     def __init__(self, stream: TextIO | None):
         """None: it was closed before Python started."""
         self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
-        self._stream.reconfigure(errors="backslashreplace")
+        self._stream.reconfigure(errors="backslashreplace", line_buffering=True)       # in a file both outputs keep their order
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)

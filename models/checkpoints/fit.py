@@ -18,13 +18,19 @@ QKV_BIAS = re.compile(r"blocks\.\d+\.attn\.(q_bias|v_bias|qkv\.bias)")
 
 @dataclasses.dataclass
 class LoadReport:
-    """What happened to every array of the file and every parameter of the model (our names; `left_out`: the file's)."""
+    """What happened to every array of the file and every parameter of the model (our names; `left_out`: the file's).
+
+    left_out: all that is in the file and not used; of that `unused` is what might matter to a user: arrays of the weights without
+    those of a head that a new one replaces.
+    """
 
     path: str
     used: list[str] = dataclasses.field(default_factory=list)
     resized: dict[str, str] = dataclasses.field(default_factory=dict)     # name: "14x14 -> 24x24"
     fresh: list[str] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    replaces_head: bool = False
     notes: list[str] = dataclasses.field(default_factory=list)
     classes: list[str] = dataclasses.field(default_factory=list)          # names, where the file is of a run of ours
 
@@ -34,8 +40,8 @@ class LoadReport:
         if self.fresh:
             whole = (POOL if name.startswith(f"{POOL}.") else name for name in self.fresh)        # one of its many arrays
             parts.append(f"new: {', '.join(dict.fromkeys(whole))}")
-        if self.left_out:
-            parts.append(f"not used of the file: {abbreviate(self.left_out)}")
+        parts += ["the file's head is not used"] * self.replaces_head
+        parts += [f"not used: {abbreviate(self.unused)}"] * bool(self.unused)
         return "; ".join(parts + self.notes)
 
 

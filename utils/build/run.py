@@ -12,6 +12,7 @@ from utils import distributed, launch
 from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
 from utils.data.classes import first_names
+from utils.data.datasets import run_stem
 from utils.distributed import Ranks
 from utils.files import naming
 from utils.process import StopSignal
@@ -126,6 +127,6 @@ def _claim(run: Run) -> tuple[Path, dict]:
     """-> (the run's folder, {"step", "accuracy"} of its best.pt or {})"""
     config = run.config
     if run.source is None:
-        return folder.create(config.output_dir, config.name, config.dataset), {}
+        return folder.create(config.output_dir, config.name, run_stem(config.dataset, config.data_dir)), {}
     typed = {name: config.to_dict()[name] if config.source(name) == FLAG else None for name in ("output_dir", "name")}
     return folder.resume(run.source, **typed)

@@ -193,9 +193,9 @@ def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_cla
                         "--val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
     test = splits.test if len(splits.test) else val
-    notes = [f"test: the {len(test):,} image{'s' * (len(test) != 1)} of val, since --val_fraction draws another val from train"]
-    return splits.replace(*notes * (test is not val and splits.val_name == "val"), train=train, val=val, test=test, val_name="val",
-                          val_is_drawn=True)
+    images = f"{len(test):,} image{'s' * (len(test) != 1)}"
+    notes = [f"test: the {images} of val, since --val_fraction draws another val from train"] if splits.val_name == "val" else []
+    return splits.replace(*notes * (test is not val), train=train, val=val, test=test, val_name="val", val_is_drawn=True)
 
 
 def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:

@@ -112,7 +112,8 @@ class RunLogger:
                 self._writers.remove(writer)
                 place = error.filename or writer.place
                 where = f" in {place}" if place else ""
-                self.log(f"warning: {writer.name}{where} failed ({error.strerror or error}) and is turned off; training continues")
+                reason = error.strerror or error
+                self.log(f"warning: {writer.name}{where} failed ({reason}) and is turned off; training continues")
                 with contextlib.suppress(OSError):
                     writer.close()
 

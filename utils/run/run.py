@@ -311,8 +311,9 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
-            resume = f"Resume with: {launch.command_to_resume(folder)}" if step else "Nothing to save yet."
-            print(f"Stopped on request after step {step} of {self.config.num_steps}. {resume}", flush=True)
+            resume = "" if launch.in_sweep() else f" Resume with: {launch.command_to_resume(folder)}"
+            resume = resume if step else " Nothing to save yet."
+            print(f"Stopped on request after step {step} of {self.config.num_steps}.{resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:
         """The error, with what a user needs to continue."""
