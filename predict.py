@@ -255,7 +255,7 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
     from utils.predict.pool import in_order
 
     started, done, bad, reason, kept, kind = time.monotonic(), 0, 0, "", [], options.format
-    bar = tqdm(total=images.total, unit="image", dynamic_ncols=True, file=sys.stderr,
+    bar = tqdm(total=images.total, unit="image", file=sys.stderr, **process.bar_size(),
                disable=not sys.stderr.isatty() or (options.output is None and sys.stdout.isatty()))
     with bar:
         for batch, answers in in_order(work, images.batches, work.processes):

@@ -37,9 +37,11 @@ with process.imports("sweep.py"):
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
     from utils.report import sweeps
+    from utils.run.names import check_free
     from utils.training.certainty import result_of
 
 ROOT = Path(__file__).resolve().parent
+NAME = "sweep"                                        # of a sweep without a name
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
 # What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
 TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
@@ -58,17 +60,14 @@ def main(argv: list[str]) -> int:
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
         flags_of_run = name_model(flags_of_script(flags), hub)
+        check_folder(flags_of_run)
         values = values or rates_to_try(preview(flags_of_run, machine_of(flags_of_run)))
         for name in (tried, *OWN):
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")
         run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
         check_published(flags_of_run, published_name, published_names())
-        folder = Path(run.output_dir) / (run.name or "sweep")
-        if not is_sweep(folder):
-            from utils.run import folder as run_folder
-
-            run_folder.check_free(run.output_dir, folder.name)
+        folder = Path(run.output_dir) / (run.name or NAME)
         held_out = fraction_to_hold_out(run)
         check_start(run, held_out, begun=any(folder.glob("*/log.jsonl")))
         # What may change on resume, since a checkpoint has it or nothing uses it, a new trial reads again.
@@ -138,6 +137,13 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     return tried, sorted(set(values)), flags
 
 
+def check_folder(flags: dict) -> None:
+    """Raises FolderError if the folder of the sweep holds a run."""
+    output_dir, name = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name", NAME)
+    if not is_sweep(Path(output_dir, name)):
+        check_free(output_dir, name)
+
+
 def flags_of_script(flags: list[str]) -> dict:
     """What train.sh makes of its variables and these flags."""
     # In UTF-8 bash prints names as they are; elsewhere in a spelling of its own.
@@ -154,7 +160,7 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
     from utils.data import datasets
 
     splits = datasets.splits_of(vars(run))
-    if splits.test is splits.val and splits.val_name != "test":
+    if splits.test is splits.val and not splits.val_is_test:
         raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction
@@ -288,7 +294,7 @@ def start(resume: Path | None, *flags: str, trial: bool) -> int:
     settings = re.findall(r'^add (\w+) "\$(\w+)"', Path("train.sh").read_text(encoding="utf-8"), re.MULTILINE)
     ours = {variable for name, variable in settings if resume is not None or name in OF_RUN}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment |= {"PYTHON": sys.executable} | ({"VIT_TRIAL": "1"} if trial else {})
+    environment |= {"PYTHON": sys.executable} | {"VIT_TRIAL": "1" if trial else "final"}
     environment |= {"RESUME_PATH": str(resume)} if resume is not None else {}
     child = subprocess.Popen(["bash", "train.sh", *flags], env=environment)
     stopped = []

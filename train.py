@@ -16,6 +16,7 @@ with process.imports("train.py"):
     from models.checkpoints.published import published_name, published_names
     from models.errors import ModelError
     from utils import config as configuration
+    from utils.run.names import check_free
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -53,7 +54,10 @@ def main(argv: list[str]) -> int:
 
 def check(flags: dict) -> None:
     """Raises ConfigError for what can be known without data and PyTorch."""
-    configuration.check(flags, written=("output_dir", "log_dir") if launch.place().rank == 0 else ())
+    first = launch.place().rank == 0
+    configuration.check(flags, written=("output_dir", "log_dir") if first else ())
+    if first and "name" in flags and not flags.keys() & {"resume_path", "eval_only"}:
+        check_free(flags.get("output_dir", configuration.FLAGS["output_dir"].default), flags["name"])
     check_weights(flags)
 
 

@@ -21,7 +21,7 @@ from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint, license_of, published_name
 from .create import check_weights, resolve_row
 from .errors import ModelError, WeightsError
-from .match import describe_row, match_row
+from .match import SIZES, describe_row, match_row
 
 BEST = "best.pt"                                   # of a run folder
 READS = {"": "the cls token or the mean over the patches: nothing says which (--classifier)",
@@ -97,10 +97,12 @@ def _of_run(file: OpenedCheckpoint) -> list[str]:
     settings, row = file.settings, architecture(**file.file.run["architecture"])
     name = settings["model_type"]
     size = settings.get("img_size") or row.img_size
-    title = describe_row(name, {}, size) if name in MODELS else name
+    own_sizes = {key: row[key] for key in (*SIZES, "num_heads") if name in MODELS and row[key] != MODELS[name][key]}
+    title = describe_row(name, own_sizes, size) if name in MODELS else name
+    other = ", with other sizes" * bool(own_sizes)
     names = list(file.file.run["classes"])
     used = file.path.parent if file.path.name == BEST else file.path
-    return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
+    return [f"model: {title} (MODEL_TYPE={name}{other}), of a run of train.py, step {file.step}", *_of_row(row, size),
             f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
             f"to use it: {shlex.quote(sys.orig_argv[0])} predict.py {shlex.quote(str(used))} IMAGES"]
 

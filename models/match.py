@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from configs import MODELS
 
@@ -279,17 +279,33 @@ def _differences(found: dict, row: object) -> dict:
     return {key: value for key, value in keys.items() if value != row[key] or key in sizes}
 
 
+def model_name(name: str, row: Mapping) -> str:
+    """Return what to call a model that was made from the row `name` with the keys of `row`.
+
+    'ViT-B_16'; 'ViT-B_16 with 6 heads'; of another width, depth or patch than the row's 'ViT (width 40, 1 block, patch 4)'.
+    """
+    if name not in MODELS:                                     # of a checkpoint whose row has gone
+        return name
+    known = MODELS[name]
+    if all(row[key] == known[key] for key in ("hidden_size", "num_layers", "patch_size")):
+        others = [f"{row[key]} {words}" for key, words in (("num_heads", "heads"), ("mlp_dim", "MLP units"))
+                  if row[key] != known[key]]
+        return f"{name} with {' and '.join(others)}" if others else name
+    family = re.sub(r"-[^-]+_\d+|-[A-Z]+\d+$", "", name)       # without the size
+    blocks = f"{row['num_layers']} block{'s' * (row['num_layers'] != 1)}"
+    return f"{family} (width {row['hidden_size']}, {blocks}, patch {row['patch_size']})"
+
+
 def describe_row(name: str, keys: dict, img_size: int | tuple[int, int] | None = None) -> str:
     """Describe a model in words, such as 'DINOv2 ViT-S/14, 4 registers, 518 px'."""
     row = MODELS[name].to_dict() | keys
     size = img_size or row["img_size"]
     match = re.fullmatch(r"(.+?)-?([^-_]+)_(\d+)(-.*)?", name)
     family, letter = (match[1], match[2]) if match else (name, "")
-    own = "hidden_size" in keys
     title = "ViT" if family == "ViT" else f"{family} ViT" if match else family
-    title += f"-{letter}/{row['patch_size']}" if letter and not own else ""
-    blocks = f"{row['num_layers']} block{'s' * (row['num_layers'] > 1)}"
-    parts = [title, *([f"width {row['hidden_size']}", blocks, f"patch {row['patch_size']}"] if own else [])]
+    title += f"-{letter}/{row['patch_size']}" if letter else ""
+    called = model_name(name, row)
+    parts = [called.replace(name, title)]
     parts += [f"{row['registers']} register{'s' * (row['registers'] > 1)}"] * bool(row["registers"])
     parts += ["SwiGLU"] * (row["mlp"] == "swiglu")
     parts += {"attention": ["pooling by attention"], "mean": ["mean of the patches"], "patch_mean": ["mean of the patches"],

@@ -28,7 +28,8 @@ class LoadReport:
     resized: dict[str, str] = dataclasses.field(default_factory=dict)     # name: "14x14 -> 24x24"
     fresh: list[str] = dataclasses.field(default_factory=list)            # newly initialized
     left_out: list[str] = dataclasses.field(default_factory=list)         # every entry of the file that was not used
-    unused: list[str] = dataclasses.field(default_factory=list)           # those of left_out that are weights of such a model
+    unused: list[str] = dataclasses.field(default_factory=list)           # weights among them, except those of a replaced head
+    replaces_head: bool = False                                           # whether the file has a head, and it was not used
     notes: list[str] = dataclasses.field(default_factory=list)
     classes: list[str] = dataclasses.field(default_factory=list)          # the class names, if the file has them
 
@@ -37,6 +38,7 @@ class LoadReport:
         parts += [f"{name} resized {how}" for name, how in self.resized.items()]
         if self.fresh:
             parts.append(f"new: {', '.join(_layers(self.fresh))}")
+        parts += ["the file's head is not used"] * self.replaces_head
         if self.unused:
             parts.append(f"unused in the file: {abbreviate(_layers(self.unused))}")
         return "; ".join(parts + self.notes)

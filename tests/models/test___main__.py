@@ -44,7 +44,7 @@ def printed(capsys, *arguments: object) -> tuple[int, str, str]:
 def test_a_folder_of_timm(tmp_path, capsys):
     code, out, err = printed(capsys, dino(tmp_path / "x"))
     assert (code, err) == (0, "")
-    assert "model: DINOv2 ViT, width 32, 1 block, patch 14, 4 registers, 28 px (MODEL_TYPE=DINOv2-S_14-reg, with the" in out
+    assert "model: DINOv2-reg (width 32, 1 block, patch 14), 4 registers, 28 px (MODEL_TYPE=DINOv2-S_14-reg, with the" in out
     assert "sizes: width 32, MLP 128, 2 heads, 1 block, patches of 14 px, images of 28 x 28 px in 3 channels\n" in out
     assert "images: mean 0.1 0.2 0.3, std 1 1 1; evaluated bicubic, the middle 90 % of the shorter side\n" in out
     assert "head: 3 outputs (ant, bee, cat), which reads the cls token\nlicence: cc-by-nc-4.0\n" in out
@@ -60,7 +60,7 @@ def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
         out = printed(capsys, path)[1]
         words = shlex.split(out.rpartition("predict.py ")[2].replace("IMAGES", shlex.quote(str(run))))
         assert predict.parse(words).model == str(named if path == named else run)
-        assert "(MODEL_TYPE=ViT-Nano_2), of a run of train.py, step" in out
+        assert "(MODEL_TYPE=ViT-Nano_2, with other sizes), of a run of train.py, step" in out
         assert "head: 10 classes (0, 1, 2, ...), which reads the cls" in out
     torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "an x.pth")
     out = printed(capsys, tmp_path / "an x.pth")[1]

@@ -135,6 +135,7 @@ def test_parts_that_no_row_has_need_a_program_that_says_how_it_computes():
     ("TIPSv2-B_14", {}, (448, 224), "TIPSv2 ViT-B/14, 1 register, 448 x 224 px"),
     ("SigLIP-SO400M_14", {"classifier": "mean"}, 378, "SigLIP ViT-SO400M/14, mean of the patches, 378 px"),
     ("PE-core-G_14", {}, None, "PE-core ViT-G/14, pooling by attention, 448 px"),
-    ("ViT-S_16", {"hidden_size": 40, "num_layers": 1, "patch_size": 4}, 8, "ViT, width 40, 1 block, patch 4, 8 px")])
+    ("ViT-S_16", {"hidden_size": 40, "num_layers": 1, "patch_size": 4}, 8, "ViT (width 40, 1 block, patch 4), 8 px"),
+    ("ViT-B_16", {"num_heads": 6}, None, "ViT-B/16 with 6 heads, 224 px")])
 def test_a_model_in_words(name, keys, size, words):
     assert describe_row(name, keys, size) == words

@@ -56,7 +56,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
     val = NamedSplit(splits.val_name, splits.val)
     test = val if splits.test is splits.val else NamedSplit("test", splits.test)        # the same object: evaluated once
     final = val if config.test == "never" else test
-    watched = val if val.name != "test" or config.test == "always" else None          # what is called test is all there is
+    watched = None if splits.val_is_test and config.test != "always" else val
     found_edits, held_out_edits = {}, {}
     if config.attention_edits:
         found_edits, held_out_edits = _find_edits(config, splits, final, saved, ranks)

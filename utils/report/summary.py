@@ -54,7 +54,7 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
         with _collect_failures(failed):
             draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"), taught)
     speed = profiling.summary(read_log(folder), model, (model.config.in_channels, *model.img_size), trainer.precision.compute,
-                              run.ranks.device, run.ranks.size, run.ranks.local_size)
+                              run.ranks.device, run.ranks.size)
     print_summary(run, data.splits, data.final.name, speed, failed)
     if failed:
         raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; {launch.command_to_resume(folder)} then "

@@ -55,7 +55,16 @@ def test_resized_positions_are_reported(case, img_size, resized):
 def test_report_is_one_line():
     text = str(load(reference.weights(CASE), CASE, "zero", img_size=96).load_report)
     assert text == (f"42 arrays from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; new: head; "
-                    "unused in the file: head, pre_logits")
+                    "the file's head is not used")
+
+
+def test_report_names_unused_weights_and_not_what_else_a_file_holds(tmp_path):
+    """Such as the optimizer's state."""
+    state = create_model("ViT-Nano_2", 5).state_dict()
+    torch.save({"model": state, "optimizer": {"lr": torch.ones(1)}, "epoch": 3}, tmp_path / "w.pth")
+    report = create_model("ViT-Nano_2", 10, pretrained=tmp_path / "w.pth", head="zero").load_report
+    assert "; new: head; the file's head is not used; " in str(report)
+    assert {"epoch", "optimizer"} <= set(report.left_out)
 
 
 # ---------------------------------------------------------------------------------------------------- the head
