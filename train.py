@@ -78,7 +78,7 @@ def check_weights(flags: dict) -> None:
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
     """-> exit code: 0, or that of a run that was asked to stop"""
     from utils import build, distributed
-    from utils.report import summary
+    from utils.report import batch_picture, summary
 
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
@@ -86,6 +86,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()
+        data = batch_picture.watch_first_batches(run, trainer, data)   # what the model sees first becomes batch.png
         shown = summary.before(run, trainer, data)                     # attention that edits will change, kept in checkpoints
         while True:
             run.evaluate_if_due(trainer, data)                         # before step 1 too, and one that a stop cut short

@@ -31,8 +31,8 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     assert run_train("--num_steps", 5, "--eval_every", 2) == 0
     folder = Path("output/digits")
     files = sorted(path.name for path in folder.iterdir())
-    assert files == [".lock", "best.pt", "config.json", "curves.png", "log.jsonl", "mistakes.csv", "step-00000004.pt",
-                     "step-00000005.pt"]
+    assert files == [".lock", "batch.png", "best.pt", "config.json", "curves.png", "log.jsonl", "mistakes.csv",
+                     "step-00000004.pt", "step-00000005.pt"]
     assert list(Path("logs/digits").iterdir())
     content = json.loads((folder / "config.json").read_text())
     assert content["config"]["num_steps"] == 5 and content["config"]["learning_rate"] == 1e-3
