@@ -35,6 +35,7 @@ from utils.config import (
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
 from utils.data.transforms import normalize
+from utils.device import describe_device
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
 
@@ -130,9 +131,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
                         precision: str) -> None:
     """The first words of a run: where it happens, with what."""
     splits, size = found.splits, "x".join(map(str, model.img_size))
-    place = (torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda"
-             else f"CPU with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}")
-    print(f"device: {ranks.size} x {place}\nprecision: {precision}")
+    print(f"device: {ranks.size} x {describe_device(ranks.device)}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
     trained = f"{len(splits.train)} images to train on, " if len(splits.train) else ""
     print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {trained}{len(splits.val)} {splits.val_name}"

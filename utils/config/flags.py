@@ -273,7 +273,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("loss_scale", non_negative_float, 0.0, "fixed loss scale for fp16 O1 and O2; 0: dynamic", OVERRIDE, hidden=True),
     Flag("compile", None, False, "torch.compile the model: a minute or so at the start, faster steps from then on", FREE,
          aliases=("torch_compile",)),
-    Flag("device", ("auto", "cpu", "cuda"), "auto", "auto: a GPU where there is one", FREE),
+    Flag("device", ("auto", "cpu", "cuda", "mps"), "auto", "auto: a GPU of CUDA or ROCm if there is one, otherwise the CPU; mps: "
+         "an Apple GPU (not tested by this project)", FREE),
     Flag("num_workers", non_negative_int, None, "loader processes per rank (default: none for images held in memory; else on a "
          "CPU a quarter of the cores, up to 4, on a GPU all but one, up to 16)", FREE,
          aliases=("workers", "j", "dataloader_num_workers")),
