@@ -149,13 +149,14 @@ def main(argv: list[str]) -> int:
         program.stop.kept = "stopped: nothing was written"
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")              # as train.py; before PyTorch is loaded
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")    # as train.py
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # GPUs are counted without being used: processes are forked
         import torch
 
         from utils.build import open_model
         from utils.predict import rows
 
-        gpus = torch.cuda.device_count() if options.device != "cpu" else 0
+        gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
         processes = options.nproc or gpus or 1
         if processes > 1:
             torch.set_num_threads(1)             # a process forked after work in several threads would wait for them forever

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")    # on the CPU, with a warning, what MPS has not
         from utils import build, distributed
 
         with distributed.init(flags.get("device", "auto"), flags.get("rank_timeout", 600)) as ranks:

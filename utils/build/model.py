@@ -38,6 +38,7 @@ from utils.data.classes import first_names
 from utils.data.datasets import data_name
 from utils.data.splits import Splits
 from utils.data.transforms import normalize
+from utils.device import describe_device
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
 
@@ -133,9 +134,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
                         precision: str) -> None:
     """Prints the device, the data, the model, its weights and how images are seen."""
     splits, size = found.splits, "x".join(map(str, model.img_size))
-    place = (torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda"
-             else f"CPU with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}")
-    print(f"device: {ranks.size} x {place}\nprecision: {precision}")
+    print(f"device: {ranks.size} x {describe_device(ranks.device)}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
     print(f"data: {data_name(config.dataset, config.data_dir)}{prepared}, {describe_sizes(splits)}")
     for note in splits.notes:

@@ -135,8 +135,8 @@ def _read(path: Path, mapped: bool) -> dict:
 def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Raises NonFiniteError if a weight is NaN or infinite. Takes each tensor's minimum and maximum, without a copy."""
     floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel()}
-    ends = [end.double() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
-    finite = torch.stack(ends).isfinite().tolist() if ends else []             # one transfer from a GPU
+    ends = [end.isfinite() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
+    finite = torch.stack(ends).tolist() if ends else []                        # one transfer from a GPU
     for name, low, high in zip(floats, finite[::2], finite[1::2]):
         if not (low and high):
             raise NonFiniteError(f"the weights are not finite any more ({name} is the first) and are not saved")

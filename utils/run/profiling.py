@@ -26,7 +26,7 @@ WARM_UP = 3              # first steps of a session that are not counted, if the
 MEASURED_FROM = 20.0     # seconds of steps: for less, measuring the machine would take too large a part of the time
 WAIT_SHOWN = 0.05        # fraction of the time above which waiting for data is shown during a run
 CEILING_SECONDS = 0.2
-SIDE = {"cpu": 2048, "cuda": 8192}
+SIDE = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TRACE_FILE, TABLE_FILE = "trace.json.gz", "profile.txt"
 
@@ -129,6 +129,8 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
         multiply()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - started
 
     seconds()                                         # selects the kernel, allocates memory
