@@ -290,7 +290,7 @@ def test_the_overview_of_recipes_says_which_start_from_scratch():
     scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
     assert set(rows) == {"auto", *configs.RECIPES} and {name for name in rows if rows[name] == "scratch"} == scratch
     assert all(name in FLAGS["recipe"].help for name in scratch)
-    named = documents.pages()["docs/recipes.md"].split("The recipes ")[1].split(" start from scratch\n")[0]
+    named = " ".join(documents.pages()["docs/recipes.md"].split()).split("The recipes ")[1].split(" start from scratch")[0]
     assert set(re.findall(r"`([\w-]+)`", named)) == scratch
 
 
