@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -155,6 +157,12 @@ def test_the_python_examples_run(story, monkeypatch, capsys):
         exec(block, result)
     assert result["logits"].shape == (1, 10) and not torch.equal(result["maps"][-1], result["edited_maps"][-1])
     assert "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out and result["answer"].label in ("ant", "bee")
+
+
+def test_models_are_imported_from_another_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "from models import list_models; print(list_models())"], cwd=tmp_path, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert "'ViT-B_16'" in done.stdout, done.stderr
 
 
 def test_commands_are_found():
