@@ -209,7 +209,7 @@ def test_every_page_can_be_reached_from_the_readme():
 
 def test_the_table_of_models_in_the_readme_is_what_auto_takes():
     section = README.split("## Which model, and how long?")[1].split("\n## ")[0]
-    assert re.findall(r"^\| [CG]PU .* \| `(\S+)` \|", section, re.MULTILINE) == [
+    assert re.findall(r"^\| [CG]PU, .* \| `(\S+)` \|", section, re.MULTILINE) == [
         row["model"] for device in ("cpu", "cuda") for row in reversed(configs.MODEL_OF_MACHINE) if row["device"] == device]
     for device in ("cpu", "cuda"):
         for row in configs.MODEL_OF_MACHINE:
