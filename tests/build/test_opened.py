@@ -54,7 +54,7 @@ def test_what_cannot_be_opened_names_what_to_type(tmp_path):
         with pytest.raises(ConfigError, match=words):
             open_model(what, **more)
     for what in (None, tmp_path / "r"):
-        with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is no run"):
+        with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is not one"):
             open_model(what, img_size=16)
 
 

@@ -322,7 +322,7 @@ def test_confusion_counts_what_the_run_evaluates(run_train, figures):
 
 BAD = {
     "no picture": ("", "PICTURE"),
-    "another picture": ("portrait", "invalid choice"),
+    "another picture": ("portrait", "PICTURE must be attention"),
     "an option of another picture": ("position --layer 1", "--layer"),
     "no such checkpoint": ("attention --checkpoint nowhere", "--checkpoint nowhere: no such file or folder"),
     "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
