@@ -79,8 +79,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if not args.host:
         raise ConfigError("--host is empty. 127.0.0.1 is only this machine, 0.0.0.0 all of its addresses")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"the editor needs the package {missing[0]}. Install it: {launch.python_command()} -m pip install -r "
-                          "requirements-annotate.txt")
+        raise ConfigError(f"the editor needs the package {missing[0]}. Install it: "
+                          f"{launch.command_to_install('requirements-annotate.txt')}")
     if args.data is not None and not os.path.isdir(args.data):
         raise ConfigError(f"--data {args.data}: {no_folder(args.data)}")
     if args.edits is not None:

@@ -55,8 +55,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--opset only has an effect with --to onnx. Omit it")
     check_new_file("--output", options.output, "folder" if options.to == "folder" else "file")
     if missing := [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"--to {options.to} needs the package {missing[0]}. Install it: {launch.python_command()} -m pip "
-                          "install -r requirements-export.txt")
+        raise ConfigError(f"--to {options.to} needs the package {missing[0]}. Install it: "
+                          f"{launch.command_to_install('requirements-export.txt')}")
     if options.class_names and not os.path.isfile(options.class_names):
         raise ConfigError(f"--class_names {options.class_names}: no such file{where_looked(options.class_names)}")
     options.model_type = check_opened(vars(options), hub, published_name, published_names(), "MODEL", require_weights)

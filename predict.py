@@ -141,7 +141,7 @@ def check_order(model: str, inputs: Sequence[str]) -> None:
         for given in inputs:
             with contextlib.suppress(ModelError):
                 require_weights(given)
-                raise ConfigError(f"{what}; MODEL comes first, then the images: {given} {model}") from error
+                raise ConfigError(f"MODEL: {what}; MODEL comes first, then the images: {given} {model}") from error
 
 
 def main(argv: list[str]) -> int:
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> int:
         table, output = rows.Table(opened.classes, work.top_k, bool(options.split)), rows.Output(options.output)
         if not options.sort:
             where = f"in {output.partial}" if output.partial else "written"
-            program.stop.kept = f"stopped: the rows so far are {where}, and complete"
+            program.stop.kept = f"stopped: the rows so far are {where}, and each is complete"
         process.collect_garbage()
         try:
             print(describe(opened, work, options), file=sys.stderr, flush=True)

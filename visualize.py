@@ -127,8 +127,8 @@ def check_output(path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises ConfigError where the path is a file that Matplotlib did not write: a photograph, for example."""
-    if path.is_file() and b"matplotlib" not in path.read_bytes().lower():
+    """Raises ConfigError where the path is a file with contents that Matplotlib did not write: a photograph, for example."""
+    if path.is_file() and (contents := path.read_bytes()) and b"matplotlib" not in contents.lower():
         raise ConfigError(f"--output {path} exists and was not drawn by this program, so it is not replaced. Give another name")
 
 

@@ -161,6 +161,9 @@ def test_the_python_of_a_hint_has_the_packages(tmp_path, monkeypatch):
     assert launch.python_command() == str(system)
     monkeypatch.setenv("PATH", str(system.parent))
     assert launch.python_command() == "python"
+    assert launch.command_to_install("a.txt") == f"python -m pip install -r {launch.ROOT}/a.txt"
+    monkeypatch.chdir(launch.ROOT)
+    assert launch.command_to_install("a.txt") == "python -m pip install -r a.txt"
 
 
 def test_the_machine_is_looked_at_from_another_process(monkeypatch):

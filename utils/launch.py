@@ -206,6 +206,12 @@ def python_command() -> str:
     return shlex.quote(os.path.relpath(here) if Path.cwd() in Path(here).parents[1:] else here)
 
 
+def command_to_install(requirements: str) -> str:
+    """The command that installs what a file of requirements lists, for this Python."""
+    here = os.path.realpath(os.getcwd()) == str(ROOT)
+    return f"{python_command()} -m pip install -r {shlex.quote(requirements if here else str(ROOT / requirements))}"
+
+
 def _environment(python: str) -> str:
     """The folder of the virtual environment that the Python is in; "" if it is in none."""
     folder = Path(python).parent.parent

@@ -18,7 +18,7 @@ from runs import load_state
 import annotate
 import configs
 import models
-from utils import config
+from utils import config, launch
 from utils.attention import edits
 from utils.attention.editor import session as editing
 from utils.build import open_model
@@ -87,7 +87,7 @@ def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys)
     assert len(shown.labels) == 1 and list(shown.classes) == [f"class {number}" for number in range(10)]
     assert "ViT-Nano_2 of" in shown.facts[0] and shown.predict([0])[0] in range(10)
     assert annotate.main(["--checkpoint", str(tmp_path / "x.pth")]) == 2
-    assert "add --data, a folder of images" in capsys.readouterr().err
+    assert "Add --data, a folder of images" in capsys.readouterr().err
 
 
 def test_what_is_shown_is_the_models(run):
@@ -274,7 +274,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("flags, word", [
     ("--checkpoint nowhere", "nowhere"), ("--checkpoint empty", "no intact checkpoint"),
-    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "add --data, a folder of images"),
+    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "Add --data, a folder of images"),
     ("--data nowhere", "no such folder"), ("--data classes --split val", "Omit --split"), ("--edits file", "file"),
     ("--port 70000", "0 to 65535"), ("--port {busy}", "port {busy}"), ("--host no.such.host.invalid", "no.such.host.invalid")])
 def test_wrong_input_is_one_line(run, capsys, flags, word):
@@ -293,10 +293,9 @@ def test_missing_runs_and_packages_are_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert annotate.main(["--port", "0"]) == 2 and "train first" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "utils.attention.editor.server", raising=False)
-    monkeypatch.delattr("utils.attention.editor.server", raising=False)
     assert annotate.main([]) == 2
-    assert capsys.readouterr().err == ("annotate.py: error: the editor needs uvicorn: pip install -r requirements-annotate.txt\n")
+    assert capsys.readouterr().err == ("annotate.py: error: the editor needs the package uvicorn. Install it: "
+                                       f"{launch.command_to_install('requirements-annotate.txt')}\n")
 
 
 def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):

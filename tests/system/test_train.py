@@ -409,7 +409,7 @@ EARLY = [        # and words of the line
     (["--dataset", "CIFAR10"], "Did you mean cifar10?"), (["--model", "vit_base_patch_16"], "Did you mean ViT-B_16?"),
     (["--model_type", "beitv2_base_patch16_224"], "it has positions relative to each pair of patches"),
     (["--pretrained_dir", "mirror/vit-base-patch16-224"], "Did you mean imagenet21k/ViT-B_16?"),
-    (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe: invalid choice"),
+    (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe must be auto"),
     (["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
     (["--dataset", "folder", "--data_dir", "no/such"], "--data_dir no/such: no such folder"),
     (["--pretrained_dir", "w.npz"], "--pretrained_dir w.npz: no such file or folder (looked for in "),
