@@ -85,7 +85,7 @@ def test_a_name_that_is_not_known_is_refused(name, known):
     if known:
         assert config_of_timm.describe(said).base == ""
     else:
-        refused(f"its architecture, {name}, is none of timm's", config_of_timm.describe, said)
+        refused(f"its architecture, {name}, is not one of timm's", config_of_timm.describe, said)
         assert config_of_timm.describe(said | {"label_names": ["a"], config_of_timm.OWN_ENTRY: {"card": {}}}).base == ""
 
 
@@ -150,7 +150,7 @@ def test_arguments_that_are_not_known_are_refused():
     for name in ("vit_base_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_384"):
         for key, value in (("x", 1), ("pos_embed", "none")):
             said = {"architecture": name, "model_args": {key: value}}
-            refused(f"model_args have {key} {value}, of which", config_of_timm.describe, said)
+            refused(f"model_args have {key} {value}, which models here do not support", config_of_timm.describe, said)
     kept = {"pool_include_prefix": False, "pos_embed": "learn", "init_values": None, "norm_layer": None}
     found = config_of_timm.describe({"architecture": "vit_base_patch16_224", "model_args": kept})
     assert found.base == "" and "layer_scale" not in found.row
@@ -160,7 +160,7 @@ def test_arguments_that_are_not_known_are_refused():
     ("eva02_tiny_patch14_224", {"model_args": {"ref_feat_shape": [4, 8]}}, "its ref_feat_shape is .4, 8."),
     ("vit_tiny_patch16_224", {"model_args": {"norm_layer": "batchnorm2d"}}, "its norm_layer is batchnorm2d"),
     ("vit_tiny_patch16_224", {"model_args": {"embed_norm_layer": "rmsnorm"}}, "its embed_norm_layer is rmsnorm"),
-    ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, of which")])
+    ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, which models")])
 def test_what_no_model_here_computes_is_refused(name, said, words):
     refused(words, config_of_timm.describe, {"architecture": name, "num_classes": 5} | said)
 

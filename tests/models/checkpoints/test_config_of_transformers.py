@@ -111,17 +111,17 @@ def test_keys_of_a_row(values, row):
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"model_type": "siglip_text_model"}, "a model of text,"), ({"model_type": "bert"}, "a model of text,"),
+    ({"model_type": "siglip_text_model"}, "a model for text,"), ({"model_type": "bert"}, "a model for text,"),
     ({"model_type": "beit"}, "positions relative to each pair"), ({"model_type": "pixio"}, "several cls tokens"),
     ({"model_type": "vit", "hidden_act": "relu"}, "its activation is relu"),
     ({"model_type": "beit"}, "its model_type is beit, which has positions relative to each pair"),
-    ({"model_type": "vit", "label2id": [1]}, "its label2id are .1., and no settings by name"),
-    ({"model_type": "dinov3_vit", "rope_parameters": 5}, "its rope_parameters are 5"),
+    ({"model_type": "vit", "label2id": [1]}, "its label2id is .1., not a JSON object"),
+    ({"model_type": "dinov3_vit", "rope_parameters": 5}, "its rope_parameters is 5"),
     ({"model_type": "dinov3_vit", "rope_theta": 1000.0}, "its rope_theta is not 100"),
     ({"model_type": "dinov3_vit", "query_bias": False, "key_bias": True, "value_bias": True}, "its biases of queries"),
     ({"model_type": "dinov3_vit", "use_gated_mlp": True, "hidden_act": "gelu"}, "its gate is gelu"),
     ({"model_type": "aimv2_vision_model", "hidden_act": "silu", "is_native": True}, "is_native"),
-    ({"model_type": "vit", "patch_size": [16, 8]}, "and models here have square ones")])
+    ({"model_type": "vit", "patch_size": [16, 8]}, "but models here have square patches")])
 def test_what_is_not_built_here(values, words):
     refused(words, config_of_transformers.describe, values, {})
 

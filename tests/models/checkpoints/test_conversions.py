@@ -53,7 +53,7 @@ def test_sines_and_cosines_of_columns_and_rows():
     for row, column in itertools.product(range(2), range(3)):                         # frequencies 1 and 1e-4
         expected = [f(n * frequency) for n in (column, row) for f in (math.sin, math.cos) for frequency in (1, 1e-4)]
         assert torch.allclose(table[3 * row + column], torch.tensor(expected))
-    with pytest.raises(ModelError, match="a multiple of 4 and 8 at least, not 10"):
+    with pytest.raises(ModelError, match="a multiple of 4 and at least 8, not 10"):
         sincos_positions((2, 3), 10)
 
 
@@ -65,5 +65,5 @@ def test_without_statistics_of_the_channels_they_are_the_grey_ones():
 
 
 def test_other_counts_of_channels_cannot_be_summed():
-    with pytest.raises(ModelError, match="a patch kernel of 4 channels cannot be summed for grey images, one of 3 can"):
+    with pytest.raises(ModelError, match="a patch kernel of 4 channels cannot be converted to grey images"):
         fold_channels(torch.randn(8, 4, 4, 4), torch.randn(8), architecture(4, 8, 8, 1, 1, in_channels=1))

@@ -13,14 +13,14 @@ def test_images_of_no_whole_number_of_patches(size, patch, taken, notes):
     found = Description()
     found.take_size(size, patch)
     assert found.row == {"img_size": taken} and len(found.notes) == notes
-    assert not notes or (found.notes[0].startswith("its images of 384 x ") and "in whole patches of 14" in found.notes[0])
+    assert not notes or ("in whole patches of 14: its program reads them at 384 x " in found.notes[0])
 
 
 def test_values():
     assert (gelu_of("gelu_pytorch_tanh"), gelu_of("quick_gelu"), gelu_of("gelu")) == ("tanh", "quick", "erf")
     assert (numbers_of([1, 0.5, 2]), size_of(8), size_of([8, 4]), side_of([16, 16])) == ((1.0, 0.5, 2.0), 8, (8, 4), 16)
     assert names_of({"1": "b", "0": "a"}) == ["a", "b"] and names_of({"1": "b"}) is None
-    refused("its patches are .16, 8., and models here have square ones", side_of, [16, 8])
+    refused("its patch size is .16, 8., but models here have square patches", side_of, [16, 8])
     refused("its activation is relu", gelu_of, "relu")
     for function, value in ((numbers_of, [1, 2]), (size_of, 0), (size_of, 1 << 20)):
         with pytest.raises(ValueError):

@@ -192,7 +192,7 @@ PAGES = [b"<!DOCTYPE html>", b"\n\n<html>", b"[]", b""]
 def test_a_file_is_of_its_kind(server, tmp_path, suffix, page):
     path = tmp_path / f"x{suffix}"
     server.content = page
-    with pytest.raises(ModelError, match=f"what arrived is not {KINDS[suffix][0]}; perhaps a sign-in page"):
+    with pytest.raises(ModelError, match=f"the downloaded file is not {KINDS[suffix][0]}; perhaps it is a sign-in page"):
         download(f"http://127.0.0.1:{server.server_port}/x", path)
     assert not path.exists() and not path.with_name(path.name + ".part").exists()
     server.content = KIND[suffix]

@@ -26,7 +26,7 @@ def test_what_is_meant_is_looked_for(tmp_path, monkeypatch, put):
         require_weights(what)
     (tmp_path / "hub/model.safetensors").write_bytes(b"<html>")
     for what, words in (("lora", "lora: a LoRA adapter"), ("parts", "parts: its weights are in several files"),
-                        ("other", "other holds no intact checkpoint: it is no run folder"), ("none", "it is no published name"),
+                        ("other", "other holds no intact checkpoint: it is not a run"), ("none", "it is no published name"),
                         ("hub", "hub/model.safetensors: a web page"), ("other/notes.txt", "notes.txt: not a file of weights"),
                         ("imagenet21k/ViT-S_16", "imagenet21k has no published file")):
         with pytest.raises(ModelError, match=words):
@@ -54,7 +54,7 @@ def test_a_program_is_named_for_what_it_is(tmp_path, put):
         archive.writestr("archive/data/weights/data.pkl", "")
     put(tmp_path / "x.onnx", b"\x08\x0a\x12\x07pytorch")
     for name in ("x.pt2", "x.onnx"):
-        with pytest.raises(ModelError, match=rf"{name}: a program .* give its run, or what export\.py --to folder wrote"):
+        with pytest.raises(ModelError, match=rf"{name}: an exported program .*, or what export\.py --to folder writes"):
             kind_of(tmp_path / name)
 
 

@@ -164,7 +164,7 @@ def test_numbers_that_are_no_weights(tmp_path, kind, count):
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
-    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array|not a readable")
+    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is not a name of an array|not a readable")
 
 
 @pytest.mark.parametrize("content, message", [
@@ -185,7 +185,7 @@ def test_what_is_no_file_of_weights(tmp_path, content, message, suffix):
 
 def test_a_folder_or_nothing(tmp_path):
     for path in (tmp_path, tmp_path / "absent.pth"):
-        refused(path, "no checkpoint at .*: give a file of weights")
+        refused(path, "no checkpoint at .*: expected a file of weights")
 
 
 def test_safetensors_is_asked_for_only_where_it_is_needed(tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def test_a_pickle_that_would_take_more_memory_than_the_file(tmp_path):
     """Python's reader makes a place for each number up to the one that is named: 2 ** 30 of them are 16 GB."""
     far = b"\x80\x02}r\xff\xff\xff\x3f."
     (tmp_path / "x.pt").write_bytes(with_members(tmp_path, pt({}), lambda name, data: far if name.endswith("data.pkl") else data))
-    with pytest.raises(WeightsError, match="a pickle of 9 bytes with a place 1073741823"):
+    with pytest.raises(WeightsError, match="a pickle of 9 bytes with a memo index 1073741823"):
         read(tmp_path / "x.pt")
 
 

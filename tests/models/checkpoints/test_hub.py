@@ -83,7 +83,7 @@ def test_licences():
 
 def test_what_is_not_built_here_is_refused_before_it_is_downloaded(folder):
     for name, words in (("beitv2_base_patch16_224", "has positions relative to each pair of patches"),
-                        ("apple/mobileclip_b_timm", "its architecture is none of those here")):
+                        ("apple/mobileclip_b_timm", "its architecture is not supported")):
         assert words in fails(name)
         with pytest.raises(ModelError, match=words):
             check_published_reachable(published_name(name))
@@ -146,9 +146,9 @@ def test_the_digest_of_the_hub_is_checked(published, folder):
 
 
 @pytest.mark.parametrize(("status", "token", "code", "words"), [
-    (401, "", "GatedRepo", f"or has no such repository (401). Accept the terms at {hub.HUB}/{REPOSITORY} if"),
+    (401, "", "GatedRepo", f"or only for signed-in accounts (401). Accept the terms at {hub.HUB}/{REPOSITORY} if"),
     (401, "", "", "and set HF_TOKEN to a token of your account. Or put its model.safetensors and config.json into "),
-    (403, "hf_x", "GatedRepo", f"refuses it to the account of HF_TOKEN (403). Accept the terms at {hub.HUB}/{REPOSITORY}, "),
+    (403, "hf_x", "GatedRepo", f"refuses access to the account of HF_TOKEN (403). Accept the terms at {hub.HUB}/{REPOSITORY} "),
     (401, "hf_x", "", "or check the token"),
     (401, "hf_x", "RepoNotFound", "no such repository, or HF_TOKEN has no access to it (401)")])
 def test_what_the_hub_refuses(published, folder, monkeypatch, status, token, code, words):
@@ -165,7 +165,7 @@ def test_what_the_hub_refuses(published, folder, monkeypatch, status, token, cod
 def test_what_the_hub_lacks(published, folder):
     published.refusals |= dict.fromkeys(published.files, (404, {}))
     check_published_reachable(REPOSITORY)           # its weights may have the older name
-    assert "no such repository, or not config.json and model.safetensors or pytorch_model.bin in it (404 from http://" in fails()
+    assert "no such repository, or it lacks config.json and model.safetensors or pytorch_model.bin (404 from http://" in fails()
     del published.refusals[f"{TREE}config.json"]
     published.refusals.pop(f"{TREE}model.safetensors.index.json")
     published.files[f"{TREE}model.safetensors.index.json"] = b"{}"
@@ -173,7 +173,7 @@ def test_what_the_hub_lacks(published, folder):
 
 
 def test_nobody_answers(folder):
-    both = (f"(Connection refused); download config.json and model.safetensors of {hub.HUB}/{REPOSITORY} on another machine, "
+    both = (f"(Connection refused); download config.json and model.safetensors from {hub.HUB}/{REPOSITORY} on another machine, "
             f"and put both into {folder / REPOSITORY}")
     assert both in fails()
     with pytest.raises(DownloadError, match=r"Connection refused.*put both into"):

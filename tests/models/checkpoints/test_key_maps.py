@@ -72,6 +72,6 @@ def test_a_variant_s_mark_is_in_its_own_names_alone(blocks, joined):
 def test_every_conversion_is_known_and_used():
     blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
     blocks += [rows for tower in towers.TOWERS for rows in (tower.outside, tower.block)] + [key_maps.GOOGLE_POOLING]
-    timm = (*timm_names.APART, *timm_names.QV_BIAS, *timm_names.MASKED_BIAS, *timm_names.GATE_APART, *timm_names.POOL_PACKED)
+    timm = (*timm_names.QKV_SPLIT, *timm_names.QV_BIAS, *timm_names.MASKED_BIAS, *timm_names.GATE_SPLIT, *timm_names.POOL_PACKED)
     used = {conversion for table in (*TABLES, *blocks, timm) for _, _, conversion in table}
     assert used | {"fold", "patches", "patches_dense"} == set(CONVERSIONS)

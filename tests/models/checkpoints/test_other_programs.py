@@ -113,7 +113,7 @@ def test_a_torchvision_training_file(tmp_path):
     averaged = {f"module.{name}": value + 1 for name, value in state.items()} | {"n_averaged": torch.tensor(3)}
     row = architecture(8, 32, 64, 2, 2, img_size=32)
     report = load(saved(tmp_path / "x.pth", {"model": state, "model_ema": averaged, "epoch": 3}), row).load_report
-    assert report.notes[0] == "the file's averaged weights (model_ema) are left out"
+    assert report.notes[0] == "the file's averaged weights (model_ema) are not used"
     report = load(saved(tmp_path / "y.pth", {"model_ema": averaged}), row).load_report
     assert report.left_out == ["n_averaged"]
 
@@ -165,7 +165,7 @@ def under(prefix: str, more: float = 0.0) -> dict[str, torch.Tensor]:
     (under("student.backbone.", 1) | under("teacher.backbone."), sorted(under("student.backbone.")),
      "the weights under teacher.backbone., of student.backbone., teacher.backbone."),
     ({"student": under("module.backbone.", 1), "teacher": under("backbone.") | {"head.mlp.0.weight": torch.ones(2)}, "epoch": 3},
-     ["epoch", "head.mlp.0.weight", "student"], "the weights of the teacher, of DINO's two networks"),
+     ["epoch", "head.mlp.0.weight", "student"], "the weights are those of DINO's teacher network"),
     ({"network": under(""), "epoch": 3}, ["epoch"], None),
     ({"checkpoint": {"state_dict": under("")}, "state_dict": {"model": under("")}}, ["checkpoint"], None),
     ({"state_dict": under("", 1), "state_dict_ema": under(""), "arch": "deit_tiny_patch16_224"}, ["arch", "state_dict"],
@@ -190,15 +190,15 @@ def test_images_that_a_program_or_its_model_was_trained_on(tmp_path):
 
 
 def test_two_models_in_one_file_are_refused(tmp_path):
-    refused(r"x.pth: holds several models, under a\., b\.; save the one that you want alone", load,
+    refused(r"x.pth: holds several models, under a\., b\.; save only the one that you want", load,
             saved(tmp_path / "x.pth", under("a.") | under("b.")), ROW)
 
 
 @pytest.mark.parametrize("names, message", [
     (["base_model.model.blocks.0.attn.qkv.lora_A.weight", "base_model.model.blocks.0.attn.qkv.lora_B.weight"],
      "it is a LoRA adapter, .*merge_and_unload"),
-    (["patch_embed.proj.weight", "rope.freqs"], "it is a model whose rotary frequencies are learned"),
-    (["patch_embed.proj.weight", "blocks.0.attn.lambda_q1"], "it is a model of differential attention"),
+    (["patch_embed.proj.weight", "rope.freqs"], "it is a model with learned rotary frequencies"),
+    (["patch_embed.proj.weight", "blocks.0.attn.lambda_q1"], "it is a model with differential attention"),
     (["patch_embed.projection.weight", "blocks.0.attn.wq.weight"], "it is a Sapiens2"),
     (["radio_model.model.blocks.0.norm1.weight"], "it is an original file of C-RADIO, .*use timm's"),
     (["patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table"], "it is a model with relative positions"),
@@ -212,7 +212,7 @@ def test_what_no_model_takes_is_named_for_what_it_is(tmp_path, names, message, h
 def test_a_patch_embedding_without_known_blocks_is_no_known_layout(tmp_path):
     state = {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "stages.0.attn.qkv.weight": torch.ones(24, 8)}
     with OpenedCheckpoint(saved(tmp_path / "x.pth", state)) as file:
-        refused("x.pth: not a Vision Transformer in a known layout: it has a patch embedding, and no blocks .its arrays: ",
+        refused("x.pth: not a Vision Transformer in a known layout: it has a patch embedding, but no blocks .its arrays: ",
                 lambda: file.row)
 
 

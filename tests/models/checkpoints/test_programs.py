@@ -29,13 +29,13 @@ def test_facts_beside_a_program():
     assert json.loads(facts["classes"]) == CLASSES and (seen["size"], seen["channels"]) == ([16, 24], 1)
     assert (seen["mean"], seen["eval_crop"], seen["exif"]) == ([0.5], 0.875, "off")
     assert "0.875 of the shorter side" in seen["resize"]
-    assert "its shape not kept" in programs.facts_of(family_model("vit"), CLASSES, VIEW | {"eval_crop": 0.0})["preprocessing"]
+    assert "without keeping the aspect ratio" in programs.facts_of(family_model("vit"), CLASSES, VIEW | {"eval_crop": 0.0})["preprocessing"]
 
 
 def test_a_program_that_computes_something_else_is_refused():
     model = family_model("vit").eval()
     assert programs._compare(model, model).endswith("logits differ by 0e+00 at most")
-    refused("does not compute what the model does: of 1 images logits differ by 0.1", programs._compare, model,
+    refused("does not compute what the model does: for 1 images, logits differ by 0.1", programs._compare, model,
             lambda images: model(images) + 0.1)
     refused("differ by inf", programs._compare, model, lambda images: model(images)[:2] if len(images) > 1 else model(images))
     refused("differ by nan", programs._compare, model, lambda images: model(images) * float("nan"))

@@ -153,7 +153,7 @@ def test_meta_s_files_come_from_its_server_with_their_suffix(server, folder):
     ("mae/mae_pretrain_vit_base", "mae/pretrain/mae_pretrain_vit_base.pth", "md5")])
 def test_the_publisher_s_digits_are_checked(server, folder, monkeypatch, name, remote, algorithm):
     server.content = (reference.TORCH / "deit_tiny.pth").read_bytes()
-    with pytest.raises(ModelError, match=f"/meta/{re.escape(remote)} .what arrived does not match the publisher's") as error:
+    with pytest.raises(ModelError, match=f"/meta/{re.escape(remote)} .the .* file does not match the publisher's") as error:
         find_checkpoint(name)
     assert f"put it at {folder / name.split('/')[0] / remote.split('/')[-1]}" in str(error.value)
     digits = hashlib.new(algorithm, server.content).hexdigest()[:8]
@@ -216,8 +216,8 @@ def test_a_size_alone_fetches_the_table_once_and_the_file(server, folder):
 
 
 @pytest.mark.parametrize("content, message", [
-    (COLUMNS.encode(), "names no file of S_16 trained on i21k; delete it"),
-    (COLUMNS.encode() + b"\n" + line("S/16", "i21k", 0.5, "S_16-../../../etc/passwd").encode(), "names no file of S_16"),
+    (COLUMNS.encode(), "lists no file of S_16 trained on i21k; delete it"),
+    (COLUMNS.encode() + b"\n" + line("S/16", "i21k", 0.5, "S_16-../../../etc/passwd").encode(), "lists no file of S_16"),
     (b"something,else\n1,2\n", "not AugReg's table, or damaged .KeyError.*delete it to download it again"),
     (TABLE.replace(b"0.41", b"best"), "not AugReg's table, or damaged .ValueError"),
     (TABLE[:-1000] + b"S/16,i21k", "not AugReg's table, or damaged .AttributeError"),

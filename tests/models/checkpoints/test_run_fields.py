@@ -33,7 +33,7 @@ def test_the_table_has_the_fields_of_a_run():
     ({"step": 3.0}, "step 3.0: must be 0 or more"), ({"updates": True}, "updates True: must be 0 or more"),
     ({"updates": 4}, "4 updates and 0 skipped steps do not make 3 steps"),
     ({"updates": 0}, "0 updates and 0 skipped steps do not make 3 steps"),
-    ({"best": {"step": 4, "accuracy": 0.5}}, "best is of step 4, the file of step 3"),
+    ({"best": {"step": 4, "accuracy": 0.5}}, "best is from step 4, but the file from step 3"),
     ({"best": {"step": 3, "accuracy": 1.5}}, "best.accuracy 1.5: must be from 0 to 1"),
     ({"best": {"step": 3}}, "best lacks accuracy"),
     ({"classes": []}, "the file has no classes"),
@@ -41,7 +41,7 @@ def test_the_table_has_the_fields_of_a_run():
     ({"model": {"w": torch.ones(3, dtype=torch.int64)}},
      "model.w an array of shape (3,): must be an array of float32 or float16"),
     ({"model": {"\x1b[2J": torch.ones(3)}}, r"model has '\x1b[2J': its names must be short printable text"),
-    ({"ema": {"w": torch.ones(3)}}, "the file has averaged weights, ema_decay is None"),
+    ({"ema": {"w": torch.ones(3)}}, "the file has averaged weights, but ema_decay is None"),
     ({"scaler": {"scale": 1.0}}, "scaler lacks growth_factor"),
     ({"threads": 2 ** 40}, "threads 1099511627776: must be a whole number from 0 to 4096"),
     ({"config": {"a": torch.ones(2)}}, "config.a an array of shape (2,): must be a plain value"),
@@ -105,6 +105,6 @@ def test_names_and_shapes_are_those_of_the_model():
     model = {"a": torch.ones(2, 3), "b": torch.ones(3)}
     check_shapes({"a": (2, 3), "b": (3,)}, model, "x.pt")
     for shapes, words in (({"a": (2, 3)}, "its weights lack b"), ({"a": (2, 3), "b": (3,), "c": ()}, "its weights have c"),
-                          ({"a": (3, 2), "b": (3,)}, r"a has shape \(3, 2\), in its architecture \(2, 3\)")):
+                          ({"a": (3, 2), "b": (3,)}, r"a has shape \(3, 2\), but its architecture needs \(2, 3\)")):
         with pytest.raises(WeightsError, match=words):
             check_shapes(shapes, model, "x.pt")

@@ -124,7 +124,7 @@ def test_every_width_of_the_mlp_is_found_again():
     ("R50-ViT-B_16", {"resnet_layers": (1, 2)}, WHOLE, r"resnet_layers \(1, 2\): timm's hybrids have \(\), \(2, 2, 2, 2\)"),
     ("R-ViT-Ti_16", {"resnet_width": 32}, WHOLE, "resnet_width 32: timm's hybrids have 64"),
     ("R-ViT-Ti_16", {"resnet_style": "vit-pytorch"}, WHOLE, "resnet_style 'vit-pytorch': timm pads"),
-    ("CaiT-XXS24", {"gelu": "tanh"}, WHOLE, "gelu 'tanh': timm's CaiT takes the exact GELU"),
+    ("CaiT-XXS24", {"gelu": "tanh"}, WHOLE, "gelu 'tanh': timm's CaiT has only the exact GELU"),
     ("ViT-Ti_16", {"img_size": (32, 48)}, CUT, "eval_crop 0.875 at 32 x 48 pixels: timm resizes"),
 ])
 def test_what_timm_cannot_hold_is_named(row, more, view, words):

@@ -85,16 +85,16 @@ def test_a_model_of_parts_that_nobody_has_published_together(more, name):
 
 
 @pytest.mark.parametrize("more, words", [
-    ({"classifier": "token_mean"}, "classifier 'token_mean': timm pools the cls token or the mean"),
+    ({"classifier": "token_mean"}, "classifier 'token_mean': timm uses the cls token or the mean"),
     ({"patch_norm": "around"}, "patch_norm 'around': timm has no norm of the pixels"),
-    ({"patch_bias": False}, "patch_bias False: timm's patches have a bias where no norm follows"),
-    ({"rope": "dinov3"}, "gelu 'tanh': timm's Eva takes the exact GELU alone"),
+    ({"patch_bias": False}, "patch_bias False: timm's patch embedding has a bias if and only if"),
+    ({"rope": "dinov3"}, "gelu 'tanh': timm's Eva has only the exact GELU"),
     ({"rope": "dinov3", "mlp": "swiglu", "norm": "rms"}, "norm 'rms': timm's Eva has LayerNorm"),
     ({"rope": "dinov3", "mlp": "swiglu", "proj_bias": False}, "proj_bias False, mlp_bias True: timm's Eva has both"),
     ({"mlp_bias": False}, "proj_bias True, mlp_bias False: timm's VisionTransformer has both or neither"),
     ({"classifier": "attention", "pool_heads": 1}, "pool_heads 1: timm's VisionTransformer pools with the heads of its blocks"),
     ({"classifier": "attention", "pool_mlp_dim": 9}, "pool_mlp_dim 9: timm's VisionTransformer pools with an MLP as wide"),
-    ({"classifier": "attention", "mlp": "swiglu", "norm": "rms"}, "with mlp 'swiglu' timm's VisionTransformer pools by another"),
+    ({"classifier": "attention", "mlp": "swiglu", "norm": "rms"}, "with mlp 'swiglu' timm's VisionTransformer pools with"),
     ({"resnet_layers": (), "rope": "eva", "rope_grid": 4}, "rope 'eva': timm's VisionTransformer has no rotary positions")])
 def test_what_no_model_of_timm_has_is_named(more, words):
     found = timm_models.kind_of(architecture(**SMALL, **more))

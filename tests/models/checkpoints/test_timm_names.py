@@ -78,7 +78,7 @@ def test_no_array_may_be_missing_new_renamed_or_of_another_shape(models, case):
 def test_a_bias_of_the_keys_must_be_masked(tmp_path):
     model = random_model(KINDS["dinov3"].row)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    for content, message in ((dinov3(state, mask=False), "blocks.0.attn.qkv.bias biases keys"),
+    for content, message in ((dinov3(state, mask=False), "blocks.0.attn.qkv.bias has a bias for keys"),
                              (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.ones(144)}, "biases keys"),
                              (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.zeros(144)}, "its bias_mask is not")):
         torch.save(content, tmp_path / "x.pth")
@@ -150,7 +150,7 @@ def test_a_model_with_norms_behind_its_branches_is_refused():
     state = {name: torch.zeros(0).expand(value.shape) if 0 in value.shape else torch.zeros(()).expand(
         [1792 if side == 48 else side for side in value.shape])
         for name, value in arrays_of("timm_eva", create_model(KINDS["timm_eva"].row, 3)).items()}
-    refused("it is EVA-02 E, whose norms stand behind attention and MLP", lambda: in_memory(state).row)
+    refused("it is EVA-02 E, with norms after attention and MLP", lambda: in_memory(state).row)
 
 
 def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models, tmp_path):

@@ -166,13 +166,13 @@ BIG = b"\x8a\x08" + (1 << 62).to_bytes(8, "little")
     tensor(b"K\x02\x85", b"K\x01K\x01\x86"),
 ], ids=["beyond", "by_stride", "by_offset", "before", "backwards", "overflow", "repeated", "strides"])
 def test_array_beyond_its_storage_is_refused(tmp_path, description):
-    refused(with_pickle(tmp_path, description), "an array of [0-9 x]+ numbers, of which 8 are there")
+    refused(with_pickle(tmp_path, description), "an array of [0-9 x]+ numbers, of which 8 are stored")
 
 
 def test_storage_of_another_size_than_its_member_is_refused(tmp_path):
     for claimed in (b"K\x09", b"K\x07", b"J\xff\xff\xff\x7f"):
         description = tensor(b")", b")", storage=STORAGE.replace(b"K\x08", claimed))
-        refused(with_pickle(tmp_path, description), "expected [0-9]+ bytes .* has 32")
+        refused(with_pickle(tmp_path, description), "an array of [0-9]+ bytes has 32")
     refused(with_pickle(tmp_path, pickled(STORAGE.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001"))), "is missing")
 
 
@@ -221,7 +221,7 @@ def test_missing_memory_is_reported(tmp_path, monkeypatch, error):
 
 def test_older_files_end_with_their_arrays(tmp_path):
     whole = saved(tmp_path / "x.pt", torch.arange(8.0), legacy=True).read_bytes()
-    for content, message in ((whole + b"\0", "do not end where the file does"), (whole[:-1], "do not end where the file does"),
+    for content, message in ((whole + b"\0", "do not end at the end of the file"), (whole[:-1], "do not end at the end"),
                              (whole[:-33], "do not end|cannot be read"), (LEGACY_MAGIC + b"garbage", "cannot be read")):
         (tmp_path / "x.pt").write_bytes(content)
         refused(tmp_path / "x.pt", message)
@@ -231,7 +231,7 @@ def test_older_file_takes_no_memory_for_what_is_not_there(tmp_path, memory_below
     path = saved(tmp_path / "x.pt", torch.zeros(200), legacy=True)
     path.write_bytes(path.read_bytes().replace(b"K\xc8N", b"J\xff\xff\xff\x7fN"))
     with memory_below(32 << 20):
-        refused(path, "its arrays need more bytes than the [0-9]+ of the file")
+        refused(path, "its arrays need more than the [0-9]+ bytes of the file")
 
 
 # ---------------------------------------------------------------------------------------------------- no files
@@ -239,7 +239,7 @@ def test_older_file_takes_no_memory_for_what_is_not_there(tmp_path, memory_below
 
 def test_no_file_of_torch_save(tmp_path):
     path = tmp_path / "x.pt"
-    for content, message in ((b"", "not of torch.save"), (b"text", "not of torch.save"), (b"PK\x03\x04", "cannot be read"),
+    for content, message in ((b"", "not a file of torch"), (b"text", "not a file of"), (b"PK\x03\x04", "cannot be read"),
                              (pickle.dumps({"a": 1}, 2), "did not write")):
         path.write_bytes(content)
         refused(path, message)

@@ -367,7 +367,7 @@ def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
             file = header_of(NAMES[family]({ours: value for ours, value in state.items() if not ours.startswith("head.")}))
         if family.endswith("CLIP") and name.partition("-")[2] in CLIP_TWINS:
             size = name.partition("-")[2]
-            refused(f"those of CLIP-{size} and OpenCLIP-{size}, which compute", match_row, file)
+            refused(f"fit CLIP-{size} and OpenCLIP-{size}, which compute", match_row, file)
         else:
             assert match_row(file) == (ALIKE.get(name, name), {})
 
@@ -422,16 +422,16 @@ def test_timm_s_models_in_files_of_open_clip(tmp_path, prefix):
 
 def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "ViT-B-32.pt")
-    refused("ViT-B-32.pt: a program of TorchScript.*openai/clip-vit-base-patch32", create_model, row(),
+    refused("ViT-B-32.pt: a TorchScript program.*openai/clip-vit-base-patch32", create_model, row(),
             pretrained=tmp_path / "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize("names, message", [
     (["text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.weight", "logit_scale"],
-     "it is a text tower alone"),
+     "it is only the text tower"),
     (["token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight"],
-     "it is a text tower alone"),
-    (["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"], "it is a model of text"),
+     "it is only the text tower"),
+    (["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"], "it is a model for text"),
     (["visual.conv1.weight", "visual.layer1.0.conv1.weight", "transformer.resblocks.0.ln_1.weight"],
      "it is the ResNet of a CLIP"),
     (["embeddings.patch_embeddings.weight", "layer.0.layer_scale1.lambda1"], "lacks embeddings.cls_token, .* file of DINOv3 has"),
@@ -454,7 +454,7 @@ def test_attention_of_another_width_than_the_tokens_is_refused(tmp_path):
     _, arrays = file_of("lucidrains")
     for name in [name for name in arrays if "to_qkv" in name]:
         arrays[name] = torch.ones(3 * 32, 24)
-    refused("its attention is 32 wide and its tokens are 24, as in no model here", loaded, saved(tmp_path / "x.pt", arrays),
+    refused("its attention has width 32 and its tokens have width 24", loaded, saved(tmp_path / "x.pt", arrays),
             "lucidrains")
 
 
