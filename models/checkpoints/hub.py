@@ -153,9 +153,9 @@ def _name_architecture(place: str, config: Path) -> None:
     known = published_file(place)
     if known is None or known.place == known.repository or not config.is_file():
         return
-    said, mine = config.read_text(encoding="utf-8", errors="replace"), f'"architecture": "{known.name.partition(".")[0]}"'
-    named = re.sub(r'"architecture"\s*:\s*"\w*"', mine, said)
-    if named != said:
+    text, entry = config.read_text(encoding="utf-8", errors="replace"), f'"architecture": "{known.name.partition(".")[0]}"'
+    named = re.sub(r'"architecture"\s*:\s*"\w*"', entry, text)
+    if named != text:
         part = config.with_name(f"{config.name}.part")
         part.write_text(named, encoding="utf-8")
         os.replace(part, config)

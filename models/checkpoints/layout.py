@@ -47,7 +47,7 @@ class Layout:
         # added to the token, and the model has positions of patches only.
         self.folded = False
         self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
-        self.beside: list[str] = []                                # arrays that are not weights of the model
+        self.others: list[str] = []                                # arrays that are not weights of the model
         self.notes: list[str] = []
         self._sources, self._tables = sources, (fixed_rows, block_rows, rows)
         self._stacks = Stacks(file)

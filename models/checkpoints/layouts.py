@@ -40,10 +40,10 @@ def detect_layout(file: WeightFile) -> Layout:
     for program in PROGRAMS:
         if prefixes := _prefixes(file, program):
             prefix, notes = _choose_prefix(file, prefixes)
-            names, beside = _without_prefix(file, prefix, program)
+            names, others = _without_prefix(file, prefix, program)
             layout = program.layout(file, names)
             layout.program_row = program.row | layout.program_row if layout.program_row else program.row
-            layout.beside, layout.notes = layout.beside + beside, [*notes, *layout.notes]
+            layout.others, layout.notes = layout.others + others, [*notes, *layout.notes]
             return layout
     for pattern, what in key_maps.TEXT:
         if any(re.search(pattern, name) for name in file.names):
@@ -151,7 +151,7 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     if layout.has("head.weight"):
         layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
     layout.head_note = tower.token_note if layout.has("cls_token") else ""
-    layout.beside = empty
+    layout.others = empty
     return layout
 
 
@@ -187,8 +187,8 @@ def _without_wrappers(name: str) -> str:
 def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     prefix, siblings = next(((prefix, siblings) for prefix, siblings in key_maps.GOOGLE_PREFIXES
                              if any(name.startswith(prefix) for name in names)), ("", ()))
-    beside = sorted(name for name in names if not name.startswith(prefix))
-    foreign = [name for name in beside if not name.startswith(siblings)]
+    others = sorted(name for name in names if not name.startswith(prefix))
+    foreign = [name for name in others if not name.startswith(siblings)]
     if foreign:
         raise WeightsError(f"{file.path}: unknown members in addition to the weights under {prefix}: {abbreviate(foreign)}")
     names = {name.removeprefix(prefix): source for name, source in names.items() if name.startswith(prefix)}
@@ -199,7 +199,7 @@ def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     shapes = {name: file.shape(source) for name, source in names.items()}
     outside = with_linear_patches(GOOGLE_OUTSIDE, shapes)
     layout = Layout(file, names, outside, blocks, lambda model: google_rows(model, blocks, outside))
-    layout.bare_positions, layout.beside = bare, beside
+    layout.bare_positions, layout.others = bare, others
     if len(table := shapes.get(_POSITIONS, ())) == 3 and table[0] > 1:         # (h, w, D), for images of any shape
         layout.flat = (_POSITIONS,)
     layout.unstack()

@@ -109,7 +109,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     with ThreadPoolExecutor(min(MAX_THREADS, torch.get_num_threads())) as pool:
         state = dict(zip(reads, pool.map(lambda read: read(), reads.values())))
     report.unused = sorted(map(layout.called, layout.all - {source for row in rows for source in row.sources}))
-    report.left_out = [*report.unused, *map(layout.called, layout.pre_training), *layout.beside, *file.left_out]
+    report.left_out = [*report.unused, *map(layout.called, layout.pre_training), *layout.others, *file.left_out]
     if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
         _fold_channels(state, model, file.path)
         report.notes.append("patch kernel summed over the channels")

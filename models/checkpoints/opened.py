@@ -81,9 +81,9 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @functools.cached_property
     def computed(self) -> dict:
         """The keys of COMPUTED that are known from our own run, or from the program that wrote the file and its config.json."""
-        said = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
+        described = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
         found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
-                 for key, value in said.items() if key in COMPUTED}
+                 for key, value in described.items() if key in COMPUTED}
         for key in ("mean", "std"):
             value = found.get(key, (1.0,))
             if not (isinstance(value, tuple) and len(value) in (1, 3)
@@ -100,32 +100,32 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @property
     def _of_program(self) -> dict:
         """What the program always computes; for encoders that are not plain, the row decides about GELU and eps."""
-        row, said = self.layout.program_row, self.file.described
-        plain = row is not TIMM_ROW or (is_plain(self.row) and not said.base)
+        row, described = self.layout.program_row, self.file.described
+        plain = row is not TIMM_ROW or (is_plain(self.row) and not described.base)
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
 
     @property
     def _of_base(self) -> dict:
         """What the model computes that a config.json names, or that the file's name names if the arrays fit it."""
-        said = self.file.described
-        if said.base not in FAMILIES or (said.by_name and said.base not in candidates(self.row, FAMILIES)):
+        described = self.file.described
+        if described.base not in FAMILIES or (described.by_name and described.base not in candidates(self.row, FAMILIES)):
             return {}
-        return {key: value for key, value in FAMILIES[said.base].items() if key in OF_BASE}
+        return {key: value for key, value in FAMILIES[described.base].items() if key in OF_BASE}
 
     @property
     def own_row(self) -> dict:
         """The keys of the row in an export of ours; {} for other files, and for older exports, which contain less."""
-        said = self.file.described
-        return dict(said.row) if said.own and "hidden_size" in said.row else {}
+        described = self.file.described
+        return dict(described.row) if described.own and "hidden_size" in described.row else {}
 
     @functools.cached_property
     def row(self) -> dict:
         """The keys of a model's row that names and shapes determine, with `img_size`, and `num_heads` if the file states it."""
-        said = self.file.described
-        found = infer_row(self.layout, *([said.row["img_size"]] if "img_size" in said.row else self._expected))
-        heads = said.heads(found["hidden_size"])
+        described = self.file.described
+        found = infer_row(self.layout, *([described.row["img_size"]] if "img_size" in described.row else self._expected))
+        heads = described.heads(found["hidden_size"])
         found |= {"num_heads": heads} if heads else {}
-        return found | {key: value for key, value in said.row.items() if key == "img_size"}
+        return found | {key: value for key, value in described.row.items() if key == "img_size"}
 
     @functools.cached_property
     def layout(self) -> Layout:

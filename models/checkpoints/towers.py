@@ -170,12 +170,12 @@ def _lucidrains(projection: int, companion: str = "transformer.layers.") -> Towe
     """Return one variant. projection: the index of the linear layer in to_patch_embedding, with norms before and after at 2."""
     embedding, simple = "to_patch_embedding.", companion == "linear_head."
     norms = {"patch_embed.norm_in": f"{embedding}1", "patch_embed.norm": f"{embedding}3"} if projection == 2 else {}
-    behind = {"norm": "transformer.norm", "fc_norm": "linear_head.0", "head": ["linear_head", "linear_head.1"]} if simple else {
+    after = {"norm": "transformer.norm", "fc_norm": "linear_head.0", "head": ["linear_head", "linear_head.1"]} if simple else {
         "norm": ["transformer.norm", "mlp_head.0"], "head": ["mlp_head", "mlp_head.1"]}
     return Tower(
         "lucidrains' vit-pytorch", f"{embedding}{projection}.weight", companion,
         ("to_patch_embedding", "cls_token", "pos_embedding", "transformer", "mlp_head", "linear_head"), (
-            *_layers("", {"patch_embed.proj": f"{embedding}{projection}", **norms, **behind}),
+            *_layers("", {"patch_embed.proj": f"{embedding}{projection}", **norms, **after}),
             ("cls_token", ("cls_token",), "copy"),
             ("pos_embed", (), "sincos") if simple else ("pos_embed", ("pos_embedding",), "position"),
         ), _LUCIDRAINS_BLOCK, {"gelu": "erf", "norm_eps": 1e-5},

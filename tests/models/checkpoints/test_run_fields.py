@@ -1,4 +1,4 @@
-"""The table of what a checkpoint of a run holds. Files with wrong values, whole: tests/system/test_sealed.py."""
+"""The table of the fields of a run's checkpoint. For complete files with wrong values: tests/system/test_sealed.py."""
 
 import dataclasses
 
@@ -58,15 +58,15 @@ def with_group(**settings) -> dict:
     return {"optimizer": {"state": {}, "param_groups": [settings]}}
 
 
-def test_the_count_of_an_optimizers_group_may_be_an_array():
-    """timm's LAMB keeps it so."""
+def test_the_step_of_an_optimizer_group_may_be_an_array():
+    """As in timm's LAMB."""
     for count in (2, 2.0, torch.tensor(2.0), torch.tensor(2)):
         check_run(content(**with_group(step=count, eps=1e-6)), "x.pt")
     assert fault(**with_group(step=torch.ones(2))) == "optimizer.param_groups.0.step an array of shape (2,): must be a number"
     assert fault(**with_group(eps=torch.tensor(1.0))).endswith("eps an array of shape (): must be a plain value")
 
 
-def test_whoever_wants_the_weights_takes_any_state_of_an_optimizer():
+def test_reading_only_weights_accepts_any_optimizer_state():
     wrong = content(optimizer={"state": torch.ones(2)}, scaler=7, skips=None, best=[], seconds="long")
     check_run(wrong, "x.pt", weights_alone=True)
     for name in ("ema", "step", "classes", "config", "train_images"):
@@ -83,8 +83,8 @@ def test_another_format_is_named():
 
 
 @pytest.mark.parametrize(("place", "versions"), [("", LATER_FIELDS), ("architecture", LATER_KEYS)])
-def test_what_versions_added_is_there_or_the_file_is_older(place, versions):
-    """A file that lacks one key, and has what came later, was changed."""
+def test_fields_of_a_version_are_complete_or_the_file_is_older(place, versions):
+    """A file that lacks one key but has later ones was changed."""
     for number, keys in enumerate(versions):
         older = content()
         there = older[place] if place else older
@@ -96,12 +96,12 @@ def test_what_versions_added_is_there_or_the_file_is_older(place, versions):
             changed = content()
             del (changed[place] if place else changed)[key]
             if len(keys) == 1 and number == len(versions) - 1:
-                continue                       # as if the file were older: the run says what it lacks
+                continue                       # as if the file were older: the run reports what it lacks
             with pytest.raises(WeightsError, match=f"lacks {key}"):
                 check_run(changed, "x.pt")
 
 
-def test_names_and_shapes_are_those_of_the_model():
+def test_names_and_shapes_must_be_those_of_the_model():
     model = {"a": torch.ones(2, 3), "b": torch.ones(3)}
     check_shapes({"a": (2, 3), "b": (3,)}, model, "x.pt")
     for shapes, words in (({"a": (2, 3)}, "its weights lack b"), ({"a": (2, 3), "b": (3,), "c": ()}, "its weights have c"),
