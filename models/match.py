@@ -215,8 +215,8 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
 
     Raises WeightsError if the file does not say how these parts are computed.
     """
-    described = file.file.described.row                             # it holds norm_eps for a plain name of timm too
-    complete = file.layout.program_row is not TIMM_ROW or {"hidden_size", "norm_eps"} & described.keys()
+    keys = file.file.described.row                             # it has norm_eps for a plain name of timm too
+    complete = file.layout.program_row is not TIMM_ROW or {"hidden_size", "norm_eps"} & keys.keys()
     gated = found["mlp"] == "swiglu" and found.get("classifier") != "attention"
     needed = {"norm_eps"} if gated else {"gelu", "norm_eps"}
     if not complete or not needed <= file.computed.keys() or found["resnet_layers"] is not None:

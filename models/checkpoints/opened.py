@@ -81,9 +81,9 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
     @functools.cached_property
     def computed(self) -> dict:
         """The keys of COMPUTED that are known from our own run, or from the program that wrote the file and its config.json."""
-        described = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
+        known = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
         found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
-                 for key, value in described.items() if key in COMPUTED}
+                 for key, value in known.items() if key in COMPUTED}
         for key in ("mean", "std"):
             value = found.get(key, (1.0,))
             if not (isinstance(value, tuple) and len(value) in (1, 3)

@@ -244,6 +244,8 @@ def _is_qkv_split(config) -> bool:
 
 
 def _is_gate_split(config) -> bool:
-    """Whether timm's Eva has separate arrays of gate and value: with a norm after them, or as in DINOv3, whose width it rounds to
-    a multiple of 8."""
+    """Whether timm's Eva has separate arrays of gate and value.
+
+    It does with a norm after them, and in DINOv3 if their width is a multiple of 8, to which timm rounds it.
+    """
     return config.mlp == "swiglu" and (config.mlp_norm or (config.rope == "dinov3" and config.mlp_dim % 8 == 0))
