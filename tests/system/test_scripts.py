@@ -279,7 +279,7 @@ def test_bad_variables_are_reported_at_once(run_script, variables, words):
 @pytest.mark.parametrize(("variables", "flags", "words"), [
     ({"RESUME_PATH": "run"}, [], "nothing to resume at run (looked for in "),
     ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
-    ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is no run folder")])
+    ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is not a run folder")])
 def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
     """Within a second, where the machine has nothing else to do. What else is refused so: tests/system/test_train.py."""
     python = tmp_path / "python3"
