@@ -84,7 +84,8 @@ def annotate(args: argparse.Namespace) -> None:
     checkpoint = args.checkpoint or newest_run()
     opened = open_model(checkpoint, **{name: getattr(args, name, None) for name in OF_OTHERS})
     if not opened.has_data and args.data is None:
-        raise ConfigError(f"--checkpoint {checkpoint}: it belongs to no run that would name its data. Add --data, a folder of images")
+        raise ConfigError(f"--checkpoint {checkpoint}: it belongs to no run that would name its data. Add --data, a folder of "
+                          "images")
     folder = Path(args.edits or default_edits(opened))
     with server.listen(args.host, args.port) as listening:
         gallery = open_gallery(args, opened)
@@ -148,15 +149,19 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
     facts = [opened.title, f"{args.split} images of {where}",
              f"the model sees {height} x {width} px; edits act in {acts}; values are means over heads"
              + "; predictions are of the image without its mirror image" * (settings["tta"] == "flip")]
+    title = path.resolve().parent.name if opened.has_data else Path(args.checkpoint).name
     return editing.Gallery(
-        title=path.resolve().parent.name if opened.has_data else Path(args.checkpoint).name, facts=facts, classes=model.classes, labels=labels, grid=model.grid,
-        img_size=model.img_size, name=split.name, checksum=functools.partial(edits.checksum, split),
-        region=viewer.region, picture=viewer.picture, predict_with_attention=viewer.predict_with_attention, predict=viewer.predict)
+        title=title, facts=facts, classes=model.classes, labels=labels, grid=model.grid,
+        img_size=model.img_size, name=split.name, checksum=functools.partial(edits.checksum, split), region=viewer.region,
+        picture=viewer.picture, predict_with_attention=viewer.predict_with_attention,
+        predict=viewer.predict)
 
 
 def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
-    """Returns the split, the names of its classes by label (none: without labels), and what to call the data. Raises ConfigError or
-    DataError."""
+    """Returns the split, the names of its classes by label (none: without labels), and what to call the data.
+
+    Raises ConfigError or DataError.
+    """
     from utils.data import datasets, survey
     from utils.data.classes import BY_DEFAULT, ClassRule
     from utils.data.layouts import ANYTHING, Request
@@ -296,7 +301,7 @@ class Viewer:
                 stack.enter_context(model.editing(torch.from_numpy(values)[None], torch.from_numpy(edited)[None]))
             probabilities = model.forward_from(tokens, self.first)[0].float().softmax(dim=-1)
         if not torch.isfinite(probabilities).all():
-            raise splits.ImageError(f"{self.split.name(index)}: the model's prediction is not a number; its run may have diverged")
+            raise splits.ImageError(f"{self.split.name(index)}: its prediction is not a number; the run may have diverged")
         weights = maps[model.sigmoid_layers[-1] - 1 - self.first][0, :, model.query_rows, -logits[-1].shape[-1]:]
         parts = (probabilities, logits[-1][0].sigmoid().mean(dim=(0, 1)).view(model.grid),
                  weights.mean(dim=(0, 1)).view(model.grid))

@@ -27,7 +27,7 @@ expect.set_options(timeout=8000)
 
 @pytest.fixture(scope="module", autouse=True)
 def program(tmp_path_factory):
-    """A server in another process, for a test that kills it. It starts while other tests run. -> (process, its folder of edits)"""
+    """A server in another process, for the test that kills it; it starts while other tests run. -> (process, folder of edits)"""
     folder = tmp_path_factory.mktemp("program") / "edits"
     process = subprocess.Popen([sys.executable, Path(__file__).parents[1] / "support/galleries.py", folder, "0"], text=True,
                                stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -17,6 +17,7 @@ from runs import load_state
 
 import annotate
 import configs
+import export
 import models
 from utils import config
 from utils.attention import edits
@@ -73,7 +74,8 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     newer = write_run(run.parent.parent / "other", sigmoid="all", tta="flip")
     assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
     fact = gallery("--split", "test").facts[2]
-    assert "layers 1, 2, 3, 4, of which 4 is shown;" in fact and fact.endswith("without its mirror image") and not capsys.readouterr().out
+    assert "layers 1, 2, 3, 4, of which 4 is shown;" in fact and fact.endswith("without its mirror image")
+    assert not capsys.readouterr().out
     checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"
@@ -88,6 +90,51 @@ def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys)
     assert "ViT-Nano_2, " in shown.facts[0] and shown.title == "x.pth" and shown.predict([0])[0] in range(10)
     assert annotate.main(["--checkpoint", str(tmp_path / "x.pth")]) == 2
     assert "belongs to no run that would name its data. Add --data, a folder of images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["run folder", "step file", "exported folder", "other program", "published name"])
+def test_checkpoints_of_every_kind(run, monkeypatch, capsys, kind):
+    """As visualize.py takes them; without a run the edits go to output/edits, not to where the file is."""
+    from utils.attention.editor import server
+
+    what, folder, served, heads = run.parent, "output/edits", [], []
+    if kind == "run folder":
+        folder = run.parent / "edits"
+    elif kind == "step file":
+        what = run.rename(run.with_name("step-00000001.pt"))
+        folder = run.parent / "edits"
+    elif kind == "exported folder":
+        assert export.main(["output/nano", "--to", "folder", "--output", "exported"]) == 0
+        what = "exported"
+    elif kind == "other program":
+        what = "elsewhere.pth"
+        models.save_timm(models.load_model(run), what)
+    else:
+        what, heads = "deit/deit_tiny_patch16_224", ["--num_heads", "4"]                  # a small file in its place
+        Path("checkpoint/deit").mkdir(parents=True)
+        models.save_timm(models.load_model(run), "checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth")
+    Path("photos").mkdir()
+    Image.new("RGB", (30, 20), (200, 0, 0)).save("photos/a.png")
+    monkeypatch.setattr(server, "serve", lambda session, *_: served.append(session))
+    assert annotate.main(["--port", "0", "--checkpoint", str(what), "--data", "photos", *heads]) == 0, capsys.readouterr().err
+    assert served[0].folder == Path(folder) and served[0].image(0)["now"]
+    assert f"1 image; 0 of them edited, in {folder}. Stop with Ctrl-C" in capsys.readouterr().out
+    assert served[0].gallery.title == ("nano" if "nano" in str(folder) else Path(what).name)
+
+
+def test_a_picture_has_the_pixels_of_its_image(run, tmp_path):
+    """Of the part that the model sees; a large one gets smaller, one of a few pixels stays as it is."""
+    write_run(tmp_path / "output/crop", eval_crop=0.5)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
+    Path("photos").mkdir()
+    photo.save("photos/a.png")
+    Image.new("RGB", (3000, 2000)).save("photos/b.png")
+    whole, middle = gallery("--checkpoint", run, "--data", "photos"), gallery("--checkpoint", "output/crop", "--data", "photos")
+    np.testing.assert_array_equal(np.asarray(whole.picture(0)), np.asarray(photo))
+    assert whole.picture(1).size == (1024, 683)
+    # Of 24 x 16 px, of which the model sees the middle 8 x 8.
+    np.testing.assert_array_equal(np.asarray(middle.picture(0)), np.asarray(photo.crop((100, 50, 200, 150))))
+    assert middle.picture(1).size == (1000, 1000)
 
 
 def test_what_is_shown_is_the_models(run):
@@ -238,7 +285,8 @@ def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
     (folder / "a.png").write_bytes(png())
     shown, nothing = gallery("--data", folder), np.zeros((4, 4), bool)
     values = nothing.astype(np.float32)
-    before = np.asarray(shown.picture(0)), shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing), shown.checksum(0)
+    before = (np.asarray(shown.picture(0)), shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing),
+              shown.checksum(0))
     (folder / "a.png").write_bytes(png(side=21))
     fresh = gallery("--data", folder)
     assert (np.asarray(shown.picture(0)) == fresh.picture(0)).all() and shown.picture(0).size != before[0].shape[1::-1]
@@ -327,7 +375,7 @@ def test_a_second_round_starts_with_the_edits_of_the_first(run, monkeypatch, cap
     second = write_run(Path("output/second"), pretrained_dir="output/nano",
                        attention_edits="output/nano/edits", attention_loss_weight=1.0)
     assert annotate.main(["--port", "0", "--checkpoint", str(second)]) == 0
-    assert "1,097 images; 2 of them edited, in output/nano/edits, which also has 1 of other images. Stop" in capsys.readouterr().out
+    assert "1,097 images; 2 of them edited, in output/nano/edits, which also has 1 of other images. " in capsys.readouterr().out
     edits.path_of("output/nano/edits", split.train.name(3)).rename("output/nano/edits/val/x.png.json")
     annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "output/nano/edits"])
     assert "1 of them edited, in output/nano/edits, which also has 2 of other images. Stop" in capsys.readouterr().out

@@ -100,8 +100,8 @@ class Session:
         return {"all": np.ones_like(self.edited), "edited": self.edited, "unedited": ~self.edited}[kind]
 
     def find(self, kind: str, start: int, step: int) -> dict:
-        """Finds the next (step 1) or previous (-1) image of a filter from `start`; step 0: `start` itself, or else the next, or else
-        the last.
+        """Finds the next (step 1) or previous (-1) image of a filter from `start`; step 0: `start` itself, or else the next, or
+        else the last.
 
         Returns {"index": the image or None, "position": its position in the filter, from 0, "total": the images of the filter}.
         """
@@ -172,7 +172,7 @@ class Session:
         except (edits.EditError, ImageError) as error:
             return Stored(revision, None, str(error))
         if edit.checksum != checksum or edit.image != self.gallery.name(index):
-            return Stored(revision, None, f"{path}: it is the edit of another image: the image has changed, or the file was moved")
+            return Stored(revision, None, f"{path}: the edit is of another image: the image has changed, or the file was moved")
         return Stored(revision, edit)
 
     def save(self, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> dict | None:
