@@ -129,7 +129,7 @@ def story(tmp_path_factory):
     folder, request = tmp_path_factory.mktemp("story"), pytest.MonkeyPatch()
     with request.context() as patch:
         patch.chdir(folder)
-        patch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+        patch.setattr(plots, "save", lambda figure, path: Path(path).write_text("Matplotlib"))
         make_tree(Path("photos"), images=5, splits=("",))
         Path("new-photos").mkdir()
         Image.open("photos/ant/1.png").save("new-photos/1.jpg")
