@@ -80,10 +80,11 @@ def test_documented_train_command_is_valid(command):
 
 @pytest.mark.parametrize("command", VERBS)
 def test_documented_command_of_another_program_is_valid(command, tmp_path, monkeypatch):
-    """Its flags are read; the files and folders that it names are there."""
+    """Its flags are read; the files, folders and packages that it needs are there."""
     monkeypatch.chdir(tmp_path)
     program, *words = documents.words_of(command)[1][1:]
     module = importlib.import_module(program.removesuffix(".py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     values = {flag: value for flag, value in pairwise(words) if flag in ("--checkpoint", "--image", "--data_dir")}
     models = [values.pop("--checkpoint")] if "--checkpoint" in values else words[:1] * (program != "dataset.py")
     images = [*values.values(), *(word for word in words[1:2] if program == "predict.py" and not word.startswith("-"))]
@@ -128,7 +129,7 @@ def story(tmp_path_factory):
     folder, request = tmp_path_factory.mktemp("story"), pytest.MonkeyPatch()
     with request.context() as patch:
         patch.chdir(folder)
-        patch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+        patch.setattr(plots, "save", lambda figure, path: Path(path).write_text("Matplotlib"))
         make_tree(Path("photos"), images=5, splits=("",))
         Path("new-photos").mkdir()
         Image.open("photos/ant/1.png").save("new-photos/1.jpg")
