@@ -118,7 +118,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         models.use_sigmoid_attention(model, "last")
         print(f"the model has softmax attention: layer {model.sigmoid_layers[-1]}, the last, shows sigmoid attention here, "
               "which without edits is the same; train.py --attention_edits does so too (a run with --sigmoid_attention all takes "
-              "edits in every layer, which teaches more in deep models: MODEL_ZOO.md has figures)")
+              "edits in every layer, which teaches more in deep models: docs/measured.md has figures)")
     split, classes, where = find_images(args.data, args.split, settings, opened.reading)
     if not len(split):
         raise ConfigError(f"--split {args.split}: {where} has no such images")

@@ -24,7 +24,7 @@ from .measured import ROOT
 from .splits import class_names
 
 SETS = "flowers8,hymenoptera,tiny_imagenet10"
-# Of the ViT that MODEL_ZOO.md starts its small real sets from
+# The ViT from which the runs of docs/measured.md on small real images start
 MODEL = "--model_type ViT-Ti_16 --img_size 32 --patch_size 4 --hidden_size 128 --num_layers 6 --num_heads 4 --mlp_dim 256"
 RESULTS = ROOT / "benchmarks" / "results" / "small_sets.jsonl"
 PACKAGES = ("scikit-learn", "accelerate")
