@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,10 +80,11 @@ def test_documented_train_command_is_valid(command):
 
 @pytest.mark.parametrize("command", VERBS)
 def test_documented_command_of_another_program_is_valid(command, tmp_path, monkeypatch):
-    """Its flags are read; the files and folders that it names are there."""
+    """Its flags are read; the files, folders and packages that it needs are there."""
     monkeypatch.chdir(tmp_path)
     program, *words = documents.words_of(command)[1][1:]
     module = importlib.import_module(program.removesuffix(".py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     values = {flag: value for flag, value in pairwise(words) if flag in ("--checkpoint", "--image", "--data_dir")}
     models = [values.pop("--checkpoint")] if "--checkpoint" in values else words[:1] * (program != "dataset.py")
     images = [*values.values(), *(word for word in words[1:2] if program == "predict.py" and not word.startswith("-"))]
@@ -126,7 +129,7 @@ def story(tmp_path_factory):
     folder, request = tmp_path_factory.mktemp("story"), pytest.MonkeyPatch()
     with request.context() as patch:
         patch.chdir(folder)
-        patch.setattr(plots, "save", lambda figure, path: Path(path).touch())
+        patch.setattr(plots, "save", lambda figure, path: Path(path).write_text("Matplotlib"))
         make_tree(Path("photos"), images=5, splits=("",))
         Path("new-photos").mkdir()
         Image.open("photos/ant/1.png").save("new-photos/1.jpg")
@@ -155,6 +158,12 @@ def test_the_python_examples_run(story, monkeypatch, capsys):
         exec(block, result)
     assert result["logits"].shape == (1, 10) and not torch.equal(result["maps"][-1], result["edited_maps"][-1])
     assert "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out and result["answer"].label in ("ant", "bee")
+
+
+def test_models_are_imported_from_another_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "from models import list_models; print(list_models())"], cwd=tmp_path, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert "'ViT-B_16'" in done.stdout, done.stderr
 
 
 def test_commands_are_found():
@@ -200,7 +209,7 @@ def test_every_page_can_be_reached_from_the_readme():
 
 def test_the_table_of_models_in_the_readme_is_what_auto_takes():
     section = README.split("## Which model, and how long?")[1].split("\n## ")[0]
-    assert re.findall(r"^\| [CG]PU .* \| `(\S+)` \|", section, re.MULTILINE) == [
+    assert re.findall(r"^\| [CG]PU, .* \| `(\S+)` \|", section, re.MULTILINE) == [
         row["model"] for device in ("cpu", "cuda") for row in reversed(configs.MODEL_OF_MACHINE) if row["device"] == device]
     for device in ("cpu", "cuda"):
         for row in configs.MODEL_OF_MACHINE:
