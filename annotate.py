@@ -150,7 +150,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
         models.use_sigmoid_attention(model, "last")
         print(f"The model has softmax attention. Here its last layer, {model.sigmoid_layers[-1]}, uses sigmoid attention, whose "
               "output without edits is the same; train.py --attention_edits does this too. (A run with --sigmoid_attention all "
-              "takes edits in every layer, from which a deep model learns more: see MODEL_ZOO.md.)")
+              "takes edits in every layer, from which a deep model learns more: see docs/measured.md.)")
     split, classes, where = find_images(args.data, args.split, settings, opened.reading)
     if not len(split):
         raise ConfigError(f"--split {args.split}: {where} has no such images")

@@ -67,13 +67,13 @@ META_TRAINING = {
     "augmentation": "crop_flip", "crop_scale": 0.08, "randaugment_ops": 2, "randaugment_magnitude": 9, "eval_crop": 0.875,
     "random_erasing": 0.25, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1}
 
-# One row for each recipe: flags and their values; MODEL_ZOO.md compares them with the source's, with command and expected result.
+# One row for each recipe: flags and their values; docs/recipe_tables.md compares them with the source's, with command and expected result.
 # A typed flag wins over the row. A row without a data set or a model takes them from DEFAULTS_OF_DATASET. "function" names a
 # function of utils/config/recipes.py, for flags that depend on the data.
 RECIPES = {
     # Dosovitskiy et al., section 4.1 and appendix B.1.1, with the values of the ViT-pytorch scripts: fine-tuning on the paper's
     # data sets, in batches of 512 and thousands of steps.
-    # Command and expected accuracy: MODEL_ZOO.md (CIFAR-100, ViT-B_16, 500 steps, warm-up 100: about 0.907).
+    # Command and expected accuracy: docs/recipe_tables.md (CIFAR-100, ViT-B_16, 500 steps, warm-up 100: about 0.907).
     "vit-paper": {
         "optimizer": "sgd", "learning_rate": 3e-2, "weight_decay": 0.0, "train_batch_size": 512, "num_steps": 10_000,
         "warmup_steps": 500, "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip", "eval_every": 100},
@@ -83,7 +83,7 @@ RECIPES = {
         "function": "photos",
         "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip",
         "crop_scale": 0.5, "randaugment_magnitude": 5, "interpolation": "bicubic"},
-    # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (MODEL_ZOO.md).
+    # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (docs/measured.md).
     "digits": {
         "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "train_batch_size": 64, "num_steps": 100,
         "warmup_steps": 10, "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "none", "eval_every": 20},
