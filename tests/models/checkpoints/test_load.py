@@ -508,5 +508,5 @@ def test_full_size_models_give_google_s_logits(tmp_path, case):
     del arrays
     model = create_model(published.replace("+", "-"), pretrained=path, head="keep").eval()
     path.unlink()                                                    # up to 400 MB
-    image = reference.normalise(reference.arrays(reference.FIXTURES / "full" / "image_224.npz")["image"])
+    image = reference.normalize(reference.arrays(reference.FIXTURES / "full" / "image_224.npz")["image"])
     assert np.abs(model(image).numpy() - expected["logits"]).max() < largest
