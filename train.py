@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import require_run, require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from models.errors import ModelError
     from utils import config as configuration
+    from utils.run.names import check_free
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
-        flags = configuration.name_model(configuration.parse(argv), model_of)
+        flags = configuration.name_model(configuration.parse(argv), hub)
         if launch.one_node() and not launch.restarts():
             check(flags)                                         # what needs neither data nor PyTorch
         if launch.only_checks():                                 # train.sh asks before it starts torchrun
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")    # on the CPU, with a warning, what MPS has not
         from utils import build, distributed
 
         with distributed.init(flags.get("device", "auto"), flags.get("rank_timeout", 600)) as ranks:
@@ -53,7 +55,10 @@ def main(argv: list[str]) -> int:
 
 def check(flags: dict) -> None:
     """Raises ConfigError for what can be known without data and PyTorch."""
-    configuration.check(flags, written=("output_dir", "log_dir") if launch.place().rank == 0 else ())
+    first = launch.place().rank == 0
+    configuration.check(flags, written=("output_dir", "log_dir") if first else ())
+    if first and "name" in flags and not flags.keys() & {"resume_path", "eval_only"}:
+        check_free(flags.get("output_dir", configuration.FLAGS["output_dir"].default), flags["name"])
     check_weights(flags)
 
 
@@ -130,7 +135,8 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
                                confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip",
                                filled=True)
         if ranks.is_main:
-            summary.print_evaluation(name, metrics, build.chosen_on(path, *run, config.to_dict(), splits, name))
+            chosen = build.chosen_on(path, *run, config.to_dict(), splits, name)
+            summary.print_evaluation(name, metrics, len(splits.classes), chosen)
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:

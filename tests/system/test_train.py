@@ -208,7 +208,7 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
 
 
 @pytest.mark.parametrize(("function", "flags", "line"), [
-    ("utils.build.model.create_model", [], "setting up: out of memory; what a run holds whatever its batch is (model, "),
+    ("utils.build.model.create_model", [], "setting up: out of memory; what a run needs whatever its batch size (model, "),
     ("utils.build.trainer.warm_up", ["--compile"], "compiling for 16 images a micro-step: out of memory; lower --train_bat"),
     ("utils.run.run.evaluate", [], "evaluation on test after step 0: out of memory; lower --eval_batch_size"),
     ("utils.training.evaluation.evaluate", ["--eval_only", "--pretrained_dir", "model.npz"],
@@ -409,12 +409,12 @@ EARLY = [        # and words of the line
     (["--dataset", "CIFAR10"], "Did you mean cifar10?"), (["--model", "vit_base_patch_16"], "Did you mean ViT-B_16?"),
     (["--model_type", "beitv2_base_patch16_224"], "it has positions relative to each pair of patches"),
     (["--pretrained_dir", "mirror/vit-base-patch16-224"], "Did you mean imagenet21k/ViT-B_16?"),
-    (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe: invalid choice"),
+    (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe must be auto"),
     (["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
     (["--dataset", "folder", "--data_dir", "no/such"], "--data_dir no/such: no such folder"),
-    (["--pretrained_dir", "w.npz"], "--pretrained_dir w.npz: no such file or folder (looked for in "),
+    (["--pretrained_dir", "w.npz"], "--pretrained_dir w.npz: no such file or folder (searched in "),
     (["--pretrained_dir", "deit/deit_huge"], "--pretrained_dir deit/deit_huge: no such file or folder"),
-    (["--distillation", "hard", "--teacher", "gone"], "--teacher gone: no such file or folder (looked for in "),
+    (["--distillation", "hard", "--teacher", "gone"], "--teacher gone: no such file or folder (searched in "),
     (["--output_dir", "train.sh/x"], "train.sh is a file, not a folder"),
     *([] if importlib.util.find_spec("timm") else [(["--optimizer", "lamb"], "--optimizer lamb needs timm")])]
 
@@ -435,9 +435,9 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     make_tree(Path("tree"))
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--pretrained_dir", "output/r", "--name", "s") == 0
     assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
-    assert "arrays from output/r/best.pt; new: head.bias, head.weight" in capsys.readouterr().out
+    assert "arrays from output/r/best.pt; new: head; unused in the file: head" in capsys.readouterr().out
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *own, 4) == 2
-    assert "a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+    assert "a run's checkpoint sets the architecture: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2
     assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
 
@@ -448,12 +448,12 @@ def test_what_the_data_are_taken_as_is_printed_and_they_are_trained_and_evaluate
     flags = [*FOLDER, "--num_steps", 2]
     assert run_train(*flags) == 0
     printed = capsys.readouterr().out
-    assert "taken: pets/Train/ to train on, pets/Testing/ to test on (in tree)\nbest.pt is chosen on the test set" in printed
-    assert "warning: left out for their ending: 1 .avif" in printed
+    assert "using: pets/Train/ to train on, pets/Testing/ to test on (in tree)\nbest.pt is chosen on the test set" in printed
+    assert "warning: skipped because of their extension: 1 .avif" in printed
     Path("tree/pets/Train").rename("train_of_tree")
-    assert run_train(*flags) == 2 and "holds Testing/ (2 folders) but no train/" in capsys.readouterr().err
+    assert run_train(*flags) == 2 and "contains Testing/ (2 folders) but no train/" in capsys.readouterr().err
     assert run_train("--eval_only", "--resume_path", "output/folder") == 0
-    assert "data: folder, 2 classes, 12 test\ntaken: pets/Testing/ to evaluate" in capsys.readouterr().out
+    assert "data: folder, 2 classes, 12 test\nusing: pets/Testing/ to evaluate" in capsys.readouterr().out
     assert run_train(*flags, "--data_dir", "train_of_tree", "--val_fraction", 0.25, "--test", "never", "--name", "share") == 0
     assert "12 images to train on" not in (printed := capsys.readouterr().out) and "val accuracy" in printed
     assert [event["split"] for event in events_of("output/share", ("eval",))] == ["val", "val"]

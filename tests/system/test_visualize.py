@@ -220,8 +220,8 @@ def test_images_that_the_model_sees_nearly_black_are_reported(figures, capsys):
     for high in (65535, 4095):
         folder = save_run(Path(f"output/{high}"), dataset="folder", exif="off", intensity_range=(0, high), alpha="white")
         draw(figures, "rollout", "--checkpoint", folder, "--image", "deep.png")
-        assert capsys.readouterr().err == ("warning: 1 of 1 decoded images of 16 bits become nearly one color (deep.png: 8 to "
-                                           "4,080); the model takes 0 to 65,535 for black to white\n") * (high == 65535)
+        assert capsys.readouterr().err == ("warning: 1 of 1 decoded 16-bit images become nearly one color (deep.png: 8 to "
+                                           "4,080); the model reads 0 to 65,535 as black to white\n") * (high == 65535)
 
 
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):
@@ -264,10 +264,11 @@ def test_an_unwritable_output_is_reported_before_any_work(figures, tmp_path, mon
     monkeypatch.setattr(views, "draw_confusion", lambda *_: pytest.fail("it was evaluated"))
     (tmp_path / "text").write_text("")
     (tmp_path / "there/confusion.png").mkdir(parents=True)
-    for place in ("text/below", "/proc/none/a.png", "there"):
+    for place, words in (("text/below", "--output text/below: text is a file"), ("there", "cannot write there/confusion.png: "),
+                         ("/proc/none/a.png", "--output /proc/none: /proc cannot be written")):
         assert visualize.main(["confusion", "--output", place]) == 2
         printed = capsys.readouterr().err
-        assert printed.startswith(f"visualize.py: error: cannot write {place}") and printed.count("\n") == 1
+        assert printed.startswith(f"visualize.py: error: {words}") and printed.count("\n") == 1
 
 
 def test_the_image_as_the_model_saw_it(figures, photo):
@@ -326,8 +327,7 @@ def test_confusion_counts_what_the_run_evaluates(run_train, figures):
 # ------------------------------------------------------------------------------------------------- bad input
 
 BAD = {
-    "no picture": ("", "PICTURE"),
-    "another picture": ("portrait", "invalid choice"),
+    "another picture": ("portrait", "PICTURE must be attention"),
     "an option of another picture": ("position --layer 1", "--layer"),
     "no such checkpoint": ("attention --checkpoint nowhere", "--checkpoint nowhere: no such file or folder"),
     "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
@@ -341,10 +341,10 @@ BAD = {
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),
     "a file without its heads": ("attention --checkpoint some.pth --image text.png", "Add --num_heads"),
-    "no data of its own": ("attention --checkpoint some.npz", "add --image"),
+    "no data of its own": ("attention --checkpoint some.npz", "Add --image"),
     "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run has its own"),
     "no log": ("curves --checkpoint empty", "no run with steps"),
-    "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
+    "curves of nothing": ("curves", "curves needs one run folder or several"),
     "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
@@ -390,3 +390,17 @@ def test_the_drawing_itself(tmp_path, monkeypatch, capsys):
     assert visualize.main(["rollout", "--images", "1", "--output", "one.pdf"]) == 0
     assert capsys.readouterr() == ("wrote one.pdf\n", "")
     assert Path("one.pdf").read_bytes().startswith(b"%PDF") and len(os.listdir()) == 1
+
+
+def test_an_earlier_picture_is_replaced_and_no_other_file(tmp_path, monkeypatch, capsys):
+    """Also where --output is a folder: the name of a picture depends on the image's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("new/a.png", "a.pdf", "a.svg"):
+        for _ in range(2):
+            assert visualize.main(["position", "--output", name]) == 0
+    assert capsys.readouterr().out.count("wrote new/a.png") == 2
+    Path("position.png").write_bytes(b"\x89PNG a photograph")
+    for output in ("position.png", "."):
+        assert visualize.main(["position", "--output", output]) == 2
+        assert "--output position.png exists and was not drawn by this program" in capsys.readouterr().err
+    assert Path("position.png").read_bytes() == b"\x89PNG a photograph"

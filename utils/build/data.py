@@ -8,12 +8,14 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from models.base import ImageTransformer
+from models.match import model_name
 from utils import distributed
 from utils.attention import edits
 from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.config import Config, ConfigError
 from utils.data import transforms
+from utils.data.datasets import data_name
 from utils.data.loader import Batch, Loader, default_workers, eval_loader, prefetch, train_loader
 from utils.data.sampler import StepSampler
 from utils.data.splits import Splits
@@ -35,6 +37,7 @@ class NamedSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
+    title: str                              # of the model and its data set, for pictures
     splits: Splits
     sampler: StepSampler
     loader: Loader                          # of the training images
@@ -56,7 +59,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
     val = NamedSplit(splits.val_name, splits.val)
     test = val if splits.test is splits.val else NamedSplit("test", splits.test)        # the same object: evaluated once
     final = val if config.test == "never" else test
-    watched = val if val.name != "test" or config.test == "always" else None          # what is called test is all there is
+    watched = None if splits.val_is_test and config.test != "always" else val
     found_edits, held_out_edits = {}, {}
     if config.attention_edits:
         found_edits, held_out_edits = _find_edits(config, splits, final, saved, ranks)
@@ -70,8 +73,9 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
                           if config.attention_edits else None, cached=cached, **shared)
     if ranks.is_main:
         print(describe_loading(loader, ranks))
+    title = f"{model_name(config.model_type, model.config)} on {data_name(config.dataset, config.data_dir)}"
     return Data(
-        splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
+        title=title, splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
         eval_loader=build_eval_loader(config, model, ranks),
         eval_transform=eval_transform(model, config.to_dict()), train=NamedSplit("train", splits.train), watched=watched,
         final=final, evaluated_before=test if config.test == "always" else watched,
@@ -82,7 +86,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
 def describe_loading(loader: Loader, ranks: Ranks) -> str:
     """How training images come to the device."""
     if not loader.not_cached:
-        return f"loading: all images stay in the memory of the {'CPU' if ranks.device.type == 'cpu' else 'GPU'}"
+        return f"loading: all images stay in the memory of the {'GPU' if ranks.device.type == 'cuda' else 'CPU'}"
     count = loader.num_workers
     who = f"{count} process{'es' * (count > 1)} beside the training" if count else "the training process itself"
     return (f"loading: one image after the other, by {who}{' on each GPU' * (count > 0 and ranks.size > 1)}"

@@ -7,7 +7,7 @@ from typing import NoReturn
 from models import ModelError
 from models.base import ImageTransformer
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import load_model as load_run_model
+from models.create import load_run_model
 from utils.config import ConfigError
 from utils.config.saved import SettingsError, check_settings
 from utils.predict.predictor import Predictor
@@ -21,7 +21,8 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
 
     path: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
     program with a head, a published name; an OpenedCheckpoint of a run gives the bare model.
-    typed: of what is no run, as the flags are called: model_type, img_size, num_heads, interpolation, eval_crop, mean, std.
+    typed: of what is no run, as the flags are called: model_type, img_size, num_heads, classifier,
+    interpolation, eval_crop, mean, std.
     Raises ModelError.
     """
     if isinstance(path, OpenedCheckpoint):
