@@ -36,14 +36,15 @@ FAMILIES = {                                                # the flags of train
     "SigLIP": f"--model_type SigLIP-B_16 {SMALL} --num_heads 4 --num_layers 6 --img_size 64",
     "not-square": f"--model_type ViT-Ti_16 {SMALL} --num_heads 3 --num_layers 6 --img_size 48x96"}
 TRAINING = "--train_batch_size 64 --learning_rate 2e-3 --warmup_steps 20 --num_workers 0"
-EDITS = "--sigmoid_attention last --attention_loss_weight 20 --train_batch_size 64 --num_steps 40 --eval_every 40 --num_workers 0"
+EDITS = "--sigmoid_attention last --attention_loss_weight 20 --train_batch_size 64 --num_steps 100 --num_workers 0"
 # verb: its options
 PICTURES = {"attention": "--images 1", "rollout": "--images 1", "grad-rollout": "--images 1", "class-attention": "--images 1",
             "distance": "--images 8", "position": "", "filters": "", "curves": "", "confusion": ""}
 # sheet: the pictures in it, and the families
 SHEETS = {"attention": (("attention",), FAMILIES), "joint-attention": (("rollout", "grad-rollout", "class-attention"), FAMILIES),
           "weights": (("distance", "position", "filters"), FAMILIES), "runs": (("curves",), FAMILIES),
-          "mistakes": (("confusion",), ("ViT", "not-square")), "batches-and-edits": (("batch", "edits"), ("ViT", "not-square"))}
+          "mistakes": (("confusion",), ("CaiT", "DINOv2-registers")),
+          "batches-and-edits": (("batch", "edits"), ("ViT", "not-square"))}
 
 
 def draw_image(shape: str, color: str, generator: np.random.Generator) -> tuple[Image.Image, Image.Image]:
@@ -82,6 +83,8 @@ def draw_image(shape: str, color: str, generator: np.random.Generator) -> tuple[
 def draw_images(folder: Path, classes: int, counts: dict[str, int]) -> None:
     """Class folders in train and val: 10 classes of another color and shape each, or all 100 pairs; edits of every class's first
     image in folder/edits, which mark the shape."""
+    if (folder / "edits").exists():
+        return
     generator = np.random.default_rng(classes)
     pairs = list(zip(COLORS, SHAPES)) if classes == 10 else [(color, shape) for color in COLORS for shape in SHAPES]
     for part, count in counts.items():
@@ -110,25 +113,22 @@ def run(folder: Path, name: str, flags: str) -> Path:
 
 
 def make_sheet(pictures: list[tuple[str, Path]], columns: int, file: Path) -> None:
-    """Paste pictures with their names, row by row and reduced to one width, into a file of less than 400 kB."""
+    """Paste pictures with their names, reduced to one width, each into the shortest column."""
     width, font = 1560 // columns, ImageFont.load_default(14)
-    tiles = [(name, Image.open(path).convert("RGB")) for name, path in pictures]
-    tiles = [(name, tile.resize((width, tile.height * width // tile.width), Image.Resampling.LANCZOS)) for name, tile in tiles]
-    rows = [tiles[first:first + columns] for first in range(0, len(tiles), columns)]
-    heights = [20 + max(tile.height for _, tile in row) for row in rows]
-    sheet = Image.new("RGB", (width * columns, sum(heights)), "white")
-    for number, row in enumerate(rows):
-        for column, (name, tile) in enumerate(row):
-            ImageDraw.Draw(sheet).text((column * width + 6, sum(heights[:number]) + 2), name, "black", font)
-            sheet.paste(tile, (column * width, sum(heights[:number]) + 20))
-    for colors in (256, 128, 64, 32):
-        sheet.quantize(colors, dither=Image.Dither.NONE).save(file, optimize=True)
-        if file.stat().st_size < 400_000:
-            return
+    sheet, ends = Image.new("RGB", (width * columns, 9999), "white"), [0] * columns
+    for name, path in pictures:
+        tile, column = Image.open(path).convert("RGB"), ends.index(min(ends))
+        tile = tile.resize((width, tile.height * width // tile.width), Image.Resampling.LANCZOS)
+        ImageDraw.Draw(sheet).text((column * width + 6, ends[column] + 4), name, "black", font)
+        sheet.paste(tile, (column * width, ends[column] + 22))
+        ends[column] += 30 + tile.height
+    sheet = sheet.crop((0, 0, sheet.width, max(ends))).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    sheet.save(file, optimize=True)
+    assert file.stat().st_size < 400_000, file
 
 
 def main(folder: Path) -> None:
-    for classes, counts, steps in ((10, {"train": 60, "val": 12}, 200), (100, {"train": 20, "val": 4}, 120)):
+    for classes, counts, steps in ((10, {"train": 60, "val": 12}, 200), (100, {"train": 20, "val": 4}, 100)):
         data, runs = folder / f"shapes{classes}", folder / f"runs{classes}"
         draw_images(data, classes, counts)
         source = f"--dataset folder --data_dir {data}"

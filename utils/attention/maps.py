@@ -126,7 +126,8 @@ def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: 
 
     The paper's definition: the average distance from the query to all others, weighted by attention, between the centers of the
     patches. It is divided by the sum of the weights of the patches, since cls, dist and registers have no position. Class
-    attention and pooling by attention, whose query has no position either, are skipped; negative weights count as 0.
+    attention and pooling by attention, whose query has no position either, are skipped; negative weights count as 0, and a
+    head without positive ones is NaN.
     """
     height, width = grid
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -136,8 +137,7 @@ def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: 
     for layer in maps:
         if not has_one_query(layer):
             weights = layer[..., -height * width:, -height * width:].clamp_min(0)
-            mean = (weights * apart).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1e-12)
-            found.append(mean.mean(dim=(0, 2)))
+            found.append(((weights * apart).sum(dim=-1) / weights.sum(dim=-1)).nanmean(dim=(0, 2)))
     return torch.stack(found)
 
 

@@ -196,15 +196,18 @@ def _overlay(axes: Axes, photo: np.ndarray, heat: np.ndarray, end: float | None 
 
 
 def distance(distances: np.ndarray, longest: float, title: str = "", note: str = "") -> Figure:
-    """Draw a dot for each head. distances: (layers, H) in pixels; longest: the distance between opposite corners, of which the
-    scale shows at least half."""
+    """Draw a dot for each head. distances: (layers, H) in pixels, NaN for a head that attends to nothing; longest: the distance
+    between opposite corners, of which the scale shows at least half."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(1, len(distances) + 1)
     for head, column in enumerate(distances.T):
         axes.plot(layers, column, "o", color="tab:blue", alpha=0.7, markersize=5, label="a head" if head == 0 else None)
-    axes.plot(layers, distances.mean(axis=1), "-", color="tab:gray", linewidth=1, label="mean of the heads")
-    axes.set(xlabel="layer", ylabel="mean attention distance in pixels", ylim=(0, max(1.05 * distances.max(), longest / 2)))
+    known = ~np.isnan(distances)
+    means = np.nansum(distances, axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+    axes.plot(layers, means, "-", color="tab:gray", linewidth=1, label="mean of the heads")
+    axes.set(xlabel="layer", ylabel="mean attention distance in pixels",
+             ylim=(0, max(1.05 * np.max(distances, initial=0, where=known), longest / 2)))
     axes.set_xticks(layers if len(layers) <= 16 else layers[::2])
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -265,8 +265,8 @@ def draw_distance(views: Iterable[View]) -> Figure:
         pool = "pooling and " * (model.config.classifier == "attention")
         note = f"Weighted mean distance between patch centers; {pool}tokens that are not patches are left out."
     if model.config.class_layers:
-        note = "Weighted mean distance between patch centers; negative weights count as 0, class attention is left out."
-    return pictures.distance((sum(distances) / count).numpy(), np.hypot(*model.img_size), title, note)
+        note = "Weighted mean distance between patch centers; negative weights count as 0; class attention is left out."
+    return pictures.distance(torch.stack(distances).nanmean(dim=0).numpy(), np.hypot(*model.img_size), title, note)
 
 
 def draw_positions(subject: Subject) -> Figure:
