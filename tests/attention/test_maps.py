@@ -1,4 +1,4 @@
-"""Rollout, distances, positions and filters against plain numpy, and against published codes (fixtures/rollout.npz)."""
+"""Rollout, distances, positions and filters against plain numpy, and against published code (fixtures/rollout.npz)."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def maps(layers=3, images=2, heads=4, tokens=7) -> list[torch.Tensor]:
 
 
 def cait_maps(talking=3, classes=2, images=2, heads=4, patches=6) -> list[torch.Tensor]:
-    """Talking-heads maps, some negative, whose rows sum to anything, then class attention."""
+    """Make talking-heads maps, partly negative, whose rows have any sum, then class attention."""
     generator = torch.Generator().manual_seed(0)
     square = [torch.randn(images, heads, patches, patches, generator=generator) + 0.5 for _ in range(talking)]
     return square + [torch.randn(images, heads, 1, 1 + patches, generator=generator).softmax(-1) for _ in range(classes)]
 
 
 def joint(fused: np.ndarray, share: float, protected) -> np.ndarray:
-    """The plain computation of one image: (layers, N, N) -> (N, N). protected(row, column): what dropping spares."""
+    """Compute rollout of one image in plain numpy: (layers, N, N) -> (N, N). protected(row, column): is never dropped."""
     tokens = fused.shape[-1]
     result = np.eye(tokens)
     for layer in fused.astype(np.float64):
@@ -59,8 +59,8 @@ def mask(attention: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
-def test_pooling_by_attention_has_the_last_word(drop):
-    """Its query is no token: it has no residual connection, and its heads may be others. Registers and cls are spared."""
+def test_rollout_ends_with_the_pooling_by_attention(drop):
+    """Its query is not a token: it has no residual connection, and may have other heads. Registers and cls are never dropped."""
     blocks, pool = maps(), torch.randn(2, 3, 1, 7, generator=torch.Generator().manual_seed(5)).softmax(-1)
     found = rollout([*blocks, pool], drop=drop, prefix_tokens=3)
     last = pool.mean(dim=1)

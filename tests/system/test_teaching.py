@@ -173,7 +173,7 @@ SPOILT = {
 
 
 def test_edits_that_cannot_teach_are_one_line(run_train, step_1, capsys):
-    """Before there is a run folder, and on every process: with one of them alone, the others would wait."""
+    """Before there is a run folder, and on every process: if only one refused, the others would wait for it."""
     shutil.copytree("edits", "good")
     Path("half").mkdir()
     Path("half/3.json").write_text("{")
