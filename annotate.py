@@ -102,8 +102,8 @@ def annotate(args: argparse.Namespace) -> None:
     checkpoint = args.checkpoint or newest_run()
     opened = open_model(checkpoint, **{name: getattr(args, name) for name in OF_OTHERS})
     if not opened.has_data and args.data is None:
-        raise ConfigError(f"--checkpoint {checkpoint} is not one of your runs, which name their data set. Add --data, a folder of "
-                          "images")
+        raise ConfigError(f"--checkpoint {checkpoint} is not one of your runs, which name their data set. Add --data, a "
+                          "folder of images")
     folder = Path(args.edits or default_edits(opened))
     with server.listen(args.host, args.port) as listening:
         gallery = open_gallery(args, opened)

@@ -195,8 +195,8 @@ def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
 
 
 def python_command() -> str:
-    """Return this Python as the user would type it: `python` where the shell finds it by that name, else its path, so that a command to
-    copy has the packages of a .venv that is not active."""
+    """Return this Python as the user would type it: `python` where the shell finds it by that name, else its path, so that a
+    command to copy has the packages of a .venv that is not active."""
     here = sys.executable
     for name in ("python", "python3"):
         found = shutil.which(name)
