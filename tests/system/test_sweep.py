@@ -64,7 +64,8 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
     (["--pretrained_dir", "vit_base_patch_16"], "Did you mean imagenet21k/ViT-B_16?"),
     (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
     (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight: a sweep sets it itself"),
-    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"), (["--test", "once"], "--test: a sweep sets"),
+    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"),
+    (["--test", "once"], "--test: a sweep sets"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such"),
     (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set. Add --test_fraction 0.2")])
 def test_bad_input_is_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
