@@ -128,11 +128,11 @@ echo
 [ "${DRY_RUN:-}" != 1 ] || exit 0
 [ "$VIT_CALLED_FROM" = "$PWD" ] || echo "Paths and commands that follow are meant from $PWD"
 
-# What train.py refuses without PyTorch it refuses here, once, before the seconds that torchrun takes.
+# Errors that train.py finds without PyTorch are reported here once, before the seconds that torchrun takes.
 for word in "$@"; do case $word in -h | --help) exec "$PYTHON" train.py --help ;; esac; done
 env "${settings[@]}" "VIT_CHECK=$((NPROC * NNODES))x$NPROC" "$PYTHON" train.py ${flags[@]+"${flags[@]}"} "$@" || exit $?
 
-# torchrun answers any failure with code 1: the processes leave their own code here, and their numbers.
+# torchrun exits with code 1 for any failure: the processes leave their own exit codes here, and their process numbers.
 VIT_LAUNCH=$(mktemp -d) || fail "no folder for temporary files can be made (the line above says why): set TMPDIR to one with room"
 export VIT_LAUNCH
 watcher=
@@ -150,8 +150,8 @@ posted_code() {                             # of the newest attempt
     for file in "$VIT_LAUNCH"/code-*; do [ ! -s "$file" ] || code=$(cat "$file"); done
     echo "$code"
 }
-# The processes are asked themselves: they finish the step, save and end, for which torchrun would give them 30 seconds.
-# What comes within two seconds is the same request: timeout and batch systems signal a process and its group.
+# Signals the processes directly: they finish the step, save and end, for which torchrun would give them only 30 seconds.
+# Signals within two seconds are one request: timeout and batch systems signal a process and its group.
 stop() {
     if [ -z "$asked" ]; then
         asked=$SECONDS
@@ -166,9 +166,9 @@ stop() {
         kill -KILL "$launcher" $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
     fi
 }
-# Ends what is left 10 seconds after a process left the code of a failure: a process that is stopped or hangs, for which torchrun
-# would wait 30 seconds, or without end. torchrun itself too, unless it is to restart the processes, and where a request to stop has
-# left none and it waits for other nodes.
+# Kills the processes that are left 10 seconds after one of them has left the code of a failure: they are stopped or hang, and
+# torchrun would wait 30 seconds for them, or forever. Kills torchrun too, unless it has to restart the processes, and if a request
+# to stop has ended all processes while it waits for other nodes.
 watch() {
     trap '' TERM INT HUP USR1                   # Ctrl-C comes to this shell too
     local file newest failed= since=0 code looks=0 busy unheard=0
@@ -199,20 +199,20 @@ watch() {
     done
 }
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}     # for those who signal torchrun (from 2.12 on)
-trap stop TERM INT HUP USR1      # from here on: what is asked before there is a process, it finds
-set -m              # a process group of its own: Ctrl-C comes to this script alone
+trap stop TERM INT HUP USR1      # a request before the first process has started is left in $VIT_LAUNCH/asked
+set -m              # a separate process group: only this script gets Ctrl-C
 (trap '' USR1; exec "${command[@]}") </dev/null &
 launcher=$!
 set +m
 watch </dev/null >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"
-while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends only a wait
 code=0
-wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
+wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the exit code of its child
 posted=$(posted_code)
 if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
-    echo "train.sh: error: a process of the run was lost, and none could report it (what is above names it)" >&2
+    echo "train.sh: error: a process of the run was lost, and none could report it (the lines above name it)" >&2
     posted=8
 fi
 [ -z "$asked" ] || posted=${posted:-143}

@@ -71,7 +71,7 @@ BAD_TREES = {
     "no such folder": ({}, ["no such folder: {root}"]),
     "no val": ({"train/ant": 1}, ["{root} holds train/ (1 folder) but no val/", "--val_fraction 0.1"]),
     "no classes": ({"train": 0, "val": 0}, ["{root}/train is empty, hidden files aside: it must hold one folder a class"]),
-    "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
+    "one class": ({"train/ant": 2, "val/ant": 1}, ["only one class, ant", "nothing to learn"]),
     "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val holds images but no class folders", "one folder a class",
                                                  "ImageNet"]),
     "empty class": (GOOD_TREE | {"train/cat": 0, "val/cat": 1}, ["{root}/train", "of class cat"]),

@@ -1,6 +1,6 @@
-"""Which number types a run computes in: fp32, tf32, bf16 and the fp16 levels as rows of one table.
+"""The number types of a run: fp32, tf32, bf16 and the fp16 levels as rows of one table.
 
-The fp16 levels (FP16_OPT_LEVEL) are named as in NVIDIA's Apex. Here they stand for torch's own automatic mixed precision:
+The fp16 levels (FP16_OPT_LEVEL) are named as in NVIDIA's Apex. Here they mean torch's own automatic mixed precision:
   O0  float32
   O1  autocast to float16, dynamic loss scaling, float32 weights
   O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch keeps a master copy by not
@@ -67,7 +67,7 @@ def apply_matmul_precision(precision: Precision) -> None:
 
 
 def native_support(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
-    """Whether the device multiplies matrices of bfloat16 or float16 in hardware, and which processor it is."""
+    """Returns whether the device multiplies matrices of bfloat16 or float16 in hardware, and which processor it is."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         needed = (8, 0) if dtype == torch.bfloat16 else (7, 0)
