@@ -72,7 +72,7 @@ BAD_TREES = {
     "no val": ({"train/ant": 1}, ["{root} contains train/ (1 folder) but no val/", "--val_fraction 0.1"]),
     "no classes": ({"train": 0, "val": 0}, [
         "{root}/train is empty (except for hidden files). It must contain one folder per class"]),
-    "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
+    "one class": ({"train/ant": 2, "val/ant": 1}, ["only one class, ant", "nothing to learn"]),
     "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val contains images but no class folders", "one folder per class",
                                                  "ImageNet"]),
     "empty class": (GOOD_TREE | {"train/cat": 0, "val/cat": 1}, ["{root}/train", "of class cat"]),
