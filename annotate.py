@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("annotate.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_opened, check_writable
     from utils.config.types import METAVARS, port, user_path
@@ -75,7 +75,7 @@ def make_parser() -> Parser:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the arguments, and check what can be known without PyTorch. Raises ConfigError."""
     args = make_parser().parse_args(argv)
-    args.model_type = check_opened(vars(args), model_of, published_name, published_names(), "checkpoint", require_weights)
+    args.model_type = check_opened(vars(args), hub, published_name, published_names(), "checkpoint", require_weights)
     if not args.host:
         raise ConfigError("--host is empty. 127.0.0.1 is only this machine, 0.0.0.0 all of its addresses")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:

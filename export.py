@@ -14,8 +14,8 @@ from pathlib import Path
 from utils import launch, process
 
 with process.imports("export.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_new_file, check_opened
     from utils.config.types import positive_int, user_path
@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
                           f"{launch.command_to_install('requirements-export.txt')}")
     if options.class_names and not os.path.isfile(options.class_names):
         raise ConfigError(f"--class_names {options.class_names}: no such file{where_looked(options.class_names)}")
-    options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "MODEL", require_weights)
+    options.model_type = check_opened(vars(options), hub, published_name, published_names(), "MODEL", require_weights)
     return options
 
 

@@ -22,8 +22,8 @@ from utils import process
 
 with process.imports("predict.py"):
     from models import ModelError
+    from models.checkpoints import hub
     from models.checkpoints.first_look import not_a_run, require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_new_file, check_opened
     from utils.config.types import positive_int, user_path
@@ -124,7 +124,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if given != "-" and not os.path.exists(given):
             raise ConfigError(f"{given}: no such file or folder{where_looked(given)}")
     check_order(options.model, options.inputs)
-    options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "MODEL", require_weights)
+    options.model_type = check_opened(vars(options), hub, published_name, published_names(), "MODEL", require_weights)
     if options.nproc is None and (variable := os.environ.get("NPROC")):
         if not variable.isdecimal() or not int(variable):
             raise ConfigError(f"NPROC must be a whole number, 1 or more, got {variable!r}")
@@ -149,13 +149,14 @@ def main(argv: list[str]) -> int:
         program.stop.kept = "stopped: nothing was written"
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")              # as train.py; before PyTorch is loaded
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")    # as train.py
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # GPUs are counted without being used: processes are forked
         import torch
 
         from utils.build import open_model
         from utils.predict import rows
 
-        gpus = torch.cuda.device_count() if options.device != "cpu" else 0
+        gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
         processes = options.nproc or gpus or 1
         if processes > 1:
             torch.set_num_threads(1)             # a process forked after work in several threads would wait for them forever
@@ -255,7 +256,7 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
     from utils.predict.pool import in_order
 
     started, done, bad, reason, kept, kind = time.monotonic(), 0, 0, "", [], options.format
-    bar = tqdm(total=images.total, unit="image", dynamic_ncols=True, file=sys.stderr,
+    bar = tqdm(total=images.total, unit="image", file=sys.stderr, **process.bar_size(),
                disable=not sys.stderr.isatty() or (options.output is None and sys.stdout.isatty()))
     with bar:
         for batch, answers in in_order(work, images.batches, work.processes):

@@ -1,9 +1,8 @@
 """The paper's protocol in one command: try learning rates on a held-out split, train on all of train with the best, test once.
 
 bash sweep.sh starts it. Dosovitskiy et al. (arXiv 2010.11929, appendix B.1.1) choose the learning rate on a part of the
-training images that they hold out, then train on all of them and evaluate once on the test set. Every trial is an ordinary
-run of train.sh with a folder of its own, so the same command resumes an interrupted sweep.
-The weight of the attention loss (--attention_edits) is chosen in the same way.
+training images that they hold out, then train on all of them and evaluate once on the test set. So is the weight of the attention
+loss (--attention_edits) chosen. Each trial is a run of train.sh with its own folder: the same command resumes a sweep.
 
     OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders (weight-0.1/ ... for --attention_loss_weights)
                       sweep.json    the settings, which a resumed sweep must share
@@ -27,8 +26,8 @@ from utils import launch, process
 from utils.files import StorageError, atomic_write, csv_table
 
 with process.imports("sweep.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import SWEEP_FILE, is_sweep
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview
     from utils.config import parse as parse_flags
@@ -37,17 +36,18 @@ with process.imports("sweep.py"):
     from utils.config.retired import RETIRED
     from utils.config.types import non_negative_float, positive_float
     from utils.report import sweeps
+    from utils.run.names import check_free
     from utils.training.certainty import result_of
 
 ROOT = Path(__file__).resolve().parent
+NAME = "sweep"                                        # of a sweep without a name
 OWN = ("test", "resume_path", "eval_only")            # what a sweep sets itself, beside what it tries
 # What can be tried: (the kind of its values, how the folders are called). The sweep's own flag is the plural.
 TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
 # What a recipe may choose otherwise for the final run, which has more images; the rate was not chosen for that.
 PINNED = ("train_batch_size", "randaugment_ops")
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
-# What it sets of each run in the place of what was typed or is in the variables of train.sh.
-OF_RUN = ("output_dir", "log_dir", "name", "val_fraction", "test")
+OF_RUN = ("output_dir", "log_dir", "name", "val_fraction", "test")            # set for each run, whatever was typed
 
 
 def main(argv: list[str]) -> int:
@@ -57,18 +57,15 @@ def main(argv: list[str]) -> int:
         if os.environ.pop("DRY_RUN", "") == "1":
             raise ConfigError("a sweep has no dry run: DRY_RUN=1 bash train.sh shows what its runs are made of")
         tried, values, flags = parse(argv)
-        flags_of_run = name_model(flags_of_script(flags), model_of)
+        flags_of_run = name_model(flags_of_script(flags), hub)
+        check_folder(flags_of_run)
         values = values or rates_to_try(preview(flags_of_run, machine_of(flags_of_run)))
         for name in (tried, *OWN):
             if name in flags_of_run:
                 raise ConfigError(f"--{name} is what a sweep sets itself. Omit it.")
         run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
         check_published(flags_of_run, published_name, published_names())
-        folder = Path(run.output_dir) / (run.name or "sweep")
-        if not is_sweep(folder):
-            from utils.run import folder as run_folder
-
-            run_folder.check_free(run.output_dir, folder.name)
+        folder = Path(run.output_dir) / (run.name or NAME)
         held_out = fraction_to_hold_out(run)
         check_start(run, held_out, begun=any(folder.glob("*/log.jsonl")))
         # What may change on resume, since a checkpoint has it or nothing uses it, a new trial reads again.
@@ -103,23 +100,19 @@ class RunError(ValueError):
     """Raised when a run of the sweep fails; `exit_code` is that of the run."""
 
     def __init__(self, code: int):
-        super().__init__(f"a run ended with exit code {code}, and printed why above. Fix the cause and start the sweep again: it "
-                         "continues from here")
+        super().__init__(f"a run ended with exit code {code}; its error is above. Fix the cause and repeat the command to resume")
         self.exit_code = code
 
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     """Return (what is tried, its values, rising, [] for the default ones; flags for train.py)."""
     parser = Parser(
-        prog="sweep.py", description="Trains with several learning rates, or weights of the attention loss, and evaluates each "
-        "on held-out images; then trains on all training images with the best, and tests once.\n\nAll other flags go to each run "
-        f"({launch.command('train.py')} --help lists them). The same command resumes a sweep that was interrupted.",
-        examples=[("DATASET=folder DATA_DIR=flowers sweep.sh --learning_rates 0.003,0.01", "tries two rates on photographs")])
-    parser.add_argument("--learning_rates", metavar="FLOAT,FLOAT,...",
-                        help=f"learning rates to try (default: {','.join(map(str, PAPER_RATES))}, the paper's for CIFAR, Pets "
-                        "and Flowers; or four around the recipe's rate, where that is far from these)")
-    parser.add_argument("--attention_loss_weights", metavar="FLOAT,FLOAT,...", help="with --attention_edits: weights of the "
-                        "attention loss to try, such as 0,0.1,1,10 (default: none, learning rates are tried)")
+        prog="sweep.py", examples=[("DATASET=folder DATA_DIR=flowers sweep.sh --learning_rates 0.003,0.01", "tries two rates")],
+        description="Tries learning rates, or weights of the attention loss, on held-out images, trains on all with the best, "
+        f"and tests once.\n\nAll other flags go to each run: {launch.command('train.py')} --help lists them.")
+    parser.add_argument("--learning_rates", metavar="FLOAT,...", help="rates to try (default: " + ",".join(map(str, PAPER_RATES))
+                        + ", the paper's for CIFAR, Pets and Flowers; or four around the recipe's, where that is far from them)")
+    parser.add_argument("--attention_loss_weights", metavar="FLOAT,...", help="with --attention_edits: 0,0.1,1 (default: none)")
     own, flags = parser.parse_known_args(argv)
     asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None}
     if not asked:
@@ -138,6 +131,13 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     return tried, sorted(set(values)), flags
 
 
+def check_folder(flags: dict) -> None:
+    """Raises FolderError if the folder of the sweep holds a run."""
+    output_dir, name = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name", NAME)
+    if not is_sweep(Path(output_dir, name)):
+        check_free(output_dir, name)
+
+
 def flags_of_script(flags: list[str]) -> dict:
     """What train.sh makes of its variables and these flags."""
     # In UTF-8 bash prints names as they are; elsewhere in a spelling of its own.
@@ -154,7 +154,7 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
     from utils.data import datasets
 
     splits = datasets.splits_of(vars(run))
-    if splits.test is splits.val and splits.val_name != "test":
+    if splits.test is splits.val and not splits.val_is_test:
         raise ConfigError("a sweep tests its last run, and these data have no test set: --test_fraction 0.2 draws one")
     if run.val_fraction:
         return run.val_fraction
@@ -288,7 +288,7 @@ def start(resume: Path | None, *flags: str, trial: bool) -> int:
     settings = re.findall(r'^add (\w+) "\$(\w+)"', Path("train.sh").read_text(encoding="utf-8"), re.MULTILINE)
     ours = {variable for name, variable in settings if resume is not None or name in OF_RUN}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment |= {"PYTHON": sys.executable} | ({"VIT_TRIAL": "1"} if trial else {})
+    environment |= {"PYTHON": sys.executable} | {"VIT_TRIAL": "1" if trial else "final"}
     environment |= {"RESUME_PATH": str(resume)} if resume is not None else {}
     child = subprocess.Popen(["bash", "train.sh", *flags], env=environment)
     stopped = []

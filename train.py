@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from utils import launch, process
 
 with process.imports("train.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import require_run, require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from models.errors import ModelError
     from utils import config as configuration
+    from utils.run.names import check_free
 
 if TYPE_CHECKING:
     from utils.build import Found, SavedRun
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
-        flags = configuration.name_model(configuration.parse(argv), model_of)
+        flags = configuration.name_model(configuration.parse(argv), hub)
         if launch.one_node() and not launch.restarts():
             check(flags)                                         # what needs neither data nor PyTorch
         if launch.only_checks():                                 # train.sh asks before it starts torchrun
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
         # Deferred, so that a bad flag fails before PyTorch loads. Idle threads of libgomp sleep soon instead of spinning: on a
         # machine that others use too, a step would otherwise wait for threads that do not run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")    # on the CPU, with a warning, what MPS has not
         from utils import build, distributed
 
         with distributed.init(flags.get("device", "auto"), flags.get("rank_timeout", 600)) as ranks:
@@ -53,7 +55,10 @@ def main(argv: list[str]) -> int:
 
 def check(flags: dict) -> None:
     """Raises ConfigError for what can be known without data and PyTorch."""
-    configuration.check(flags, written=("output_dir", "log_dir") if launch.place().rank == 0 else ())
+    first = launch.place().rank == 0
+    configuration.check(flags, written=("output_dir", "log_dir") if first else ())
+    if first and "name" in flags and not flags.keys() & {"resume_path", "eval_only"}:
+        check_free(flags.get("output_dir", configuration.FLAGS["output_dir"].default), flags["name"])
     check_weights(flags)
 
 
@@ -74,7 +79,7 @@ def check_weights(flags: dict) -> None:
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
     """-> exit code: 0, or that of a run that was asked to stop"""
     from utils import build, distributed
-    from utils.report import summary
+    from utils.report import batch_picture, summary
 
     run = build.build_run(config, found, saved, ranks, stop)
     built = build.build_model(config, found, saved, ranks)             # the model, filled, on its device, and its precision
@@ -82,6 +87,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
     trainer = build.build_trainer(config, run.state, ranks, built, data, run.requests, run.stop_within_step)
     with build.open_outputs(run, found, built, data, trainer):         # its folder and loggers, closed however the loop ends
         process.collect_garbage()
+        data = batch_picture.watch_first_batches(run, trainer, data)   # what the model sees first becomes batch.png
         shown = summary.before(run, trainer, data)                     # attention that edits will change, kept in checkpoints
         while True:
             run.evaluate_if_due(trainer, data)                         # before step 1 too, and one that a stop cut short

@@ -46,6 +46,15 @@ set +o posix
 set -euo pipefail
 
 export VIT_CALLED_FROM=${VIT_CALLED_FROM:-$PWD}      # for hints: train.py is started in the script's folder
+# The command that resumes a run repeats the variables that the user has set and no checkpoint holds.
+typed=
+for name in PYTHON VENV LOCKED GPUS NPROC MAX_RESTARTS NNODES NODE_RANK MASTER_ADDR MASTER_PORT; do
+    case $NNODES:$name in 1:N[NO]* | 1:MASTER_*) continue ;; esac            # job systems set these for purposes of their own
+    case $(declare -p "$name" 2>/dev/null) in
+    'declare -x '*'="'?*'"') typed+="$name=$(printf %q "${!name}") " ;;
+    esac
+done
+export VIT_TYPED=$typed
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
 CDPATH='' cd -- "$(dirname -- "$script")"     # all relative paths are meant from here

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("visualize.py"):
+    from models.checkpoints import hub
     from models.checkpoints.first_look import require_weights
-    from models.checkpoints.hub import model_of
     from models.checkpoints.published import published_name, published_names
     from utils.config import ConfigError, Parser, add_flags_of_others, check_opened, check_writable, parse_command
     from utils.config import overview as describe_pictures
@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if picture == "curves" and not options.checkpoint:
         raise ConfigError("--checkpoint is missing: curves needs one run folder or several, such as output/flowers")
     if picture != "curves":
-        options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "checkpoint",
+        options.model_type = check_opened(vars(options), hub, published_name, published_names(), "checkpoint",
                                           require_weights)
     if options.output is not None:
         check_output(Path(options.output))

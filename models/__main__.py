@@ -16,12 +16,12 @@ from pathlib import Path
 from configs import MODELS, architecture
 
 from .checkpoints.fit import check_pooling, may_read_either
-from .checkpoints.hub import published_file
+from .checkpoints.hub import FREE, PublishedFile, did_you_mean, page_of, published_file
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint, license_of, published_name
 from .create import check_weights, resolve_row
 from .errors import ModelError, WeightsError
-from .match import describe_row, match_row
+from .match import SIZES, describe_row, match_row
 
 BEST = "best.pt"                                   # of a run folder
 READS = {"": "the cls token or the mean over the patches: nothing says which (--classifier)",
@@ -72,23 +72,37 @@ def _of_name(what: str) -> list[str]:
     known = published_file(what)
     name = published_name(what)
     if known is None or not known.model:
-        raise WeightsError(f"{what}: no such file or folder, and no published name of a model in configs.py (MODEL_ZOO.md lists "
-                           "the names)")
+        if known is None and name:
+            raise WeightsError(f"{what}: a repository that MODEL_ZOO.md does not list, so nothing is known of it before it is "
+                               f"here.{did_you_mean(what)} To try it: PRETRAINED_DIR={what} bash train.sh")
+        raise WeightsError(f"{what}: no such file or folder, and no published name of a model here.{did_you_mean(what)} "
+                           "MODEL_ZOO.md lists the names")
     license_text = license_of(what) or known.license or "not stated"
     return [f"published: {name or known.name}, {known.parameters:g} million parameters without the head, "
             f"{f'{known.classes} outputs' if known.classes else 'no head'}",
             f"model: {describe_row(known.model, {}, known.pixels)} (MODEL_TYPE={known.model})",
-            f"licence: {license_text}", f"to use it: PRETRAINED_DIR={what} bash train.sh"]
+            f"licence: {license_text}", *_access(known),
+            f"to use it: PRETRAINED_DIR={what} bash train.sh"]
+
+
+def _access(known: PublishedFile) -> list[str]:
+    """Return a line about a repository that may ask for an account: those with terms of their own."""
+    if not known.repository or not known.license or FREE.match(known.license):
+        return []
+    return [f"access: the publisher may ask you to accept the terms at {page_of(known.place)}; then set HF_TOKEN to a token of "
+            "your account"]
 
 
 def _of_run(file: OpenedCheckpoint) -> list[str]:
     settings, row = file.settings, architecture(**file.file.run["architecture"])
     name = settings["model_type"]
     size = settings.get("img_size") or row.img_size
-    title = describe_row(name, {}, size) if name in MODELS else name
+    own_sizes = {key: row[key] for key in (*SIZES, "num_heads") if name in MODELS and row[key] != MODELS[name][key]}
+    title = describe_row(name, own_sizes, size) if name in MODELS else name
+    other = ", with other sizes" * bool(own_sizes)
     names = list(file.file.run["classes"])
     used = file.path.parent if file.path.name == BEST else file.path
-    return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
+    return [f"model: {title} (MODEL_TYPE={name}{other}), of a run of train.py, step {file.step}", *_of_row(row, size),
             f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
             f"to use it: {shlex.quote(sys.orig_argv[0])} predict.py {shlex.quote(str(used))} IMAGES"]
 
@@ -125,8 +139,9 @@ def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False)
 def _of_images(file: OpenedCheckpoint, row: object) -> str:
     view = {key: row[key] for key in ("interpolation", "eval_crop")} | file.view
     numbers = [" ".join(f"{number:g}" for number in row[key]) for key in ("mean", "std")]
-    cut = (f"the middle {100 * view['eval_crop']:g} % of the shorter side" if view["eval_crop"] else
-           "the whole image, its shape not kept")
+    crop = view["eval_crop"]
+    cut = ("the whole image, its shape not kept" if not crop else "shape kept, as much of the middle as fits" if crop == 1 else
+           f"the middle {100 * crop:g} % of the shorter side")
     guessed = "" if "mean" in file.computed or file.tells_mean else ", from the model's row: the file does not say"
     return f"images: mean {numbers[0]}, std {numbers[1]}{guessed}; evaluated {view['interpolation']}, {cut}"
 

@@ -3,7 +3,7 @@
 Everywhere else weights are used by calling their module. Here some are read, so each such kernel steps aside when the
 module that holds them is replaced, wrapped or hooked: adapters, quantized layers and hooks act as on any other model. So do
 counters and transforms of operations.
-A kernel that steps aside returns None. The figures are in benchmarks/README.md.
+A kernel that steps aside returns None. The figures are in benchmarks/TRIED.md.
 
 Shapes: B images, N tokens, H heads, d = D / H.
 """

@@ -71,7 +71,8 @@ def edit_logits(logits: Tensor, values: Tensor, edited: Tensor) -> Tensor:
     0 and 1 mean "at most" and "at least": they are replaced by EPS and 1 - EPS (logits of -16.6 and 16.6), unless the
     logit is already beyond that.
     """
-    target = values.double().clamp(EPS, 1 - EPS).logit().to(logits.dtype)
+    wide = (values.cpu() if values.device.type == "mps" else values).double()             # Apple GPUs have no float64
+    target = wide.clamp(EPS, 1 - EPS).logit().to(logits.device, logits.dtype)
     target = torch.where(values >= 1, torch.maximum(logits, target), target)
     target = torch.where(values <= 0, torch.minimum(logits, target), target)
     return torch.where(edited, target, logits)

@@ -121,10 +121,14 @@ def test_commands_to_copy_are_right_from_where_the_user_stands(tmp_path, monkeyp
     """In the project's folder; in another, from which train.sh was called, which goes to its own; by python /path/to/train.py
     there, whose data may have a relative path."""
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
+    monkeypatch.delenv("VIT_TYPED", raising=False)
     monkeypatch.setattr(launch, "python_command", lambda: "python")
     monkeypatch.chdir(launch.ROOT)
     assert launch.command("train.py") == "python train.py" and launch.command("train.sh", "A=1") == "A=1 bash train.sh"
     assert launch.command_to_resume(Path("output/r s"), 6) == "RESUME_PATH='output/r s' NUM_STEPS=6 bash train.sh"
+    with monkeypatch.context() as patch:
+        patch.setenv("VIT_TYPED", "GPUS=0 NPROC=2 ")
+        assert launch.command_to_resume(Path("output/r")) == "GPUS=0 NPROC=2 RESUME_PATH=output/r bash train.sh"
     monkeypatch.setenv("VIT_CALLED_FROM", str(tmp_path))
     assert launch.command_to_resume(Path("output/r")) == f"cd {launch.ROOT} && RESUME_PATH=output/r bash train.sh"
     assert launch.command("-m tensorboard.main") == f"cd {launch.ROOT} && python -m tensorboard.main"

@@ -99,9 +99,14 @@ def is_first_of_node() -> bool:
     return os.environ.get("LOCAL_RANK", "0") in ("", "0")
 
 
-def is_trial() -> bool:
-    """Whether this run is one of many that sweep.py starts: the sweep says what comes next."""
+def in_sweep() -> bool:
+    """Whether sweep.py started this run: the command of the sweep resumes it."""
     return bool(os.environ.get("VIT_TRIAL"))
+
+
+def is_trial() -> bool:
+    """Whether this run is a trial of a sweep, not its final run: the sweep prints what to do next."""
+    return os.environ.get("VIT_TRIAL") == "1"
 
 
 def only_checks() -> bool:
@@ -165,10 +170,10 @@ def posted_exit_code() -> int | None:
 
 
 def command(script: str, variables: str = "") -> str:
-    """The beginning of a command of ours to copy, right from where the user stands: with `variables` of a script in bash.
+    """Return the beginning of a command to copy into the user's shell: with `variables` in front of a script in bash.
 
-    Relative paths are meant from the current folder. That is the project's for train.sh, wherever it was called; python
-    /path/to/train.py stays where the user is.
+    Relative paths count from the current folder. For train.sh that is the project's, wherever it was called from; for python
+    /path/to/train.py it is the user's.
     """
     here = os.path.realpath(os.getcwd())
     away = here == str(ROOT) != os.path.realpath(os.environ.get("VIT_CALLED_FROM") or here)
@@ -179,10 +184,12 @@ def command(script: str, variables: str = "") -> str:
 
 
 def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
-    """The command that resumes a run: with train.sh in the project's folder, else with train.py, since the run's paths are
-    relative to the current folder."""
+    """Return the command that resumes a run: with train.sh in the project's folder, else with train.py, since the run's paths
+    are relative to the current folder. It repeats the variables of train.sh that no checkpoint holds, such as NPROC."""
     if os.path.realpath(os.getcwd()) == str(ROOT):
-        return command("train.sh", f"RESUME_PATH={shlex.quote(str(folder))}" + (f" NUM_STEPS={num_steps}" if num_steps else ""))
+        variables = [os.environ.get("VIT_TYPED", "").strip(), f"RESUME_PATH={shlex.quote(str(folder))}",
+                     f"NUM_STEPS={num_steps}" if num_steps else ""]
+        return command("train.sh", " ".join(filter(None, variables)))
     more = f" --num_steps {num_steps}" if num_steps else ""
     return f"{command('train.py')} --resume_path {shlex.quote(str(folder))}{more}"
 

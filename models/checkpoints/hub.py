@@ -11,6 +11,7 @@ are those that the repositories state.
 
 import csv
 import dataclasses
+import difflib
 import functools
 import os
 import re
@@ -29,6 +30,8 @@ PREFIXES = ("hf-hub:", "hf_hub:", f"{HUB}/")
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 INDEX = f"{WEIGHTS[0]}.index.json"                          # beside weights in several files
 NOT_FOUND, NO_ACCESS = 404, (401, 403)
+FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)      # licences that ask for nothing but their notice
+SIMILAR, ALIKE = 3, 0.75            # how many names are suggested, and the ratio of equal letters from which on they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,22 @@ def _publishers() -> frozenset[str]:
 def published_file(text: str) -> PublishedFile | None:
     """The line that a name means: its own, timm's without its tag (then timm's default), a repository, or a model of ours."""
     return _by_name().get(_bare(text))
+
+
+def did_you_mean(typed: str) -> str:
+    """Return ' Did you mean X or Y?' with the names of models and published files that are most like `typed`, or ''."""
+    known: dict[str, str] = {}                          # with and without the publisher: letters and digits -> name
+    for file in filter(lambda file: file.model, table()):
+        for name in filter(None, (file.model, file.name, file.name.rpartition("/")[2], file.name.partition(".")[0])):
+            known.setdefault(_letters(name), file.model if name == file.model else file.name)
+    begun = [name for name in known if len(typed) > SIMILAR and name.startswith(_letters(typed))]
+    close = begun[:SIMILAR] or difflib.get_close_matches(_letters(typed), known, SIMILAR, ALIKE)
+    *others, last = list(dict.fromkeys(known[name] for name in close)) or [""]
+    return f" Did you mean {' or '.join(filter(None, [', '.join(others), last]))}?" if last else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(re.findall(r"[a-z0-9+]", text.lower()))
 
 
 def model_of(text: str) -> str | None:

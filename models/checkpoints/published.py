@@ -16,7 +16,7 @@ from models.errors import WeightsError
 from models.families import unbuilt
 
 from . import hub
-from .described import is_weights_folder, weights_in
+from .described import WEIGHTS, is_weights_folder, weights_in
 from .download import check_reachable, download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
@@ -151,6 +151,8 @@ def _google_url(file: str) -> str:
 def require_published(text: str | Path) -> str:
     """The canonical form of a published name. Raises WeightsError for any other text."""
     name, tables = published_name(str(text)), PUBLISHED | META_FILES
+    if name is None and Path(text).is_dir():
+        raise WeightsError(f"{text}: a folder without weights: none of {', '.join(WEIGHTS)} is in it")
     _refuse_unbuilt(str(text))
     folder = str(text).partition("/")[0]
     if name is None and folder in tables and str(text).count("/") == 1:
@@ -158,9 +160,8 @@ def require_published(text: str | Path) -> str:
                            f"{', '.join(tables[folder])}")
     if name is None:
         raise WeightsError(
-            f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
-            f"{', '.join(tables)}, augreg; names of timm's; and repositories of the hub (MODEL_ZOO.md lists them; "
-            "hf-hub:ORG/NAME means any)")
+            f"no checkpoint at {text}, and it is no published name.{hub.did_you_mean(str(text))} MODEL_ZOO.md lists the names; "
+            "hf-hub:ORG/NAME means any repository of the Hugging Face hub")
     return name
 
 

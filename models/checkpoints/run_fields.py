@@ -64,7 +64,8 @@ FIELDS = {
     "architecture": Record(ROW, optional=sum(LATER_KEYS, ())),
     "classes": Each(TEXT),
     "train_images": _STEP, "seconds": number(0, words="0 or more"),
-    "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH), "rules": one_of(1, 2, 3),
+    "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH),
+    "rules": one_of(1, 2, 3, 4),
     "license": TEXT,
 }
 NEEDED = {"format", "model", "architecture", "classes", "config"}           # by whoever wants the weights alone

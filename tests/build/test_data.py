@@ -14,9 +14,10 @@ from utils.distributed import Ranks
 
 @pytest.mark.parametrize(("choice", "has_val", "names"), [
     ("always", True, ("test", "val", "test")), ("once", True, ("val", "val", "test")), ("never", True, ("val", "val", "val")),
-    ("always", False, ("test", "test", "test")), ("once", False, (None, None, "test"))])
+    ("always", False, ("val", "val", "val")), ("once", False, (None, None, "val"))])
 def test_which_split_is_evaluated_when(tmp_path, monkeypatch, choice, has_val, names):
-    """Before step 1, during training, at the end. A split that is both is one object, so that it is evaluated once."""
+    """Before step 1, during training, at the end; of the digits, and of a folder with val/ only. A split that is both is one
+    object, so that it is evaluated once."""
     monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
     data = build_objects("--test", choice, *([] if has_val else FOLDER)).data
     parts = data.evaluated_before, data.watched, data.final

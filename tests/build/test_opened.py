@@ -23,7 +23,8 @@ def test_what_can_be_opened(tmp_path):
     """A run with its own view of images, a file of other origin with what is typed, and the embedded model."""
     write_checkpoint(tmp_path / "r/best.pt", "--eval_crop", 0.5, "--in_channels", 1)
     for opened in (open_model(tmp_path / "r"), open_model(tmp_path / "r/best.pt")):
-        assert opened.classes == tuple("0123456789") and opened.title == "ViT-Nano_2 on digits, run r, step 0"
+        assert opened.classes == tuple("0123456789")
+        assert opened.title == "ViT (width 16, 1 block, patch 2) on digits, run r, step 0"
         assert opened.has_data and not opened.model.training and opened.path == tmp_path / "r/best.pt"
         assert opened.transform(Image.new("RGB", (10, 12))).shape == (1, 8, 8)
         assert opened.region((16, 16)) == (0.25, 0.25, 0.75, 0.75)
@@ -54,7 +55,7 @@ def test_what_cannot_be_opened_names_what_to_type(tmp_path):
         with pytest.raises(ConfigError, match=words):
             open_model(what, **more)
     for what in (None, tmp_path / "r"):
-        with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is not one"):
+        with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is not one of your runs"):
             open_model(what, img_size=16)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import DATASETS, MODELS, RECIPES
-from models.checkpoints.hub import model_of
+from models.checkpoints import hub
 from models.checkpoints.published import published_name, published_names, require_published
 from models.errors import ModelError
 from utils.config import ConfigError, check_published, did_you_mean, name_model, parse, unknown_model
@@ -47,7 +47,7 @@ def test_a_model_at_another_size():
     assert unknown_model("vit_base_patch16_384") == (
         "--model_type vit_base_patch16_384: no such model. Did you mean ViT-B_16 with --img_size 384?")
     assert unknown_model("cait_xs24_384").endswith("Did you mean CaiT-XS24?")                # its row's own
-    assert "no such model. Choose one of ViT-Ti_16, " in unknown_model("swin")
+    assert unknown_model("swin").endswith("no such model. MODEL_ZOO.md lists the models")
 
 
 @pytest.mark.parametrize(("typed", "meant"), [
@@ -68,18 +68,21 @@ def test_published_names(typed, meant):
 def test_a_published_name_in_place_of_a_model():
     """Which starts from that file, unless the flags say otherwise."""
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert name_model({"model_type": name, "seed": 1}, model_of) == {
+    assert name_model({"model_type": name, "seed": 1}, hub) == {
         "model_type": "DINOv2-S_14-reg", "pretrained_dir": name, "seed": 1}
-    assert name_model({"model_type": "facebook/dinov2-small", "pretrained_dir": "none"}, model_of) == {
+    assert name_model({"model_type": "facebook/dinov2-small", "pretrained_dir": "none"}, hub) == {
         "model_type": "DINOv2-S_14", "pretrained_dir": "none"}
-    assert name_model({"model_type": name, "resume_path": "r"}, model_of) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
+    assert name_model({"model_type": name, "resume_path": "r"}, hub) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
     for flags in ({}, {"model_type": "ViT-B_16"}, {"pretrained_dir": name}):
-        assert name_model(flags, model_of) == flags
+        assert name_model(flags, hub) == flags
     for typed, words in (("beitv2_base_patch16_224", "it has positions relative to each pair"),
                          ("naflexvit_base_patch16_gap.e300_s576_in1k", "it has images of any shape"),
-                         ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"), ("hf-hub:a/b", "no such model")):
+                         ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"),
+                         ("hf-hub:a/b", "a repository that MODEL_ZOO.md does not list. To start"),
+                         ("facebook/dinov2-smal", "a repository .* Did you mean facebook/dinov2-small or"),
+                         ("swin_tiny_patch4_window7_224", "no such model. MODEL_ZOO.md lists the models$")):
         with pytest.raises(ConfigError, match=f"--model_type {typed}: {words}"):
-            name_model({"model_type": typed}, model_of)
+            name_model({"model_type": typed}, hub)
 
 
 def test_a_start_that_no_model_here_is_of_says_why():

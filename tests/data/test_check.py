@@ -38,7 +38,7 @@ def test_a_good_data_set(tmp_path, workers):
 
 def test_splits_that_are_one_are_read_once_and_without_a_bar_where_there_is_no_terminal(tmp_path, capfd):
     findings = check(open_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
-    assert [line.partition(":")[0] for line in findings.lines[:-1]] == ["train", "test"] and capfd.readouterr().err == ""
+    assert [line.partition(":")[0] for line in findings.lines[:-1]] == ["train", "val"] and capfd.readouterr().err == ""
 
 
 @pytest.mark.contract("P13", "dataset.py check names every image that cannot be read, for any number of processes")

@@ -23,7 +23,7 @@ def test_folder(tmp_path):
     assert splits.classes == ("ant", "bee") and splits.can_flip
     assert splits.train.targets.tolist() == [0, 0, 0, 1, 1]
     assert splits.val.targets.tolist() == [0, 1, 1]
-    assert splits.test is splits.val and splits.val_name == "test"
+    assert splits.test is splits.val and splits.val_name == "val" and splits.val_is_test
     image, label = splits.train[3]
     assert image.mode == "RGB" and image.size == (10, 12) and label == 1 and image.getpixel((0, 0)) == (4, 8, 100)
 
@@ -125,12 +125,17 @@ def test_an_empty_folder_held_out_is_no_class(tmp_path):
         for name in ("val/bird", "test/fish")]
 
 
+@pytest.mark.parametrize(("held_out", "name"), [("valid", "val"), ("dev", "val"), ("Validation", "val"), ("test", "test")])
+def test_the_only_held_out_split_is_called_as_its_folder(tmp_path, held_out, name):
+    assert open_splits("folder", tree(tmp_path, {"train/a": 2, "train/b": 2, f"{held_out}/a": 1})).val_name == name
+
+
 def test_a_third_split_is_the_test_set(tmp_path):
     splits = open_splits("folder", tree(tmp_path / "three", {**GOOD_TREE, "test/ant": 4, "test/bee": 1}))
     assert (len(splits.train), len(splits.val), len(splits.test), splits.val_name) == (5, 3, 5, "val")
     unlabelled = tree(tmp_path / "two", {**GOOD_TREE, "test": 3})
     two = open_splits("folder", unlabelled)
-    assert two.val is two.test and two.val_name == "test"
+    assert two.val is two.test and two.val_name == "val"
     with pytest.raises(DataError, match="train and test have different classes"):
         open_splits("folder", tree(tmp_path / "other", {**GOOD_TREE, "test/wasp": 1}))
 
@@ -249,7 +254,7 @@ def test_tiny_imagenets_list_has_the_classes_of_val(tmp_path):
 
 def test_a_held_out_split_without_images_of_a_class_is_warned_of(tmp_path):
     notes = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 1, "val/cat": 0})).notes
-    assert "warning: test has no images of 1 of the 3 classes: cat" in notes
+    assert "warning: val has no images of 1 of the 3 classes: cat" in notes
 
 
 def test_a_folder_of_pictures_is_read_without_hidden_ones(tmp_path):

@@ -132,7 +132,7 @@ def test_lack_of_memory_of_one_process_alone():
             distributed.watch(ALONE, lambda: "step 7"):
         raise MemoryError
     assert one.value.exit_code == 6
-    with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run holds"), distributed.init("cpu"):
+    with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run needs"), distributed.init("cpu"):
         raise MemoryError
     with pytest.raises(OutOfMemory, match=r"evaluation: out of memory; lower --eval_batch_size$"), \
             distributed.watch(ALONE, lambda: "step 7"), distributed.watch(ALONE, lambda: "evaluation", SMALLER_EVALUATION):

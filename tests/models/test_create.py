@@ -98,9 +98,9 @@ def test_the_name_of_a_published_file_is_that_of_its_model():
 
 
 @pytest.mark.parametrize("name, img_size, message", [
-    ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
-    ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
-    ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*; take 224 or 256$"),
+    ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*. Use 224 or 240$"),
+    ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*. Use 96 or 112$"),
+    ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*. Use 224 or 256$"),
 ])
 def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     with pytest.raises(ModelError, match=message):
@@ -108,14 +108,16 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"name_or_config": "ViT-B_17"}, r"unknown model 'ViT-B_17'\. Did you mean ViT-B_16\? list_models\(\)"),
     ({"name_or_config": "beitv2_base_patch16_224"}, "unknown model 'beitv2_base_patch16_224'"),
-    ({"droput_rate": 0.1}, "unknown keys droput_rate; a model has .*dropout_rate"),
+    ({"droput_rate": 0.1}, "unknown keys droput_rate; a model's row has .*dropout_rate"),
+    ({"name_or_config": "dinov2-small"}, r"Did you mean facebook/dinov2-small or "),
+    ({"pretrained": True}, "pretrained=True: must be a file, a folder or a published name, such as pretrained='vit_small"),
     ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
     ({"head": "keep"}, "head='keep' needs pretrained="),
     ({"num_classes": 0}, "num_classes 0: must be 1 or more"),
     ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
-    ({"num_layers": "two"}, "num_layers='two': must be of the type of the row's 2"),
+    ({"num_layers": "two"}, "num_layers='two': must have the type of the row's value, 2"),
     ({"classifier": "map"}, "classifier 'map': must be token, gap, patch_mean, mean, token_mean or attention$"),
     ({"position_resize": "nearest"}, "position_resize 'nearest': must be a rule of models/layers.py RESIZE_RULES, such as"),
     ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
@@ -125,16 +127,16 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
     ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
     ({"classifier": "patch_mean", "representation_size": 8}, "representation_size 8: classifier 'patch_mean' has no pre_logits"),
-    ({"layer_scale": -0.1}, r"layer_scale -0.1: must be 0 \(no factors of the branches\) or above"),
+    ({"layer_scale": -0.1}, r"layer_scale -0.1: must be above 0, or 0 for a model without LayerScale"),
     ({"classifier": "token", "class_token": False}, r"classifier 'token': the model has no cls token \(class_token\)"),
-    ({"positions": "none"}, "positions 'none': without rotary ones"),
-    ({"rope": "dinov3", "hidden_size": 36, "num_heads": 6}, "heads' width 6"),
-    ({"rope": "eva"}, "rope_grid 0: for rope 'eva' and 'pe'"),
-    ({"rope_grid": 3}, "rope_grid 3: for rope 'eva' and 'pe'"),
+    ({"positions": "none"}, "positions 'none': without rotary positions"),
+    ({"rope": "dinov3", "hidden_size": 36, "num_heads": 6}, "the width of a head, 6"),
+    ({"rope": "eva"}, "rope_grid 0: must be the number of patches per side"),
+    ({"rope_grid": 3}, "rope_grid 3: must be .* 0 for others"),
     ({"classifier": "attention", "pool_heads": 5}, r"pool_heads 5: hidden_size \d+ is not divisible by it"),
     ({"distilled": True, "registers": 1}, r"registers 1: a distilled DeiT \(distilled\) has no such part, must be 0"),
     ({"class_layers": 2, "layer_scale": 0.1, "mlp": "swiglu"}, r"mlp 'swiglu': CaiT \(class_layers\) has no such part"),
-    ({"resnet_layers": (1,), "img_size": 32, "patch_bias": False}, "patch_bias False: the patches of a hybrid"),
+    ({"resnet_layers": (1,), "img_size": 32, "patch_bias": False}, "patch_bias False: the patch embedding of a hybrid"),
     ({"class_layers": 2}, r"layer_scale 0.0: CaiT \(class_layers\) multiplies its branches by it, must be above 0"),
     ({"class_layers": 2, "distilled": True}, "distilled and class_layers: the first makes a DeiT"),
     ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),

@@ -104,15 +104,16 @@ def test_arrays_that_are_too_few_too_many_or_of_another_shape_are_of_no_row():
     """A register less is another file, whatever it costs."""
     state = arrays("DINOv3-S_16")
     fewer = state | {"reg_token": torch.empty(1, 3, 384, device="meta")}
-    refused("no model of configs.py has its parts together.* nearest is DINOv3-S_16; of the file are registers 3, not 4. If",
+    refused("no model of configs.py has all of its parts.* nearest is DINOv3-S_16; the file has registers 3, not 4. If",
             match_row, header_of(fewer))
     none = {name: value for name, value in state.items() if name != "reg_token"}
-    refused("nearest is DINOv3-S_16; of the file are registers 0, not 4. If", match_row, header_of(none))
+    refused("nearest is DINOv3-S_16; the file has registers 0, not 4. If", match_row, header_of(none))
     lingbot = arrays("LingBot-S_16") | {"reg_token": torch.empty(1, 3, 384, device="meta")}
-    refused("nearest is LingBot-S_16; of the file are registers 3", match_row, header_of(lingbot), "LingBot-S_16")
+    refused("nearest is LingBot-S_16; the file has registers 3", match_row, header_of(lingbot), "LingBot-S_16")
     with torch.device("meta"):
         wide = create_model("ViT-Ti_16", 3, (64, 96), num_layers=12).state_dict()
-    refused("positions patches, not all. .* or --model_type and the --img_size of its images", match_row, header_of(wide))
+    refused("positions patches, not all. .* or, if its images are not square, add --model_type and --img_size", match_row,
+            header_of(wide))
     both = arrays("DINOv2-S_14") | {"norm_pre.weight": torch.empty(384), "norm_pre.bias": torch.empty(384)}
     refused("pre_norm True", match_row, header_of(both))
     name, keys = match_row(header_of(arrays("DINOv2-S_14", mlp_dim=1000)))
@@ -134,6 +135,7 @@ def test_parts_that_no_row_has_need_a_program_that_says_how_it_computes():
     ("TIPSv2-B_14", {}, (448, 224), "TIPSv2 ViT-B/14, 1 register, 448 x 224 px"),
     ("SigLIP-SO400M_14", {"classifier": "mean"}, 378, "SigLIP ViT-SO400M/14, mean of the patches, 378 px"),
     ("PE-core-G_14", {}, None, "PE-core ViT-G/14, pooling by attention, 448 px"),
-    ("ViT-S_16", {"hidden_size": 40, "num_layers": 1, "patch_size": 4}, 8, "ViT, width 40, 1 block, patch 4, 8 px")])
+    ("ViT-S_16", {"hidden_size": 40, "num_layers": 1, "patch_size": 4}, 8, "ViT (width 40, 1 block, patch 4), 8 px"),
+    ("ViT-B_16", {"num_heads": 6}, None, "ViT-B/16 with 6 heads, 224 px")])
 def test_a_model_in_words(name, keys, size, words):
     assert describe_row(name, keys, size) == words

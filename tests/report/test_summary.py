@@ -141,7 +141,8 @@ def test_means_over_the_last_steps_and_another_split_before(printed):
     for line in ("  val accuracy   10.00% before", "  test accuracy  80.00% after (200 images; 95% interval 73.9% to 85.0%)",
                  "  train accuracy 30.50% on the images of the last 20 steps, as they were fed",
                  "                 50.00% on all 1097 training images, without augmentation",
-                 f"  attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit"):
+                 f"  attention loss {first:.4f} in the first 20 steps, {last:.4f} in the last 20: mean square of attention - "
+                 "edit"):
         assert line in lines, line
     assert not any(" best " in line for line in lines)
     lines = printed({}, {}, steps, "--eval_train")                  # a full disk lost the evaluation

@@ -1,4 +1,4 @@
-"""Whole runs of train.py for the tests of docs/reliability.md: forked, so that one costs its two seconds and no start-up.
+"""Whole runs of train.py for the tests of docs/promises.md: forked, so that one costs its two seconds and no start-up.
 
 `start` forks this process, which has loaded PyTorch already, and calls train.main in the child: a tiny ViT on digits with
 everything that draws random numbers or keeps a state. More than one process form a gloo group, without torchrun.

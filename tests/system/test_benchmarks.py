@@ -119,13 +119,43 @@ def test_share_of_the_limit_and_the_fastest_peer():
 
 def test_goals_are_found_and_judged():
     rows = {line.split(" | ")[0]: line for line in goals.table({STEP["title"]: STEP}, on_gpu=False)}
-    assert "2.00 | yes" in rows["| training step, bf16, against timm"]
-    assert "1.33 | yes" in rows["| training step, bf16, against the fastest peer"]
+    assert "2.00 | yes" in rows["| training step in bf16, compared with timm"]
+    assert "1.33 | yes" in rows["| training step in bf16, compared with the fastest peer"]
     start = a_record("startup", **{"import torch": [2.0, 4.0], "ours (train.py)": [4.0, 6.0]})
-    assert "<= 1.50 s | 2.00 s | **no**" in goals.table({"startup": start}, on_gpu=False)[-1]
+    assert "<= 1.50 s | 2.00 s | no" in goals.table({"startup": start}, on_gpu=False)[-1]
     assert len(goals.table({STEP["title"]: STEP}, on_gpu=True)) == 4                       # two goals of a GPU fit the title
     run = a_record("end to end x", **{"ours (files), step": [1.0, 2.0], "ours (files), data wait": [0.01, 0.08]})
-    assert [line.split(" | ")[3:] for line in goals.table({"end to end x": run}, on_gpu=True)[2:]] == [["2.5%", "**no** |"]]
+    assert [line.split(" | ")[3:] for line in goals.table({"end to end x": run}, on_gpu=True)[2:]] == [["2.5%", "no |"]]
+
+
+def test_the_summary_has_one_row_for_each_goal_and_those_that_are_missed_last():
+    slow = a_record("step ViT-S_16 224 bf16 cpu", timm=[3.0], ours=[2.5], matmul=[0.5])
+    lines = goals.summary({record["title"]: record for record in (STEP, slow)}, on_gpu=False)
+    assert "| training step in bf16, compared with timm | >= 1.45 | 1.20 to 2.00 | met in 1 of 2 |" in lines
+    start = a_record("startup", **{"import torch": [1.0], "ours (train.py)": [3.0]})
+    lines = goals.summary({"startup": start, STEP["title"]: STEP}, on_gpu=False)
+    assert lines[-1].endswith("<= 1.50 s | 2.00 s | missed |") and "missed" not in "".join(lines[:-1])
+    near = a_record("input JPEG 500x375", torchvision=[1.699], ours=[1.0])
+    assert goals.summary({near["title"]: near}, on_gpu=False)[-1].endswith("| >= 1.70 | 1.699 | missed |")
+
+
+def test_the_overview_compares_with_every_other_program():
+    record = a_record("step ViT-B_16 224 fp32 cpu", timm=[3.0, 3.0, 3.0], torchvision=[1.0, 2.0, 3.0], ours=[2.0, 2.0, 2.0])
+    lines = report.overview({record["title"]: record})
+    assert lines[0] == "| task | timm | transformers | torchvision | vit-pytorch (lucidrains) | ViT-pytorch scripts |"
+    assert lines[2:] == ["| training step, ViT-B/16, all in float32 | **1.50** | - | 1.00 | - | - |"]
+    assert all(record["title"].startswith(tuple(report.GROUPS)) for record in [STEP, record])
+
+
+def test_the_overview_compares_whole_commands_by_their_pairs():
+    def run(contender: str, last: float, cpu: float, draw: int) -> dict:
+        return {"contender": contender, "set": "s", "draw": draw, "per_class": "5", "last": last, "cpu": cpu}
+
+    runs = [run(name, last, cpu, draw) for draw in (1, 2) for name, last, cpu in (
+        ("auto", 60.0, 10.0), ("timm-own", 58.0, 25.0), ("transformers-own", 61.0, 5.0))]
+    said = report.accuracy(runs)
+    assert "1 small photo sets, 2 splits" in said[0] and "train.py: +2.0 ± 0.0 points" in said[2] and "2.50 times" in said[2]
+    assert "Trainer: -1.0 ± 0.0 points" in said[3] and "0.50 times" in said[3] and not report.accuracy(runs[:1])
 
 
 def test_a_record_takes_the_place_of_an_older_one(tmp_path, capsys):
@@ -136,13 +166,14 @@ def test_a_record_takes_the_place_of_an_older_one(tmp_path, capsys):
     kept = json.loads(file.read_text())
     assert sorted(kept) == ["load", STEP["title"]] and kept[STEP["title"]]["date"] == "2000-01-01"
     assert STEP["title"] in capsys.readouterr().out
-    page = report.page({"m": kept})
-    assert "## Some CPU, 2 cores" in page and "### load" in page and "| training step, bf16, against timm |" in page
+    page = report.page({"m": kept}, [])
+    assert "## All figures: Some CPU, 2 cores" in page and "### Loading weights\n" in page and "#### load\n" in page
+    assert "| training step in bf16, compared with timm |" in page and "No GPU has been measured" in page
 
 
 def test_results_are_those_of_the_json_files():
     machines = {file.stem: json.loads(file.read_text()) for file in sorted(report.RESULTS.glob("*.json"))}
-    assert report.PAGE.read_text() == report.page(machines), "python -m benchmarks.report"
+    assert report.PAGE.read_text() == report.page(machines, report.small_sets()), "python -m benchmarks.report"
 
 
 FORMULATION = "--contenders=ViT-pytorch formulation,ours"

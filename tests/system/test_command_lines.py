@@ -112,7 +112,7 @@ LATE = {
                   ("w.npz --to npz --output photos", "--output photos is a folder. Give the name of a new file"),
                   ("w.npz --to npz --output file.txt/a.npz", "--output file.txt: file.txt is a file, not a folder"),
                   ("w.npz --to npz --output a.npz --class_names no.txt", "--class_names no.txt: no such file"),
-                  ("w.npz --to onnx --output a.onnx", r"--to onnx needs the package onnx. Install it: \S+ -m pip install -r r")],
+                  ("w.npz --to onnx --output a.onnx", r"--to onnx needs the package onnx. Install it: \S+ -m pip install -r ")],
     "predict.py": [("w.npz photos --output file.txt", "--output file.txt exists, and is not overwritten"),
                    ("w.npz photos --output photos", "--output photos is a folder"),
                    ("w.npz photos --output file.txt/a.csv", "--output file.txt: file.txt is a file, not a folder"),

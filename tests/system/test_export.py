@@ -22,6 +22,7 @@ import export
 import models
 import train
 import visualize
+from models.__main__ import describe
 from models.checkpoints.export import save_weights
 from utils import launch, process
 from utils.build import open_model
@@ -75,6 +76,7 @@ def test_an_exported_folder_is_the_run(family, capsys):
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
     assert opened.title == f"{kind}, exported"
+    assert ", with the sizes of the file)" in describe(str(folder))[1]
     assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
     ours, theirs = run_itself.model.config.to_dict(), opened.model.config.to_dict()
     assert ours == theirs | {key: ours[key] for key in ("img_size", "channel_mean", "channel_std")}

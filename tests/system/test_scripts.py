@@ -147,7 +147,7 @@ def two_gpus(tmp_path):
 
 @pytest.mark.parametrize(("gpus", "words"), [
     ("2", "there is no GPU 2, nvidia-smi lists 2, from 0 on"), ("0,0", "names 0 twice"), ("two", "'two' is no device"),
-    ("0;1", "'0;1' is no device"), ("cuda", "'cuda' is no device")])
+    ("0;1", "'0;1' is no device"), ("cuda", "'cuda' is no device"), ("mps", "bash train.sh --device mps")])
 def test_devices_that_are_none(run_script, two_gpus, gpus, words):
     done = run_script("train.sh", GPUS=gpus, PATH=two_gpus)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1

@@ -31,8 +31,8 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     assert run_train("--num_steps", 5, "--eval_every", 2) == 0
     folder = Path("output/digits")
     files = sorted(path.name for path in folder.iterdir())
-    assert files == [".lock", "best.pt", "config.json", "curves.png", "log.jsonl", "mistakes.csv", "step-00000004.pt",
-                     "step-00000005.pt"]
+    assert files == [".lock", "batch.png", "best.pt", "config.json", "curves.png", "log.jsonl", "mistakes.csv",
+                     "step-00000004.pt", "step-00000005.pt"]
     assert list(Path("logs/digits").iterdir())
     content = json.loads((folder / "config.json").read_text())
     assert content["config"]["num_steps"] == 5 and content["config"]["learning_rate"] == 1e-3
@@ -208,7 +208,7 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
 
 
 @pytest.mark.parametrize(("function", "flags", "line"), [
-    ("utils.build.model.create_model", [], "setting up: out of memory; what a run holds whatever its batch is (model, "),
+    ("utils.build.model.create_model", [], "setting up: out of memory; what a run needs whatever its batch size (model, "),
     ("utils.build.trainer.warm_up", ["--compile"], "compiling for 16 images a micro-step: out of memory; lower --train_bat"),
     ("utils.run.run.evaluate", [], "evaluation on test after step 0: out of memory; lower --eval_batch_size"),
     ("utils.training.evaluation.evaluate", ["--eval_only", "--pretrained_dir", "model.npz"],
@@ -435,9 +435,9 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     make_tree(Path("tree"))
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--pretrained_dir", "output/r", "--name", "s") == 0
     assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
-    assert "arrays from output/r/best.pt; new: head.bias, head.weight" in capsys.readouterr().out
+    assert "arrays from output/r/best.pt; new: head; unused in the file: head" in capsys.readouterr().out
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *own, 4) == 2
-    assert "a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+    assert "a run's checkpoint sets the architecture: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2
     assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
 

@@ -56,7 +56,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
     val = NamedSplit(splits.val_name, splits.val)
     test = val if splits.test is splits.val else NamedSplit("test", splits.test)        # the same object: evaluated once
     final = val if config.test == "never" else test
-    watched = val if val.name != "test" or config.test == "always" else None          # what is called test is all there is
+    watched = None if splits.val_is_test and config.test != "always" else val
     found_edits, held_out_edits = {}, {}
     if config.attention_edits:
         found_edits, held_out_edits = _find_edits(config, splits, final, saved, ranks)
@@ -82,7 +82,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
 def describe_loading(loader: Loader, ranks: Ranks) -> str:
     """How training images come to the device."""
     if not loader.not_cached:
-        return f"loading: all images stay in the memory of the {'CPU' if ranks.device.type == 'cpu' else 'GPU'}"
+        return f"loading: all images stay in the memory of the {'GPU' if ranks.device.type == 'cuda' else 'CPU'}"
     count = loader.num_workers
     who = f"{count} process{'es' * (count > 1)} beside the training" if count else "the training process itself"
     return (f"loading: one image after the other, by {who}{' on each GPU' * (count > 0 and ranks.size > 1)}"

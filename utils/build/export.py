@@ -14,8 +14,10 @@ from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import license_of, published_name
 from models.checkpoints.timm_config import computed_otherwise, largest_difference, timm_config
 from models.kinds import is_number
+from models.match import model_name
 from utils.config import ConfigError
 from utils.config.types import as_tuple
+from utils.data.datasets import NAMED_BY_FOLDER, data_name
 from utils.files import StorageError, atomic_folder, atomic_write
 from utils.run.log import read_log
 
@@ -143,6 +145,8 @@ def card_facts(opened: Opened) -> dict[str, dict]:
         return described.card
     config = opened.model.config
     sizes = {"architecture": settings["model_type"]}
+    if (called := model_name(settings["model_type"], config)) != settings["model_type"]:
+        sizes["called"] = called
     if config.positions != "none":
         sizes["positions"] = config.position_resize
     if not opened.has_data:
@@ -150,8 +154,8 @@ def card_facts(opened: Opened) -> dict[str, dict]:
     with OpenedCheckpoint(opened.path) as file:                    # other fields may be missing
         run = {key: file.file.run[key] for key in ("step", "train_images", "license")}
     data = {"data set": settings["dataset"]}
-    if settings["dataset"] in ("folder", "csv"):
-        data["folder"] = Path(settings["data_dir"]).resolve().name
+    if settings["dataset"] in NAMED_BY_FOLDER:
+        data["folder"] = data_name(settings["dataset"], settings["data_dir"])
     data |= {"training images": run["train_images"], "classes": len(opened.classes)}
     training = {"step of these weights": run["step"]} | {
         key: settings[key] for key in TRAINED if settings.get(key) not in (0, False, "none", "all")}

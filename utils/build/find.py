@@ -161,7 +161,7 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes),
         can_flip=splits.can_flip,
-        test_is_val=splits.test is splits.val and splits.val_name == "test",
+        test_is_val=splits.val_is_test,
         reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_row=start_row or None, start_view=start and view_of(start),
@@ -177,10 +177,18 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
 
 
 def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None = None) -> Splits:
-    """The splits, under the names of the checkpoint or of the start whose head is kept. Raises DataError.
+    """The splits, with the class names of the checkpoint or of the start whose head is kept. Raises DataError.
 
-    What a run held out of its own images is no part of an evaluation on others.
+    Runs of earlier versions called the only held-out split "test", whatever the data called it, and keep that name.
     """
+    splits = _open_data(sources, saved, start)
+    if saved and saved.state.rules < 4 and splits.val_is_test and len(splits.train):
+        splits = splits.replace(val_name="test")
+    return splits
+
+
+def _open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None) -> Splits:
+    """Fractions that a run drew from its own images are not drawn when it is evaluated on others."""
     names = saved.state.classes if saved else (start and start.class_names) or ()
     rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}

@@ -7,7 +7,7 @@ from typing import NoReturn
 from models import ModelError
 from models.base import ImageTransformer
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import load_model as load_run_model
+from models.create import load_run_model
 from utils.config import ConfigError
 from utils.config.saved import SettingsError, check_settings
 from utils.predict.predictor import Predictor

@@ -14,19 +14,19 @@ from torch.utils.data import Dataset
 from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
+from models.checkpoints import hub
 from models.checkpoints.described import is_weights_folder
-from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
-from models.create import check_weights_of_run, load_model
-from models.match import match_row
+from models.create import check_weights_of_run, load_run_model
+from models.match import match_row, model_name
 from utils.config import ConfigError, before, model_named
 from utils.config.adopt import VIEW
 from utils.config.saved import SettingsError, check_settings
 from utils.data import transforms
 from utils.data.classes import ClassRule
-from utils.data.datasets import imagenet_names, splits_of
+from utils.data.datasets import data_name, imagenet_names, splits_of
 from utils.data.layouts import HELD_OUT
 from utils.data.loader import default_workers, eval_loader
 from utils.data.reading import FIND, Reading
@@ -73,15 +73,18 @@ class Opened:
     def split(self, name: str | None = None) -> tuple[str, Dataset, tuple[str, ...]]:
         """-> (the split's name, its images, the names of their classes) of the data set of its run.
 
-        name: train, val or test; None: what the run was tested on. Raises ConfigError or DataError.
+        name: train, val or test; None: what the run was tested on. Where one split is both val and test, either name gives it,
+        under the name that the data have for it. Raises ConfigError or DataError.
         """
         run = self.settings
         rule = ClassRule(run["class_order"], tuple(self.classes) if self.path else (), partly=True)
         splits = splits_of(run, rule=rule, need=HELD_OUT)
-        no_test = splits.val is splits.test and splits.val_name == "val"
+        no_test = splits.val is splits.test and not (splits.val_is_test and len(splits.train))
         if no_test and name == "test":
             raise ConfigError("--split test: the run's data have no test set, and best.pt was chosen on val: --split val")
         name = name or ("val" if no_test or run["test"] == "never" else "test")
+        if name != "train" and splits.val is splits.test:
+            name = splits.val_name                  # the only held-out split, which older runs called "test" in any case
         images = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
         if not len(images):
             raise ConfigError(f"--split {name}: the run's data have no {name} images now")
@@ -164,7 +167,7 @@ def preferred_row(what: str) -> str:
     if Path(what).exists():
         return ""
     folder = (published_name(what) or "").partition("/")[0]
-    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or model_of(published_name(what) or "") or ""
+    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or hub.model_of(published_name(what) or "") or ""
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
@@ -178,7 +181,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
-    typed = {name: value for name, value in (("model_type", model_named(model_type, model_of)), ("img_size", img_size), (
+    typed = {name: value for name, value in (("model_type", model_named(model_type, hub)), ("img_size", img_size), (
         "num_heads", num_heads), ("classifier", classifier), ("mean", mean), ("std", std)) if value is not None}
     with contextlib.ExitStack() as stack:
         file = None
@@ -200,9 +203,10 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
 
 def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
     """by_folder: the folder of the run was given, not the file."""
-    model, run = load_model(file), file.settings
+    model, run = load_run_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
-    title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
+    called = model_name(run["model_type"], model.config)
+    title = f"{called} on {data_name(run['dataset'], run['data_dir'])}, run {name}, step {step}"
     note = f" (its newest checkpoint: it has no {BEST_FILE})" if by_folder and file.path.name != BEST_FILE else ""
     return Opened(model, tuple(model.classes), before() | run, title, True, file.path, note=note)
 
@@ -227,7 +231,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
     of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
-    title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
+    title = f"{model_name(of_ours if of_ours in MODELS and 'model_type' not in typed else name, model.config)}, {what}"
     own = {"model_type": name} | {key: MODELS[name][key] for key in VIEW}
     settings = NO_RUN | own | published_view(file.path) | file.view | view
     for key, words in file.untaken.items():

@@ -12,6 +12,7 @@ from utils import distributed, launch
 from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
 from utils.data.classes import first_names
+from utils.data.datasets import run_stem
 from utils.distributed import Ranks
 from utils.files import naming
 from utils.process import StopSignal
@@ -103,8 +104,10 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
                 "license": run.state.license if run.state else found.license}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     health = Health(plan_of(config, data, trainer.criterion)) if ranks.is_main else None
+    # Runs used to call the only held-out split "test" always: their curves and those of newer runs meet in one chart.
+    aliases = {f"{data.final.name}/accuracy": "test/accuracy"} if data.splits.val_is_test and data.final.name != "test" else None
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
-                                                     settings, health):
+                                                     settings, health, aliases):
         yield
 
 
@@ -124,6 +127,6 @@ def _claim(run: Run) -> tuple[Path, dict]:
     """-> (the run's folder, {"step", "accuracy"} of its best.pt or {})"""
     config = run.config
     if run.source is None:
-        return folder.create(config.output_dir, config.name, config.dataset), {}
+        return folder.create(config.output_dir, config.name, run_stem(config.dataset, config.data_dir)), {}
     typed = {name: config.to_dict()[name] if config.source(name) == FLAG else None for name in ("output_dir", "name")}
     return folder.resume(run.source, **typed)

@@ -287,7 +287,8 @@ FLAGS: dict[str, Flag] = _group(
          aliases=("save_total_limit",)),
 ) | _group(
     "device, precision and speed",
-    Flag("device", ("auto", "cpu", "cuda"), "auto", "auto: a GPU if there is one, else the CPU", FREE),
+    Flag("device", ("auto", "cpu", "cuda", "mps"), "auto", "auto: a GPU of CUDA or ROCm if there is one, else the CPU; mps: an "
+         "Apple GPU (not tested by this project)", FREE),
     Flag("precision", ("auto", "fp32", "tf32", "bf16", "fp16"), "auto", "auto: bf16 where the processor multiplies it natively, "
          "else fp32; tf32: fp32 with products that a GPU may round to TF32", OVERRIDE),
     Flag("fp16", None, False, "the same as --precision fp16", OVERRIDE, alias_of=("precision", "fp16")),

@@ -74,7 +74,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
 
     odd, examples, digests, bad = Counter(), {}, {}, {}
     with (contextlib.closing(_results(images, splits.reading, num_workers, report_lost)) as results,
-          tqdm(total=len(images), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
+          tqdm(total=len(images), unit="image", desc="reading", disable=None, **process.bar_size()) as bar):
         for result in results:
             bar.update()
             if result.why is None:

@@ -7,6 +7,8 @@ or count in them is trusted.
 """
 
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from .csv_lists import csv_lists
 from .csv_tables import text_lines
 from .downloads import download, torchvision_dataset
 from .idx_files import mnist
-from .image_files import existing_images
+from .image_files import existing_images, shown
 from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Request
 from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
@@ -181,7 +183,20 @@ DATASETS: dict[str, Callable[..., Splits]] = {
     "folder": folder,
     "csv": csv_lists,
 }
+NAMED_BY_FOLDER = ("folder", "csv")
 PUBLISHED_FILES = ("imagenet", "cub200", "flowers102", "oxford_pets")
+
+
+def data_name(dataset: str, data_dir: str) -> str:
+    """Return the name of a published data set, or of the folder that holds images of the user's own."""
+    own = os.path.basename(os.path.abspath(data_dir)) if dataset in NAMED_BY_FOLDER else ""
+    return shown(own) or dataset
+
+
+def run_stem(dataset: str, data_dir: str) -> str:
+    """Return data_name in the letters that a run's name may have: the first run without a name is called so, the next ...-2."""
+    letters = unicodedata.normalize("NFKD", data_name(dataset, data_dir)).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", letters).strip("-.")[:60] or dataset
 
 
 def columns_of(settings: Mapping) -> dict:

@@ -163,10 +163,10 @@ def shown(text: str) -> str:
 
 
 def splits_in_files(images: Mapping[str, FileImages], root: str | Path, classes: Sequence[str], notes: Iterable[str]) -> Splits:
-    """images: by part, "train", "val" and "test", as far as they are there. A part to test on alone is chosen on too."""
+    """images: by part, "train", "val" and "test", as far as they are there. Without val, test is also chosen on."""
     none = FileImages([], root)
     val = images.get("val", images.get("test", none))
-    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    val_name = "val" if "val" in images else "test"
     return Splits(images.get("train", none), val, images.get("test", val), val_name, tuple(classes), notes=tuple(notes))
 
 

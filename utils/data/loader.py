@@ -215,8 +215,9 @@ def stream_loader(batches: Iterable[Sequence], *, transform: Transform, split: D
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
     """The number of workers of this process. Beside a GPU all its cores but one, up to 16: the GPU takes thousands of images
     a second, a core decodes hundreds. On a CPU a quarter of them, at least 1 and up to 4, which load while the others train.
-    None where there is one core, and for digits, which need no decoding."""
-    if dataset == "digits":
+    None where there is one core, for digits, which need no decoding, and with an Apple GPU: a process that uses one is better not
+    forked."""
+    if dataset == "digits" or device_type == "mps":
         return 0
     own = core_count() // local_world_size
     return max(0, min(16, own - 1) if device_type == "cuda" else min(4, max(1, own // 4), own - 1))

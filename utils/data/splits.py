@@ -54,18 +54,25 @@ class Splits:
     height, width). split.name(index): a relative path with slashes, unique in the data set whatever split the image is
     drawn into; split.content(index): the stored bytes.
 
-    `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object.
+    `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object, and
+    `val_name` is what the data call it.
     """
 
     train: Dataset
     val: Dataset
     test: Dataset                   # empty where only a drawn share (draw_test) can be one
-    val_name: str                   # what the figures of `val` are called: "test" where it is the test set
+    val_name: str                   # "val" or "test": what the data, and so the log, call `val`
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
     prepared: int = 0               # shorter side in pixels to which larger images were reduced (prepared.py); 0: not prepared
     reading: Reading = AS_STORED    # how its image files are read
     notes: tuple[str, ...] = ()     # to print when a run starts: what was taken as what; a fault begins with "warning: "
+    val_is_drawn: bool = False      # `val` is a share of the training images
+
+    @property
+    def val_is_test(self) -> bool:
+        """Whether the data set's only held-out images, whatever it calls them, both choose and report."""
+        return self.val is self.test and not self.val_is_drawn
 
     @property
     def held_out(self) -> dict[str, Dataset]:
@@ -185,13 +192,16 @@ def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_cla
         raise DataError(f"--val_fraction: the data set has a validation split of its own ({len(splits.val)} images). Omit "
                         "--val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
-    return splits.replace(train=train, val=val, test=splits.test if len(splits.test) else val, val_name="val")
+    test = splits.test if len(splits.test) else val
+    images = f"{len(test):,} image{'s' * (len(test) != 1)}"
+    notes = [f"test: the {images} of val, since --val_fraction draws another val from train"] if splits.val_name == "val" else []
+    return splits.replace(*notes * (test is not val), train=train, val=val, test=test, val_name="val", val_is_drawn=True)
 
 
 def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
     """Pool all images and draw a share of them as the test set, as papers on data sets without a usual split do."""
     train, test = _divide(Concat([splits.train, *splits.held_out.values()]), fraction, seed, "test", strata)
-    return splits.replace(train=train, val=test, test=test, val_name="test")
+    return splits.replace(train=train, val=test, test=test, val_name="test", val_is_drawn=False)
 
 
 def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: Strata) -> tuple[Subset, Subset]:

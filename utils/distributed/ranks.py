@@ -170,9 +170,9 @@ def wait_for(event: torch.cuda.Event) -> None:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy on the CPU of what all ranks have computed together, by `wait_for`; a tensor of the CPU itself."""
+    """Returns a copy on the CPU of what all ranks have computed together, by `wait_for`; a tensor of the CPU itself."""
     if not tensor.is_cuda:
-        return tensor
+        return tensor.cpu()
     done = torch.cuda.Event()
     done.record()
     wait_for(done)                      # before the copy, which waits in CUDA for what is still to be computed

@@ -131,7 +131,7 @@ def loading_processes(dataset: str, processes: int, device: torch.device) -> int
     """Return how many loader processes each of `processes` processes has. They are more than in training: for a small model
     reading is most of the work, and with a large one they mostly wait. At least one, so that a file that blocks its reader is
     noticed; none for the digits, which are in memory."""
-    if dataset == "digits":
+    if dataset == "digits" or device.type == "mps":            # as default_workers
         return 0
     return max(1, default_workers(dataset, processes, device.type) if device.type == "cuda" else
                min(4, core_count() // processes))

@@ -31,10 +31,11 @@ def text(config: Mapping, own: Mapping, notes: Sequence[str] = ()) -> str:
     facts = own["card"]
     seen, classes = config["pretrained_cfg"], config["label_names"]
     channels, height, width = seen["input_size"]
-    kind = facts.get("model", {}).get("architecture", config["architecture"])
+    model = facts.get("model", {})
+    kind = model.get("called") or model.get("architecture", config["architecture"])
     parts = [
         "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- image-classification\n- timm\n- transformers\n---",
-        f"# {facts.get('model', {}).get('name', kind)}",
+        f"# {model.get('name', kind)}",
         f"A {kind} for {len(classes):,} classes, on images of {height} x {width} pixels{' (gray)' * (channels == 1)}. timm's "
         f"name: {config['architecture']}, with the model_args of config.json; label_names there are the classes, in the order of "
         "the outputs.",

@@ -8,7 +8,7 @@ import os
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from utils.files import atomic_write
-from utils.training.certainty import result_of
+from utils.training.certainty import best_of, result_of
 
 from .sweeps import BY_LOSS, FINAL, chosen_of, ended_trials, is_by_loss, like, spoken
 
@@ -72,11 +72,136 @@ def balanced(line: str, width: int) -> list[str]:
 
 
 def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
-    """Loss, accuracy and learning rate over steps, from the events of a log.jsonl; the attention loss where there is one.
+    """Draw loss, accuracy and learning rate of a run over its steps, of the training and of the held-out images, the best step
+    marked; the attention loss where there is one. events: of a log.jsonl.
 
     A field that an event lacks, or that is not a number, is a gap; `find_invalid_event` finds it.
     """
-    return compare_learning_curves({"": events}, title)
+    figure, axes = _panels([events], title)
+    train, evaluations = [event for event in events if event.get("event") == "train"], _evaluations(events)
+    if train:
+        steps, supervised = _numbers(train, "step"), [event for event in train if event.get("attention_loss") is not None]
+        # The training loss contains it, with its weight; that of an evaluation does not.
+        _noisy(axes["loss"], steps, _numbers(train, "loss"), f"train{' (with attention loss)' * bool(supervised)}")
+        if any("accuracy" in event for event in train):
+            _noisy(axes["accuracy in %"], steps, _percent(train, "accuracy"), "train, as fed")
+        axes["learning rate"].plot(steps, _numbers(train, "lr"), color="tab:gray")
+        if supervised:
+            _noisy(axes["attention loss"], _numbers(supervised, "step"), _numbers(supervised, "attention_loss"), "train")
+    chosen = choosing_split(events)
+    for split, series in evaluations.items():
+        own = {"color": SPLIT_COLORS.get(split), "markersize": 3}
+        steps = _numbers(series, "step")
+        # Two values (before and after) are no curve: a line between them would look like one.
+        line, dotted = ("o-", ":") if len(series) > 2 else ("o", "v")
+        name = "train, evaluated" if split == "train" else plain(split, 20)
+        axes["loss"].plot(steps, _numbers(series, "loss"), line, label=name, **own)
+        axes["accuracy in %"].plot(steps, _percent(series, "accuracy"), line, label=name, **own)
+        if split == chosen:
+            axes["accuracy in %"].plot(steps, _percent(series, "top5"), dotted, alpha=0.6, label=f"{name}, top-5", **own)
+    if best := best_evaluation(events):
+        step, accuracy = best
+        for scale in ("loss", "accuracy in %"):
+            axes[scale].axvline(step, color="black", linewidth=0.8, linestyle="--", alpha=0.5,
+                                label=f"best: step {step:g}" + f", {accuracy:.1%}" * (scale != "loss"))
+    for each in axes.values():
+        if each.get_legend_handles_labels()[0]:
+            each.legend(fontsize="small")
+    axes["accuracy in %"].set_ylim(0, 103)
+    if "attention loss" in axes:
+        _use_log_scale_if_needed(axes["loss"])
+    return figure
+
+
+def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
+    """Draw several runs, by name, in a color each: loss and accuracy of the images that choose the best step, the training loss
+    as a thin line, and the learning rate. The legend names a run once, with its best accuracy."""
+    figure, axes = _panels(runs.values(), title)
+    for number, (name, events) in enumerate(runs.items()):
+        own = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4]}
+        train, chosen = [event for event in events if event.get("event") == "train"], choosing_split(events)
+        steps = _numbers(train, "step")
+        axes["loss"].plot(steps, _smooth(_numbers(train, "loss")), linewidth=0.8, alpha=0.5, **own)
+        axes["learning rate"].plot(steps, _numbers(train, "lr"), **own)
+        if supervised := [event for event in train if event.get("attention_loss") is not None]:
+            axes["attention loss"].plot(_numbers(supervised, "step"), _smooth(_numbers(supervised, "attention_loss")), **own)
+        series, best = _evaluations(events).get(chosen, []), best_evaluation(events)
+        what = f"{plain(chosen, 20)} {best[1]:.1%} at step {best[0]:g}" if best else "no evaluation"
+        label = f" {plain(name, 30)}: {what}"                      # Matplotlib keeps what begins with "_" out of the legend
+        for scale, values in (("loss", _numbers(series, "loss")), ("accuracy in %", _percent(series, "accuracy"))):
+            axes[scale].plot(_numbers(series, "step"), values, marker="o", markersize=3, label=label, **own)
+        if best:
+            axes["accuracy in %"].plot(best[0], 100 * best[1], "*", markersize=10, color=own["color"])
+    handles, labels = axes["accuracy in %"].get_legend_handles_labels()
+    columns = 1 if len(runs) <= 3 else 2
+    figure.legend(handles, labels, fontsize="small", loc="outside lower left", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(runs) // columns))
+    axes["loss"].set_title("loss (thin: training)")
+    if "attention loss" in axes:
+        _use_log_scale_if_needed(axes["loss"])
+    late = [value for line in axes["accuracy in %"].get_lines() for value in list(line.get_ydata())[len(line.get_ydata()) // 2:]
+            if value == value]
+    axes["accuracy in %"].set_ylim(max(0, min(late, default=0) - 5), min(103, max(late, default=100) + 3))
+    return figure
+
+
+def _panels(runs: Iterable[Sequence[dict]], title: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure and its panels by SCALES; without attention loss where no run has one."""
+    supervised = [event for events in runs for event in events if event.get("attention_loss") is not None]
+    scales = [scale for scale in SCALES if supervised or scale != "attention loss"]
+    figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
+    axes = dict(zip(scales, figure.subplots(1, len(scales))))
+    for scale, each in axes.items():
+        each.set(xlabel="step", title=scale)
+        each.grid(alpha=0.3)
+    axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    set_suptitle(figure, title)
+    return figure, axes
+
+
+def _evaluations(events: Sequence[dict]) -> dict[str, list[dict]]:
+    """Return the evaluations by split."""
+    found: dict[str, list[dict]] = {}
+    for event in events:
+        if event.get("event") == "eval":
+            found.setdefault(str(event.get("split")), []).append(event)
+    return found
+
+
+def choosing_split(events: Sequence[dict]) -> str | None:
+    """Return the split that chooses the best step: val, or else what is evaluated most often of those that are not trained on."""
+    counts = {split: len(series) for split, series in _evaluations(events).items() if split != "train"}
+    return "val" if "val" in counts else max(counts, key=counts.get, default=None)
+
+
+def best_evaluation(events: Sequence[dict]) -> tuple[float, float] | None:
+    """Return step and accuracy of the best evaluation by certainty.best_of; by its accuracy if the log lacks the rest."""
+    series = [event for event in _evaluations(events).get(choosing_split(events), ()) if (_number(event, "step") or 0) > 0]
+    results = {event["step"]: result_of(event) for event in series}
+    if results and all(results.values()):
+        step, _ = best_of(results)
+        return step, results[step].accuracy
+    known = [(accuracy, -event["step"]) for event in series if (accuracy := _number(event, "accuracy")) is not None]
+    accuracy, step = max(known, default=(None, 0))
+    return None if accuracy is None else (-step, accuracy)
+
+
+def _percent(events: Sequence[dict], field: str) -> list[float]:
+    return [100 * ratio for ratio in _numbers(events, field)]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean over the last steps, up to 100 and a fiftieth of all; NaN where one of them is."""
+    width = min(100, len(values) // 50) or 1
+    return [sum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - width):end])]
+
+
+def _noisy(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str) -> None:
+    """Draw what varies from step to step, and its mean over the last steps."""
+    smooth = _smooth(values)
+    if smooth != values:
+        axes.plot(steps, values, color=COLORS[0], linewidth=0.7, alpha=0.3)
+    axes.plot(steps, smooth, color=COLORS[0], linewidth=1.2, label=label)
 
 
 def find_invalid_event(events: Sequence[dict]) -> str | None:
@@ -105,35 +230,6 @@ def _numbers(events: Sequence[dict], field: str) -> list[float]:
     return [float("nan") if (number := _number(event, field)) is None else number for event in events]
 
 
-def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
-    """The learning curves of runs, by name; of several runs each has a color."""
-    supervised = any("attention_loss" in event for events in runs.values() for event in events)
-    scales = [scale for scale in SCALES if supervised or scale != "attention loss"]
-    figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
-    axes = dict(zip(scales, figure.subplots(1, len(scales))))
-    for number, (name, events) in enumerate(runs.items()):
-        name = plain(name, 30)
-        # Matplotlib keeps what begins with "_" out of the legend.
-        _curves_of_run(axes, events, f" {name}" if name.startswith("_") else name,
-                       COLORS[number % len(COLORS)] if len(runs) > 1 else None)
-    for scale, each in axes.items():
-        each.set(xlabel="step", title=scale)
-        each.grid(alpha=0.3)
-        entries = len(each.get_legend_handles_labels()[0])
-        if entries and len(runs) == 1:
-            each.legend(fontsize="small")
-        elif entries and scale != "learning rate":         # below: too many to cover the curves
-            below = each.transAxes + transforms.ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
-            each.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
-            figure.set_figheight(max(figure.get_figheight(), 3.8 + 0.17 * entries))
-    if supervised:
-        _use_log_scale_if_needed(axes["loss"])
-    axes["accuracy in %"].set_ylim(0, 103)
-    axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    set_suptitle(figure, title)
-    return figure
-
-
 def _use_log_scale_if_needed(axes: Axes) -> None:
     """Uses a logarithmic scale where a large attention loss in the training loss would flatten the other curves."""
     values = [value for line in axes.get_lines() for value in line.get_ydata() if 0 < value < float("inf")]
@@ -142,38 +238,6 @@ def _use_log_scale_if_needed(axes: Axes) -> None:
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, color) -> None:
-    """color None: the only run, whose splits have a color each."""
-    train = [event for event in events if event.get("event") == "train"]
-    evaluations: dict[str, list[dict]] = {}
-    for event in events:
-        if event.get("event") == "eval":
-            evaluations.setdefault(str(event.get("split")), []).append(event)
-    before = f"{name} " if name else ""
-
-    if train:
-        own = {"color": color or COLORS[0], "linewidth": 1}
-        supervised = [event for event in train if event.get("attention_loss") is not None]
-        # The training loss contains it, with its weight; that of an evaluation does not.
-        word = "train (with attention loss)" if supervised else "train"
-        steps = _numbers(train, "step")
-        axes["loss"].plot(steps, _numbers(train, "loss"), label=before + word, alpha=0.4 if color else 1, **own)
-        axes["learning rate"].plot(steps, _numbers(train, "lr"), color=color or "tab:gray")
-        if supervised:
-            axes["attention loss"].plot(_numbers(supervised, "step"), _numbers(supervised, "attention_loss"),
-                                        label=f"{before}train", **own)
-    for split, series in evaluations.items():
-        own = {"color": color or SPLIT_COLORS.get(split), "markersize": 3}
-        steps = _numbers(series, "step")
-        # Two values (before and after) are no curve: a line between them would look like one.
-        line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
-        split = before + plain(split, 20)
-        axes["loss"].plot(steps, _numbers(series, "loss"), line, label=split, **own)
-        for field, kind, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
-            percent = [100 * share for share in _numbers(series, field)]
-            axes["accuracy in %"].plot(steps, percent, style, label=f"{split} {kind}", **own)
 
 
 def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:

@@ -23,7 +23,8 @@ from utils.training.evaluation import EvalMetrics, write_confusion
 from utils.training.trainer import Trainer
 
 from . import plots
-from .attention_effect import ATTENTION_FILE, ShownImage, choose_images, draw, predict_with_attention
+from .attention_effect import ATTENTION_FILE, ShownImage, attention_loss_line, choose_images, draw, predict_with_attention
+from .batch_picture import BATCH_FILE
 
 MOST_PASSES = 200            # over the training images: a longer run is not proposed
 RECENT_STEPS = 20            # over which a mean is taken, at least
@@ -33,7 +34,8 @@ def before(run: Run, trainer: Trainer, data: Any) -> list[ShownImage]:
     """The images whose attention is shown before and after; a new run keeps what it predicts of them in its checkpoints."""
     if not (data.edits and run.ranks.is_main):
         return []
-    shown = choose_images(data.splits.train, data.edits, data.final.images, data.final.name, data.held_out_edits)
+    shown = choose_images(data.splits.train, data.edits, data.final.images, data.final.name, data.held_out_edits,
+                          run.history.first.get("attention", {}).get("names", ()))
     if run.history.began_at == 0:
         run.history.first |= {"edits": digest(data.edits), "attention": _attention_now(shown, trainer, trainer.module, data)}
     return shown
@@ -54,7 +56,7 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
         with _collect_failures(failed):
             draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"), taught)
     speed = profiling.summary(read_log(folder), model, (model.config.in_channels, *model.img_size), trainer.precision.compute,
-                              run.ranks.device, run.ranks.size, run.ranks.local_size)
+                              run.ranks.device, run.ranks.size)
     print_summary(run, data.splits, data.final.name, speed, failed)
     if failed:
         raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; {launch.command_to_resume(folder)} then "
@@ -128,6 +130,8 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
     if bad.exists():
         count = len(bad.read_text(encoding="utf-8", errors="replace").splitlines())
         print(f"  bad images     {count} of the training images were replaced: {bad}")
+    if (folder / BATCH_FILE).exists():
+        print(f"  batches        {folder / BATCH_FILE}: what the model saw first, with its labels")
     if curves.exists():
         print(f"  curves         {curves}")
     if (folder / ATTENTION_FILE).exists():
@@ -200,10 +204,7 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
         lines.append(f"               {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     # The log has NaN and infinity, of steps that were skipped (--non_finite skip), as text.
     losses = [float(event["attention_loss"]) for event in steps if event.get("attention_loss") is not None]
-    if losses := [loss for loss in losses if math.isfinite(loss)]:
-        first, last = (sum(some) / len(some) for some in (losses[:RECENT_STEPS], losses[-RECENT_STEPS:]))
-        lines.append(f"attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit")
-    return lines
+    return [*lines, *attention_loss_line([loss for loss in losses if math.isfinite(loss)], RECENT_STEPS)]
 
 
 def _print_next_commands(config, folder: Path, weights: Path, train_images: int) -> None:

@@ -21,7 +21,7 @@ from utils.data.transforms import normalize
 from utils.run.log import LOG_FILE, scan_log
 from utils.run.mistakes import worst_first
 
-from . import pictures, plots
+from . import confusion, photo, pictures, plots
 from .plots import Figure, plain
 
 CLS, DIST, ALL, POOL = "cls token", "dist token", "mean of all queries", "pooling query"
@@ -48,6 +48,7 @@ class Subject(Protocol):
     title: str
     settings: dict                  # flags of train.py
     transform: Callable             # PIL RGB -> uint8 (channels, height, width), as the model was evaluated
+    region: Callable                # (height, width) of an image -> the part that is shown: top, left, bottom, right in 0..1
     evaluate: Callable              # images of a split -> EvalMetrics with `confusion` and `answers`, as the run counts them
 
 
@@ -68,6 +69,7 @@ class View:
     subject: Subject
     example: Example
     pixels: np.ndarray              # (height, width, 3) uint8
+    photo: np.ndarray               # the same part of the image, in more pixels where it has more: see photo_of
     inputs: Tensor                  # (1, channels, height, width)
     probabilities: np.ndarray       # (C,)
     maps: list[Tensor]              # (1, H, Q, K) by layer
@@ -92,7 +94,8 @@ def predict_with_attention(subject: Subject, example: Example) -> View:
     with torch.no_grad(), model.recording() as maps:
         logits = model(inputs)
     probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
-    return View(subject, example, pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy(), inputs, probabilities,
+    seen = pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy()
+    return View(subject, example, seen, photo.photo_of(subject, image, seen), inputs, probabilities,
                 [layer.cpu() for layer in maps])
 
 
@@ -143,14 +146,16 @@ def draw_attention(view: View, layer: int | None = None, head: int | None = None
         groups[f"every layer, {which}, {reader}"] = [
             (f"layer {number}{'*' * (reader not in found)}", one(found.get(reader, found.get(ALL))))
             for number, found in enumerate(readings, start=1)]
-    for reader, maps in readings[layer - 1].items():
-        groups[f"every head of layer {layer}, {reader}"] = [(f"head {number}", heat) for number, heat in enumerate(maps, start=1)]
+    several = len(readings[layer - 1]) > 1
+    groups[f"every head of layer {layer}, {' and '.join(readings[layer - 1])}"] = [
+        (f"head {number}{f', {reader}' * several}", heat) for reader, maps in readings[layer - 1].items()
+        for number, heat in enumerate(maps, start=1)]
     note = _note(model, "* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are "
-                        "drawn as 0. The last layers are class attention.",
+                        "drawn in blue. The last layers are class attention.",
                  "* A block, all of whose tokens are read: mean of all queries"
                  + (" (and heads, where it lacks this one)" if any((head or 0) > maps.shape[1] for maps in view.maps) else "")
                  + ". The last layer is the pooling by attention, which has one query.")
-    return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note)
+    return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note, view.photo)
 
 
 def check_range(flag: str, number: int, count: int, things: str, whose: str = "the model") -> int:
@@ -213,7 +218,8 @@ def draw_joint(view: View, joint: Tensor, what: str) -> Figure:
                                      "cls token alone.",
                  "What the query of the pooling by attention takes of each patch, through all layers.")
     maps = joint_maps(view, joint, "all layers, ")
-    return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention")
+    return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention",
+                               view.photo)
 
 
 def class_index(target: str, classes: tuple[str, ...]) -> int:
@@ -237,7 +243,7 @@ def draw_class_attention(view: View) -> Figure:
     first = len(view.maps) - len(grids) + 1
     maps = [(f"layer {number}, class attention, mean of the heads", heat)
             for number, heat in enumerate(enlarge(model, grids), start=first)]
-    return pictures.over_image(view.pixels, view.caption, maps, view.title("class attention"))
+    return pictures.over_image(view.pixels, view.caption, maps, view.title("class attention"), photo=view.photo)
 
 
 # ------------------------------------------------------------------------------------- the paper's figure 7
@@ -324,7 +330,11 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
     found = subject.evaluate(data)
     matrix, flipped = found.confusion.numpy(), subject.settings["tta"] == "flip"
     wrong = worst_first(found.answers[:, found.answers[1] != found.answers[2]].numpy())[:shown]
-    images = [subject.transform(data[int(index)][0]).permute(1, 2, 0).expand(-1, -1, 3).numpy() for index, *_ in wrong]
+    images = []
+    for index, *_ in wrong:
+        image, _ = data[int(index)]
+        images.append(photo.photo_of(subject, image, subject.transform(image).permute(1, 2, 0).expand(-1, -1, 3).numpy()))
+    mistakes = [confusion.Mistake(classes[int(true)], classes[int(guess)], probability, data.name(int(index)))
+                for index, true, guess, probability, _ in wrong]
     title = f"confusion matrix, {name}: {found.accuracy:.2%} of {found.images} images right{', with mirror images' * flipped}"
-    return pictures.confusion(matrix, classes, images, [(classes[int(true)], classes[int(guess)], probability)
-                                                        for _, true, guess, probability, _ in wrong], f"{title}\n{subject.title}")
+    return confusion.draw(matrix, classes, images, mistakes, f"{title}\n{subject.title}")

@@ -8,7 +8,6 @@ models.checkpoints.torch_file, which runs no code.
 
 import dataclasses
 import hashlib
-import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +19,11 @@ from models.checkpoints import first_look, torch_file
 from models.checkpoints.run_fields import FORMAT, check_run, lacking
 from utils.files import atomic_write
 
-RULES = 3                        # of this code, for runs that it begins; see RunState.rules
-STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
-BEST_FILE = "best.pt"
+from .names import BEST_FILE, STEP_FILE, checkpoint_files, step_files, step_path
+
+__all__ = ["BEST_FILE", "STEP_FILE", "checkpoint_files", "step_files", "step_path"]
+
+RULES = 4                        # of this code, for runs that it begins; see RunState.rules
 CHUNK = 1 << 20
 WEIGHTS = {"model": {}, "optimizer": {}, "scaler": {}, "ema": {}, "first": {}}        # what a header is without
 
@@ -66,8 +67,9 @@ class RunState:
     threads: int = 0                # PyTorch's within an operation, which change the last bits; 0: not known
     data: str = ""                  # splits.fingerprint of the training data; "": not known
     cached: bool | None = None      # whether the training images are cached on the device; None: not known
-    # Of the code that began the run. 2: fewer than 10 steps learn at every one (lr_multiplier); 3: best.pt does not tell apart
-    # what one image does (Run.is_best).
+    # Of the code that began the run. 2: with fewer than 10 steps the last one learns too (lr_multiplier); 3: a difference of one
+    # image does not decide which evaluation is the best (Run.is_best); 4: the only held-out split has the name that the data give
+    # it, not always "test" (build.find.open_data).
     rules: int = 1
     license: str = ""               # of the weights that the run began with, which binds those made of them; "": not known
 
@@ -133,8 +135,8 @@ def _read(path: Path, mapped: bool) -> dict:
 def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Raises NonFiniteError if a weight is NaN or infinite. Takes each tensor's minimum and maximum, without a copy."""
     floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel()}
-    ends = [end.double() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
-    finite = torch.stack(ends).isfinite().tolist() if ends else []             # one transfer from a GPU
+    ends = [end.isfinite() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
+    finite = torch.stack(ends).tolist() if ends else []                        # one transfer from a GPU
     for name, low, high in zip(floats, finite[::2], finite[1::2]):
         if not (low and high):
             raise NonFiniteError(f"the weights are not finite any more ({name} is the first) and are not saved")
@@ -198,22 +200,6 @@ class _Sealed:
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
-
-
-def step_path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}.pt"
-
-
-def step_files(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := STEP_FILE.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Newest first; best.pt last: it serves a run that ended between its first evaluation and its first checkpoint."""
-    best = folder / BEST_FILE
-    return [*step_files(folder), *([best] if best.exists() else [])]
 
 
 def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:

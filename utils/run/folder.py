@@ -22,25 +22,15 @@ from pathlib import Path
 import torch
 
 from models.checkpoints.first_look import is_sweep
-from utils import launch
 from utils.files import FileLock, InUseError, atomic_write
 
 from . import checkpoint as checkpoints
 from .checkpoint import BEST_FILE, CheckpointError, RunCheckpoint, RunState
 from .log import LOG_FILE, events_until, read_log, write_log
+from .names import FolderError, check_free, lock
 
 CONFIG_FILE, BAD_IMAGES_FILE, MISTAKES_FILE = "config.json", "bad_images.txt", "mistakes.csv"
 AUTO = "auto"             # as RESUME_PATH: resume if there is a run to resume
-
-
-class FolderError(ValueError):
-    """A run folder cannot be used."""
-
-    exit_code = 2
-
-
-def lock(folder: Path) -> FileLock:
-    return FileLock(folder, "Wait for it, stop it, or choose another --name.")
 
 
 # -------------------------------------------------------------------------------------------------------------- create
@@ -86,17 +76,6 @@ def _claim(folder: Path) -> FileLock:
         raise FolderError(f"{folder} is a file, not a folder. Choose another --name or --output_dir.") from None
     except OSError as error:
         raise FolderError(f"cannot write or lock {folder} ({error.strerror}). Choose another --output_dir.") from error
-
-
-def check_free(output_dir: str, name: str) -> None:
-    """Raises the error of `create` if OUTPUT_DIR/NAME is in use or holds a run or a sweep. Creates and locks nothing."""
-    folder = Path(output_dir) / name
-    if is_sweep(folder):
-        raise FolderError(f"{folder} already holds a sweep, of several runs. Choose another --name.")
-    lock(folder).check()
-    if folder.is_dir() and checkpoints.checkpoint_files(folder):
-        raise FolderError(f"{folder} already holds a run. Resume it ({launch.command_to_resume(folder)}), or choose another "
-                          "--name.")
 
 
 def _remove_unfinished(folder: Path) -> None:

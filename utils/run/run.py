@@ -7,7 +7,7 @@ every rank, in the same order, because evaluations and saves hold collectives; r
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,15 @@ class Run:
     # ------------------------------------------------------------------------------------------- opening and closing
 
     @contextlib.contextmanager
-    def opened(self, folder: Path, log_folder: Path, constant: dict, trainer: Trainer, sampler: StepSampler,
-               settings: str, health: Health | None = None) -> Iterator[None]:
+    def opened(self, folder: Path, log_folder: Path, constant: dict, trainer: Trainer, sampler: StepSampler, settings: str,
+               health: Health | None = None, aliases: Mapping[str, str] | None = None) -> Iterator[None]:
         """Around the step loop: opens what the run writes to, and closes it however the loop ends.
 
         `constant`: the fields of RunState that do not change; `settings`: what is printed of the configuration; `health` warns
-        of a run that goes badly. An error of the step under way does not lose the steps before it.
+        of a run that goes badly; `aliases` as RunLogger takes them. An error in a step does not lose the steps before it.
         """
         self.constant = constant
-        self._open(folder, log_folder, settings, health)
+        self._open(folder, log_folder, settings, health, aliases)
         try:
             with distributed.watch(self.ranks, lambda: f"step {trainer.step + 1}"):
                 if self.source and self.source.path.parent.resolve() != folder.resolve():
@@ -105,10 +105,11 @@ class Run:
                 self.outputs.saver.wait()
             self.outputs.logger.close()
 
-    def _open(self, folder: Path, log_folder: Path, settings: str, health: Health | None) -> None:
+    def _open(self, folder: Path, log_folder: Path, settings: str, health: Health | None,
+              aliases: Mapping[str, str] | None) -> None:
         config, main = self.config, self.ranks.is_main
         logger = RunLogger(folder if main else None, log_folder, self.history.began_at, config.num_steps, config.wandb,
-                           config.to_dict(), config.eval_every, health)
+                           config.to_dict(), config.eval_every, health, len(self.constant["classes"]), aliases)
         self.outputs = Outputs(folder, log_folder, logger)
 
         def earlier_evaluations() -> dict:
@@ -310,8 +311,9 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
-            resume = f"Resume with: {launch.command_to_resume(folder)}" if step else "Nothing to save yet."
-            print(f"Stopped on request after step {step} of {self.config.num_steps}. {resume}", flush=True)
+            resume = "" if launch.in_sweep() else f" Resume with: {launch.command_to_resume(folder)}"
+            resume = resume if step else " Nothing to save yet."
+            print(f"Stopped on request after step {step} of {self.config.num_steps}.{resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:
         """The error, with what a user needs to continue."""

@@ -236,7 +236,7 @@ def copied(value: object, memory: Memory) -> object:
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal offset
-        taken = memory.tensor(tensor, offset).copy_(tensor.detach(), non_blocking=True)
+        taken = memory.tensor(tensor, offset).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         offset += _aligned_size(tensor)
         return taken
 

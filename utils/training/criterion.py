@@ -98,9 +98,9 @@ def guess_loss(counts: Tensor, label_smoothing: float = 0.0, class_weights: Tens
     It is what a model reaches that has learned the classes' frequencies alone: ln C where they are alike. Mixed images do not
     change it, since on average their targets are those of the images.
     """
-    counts = counts.double().cpu()
+    counts = counts.cpu().double()
     targets = (1 - label_smoothing) * counts / counts.sum() + label_smoothing / len(counts)
-    terms = targets if class_weights is None else targets * class_weights.double().cpu()
+    terms = targets if class_weights is None else targets * class_weights.cpu().double()
     return float(-torch.xlogy(terms, terms / terms.sum()).sum())
 
 

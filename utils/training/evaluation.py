@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.data.loader import Loader, prefetch
+from utils.device import batch_on_device, float64_device
 from utils.distributed import Ranks, all_reduce_sum, to_host
 from utils.files import atomic_write, csv_table
 
@@ -125,18 +126,19 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
     """
     was_training = model.training
     model.eval()
-    counts, stopped, batch_size = metrics(num_classes, ranks.device, confusion, answers), False, 0
+    place = float64_device(ranks.device)
+    counts, stopped, batch_size = metrics(num_classes, place, confusion, answers), False, 0
     indices = [np.empty(0, np.int64)]
     for batch in prefetch(loader, ranks.device):
         if stopped := stop_requested():
             break
-        images = normalize(batch.images.to(ranks.device, non_blocking=True))
+        images = normalize(batch_on_device(batch.images, ranks.device))
         count, started = len(images), time.monotonic()
         logits = logits_of(model, images, precision, flipped, batch_size if on_compiled or filled else 0)
         if on_compiled and not batch_size:
             on_compiled(count, time.monotonic() - started)
         batch_size = max(batch_size, count)
-        counts.update(logits, batch.targets.to(ranks.device, non_blocking=True))
+        counts.update(logits.to(place), batch_on_device(batch.targets, place))
         indices += [batch.keys.indices] * answers
     model.train(was_training)
     found = counts.compute(stopped)

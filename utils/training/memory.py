@@ -7,8 +7,9 @@ nothing was measured yet, the same terms give an estimate.
 import dataclasses
 from collections.abc import Mapping
 
-PROCESS = {"cpu": 780 << 20, "cuda": 900 << 20}      # Python, PyTorch and its libraries; a GPU's: its context
-SHARE = {"cpu": 0.5, "cuda": 0.8}                    # of the memory that a run may plan with: the rest is for what is not counted
+# Python, PyTorch and its libraries; a CUDA device's: its context. An Apple GPU uses the machine's memory, as a CPU.
+PROCESS = {"cpu": 780 << 20, "mps": 780 << 20, "cuda": 900 << 20}
+SHARE = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}        # of the memory that a run may plan with: the rest is for what is not counted
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}      # values that an optimizer keeps for each parameter
 
 
@@ -41,7 +42,7 @@ def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision
     share = 1.0 if trained_blocks is None else min(1.0, trained_blocks / depth)
     trained = int(share * weights)
     kept = weights + STATES[optimizer] * trained + averaged * weights            # what a checkpoint holds
-    saved = kept if device_type == "cpu" else 0                                  # its copy, which is written beside training
+    saved = kept if device_type != "cuda" else 0                                 # its copy, which is written beside training
     copied = weights // 2 if half and level != "O3" else 0                       # for autocast
     fixed = PROCESS[device_type] + kept + saved + copied + 4 * teacher_parameters + cached_images
     block, stem = activations(row, img_size, half, device_type)

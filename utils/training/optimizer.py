@@ -104,8 +104,9 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
                                  "adamw.") from error
         optimizer = Lamb(groups, max_grad_norm=None, **options)
     else:
-        # The fused kernels of CPUs get float16 weights wrong in torch 2.11.
-        fused = not any(parameter.dtype == torch.float16 and parameter.device.type == "cpu" for parameter in parameters)
+        # The fused kernels of CPUs get float16 weights wrong in torch 2.11; those of Apple GPUs ignore grad_scale and found_inf.
+        fused = not any(parameter.device.type == "mps" or (parameter.dtype == torch.float16 and parameter.device.type == "cpu")
+                        for parameter in parameters)
         optimizer = KINDS[name](groups, fused=fused, **options)
     _initialize_momentum(optimizer)
     set_learning_rate(optimizer, learning_rate)

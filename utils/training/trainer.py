@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.data.loader import Batch
 from utils.data.sampler import SampleIndex
-from utils.device import on_device
+from utils.device import as_float64, batch_on_device, float64_device, on_device
 from utils.distributed import Ranks, all_reduce_sum, no_sync, unwrap, wait_for
 from utils.randomness import seed_device
 
@@ -159,7 +159,8 @@ class Trainer:
                 sums = self._backward(batch, step.edited)
             self.reducer.add(sums)
         requests = Requests(*self._readout.requests())._replace(replaced=len(step.replaced))
-        step.figures = self.reducer.reduce(on_device(torch.tensor(requests, dtype=torch.float64), self.ranks.device))
+        requests = torch.tensor(requests, dtype=torch.float64)
+        step.figures = self.reducer.reduce(on_device(requests, float64_device(self.ranks.device)))
         return step
 
     def _backward(self, batch: Batch, edited: int) -> Tensor:
@@ -167,7 +168,7 @@ class Trainer:
         the whole step that have an edit."""
         key, device, settings = batch.keys[0], self.ranks.device, self.settings
         seed_device(device, settings.seed, "model", key.step, key.micro)
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets))
+        images, labels = (batch_on_device(tensor, device) for tensor in (batch.images, batch.targets))
         images, targets = self.criterion.mix(images, labels, key.step, key.micro * len(batch.keys))
         attention = self.criterion.attention if edited else None
         with self.precision.autocast(device), attention.record_logits() if attention else contextlib.nullcontext() as layers:
@@ -175,19 +176,20 @@ class Trainer:
         loss, factor = self.criterion.loss(logits, targets, images), self.reducer.loss_factor
         total, attention_loss = loss * (factor / settings.batch_size), loss.new_zeros(())
         if attention:
-            attention_loss = attention.loss(layers, batch.edits.to(device, non_blocking=True))
+            attention_loss = attention.loss(layers, batch_on_device(batch.edits, device))
             total = total + attention_loss * (attention.weight * factor / edited)
         self.scaler.backward(total)
         correct = self.criterion.count_correct(logits, labels)
-        return torch.stack([loss.detach().double(), correct.double(), attention_loss.detach().double()])
+        return torch.stack([as_float64(each.detach()) for each in (loss, correct, attention_loss)])
 
     def _measure(self, step: _Step) -> tuple[Tensor, Tensor]:
         """Returns the global norm of the (scaled) gradients and whether loss or gradients are not finite; completes the step's
         figures and sends them to the host."""
         scale = self.scaler.scale
         norm = nn.utils.get_total_norm([each.grad for each in self.reducer.parameters if each.grad is not None])
-        non_finite = ~(step.figures[:3].isfinite().all() & norm.isfinite())
-        step.figures = torch.cat([step.figures, torch.stack([norm.double() / scale, scale.double()])])
+        non_finite = ~(step.figures[:3].isfinite().all().to(norm.device) & norm.isfinite())
+        exact_scale = as_float64(scale)
+        step.figures = torch.cat([step.figures, torch.stack([as_float64(norm) / exact_scale, exact_scale])])
         if step.figures.is_cuda:
             step.figures = step.figures.to("cpu", non_blocking=True)
             step.ready = torch.cuda.Event()

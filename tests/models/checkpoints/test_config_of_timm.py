@@ -132,14 +132,14 @@ def dino(**changes):
 
 
 @pytest.mark.parametrize("changes, said, words", [
-    ({}, {}, "says num_layers 12, and its arrays have num_layers 2"),
-    ({}, {"model_args": {"depth": 2, "embed_dim": 768}}, "says hidden_size 768, and its arrays have hidden_size 384"),
-    ({}, {"model_args": {"depth": 2, "patch_size": 16}}, "says patch_size 16, and its arrays have patch_size 14"),
+    ({}, {}, "says num_layers 12, but its arrays have num_layers 2"),
+    ({}, {"model_args": {"depth": 2, "embed_dim": 768}}, "says hidden_size 768, but its arrays have hidden_size 384"),
+    ({}, {"model_args": {"depth": 2, "patch_size": 16}}, "says patch_size 16, but its arrays have patch_size 14"),
     ({}, {"model_args": {"depth": 2, "num_heads": 7}}, "says num_heads 7, which does not divide the width 384"),
-    ({}, {"model_args": {"depth": 2}, "num_classes": 6}, "says 6 classes, and the head of its arrays has 5"),
-    ({"registers": 3}, {"model_args": {"depth": 2}}, "says registers 4, and its arrays have registers 3"),
-    ({"layer_scale": 0.0}, {"model_args": {"depth": 2}}, "says layer_scale True, and its arrays have layer_scale False"),
-    ({"mlp": "swiglu"}, {"model_args": {"depth": 2}}, "says mlp plain, and its arrays have mlp swiglu")])
+    ({}, {"model_args": {"depth": 2}, "num_classes": 6}, "says 6 classes, but its head has 5"),
+    ({"registers": 3}, {"model_args": {"depth": 2}}, "says registers 4, but its arrays have registers 3"),
+    ({"layer_scale": 0.0}, {"model_args": {"depth": 2}}, "says layer_scale True, but its arrays have layer_scale False"),
+    ({"mlp": "swiglu"}, {"model_args": {"depth": 2}}, "says mlp plain, but its arrays have mlp swiglu")])
 def test_a_config_that_contradicts_the_arrays_is_one_line(changes, said, words):
     refused(words, match_row, header_of(dino(**changes), config_of_timm.describe(DINO | said)))
 
@@ -173,7 +173,7 @@ def test_a_norm_behind_the_cls_token_is_refused():
     name, keys = match_row(file)
     row = resolve_row(name, keys)
     check_pooling(file, row, keep=False)
-    refused("a norm behind it .fc_norm with global_pool token., as in no model here", check_pooling, file, row, True)
+    refused("after a norm .fc_norm with global_pool token., which no model here", check_pooling, file, row, True)
 
 
 PARTS = [({"reg_tokens": 3}, {"registers": 3}),
@@ -242,7 +242,7 @@ def test_a_bare_file_may_be_called_by_its_name(tmp_path, folder, name, base):
 
 def test_a_row_that_configs_lacks_is_named():
     described = config_of_timm.describe({"architecture": "vit_tiny_patch16_lingbot"})
-    refused("vit_tiny_patch16_lingbot of timm, and configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))
+    refused("timm's vit_tiny_patch16_lingbot, but configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))
 
 
 @pytest.mark.parametrize("architecture, tag, says", [

@@ -156,13 +156,13 @@ DINOV3 = {"model_type": "dinov3_vit", "hidden_size": 384, "num_hidden_layers": 2
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({}, ""), ({"hidden_size": 768}, "says hidden_size 768, and its arrays have hidden_size 384"),
-    ({"num_hidden_layers": 3}, "says num_layers 3, and its arrays have num_layers 2"),
+    ({}, ""), ({"hidden_size": 768}, "says hidden_size 768, but its arrays have hidden_size 384"),
+    ({"num_hidden_layers": 3}, "says num_layers 3, but its arrays have num_layers 2"),
     ({"num_attention_heads": 5}, "says num_heads 5, which does not divide the width 384"),
-    ({"patch_size": 14}, "says patch_size 14, and its arrays have patch_size 16"),
-    ({"num_register_tokens": 3}, "says registers 3, and its arrays have registers 4"),
-    ({"intermediate_size": 1000}, "says mlp_dim 1000, and its arrays have mlp_dim 1536"),
-    ({"query_bias": False, "value_bias": False}, "says qkv_bias none, and its arrays have qkv_bias qv")])
+    ({"patch_size": 14}, "says patch_size 14, but its arrays have patch_size 16"),
+    ({"num_register_tokens": 3}, "says registers 3, but its arrays have registers 4"),
+    ({"intermediate_size": 1000}, "says mlp_dim 1000, but its arrays have mlp_dim 1536"),
+    ({"query_bias": False, "value_bias": False}, "says qkv_bias none, but its arrays have qkv_bias qv")])
 def test_a_config_that_contradicts_the_arrays_is_one_line(changes, words):
     file = header_of(dinov3(), config_of_transformers.describe(DINOV3 | changes, {}))
     if words:

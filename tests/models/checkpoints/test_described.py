@@ -122,7 +122,7 @@ def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
 
 
 @pytest.mark.parametrize("own, message", [
-    ([], "vit_run a list of 0: must be values by name"), ({}, "vit_run lacks card"),
+    ([], "vit_run a list of 0: must be a dictionary"), ({}, "vit_run lacks card"),
     ({"card": {}, "reading": READ | {"exif": "up"}}, "vit_run.reading.exif 'up': must be 'follow' or 'off'"),
     ({"card": {}, "reading": READ | {"intensity_range": [5, 5]}}, "vit_run.reading.intensity_range a list of 2: must be two"),
     ({"card": {}, "tta": "rotate"}, "vit_run.tta 'rotate': must be 'none' or 'flip'"),
@@ -176,7 +176,7 @@ def test_weights_in_several_files(tmp_path):
     (json.dumps(TIMM | {"model_args": {"depth": "x"}}), "its depth is x, and no number"),
     (json.dumps(TIMM | {"model_args": {"act_layer": {"a": 1}}}), "its activation is"),
     (json.dumps(TIMM | {"pretrained_cfg": {"input_size": 5}}), "a value in it has another form than theirs"),
-    (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, the model here 2")])
+    (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, but the model here has 2")])
 def test_false_json_is_one_line(tmp_path, text, message):
     (folder_of(tmp_path / "x", None) / "config.json").write_text(text)
     refused(message, load, tmp_path / "x", ROW)
@@ -190,7 +190,7 @@ def test_a_false_note_in_a_file_of_ours_is_one_line(tmp_path, row):
     if row == 5:
         assert load(tmp_path / "x.safetensors", ROW).config.gelu == "erf"
     else:
-        refused("must be|is no number", load, tmp_path / "x.safetensors", ROW)
+        refused("must be|must have the type|is no number", load, tmp_path / "x.safetensors", ROW)
 
 
 def test_unnormalized_and_numpy(tmp_path):

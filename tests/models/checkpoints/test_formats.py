@@ -124,7 +124,7 @@ def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    ({"model": None}, "model None: must be values by name"), ({"architecture": 3}, "architecture 3: must be values by name"),
+    ({"model": None}, "model None: must be a dictionary"), ({"architecture": 3}, "architecture 3: must be a dictionary"),
     ({"config": None}, "config None: must be"), ({"classes": "ab"}, "classes 'ab': must be a list"),
     ({"classes": [["a"]]}, "classes.0 a list of 1: must be text"), ({"ema": torch.ones(3)}, "ema an array of shape"),
     ({"step": "3"}, "step '3': must be 0 or more"), ({"format": "vit-run-0"}, "not a checkpoint of this version")])

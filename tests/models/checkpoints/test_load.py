@@ -54,8 +54,17 @@ def test_resized_positions_are_reported(case, img_size, resized):
 
 def test_report_is_one_line():
     text = str(load(reference.weights(CASE), CASE, "zero", img_size=96).load_report)
-    assert text == (f"42 arrays from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; new: head.bias, head.weight; "
-                    "not used of the file: head/bias, head/kernel, pre_logits/bias, pre_logits/kernel")
+    assert text == (f"42 arrays from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; new: head; "
+                    "the file's head is not used")
+
+
+def test_report_names_unused_weights_and_not_what_else_a_file_holds(tmp_path):
+    """Such as the optimizer's state."""
+    state = create_model("ViT-Nano_2", 5).state_dict()
+    torch.save({"model": state, "optimizer": {"lr": torch.ones(1)}, "epoch": 3}, tmp_path / "w.pth")
+    report = create_model("ViT-Nano_2", 10, pretrained=tmp_path / "w.pth", head="zero").load_report
+    assert "; new: head; the file's head is not used; " in str(report)
+    assert {"epoch", "optimizer"} <= set(report.left_out)
 
 
 # ---------------------------------------------------------------------------------------------------- the head
@@ -78,7 +87,7 @@ def test_keeping_takes_classes_and_pre_logits_from_the_file(case, classes, width
 def test_heads_that_cannot_be_kept_or_left_are_refused():
     path = reference.weights(CASE)
     refused("its head has 21 classes, the model 20; .*head='zero' starts a new head", load, path, CASE, num_classes=20)
-    refused("pre_logits can only be filled with head='keep'", load, path, CASE, "zero", representation_size=48)
+    refused("a new task starts without a pre_logits layer, .*. Use head='keep'", load, path, CASE, "zero", representation_size=48)
     refused("head='fresh': must be", load_pretrained, create_model(ROWS[CASE], 21), path, "fresh")
 
 
@@ -136,13 +145,13 @@ def test_unknown_arrays_beside_a_train_state(tmp_path):
 
 
 @pytest.mark.parametrize("file, row, message", [
-    (CASE, ROWS["g_rti16"], "lacks: conv_root/kernel, gn_root/bias, gn_root/scale; is --model_type right. The file holds: "
+    (CASE, ROWS["g_rti16"], "lacks: conv_root/kernel, gn_root/bias, gn_root/scale; is --model_type right. The file has: "
                             "width 48, 3 blocks, patch 16$"),
     ("g_rti16", ROWS[CASE], "lacks: Transformer/encoderblock_2/LayerNorm_0/bias"),
     ("g_r50b", ROWS["g_p16_gap"], "that the model lacks: block1/unit1/conv1/kernel, .* and [0-9]+ more"),
     ("g_p32", ROWS["g_p16_lneps"], "that the model lacks: Transformer/encoderblock_2/"),
     ("g_p16_gap", ROWS["g_p16_lneps"], "lacks: cls; it has no cls token: use --classifier gap$"),
-    ("g_p16_lneps", ROWS["g_p16_gap"], "that the model lacks: cls; it has a cls token, .* use --classifier mean, or token$"),
+    ("g_p16_lneps", ROWS["g_p16_gap"], "that the model lacks: cls; it has a cls token, .* use --classifier mean or token$"),
     ("g_p16_lneps", MODELS["ViT-B_16"], "lacks: Transformer/encoderblock_10/"),
 ])
 def test_a_file_of_another_model_is_refused(file, row, message):
@@ -296,7 +305,7 @@ def test_every_family_s_positions_are_resized_by_its_rule(case, prefix, img_size
     ("deit_tiny_distilled.pth", "deit", "keep", "the model lacks: dist_token, head_dist.bias, .*ends in -distilled$"),
     ("deit_tiny.pth", "deit_dist", "zero", "lacks: dist_token; it is not distilled: .*does not end in -distilled$"),
     ("cait_xxs_tiny.pth", "deit", "zero", "it is a CaiT: use the --model_type CaiT-... of its size$"),
-    ("deit_tiny.pth", "cait", "zero", "it is no CaiT: use another --model_type$"),
+    ("deit_tiny.pth", "cait", "zero", "it is not a CaiT: use another --model_type$"),
     ("mae_finetuned_gp1.pth", "mae_gp0", "keep", "lacks: norm.bias, norm.weight; it pools the patches .fc_norm.: "
                                                  "use --classifier patch_mean$"),
     ("mae_finetuned_gp0.pth", "mae_gp1", "keep", "lacks: fc_norm.bias, fc_norm.weight; .*use --classifier token$"),
@@ -313,7 +322,7 @@ def test_a_norm_after_the_mean_without_a_cls_token(tmp_path):
     state["pos_embed"] = state["pos_embed"][:, 1:]
     torch.save(state, tmp_path / "x.pth")
     for classifier in ("token", "patch_mean"):
-        refused("it has no cls token and a norm behind the mean .fc_norm.: use the --model_type of its family", create_model,
+        refused("it has no cls token and a norm after the mean .fc_norm.: use the --model_type of its family", create_model,
                 TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", classifier=classifier)
     model = load(tmp_path / "x.pth", TORCH_ROWS["deit"], classifier="patch_mean", class_token=False)
     assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"]) and model.load_report.fresh == []
@@ -345,7 +354,7 @@ def test_a_grey_image_gives_what_its_three_equal_channels_give(case):
 
 def test_kernels_that_cannot_be_summed_are_refused(tmp_path):
     save_timm(create_model(TORCH_ROWS["deit"], 5, in_channels=1), tmp_path / "x.pth")
-    refused("it is of a model of grey images: use --in_channels 1", load, tmp_path / "x.pth", TORCH_ROWS["deit"], "zero")
+    refused("it belongs to a model for grey images: use --in_channels 1", load, tmp_path / "x.pth", TORCH_ROWS["deit"], "zero")
     refused("conv_root/kernel has shape .*a hybrid's first kernel cannot be summed over the channels, because its weights are "
             "standardized", load, reference.weights("g_rti16"), "g_rti16", "zero", in_channels=1)
 
@@ -415,8 +424,8 @@ def test_a_checkpoint_starts_another_task(tmp_path, grid):
 
 def test_only_a_checkpoint_of_a_run_comes_back():
     """As such: models.load_model opens what else there is as it is."""
-    refused("no checkpoint of a run of train.py; use create_model", create.load_model, reference.TORCH / "deit_tiny.pth")
-    refused("no checkpoint of a run of train.py", create.load_model, reference.weights(CASE))
+    refused("not a checkpoint of train.py. .*use create_model", create.load_run_model, reference.TORCH / "deit_tiny.pth")
+    refused("not a checkpoint of train.py", create.load_run_model, reference.weights(CASE))
     assert load_model(reference.TORCH / "deit_tiny.pth", num_heads=3).num_classes > 1
 
 

@@ -53,7 +53,7 @@ def test_vit_pytorch(tmp_path, case, wrap):
     model = load(path, case)
     assert (model.config.gelu, model.config.norm_eps, (model.config.mean, model.config.std)) == ("erf", 1e-6, HALF)
     assert set(model.load_report.used) == set(model.state_dict())
-    assert "computed as by the program that wrote it: gelu erf" in model.load_report.notes
+    assert "settings of the program that wrote the file: gelu erf" in model.load_report.notes
 
 
 @pytest.mark.parametrize("case", ["g_r50b", "g_r50b_ft"])

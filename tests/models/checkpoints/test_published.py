@@ -129,7 +129,7 @@ def test_the_usual_folder_is_checkpoint(folder, tmp_path, put, monkeypatch):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("weights/mine.npz", "it is no published name.*augreg"), ("ViT-B_17", "it is no published name.*augreg"),
+    ("weights/mine.npz", "it is no published name. MODEL_ZOO"), ("ViT-B_17", "it is no published name. Did you mean ViT-B_16"),
     ("imagenet21k/ViT-S_16", "imagenet21k has no published file of that name: it has"),
     ("deit/deit_huge", "deit has no published file of that name: it has")])
 def test_neither_a_file_nor_a_name(folder, name, message):

@@ -162,7 +162,7 @@ def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models, tmp_path):
         torch.save(state, tmp_path / place)
         return create_model(pretrained=tmp_path / place, img_size=32, head="keep", num_heads=6, **keys).config.classifier
 
-    refused("nothing says whether its head reads the cls token or the mean .* Add --classifier token or --classifier mean",
+    refused("it does not say whether its head reads the cls token or the mean .* Add --classifier token or --classifier mean",
             kept, "x/mine.pth")
     assert create_model(pretrained=tmp_path / "x/mine.pth", img_size=32, num_heads=6).config.classifier == "token"    # a new head
     for classifier in ("token", "mean"):

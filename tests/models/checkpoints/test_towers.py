@@ -385,7 +385,7 @@ def test_a_lost_register_is_an_error(name, said):
         assert match_row(file)[1].get("registers", 0) == said["registers"]
         assert any("register_tokens" in one for one in file.layout.all) == (said["registers"] > 0)
     else:
-        refused(f"x.pth: it has 3 registers, and {name}, of its sizes, has 4", match_row, file)
+        refused(f"x.pth: it has 3 registers, but {name}, which has its sizes, has 4", match_row, file)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
