@@ -135,7 +135,8 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
                                confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip",
                                filled=True)
         if ranks.is_main:
-            summary.print_evaluation(name, metrics, build.chosen_on(path, *run, config.to_dict(), splits, name))
+            chosen = build.chosen_on(path, *run, config.to_dict(), splits, name)
+            summary.print_evaluation(name, metrics, len(splits.classes), chosen)
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:

@@ -126,8 +126,8 @@ class ImageTransformer(nn.Module):
         With pooling by attention, its map (B, H, 1, N) is the last. Inside the context, run the whole model, or forward_from
         with a block up to `first`.
         """
-        behind = [*getattr(self, "blocks_token_only", ()), *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
-        layers = nn.ModuleList([*self.blocks, *behind][first:])
+        last = [*getattr(self, "blocks_token_only", ()), *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
+        layers = nn.ModuleList([*self.blocks, *last][first:])
         return record_attention(layers, differentiable)
 
     def recording_patch_logits(self) -> AbstractContextManager[list[Tensor]]:

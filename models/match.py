@@ -47,10 +47,10 @@ def match_row(file: OpenedCheckpoint, preferred: str = "", num_heads: int | None
     if file.own_row:
         return _match_own(file)
     discard_contradicted_name(file)
-    found, said = read_keys(file), file.file.described
+    found, described = read_keys(file), file.file.described
     found |= {"num_heads": num_heads} if num_heads else {}
-    if said.base:
-        name = said.base
+    if described.base:
+        name = described.base
     elif rows := candidates(found, MODELS) or candidates(_unpooled(found), MODELS):
         name = _best(file, found, rows, preferred, HIDDEN)
     elif rows := candidates(found, MODELS, sizes=False) or candidates(_unpooled(found), MODELS, sizes=False):
@@ -100,12 +100,12 @@ def _match_own(file: OpenedCheckpoint) -> tuple[str, dict]:
 
 def discard_contradicted_name(file: OpenedCheckpoint) -> None:
     """Remove from the file's description what its own or its folder's name says, if its arrays are those of another model."""
-    said = file.file.described
-    if said.by_name and said.base and said.base not in candidates(file.row, MODELS):
-        if said.base not in candidates(file.row, MODELS, sizes=False):
-            said.pool = ""
-        said.base = ""
-        said.row.clear(), said.notes.clear()
+    described = file.file.described
+    if described.by_name and described.base and described.base not in candidates(file.row, MODELS):
+        if described.base not in candidates(file.row, MODELS, sizes=False):
+            described.pool = ""
+        described.base = ""
+        described.row.clear(), described.notes.clear()
 
 
 def read_keys(file: OpenedCheckpoint) -> dict:
@@ -113,12 +113,12 @@ def read_keys(file: OpenedCheckpoint) -> dict:
 
     Raises WeightsError if its config.json contradicts the arrays.
     """
-    found, said = dict(file.row), file.file.described
-    claims = dict(said.row)
-    if said.base:
-        if said.base not in MODELS:
-            raise WeightsError(f"{file.path}: it is timm's {said.model}, but configs.py has no row {said.base}")
-        claims = {key: MODELS[said.base][key] for key in (*SIZES, *ARRAYS, "num_heads") if key != "mlp_dim"} | claims
+    found, described = dict(file.row), file.file.described
+    claims = dict(described.row)
+    if described.base:
+        if described.base not in MODELS:
+            raise WeightsError(f"{file.path}: it is timm's {described.model}, but configs.py has no row {described.base}")
+        claims = {key: MODELS[described.base][key] for key in (*SIZES, *ARRAYS, "num_heads") if key != "mlp_dim"} | claims
     _check_claims(file, found, claims)
     if "num_heads" in claims:
         found["num_heads"] = claims["num_heads"]
@@ -129,12 +129,12 @@ def read_keys(file: OpenedCheckpoint) -> dict:
 
 def _classifier(file: OpenedCheckpoint, found: dict) -> str:
     """Return what the head of the file reads, "" if unknown. Without a head, it is what the arrays need."""
-    said, has_head = file.file.described, file.layout.has("head.weight")
-    if "classifier" in said.row:
-        return said.row["classifier"]
-    if has_head and said.pool in POOLS:
-        return POOLS[said.pool]
-    if has_head and said.pool == "avg" and found["class_token"]:
+    described, has_head = file.file.described, file.layout.has("head.weight")
+    if "classifier" in described.row:
+        return described.row["classifier"]
+    if has_head and described.pool in POOLS:
+        return POOLS[described.pool]
+    if has_head and described.pool == "avg" and found["class_token"]:
         return found.get("classifier", "mean")
     return file.layout.program_row.get("classifier") or found.get("classifier", "")
 
@@ -218,8 +218,8 @@ def _nearest(file: OpenedCheckpoint, found: dict, preferred: str) -> str:
 
     Raises WeightsError if the file does not say how these parts are computed.
     """
-    said = file.file.described.row                             # it holds norm_eps for a plain name of timm too
-    complete = file.layout.program_row is not TIMM_ROW or {"hidden_size", "norm_eps"} & said.keys()
+    keys = file.file.described.row                             # it has norm_eps for a plain name of timm too
+    complete = file.layout.program_row is not TIMM_ROW or {"hidden_size", "norm_eps"} & keys.keys()
     gated = found["mlp"] == "swiglu" and found.get("classifier") != "attention"
     needed = {"norm_eps"} if gated else {"gelu", "norm_eps"}
     if not complete or not needed <= file.computed.keys() or found["resnet_layers"] is not None:

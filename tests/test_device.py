@@ -1,4 +1,4 @@
-"""Which device, copies to it, and its memory."""
+"""The choice of a device, copies to it, and its memory."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def no_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "visible", "words"), [
-    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 .CUDA_VISIBLE_DEVICES. asks"),
+    ("cuda", None, "--device cuda"), ("cuda", "0", "--device cuda"), ("auto", "1,2", "GPUS=1,2 .CUDA_VISIBLE_DEVICES.: "),
     ("auto", "GPU-8932f937", "GPUS=GPU-8932f937 "), ("auto", "MIG-GPU-8932f937/1/0", "GPUS=MIG-GPU-8932f937/1/0 ")])
 def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
     if visible is not None:
@@ -61,7 +61,7 @@ def test_missing_gpu_is_reported(monkeypatch, no_gpu, name, visible, words):
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 
 
-def test_cpu_where_no_gpu_was_asked_for(monkeypatch, no_gpu):
+def test_cpu_is_chosen_if_no_gpu_is_requested(monkeypatch, no_gpu):
     assert choose_device("auto") == CPU
     for name, visible in (("auto", ""), ("auto", "-1"), ("auto", "NoDevFiles"), ("cpu", "0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -73,14 +73,14 @@ def test_each_process_gets_its_gpu(monkeypatch, no_gpu):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", 1, 2) == torch.device("cuda", 1) and choose_device("cuda") == torch.device("cuda", 0)
     assert choose_device("cpu") == CPU
-    with pytest.raises(DeviceError, match="3 processes on this node, but PyTorch sees 2 GPUs"):
+    with pytest.raises(DeviceError, match=r"3 processes on this node, but PyTorch finds 2 GPUs\. Set"):
         choose_device("auto", 0, 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,7")
-    with pytest.raises(DeviceError, match="of CUDA_VISIBLE_DEVICES=0,1,7 PyTorch sees 2"):
+    with pytest.raises(DeviceError, match=r"PyTorch finds 2 GPUs \(CUDA_VISIBLE_DEVICES=0,1,7\)"):
         choose_device("auto", 0, 3)
 
 
-def test_a_build_for_cpus_only_is_named(monkeypatch, no_gpu):
+def test_pytorch_for_cpus_only_is_reported(monkeypatch, no_gpu):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -145,14 +145,14 @@ def test_the_cores_of_a_process(monkeypatch):
     assert devices.core_count() == 1
 
 
-def test_a_tensor_is_copied():
+def test_tensor_is_copied():
     tensor = torch.arange(5)
     assert on_device(tensor, CPU) is tensor
     assert on_device(tensor, torch.device("meta")).is_meta
 
 
 @pytest.mark.gpu
-def test_the_host_does_not_wait_for_a_gpu():
+def test_host_does_not_wait_for_the_gpu():
     device, load = torch.device("cuda"), torch.zeros(8192, 8192, device="cuda")
     on_device(torch.arange(5), device)
     torch.cuda.synchronize()
@@ -161,13 +161,13 @@ def test_the_host_does_not_wait_for_a_gpu():
         load = load @ load
     done.record()
     there = on_device(torch.arange(5), device)
-    assert not done.query()                             # the copy is queued, and the products are still at work
+    assert not done.query()                             # the copy is queued, and the products are still being computed
     assert there.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_is_kept_for_the_next_step():
-    """In processes of their own: what is set stays for a process's life."""
+    """In other processes, because the setting is permanent."""
     faults = {}
     for mode in ("keep", "leave"):
         done = subprocess.run([sys.executable, "-c", STEPS, mode], capture_output=True, text=True, check=False)
@@ -178,7 +178,7 @@ def test_memory_is_kept_for_the_next_step():
     assert faults["keep"] < 100 < faults["leave"], faults
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_other_c_libraries_are_not_changed(monkeypatch):
     for error in (OSError, TypeError):
         monkeypatch.setattr(devices.ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error()))
         assert not devices.keep_memory()
@@ -193,11 +193,11 @@ def test_another_c_library_is_left_alone(monkeypatch):
     (RuntimeError("MPS backend out of memory (MPS allocated: 2.44 GB, max allowed: 6.77 GB). Tried to allocate 10 MB"), True),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     (ValueError("can't allocate memory"), False)])
-def test_lack_of_memory_is_recognized(error, expected):
+def test_out_of_memory_is_recognized(error, expected):
     assert is_out_of_memory(error) == expected
 
 
-def test_lack_of_memory_names_the_peak_of_a_gpu(monkeypatch):
+def test_out_of_memory_error_has_the_peak_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 70 * 2 ** 30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 ** 29, 80 * 2 ** 30))
     error = out_of_memory_error(torch.device("cuda", 0), "step 2")
@@ -205,8 +205,8 @@ def test_lack_of_memory_names_the_peak_of_a_gpu(monkeypatch):
     assert "step 2: out of memory of the GPU (70.0 GiB in use at the peak, 0.5 of 80.0 GiB free now); lower" in str(error)
 
 
-def test_a_gpu_without_room_for_cuda_itself(monkeypatch):
-    """Others have filled it: there are no figures, and no batch to make smaller."""
+def test_gpu_without_room_for_cuda_is_reported(monkeypatch):
+    """Other programs have filled it, so there are no figures, and no batch to make smaller."""
     def fail(device):
         raise torch.AcceleratorError("CUDA error: out of memory")
 
@@ -218,7 +218,7 @@ def test_a_gpu_without_room_for_cuda_itself(monkeypatch):
         pass
 
 
-def test_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):
+def test_total_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypatch):
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < devices.total_memory(CPU) <= machine
     assert devices.total_memory(CPU, 4) == devices.total_memory(CPU) // 4

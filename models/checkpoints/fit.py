@@ -118,13 +118,13 @@ def check_pooling(file: OpenedCheckpoint, config, keep: bool) -> None:
 
     Pooling by attention is compared always, other pooling only to `keep` the head. Only timm's files can differ.
     """
-    said, prefixed = file.file.described, has_class_token(config) or config.registers
-    if file.file.run or said.own or file.layout.program_row is not TIMM_ROW:
+    described, prefixed = file.file.described, has_class_token(config) or config.registers
+    if file.file.run or described.own or file.layout.program_row is not TIMM_ROW:
         return
-    if keep and said.pool not in ("", "token", "avg", "map"):
-        raise WeightsError(f"{file.path}: its head uses timm's global_pool {shown(said.pool)}, which no model here supports. Use "
-                           "a new head (--head zero), which reads the cls token or the mean (--classifier)")
-    if keep and said.pool == "token" and file.layout.has("fc_norm.weight") and not file.layout.has("norm.weight"):
+    if keep and described.pool not in ("", "token", "avg", "map"):
+        raise WeightsError(f"{file.path}: its head uses timm's global_pool {shown(described.pool)}, which no model here "
+                           "supports. Use a new head (--head zero), which reads the cls token or the mean (--classifier)")
+    if keep and described.pool == "token" and file.layout.has("fc_norm.weight") and not file.layout.has("norm.weight"):
         raise WeightsError(f"{file.path}: its head reads the cls token after a norm (fc_norm with global_pool token), which no "
                            "model here supports. Use a new head (--head zero), which reads the cls token or the mean "
                            "(--classifier)")
@@ -133,18 +133,18 @@ def check_pooling(file: OpenedCheckpoint, config, keep: bool) -> None:
     eva = config.rope or config.qkv_bias == "qv"              # timm's Eva always pools all tokens by attention
     pools = config.classifier == "attention" and file.layout.has(f"{POOL}.latent")
     before = "the cls token" if has_class_token(config) else "the registers"
-    if pools and not eva and not said.pool_prefix:
+    if pools and not eva and not described.pool_prefix:
         raise WeightsError(f"{file.path}: timm's pooling by attention skips {before} unless its model_args have "
                            "pool_include_prefix, but here it reads all tokens. Use a new head with --classifier token or mean")
-    if keep and said.pool_prefix and said.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
+    if keep and described.pool_prefix and described.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
         raise WeightsError(f"{file.path}: its head reads a mean that includes {before} (pool_include_prefix), but here the mean "
                            "is of the patches only. Use a new head (--head zero)")
 
 
 def may_read_either(file: OpenedCheckpoint, config) -> bool:
     """Whether no array shows if the head reads the cls token or the mean: only timm's DINOv3 has no norm after a mean."""
-    said = file.file.described
-    return (file.file.run is None and not said.pool and "classifier" not in said.row and config.rope == "dinov3"
+    described = file.file.described
+    return (file.file.run is None and not described.pool and "classifier" not in described.row and config.rope == "dinov3"
             and config.classifier in ("token", "mean") and config.class_token and file.layout.has("head.weight"))
 
 

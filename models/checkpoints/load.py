@@ -111,7 +111,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
     left = layout.all - {source for row in rows for source in row.sources}
     old_head, before = left & layout.heads(), list(map(layout.called, layout.pre_training))
     report.replaces_head, report.unused = bool(old_head), sorted(map(layout.called, left - old_head)) + before
-    report.left_out = sorted(map(layout.called, left)) + before + layout.beside + file.left_out
+    report.left_out = sorted(map(layout.called, left)) + before + layout.others + file.left_out
     if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
         _fold_channels(state, model, file.path)
         report.notes.append("patch kernel summed over the channels")

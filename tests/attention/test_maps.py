@@ -154,7 +154,7 @@ def explained():
     row = architecture(16, 36, 144, 3, 4, img_size=96, **META | reference.HALF)
     model = create_model(row, pretrained=reference.TORCH / "deit_rollout.pth", head="keep").eval()
     with record_attention(model, differentiable=True) as recorded:
-        logits = model(reference.normalise(ROLLOUT["image"]))
+        logits = model(reference.normalize(ROLLOUT["image"]))
     gradients = {target: torch.autograd.grad(logits[0, target], recorded, retain_graph=True) for target in (0, 3)}
     return logits.detach(), [layer.detach() for layer in recorded], gradients
 

@@ -180,7 +180,7 @@ def test_an_evaluation_keeps_the_order_of_its_checkpoint_on_any_data(numbers):
 def test_a_run_that_is_resumed_keeps_its_classes_and_no_fewer(numbers):
     assert saved_for({"eval_only": False})[0].splits.classes == NUMBERS
     shutil.rmtree("tree/train/9")
-    with pytest.raises(DataError, match="and 9 is missing: not the same task"):
+    with pytest.raises(DataError, match="but 9 is missing here: not the same task"):
         saved_for({"eval_only": False})
     with pytest.raises(ConfigError, match="--dataset"):
         saved_for({"eval_only": False, "dataset": "csv"})

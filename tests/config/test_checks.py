@@ -70,7 +70,7 @@ def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
             check(typed | {name: str(tmp_path / "new/x")})
     assert "--data_dir /proc/x: /proc cannot be written" in message(check, {"dataset": "mnist", "data_dir": "/proc/x"})
     lists = {"dataset": "csv", "data_dir": str(tmp_path)}
-    assert f"--image_dir gone: no such folder in {tmp_path}, nor in" in message(check, lists | {"image_dir": "gone"})
+    assert f"--image_dir gone: no such folder in {tmp_path} or in" in message(check, lists | {"image_dir": "gone"})
     assert "--image_dir pets.zip: " in (text := message(check, lists | {"image_dir": "pets.zip"})) and "an archive" in text
     check(lists | {"image_dir": "."})
     check(resumed | {"output_dir": "/proc/runs", "eval_only": True})

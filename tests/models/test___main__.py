@@ -1,4 +1,4 @@
-"""`python -m models FILE`: what a file of weights is, in words, from its header alone."""
+"""`python -m models FILE`: describes a file of weights by its header."""
 
 import json
 import re
@@ -24,7 +24,7 @@ SMALL = {"patch_size": 14, "hidden_size": 32, "mlp_dim": 128, "num_heads": 2, "n
 
 
 def dino(folder: Path, **said) -> Path:
-    """A small DINOv2 with registers, with timm's config.json."""
+    """Save a small DINOv2 with registers, with timm's config.json."""
     folder.mkdir()
     row = architecture(**MODELS["DINOv2-S_14-reg"].to_dict() | SMALL)
     save_file({name: value.clone() for name, value in random_model(row, 3).state_dict().items()}, folder / "model.safetensors")
@@ -52,7 +52,7 @@ def test_a_folder_of_timm(tmp_path, capsys):
 
 
 def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
-    """What to type is right as it stands, of paths with spaces too."""
+    """The command to type works as printed, also for paths with spaces."""
     run, named = tmp_path / "a run", tmp_path / "a run/step-00000003.pt"
     write_checkpoint(run / "best.pt")
     shutil.copy(run / "best.pt", named)
@@ -93,7 +93,7 @@ def test_terms_of_a_publisher_are_named_with_their_page(capsys):
 
 
 def with_arrays(**more: torch.Tensor | None) -> Callable:
-    """Changes the file: other arrays, or fewer (None)."""
+    """Return a function that changes arrays of the file, or removes them (None)."""
     def change(folder: Path) -> None:
         state = load_file(folder / "model.safetensors") | more
         save_file({name: value for name, value in state.items() if value is not None}, folder / "model.safetensors")
@@ -110,12 +110,12 @@ def with_arrays(**more: torch.Tensor | None) -> Callable:
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),
      "config.json says hidden_size 384, but its arrays have hidden_size 32"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "x: a folder without weights: none of model.safe")])
-def test_what_is_no_model_is_one_line(tmp_path, capsys, change, words):
+def test_a_file_that_is_no_model_is_one_line(tmp_path, capsys, change, words):
     change(dino(tmp_path / "x"))
     code, out, err = printed(capsys, tmp_path / "x")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("python -m models: ") and re.search(words, err), err
 
 
-def test_as_a_command():
+def test_it_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "models", "no/such"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("python -m models: error: no/such: no such file") and not done.stdout

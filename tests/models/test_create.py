@@ -1,4 +1,4 @@
-"""The door to the models and create_model: names and arguments, published sizes, one line for all that cannot be built."""
+"""The public functions and create_model: names and arguments, published sizes, one-line errors."""
 
 import inspect
 import json
@@ -48,7 +48,7 @@ PARAMETERS = {
 
 
 def test_public_names_keep_their_arguments():
-    """Users hold on to them."""
+    """Users rely on them."""
     assert set(models.__all__) == FUNCTIONS.keys() | CLASSES
     for name, arguments in FUNCTIONS.items():
         signature = inspect.signature(getattr(models, name))
@@ -58,8 +58,8 @@ def test_public_names_keep_their_arguments():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (8, 12)])
-def test_a_bare_table_of_images_that_are_not_square(tmp_path, size):
-    """Of the size that is given with the row."""
+def test_a_position_table_of_images_that_are_not_square_is_read(tmp_path, size):
+    """For the image size that is passed with the row."""
     model = create_model(SMALL, 3, size).eval()
     save_plain(model, tmp_path / "x.pth")
     keys = {"gelu": SMALL.gelu, "norm_eps": SMALL.norm_eps}
@@ -76,7 +76,7 @@ def test_names_of_models_and_errors_need_no_pytorch():
 
 
 def test_every_listed_model_has_a_golden_count():
-    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS) | set(FAMILIES)      # theirs: test_families
+    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS) | set(FAMILIES)      # those: test_families
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -151,7 +151,7 @@ def test_wrong_arguments_are_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_overrides_act_on_this_model_alone():
+def test_overrides_act_only_on_this_model():
     before = MODELS["ViT-Nano_2"].to_dict()
     model = create_model("ViT-Nano_2", num_layers=2, dropout_rate=0.25, representation_size=48)
     assert len(model.blocks) == 2 and model.pos_drop.p == 0.25 and model.pre_logits.fc.out_features == 48
@@ -159,8 +159,8 @@ def test_overrides_act_on_this_model_alone():
     assert (model.training, model.load_report, model.num_classes) == (True, None, 1000)
 
 
-def test_numbers_of_numpy_are_taken():
-    """What a program computes; files hold Python's own alone."""
+def test_numpy_numbers_are_accepted():
+    """Computed values are often NumPy's; files hold only Python's."""
     numpy_row = architecture(np.int64(4), 8, 8, np.int32(2), 1, drop_path_rate=np.float64(0.1))
     for row, keys in ((numpy_row, {}), ("ViT-Nano_2", {
             "patch_size": np.int64(4), "hidden_size": np.uint8(8), "mlp_dim": np.int32(8), "num_heads": np.int64(2),
@@ -170,14 +170,14 @@ def test_numbers_of_numpy_are_taken():
         assert model.img_size == (8, 8) and model.num_classes == 10 and model.config.drop_path_rate == 0.1
         values = [*model.config.values(), *model.config.mean, *model.img_size, model.num_classes]
         assert not [value for value in values if isinstance(value, np.generic)]
-    assert isinstance(numpy_row.drop_path_rate, np.float64)                          # the caller's row stays
+    assert isinstance(numpy_row.drop_path_rate, np.float64)                          # the caller's row does not change
     assert create_model("ViT-Nano_2", 10, np.int64(8)).img_size == (8, 8)
     with pytest.raises(ModelError, match=r"drop_path_rate 1\.5"):
         create_model("ViT-Nano_2", 10, drop_path_rate=np.float64(1.5))
 
 
-def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):
-    """Every parameter is in memory, contiguous, trainable and the file's or zero."""
+def test_no_initial_values_are_drawn_for_loaded_parameters(tmp_path):
+    """Every parameter is in memory, contiguous and trainable, with the file's values or zeros."""
     source = create_model("ViT-Nano_2", 7)
     save_npz(source, tmp_path / "x.npz")
     state = torch.get_rng_state()
@@ -189,8 +189,8 @@ def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):
     assert len({value.untyped_storage().data_ptr() for value in model.parameters()}) == len(list(model.parameters()))
 
 
-def test_a_model_without_initial_values():
-    """For a caller who loads all of them: nothing is drawn, and what comes of it is the model of the state."""
+def test_a_model_without_initial_values_takes_a_state():
+    """For a caller who loads all parameters: nothing is drawn, and the result is the model of the state."""
     source, state = create_model("ViT-Nano_2", 7), torch.get_rng_state()
     model = create_model("ViT-Nano_2", 7, initialise=False)
     assert torch.equal(torch.get_rng_state(), state) and not any(value.is_meta for value in model.parameters())
@@ -199,8 +199,8 @@ def test_a_model_without_initial_values():
     assert torch.equal(model.eval()(images), source.eval()(images)) and all(value.requires_grad for value in model.parameters())
 
 
-def test_a_file_tells_its_model(tmp_path):
-    """Without a name: row, image size and classes; of a run of ours too."""
+def test_a_file_determines_its_model(tmp_path):
+    """Without a name: row, image size and classes; also for a run of ours."""
     sizes = {"patch_size": 4, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64, "img_size": 8}
     row = architecture(**MODELS["DINOv2-S_14-reg"].to_dict() | sizes)
     model = create_model(row, 3)

@@ -138,7 +138,7 @@ def test_an_image_in_memory_is_read_as_its_file(place):
         for (label, number), (other, expected) in zip(model.predict(image, 3).top, by_file.top):
             assert label == other and number == pytest.approx(expected, abs=1e-3)
     assert model.predict(place / "p/turned.jpg", 3) != model.predict(place / "p/1.jpg", 3)
-    with pytest.raises(ImageError, match=r"an image of mode F cannot be read \(32 bits a pixel"):
+    with pytest.raises(ImageError, match=r"an image of mode F cannot be read \(32 bits per pixel"):
         model.predict(Image.new("F", (3, 3)))
     assert "mode F" in model.predict([Image.new("F", (3, 3))])[0].error
 

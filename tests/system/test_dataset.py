@@ -35,7 +35,7 @@ def test_check_lists_images_that_cannot_be_read(capsys):
     Path("tree/train/bee/1.avif").touch()
     assert dataset.main(["check", *FOLDER, "--num_workers", "0"]) == 2
     printed = capsys.readouterr()
-    assert "tree/train/bee/1.png" in printed.out and "warning: left out for their ending: 1 .avif" in printed.out
+    assert "tree/train/bee/1.png" in printed.out and "warning: skipped because of their extension: 1 .avif" in printed.out
     assert printed.err == (
         "dataset.py: error: 1 image cannot be read: output/bad_images.txt lists them. Replace or remove them, or train with "
         "--bad_images skip --max_bad_images 0.2 (validation and test images must be readable)\n")
@@ -86,7 +86,7 @@ def test_prepare_skips_bad_images_if_asked_to(capsys):
     Path("tree/train/bee/1.png").write_bytes(b"not an image")
     assert dataset.main(["prepare", "out", *FOLDER]) == 2
     printed, skip = capsys.readouterr().err, ["--bad_images", "skip", "--max_bad_images", "0.2"]
-    assert "bad_images.txt lists them" in printed and f"or omit them with {' '.join(skip)} (validation" in printed
+    assert "bad_images.txt lists them" in printed and f"or skip them with {' '.join(skip)} (validation" in printed
     held_out = next(Path("tree/val").rglob("*.png"))
     content = held_out.read_bytes()
     held_out.write_bytes(b"not an image")

@@ -359,7 +359,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
             ("output/sigmoid --to folder --output a", "--to folder: sigmoid_attention 'last': timm has no attention"),
             ("output/sigmoid --to npz --output a", "--to npz: sigmoid_attention 'last': Google's layout"),
             ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),
-            ("output/r --to npz --output a", "--to npz: a position table of 4 x 6 patches"),
+            ("output/r --to npz --output a", "--to npz: .*position table has 4 x 6 patches"),
             ("nameless.pth --to torch --output a", "nameless.pth does not name its 3 classes. Add --class_names FILE"),
             ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: must have 3 lines, .* it has 2 lines"),
             ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: no such file"),

@@ -137,7 +137,7 @@ def test_every_source_gives_the_same_rows(run, monkeypatch):
     code, rows, printed = run("r", "p")
     assert code == 0 and list(rows[0]) == ["path", "label", "probability", "top2", "probability2", "error"]
     assert [row["path"] for row in rows] == [f"p/{number}.jpg" for number in range(7)]
-    assert list(rows[4].values())[1:5] == [""] * 4 and rows[4]["error"].startswith("cannot be read as an image (of none of")
+    assert list(rows[4].values())[1:5] == [""] * 4 and rows[4]["error"].startswith("cannot be read as an image (none of")
     assert all(row["error"] == "" and 0 < float(row["probability2"]) <= float(row["probability"]) and len(row["probability"]) == 8
                for row in rows if row is not rows[4])
     last = printed.splitlines()[-1]
@@ -215,7 +215,7 @@ def test_every_kind_of_photograph_is_shown_as_what_it_is(run):
     assert code == 0 and [list(row.values())[1:] for row in others] == [list(first.values())[1:]] * 4 and first["label"]
     assert cut["label"] == "" and "truncated" in cut["error"] and "6 images, " in printed and "warning" not in printed
     Image.fromarray(levels.astype(np.uint16) * 16).save("p/6.png")
-    assert run("r", "p")[2].startswith("warning: 1 of 2 decoded images of 16 bits become nearly one color (p/6.png: ")
+    assert run("r", "p")[2].startswith("warning: 1 of 2 decoded 16-bit images become nearly one color (p/6.png: ")
 
 
 @pytest.mark.parametrize(("on_terminal", "shown"), [("stderr", True), ("", False)])

@@ -52,7 +52,7 @@ def assert_harmless(outcome: Outcome, own: Callable[[], Outcome]) -> bool:
     assert "Traceback" not in outcome.output, outcome.output
     assert all(letter.isprintable() or letter in "\n\r" for letter in outcome.output), ascii(outcome.output)
     if outcome.code == 0:
-        assert outcome.result == own().result or outcome.told != own().told, "in silence"
+        assert outcome.result == own().result or outcome.printed != own().printed, "in silence"
         return False
     lines = [line for line in outcome.output.splitlines() if "error: " in line]
     assert outcome.code == 2 and len(lines) == 1 and len(lines[0]) <= LONGEST, (outcome.code, lines)

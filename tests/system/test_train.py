@@ -412,9 +412,9 @@ EARLY = [        # and words of the line
     (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe must be auto"),
     (["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
     (["--dataset", "folder", "--data_dir", "no/such"], "--data_dir no/such: no such folder"),
-    (["--pretrained_dir", "w.npz"], "--pretrained_dir w.npz: no such file or folder (looked for in "),
+    (["--pretrained_dir", "w.npz"], "--pretrained_dir w.npz: no such file or folder (searched in "),
     (["--pretrained_dir", "deit/deit_huge"], "--pretrained_dir deit/deit_huge: no such file or folder"),
-    (["--distillation", "hard", "--teacher", "gone"], "--teacher gone: no such file or folder (looked for in "),
+    (["--distillation", "hard", "--teacher", "gone"], "--teacher gone: no such file or folder (searched in "),
     (["--output_dir", "train.sh/x"], "train.sh is a file, not a folder"),
     *([] if importlib.util.find_spec("timm") else [(["--optimizer", "lamb"], "--optimizer lamb needs timm")])]
 
@@ -448,12 +448,12 @@ def test_what_the_data_are_taken_as_is_printed_and_they_are_trained_and_evaluate
     flags = [*FOLDER, "--num_steps", 2]
     assert run_train(*flags) == 0
     printed = capsys.readouterr().out
-    assert "taken: pets/Train/ to train on, pets/Testing/ to test on (in tree)\nbest.pt is chosen on the test set" in printed
-    assert "warning: left out for their ending: 1 .avif" in printed
+    assert "using: pets/Train/ to train on, pets/Testing/ to test on (in tree)\nbest.pt is chosen on the test set" in printed
+    assert "warning: skipped because of their extension: 1 .avif" in printed
     Path("tree/pets/Train").rename("train_of_tree")
-    assert run_train(*flags) == 2 and "holds Testing/ (2 folders) but no train/" in capsys.readouterr().err
+    assert run_train(*flags) == 2 and "contains Testing/ (2 folders) but no train/" in capsys.readouterr().err
     assert run_train("--eval_only", "--resume_path", "output/folder") == 0
-    assert "data: folder, 2 classes, 12 test\ntaken: pets/Testing/ to evaluate" in capsys.readouterr().out
+    assert "data: folder, 2 classes, 12 test\nusing: pets/Testing/ to evaluate" in capsys.readouterr().out
     assert run_train(*flags, "--data_dir", "train_of_tree", "--val_fraction", 0.25, "--test", "never", "--name", "share") == 0
     assert "12 images to train on" not in (printed := capsys.readouterr().out) and "val accuracy" in printed
     assert [event["split"] for event in events_of("output/share", ("eval",))] == ["val", "val"]

@@ -220,8 +220,8 @@ def test_images_that_the_model_sees_nearly_black_are_told(figures, capsys):
     for high in (65535, 4095):
         folder = save_run(Path(f"output/{high}"), dataset="folder", exif="off", intensity_range=(0, high), alpha="white")
         draw(figures, "rollout", "--checkpoint", folder, "--image", "deep.png")
-        assert capsys.readouterr().err == ("warning: 1 of 1 decoded images of 16 bits become nearly one color (deep.png: 8 to "
-                                           "4,080); the model takes 0 to 65,535 for black to white\n") * (high == 65535)
+        assert capsys.readouterr().err == ("warning: 1 of 1 decoded 16-bit images become nearly one color (deep.png: 8 to "
+                                           "4,080); the model reads 0 to 65,535 as black to white\n") * (high == 65535)
 
 
 def test_a_folder_gives_a_picture_for_each_image(figures, tmp_path):

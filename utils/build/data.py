@@ -8,12 +8,14 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from models.base import ImageTransformer
+from models.match import model_name
 from utils import distributed
 from utils.attention import edits
 from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.config import Config, ConfigError
 from utils.data import transforms
+from utils.data.datasets import data_name
 from utils.data.loader import Batch, Loader, default_workers, eval_loader, prefetch, train_loader
 from utils.data.sampler import StepSampler
 from utils.data.splits import Splits
@@ -35,6 +37,7 @@ class NamedSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
+    title: str                              # of the model and its data set, for pictures
     splits: Splits
     sampler: StepSampler
     loader: Loader                          # of the training images
@@ -70,8 +73,9 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
                           if config.attention_edits else None, cached=cached, **shared)
     if ranks.is_main:
         print(describe_loading(loader, ranks))
+    title = f"{model_name(config.model_type, model.config)} on {data_name(config.dataset, config.data_dir)}"
     return Data(
-        splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
+        title=title, splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
         eval_loader=build_eval_loader(config, model, ranks),
         eval_transform=eval_transform(model, config.to_dict()), train=NamedSplit("train", splits.train), watched=watched,
         final=final, evaluated_before=test if config.test == "always" else watched,

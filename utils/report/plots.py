@@ -264,7 +264,7 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
             axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
     if final:
         beside = axes.transData + transforms.ScaledTranslation(0.1, 0, figure.dpi_scale_trans)
-        test = f"on {final[0]['images']} test images: {final[0]['accuracy']:.2%}"
+        test = f"on {final[0]['images']} {final[0].get('split', 'test')} images: {final[0]['accuracy']:.2%}"
         _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=beside,
                         label=f"final run with {final[0][tried]:g}, {test}")
     axes.set(xlabel=spoken(tried), ylabel="accuracy in %", title=plain(title))
