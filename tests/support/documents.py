@@ -58,7 +58,7 @@ def words_of(command: str) -> tuple[dict[str, str], list[str]]:
 def links(text: str) -> list[str]:
     """Returns the targets of the links and pictures that are not addresses of the web."""
     text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
-    return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", target)]
+    return [target for target in re.findall(r"(?:\]\(|<img src=\")([^)\s\"]+)", text) if not re.match(r"[a-z]+:", target)]
 
 
 @cache
