@@ -207,7 +207,7 @@ set +m
 watch </dev/null >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"
-while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends only a wait
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal only ends one wait
 code=0
 wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the exit code of its child
 posted=$(posted_code)

@@ -229,10 +229,10 @@ def test_start_lists_folders_and_opens_only_a_sample(tmp_path, monkeypatch, layo
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(image_files, "_opened", count("opened", opened))
     for name in ("stat", "lstat", "readlink"):
-        monkeypatch.setattr(os, name, count("asked", getattr(os, name)))
+        monkeypatch.setattr(os, name, count("checked", getattr(os, name)))
     splits = open_splits("folder", root, **fractions)
     assert len(splits.train) + len(splits.val) == 300 * len(layout)
-    assert counts.pop("opened") <= 256 and counts.pop("asked") < 100
+    assert counts.pop("opened") <= 256 and counts.pop("checked") < 100
     assert max(counts[str(tmp_path / place)] for place in layout) <= listed and counts.total() < 20
 
 

@@ -330,7 +330,7 @@ def test_files_are_found_by_listing_folders_not_one_by_one(tmp_path, monkeypatch
     (tmp_path / "img").mkdir()
     for number in range(500):
         (tmp_path / "img" / f"{number}.png").touch()
-    asked = []
-    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(path) or real(path))
+    checked = []
+    monkeypatch.setattr("os.path.isfile", lambda path: checked.append(path) or real(path))
     assert np.bincount(csv_lists(root).train.targets).tolist() == [250, 250]
-    assert len(asked) < 100
+    assert len(checked) < 100

@@ -206,7 +206,7 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
 
 
 @pytest.mark.parametrize(("function", "flags", "line"), [
-    ("utils.build.model.create_model", [], "setting up: out of memory; what a run needs whatever its batch size (model, "),
+    ("utils.build.model.create_model", [], "setting up: out of memory; what a run needs with any batch size (model, "),
     ("utils.build.trainer.warm_up", ["--compile"], "compiling for 16 images a micro-step: out of memory; lower --train_bat"),
     ("utils.run.run.evaluate", [], "evaluation on test after step 0: out of memory; lower --eval_batch_size"),
     ("utils.training.evaluation.evaluate", ["--eval_only", "--pretrained_dir", "model.npz"],
