@@ -131,7 +131,7 @@ def test_process_0_decides_what_is_resumed_and_a_node_that_cannot_read_it_is_nam
     assert first == {"resume_path": "output/r"} and second == first | {"data_dir": "here"}
     assert line == other_line
     assert line.startswith(f"--resume_path: node 1 (host {platform.node()}): cannot read output/r/best.pt: No such file")
-    assert "from a disk that they share" in line
+    assert "from a shared disk" in line
 
 
 # ------------------------------------------------------------------------------------ the classes of a checkpoint or a head

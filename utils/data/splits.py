@@ -189,8 +189,8 @@ def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_cla
     Raises DataError if there already is a validation split next to a test set.
     """
     if splits.val is not splits.test:
-        raise DataError(f"--val_fraction: the data set already has a validation split ({len(splits.val)} "
-                        f"image{'s' * (len(splits.val) != 1)}). Omit --val_fraction")
+        images = f"{len(splits.val)} image{'s' * (len(splits.val) != 1)}"
+        raise DataError(f"--val_fraction: the data set already has a validation split ({images}). Omit --val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
     test = splits.test if len(splits.test) else val
     images = f"{len(test):,} image{'s' * (len(test) != 1)}"
