@@ -247,7 +247,8 @@ def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
 
 
 FILES = re.findall(r"^\| `([^`]+/[^`]+)` \| `[^`]+` \| (\d+)(?: \\\*)? \| (\w+) \|.*(https?://[^>)]+)", ZOO, re.MULTILINE)
-VIEWS = re.findall(r"^\| `([\w+*/-]+)` \| ([\w, ]+?)(?: \\\*)? \| (\d+) \| (\w+) \| ([\d.]+) \|$", ZOO, re.MULTILINE)
+VIEWS = re.findall(r"^\| `([\w+*/-]+)` \| ([\w, ]+?)(?: \\\*)? \| (\d+) \| (\w+) \| ([\d.]+) \|$",
+                   documents.pages()["docs/expected_accuracy_imagenet.md"], re.MULTILINE)
 
 
 def view_of(name: str, source: str) -> tuple[int, str, float] | None:
@@ -287,13 +288,15 @@ def test_the_page_has_the_files_of_timm_and_evaluates_them_as_timm_does():
 
 def test_what_is_made_of_rows_is_as_its_script_makes_it():
     assert zoo_page.page(ZOO) == ZOO, "run python tests/support/zoo_page.py"
-    cells = [cell for line in ZOO.splitlines() if line.startswith("|") for cell in line.split(" | ")]
-    assert max(map(len, cells)) <= 200
+    tables = "MODEL_ZOO|docs/(recipe_|expected|measured|checkpoint)"
+    pages = [text for name, text in documents.pages().items() if re.match(tables, name)]
+    cells = [cell for text in pages for line in text.splitlines() if line.startswith("|") for cell in line.split(" | ")]
+    assert len(pages) == 8 and max(map(len, cells)) <= 200
     assert all(zoo_page.owner(model) or model == EMBEDDED_MODEL for model in list_models())
 
 
 def test_the_overview_of_recipes_says_which_start_from_scratch():
-    table = ZOO.split("\n## Recipes\n")[1]
+    table = documents.pages()["docs/recipe_tables.md"]
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (scratch|trained weights) \| .+ \|$", table, re.MULTILINE))
     scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
     assert set(rows) == {"auto", *configs.RECIPES} and {name for name in rows if rows[name] == "scratch"} == scratch
@@ -310,7 +313,10 @@ def test_no_example_on_images_of_one_s_own_starts_from_scratch():
     assert len(own) > 3 and not any(given.get("recipe", given.get("RECIPE")) in scratch for given in own)
 
 
-RECIPE_TABLES = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", ZOO.split("\n## Recipes\n")[1], re.DOTALL | re.MULTILINE))
+RECIPE_TABLES = {"photos": documents.pages()["docs/recipe_photos.md"]} | {
+    name: table for page in ("recipe_tables", "recipe_tables_imagenet")
+    for name, table in re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## |\Z)", documents.pages()[f"docs/{page}.md"],
+                                  re.DOTALL | re.MULTILINE)}
 
 
 @pytest.mark.parametrize("recipe", configs.RECIPES)
@@ -338,8 +344,8 @@ def test_the_page_on_other_programs_has_every_name():
 
 
 def test_named_files_exist():
-    of_others = "MODEL_ZOO.md", "docs/other_programs.md"
-    pages = {name: text for name, text in documents.reader_pages().items() if name not in of_others}
+    of_others = "MODEL_ZOO|docs/(other_programs|recipe_tables|expected)"          # they name files of other programs
+    pages = {name: text for name, text in documents.reader_pages().items() if not re.match(of_others, name)}
     path = r"`((?:models|utils|assets|tests|docs|benchmarks)/[\w./-]*|(?!test_)\w+\.(?:py|sh|md|ipynb))`"
     for page, text in pages.items():
         for name in re.findall(path, text):
