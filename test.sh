@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Sets itself up as train.sh does, and runs the style check and the tests, on up to eight cores. Arguments go to pytest:
-#   bash test.sh                    everything, at small counts
+# Installs what it needs as train.sh does, and runs the style check and the tests, on up to eight cores. Arguments go to pytest:
+#   bash test.sh                    all tests, at small counts
 #   bash test.sh -m 'not slow'      the quick ones
-#   bash test.sh -n 0 -x            in one process, until the first that fails
+#   bash test.sh -n 0 -x            in one process, until the first failure
 #   bash test.sh --full             every count and size
 #   bash test.sh --reference        only the comparisons with other implementations, which it installs into .venv-reference
-# sh, dash or zsh: this is a script for bash, not for what POSIX calls a shell.
+# Started with sh, dash or zsh: run it with bash.
 [ -n "${BASH_VERSION:-}" ] || { command -v bash >/dev/null || { echo "$0: error: bash is needed" >&2; exit 2; }; exec bash "$0" "$@"; }
 set +o posix
 set -euo pipefail
@@ -22,6 +22,6 @@ if [ "${1:-}" = --reference ]; then
 else
     use_python requirements-test.txt "${modules[@]}"
 fi
-unset LOCKED VENV           # the scripts that the tests start are given the Python found here
+unset LOCKED VENV           # scripts that the tests start use the Python found here
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

@@ -1,4 +1,4 @@
-"""Shared by all tests: the `gpu` marker, the contract's counts and figures, and running train.py or the scripts."""
+"""Fixtures for all tests: the `gpu` marker, the contract's counts and figures, and running train.py or the scripts."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from pathlib import Path
 import figures
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as in train.py; before PyTorch is loaded
 
 import torch
 
@@ -27,16 +27,16 @@ from utils.report import plots
 
 # The models of the tests are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
-# Ignored where the tests run in the background of a script or under nohup, and then by every program that they start.
+# These signals are ignored if the tests run in the background of a script or under nohup, and programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES: dict[str, list[dict]] = {}      # by test: what it tried for the contract
+FIGURES: dict[str, list[dict]] = {}      # by test: the counts of what it tried for the contract
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: "slow" not in item.keywords)      # the longest would otherwise run last, alone
+    items.sort(key=lambda item: "slow" not in item.keywords)      # otherwise the longest might run last, by themselves
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -45,16 +45,16 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.collect()
-    gc.freeze()         # a million objects that stay: every collection would look through all of them, for a quarter second
+    gc.freeze()         # otherwise every collection would check a million permanent objects, for a quarter of a second
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Every download fails."""
-    def refuse(*_, **__):
+    """Makes every download fail."""
+    def fail(*_, **__):
         raise urllib.error.URLError("no network here")
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
 
 
 # ------------------------------------------------------------------------------- the contract of docs/promises.md
@@ -62,20 +62,20 @@ def offline(monkeypatch):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="docs/promises.md at full counts (half an hour on 2 cores)")
-    parser.addoption("--figures", metavar="FILE", help="put what the contract's tests tried into this JSON file")
+    parser.addoption("--figures", metavar="FILE", help="write the counts of the contract's tests into this JSON file")
 
 
 @pytest.fixture
 def tries(request):
-    """tries(small, full) -> how often to try: `full` with --full"""
+    """tries(small, full) -> the number of tries: `full` with --full, else `small`"""
     return lambda small, full: full if request.config.getoption("--full") else small
 
 
 @pytest.fixture
 def figure(request, record_property):
-    """figure(what, tried, lost=0): a row of docs/promises.md, for a test marked contract("P1", promise).
+    """figure(what, tried, lost=0) records a row of docs/promises.md, for a test marked contract("P1", promise).
 
-    More by name is kept in the row: `nodes` for the table of several nodes.
+    Further arguments are stored in the row: `nodes` for the table of several nodes.
     """
     started = time.monotonic()
 
@@ -97,30 +97,30 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_sessionfinish(session):
-    gc.unfreeze()       # or packages whose objects are looked for at the exit report leaks
+    gc.unfreeze()       # otherwise packages that check for their objects at the exit report leaks
     if FIGURES and (file := session.config.getoption("--figures")):
         figures.add(Path(file), FIGURES)
 
 
-# ------------------------------------------------------------------------------------------------------- running it
+# ------------------------------------------------------------------------------------------------------- runs
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A resumed run computes on as many threads as before. More than one here would be inherited by forked runs, in which
-    the threads themselves are missing."""
+    """Sets one thread after each test. A resumed run uses as many threads as before; forked runs would inherit a larger number,
+    but not the threads."""
     yield
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def memory_below():
-    """with memory_below(n): never holds n bytes more than this process has now. Known on Linux alone; elsewhere anything goes."""
+    """with memory_below(n): fails if its block needs n bytes more than this process has now. Measured only on Linux."""
     @contextlib.contextmanager
     def block(limit: int):
         try:
             before = resident("VmRSS", forget=True)
-        except OSError:                                 # another system, or a kernel that does not tell
+        except OSError:                                 # another system, or a kernel without this
             yield
             return
         yield
@@ -131,10 +131,10 @@ def memory_below():
 
 @pytest.fixture
 def run_train(tmp_path, monkeypatch):
-    """run_train("--flag", value, ...) -> exit code of train.py in an empty folder: from scratch, on the CPU, few steps,
-    digits with 40 images to validate and 60 to test on. Its picture is an empty file: drawing would be half of the time.
+    """run_train("--flag", value, ...) -> exit code of train.py in an empty folder: from scratch, on the CPU, with few steps, and
+    digits with 40 images to validate and 60 to test on. Its picture is an empty file, since drawing would be half of the time.
 
-    Flags given win over these, because the last one counts.
+    The flags override these defaults, because the last one counts.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(datasets.DATASETS, "digits", small_digits)
@@ -152,7 +152,7 @@ def run_train(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """uninterrupted(*flags, ranks) -> (the hash of its end, its folder); each is run once"""
+    """uninterrupted(*flags, ranks) -> (the hash of the run's end, its folder); each run is done once"""
     import rig
 
     kept = {}
@@ -173,7 +173,7 @@ def small_digits(data_dir: str) -> Splits:
 
 @pytest.fixture
 def run_script(tmp_path):
-    """run_script("train.sh", "--flag", "value", VARIABLE="x") -> the finished process; results go below tmp_path."""
+    """run_script("train.sh", "--flag", "value", VARIABLE="x") -> the finished process; results are written below tmp_path."""
 
     def run(script: str, *flags: str, cwd: Path = ROOT, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
         clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}

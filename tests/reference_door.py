@@ -1,4 +1,4 @@
-"""Three functions for comparisons with other implementations. Their signatures do not change, whatever moves behind them."""
+"""Three functions for comparisons with other implementations. Their signatures do not change when the project's code does."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ HALF = (0.5,) * 3
 
 
 def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], rule: str) -> Tensor:
-    """table (1, prefix + h * w, d) -> (1, prefix + h' * w', d); the prefix rows are kept. rule: bilinear or bicubic."""
+    """Resizes position embeddings (1, prefix + h * w, d) -> (1, prefix + h' * w', d); prefix rows are kept. rule: bilinear or
+    bicubic."""
     return resize(table, old_grid, new_grid, rule)
 
 
@@ -39,16 +40,16 @@ def train_trace(model: nn.Module, images: Tensor, labels: Tensor, batch: int, st
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, batch: int, steps: int, warmup: int, peak: float, decay: str,
           weight_decay: float, accumulation: int, clip: float) -> list[StepMetrics]:
-    """Trains with SGD, momentum 0.9, in float32, on images (n, h, w, 3) uint8 in their order, over and over; mean and std 0.5.
+    """Trains with SGD, momentum 0.9, in float32, on images (n, h, w, 3) uint8 repeatedly in their order; mean and std 0.5.
 
-    `batch` images a step, in `accumulation` micro-batches; clip: the largest norm of the gradient, 0 for none.
+    `batch` images per step, in `accumulation` micro-batches; clip: the largest norm of the gradient, 0 for no clipping.
     """
     rates = learning_rates(decay, warmup, steps, peak)
     settings = StepSettings(batch_size=batch, micro_steps=accumulation, max_grad_norm=clip, seed=0,
                             schedule=lambda update: rates[update - 1])
     optimizer = build_optimizer("sgd", parameter_groups(model.named_parameters(), weight_decay=weight_decay), peak)
-    alone = distributed.Ranks(0, 1, 0, 1, CPU)
-    trainer = Trainer(model, optimizer, Criterion(), LossScaler(FP32, CPU), FP32, alone, to_input, settings)
+    ranks = distributed.Ranks(0, 1, 0, 1, CPU)
+    trainer = Trainer(model, optimizer, Criterion(), LossScaler(FP32, CPU), FP32, ranks, to_input, settings)
     batches = micro_batches(torch.as_tensor(images).permute(0, 3, 1, 2), torch.as_tensor(labels), batch, steps, accumulation)
     return [metrics for _ in range(steps) for metrics in trainer.train_step(batches)]
 
@@ -58,7 +59,7 @@ def to_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def micro_batches(images: Tensor, labels: Tensor, batch: int, steps: int, accumulation: int) -> Iterator[Batch]:
-    """images (n, 3, h, w). Step s, from 0, sees images s * batch to (s + 1) * batch - 1, modulo n."""
+    """Yields the micro-batches of images (n, 3, h, w). Step s, from 0, has images s * batch to (s + 1) * batch - 1, modulo n."""
     size = batch // accumulation
     for step, micro in itertools.product(range(steps), range(accumulation)):
         first = step * batch + micro * size

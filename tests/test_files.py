@@ -1,4 +1,4 @@
-"""Files are written whole or not at all; one process at a time works in a folder."""
+"""Files are written completely or not at all; only one process at a time works in a folder."""
 
 import ast
 import csv
@@ -24,34 +24,34 @@ ROOT = Path(__file__).resolve().parents[1]
 ONE_RUN = ("P17", "two runs never write into one folder, and a run that has ended never blocks another")
 
 
-def test_where_a_path_was_looked_for(tmp_path, monkeypatch):
+def test_where_a_path_was_searched(tmp_path, monkeypatch):
     here, called = tmp_path / "here", tmp_path / "called"
     (called / "run").mkdir(parents=True)
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("VIT_CALLED_FROM", str(called))
     assert files.where_looked("/no/such") == ""
-    assert files.where_looked("gone") == f" (looked for in {here})"
-    assert files.where_looked("run").endswith(f"relative paths are meant from the script's folder: {called / 'run'} is there)")
+    assert files.where_looked("gone") == f" (searched in {here})"
+    assert files.where_looked("run").endswith(f"relative paths start at the script's folder; {called / 'run'} exists)")
     (here / "link").symlink_to("/no/such")
     for path in ("link", "link/best.pt"):
-        assert files.where_looked(path).startswith(" (link is a link to /no/such, which is not there; looked for in")
-    (called / "dead").symlink_to("/no/such")                        # a link of the caller's folder
-    assert files.where_looked("dead/x").endswith(f"the script's folder: {called / 'dead'} is a link to /no/such, which is not "
-                                                 "there)")
+        assert files.where_looked(path).startswith(" (link is a link to /no/such, which does not exist; searched in")
+    (called / "dead").symlink_to("/no/such")                        # a link in the caller's folder
+    assert files.where_looked("dead/x").endswith(f"the script's folder; {called / 'dead'} is a link to /no/such, which does "
+                                                 "not exist)")
     (here / "there").mkdir()
-    assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (looked for in {here})"
+    assert files.located("there") == "there" and files.located(Path("gone")) == f"gone (searched in {here})"
 
 
-def test_what_is_no_folder(tmp_path):
+def test_paths_that_are_not_folders_are_described(tmp_path):
     (tmp_path / "pets.ZIP").touch()
     (tmp_path / "list").touch()
-    assert files.no_folder(tmp_path / "pets.ZIP") == "an archive, not a folder: unpack it, and give the folder"
+    assert files.no_folder(tmp_path / "pets.ZIP") == "an archive, not a folder. Unpack it and use the unpacked folder"
     assert files.no_folder(tmp_path / "list") == "a file, not a folder" and files.no_folder("/no/such") == "no such folder"
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
-    """Also where something has its name by then, or the disk is full."""
+def test_atomic_folder_is_complete_or_absent(tmp_path, monkeypatch):
+    """Also if its name is taken, or the disk is full."""
     atomic_folder(tmp_path / "a", lambda folder: (folder / "x").write_text("1"))
     assert (tmp_path / "a/x").read_text() == "1" and os.listdir(tmp_path) == ["a"]
     assert "cannot write" in error_of(StorageError, atomic_folder, tmp_path / "a", lambda folder: None)
@@ -66,21 +66,21 @@ def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a/x").read_text() == "1"
 
 
-# ------------------------------------------------------------------------------------------------------------- names
+# ------------------------------------------------------------------------------------------------- names of files
 
 
-def test_an_error_of_an_open_file_gets_its_name(tmp_path):
+def test_error_of_an_open_file_gets_its_name(tmp_path):
     with pytest.raises(OSError) as caught, files.naming(tmp_path / "x"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "x") and caught.value.errno == errno.ENOSPC
     with pytest.raises(FileNotFoundError) as caught, files.naming("other"):
-        open(tmp_path / "gone")                                      # which names it already
+        open(tmp_path / "gone")                                      # this error has a name already
     assert caught.value.filename == str(tmp_path / "gone")
     with pytest.raises(OSError, match=r"^cut off$"), files.naming("x"):
         raise OSError("cut off")
 
 
-def test_a_write_a_flush_and_a_close_name_their_file(tmp_path, monkeypatch):
+def test_errors_of_write_flush_and_close_name_their_file(tmp_path, monkeypatch):
     with rig.files_no_larger_than(10), pytest.raises(OSError) as caught:
         files.write_file(tmp_path / "x", "more than ten letters")
     assert process.classify_error(caught.value) == (f"{tmp_path / 'x'}: File too large", 2)
@@ -95,12 +95,12 @@ def test_a_write_a_flush_and_a_close_name_their_file(tmp_path, monkeypatch):
     assert caught.value.filename == str(tmp_path / "log.jsonl")
 
 
-# What is written without one of these two: by their own rules, or where nobody waits for it (launch.post_exit_code).
+# Files that write without either of the two: with their own rules, or where the file is optional (launch.post_exit_code).
 UNNAMED = {"utils/files.py", "utils/launch.py", "utils/run/checkpoint.py", "utils/process.py"}
 
 
 def writes_of(tree: ast.AST, around: tuple = ()) -> Iterator[tuple[ast.Call, tuple]]:
-    """Calls that write a file, each with the nodes that it is in."""
+    """Yield calls that write a file, each with the nodes around it."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -111,8 +111,8 @@ def writes_of(tree: ast.AST, around: tuple = ()) -> Iterator[tuple[ast.Call, tup
         yield from writes_of(node, (*around, node))
 
 
-def test_every_write_of_a_file_names_it():
-    """Inside atomic_write, or `with naming(...)`: a write to an open file that fails does not say which file it is."""
+def test_every_write_names_its_file():
+    """Inside atomic_write, or `with naming(...)`, since the error of a write to an open file does not name the file."""
     found = []
     for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")]:
         for call, around in writes_of(ast.parse(path.read_text())):
@@ -128,14 +128,14 @@ def test_every_write_of_a_file_names_it():
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1", "''@x", "-", "=", "\uff1d1"])
-def test_no_cell_of_text_is_a_formula(text):
-    """And whoever reads the table with our reader gets the text as it was."""
+def test_text_cells_are_not_formulas(text):
+    """And read_csv_table returns the original text."""
     cell = next(csv.reader(io.StringIO(files.csv_table([[text]]), newline="")))[0]
     assert cell == f"'{text}" and files.read_csv_table(files.csv_table([[text, "b"]])) == [[text, "b"]]
 
 
 @pytest.mark.parametrize("cell", ["-0.5", "+3", "-1e-5", "'", "a=b", "'a", " =1", "", "5", -0.5, 7, "x-y"])
-def test_other_cells_stay_as_they_are(cell):
+def test_other_cells_are_unchanged(cell):
     assert files.csv_table([[cell, "b"]]) == f"{cell},b\r\n"
     assert files.read_csv_table(files.csv_table([[cell, "b"]])) == [[str(cell), "b"]]
 
@@ -168,7 +168,7 @@ def test_failed_write_leaves_the_previous_file(tmp_path, monkeypatch, fails):
     assert (tmp_path / "x").read_text() == "new" and os.listdir(tmp_path) == ["x"]
 
 
-def test_data_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
+def test_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -185,8 +185,8 @@ def test_lock_excludes_other_processes_until_its_owner_ends(tmp_path):
     lock.check()
     assert os.listdir(tmp_path) == []
     with AnotherProcess(lock.acquire) as other:
-        for refused in (lock.acquire, lock.check):
-            assert error_of(InUseError, refused) == f"{tmp_path} is in use by process {other.pid} on {platform.node()}. Stop it."
+        for call in (lock.acquire, lock.check):
+            assert error_of(InUseError, call) == f"{tmp_path} is in use by process {other.pid} on {platform.node()}. Stop it."
     assert InUseError.exit_code == 7
     lock.acquire()
     lock.release()
@@ -200,7 +200,7 @@ def test_lock_excludes_other_processes_until_its_owner_ends(tmp_path):
     lock.release()
 
 
-def test_checking_does_not_release_the_own_lock(tmp_path):
+def test_check_does_not_release_the_processs_own_lock(tmp_path):
     def acquire_and_check():
         FileLock(tmp_path).acquire()
         FileLock(tmp_path).check()
@@ -242,7 +242,7 @@ def write_later(path, text):
 
 @pytest.mark.contract(*ONE_RUN)
 def test_the_owner_is_named_even_while_it_writes_its_name(tmp_path, tries, figure):
-    """The file may still hold the name of a process that was killed."""
+    """The file may still contain the name of a process that was killed."""
     count = tries(1, 20)
     for _ in range(count):
         with AnotherProcess(FileLock(tmp_path).acquire) as other:
@@ -256,7 +256,7 @@ def test_the_owner_is_named_even_while_it_writes_its_name(tmp_path, tries, figur
     figure("second starts, refused with the name of the running process", 2 * count)
 
 
-def test_an_owner_that_never_writes_its_name(tmp_path, monkeypatch):
+def test_owner_that_never_writes_its_name_is_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "OWNER_SECONDS", 0.1)
     with AnotherProcess(FileLock(tmp_path).acquire):
         for text in ("", f"process {ended_process()} on {platform.node()}"):

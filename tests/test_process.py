@@ -1,4 +1,4 @@
-"""Requests to stop, and what a launch leaves for train.sh; whole runs are in system/test_kills.py and system/test_launches.py."""
+"""Requests to stop, and exit codes for train.sh; tests with whole runs are in system/test_kills.py and test_launches.py."""
 
 import ctypes
 import io
@@ -21,7 +21,7 @@ EVERY = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
 
 
 def in_child(work) -> int:
-    """Exit code of work() in a process of its own; -9 for one that signal 9 ended."""
+    """Return the exit code of work() in a child process; -9 if signal 9 ended it."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -34,7 +34,7 @@ def in_child(work) -> int:
 
 @pytest.fixture(autouse=True)
 def no_signal_is_ignored():
-    """As it is for a test run in the background of a script."""
+    """Signals are ignored if the tests run in the background of a script."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in EVERY}
     yield
     for number, handler in before.items():
@@ -54,7 +54,7 @@ def launch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", EVERY)
-def test_a_request_is_remembered_and_the_handlers_are_restored(number):
+def test_request_is_remembered_and_handlers_are_restored(number):
     before = signal.getsignal(number)
     with process.StopSignal() as stop:
         stop.saves = True
@@ -65,35 +65,35 @@ def test_a_request_is_remembered_and_the_handlers_are_restored(number):
 
 
 @pytest.mark.parametrize("number", EVERY)
-def test_without_a_run_to_save_a_request_ends_the_process(number, launch, capfd):
+def test_request_ends_the_process_if_there_is_nothing_to_save(number, launch, capfd):
     def work():
         with process.StopSignal():
             os.kill(os.getpid(), number)
             time.sleep(10)
 
     assert in_child(work) == 143 and (launch / "code-000").read_text() == "143"
-    name = "asked to stop" if number == signal.SIGUSR1 else signal.Signals(number).name       # train.sh makes that of any
-    assert f"{name}: stopped before the first step: nothing to save" in capfd.readouterr().err
+    name = "asked to stop" if number == signal.SIGUSR1 else signal.Signals(number).name       # train.sh sends it for any signal
+    assert f"{name}: stopped before the first step; nothing to save" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how C code waits")
-def test_a_request_is_heard_while_c_code_waits(launch, monkeypatch, capfd):
-    """As for another process while the run is set up. Once there is something to save, the main thread answers it."""
-    monkeypatch.setattr(process, "DEAF_S", 0.1)
+def test_request_is_handled_while_c_code_waits(launch, monkeypatch, capfd):
+    """It may wait for another process while the run is set up. If there is something to save, only the main thread handles it."""
+    monkeypatch.setattr(process, "UNHANDLED_S", 0.1)
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
 
     def work():
         with process.StopSignal():
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             libc.pthread_mutex_lock(mutex)
-            libc.pthread_mutex_lock(mutex)             # waits for itself, whatever signal comes
+            libc.pthread_mutex_lock(mutex)             # waits for itself, even if a signal comes
 
     assert in_child(work) == 143 and (launch / "code-000").read_text() == "143"
-    assert "SIGTERM: stopped before the first step: nothing to save" in capfd.readouterr().err
+    assert "SIGTERM: stopped before the first step; nothing to save" in capfd.readouterr().err
 
 
-def test_a_signal_to_a_child_is_not_its_parents(monkeypatch):
-    monkeypatch.setattr(process, "DEAF_S", 0.0)
+def test_signal_to_a_child_is_not_handled_by_its_parent(monkeypatch):
+    monkeypatch.setattr(process, "UNHANDLED_S", 0.0)
 
     def work():
         with process.StopSignal() as stop:
@@ -111,8 +111,8 @@ def test_a_signal_to_a_child_is_not_its_parents(monkeypatch):
 
 
 @pytest.mark.parametrize("signalled", [True, False])
-def test_below_the_launcher_it_ends_with_0(signalled, launch, monkeypatch):
-    """torchrun would restart it, which is for processes that were lost. Also where it starts after the request."""
+def test_stopped_process_below_torchrun_exits_with_0(signalled, launch, monkeypatch):
+    """torchrun would restart it otherwise. Also if the process starts after the request."""
     below_torchrun(monkeypatch)
     if not signalled:
         (launch / "asked").touch()
@@ -126,8 +126,8 @@ def test_below_the_launcher_it_ends_with_0(signalled, launch, monkeypatch):
 
 
 @pytest.mark.parametrize(("rank", "pause", "code"), [(None, 0.0, 143), ("0", 0.0, 7), ("0", 0.3, 143)])
-def test_the_second_request_ends_it(rank, pause, code, monkeypatch, capfd):
-    """Below a launcher what comes within ONE_REQUEST seconds is the same request, by another way."""
+def test_second_request_ends_the_process_at_once(rank, pause, code, monkeypatch, capfd):
+    """Below a launcher, signals within ONE_REQUEST seconds are the same request."""
     monkeypatch.setattr(process, "ONE_REQUEST", 0.2)
     if rank is not None:
         below_torchrun(monkeypatch)
@@ -144,7 +144,7 @@ def test_the_second_request_ends_it(rank, pause, code, monkeypatch, capfd):
     assert in_child(work) == code
 
 
-def test_ignored_signals_stay_ignored_but_those_of_batch_systems():
+def test_ignored_signals_stay_ignored_except_those_of_batch_systems():
     def work():
         for number in EVERY:
             signal.signal(number, signal.SIG_IGN)
@@ -159,8 +159,8 @@ def test_ignored_signals_stay_ignored_but_those_of_batch_systems():
     assert in_child(work) == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
-def test_a_child_dies_with_its_parent():
+@pytest.mark.skipif(sys.platform != "linux", reason="a feature of the Linux kernel")
+def test_child_dies_with_its_parent():
     reader, writer = os.pipe()
 
     def parent():
@@ -196,11 +196,11 @@ def code_of(error: Exception | None, code: int = 0) -> int:
 @pytest.mark.parametrize(("error", "code", "line"), [
     (BadImage("a.png:\n cut off"), 5, "x.py: error: a.png: cut off\n"),
     (FileNotFoundError(2, "No such file", "a.png"), 2, "x.py: error: a.png: No such file\n"), (None, 0, "")])
-def test_error_of_the_user_is_one_line_and_its_code(capfd, error, code, line):
+def test_user_error_is_one_line_with_its_exit_code(capfd, error, code, line):
     assert code_of(error) == code and capfd.readouterr().err == line
 
 
-def test_error_stands_after_what_was_printed_before_it():
+def test_error_comes_after_earlier_output():
     code = "from utils import process\nclass E(ValueError): exit_code = 2\ndef main(_):\n print('a report')\n"
     code += " with process.program('x.py') as program:\n  raise E('a fault')\n return program.exit_code\nprocess.run(main)"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -217,24 +217,24 @@ def test_bug_keeps_its_traceback(launch, error):
     assert (launch / "code-000").read_text() == "1"
 
 
-def test_process_of_train_sh_ends_with_0_and_posts_its_code(launch, monkeypatch, capfd):
+def test_process_below_train_sh_exits_with_0_and_posts_its_code(launch, monkeypatch, capfd):
     below_torchrun(monkeypatch, 0, 2, 2)
     monkeypatch.setattr(process, "die_with_parent", lambda: None)
     assert code_of(BadImage("a.png")) == 0 and launching.posted_exit_code() == 5
     monkeypatch.setattr(launching, "restarts", lambda: 1)
     assert code_of(None, process.EXIT_PREEMPTED) == 0 and launching.posted_exit_code() == 143
     monkeypatch.setattr(launching, "restarts", lambda: 2)
-    below_torchrun(monkeypatch, 0, 4, 2)                 # another node has a train.sh of its own
+    below_torchrun(monkeypatch, 0, 4, 2)                 # another node has its own train.sh
     assert code_of(BadImage("a.png")) == 5
     monkeypatch.setattr(process, "_nodes_know", False)
-    process.nodes_know()                                 # and knows the code
+    process.nodes_know()                                 # the other node knows the code
     assert code_of(BadImage("a.png")) == 0
     monkeypatch.setattr(process, "_nodes_know", False)
-    monkeypatch.delenv("VIT_LAUNCH")                # torchrun alone
+    monkeypatch.delenv("VIT_LAUNCH")                # torchrun without train.sh
     assert code_of(BadImage("a.png")) == 5 and code_of(None, process.EXIT_PREEMPTED) == 0
 
 
-def test_first_cause_wins_over_a_lost_peer(launch, monkeypatch, capfd):
+def test_first_error_overrides_a_lost_peer(launch, monkeypatch, capfd):
     class PeerLost(ValueError):
         exit_code = process.EXIT_PEER_LOST
 
@@ -246,12 +246,12 @@ def test_first_cause_wins_over_a_lost_peer(launch, monkeypatch, capfd):
     assert code_of(PeerLost("step 3: lost")) == 0 and launching.posted_exit_code() == 5
     assert capfd.readouterr().err == "x.py: error: a.png\n"
     monkeypatch.setattr(launching, "restarts", lambda: 1)
-    assert code_of(PeerLost("step 3: lost")) == code_of(BadImage("a.png")) == 8         # torchrun is to restart them
+    assert code_of(PeerLost("step 3: lost")) == code_of(BadImage("a.png")) == 8         # so that torchrun restarts them
     assert launching.posted_exit_code() == 8 and capfd.readouterr().err == "x.py: error: step 3: lost\n"
 
 
 def test_process_of_a_broken_group_ends_at_once(launch, capfd):
-    """Without the rest of the program, where destructors would wait."""
+    """Without the rest of the program, in which destructors would wait."""
     def work(error):
         process.end_at_once_on_error()
         code_of(error)
@@ -261,8 +261,8 @@ def test_process_of_a_broken_group_ends_at_once(launch, capfd):
     assert "KeyError: 'a'" in capfd.readouterr().err
 
 
-def test_closed_output_ends_no_run():
-    """bash train.sh | head"""
+def test_closed_output_does_not_end_a_run():
+    """As in: bash train.sh | head"""
     reader, writer = os.pipe()
     stream = process.ResilientStream(open(writer, "w", buffering=1))
     os.close(reader)
@@ -273,7 +273,7 @@ def test_closed_output_ends_no_run():
     assert process.ResilientStream(None).write("of none") == 7
 
 
-def test_output_escapes_letters_that_its_encoding_lacks():
+def test_output_escapes_characters_that_its_encoding_lacks():
     kept = io.BytesIO()
     stream = process.ResilientStream(io.TextIOWrapper(kept, encoding="ascii"))
     stream.write("b\xe4ume/\u72ac \udcff\n")
@@ -299,10 +299,10 @@ def test_missing_package_is_one_line(verb):
             f"runpy.run_path('{verb}.py', run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"{verb}.py: error: this Python lacks ml_collections. Run ")
+    assert done.stderr.startswith(f"{verb}.py: error: the package ml_collections is not installed in this Python. Use ")
 
 
-def test_garbage_collector_starts_late_and_leaves_out_what_exists():
+def test_garbage_collector_starts_late_and_skips_existing_objects():
     code = ("import gc; from utils import process\n"
             "def main(argv):\n"
             "    assert not gc.isenabled(); process.collect_garbage(); assert gc.isenabled() and gc.get_freeze_count()\n"
@@ -314,8 +314,8 @@ def test_garbage_collector_starts_late_and_leaves_out_what_exists():
 @pytest.mark.parametrize(("text", "shown"), [
     ("a\x1b]0;title\x07b", r"a\x1b]0;title\x07b"), ("\x9b2J", r"\x9b2J"), ("\u202etxt", r"\u202etxt"),
     ("\x1b[31mred\x1b[0m", "red"), ("ü مرحبا 日本\tx\n", "ü مرحبا 日本\tx\n"), ("\r  5%|", "\r  5%|"), ("\x00\x7f", r"\x00\x7f")])
-def test_what_a_terminal_would_obey_is_written_as_escapes(text, shown, tmp_path):
-    """Of both outputs; in the line of an error colors too."""
+def test_control_characters_are_written_as_escapes(text, shown, tmp_path):
+    """In error messages color codes too."""
     with open(tmp_path / "x", "w", encoding="utf-8", newline="") as file:
         stream = process.ResilientStream(file)
         assert stream.write(text) == len(text)
@@ -323,7 +323,7 @@ def test_what_a_terminal_would_obey_is_written_as_escapes(text, shown, tmp_path)
     assert process.printable("\x1b[31mred") == r"\x1b[31mred"
 
 
-def test_the_line_of_an_error_is_printable(capsys):
+def test_error_message_is_printable(capsys):
     process.report_error("x.py", "class \x1b[2J\n\x1b]0;t\x07: no", 2)
     assert capsys.readouterr().err == "x.py: error: class \\x1b[2J \\x1b]0;t\\x07: no\n"
     process.report_error("x.py", f"{'a/' * 5000}: no such folder", 2)

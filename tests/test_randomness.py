@@ -1,11 +1,11 @@
-"""Seeds are hashes of what they are for, and using one leaves no trace."""
+"""Seeds are hashes of their purpose, and using one does not change the global generator."""
 
 import pytest
 import torch
 
 from utils.randomness import derive_seed, seed_device, seeded
 
-# A change of these values silently gives every resumed run other data: they are part of the checkpoint format.
+# If these values change, every resumed run gets other data without an error: they are part of the checkpoint format.
 GOLDEN = {(0,): 2631537505891389924, (42, "order", 0): 1608622093565479053,
           (42, "augment", 3, 17): 822557914734944892, (42, "model", 10, 2): 4889567556722831404}
 
@@ -15,13 +15,13 @@ def test_seeds_are_stable(parts):
     assert derive_seed(*parts) == GOLDEN[parts]
 
 
-def test_seeds_differ_and_fit():
+def test_seeds_differ_and_fit_in_63_bits():
     parts = [(seed, purpose, a, b) for seed in range(3) for purpose in ("order", "augment") for a in range(8) for b in range(8)]
-    parts += [("1", 2), (1, 2), (12,), (1, "2")]        # not the same text run together, nor number and text alike
+    parts += [("1", 2), (1, 2), (12,), (1, "2")]        # parts are not just joined, and numbers differ from text
     seeds = [derive_seed(*each) for each in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2 ** 63 for seed in seeds)
-    # CPU generators use the low 32 bits alone: these must differ as well.
+    # CPU generators only use the low 32 bits: these must differ, too.
     assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(parts)
 
 
@@ -35,7 +35,7 @@ def test_seeded_draws_are_a_function_of_the_parts():
         assert not torch.equal(torch.rand(4), first)
 
 
-def test_seeded_restores_the_generator_also_after_an_error():
+def test_seeded_restores_the_generator_even_after_an_error():
     torch.manual_seed(3)
     expected = torch.rand(5)
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""The three functions for comparisons, against the numbers of the original scripts."""
+"""The three functions of reference_door.py compared with the numbers of the original scripts."""
 
 import copy
 import re
@@ -14,8 +14,8 @@ from models import create_model
 from tests.reference_door import learning_rates, resize_positions, to_input, train, train_trace
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Absolute. Losses and weights agree within 1e-6, gradient norms (up to 3) within 2e-6. The final logits agree within
-# 7e-6 where the processor has vector instructions, within 1.5e-5 without them (ATEN_CPU_CAPABILITY=default).
+# Absolute. Losses and weights agree within 1e-6, gradient norms (up to 3) within 2e-6. The final logits agree within 7e-6 on
+# processors with vector instructions, within 1.5e-5 without them (ATEN_CPU_CAPABILITY=default).
 TOLERANCE = {"final_logits_first16": 3e-5}
 OTHER_TOLERANCES = 1e-5
 TRACES = [f"zh{head}_{rest}" for head in (0, 1) for rest in (
@@ -49,7 +49,7 @@ def test_train_trace(tag):
     for name in got:
         np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=TOLERANCE.get(name, OTHER_TOLERANCES), err_msg=name)
     assert [step.step for step in metrics] == list(range(1, 21))
-    assert expected["loss"][0] - expected["loss"][-1] > 0.5          # it learns: the trace is no flat line
+    assert expected["loss"][0] - expected["loss"][-1] > 0.5          # the model learns: the losses are not constant
     if tag == TRACES[0]:
         assert train_trace(other, *arguments) == got["loss"]
 

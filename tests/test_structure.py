@@ -1,4 +1,4 @@
-"""The structure of the project: which room may import which, what stays behind a fence, and how large a part may be."""
+"""The structure of the project: which package may import which, who may use a library, and how large files and functions are."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ LEAVES = {"utils.device", "utils.files", "utils.launch", "utils.process", "utils
 ROOMS = ("utils.build", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention", "utils.report",
          "utils.distributed", "utils.predict", "models.checkpoints")
 
-# Room: the rooms and modules that its files may import, besides their own room and the leaves (models/ may import no leaf).
+# Room (a package): the rooms and modules that its files may import besides their own room and the leaves, which models/ may not.
 ALLOWED = {
     **{verb: {"configs", "models", "utils"} for verb in VERBS},
     "utils.build": {"configs", "models", "utils.config", "utils.data", "utils.training", "utils.run", "utils.attention",
@@ -34,7 +34,7 @@ ALLOWED = {
     "models.__main__": {"configs", "models"},
     "models.checkpoints": {"models.errors", "models.kinds", "models.base", "models.layers", "models.families"},
 }
-# A library and the one room, or module, that may import it.
+# A library and the rooms or modules that may import it.
 FENCED = {"torchvision": {"utils.data", "utils.attention.edit_transform"},
           "matplotlib": {"utils.report"},
           "starlette": {"utils.attention.editor"}, "uvicorn": {"utils.attention.editor"},
@@ -52,12 +52,12 @@ def is_in(module: str, room: str) -> bool:
 
 
 def room_of(module: str) -> str:
-    """The room that a module is in; a module of models/ itself or a leaf is a room of its own."""
+    """Return the room of a module; a module directly in models/, or a leaf, is its own room."""
     return next((room for room in ROOMS if is_in(module, room)), module)
 
 
 def imports_of(module: str) -> set[str]:
-    """Absolute names, relative imports resolved; `from utils import device` counts as utils.device."""
+    """Return the absolute names of the imports, with relative ones resolved; `from utils import device` is utils.device."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
@@ -73,7 +73,7 @@ def imports_of(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_stay_inside_the_agreed_rooms(module):
+def test_imports_are_allowed(module):
     room = room_of(module)
     allowed = ALLOWED.get(room, {"models"} if room.startswith("models.") else set()) | {room}
     if room.startswith("utils."):
@@ -83,9 +83,9 @@ def test_imports_stay_inside_the_agreed_rooms(module):
     assert not beyond, f"{module} imports {beyond}"
 
 
-def test_models_name_one_thing_of_utils():
-    """load_model: a model that is asked about photographs needs to know how these are read and resized, which models/ do not. It
-    is imported when it is first used, so that nothing of models/ waits for utils."""
+def test_models_use_one_function_of_utils():
+    """That is load_model: a model for photographs needs to know how these are read and resized, which models/ does not. It is
+    imported on first use, so that models/ does not load utils."""
     import models
 
     assert models.ABOVE == {"utils.build.loaded": ["load_model"]}
@@ -93,7 +93,7 @@ def test_models_name_one_thing_of_utils():
                    for path in ROOT.glob("models/**/*.py") if path.name != "__init__.py")
 
 
-def test_imports_form_no_circle():
+def test_imports_are_not_circular():
     edges = {module: {name for name in imports_of(module) if name in MODULES and name != module} for module in MODULES}
     while free := {module for module, needed in edges.items() if not needed & set(edges)}:
         edges = {module: needed for module, needed in edges.items() if module not in free}
@@ -101,32 +101,32 @@ def test_imports_form_no_circle():
 
 
 @pytest.mark.parametrize("library", FENCED)
-def test_libraries_stay_behind_their_fence(library):
+def test_libraries_are_only_used_where_allowed(library):
     users = {module for module in MODULES if any(is_in(name, library) for name in imports_of(module))}
     outside = {user for user in users if not any(is_in(user, room) for room in FENCED[library])}
     assert not outside, outside
 
 
-def test_configs_imports_ml_collections_and_rows_alone():
+def test_configs_imports_only_ml_collections_and_families():
     assert imports_of("configs") == {"ml_collections", "models.families"}
 
 
-def test_every_module_has_a_test_of_its_own():
+def test_every_module_has_its_own_test_file():
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
     untested = {module.rpartition(".")[2] for module, path in MODULES.items() if path.name != "__init__.py"} - tests
     assert not untested, untested
 
 
-def test_no_drawer_for_everything():
+def test_no_module_for_miscellaneous_things():
     names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     assert not names & {"misc", "common", "helpers", "helper", "tools", "util"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_functions_and_classes_stay_readable(path):
-    """At most 340 lines a file, 60 a function, and 12 attributes that a class sets (its fields aside, where it is a record)."""
+    """At most 340 lines per file, 60 per function, and 12 attributes that a class sets (not counting the fields of a record)."""
     text = path.read_text()
-    assert text.startswith('"""'), "a file begins with what it is"
+    assert text.startswith('"""'), "a file begins with a docstring"
     assert text.count("\n") <= (260 if path.name == "train.py" else 340), text.count("\n")
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
     for node in ast.walk(ast.parse(text)):
@@ -138,7 +138,7 @@ def test_files_functions_and_classes_stay_readable(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_text_files_name_their_encoding(path):
-    """That of the locale may lack letters of a file's name. What is opened with "b" in its mode is no text."""
+    """The encoding of the locale may lack characters of a file name. Files opened with "b" in their mode are not text."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
             continue
@@ -148,6 +148,6 @@ def test_text_files_name_their_encoding(path):
 
 
 def attributes_set(node: ast.ClassDef) -> set[str]:
-    """The names after `self.` that the class's own methods assign to."""
+    """Return the names after `self.` that the methods of the class assign to."""
     return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
             and isinstance(each.value, ast.Name) and each.value.id == "self"}

@@ -1,8 +1,8 @@
 """This process and its launcher: requests to stop, one-line errors, exit codes, restarts, output, garbage collection.
 
-SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP are requests: the step is finished, the run is saved, the process ends. A second
-one ends it at once. torchrun answers every failure with code 1 and kills what has not ended 30 s after a signal; train.sh
-therefore keeps signals from it, and leaves and finds files in a folder for every launch (utils/launch.py).
+SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP are requests to stop: the step is finished, the run is saved, the process ends. A
+second signal ends it at once. torchrun returns code 1 for every failure and kills processes that have not ended 30 s after a
+signal; train.sh therefore does not pass signals to it, and exchanges files with the processes (utils/launch.py).
 """
 
 import contextlib
@@ -21,31 +21,31 @@ from typing import NoReturn, TextIO
 from utils import files, launch, temporary
 
 EXIT_BUG, EXIT_BAD_INPUT, EXIT_PEER_LOST = 1, 2, 8
-EXIT_PREEMPTED = 143           # as a shell has it for a process that SIGTERM ended
+EXIT_PREEMPTED = 143           # the code that a shell returns for a process that SIGTERM ended
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-# Batch systems signal the script, the launcher and the processes alike, and the launcher passes its signal on: what comes
-# within so many seconds of the first signal is the same request.
+# Batch systems signal the script, the launcher and the processes, and the launcher passes its signal on: signals within this
+# many seconds of the first one are the same request.
 ONE_REQUEST = 2.0
-# An error that all processes have is reported by the first of the node; another process reports its error after this many
-# seconds of silence, because it may be the only one that has it.
+# An error that all processes have is reported by the first one of the node. Another process waits this many seconds before it
+# reports its error, because it may be the only one that has it.
 SILENCE_S = 2.0
-# A request is answered beside the main thread, if there is nothing to save and Python has not heard it for so long: it may wait
-# in C code, for another process or a disk.
-DEAF_S = 1.0
+# If there is nothing to save, a thread handles a request that the main thread has not handled after this many seconds: that may
+# be waiting in C code, for another process or a disk.
+UNHANDLED_S = 1.0
 PR_SET_PDEATHSIG = 1
-# Control characters but for tabs and ends of lines, and those that turn the order of letters around.
-OBEYED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+# Control characters except tabs and line ends, and those that reverse the direction of text.
+CONTROLS = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
           for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-LONGEST_WORD = 400             # letters in the line of an error: longer ones are no path that anybody reads
+LONGEST_WORD = 400             # characters of a word in an error message; longer ones are shortened
 COLOR = re.compile(r"\x1b\[[0-9;]*m")                 # in the lines of other packages (wandb's)
-OWN_MODULES = ("configs", "models", "utils")         # one of these that is missing is a bug
+OWN_MODULES = ("configs", "models", "utils")         # a missing one of these is a bug
 
 _ends_at_once = _nodes_know = False
 _asked_at = float("inf")
 
 
 class Program:
-    """What `program` gives to its block, which may set `exit_code`."""
+    """The value of the context `program`; its block may set `exit_code`."""
 
     def __init__(self, name: str):
         self.name, self.exit_code = name, 0
@@ -54,12 +54,12 @@ class Program:
 
 @contextlib.contextmanager
 def program(name: str, signals: bool = True, alone: bool = True) -> Iterator[Program]:
-    """Around all that a program does: takes signals, prints errors of the user as one line, and settles the exit code.
+    """Context for everything a program does: handles signals, reports user errors in one line, and determines the exit code.
 
-    Such an error is a ValueError with the class attribute `exit_code`, or an OSError about a file; anything else is a bug and
-    keeps its traceback. Afterwards `exit_code` is what the process ends with. signals: whether to take signals (StopSignal).
-    alone: it is one process, whatever RANK and WORLD_SIZE in the environment are meant for. An environment in which no program
-    can work ends this one at once.
+    A user error is a ValueError with the class attribute `exit_code`, or an OSError about a file; anything else is a bug and
+    keeps its traceback. Afterwards, `exit_code` is the code for the process to end with. signals: whether to handle signals
+    (StopSignal). alone: this is the only process, whatever RANK and WORLD_SIZE in the environment are for. Exits at once if no
+    program can work in this environment.
     """
     if alone:
         launch.drop_place()
@@ -70,7 +70,7 @@ def program(name: str, signals: bool = True, alone: bool = True) -> Iterator[Pro
         try:
             temporary.check()
             launch.place()
-        except ValueError as error:             # before the block, which cannot be skipped
+        except ValueError as error:             # exits here, because a context manager cannot skip its block
             sys.exit(report_error(name, *classify_error(error)))
         try:
             yield current
@@ -88,14 +88,14 @@ def program(name: str, signals: bool = True, alone: bool = True) -> Iterator[Pro
                 sys.stdout.flush()
                 os._exit(current.exit_code)
         else:
-            if launch.is_first_of_node():       # each node has a train.sh of its own
+            if launch.is_first_of_node():       # each node has its own train.sh
                 launch.post_exit_code(current.exit_code)
             current.exit_code = _exit_status(current.exit_code)
 
 
 @contextlib.contextmanager
 def imports(name: str) -> Iterator[None]:
-    """Around the imports at the top of a program, before `program`: a package that this Python lacks is one line."""
+    """Context for the imports at the top of a program, before `program`: reports a missing package in one line."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -106,13 +106,13 @@ def imports(name: str) -> Iterator[None]:
 
 
 def end_at_once_on_error() -> None:
-    """From now on an error ends this process without Python's teardown, which would wait for lost processes, or abort."""
+    """From now on, end this process on an error without Python's teardown, which would wait for lost processes, or abort."""
     global _ends_at_once
     _ends_at_once = True
 
 
 def nodes_know() -> None:
-    """Says that the processes of the other nodes know the code with which this one ends."""
+    """Record that the processes of the other nodes know the exit code of this one."""
     global _nodes_know
     _nodes_know = True
 
@@ -125,35 +125,34 @@ def classify_error(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, OSError) and error.filename is not None:          # no such folder, no permission, disk full
         return f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("", *OWN_MODULES):
-        return (f"this Python lacks {error.name}. Run .venv/bin/python instead (bash train.sh makes it), or install it "
-                "(requirements.txt)"), EXIT_BAD_INPUT
+        return (f"the package {error.name} is not installed in this Python. Use .venv/bin/python instead (bash train.sh makes "
+                "it), or install what requirements.txt lists"), EXIT_BAD_INPUT
     return None, EXIT_BUG
 
 
 def report_error(name: str, message: str, code: int) -> int:
-    """Prints the line of an error, once a node, and posts its code. -> what this process ends with"""
+    """Print the line of an error, once per node, and post its code -> the exit code of this process"""
     if launch.launch_file("") is not None and not launch.is_first_of_node():
         deadline = time.monotonic() + SILENCE_S
         while launch.posted_exit_code() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     if launch.post_exit_code(code) is not False:
-        sys.stdout.flush()                      # through a pipe, what was printed before stands before the error too
+        sys.stdout.flush()                      # so that earlier output is before the error in a pipe, too
         words = (word if len(word) <= LONGEST_WORD else f"{word[:60]}...{word[-60:]}" for word in message.split())
         print(f"{name}: error: {printable(' '.join(words))}", file=sys.stderr, flush=True)
     return _exit_status(code)
 
 
 def printable(text: str) -> str:
-    """The text with escapes, such as \\x1b, for what a terminal would obey: the names of files and classes may hold anything."""
-    return text if text.isascii() and text.isprintable() else text.translate(OBEYED)
+    """Replace control characters by escapes such as \\x1b: the names of files and classes may contain anything."""
+    return text if text.isascii() and text.isprintable() else text.translate(CONTROLS)
 
 
 def _exit_status(code: int) -> int:
-    """What a process ends with, which has to end with `code`.
+    """Return the exit code of this process when the run ends with `code`.
 
-    torchrun takes anything but 0 for a failure, prints a report of its own and restarts all processes (MAX_RESTARTS). Started by
-    train.sh, processes therefore leave the code to it and end with 0, unless a process was lost, or other nodes do not know the
-    code.
+    For any exit code but 0, torchrun prints a report and restarts all processes (MAX_RESTARTS). Below train.sh, processes
+    therefore post their code for it and exit with 0, unless a process was lost, or other nodes do not know the code.
     """
     if not launch.below_launcher():
         return code
@@ -165,34 +164,34 @@ def _exit_status(code: int) -> int:
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
-    """Runs main(arguments) as this process's program and exits with the code that it returns."""
-    gc.disable()                # imports make a million objects that stay: looking through them takes a third of the start
+    """Run main(arguments) as this process's program and exit with the code that it returns."""
+    gc.disable()                # imports make a million permanent objects; collecting them takes a third of the start
     sys.stdout, sys.stderr = ResilientStream(sys.stdout), ResilientStream(sys.stderr)
     try:
         code = main(sys.argv[1:])
     finally:
-        gc.unfreeze()           # or packages whose objects are looked for at the exit (nanobind's) report leaks
+        gc.unfreeze()           # otherwise packages that check for their objects at the exit (nanobind) report leaks
     sys.exit(code)
 
 
 def collect_garbage() -> None:
-    """Turns the garbage collector on; it leaves out what exists by now, which stays."""
+    """Turn the garbage collector on for objects made from now on; existing ones are permanent."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
 class ResilientStream:
-    """An output that may be closed (`| head`, a terminal that is gone): what is written then is dropped.
+    """An output that may be closed (`| head`, a closed terminal): later writes are dropped without an error.
 
-    Letters that its encoding lacks (PYTHONIOENCODING=ascii, another locale than UTF-8), and what a terminal would obey, are
-    written as escapes such as \\xfc; colors are left out.
+    Characters that its encoding lacks (PYTHONIOENCODING=ascii, a locale other than UTF-8) and control characters are written as
+    escapes such as \\xfc; color codes are removed.
     """
 
     def __init__(self, stream: TextIO | None):
-        """None: it was closed before Python started."""
+        """stream: None if it was closed before Python started."""
         self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
-        self._stream.reconfigure(errors="backslashreplace")
+        self._stream.reconfigure(errors="backslashreplace", line_buffering=True)       # in a file both outputs keep their order
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -211,14 +210,23 @@ class ResilientStream:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
-class StopSignal:
-    """Takes the signals inside a `with` block; `requested()` is whether this process was asked to stop.
+def bar_size() -> dict:
+    """tqdm's arguments for a bar on standard error. In a terminal of 0 columns (some containers) tqdm would print nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns:
+            return {"dynamic_ncols": True}
+    typed = os.environ.get("COLUMNS", "")
+    return {"ncols": int(typed) if typed.isdecimal() and int(typed) else 80, "nrows": 24}
 
-    `saves`: a run is under way that can be saved; without it a request ends the process at once, with the words of `kept`.
+
+class StopSignal:
+    """Handles signals inside a `with` block; `requested()` is whether this process was asked to stop.
+
+    `saves`: whether there is a run that can be saved. If not, a request ends the process at once, with the message `kept`.
     """
 
     def __init__(self, name: str = "train.py"):
-        self.saves, self.kept = False, "stopped before the first step: nothing to save"
+        self.saves, self.kept = False, "stopped before the first step; nothing to save"
         self._name, self._process = name, os.getpid()
         self._before: dict = {}
         self._asked: float | None = None
@@ -226,13 +234,13 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         for number in REQUESTS:
-            # What is ignored (by nohup, by a script that starts a job in its background) stays so.
+            # Signals that are ignored already (by nohup, by a script that starts a background job) stay ignored.
             if signal.getsignal(number) is not signal.SIG_IGN or number in (signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._handle)
         self._listen()
         if (file := launch.launch_file(f"pid-{os.environ.get('RANK', 0)}")) is not None:
             files.write_file(file, f"{os.getpid()}\n")
-            if launch.is_asked_to_stop():                 # while torchrun started the processes: there was none to be signalled
+            if launch.is_asked_to_stop():                 # before the file existed, train.sh could not signal this process
                 _leave()
         return self
 
@@ -249,7 +257,7 @@ class StopSignal:
         return self._asked is not None
 
     def _handle(self, number: int, _frame) -> None:
-        if os.getpid() != self._process:           # a child of this process that has not set its own handlers yet
+        if os.getpid() != self._process:           # a forked child that has not set its own handlers yet
             return
         now = time.monotonic()
         if not self.saves:
@@ -258,25 +266,25 @@ class StopSignal:
             global _asked_at
             self._asked = _asked_at = now
         elif now - self._asked > (ONE_REQUEST if launch.below_launcher() else 0.0):
-            self._print(number, "left at once")
+            self._print(number, "stopped at once")
             launch.post_exit_code(EXIT_PREEMPTED)
             os._exit(EXIT_PREEMPTED)
 
     def _listen(self) -> None:
-        """Starts a thread that gets the signals while the main thread is in C code, where it would hear them afterwards."""
+        """Starts a thread that handles signals while the main thread is in C code and cannot handle them."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         self._wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), writer
 
-        def leave_if_deaf() -> None:
+        def leave_if_unhandled() -> None:
             while numbers := os.read(reader, 64):
                 for number in set(numbers) & set(self._before):
-                    time.sleep(DEAF_S)
+                    time.sleep(UNHANDLED_S)
                     if not self.saves and self._asked is None:
                         self._leave_unsaved(number)
             os.close(reader)
 
-        threading.Thread(target=leave_if_deaf, name="hear requests", daemon=True).start()
+        threading.Thread(target=leave_if_unhandled, name="handle signals", daemon=True).start()
 
     def _leave_unsaved(self, number: int) -> None:
         if launch.is_first_of_node():
@@ -286,35 +294,35 @@ class StopSignal:
     def _print(self, number: int, words: str) -> None:
         with contextlib.suppress(OSError):
             asked = "asked to stop" if launch.launch_file("") and number == signal.SIGUSR1 else signal.Signals(number).name
-            os.write(2, f"{self._name}: {asked}: {words}\n".encode())          # train.sh makes SIGUSR1 of every request
+            os.write(2, f"{self._name}: {asked}: {words}\n".encode())          # train.sh sends SIGUSR1 for every request
 
 
-# A child that is signalled must not wake its parent's thread.
+# A signal to a forked child must not wake the thread of its parent.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def _leave() -> None:
-    """Ends this process, with nothing to save. torchrun would restart what ends with a code of its own."""
+    """End this process without saving. Exits with 0 below torchrun, which would restart a process with another code."""
     known = launch.post_exit_code(EXIT_PREEMPTED) is not None
     os._exit(0 if known and launch.below_launcher() else EXIT_PREEMPTED)
 
 
 def requested_at() -> float:
-    """When this process was asked to stop, by time.monotonic(); infinity if it was not."""
+    """Return when this process was asked to stop, by time.monotonic(); infinity if it was not."""
     return _asked_at
 
 
 def die_with_parent() -> None:
-    """Linux: this process is killed when the one that started it ends, so that a launcher's end leaves none behind."""
+    """On Linux, have this process killed when its parent ends, so that no processes remain after a launcher."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:                 # it ended before it could be tied to this one
+        if os.getppid() != parent:                 # the parent ended before prctl took effect
             os._exit(EXIT_BUG)
 
 
 def ignore_signals() -> None:
-    """For loader workers: the process that they work for stops them, after the step that is under way."""
+    """Ignore signals in loader workers: the main process ends them after the current step."""
     for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
@@ -322,7 +330,7 @@ def ignore_signals() -> None:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Delivers requests after the block: a child that is forked inside never gets one before it calls `ignore_signals`."""
+    """Delay signals until after the block, so that a child forked inside gets none before it calls `ignore_signals`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     try:
         yield

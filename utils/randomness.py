@@ -1,6 +1,6 @@
 """Seeds as a function of (run seed, purpose, position), so that no generator state has to be saved.
 
-A run that is resumed, or distributed over other ranks or workers, draws the same numbers: the seed of a draw is a hash of its
+A run that is resumed, or uses other numbers of ranks or workers, draws the same numbers: the seed of a draw is a hash of its
 purpose and position, not a position in a stream.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Returns a 63-bit seed for (run seed, purpose, ...). It is a hash, because generators with adjacent seeds are related."""
+    """Returns a 63-bit seed for (run seed, purpose, ...). It is a hash, because generators with adjacent seeds are correlated."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -35,8 +35,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
 def raw_draws(seeds: Sequence[int], count: int) -> np.ndarray:
     """Returns the first 32-bit numbers that torch's CPU generator draws from each seed: (seeds, count) int64.
 
-    torch's generator is the Mersenne Twister, seeded with the low 32 bits. numpy has the same one and draws in bulk: ten times
-    as fast.
+    torch's generator is the Mersenne Twister, seeded with the low 32 bits. numpy has the same generator and draws many numbers
+    at once, which is ten times as fast.
     """
     twister = np.random.MT19937()
     state, numbers = np.random.RandomState(twister), np.empty((len(seeds), count), dtype=np.int64)
@@ -52,3 +52,5 @@ def seed_device(device: torch.device, *parts: int | str) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

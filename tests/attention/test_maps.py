@@ -154,7 +154,7 @@ def explained():
     row = architecture(16, 36, 144, 3, 4, img_size=96, **META | reference.HALF)
     model = create_model(row, pretrained=reference.TORCH / "deit_rollout.pth", head="keep").eval()
     with record_attention(model, differentiable=True) as recorded:
-        logits = model(reference.normalise(ROLLOUT["image"]))
+        logits = model(reference.normalize(ROLLOUT["image"]))
     gradients = {target: torch.autograd.grad(logits[0, target], recorded, retain_graph=True) for target in (0, 3)}
     return logits.detach(), [layer.detach() for layer in recorded], gradients
 
@@ -258,6 +258,14 @@ def test_attention_distance_of_known_maps():
     assert found.shape == (3, 4)
     expected = np.mean([distance_by_hand(image[1].double().numpy(), (2, 3), (32, 48)) for image in recorded[2]])
     assert found[2, 1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_head_of_negative_weights_has_no_distance():
+    """Talking heads: it was drawn as a distance of 0."""
+    layer = torch.eye(4).flip(0).repeat(1, 2, 1, 1)
+    layer[:, 1] *= -1
+    found = attention_maps.attention_distance([layer], (2, 2), (16, 16))
+    assert found[0, 0] == pytest.approx(8 * 2 ** 0.5) and found[0, 1].isnan()
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])

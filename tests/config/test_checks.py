@@ -24,7 +24,7 @@ REFUSED = {
     "--warmup_steps 6 is more than --num_steps 5": {"num_steps": 5, "warmup_steps": 6},
     "--decay_type step needs --decay_milestones": {"decay_type": "step"},
     "--distillation hard needs a --teacher": {"distillation": "hard"},
-    "AugReg has no such size": {"recipe": "augreg"}, "no such model. Choose one of ViT-Ti_16": {"model_type": "swin"},
+    "AugReg has no such size": {"recipe": "augreg"}, "no such model. MODEL_ZOO": {"model_type": "swin"},
     "no setting is called 'learning_rat'": {"learning_rat": 0.1},
     "--min_learning_rate 1.0 is more than": {"min_learning_rate": 1.0},
     "float16 is too coarse": {"ema_decay": 0.9, "precision": "fp16", "fp16_opt_level": "O3"},
@@ -60,7 +60,7 @@ def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
     packed = str(tmp_path / "pets.zip")
     for dataset in ("folder", "csv", "imagenet", "cifar10", "mnist", "cub200"):
         assert message(check, {"dataset": dataset, "data_dir": packed}) == (
-            f"--data_dir {packed}: an archive, not a folder: unpack it, and give the folder")
+            f"--data_dir {packed}: an archive, not a folder. Unpack it and use the unpacked folder")
     resumed = {"resume_path": str(tmp_path)}
     assert "--data_dir" in message(check, resumed | {"data_dir": packed})
     for typed in ({}, resumed):
@@ -70,7 +70,7 @@ def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
             check(typed | {name: str(tmp_path / "new/x")})
     assert "--data_dir /proc/x: /proc cannot be written" in message(check, {"dataset": "mnist", "data_dir": "/proc/x"})
     lists = {"dataset": "csv", "data_dir": str(tmp_path)}
-    assert f"--image_dir gone: no such folder in {tmp_path}, nor in" in message(check, lists | {"image_dir": "gone"})
+    assert f"--image_dir gone: no such folder in {tmp_path} or in" in message(check, lists | {"image_dir": "gone"})
     assert "--image_dir pets.zip: " in (text := message(check, lists | {"image_dir": "pets.zip"})) and "an archive" in text
     check(lists | {"image_dir": "."})
     check(resumed | {"output_dir": "/proc/runs", "eval_only": True})

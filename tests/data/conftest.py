@@ -1,4 +1,4 @@
-"""A set that is prepared once, for the files of tests that build and read it."""
+"""A data set that is prepared once, for all test files that read it."""
 
 from pathlib import Path
 

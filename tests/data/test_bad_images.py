@@ -1,4 +1,5 @@
-"""Images that are not what their names claim: each is reported in one line, within bounds, and replaced without moving others."""
+"""Image files that are damaged or hostile: each is reported in one line, with bounded time and memory, and replaced without
+changing the other images."""
 
 import errno
 import importlib
@@ -40,7 +41,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of(width: int, height: int, content: bytes = b"", *more: bytes) -> bytes:
-    """An 8-bit grey PNG whose header claims these sides, whatever it holds"""
+    """Return an 8-bit gray PNG whose header claims these sides, whatever its content"""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
 
@@ -67,7 +68,7 @@ def hole(path: Path) -> None:
         stream.truncate(1 << 40)
 
 
-# name: how it is made; all must be refused
+# name: how the file is made; all must be refused
 HOSTILE = {
     "empty.jpg": file(b""),
     "page.jpg": file(b"<html><body>404 not found</body></html>"),
@@ -104,7 +105,7 @@ HOSTILE = {
     "line\nbreak\x1b[31m.png": file(b"?"),
     "bytes_\udcff.png": file(b"?"),
 }
-# Read as what they are: frames, damaged EXIF, profiles and texts do not matter.
+# Readable images: frames, damaged EXIF, profiles and texts do not matter.
 HARMLESS = {
     "frames.webp": file(stored("WEBP", save_all=True, append_images=[Image.new("RGB", (32, 16))])),
     "frames.png": file(stored("PNG", save_all=True, append_images=[Image.new("RGB", (32, 16))])),
@@ -117,7 +118,7 @@ HARMLESS = {
 
 
 def outcome(path: Path) -> str | None:
-    """Why the image was refused; None: it was read"""
+    """Return why the image was refused; None if it was read"""
     try:
         image, label = FileImages([(str(path), 3)])[0]
     except ImageError as error:
@@ -128,7 +129,7 @@ def outcome(path: Path) -> str | None:
 
 
 def guarded(task) -> None:
-    """Runs the task in a forked process that is killed if it hangs, and may take no more than MEMORY."""
+    """Run the task in a forked process that is killed if it hangs, with at most MEMORY more memory."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -136,7 +137,7 @@ def guarded(task) -> None:
             here = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, here + MEMORY))
             warnings.resetwarnings()
-            importlib.reload(image_files)               # its filter of warnings, which pytest has taken away
+            importlib.reload(image_files)               # restores its warning filter, which pytest has removed
             task()
             code = 0
         except BaseException:
@@ -165,7 +166,7 @@ def test_hostile_images(tmp_path, figure, capfd):
             assert time.monotonic() - began < PATIENCE_S, name
 
     guarded(read_them)
-    assert capfd.readouterr() == ("", "")              # no warning of Pillow's, nothing of the libraries below it
+    assert capfd.readouterr() == ("", "")              # no warning of Pillow or of the libraries below it
     figure("hostile kinds of image files", len(HOSTILE))
 
 
@@ -177,11 +178,11 @@ def test_harmless_images_are_read(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_reasons_and_what_to_do(tmp_path):
-    reasons = {"gone.png": "no such file", "pipe.png": "no regular file", "warned_of.png": "10,000 x 10,000 px, more than",
+def test_messages_have_reason_and_advice(tmp_path):
+    reasons = {"gone.png": "no such file", "pipe.png": "not a regular file", "warned_of.png": "10,000 x 10,000 px, more than",
                "large_header.png": "more than 64,000,000 px", "float.tif": "32 bits", "page.jpg": "none of the formats",
                "script.jpg": "none of the formats",
-               "empty.jpg": "(it is empty); remove or replace it", "folder.png": "(is a directory)",
+               "empty.jpg": "(the file is empty); remove or replace it", "folder.png": "(is a directory)",
                "link_to_itself.png": "(too many levels",
                "hole_of_a_terabyte.png": f"more than {MAX_IMAGE_BYTES:,}"}
     for name, words in reasons.items():
@@ -191,12 +192,13 @@ def test_reasons_and_what_to_do(tmp_path):
         FileImages([(str(tmp_path / "hole_of_a_terabyte.png"), 0)]).content(0)
 
 
-def test_a_file_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatch):
+def test_unreadable_permissions_have_their_own_advice(tmp_path, monkeypatch):
     def forbidden(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(image_files.os, "open", forbidden)
-    assert outcome(tmp_path / "a.png") == f"{tmp_path}/a.png: cannot be read as an image (permission denied); make it readable"
+    assert outcome(tmp_path / "a.png") == (
+        f"{tmp_path}/a.png: cannot be read as an image (permission denied); change its permissions")
 
 
 @pytest.mark.contract("P13", "a mutated image is read or refused; nothing else comes out")
@@ -221,12 +223,12 @@ def test_mutated_images(tmp_path, tries, figure, capfd):
 
     guarded(read_them)
     out, warned = capfd.readouterr()
-    # libtiff writes by itself; of Python there is neither a warning nor a traceback.
+    # libtiff writes to stderr itself; Python writes no warning and no traceback.
     assert out == "" and not any(word in warned for word in ("Warning", "Traceback", "PIL"))
     figure("mutated JPEG, PNG, WebP, TIFF, BMP, PPM, GIF", count)
 
 
-LARGEST = {"grey.png": ("PNG", "L", {"compress_level": 1}), "photo.jpg": ("JPEG", "RGB", {}),
+LARGEST = {"gray.png": ("PNG", "L", {"compress_level": 1}), "photo.jpg": ("JPEG", "RGB", {}),
            "progressive.jpg": ("JPEG", "RGB", {"progressive": True}), "alpha.png": ("PNG", "RGBA", {"compress_level": 1}),
            "palette.gif": ("GIF", "P", {}), "sixteen.png": ("PNG", "I;16", {"compress_level": 1}), "raw.ppm": ("PPM", "RGB", {})}
 
@@ -243,7 +245,7 @@ def test_the_largest_images(tmp_path, tries, figure):
     figure("images of 64 megapixels", len(cases))
 
 
-# ------------------------------------------------------------------------------------------------- in their place
+# ------------------------------------------------------------------------------------------------- replacements
 
 CROPPED = v2.Compose([v2.RandomResizedCrop((8, 8)), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 COUNT = 17
@@ -260,7 +262,7 @@ def samples(folder: Path, bad: set[int] = frozenset()) -> FileImages:
 
 
 def loaded(split: FileImages, workers: int = 0, world: int = 1, micro: int = 2) -> dict:
-    """(step, epoch, index) -> image, label, why another one replaces it"""
+    """Load all images -> {(step, epoch, index): (image, label, why another image replaces it)}"""
     found = {}
     for rank in range(world):
         order = StepSampler(COUNT, 8, micro, rank, world, 3, 0, 6)
@@ -284,9 +286,9 @@ def test_replacements(tmp_path, figure):
         used = {3: 5, 4: 5, 16: 0}.get(index, index)
         assert label == used % 3
         if index in bad:
-            assert why.endswith(f"{index}.png: cannot be read as an image (it is empty)")         # no advice
+            assert why.endswith(f"{index}.png: cannot be read as an image (the file is empty)")         # no advice
             twin = next((sample for (_, e, i), sample in expected.items() if (e, i) == (epoch, used)), None)
-            assert twin is None or image == twin[0]          # with the draws of the image that it is
+            assert twin is None or image == twin[0]          # with the random draws of the replacing image
         else:
             assert (image, label, why) == expected[step, epoch, index]
     assert {index for (_, _, index), sample in found.items() if sample[2]} == bad
@@ -295,11 +297,11 @@ def test_replacements(tmp_path, figure):
     figure("worker and process counts with bad images", 4)
 
 
-def test_where_nothing_can_be_read_the_first_is_named(tmp_path, monkeypatch):
+def test_first_bad_image_is_reported_if_no_replacement_is_readable(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "REPLACEMENTS", 5)
     broken = samples(tmp_path, set(range(6, 12)))
     keyed = data._Samples(broken, CROPPED, 5, skip=True)
-    assert isinstance(keyed[SampleIndex(0, 0, 0, 7)], tuple)         # 12 can be
+    assert isinstance(keyed[SampleIndex(0, 0, 0, 7)], tuple)         # image 12 is readable
     error = keyed[SampleIndex(0, 0, 0, 6)]
     assert isinstance(error, ImageError) and "6.png" in str(error)
     everything = data._Samples(samples(tmp_path / "all", set(range(COUNT))), CROPPED, 5, skip=True)

@@ -1,4 +1,4 @@
-"""Every image is read once; what is wrong is named, whatever it does to the process that reads it."""
+"""dataset.py check reads every image once and reports what is wrong, even if an image kills the process that reads it."""
 
 import os
 import signal
@@ -28,17 +28,22 @@ def in_lines(findings: check_data.Findings, *words: str) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_a_good_data_set(tmp_path, workers):
+def test_good_data_set_has_no_findings(tmp_path, workers):
     findings = check(open_splits("folder", tree(tmp_path, LAYOUT)), workers, silent)
     assert findings.bad == [] and len(findings.lines) == 4
-    assert in_lines(findings, "15 with one colour all over, which show nothing, such as train: train/ant/0.png")
-    assert in_lines(findings, "train: 9 images of 3 classes, from 2 (bee) to 4 (cat) a class; 0 cannot be read")
-    assert in_lines(findings, "val: 3 images of 2 classes", "none of cat") and in_lines(findings, "test: 3 images")
+    assert in_lines(findings, "15 with one color everywhere, which show nothing, for example train: train/ant/0.png")
+    assert in_lines(findings, "train: 9 images of 3 classes, from 2 (bee) to 4 (cat) per class")
+    assert in_lines(findings, "val: 3 images of 2 classes") and in_lines(findings, "test: 3 images")
 
 
-def test_splits_that_are_one_are_read_once_and_without_a_bar_where_there_is_no_terminal(tmp_path, capfd):
+def test_numbers_of_one_have_a_singular(tmp_path):
+    findings = check(open_splits("folder", tree(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1})), 1, silent)
+    assert in_lines(findings, "test: 1 image of 1 class, ")
+
+
+def test_shared_split_is_read_once_and_without_terminal_has_no_progress_bar(tmp_path, capfd):
     findings = check(open_splits("folder", tree(tmp_path, GOOD_TREE)), 1, silent)
-    assert [line.partition(":")[0] for line in findings.lines[:-1]] == ["train", "test"] and capfd.readouterr().err == ""
+    assert [line.partition(":")[0] for line in findings.lines[:-1]] == ["train", "val"] and capfd.readouterr().err == ""
 
 
 @pytest.mark.contract("P13", "dataset.py check names every image that cannot be read, for any number of processes")
@@ -54,12 +59,12 @@ def test_unreadable_images_are_named(tmp_path, workers, figure):
         ("train", 1, "train/ant/1.png"), ("train", 8, "train/cat/3.png"), ("val", 1, "val/bee/0.png"),
         ("test", 2, "test/bee/0.png")]
     assert in_lines(findings, "train: 9 images", "2 cannot be read")
-    assert in_lines(findings, "val: ", str(tmp_path / "val/bee/0.png"), "no regular file")
+    assert in_lines(findings, "val: ", str(tmp_path / "val/bee/0.png"), "not a regular file")
     assert all("\n" not in line for line in findings.lines)
     figure("unreadable images", 4)
 
 
-def test_a_long_list_is_cut(tmp_path):
+def test_long_list_of_bad_images_is_abbreviated(tmp_path):
     splits = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 30}))
     for number in range(30):
         (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
@@ -74,8 +79,8 @@ def test_held_out_images_that_are_trained_on_are_reported(tmp_path):
     (tmp_path / "train/cat/1.png").write_bytes((tmp_path / "train/cat/0.png").read_bytes())        # within train: allowed
     findings = check(open_splits("folder", root), 2, silent)
     for place in ("val: val/bee/0.png", "test: test/ant/1.png"):
-        begin = f"1 of {place[:place.index(':')]}'s 3 images are training images, byte by byte: such as {place}, "
-        assert in_lines(findings, begin + "which is train: train/cat/2.png")
+        begin = f"1 of the 3 {place[:place.index(':')]} images is also in train (byte by byte): for example {place} "
+        assert in_lines(findings, begin + "is train: train/cat/2.png")
 
 
 def test_oddities_are_counted(tmp_path):
@@ -93,13 +98,13 @@ def test_oddities_are_counted(tmp_path):
     Image.new("L", (5000, 4000)).save(tmp_path / "train/ant/wide.png")
     findings = check(open_splits("folder", root), 2, silent)
     assert findings.bad == []
-    for words, example in (("1 with an EXIF orientation, which is followed", "turned.jpg"), ("1 with CMYK inks", "inks.jpg"),
-                           ("2 with palette colours", "few.png"), ("1 with 16 bits a channel, 0 to 255 taken", "deep.png"),
+    for words, example in (("1 with an EXIF orientation, which is followed", "turned.jpg"), ("1 with CMYK colors", "inks.jpg"),
+                           ("2 with palette colors", "few.png"), ("1 with 16 bits per channel, 0 to 255 read as", "deep.png"),
                            ("1 with transparent parts, put on white", "glass.png"), ("1 with several frames", "film.webp"),
                            ("1 with more than 16 megapixels", "wide.png")):
-        assert in_lines(findings, words, f"such as train: train/ant/{example}")
-    assert len(findings.lines) == 3 + 8 + 1             # one colour all over; few.png is in two splits
-    assert oddities(b"\0" * 64, AS_STORED) == () and oddities(b"", AS_STORED) == ()           # no image file
+        assert in_lines(findings, words, f"for example train: train/ant/{example}")
+    assert len(findings.lines) == 3 + 8 + 1             # with one color everywhere; few.png is in two splits
+    assert oddities(b"\0" * 64, AS_STORED) == () and oddities(b"", AS_STORED) == ()           # not an image file
     content = (tmp_path / "train/ant/turned.jpg").read_bytes()
     assert oddities(content, AS_STORED) == ("an EXIF orientation, which is not followed",)
     image.save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})
@@ -108,7 +113,7 @@ def test_oddities_are_counted(tmp_path):
 
 
 class Deadly(ArrayImages):
-    """Something happens to who reads certain images; `once`: the first time alone."""
+    """Calls `what` in the process that reads certain images; with the folder `once` only the first time."""
 
     def __init__(self, what, indices, count=30, once=None):
         random = np.random.default_rng(0)
@@ -138,17 +143,17 @@ def test_an_image_that_kills_its_reader_is_named(workers, figure):
     findings = check(one_split(Deadly(killed(signal.SIGKILL), (0, 7, 29))), workers, logged.append)
     assert [(split, index) for split, index, _, _ in findings.bad] == [("train", 0), ("train", 7), ("train", 29)]
     assert all("images/" in why and "SIGKILL" in why for *_, why in findings.bad)
-    assert len(logged) == 3 and "train: images/0 killed its reader" in " ".join(logged)
+    assert len(logged) == 3 and "train: images/0 killed the process that read it" in " ".join(logged)
     figure("images that kill their reader", 3)
 
 
-def test_a_reader_that_dies_of_something_else_is_replaced_without_blame(tmp_path):
+def test_reader_that_dies_for_another_reason_is_replaced(tmp_path):
     findings = check(one_split(Deadly(killed(signal.SIGKILL), (3, 4, 12), once=tmp_path)), 2, silent)
     assert findings.bad == [] and in_lines(
-        findings, "all of test's 30 images are training images, byte by byte")       # the same arrays again: all were read
+        findings, "all 30 test images are also in train (byte by byte)")       # both have the same arrays: all were read
 
 
-def test_an_image_that_takes_too_long_is_named(monkeypatch):
+def test_image_that_takes_too_long_is_reported(monkeypatch):
     monkeypatch.setattr(check_data, "LATE_S", 1.0)
     monkeypatch.setattr(check_data, "POLL_S", 0.2)
     logged = []
@@ -157,7 +162,7 @@ def test_an_image_that_takes_too_long_is_named(monkeypatch):
     assert "took more than 1 s to read" in findings.bad[0][3] and len(logged) == 1
 
 
-def test_readers_that_always_die_end_the_check(monkeypatch):
+def test_too_many_dead_readers_end_the_check(monkeypatch):
     monkeypatch.setattr(check_data, "MAX_DEATHS", 5)
     with pytest.raises(WorkerError, match=r"6 processes .* SIGKILL.*df -h /dev/shm"):
         check(one_split(Deadly(killed(signal.SIGKILL), range(30))), 2, lambda line: None)

@@ -1,4 +1,4 @@
-"""Trees of class folders."""
+"""Data sets in class folders: which images and classes they have, and which errors and warnings are reported."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ def test_folder(tmp_path):
     assert splits.classes == ("ant", "bee") and splits.can_flip
     assert splits.train.targets.tolist() == [0, 0, 0, 1, 1]
     assert splits.val.targets.tolist() == [0, 1, 1]
-    assert splits.test is splits.val and splits.val_name == "test"
+    assert splits.test is splits.val and splits.val_name == "val" and splits.val_is_test
     image, label = splits.train[3]
     assert image.mode == "RGB" and image.size == (10, 12) and label == 1 and image.getpixel((0, 0)) == (4, 8, 100)
 
@@ -32,7 +32,7 @@ def test_folder_reads_nested_folders_and_ignores_hidden_ones_and_other_files(tmp
     root = tree(tmp_path, GOOD_TREE | {"train/ant/more/deeper": 2, ".git/objects": 1, "train/.cache": 1, "val/.thumbs": 1})
     (tmp_path / "train" / "notes.txt").write_text("not a class")
     (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
-    (tmp_path / "train" / "ant" / "._0.png").write_bytes(b"what macOS knows of 0.png")
+    (tmp_path / "train" / "ant" / "._0.png").write_bytes(b"metadata that macOS stores for 0.png")
     Image.new("L", (4, 4), 7).save(tmp_path / "val" / "bee" / "GREY.JPEG")
     splits = open_splits("folder", root)
     assert splits.classes == ("ant", "bee")
@@ -41,7 +41,7 @@ def test_folder_reads_nested_folders_and_ignores_hidden_ones_and_other_files(tmp
     assert {splits.val[index][0].mode for index in range(4)} == {"RGB"}
 
 
-def test_the_order_of_the_files_is_that_of_torchvision(tmp_path):
+def test_files_are_in_the_order_of_torchvision(tmp_path):
     layout = {"train/b.c": 2, "train/b/z": 3, "train/b/a/deep": 2, "train/b-a": 1, "train/B": 11, "train/b/a.x": 2}
     root = tree(tmp_path, layout | {f"val/{name}": 1 for name in ("b.c", "b", "b-a", "B")})
     (tmp_path / "train" / "b" / "last.png").write_bytes(png())
@@ -51,8 +51,8 @@ def test_the_order_of_the_files_is_that_of_torchvision(tmp_path):
     assert splits.train.samples == expected.samples and list(splits.classes) == expected.classes
 
 
-def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
-    """By its own path, so that its images keep their names."""
+def test_linked_folders_are_read_once(tmp_path):
+    """Each folder by its own path, so that its images keep their names."""
     root = tree(tmp_path, GOOD_TREE | {f"train/cat/{name}": 1 for name in "abcdef"} | {"outside": 0, "outside/deep/end": 1})
     for one in "abcdef":
         for other in "abcdef":
@@ -69,28 +69,29 @@ def test_every_folder_is_visited_once_whatever_links_to_it(tmp_path):
 
 BAD_TREES = {
     "no such folder": ({}, ["no such folder: {root}"]),
-    "no val": ({"train/ant": 1}, ["{root} holds train/ (1 folder) but no val/", "--val_fraction 0.1"]),
-    "no classes": ({"train": 0, "val": 0}, ["{root}/train is empty, hidden files aside: it must hold one folder a class"]),
-    "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
-    "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val holds images but no class folders", "one folder a class",
+    "no val": ({"train/ant": 1}, ["{root} contains train/ (1 folder) but no val/", "--val_fraction 0.1"]),
+    "no classes": ({"train": 0, "val": 0}, [
+        "{root}/train is empty (except for hidden files). It must contain one folder per class"]),
+    "one class": ({"train/ant": 2, "val/ant": 1}, ["only one class, ant", "nothing to learn"]),
+    "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val contains images but no class folders", "one folder per class",
                                                  "ImageNet"]),
     "empty class": (GOOD_TREE | {"train/cat": 0, "val/cat": 1}, ["{root}/train", "of class cat"]),
     "nothing in val": ({"train/ant": 1, "train/bee": 1, "val/ant": 0}, ["{root}/val: no images", "of class ant"]),
-    "class in val alone": (GOOD_TREE | {"val/cat": 1, "val/dog": 1}, ["only in val: cat, dog"]),
+    "class only in val": (GOOD_TREE | {"val/cat": 1, "val/dog": 1}, ["only in val: cat, dog"]),
     "renamed class": ({"train/ant": 1, "train/bee": 1, "val/aunt": 1}, ["different classes (only in val: aunt)"]),
     "other case": ({"train/ant": 1, "train/bee": 1, "val/Ant": 1}, ["different classes (only in val: Ant (similar: ant))"]),
     "many classes": ({f"val/c{n}": 1 for n in range(8)} | {"train/ant": 1}, ["c0, c1, c2, c3, c4 and 3 more"]),
     "one tree": ({"ant": 2, "bee": 2}, ["2 folders but no train/ and val/", "--test_fraction 0.2"]),
-    "one folder alone": ({"ant": 2}, ["{root} holds one folder (ant) but no train/ and val/: give the folder that holds them"]),
-    "files alone": ({".hidden": 1}, ["{root} is empty, hidden files aside: give the folder that holds"]),
-    "hidden files in train": ({"train/.hidden": 1, "val/ant": 1}, ["{root}/train is empty, hidden files aside: it must hold"]),
+    "single folder": ({"ant": 2}, ["{root} contains one folder (ant) but no train/ and val/. Set --data_dir to the folder that"]),
+    "only hidden files": ({".hidden": 1}, ["{root} is empty (except for hidden files). Set --data_dir to the folder that"]),
+    "hidden files in train": ({"train/.hidden": 1, "val/ant": 1}, ["{root}/train is empty (except for hidden files). It must"]),
     "deep": ({f"b/c/pets/{split}/{name}": 1 for split in ("train", "val") for name in ("ant", "bee")}, [
-        "{root} holds no train/ and val/; train/ and val/ lie at {root}/b/c/pets: give --data_dir {root}/b/c/pets"]),
-    "one folder beside": ({"train/ant": 1, "train/bee": 1, "tests/ant": 1}, ["(there is 1 folder (tests) too)"]),
+        "{root} does not contain train/ and val/ directly; they are in {root}/b/c/pets. Set --data_dir {root}/b/c/pets"]),
+    "another folder": ({"train/ant": 1, "train/bee": 1, "tests/ant": 1}, ["(there is also 1 folder (tests))"]),
 }
 
 
-# what is there besides ant and bee: labels of val
+# name: (folders in addition to ant and bee, labels of val)
 TREES_THAT_WORK = {
     "class missing in val": ({"train/cat": 1, "val/dog": 1, "train/dog": 1}, [0, 1, 1, 3]),
     "class empty in val": ({"train/aa": 1, "val/aa": 0}, [1, 2, 2]),
@@ -118,24 +119,29 @@ def test_class_folders_that_differ(tmp_path, figure):
     figure("trees of class folders that differ", len(TREES_THAT_WORK) + len(BAD_TREES))
 
 
-def test_an_empty_folder_held_out_is_no_class(tmp_path):
+def test_empty_held_out_folder_is_skipped(tmp_path):
     splits = open_splits("folder", tree(tmp_path, GOOD_TREE | {"val/bird": 0, "test/ant": 1, "test/bee": 1, "test/fish": 0}))
     assert splits.classes == ("ant", "bee") and [note for note in splits.notes if note.startswith("warning: ")] == [
-        f"warning: {tmp_path}/{name}/ is left out: it holds no images, and there is no class of this name to train on"
+        f"warning: {tmp_path}/{name}/ is skipped: it contains no images, and train has no class of this name"
         for name in ("val/bird", "test/fish")]
 
 
-def test_a_third_split_is_the_test_set(tmp_path):
+@pytest.mark.parametrize(("held_out", "name"), [("valid", "val"), ("dev", "val"), ("Validation", "val"), ("test", "test")])
+def test_the_only_held_out_split_is_called_as_its_folder(tmp_path, held_out, name):
+    assert open_splits("folder", tree(tmp_path, {"train/a": 2, "train/b": 2, f"{held_out}/a": 1})).val_name == name
+
+
+def test_third_split_is_the_test_set(tmp_path):
     splits = open_splits("folder", tree(tmp_path / "three", {**GOOD_TREE, "test/ant": 4, "test/bee": 1}))
     assert (len(splits.train), len(splits.val), len(splits.test), splits.val_name) == (5, 3, 5, "val")
     unlabelled = tree(tmp_path / "two", {**GOOD_TREE, "test": 3})
     two = open_splits("folder", unlabelled)
-    assert two.val is two.test and two.val_name == "test"
+    assert two.val is two.test and two.val_name == "val"
     with pytest.raises(DataError, match="train and test have different classes"):
         open_splits("folder", tree(tmp_path / "other", {**GOOD_TREE, "test/wasp": 1}))
 
 
-def test_one_tree_is_divided_by_a_test_fraction(tmp_path):
+def test_test_fraction_divides_a_tree_without_splits(tmp_path):
     tree(tmp_path, {"ant": 10, "bee/small": 3, "bee/large": 2, "cat": 5, ".hidden": 1})
     splits = open_splits("folder", str(tmp_path), test_fraction=0.2)
     assert splits.classes == ("ant", "bee", "cat") and splits.val is splits.test and splits.val_name == "test"
@@ -145,17 +151,17 @@ def test_one_tree_is_divided_by_a_test_fraction(tmp_path):
     assert [len(split) for split in (both.train, both.val, both.test)] == [12, 4, 4] and both.val_name == "val"
 
 
-def test_imagenet_wants_its_thousand_classes_and_its_own_splits(tmp_path):
-    with pytest.raises(DataError, match=r"has 2 classes, not 1000: .*--dataset folder"):
+def test_imagenet_requires_its_thousand_classes_and_splits(tmp_path):
+    with pytest.raises(DataError, match=r"has 2 classes, not 1000\. .*--dataset folder"):
         open_splits("imagenet", tree(tmp_path / "two", GOOD_TREE))
     with pytest.raises(DataError, match=r"no such folder: .*/train"):
         open_splits("imagenet", tree(tmp_path / "one", {"ant": 2, "bee": 2}), test_fraction=0.5)
-    with pytest.raises(DataError, match=r"called as n01440764.*and not cat: .*--dataset folder"):
+    with pytest.raises(DataError, match=r"names like n01440764.*but here are cat\. .*--dataset folder"):
         (Path(imagenet(tmp_path / "names")) / "train" / "n00000007").rename(tmp_path / "names" / "train" / "cat")
         open_splits("imagenet", str(tmp_path / "names"))
 
 
-def test_what_is_left_out_is_told(tmp_path):
+def test_skipped_files_are_reported(tmp_path):
     root = tree(tmp_path, GOOD_TREE | {"train/ant/more": 1, "train/ant/.cache": 1, "notes": 0, "train/__MACOSX/ant": 1})
     for name in ("a.avif", "b.AVIF", "more/c.avif", "e", "d.txt", "._0.png", ".DS_Store", "x.JPG_1"):
         (tmp_path / "train" / "ant" / name).touch()
@@ -163,17 +169,17 @@ def test_what_is_left_out_is_told(tmp_path):
         (tmp_path / name).touch()
     splits = open_splits("folder", root)
     assert splits.classes == ("ant", "bee") and len(splits.train) == 6
-    assert [note for note in splits.notes if "images must end in" in note] == [
-        "warning: left out for their ending: 3 .avif, 1 without one (images must end in " + ", ".join(IMAGE_EXTENSIONS) + ")"]
-    assert "left out, no pictures by their ending: 1 .jpg_1, 1 .txt" in splits.notes
-    assert any("train/ holds 1 image beside its class folders" in note and "stray.png" in note for note in splits.notes)
-    assert "left out: __MACOSX/, which operating systems leave" in splits.notes
+    assert [note for note in splits.notes if "supported: " in note] == [
+        "warning: skipped because of their extension: 3 .avif, 1 without one (supported: " + ", ".join(IMAGE_EXTENSIONS) + ")"]
+    assert "skipped, not images by their extension: 1 .jpg_1, 1 .txt" in splits.notes
+    assert any("train/ contains 1 image outside its class folders" in note and "stray.png" in note for note in splits.notes)
+    assert "skipped: __MACOSX/ (made by operating systems)" in splits.notes
     for number in range(12):
         (tmp_path / "val" / "ant" / f"x.{number:02}\n").touch()
-    assert any(".07\\n, 6 of other endings" in note and note.isprintable() for note in open_splits("folder", root).notes)
+    assert any(".07\\n, 6 with other extensions" in note and note.isprintable() for note in open_splits("folder", root).notes)
 
 
-def test_endings_that_pillow_reads_are_images_but_not_to_a_run_from_before(tmp_path):
+def test_extensions_that_pillow_reads_are_images_except_for_older_runs(tmp_path):
     root = tree(tmp_path, GOOD_TREE)
     for ending, kind in ((".jfif", "JPEG"), (".JPE", "JPEG"), (".gif", "GIF"), (".pnm", "PPM")):
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / "ant" / f"x{ending}", kind)
@@ -184,30 +190,30 @@ def test_endings_that_pillow_reads_are_images_but_not_to_a_run_from_before(tmp_p
     assert len(before.train) == 5 and any("1 .gif, 1 .heic, 1 .jfif, 1 .jpe, 1 .pnm" in note for note in before.notes)
 
 
-def test_links_that_lead_nowhere_are_refused(tmp_path, monkeypatch):
+def test_broken_links_are_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tree(Path("tree"), GOOD_TREE)
-    for place, words in (("train/bee/x.jpg", "tree/train/bee/x.jpg is a link to /gone, which is not there"),
+    for place, words in (("train/bee/x.jpg", "tree/train/bee/x.jpg is a link to /gone, which does not exist"),
                          ("val/cat", "tree/val/cat is a link to /gone"), ("train/ant/deep", "tree/train/ant/deep is a link")):
         Path("tree", place).symlink_to("/gone")
         with pytest.raises(DataError, match=words) as caught:
             open_splits("folder", "tree")
         assert str(caught.value).count(place) == 1
         Path("tree", place).unlink()
-    Path("tree", "train", "ant", "notes.txt").symlink_to("/gone")                # no image
+    Path("tree", "train", "ant", "notes.txt").symlink_to("/gone")                # not an image
     open_splits("folder", "tree")
     Path("linked").symlink_to("gone/tree")
-    with pytest.raises(DataError, match=r"no such folder: linked \(linked is a link to gone/tree, which is not there; "):
+    with pytest.raises(DataError, match=r"no such folder: linked \(linked is a link to gone/tree, which does not exist; "):
         open_splits("folder", "linked")
-    with pytest.raises(DataError, match=rf"no such folder: tre \(looked for in {tmp_path}\)"):
+    with pytest.raises(DataError, match=rf"no such folder: tre \(searched in {tmp_path}\)"):
         open_splits("folder", "tre")
 
 
 @pytest.mark.parametrize(("layout", "listed", "fractions"), [
     ({"train/a": 0, "train/b/deep": 0, "val/a": 0, "val/b": 0}, 1, {}), ({"a": 0, "b/deep": 0}, 3, {"val_fraction": 0.2})])
-def test_a_start_lists_folders_and_opens_a_sample(tmp_path, monkeypatch, layout, listed, fractions):
-    """So that 100,000 files take no more than a second: no file is asked for by itself. A folder is listed once; a class of an
-    undivided tree to see what it is too, and where a share is drawn, to find links."""
+def test_start_lists_folders_and_opens_only_a_sample(tmp_path, monkeypatch, layout, listed, fractions):
+    """100,000 files must take at most a second, so files are not checked one by one. A folder is listed once; a class of a tree
+    without splits is also listed to see what it is, and to find links if a split is drawn."""
     root, counts, picture = tree(tmp_path, layout), Counter(), png()
     for place, number in itertools.product(layout, range(300)):
         (tmp_path / place / f"{number}.png").write_bytes(picture)
@@ -223,14 +229,14 @@ def test_a_start_lists_folders_and_opens_a_sample(tmp_path, monkeypatch, layout,
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(image_files, "_opened", count("opened", opened))
     for name in ("stat", "lstat", "readlink"):
-        monkeypatch.setattr(os, name, count("asked", getattr(os, name)))
+        monkeypatch.setattr(os, name, count("checked", getattr(os, name)))
     splits = open_splits("folder", root, **fractions)
     assert len(splits.train) + len(splits.val) == 300 * len(layout)
-    assert counts.pop("opened") <= 256 and counts.pop("asked") < 100
+    assert counts.pop("opened") <= 256 and counts.pop("checked") < 100
     assert max(counts[str(tmp_path / place)] for place in layout) <= listed and counts.total() < 20
 
 
-def test_tiny_imagenets_list_has_the_classes_of_val(tmp_path):
+def test_tiny_imagenets_list_of_val_is_read(tmp_path):
     root = tree(tmp_path, {"train/n01/images": 2, "train/n02/images": 1, "val/images": 3, "test/images": 2})
     rows = [("2.png", "n01"), ("0.png", "n02"), ("1.png", "n01")]
     names = sorted(path.name for path in (tmp_path / "val" / "images").iterdir())
@@ -240,19 +246,19 @@ def test_tiny_imagenets_list_has_the_classes_of_val(tmp_path):
     file.write_text("".join(f"x{name}\t{label}\t0\t0\t9\t9\n" for name, label in rows))
     splits = open_splits("folder", root)
     assert splits.val.targets.tolist() == [0, 1, 0] and splits.val is splits.test and splits.val.name(1) == "val/images/x0.png"
-    for text, words in (("x2.png n01\n", ":1: not an image and its class"), ("x2.png\tn03\n", "only in val: n03"),
+    for text, words in (("x2.png n01\n", ":1: expected an image and its class"), ("x2.png\tn03\n", "only in val: n03"),
                         ("x2.png\tn01\ngone.png\tn01\n", "val_annotations.txt:2: the image .* does not exist")):
         file.write_text(text)
         with pytest.raises(DataError, match=words):
             open_splits("folder", root)
 
 
-def test_a_held_out_split_without_images_of_a_class_is_warned_of(tmp_path):
+def test_held_out_split_that_lacks_a_class_gives_a_warning(tmp_path):
     notes = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 1, "val/cat": 0})).notes
-    assert "warning: test has no images of 1 of the 3 classes: cat" in notes
+    assert "warning: val has no images of 1 of the 3 classes: cat" in notes
 
 
-def test_a_folder_of_pictures_is_read_without_hidden_ones(tmp_path):
+def test_picture_files_skips_hidden_files(tmp_path):
     tree(tmp_path, {"b": 1, "a/deep": 1, ".ipynb_checkpoints": 1})
     (tmp_path / "._x.png").touch()
     assert [Path(path).relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)] == ["a/deep/0.png", "b/0.png"]

@@ -1,4 +1,4 @@
-"""A data set in lists: which lists there are, what they make of the images, and what is told or refused."""
+"""Data sets in lists: which lists are used, which images and labels they have, and which errors and warnings are reported."""
 
 import os
 
@@ -17,10 +17,11 @@ def test_csv(tmp_path):
     splits = open_splits("csv", csv_files(tmp_path, train="b.png,cat\na.png, a dog \nc.png,cat\n", val="d.png,cat"))
     assert splits.classes == ("a dog", "cat") and splits.can_flip and not csv_lists(str(tmp_path)).notes
     assert splits.train.targets.tolist() == [1, 0, 1] and splits.val.targets.tolist() == [1]
-    assert splits.test is splits.val and splits.val_name == "test"
+    assert splits.test is splits.val and splits.val_name == "val"
     assert [splits.train[index][0].getpixel((0, 0))[0] for index in range(3)] == [10, 0, 20]
     after = open_splits("csv", str(tmp_path), val_fraction=0.5)
     assert [len(after.train), after.val.targets.tolist(), after.val_name] == [2, [1], "val"] and len(after.test) == 1
+    assert after.notes[0] == "test: the 1 image of val, since --val_fraction draws another val from train"
 
 
 def test_csv_with_three_lists(tmp_path):
@@ -28,7 +29,7 @@ def test_csv_with_three_lists(tmp_path):
     splits = open_splits("csv", root)
     assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [1], [0, 0]]
     assert splits.val_name == "val"
-    with pytest.raises(DataError, match=r"validation split of its own \(1 images\)"):
+    with pytest.raises(DataError, match=r"already has a validation split \(1 image\)"):
         open_splits("csv", root, val_fraction=0.5)
     drawn = open_splits("csv", root, test_fraction=0.4)
     assert drawn.val is drawn.test and len(drawn.train) + len(drawn.test) == 5
@@ -50,9 +51,9 @@ def test_csv_header_is_not_a_class_elsewhere(tmp_path):
 
 @pytest.mark.parametrize(("labels", "classes", "expected"), [
     ("2 0 1 1 10 3 4 5 6 7 8 9", [str(number) for number in range(11)], [2, 0, 1, 1, 10, 3, 4, 5, 6, 7, 8, 9]),
-    ("7 100 9", ["7", "9", "100"], [0, 2, 1]),                       # gaps: names, still in numerical order
-    ("0 1 2", ["0", "1", "2"], [0, 1, 2]),                           # one image a class: no index
-    ("0 1 x 10 2", ["0", "1", "10", "2", "x"], [0, 1, 4, 2, 3]),      # not all are integers: names
+    ("7 100 9", ["7", "9", "100"], [0, 2, 1]),                       # with gaps, still in numerical order
+    ("0 1 2", ["0", "1", "2"], [0, 1, 2]),                           # one image per class, which is not an index
+    ("0 1 x 10 2", ["0", "1", "10", "2", "x"], [0, 1, 4, 2, 3]),      # not all integers: sorted as text
     ("01 1 0", ["0", "01", "1"], [1, 2, 0]),                         # 01 and 1 would be one class
     ("9" * 5000 + " 8", ["8", "9" * 5000], [1, 0]),
 ])
@@ -87,21 +88,21 @@ def test_csv_paths_with_commas_folders_and_from_the_root(tmp_path):
     ("Training_set.csv Testing_set.csv", {"train": "Training_set.csv", "test": "Testing_set.csv"}),
     ("train.csv train_extra.csv", {"train": "train.csv"}),
     ("legend.csv", {"train": "legend.csv"}), ("val.csv", {"train": "val.csv"})])
-def test_lists_by_name(tmp_path, names, parts):
+def test_lists_are_found_by_name(tmp_path, names, parts):
     for name in [*names.split(), ".hidden.csv", "readme.txt"]:
         (tmp_path / name).touch()
     assert {part: path.name for part, path in lists_in(str(tmp_path)).items()} == parts
 
 
 @pytest.mark.parametrize(("names", "words"), [
-    ("train.csv val.csv valid.csv", "val.csv, valid.csv may each be the list for val: keep one"),
+    ("train.csv val.csv valid.csv", "val.csv, valid.csv may each be the list for val. Keep only one"),
     ("train.csv Train.csv", "may each be the list for train"), ("train_a.csv train_b.csv", "may each be the list for train"),
-    ("a.csv b.csv", "holds a.csv, b.csv, and none is called train.csv"),
-    ("val.csv test.csv", "holds test.csv, val.csv, and none is called train.csv"),
-    ("readme.txt img/a.png", "holds no csv, but img/, readme.txt. It must hold train.csv and val.csv, or one list"),
-    ("fer/train.csv fer/val.csv", "holds no csv; there are .*fer/train.csv, .*fer/val.csv: give --data_dir .*fer"),
-    ("", "holds no csv. It must hold")])
-def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
+    ("a.csv b.csv", "contains a.csv, b.csv, but no train.csv"),
+    ("val.csv test.csv", "contains test.csv, val.csv, but no train.csv"),
+    ("readme.txt img/a.png", "contains no csv file, only img/, readme.txt. It must contain train.csv and val.csv, or one list"),
+    ("fer/train.csv fer/val.csv", "no csv file itself, but there are .*fer/train.csv, .*fer/val.csv. Set --data_dir .*fer"),
+    ("", "contains no csv file. It must contain")])
+def test_unclear_or_missing_lists_are_reported(tmp_path, names, words):
     for name in names.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -110,9 +111,9 @@ def test_what_is_there_is_told_where_no_list_is_plain(tmp_path, names, words):
 
 
 @pytest.mark.parametrize("name", ["train", "legend", "val"])
-def test_one_list_alone_takes_a_fraction(tmp_path, name):
+def test_single_list_needs_a_fraction(tmp_path, name):
     root = csv_files(tmp_path, **{name: "a.png,x\nb.png,y\nc.png,x\nd.png,y\ne.png,x\nf.png,y"})
-    with pytest.raises(DataError, match=rf"holds {name}\.csv \(6 labeled images\) and none .*--val_fraction 0\.1.*--test_fr"):
+    with pytest.raises(DataError, match=rf"contains {name}\.csv \(6 labeled images\), but nothing .*--val_fraction 0\.1.*--test"):
         open_splits("csv", root)
     held = open_splits("csv", root, val_fraction=0.34)
     assert (len(held.train), len(held.val), held.val_name) == (4, 2, "val") and held.test is held.val
@@ -124,21 +125,21 @@ def test_one_list_alone_takes_a_fraction(tmp_path, name):
     assert not [note for note in open_splits("csv", root, need=HELD_OUT).notes if note.startswith("lists: train")]
 
 
-def test_a_list_to_test_on_alone_is_told(tmp_path):
+def test_choosing_on_the_test_list_is_reported(tmp_path):
     splits = open_splits("csv", csv_files(tmp_path, train="a.png,x\nb.png,y\n", Test="c.png,y\n"))
     assert splits.val is splits.test and splits.val_name == "test"
     assert splits.notes[0].startswith("lists: train from ")
     assert any(note.startswith(f"best.pt is chosen on {tmp_path}/Test.csv") for note in splits.notes)
 
 
-def test_a_list_to_test_on_without_labels_is_not_used(tmp_path):
-    """As in Kaggle's competitions."""
+def test_test_list_without_labels_is_not_used(tmp_path):
+    """Kaggle's competitions have such lists."""
     for text in ("id\nc\nd\n", "c.png\nd.png\n", "id,age\nc,3\nd,4\n"):
         root = csv_files(tmp_path, train="id,breed\na,x\nb,y\n", test=text)
         splits = csv_lists(root)
         assert len(splits.train) == 2 and not len(splits.test)
-        assert f"{root}/test.csv has no labels: it is not used" in splits.notes
-    with pytest.raises(DataError, match=r"none to validate or test on: .*test\.csv has no labels: it is not used"):
+        assert f"{root}/test.csv has no labels and is not used" in splits.notes
+    with pytest.raises(DataError, match=r"nothing to validate or test on\. .*test\.csv has no labels and is not used"):
         open_splits("csv", root)
 
 
@@ -148,28 +149,27 @@ def test_a_list_to_test_on_without_labels_is_not_used(tmp_path):
 @pytest.mark.parametrize(("column", "values"), [
     ("split", "train train val test"), ("Usage", "Training Training PublicTest PrivateTest"),
     ("set", "TRAIN train Valid testing"), ("anything", "train train dev test")])
-def test_a_column_divides_one_list(tmp_path, column, values):
+def test_split_column_divides_a_list(tmp_path, column, values):
     rows = [f"{name}.png,{label},{value}" for name, label, value in zip("abcd", "xyxy", values.split())]
     splits = open_splits("csv", csv_files(tmp_path, legend="\n".join([f"image,emotion,{column}", *rows])))
     assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [0], [1]]
     assert splits.val_name == "val"
-    assert f"legend.csv: column {column} divides it: 2 rows for train, 1 row for val, 1 row for test" in splits.notes
+    assert f"legend.csv: split by column {column}: 2 rows for train, 1 row for val, 1 row for test" in splits.notes
 
 
-def test_the_rows_that_are_chosen_on_are_told(tmp_path):
+def test_choosing_on_test_rows_is_reported(tmp_path):
     root = csv_files(tmp_path, train="path,label,Usage\na.png,x,train\nb.png,y,train\nc.png,y,test\nd.png,x,test\n")
-    assert any(note.startswith("best.pt is chosen on the 2 rows of train.csv that are test by column Usage, since")
+    assert any(note.startswith("best.pt is chosen on the 2 test rows of train.csv (column Usage), because")
                for note in open_splits("csv", root).notes)
 
 
-def test_a_split_column_that_divides_nothing_or_too_much(tmp_path):
-    """The first is shared/cases/csv-one-file-split-column."""
+def test_split_column_with_one_part_or_next_to_another_list(tmp_path):
     root = csv_files(tmp_path, train="path,label,split\n" + "".join(f"{name}.png,{name > 'c'},train\n" for name in "abcdef"))
-    with pytest.raises(DataError, match=r"train\.csv \(6 lab.*--val_fraction 0\.1.*column split divides it: 6 rows for train"):
+    with pytest.raises(DataError, match=r"train\.csv \(6 lab.*--val_fraction 0\.1.*split by column split: 6 rows for train"):
         open_splits("csv", root)
     assert len(open_splits("csv", root, val_fraction=0.34).val) == 2
     csv_files(tmp_path, train="path,label,split\na.png,x,train\nb.png,y,val\n", val="path,label,split\nc.png,x,val\n")
-    with pytest.raises(DataError, match=r"column split of .*train\.csv divides the images, and val\.csv is there too"):
+    with pytest.raises(DataError, match=r"column split of .*train\.csv names the split, but there is also val\.csv"):
         open_splits("csv", root)
     csv_files(tmp_path, train="path,label,split\na.png,x,val\nb.png,y,test\n", val="c.png,x,val\n")
     (tmp_path / "val.csv").unlink()
@@ -177,7 +177,7 @@ def test_a_split_column_that_divides_nothing_or_too_much(tmp_path):
         open_splits("csv", root)
     csv_files(tmp_path, train="path,label,fold\na.png,x,1\nb.png,y,2\n", val="path,label,fold\nc.png,x,2\n")
     notes = open_splits("csv", root).notes
-    assert any(note.startswith("warning: ") and "column fold is not used to divide the images: its values 1, 2" in note
+    assert any(note.startswith("warning: ") and "column fold is not used as the split: its values 1, 2" in note
                for note in notes)
 
 
@@ -185,11 +185,11 @@ def test_a_split_column_that_divides_nothing_or_too_much(tmp_path):
 
 
 BAD_LISTS = {
-    "unquoted comma": ({"val": "a,b.png,x\n"}, ["val.csv:1: 3 columns, and 2 in train.csv", '"a,b.png",cat']),
+    "unquoted comma": ({"val": "a,b.png,x\n"}, ["val.csv:1: 3 columns, but 2 in train.csv", '"a,b.png",cat']),
     "one column": ({"train": "a.png\nb.png\n"}, ["train.csv:1: no comma, semicolon, tab or |", "path,label"]),
-    "header alone": ({"train": "path,label\n"}, ["train.csv: no rows"]),
-    "header of another kind alone": ({"train": "filename,breed\n"}, ["train.csv: no rows"]),
-    "empty label": ({"train": "path,label\na.png,x\nb.png,\n"}, ["train.csv:3: empty label: fill it in or remove"]),
+    "only a header": ({"train": "path,label\n"}, ["train.csv: no rows"]),
+    "only a header of another kind": ({"train": "filename,breed\n"}, ["train.csv: no rows"]),
+    "empty label": ({"train": "path,label\na.png,x\nb.png,\n"}, ["train.csv:3: empty label. Fill it in or remove"]),
     "empty labels": ({"train": "path,label\na.png,x\nb.png,\nc.png,\nd.png,\n"},
                      ["train.csv:3: empty label (and in lines 4, 5)"]),
     "empty path": ({"train": "a.png,x\n,x\n"}, ["train.csv:2: empty path"]),
@@ -197,14 +197,14 @@ BAD_LISTS = {
     "unknown label": ({"val": "a.png,x\nb.png,z\n"}, ["val.csv:2: the label z does not occur in train.csv"]),
     "no image": ({"train": "a.png,x\ngone.png,x\nb.png,x\n"}, ["train.csv:2: the image {root}/gone.png does not exist"]),
     "no images": ({"val": "path,label\n1.png,x\n2.png,x\n3.png,x\n"}, [
-        "val.csv:2: ", "{root}/1.png", "exist, nor 2 more; no other path of the list does. Add --image_dir"]),
+        "val.csv:2: ", "{root}/1.png", "does not exist (3 missing in all), nor does any other of this list. Add --image_dir"]),
     "URL": ({"train": "url,label\nhttps://x.org/a.png,x\n"}, [
-        "train.csv:2: https://x.org/a.png is a URL: download the images; paths of files are needed"]),
-    "URL without an ending": ({"train": "id2,url,kind\n7,https://x.org/a?b=1,x\n8,https://x.org/a?b=2,y\n"}, [
+        "train.csv:2: https://x.org/a.png is a URL. Download the images and write their paths into the list"]),
+    "URL without an extension": ({"train": "id2,url,kind\n7,https://x.org/a?b=1,x\n8,https://x.org/a?b=2,y\n"}, [
         "train.csv:2: https://x.org/a?b=1 is a URL"]),
     "case": ({"train": "a.png,x\nB.PNG,y\n"}, ["train.csv:2: ", "{root}/b.png does: upper and lower case differ"]),
     "another header": ({"train": "image,breed\na.png,x\n", "val": "image,species\nb.png,x\n"},
-                       ["val.csv: no column breed as in train.csv. It has image, species"]),
+                       ["val.csv: no column breed as in train.csv. The columns are image, species"]),
     "picture": ({"train": png()}, ["train.csv:1: ", "not a list of images"]),
     "nothing": ({"train": ""}, ["train.csv: no rows"]),
 }
@@ -225,21 +225,21 @@ def warnings_of(root, **texts) -> list[str]:
     return [note for note in csv_lists(csv_files(root, **texts)).notes if note.startswith("warning: ")]
 
 
-def test_one_file_under_two_labels_is_told_with_both_places(tmp_path):
+def test_file_with_two_labels_is_reported_with_both_lines(tmp_path):
     place = f"{tmp_path}/train.csv"
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n./a.png,y\na.png,y\n", val="c.png,x") == [
-        f"warning: 2 images under two labels: such as a.png at {place}:1 (x), which is ./a.png at {place}:3 (y)"]
+        f"warning: 2 images under two labels: for example a.png at {place}:1 (x) is ./a.png at {place}:3 (y)"]
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="b.png,x")[0] == (
-        f"warning: 1 image under two labels: such as b.png at {place}:2 (y), which is b.png at {tmp_path}/val.csv:1 (x)")
+        f"warning: 1 image under two labels: for example b.png at {place}:2 (y) is b.png at {tmp_path}/val.csv:1 (x)")
     assert not warnings_of(tmp_path, train="a.png,x\nb.png,y\na.png,x\n", val="c.png,x")
 
 
 @pytest.mark.parametrize(("labels", "words"), [
     ([f"{number / 7:.3f}" for number in range(20)], "look like measurements, not classes (20 different ones in 20 rows"),
     (["1.5e-3", ".25", "-7", *map(str, range(20))], "look like measurements"),
-    ([f"a{number}" for number in range(20)], "warning: {}/train.csv: the labels in column label are hardly classes (20 diff"),
-    (list(map(str, range(20, 40))), "are hardly classes")])
-def test_labels_of_nearly_every_row_are_hardly_classes(tmp_path, labels, words):
+    ([f"a{number}" for number in range(20)], "warning: {}/train.csv: the labels in column label do not look like classes (20 d"),
+    (list(map(str, range(20, 40))), "do not look like classes")])
+def test_labels_that_differ_in_nearly_every_row_are_reported(tmp_path, labels, words):
     (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"{row}.png,{label}\n" for row, label in enumerate(labels)))
     for row in range(len(labels)):
         (tmp_path / f"{row}.png").touch()
@@ -249,63 +249,62 @@ def test_labels_of_nearly_every_row_are_hardly_classes(tmp_path, labels, words):
         found = [str(error)]
     assert len(found) == 1 and words.format(tmp_path) in found[0]
     (tmp_path / "train.csv").write_text("".join(f"{row}.png,{labels[row % 7]}\n" for row in range(20)))        # few
-    assert not [note for note in csv_lists(str(tmp_path), Request(val_fraction=0.5)).notes if "hardly" in note]
+    assert not [note for note in csv_lists(str(tmp_path), Request(val_fraction=0.5)).notes if "look like" in note]
 
 
 @pytest.mark.parametrize(("column", "values", "counts"), [
     ("is_train", "True False", "1 row for train, 1 row for val"), ("is_valid", "0 1", "1 row for train, 1 row for val"),
     ("isTest", "no yes", "1 row for train, 1 row for test"), ("is_training_image", "1 0", "1 row for train, 1 row for val")])
-def test_a_column_that_says_what_is_in_a_part_divides_a_list(tmp_path, column, values, counts):
+def test_column_of_yes_and_no_divides_a_list(tmp_path, column, values, counts):
     first, second = values.split()
     root = csv_files(tmp_path, train=f"path,label,{column}\na.png,x,{first}\nb.png,x,{second}\n")
     splits = csv_lists(root, Request(need=TRAIN))
     assert (len(splits.train), len(splits.val)) == (1, 1)
-    assert f"train.csv: column {column} divides it: {counts}" in splits.notes
+    assert f"train.csv: split by column {column}: {counts}" in splits.notes
     csv_files(tmp_path, train=f"path,label,{column}\na.png,x,{first}\nb.png,x,maybe\n")
     notes = csv_lists(root, Request(val_fraction=0.5)).notes
     assert [note for note in notes if note.startswith("warning: ") and f"column {column} is not used" in note] and (
         "are not true and false" in " ".join(notes))
 
 
-def test_links_that_lead_nowhere_are_named(tmp_path):
-    """As in class folders."""
+def test_broken_links_are_reported(tmp_path):
     for name in ("a.png", "img"):
         (tmp_path / name).symlink_to("/gone")
     (tmp_path / "b.png").touch()
-    for rows, more in (("b.png,x\na.png,y\n", ". Restore what it names, or remove the link"),
-                       ("a.png,x\nb.png,y\nimg/c.png,x\n", ", and 1 more links lead nowhere. Restore what they name")):
+    for rows, more in (("b.png,x\na.png,y\n", ". Restore that file or folder, or remove the link"),
+                       ("a.png,x\nb.png,y\nimg/c.png,x\n", " (2 broken links in all). Restore the files")):
         (tmp_path / "train.csv").write_text(rows)
         with pytest.raises(DataError) as caught:
             csv_lists(str(tmp_path), Request(val_fraction=0.5))
-        assert f": {tmp_path}/a.png is a link to /gone, which is not there{more}" in str(caught.value)
+        assert f": {tmp_path}/a.png is a link to /gone, which does not exist{more}" in str(caught.value)
 
 
-def test_held_out_files_that_are_trained_on_are_told(tmp_path):
+def test_held_out_files_that_are_trained_on_are_reported(tmp_path):
     assert warnings_of(tmp_path, train="a.png,x\nb.png,y\n", val="c.png,x\na.png,x", test="b.png,y") == [
-        f"warning: 1 of val's 2 images are training images: such as a.png at {tmp_path}/val.csv:2, which is a.png at "
+        f"warning: 1 of the 2 val images is also in train: for example a.png at {tmp_path}/val.csv:2 is a.png at "
         f"{tmp_path}/train.csv:1. Results on them mean little",
-        f"warning: all of test's 1 images are training images: such as b.png at {tmp_path}/test.csv:1, which is b.png at "
+        f"warning: the only test image is also in train: for example b.png at {tmp_path}/test.csv:1 is b.png at "
         f"{tmp_path}/train.csv:2. Results on them mean little"]
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "NA", "None"])
-def test_labels_that_stand_for_missing_ones_are_told_with_lines(tmp_path, label):
-    """Where they are few beside the others: a class may be called so."""
+def test_labels_for_missing_values_are_reported_with_lines(tmp_path, label):
+    """Only if they are few compared with the others, because a class may have such a name."""
     rows = 5 * "c.png,x\nd.png,y\n"
     assert warnings_of(tmp_path, train=f"a.png,{label}\n{rows}b.png,{label}\n", val="e.png,x") == [
-        f"warning: {tmp_path}/train.csv:1: the label {label} is what spreadsheets and pandas write where one is missing (and in "
-        "line 12): remove the rows if it is no class"]
+        f"warning: {tmp_path}/train.csv:1: the label {label} is what spreadsheets and pandas write for a missing one (and in "
+        "line 12). Remove the rows, unless it is a class"]
     assert not warnings_of(tmp_path, train=f"a.png,{label}\n{rows}b.png,{label}\na.png,{label}\n", val="e.png,x")
 
 
-def test_floats_in_one_list_are_the_integers_of_the_other(tmp_path):
+def test_floats_of_one_list_match_integers_of_the_other(tmp_path):
     ints, floats = ("".join(f"a.png,{number}{end}\n" for number in range(1, 13)) for end in ("", ".0"))
     for train, val in ((ints, floats), (floats, ints)):
         splits = csv_lists(csv_files(tmp_path, train=train, val=val))
         assert splits.val.targets.tolist() == splits.train.targets.tolist() == list(range(12))
 
 
-def test_labels_that_differ_in_case_alone_are_told(tmp_path):
+def test_labels_that_differ_only_in_case_are_reported(tmp_path):
     """A public list has HAPPINESS and happiness."""
     assert any("HAPPINESS and happiness are 2 classes" in note for note in warnings_of(
         tmp_path, train="a.png,HAPPINESS\nb.png,happiness\n", val="c.png,happiness"))
@@ -314,7 +313,7 @@ def test_labels_that_differ_in_case_alone_are_told(tmp_path):
         csv_lists(str(tmp_path))
 
 
-def test_an_evaluation_needs_no_list_to_train_on(tmp_path):
+def test_evaluation_needs_no_training_list(tmp_path):
     kept = {"rule": ClassRule(wanted=("x", "y"), partly=True), "need": HELD_OUT}
     for name in ("val", "test", "legend"):
         root = csv_files(tmp_path / name, **{name: "a.png,y\nb.png,y\n"})
@@ -325,13 +324,13 @@ def test_an_evaluation_needs_no_list_to_train_on(tmp_path):
     assert (both.val.targets.tolist(), both.test.targets.tolist(), both.val_name) == ([0], [1], "val")
 
 
-def test_a_list_reads_listings_and_not_a_status_for_each_row(tmp_path, monkeypatch):
+def test_files_are_found_by_listing_folders_not_one_by_one(tmp_path, monkeypatch):
     real = os.path.isfile
     root = csv_files(tmp_path, train="".join(f"img/{number}.png,{number % 2}\n" for number in range(500)), val="img/0.png,0")
     (tmp_path / "img").mkdir()
     for number in range(500):
         (tmp_path / "img" / f"{number}.png").touch()
-    asked = []
-    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(path) or real(path))
+    checked = []
+    monkeypatch.setattr("os.path.isfile", lambda path: checked.append(path) or real(path))
     assert np.bincount(csv_lists(root).train.targets).tolist() == [250, 250]
-    assert len(asked) < 100
+    assert len(checked) < 100

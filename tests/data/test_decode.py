@@ -1,4 +1,4 @@
-"""JPEGs that are decoded as far as a crop needs: the same pixels, draws and refusals as of the whole decoded image."""
+"""JPEGs that are decoded as far as a crop needs: same pixels, random draws and errors as for the fully decoded image."""
 
 import io
 import os
@@ -26,7 +26,7 @@ FOLLOW = Reading(exif="follow")
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise of every scale, as strong as photographs have it, and a sharp edge."""
+    """Return noise of every scale, as strong as in photographs, with a sharp edge."""
     random = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128.0)
     for scale in (1, 2, 4, 8, 16, 32, 64):
@@ -48,15 +48,15 @@ def split(folder, *contents: bytes) -> FileImages:
     return FileImages([(str(folder / f"{number}.jpg"), number) for number in range(len(contents))], folder)
 
 
-KINDS = {"colour": {}, "full colour": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+KINDS = {"color": {}, "full color": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
          "restarts": {"restart_marker_blocks": 3}, "RGB inside": {"keep_rgb": True}}
 
 
-@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("gray", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_decoded_in_full_is_pillow_s(tmp_path, kind, grey):
-    picture = photograph(75, 61).convert("L" if grey else "RGB")
-    options = {} if grey and kind == "RGB inside" else KINDS[kind]
+def test_fully_decoded_pixels_equal_pillows(tmp_path, kind, gray):
+    picture = photograph(75, 61).convert("L" if gray else "RGB")
+    options = {} if gray and kind == "RGB inside" else KINDS[kind]
     files = split(tmp_path, jpeg(picture, **options), jpeg(picture, "MPO", save_all=True, append_images=[Image.new("L", (9, 9))]))
     for index in range(2):
         image, label = files.source(index)
@@ -67,14 +67,14 @@ def test_what_is_decoded_in_full_is_pillow_s(tmp_path, kind, grey):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB", "L", "RGBA", "P", "I;16"])
-def test_every_other_image_comes_decoded(tmp_path, mode):
+def test_other_images_are_decoded_at_once(tmp_path, mode):
     form = "JPEG" if mode == "CMYK" else "PNG"
     files = split(tmp_path, jpeg(photograph(40, 30).convert(mode if mode != "I;16" else "I").convert(mode), form))
     image, _ = files.source(0)
     assert not isinstance(image, decode.Undecoded) and image.mode == "RGB" and np.array_equal(image, files[0][0])
 
 
-def test_files_are_closed_and_large_ones_decoded_as_they_are_read(tmp_path, monkeypatch):
+def test_files_are_closed_and_large_ones_decoded_at_once(tmp_path, monkeypatch):
     files = split(tmp_path, jpeg(photograph(40, 30)))
     before = len(os.listdir("/proc/self/fd"))
     kept = [files.source(0) for _ in range(5)]
@@ -89,17 +89,17 @@ def test_files_are_closed_and_large_ones_decoded_as_they_are_read(tmp_path, monk
 
 @pytest.mark.parametrize("margin", [1.0, 2.0])
 @pytest.mark.parametrize("crop", [(31, 500), (63, 64), (64, 64), (127, 129), (300, 403)])
-def test_a_crop_keeps_as_many_pixels_as_are_made_of_it(tmp_path, crop, margin):
+def test_decoded_crop_has_at_least_the_pixels_of_the_result(tmp_path, crop, margin):
     files = split(tmp_path, jpeg(photograph(603, 405)))
     pixels, reduction = decode.decoded(files.source(0)[0], crop, SIZE, margin)
     width, height = pixels.size if reduction > 1 else (pixels.shape[2], pixels.shape[1])
     assert (width, height) == (-(-603 // reduction), -(-405 // reduction))
     assert reduction == 1 or min(crop) / reduction >= margin * 32
-    assert reduction == 8 or min(crop) / (2 * reduction) < margin * 32          # and no more than twice
+    assert reduction == 8 or min(crop) / (2 * reduction) < margin * 32          # and at most twice
 
 
 def theirs(kind: str, interpolation: InterpolationMode) -> v2.Compose:
-    """torchvision's own steps, on the whole decoded image"""
+    """Return torchvision's own steps, for the fully decoded image"""
     steps = {"crop_flip": [v2.RandomResizedCrop(SIZE, (0.05, 1), interpolation=interpolation), v2.RandomHorizontalFlip()],
              "none": [v2.Resize(SIZE, interpolation=interpolation)],
              "eval": [v2.Resize(SIZE, interpolation=interpolation)],
@@ -115,9 +115,9 @@ def ours(kind: str, interpolation: str) -> v2.Compose:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("kind", ["crop_flip", "none", "eval", "eval crop"])
-def test_images_are_those_of_the_whole_decoded_image(tmp_path, kind, interpolation):
-    """Within one grey level where it is decoded in full; within the figures of decoding.decoded() elsewhere. The crop boxes
-    and flips are torchvision's, or far more would differ, and the generator is left as torchvision leaves it."""
+def test_images_are_close_to_those_of_the_fully_decoded_image(tmp_path, kind, interpolation):
+    """Within one gray level for full decoding, and within the figures of decode.decoded() otherwise. The crop boxes and flips
+    are torchvision's, since otherwise far more would differ, and the generator has the same state afterwards."""
     files = split(tmp_path, *(jpeg(photograph(*size, seed)) for seed, size in enumerate([(60, 45), (403, 301), (300, 420)])))
     expected, transform = theirs(kind, InterpolationMode(interpolation)), ours(kind, interpolation)
     reduced = []
@@ -148,8 +148,8 @@ TENSOR_KINDS = [("crop_flip", {}), ("pad_flip", {}), ("none", {"rotation": 10.0,
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("kind", "knobs"), TENSOR_KINDS)
 @pytest.mark.parametrize("side", [20, 100])
-def test_a_tensor_is_transformed_as_its_pil_image(kind, knobs, channels, side):
-    """The same draws, within the one grey level of the resize; operations such as equalize can make more of it."""
+def test_tensor_is_transformed_like_its_pil_image(kind, knobs, channels, side):
+    """With the same random draws, within one gray level from the resize; operations such as equalize can amplify it."""
     transform = train_transform(kind, SIZE, channels=channels, **knobs)
     picture = photograph(side, side + 7)
     stored = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -163,10 +163,10 @@ def test_a_tensor_is_transformed_as_its_pil_image(kind, knobs, channels, side):
             gap = (one.int() - other.int()).abs().float()
             assert torch.equal(after, also_after) and one.shape == other.shape == (channels, *SIZE)
             assert gap.mean() < (1 if "randaugment_ops" in knobs else 0.1) and (gap.max() <= (64 if knobs else 1))
-    assert torch.equal(stored, torch.from_numpy(np.array(picture)).permute(2, 0, 1))          # it is not written to
+    assert torch.equal(stored, torch.from_numpy(np.array(picture)).permute(2, 0, 1))          # unchanged
 
 
-def test_an_edit_goes_with_an_image_that_is_not_decoded(tmp_path):
+def test_edit_follows_an_image_that_is_not_decoded(tmp_path):
     files = split(tmp_path, jpeg(photograph(300, 210)))
     edit = Edit("0.jpg", "", np.random.default_rng(0).random((7, 7)).astype(np.float32), np.ones((7, 7), bool))
     transform = train_transform("crop_flip", SIZE)
@@ -183,7 +183,7 @@ def test_an_edit_goes_with_an_image_that_is_not_decoded(tmp_path):
 
 
 def turned_files(folder, orientation: int, size=(403, 301)) -> tuple[FileImages, FileImages]:
-    """A photograph with an orientation, followed; and its upright pixels, stored without loss."""
+    """Return a photograph with an orientation that is followed, and its upright pixels, stored without loss."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     picture = photograph(*size)
@@ -194,7 +194,7 @@ def turned_files(folder, orientation: int, size=(403, 301)) -> tuple[FileImages,
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_photograph_is_cropped_as_if_it_were_stored_upright(tmp_path, orientation):
+def test_turned_photograph_is_cropped_like_the_upright_one(tmp_path, orientation):
     turned, expected = turned_files(tmp_path, orientation)
     image, upright = turned.source(0)[0], expected[0][0]
     assert turned.dimensions(0) == image.size == upright.size == ((301, 403) if orientation > 4 else (403, 301))
@@ -212,7 +212,7 @@ def test_a_turned_photograph_is_cropped_as_if_it_were_stored_upright(tmp_path, o
             assert one.shape == other.shape and gap.mean() < 4 and gap.quantile(0.99) < 16, name
 
 
-def test_a_turned_photograph_decoded_in_full_has_the_same_pixels(tmp_path):
+def test_fully_decoded_turned_photograph_has_the_same_pixels(tmp_path):
     for orientation in range(1, 9):
         turned, expected = turned_files(tmp_path, orientation, (60, 45))
         transform = train_transform("crop_flip", SIZE)
@@ -223,7 +223,7 @@ def test_a_turned_photograph_decoded_in_full_has_the_same_pixels(tmp_path):
                 assert (one.int() - transform(expected[0][0]).int()).abs().max() <= 2, orientation
 
 
-def test_an_edit_goes_with_a_turned_photograph(tmp_path):
+def test_edit_follows_a_turned_photograph(tmp_path):
     turned, expected = turned_files(tmp_path, 6)
     edit = Edit("0.jpg", "", np.random.default_rng(0).random((7, 7)).astype(np.float32), np.ones((7, 7), bool))
     transform = train_transform("crop_flip", SIZE)
@@ -243,7 +243,7 @@ HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 40
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """A stand-in for pillow-heif, which reads every HEIC file as 6 x 4 px of one colour."""
+    """Replaces pillow-heif by a module that reads every HEIC file as 6 x 4 px of one color."""
     class HeifImage(ImageFile.ImageFile):
         format = "HEIF"
 
@@ -265,19 +265,19 @@ def plugin(monkeypatch):
     decode.can_read_heif.cache_clear()
 
 
-def test_heic_is_read_where_its_plugin_is_installed(tmp_path, plugin):
-    for name in ("a.heic", "b.jpg"):                      # whatever its ending
+def test_heic_is_read_if_its_plugin_is_installed(tmp_path, plugin):
+    for name in ("a.heic", "b.jpg"):                      # whatever its extension
         (tmp_path / name).write_bytes(HEIC)
         files = FileImages([(str(tmp_path / name), 1)], tmp_path, FOLLOW)
         image, label = files.source(0)
         assert (image.size, image.getpixel((0, 0)), label, files.dimensions(0)) == ((6, 4), (10, 20, 30), 1, (6, 4))
 
 
-def test_heic_without_its_plugin_names_it(tmp_path, monkeypatch):
+def test_heic_without_its_plugin_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     decode.can_read_heif.cache_clear()
     (tmp_path / "a.heic").write_bytes(HEIC)
-    with pytest.raises(ImageError, match="a HEIC image, which takes pip install pillow-heif"):
+    with pytest.raises(ImageError, match="a HEIC image, which needs pip install pillow-heif"):
         FileImages([(str(tmp_path / "a.heic"), 0)])[0]
     decode.can_read_heif.cache_clear()
 
@@ -286,7 +286,7 @@ def test_heic_without_its_plugin_names_it(tmp_path, monkeypatch):
 
 
 def verdict(read) -> tuple[str, str] | None:
-    """The error, with and without the advice; None: it was read"""
+    """Return the error, with and without the advice; None if the image was read"""
     try:
         read()
     except ImageError as error:
@@ -295,8 +295,8 @@ def verdict(read) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize("margin", [1.0, 1000.0])
-def test_damage_is_reported_by_the_transform_as_by_decoding(tmp_path, margin, monkeypatch, capfd):
-    """Whether it is decoded in part or in full, or that which crop was drawn would decide which image is read."""
+def test_transform_reports_damage_like_full_decoding(tmp_path, margin, monkeypatch, capfd):
+    """The error must not depend on the crop, which decides whether an image is decoded in part or in full."""
     monkeypatch.setattr(transforms, "TRAIN_MARGIN", margin)
     whole = [jpeg(photograph(90, 70)), jpeg(photograph(90, 70), progressive=True), jpeg(photograph(90, 70).convert("L"))]
     cut = [content[:-count] for content in whole for count in (2, 30, 1000)]
@@ -308,13 +308,13 @@ def test_damage_is_reported_by_the_transform_as_by_decoding(tmp_path, margin, mo
         assert verdict(lambda index=index: transform(files.source(index)[0])) == expected, index
         refused.append(expected is not None)
         if index < 9:
-            assert refused[-1] and capfd.readouterr() == ("", "")          # cut files, of which libjpeg would write
+            assert refused[-1] and capfd.readouterr() == ("", "")          # truncated files, about which libjpeg would warn
     assert 9 < sum(refused) < len(refused)
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_what_torchvision_refuses_pillow_decides(monkeypatch, tmp_path, gone):
-    """Or torchvision was built without its JPEG decoder, or has dropped it, as it has announced."""
+def test_pillow_decodes_what_torchvision_cannot(monkeypatch, tmp_path, gone):
+    """Also if torchvision was built without its JPEG decoder, or has removed it, as it has announced."""
     def refuses(*_):
         raise RuntimeError("not compiled with libjpeg support")
 

@@ -1,4 +1,4 @@
-"""Images cached on the device: the draws of the transform of a single image, and its pixels within 2 grey levels."""
+"""Images cached on the device: the random draws equal those of the single-image transform, the pixels within 2 gray levels."""
 
 import gc
 import itertools
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def pictures(count=40, height=32, width=32, colors=(3,), seed=1) -> ArrayImages:
-    """Noise and flat areas: what rounds in many ways, and overshoots under a bicubic filter"""
+    """Return images of noise and flat areas, which round in many ways, and overshoot with a bicubic filter"""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (count, height, width, *colors), dtype=np.uint8)
     images[::2, : height // 2] = 255 * (images[::2, : height // 2] > 127)
@@ -35,7 +35,7 @@ def pictures(count=40, height=32, width=32, colors=(3,), seed=1) -> ArrayImages:
 
 @pytest.mark.parametrize(("image_size", "scale"), [((32, 32), (0.05, 1.0)), ((28, 28), (0.9, 1.0)), ((8, 90), (0.5, 1.0)),
                                                    ((90, 8), (0.2, 1.0)), ((3, 2), (0.05, 1.0)), ((1, 1), (0.05, 1.0))])
-def test_boxes_and_flips_are_those_that_the_transform_draws(image_size, scale, tries):
+def test_boxes_and_flips_equal_those_of_the_transform(image_size, scale, tries):
     crop, image = v2.RandomResizedCrop((16, 16), scale=scale), torch.zeros(3, *image_size)
     seeds = [derive_seed(5, "augment", 0, index) for index in range(tries(1_500, 100_000))]
     drawn = Geometry(image_size, (16, 16), "bilinear", 3, scale=scale, flip=True).draw(np.arange(len(seeds)), seeds)
@@ -46,7 +46,7 @@ def test_boxes_and_flips_are_those_that_the_transform_draws(image_size, scale, t
 
 
 @pytest.mark.parametrize("padding", [0, 4])
-def test_shifts_are_those_that_the_transform_draws(padding):
+def test_shifts_equal_those_of_the_transform(padding):
     crop, image = v2.RandomCrop((16, 12), padding=padding), torch.zeros(3, 16, 12)
     seeds = [derive_seed(5, "augment", 1, index) for index in range(500)]
     geometry = Geometry((32, 32), (16, 12), "bilinear", 3, resized=(16, 12), padding=padding, flip=True)
@@ -70,7 +70,7 @@ WAYS = (CachedImages.resize_each, CachedImages.resize_together)
 
 @pytest.fixture
 def width_first(monkeypatch):
-    """Pillow resizes the width first; from version 13 on the height where that is less work, as in making images smaller."""
+    """Makes Pillow resize the width first. From version 13 on it may start with the height if that is less work."""
     resize = Image.Image.resize
 
     def in_two(image, size, *args, **options):
@@ -81,8 +81,8 @@ def width_first(monkeypatch):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_pixels_are_within_two_grey_levels_of_the_transform(name, way, width_first, monkeypatch):
-    """Of either way on a CPU; a GPU takes the second."""
+def test_pixels_are_within_two_gray_levels_of_the_transform(name, way, width_first, monkeypatch):
+    """For both methods on a CPU; a GPU uses the second."""
     transform, shape = TRANSFORMS[name], (21, 34)
     split = pictures(40, *shape, colors=() if name in ("one channel", "crop") else (3,))
     cached = cache_on_device(split, transform, CPU)
@@ -110,7 +110,7 @@ def test_pixels_do_not_depend_on_the_batch(way, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_pixels_on_a_gpu_are_those_of_the_cpu():
+def test_pixels_on_gpu_equal_those_on_cpu():
     for transform in (TRANSFORMS["crop_flip (48, 40) bicubic"], TRANSFORMS["eval 0.875 (20, 31)"], TRANSFORMS["pad"]):
         split, found = pictures(), []
         for device in (CPU, torch.device("cuda")):
@@ -125,11 +125,11 @@ def test_pixels_on_a_gpu_are_those_of_the_cpu():
 @pytest.mark.parametrize(("options", "why"), [
     ({"rotation": 10.0}, "RandomRotation"), ({"color_jitter": 0.2}, "ColorJitter"), ({"randaugment_ops": 1}, "RandAugment"),
     ({"random_erasing": 0.2}, "RandomErasing"), ({"channels": 1}, "color images for a model of one channel")])
-def test_other_transforms_are_not_for_whole_batches(options, why):
+def test_other_transforms_are_not_cached(options, why):
     assert why in cache_on_device(pictures(), train_transform("crop_flip", (16, 16), **options), CPU)
 
 
-def test_only_small_images_in_memory_of_one_kind_fit(monkeypatch):
+def test_only_small_alike_images_in_memory_are_cached(monkeypatch):
     class Special(ArrayImages):
         pass
 
@@ -143,7 +143,7 @@ def test_only_small_images_in_memory_of_one_kind_fit(monkeypatch):
             assert "too large" in cache_on_device(split, transform, CPU, any_size=False)
     for split in (pictures(), Subset(Concat([pictures(), pictures()]), [3])):
         assert isinstance(cache_on_device(split, transform, CPU, any_size=False), CachedImages)
-    monkeypatch.setattr(device_cache, "MAX_BYTES", 100_000)         # `pictures` takes 122,880
+    monkeypatch.setattr(device_cache, "MAX_BYTES", 100_000)         # `pictures` has 122,880
     assert "too large" in cache_on_device(pictures(), transform, CPU, any_size=False)
     assert isinstance(cache_on_device(pictures(), transform, CPU), CachedImages)
 
@@ -151,7 +151,7 @@ def test_only_small_images_in_memory_of_one_kind_fit(monkeypatch):
 def test_subsets_of_a_data_set_share_its_memory():
     first, second, transform = pictures(), pictures(30, seed=2), eval_transform((32, 32))
     whole = cache_on_device(first, transform, CPU)
-    assert whole.pixels.data_ptr() == first.images.ctypes.data               # no copy at all
+    assert whole.pixels.data_ptr() == first.images.ctypes.data               # no copy
     joined = Concat([first, second])
     subsets = [Subset(joined, [50, 3, 3]), Subset(Subset(joined, range(40, 70)), [29, 0])]
     cached = [cache_on_device(subset, transform, CPU) for subset in subsets]
@@ -170,14 +170,14 @@ def test_subsets_of_a_data_set_share_its_memory():
 
 
 def batches(device, workers=0, micro=1, cached=None) -> dict:
-    """(epoch, index) -> image, of the training loader; and of that for evaluation under (None, index)"""
+    """Return {(epoch, index): image} of the training loader, and {(None, index): image} of the evaluation loader"""
     split, found = Subset(pictures(), range(5, 27)), {}
     sampler = StepSampler(len(split), 8, micro, 0, 1, 0, 0, 6)
     options = {"num_workers": workers, "pin_memory": False, "device": device, "cached": cached}
     train = data.train_loader(split, sampler, transform=TRANSFORMS["crop_flip (12, 20) bilinear"], seed=5, **options)
     evaluation = data.eval_loader(split, transform=eval_transform((12, 20)), batch_size=9, rank=0, world_size=1, **options)
     for loader in (train, evaluation):
-        assert loader.not_cached == ("as the run began" if cached is False else "" if device else "no device is given")
+        assert loader.not_cached == ("as when the run started" if cached is False else "" if device else "no device was set")
         for batch in loader:
             assert batch.images.dtype == torch.uint8 and batch.targets.dtype == torch.int64 and batch.bad == ()
             assert batch.targets.tolist() == [split.targets[key.index] for key in batch.keys]
@@ -185,7 +185,7 @@ def batches(device, workers=0, micro=1, cached=None) -> dict:
     return found
 
 
-def test_loaders_give_the_same_images_cached_or_not():
+def test_loaders_return_the_same_images_cached_or_not():
     plain, images = batches(None), batches(CPU)
     assert plain.keys() == images.keys() and len(plain) == 48 + 22
     assert all((plain[key].int() - images[key].int()).abs().max() <= 1 for key in plain)
@@ -193,11 +193,11 @@ def test_loaders_give_the_same_images_cached_or_not():
 
 
 @pytest.mark.parametrize(("workers", "micro"), [(2, 1), (0, 4)])
-def test_workers_and_micro_batches_change_no_bit(workers, micro):
+def test_images_do_not_depend_on_workers_and_micro_batches(workers, micro):
     assert all(same(batches(CPU), batches(CPU, workers, micro)))
 
 
-def test_what_is_cached_follows_from_the_size_unless_it_is_given(monkeypatch):
+def test_size_decides_caching_unless_it_is_set(monkeypatch):
     monkeypatch.setattr(device_cache, "MAX_BYTES", 0)
     options = {"transform": eval_transform((8, 8)), "batch_size": 9, "rank": 0, "world_size": 1, "num_workers": 1,
                "pin_memory": False, "device": CPU, "cached_workers": 0}
@@ -206,7 +206,7 @@ def test_what_is_cached_follows_from_the_size_unless_it_is_given(monkeypatch):
     assert not cached.not_cached and other.not_cached and [cached.num_workers, other.num_workers] == [0, 1]
 
 
-def test_edits_keep_a_run_from_being_cached():
+def test_images_with_edits_are_not_cached():
     loader = data.train_loader(pictures(), StepSampler(40, 8, 1, 0, 1, 0, 0, 2), transform=TRANSFORMS["crop"], seed=5,
                                num_workers=0, pin_memory=False, device=CPU, cached=True,
                                edit_transform=lambda transform, image, index: (transform(image), torch.zeros(2, 2, 2)))

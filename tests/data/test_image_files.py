@@ -17,7 +17,7 @@ def read(path: Path) -> Image.Image:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF"])
-def test_formats_whole_and_cut(tmp_path, form):
+def test_formats_are_read_and_truncated_files_are_errors(tmp_path, form):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
     picture.save(tmp_path / "whole", form)
     with Image.open(tmp_path / "whole") as expected:
@@ -38,14 +38,14 @@ def test_sixteen_bit_images_keep_their_range(tmp_path):
 
 
 def quadrants(mode="RGB") -> Image.Image:
-    """Another colour in each corner, so that any turn shows; wider than high"""
+    """Return an image with another color in each corner, so that any turn is visible; wider than high"""
     pixels = np.full((16, 32, 3), 255, dtype=np.uint8)
     pixels[:8, :16], pixels[:8, 16:], pixels[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     return Image.fromarray(pixels).convert(mode)
 
 
-def test_an_exif_orientation_is_not_followed(tmp_path):
-    """As torchvision and timm, with which published checkpoints were trained."""
+def test_exif_orientation_is_not_followed_by_default(tmp_path):
+    """The same as in torchvision and timm, with which published checkpoints were trained."""
     exif = Image.Exif()
     exif[0x0112] = 6
     quadrants().save(tmp_path / "photo.png", exif=exif)
@@ -64,16 +64,16 @@ def test_modes_become_rgb(tmp_path, mode):
 
 @pytest.mark.parametrize("form", ["RGBA", "LA", "P", "RGB", "GIF"])
 def test_transparent_parts_become_white(tmp_path, form):
-    """Beneath the transparent half there is black, which convert("RGB") alone would show."""
-    grey, alpha = np.full((4, 4), 60, dtype=np.uint8), np.full((4, 4), 255, dtype=np.uint8)
-    grey[:, 2:], alpha[:, 2:] = 0, 0
+    """The transparent half is black, which convert("RGB") would show."""
+    gray, alpha = np.full((4, 4), 60, dtype=np.uint8), np.full((4, 4), 255, dtype=np.uint8)
+    gray[:, 2:], alpha[:, 2:] = 0, 0
     file = tmp_path / f"part.{'gif' if form == 'GIF' else 'png'}"
     if form in ("RGBA", "LA"):
-        Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).convert(form).save(file)
+        Image.merge("LA", (Image.fromarray(gray), Image.fromarray(alpha))).convert(form).save(file)
     elif form == "RGB":
-        Image.fromarray(grey).convert("RGB").save(file, transparency=(0, 0, 0))
+        Image.fromarray(gray).convert("RGB").save(file, transparency=(0, 0, 0))
     else:
-        image = Image.fromarray((grey > 0).astype(np.uint8)).convert("P")
+        image = Image.fromarray((gray > 0).astype(np.uint8)).convert("P")
         image.putpalette([0, 0, 0, 60, 60, 60])
         image.save(file, transparency=0)
     assert np.asarray(read(file))[..., 1].tolist() == [[60, 60, 255, 255]] * 4

@@ -1,4 +1,4 @@
-"""The loaders: images, targets and draws of every batch; prefetching."""
+"""The loaders: images, targets and random draws of every batch; prefetching."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def cropped(size) -> v2.Compose:
 
 def pixels(split=None, *, batch_size=4, micro=1, workers=0, transform=None, seed=5, stop=6,
            shape=(3, 8, 8)) -> dict[tuple[int, int], torch.Tensor]:
-    """(epoch, index) -> the image that the training loader makes of it"""
+    """Return {(epoch, index): the image of the training loader}"""
     split = split or pictures()
     order = StepSampler(len(split), batch_size, micro, 0, 1, 0, 0, stop)
     loader = data.train_loader(split, order, transform=transform or cropped(shape[1:]), seed=seed, num_workers=workers,
@@ -48,7 +48,7 @@ CHANGES = [{"workers": 2}, {"micro": 2}, {"batch_size": 3, "stop": 8}, {"batch_s
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_augmentation_depends_on_seed_epoch_and_image_alone(change):
+def test_augmentation_only_depends_on_seed_epoch_and_image(change):
     torch.manual_seed(1)
     expected = pixels()
     torch.manual_seed(2)
@@ -60,7 +60,7 @@ def test_augmentation_differs_between_epochs_and_seeds():
     expected = torch.rand(3)
     torch.manual_seed(0)
     found = pixels()
-    assert torch.equal(torch.rand(3), expected)                  # the global generator is as before
+    assert torch.equal(torch.rand(3), expected)                  # the global generator is unchanged
     repeated = [torch.equal(found[0, index], found[1, index]) for index in range(11)]
     assert not any(repeated)
     assert not any(same(found, pixels(seed=6)))
@@ -80,7 +80,7 @@ def test_evaluation_covers_every_image_once(count, world, batch_size):
             for key, image, label in zip(batch.keys, batch.images, batch.targets):
                 seen.append(key.index)
                 assert label == split.targets[key.index]
-                assert np.array_equal(image.permute(1, 2, 0).numpy(), split.images[key.index])     # as it is
+                assert np.array_equal(image.permute(1, 2, 0).numpy(), split.images[key.index])     # unchanged
     assert sorted(seen) == list(range(count))
 
 
@@ -90,7 +90,7 @@ def test_default_workers(monkeypatch):
         monkeypatch.setattr(data, "core_count", lambda cores=cores: cores)
         assert data.default_workers("folder", ranks, "cuda") == gpu, (cores, ranks)
         assert data.default_workers("folder", ranks, "cpu") == cpu, (cores, ranks)
-        assert data.default_workers("digits", ranks, "cuda") == 0
+        assert data.default_workers("digits", ranks, "cuda") == data.default_workers("folder", ranks, "mps") == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -106,8 +106,8 @@ def test_loaders_raise_the_error_of_an_unreadable_image(tmp_path, workers):
             list(loader)
 
 
-def test_an_image_that_only_the_transform_finds_unreadable_is_replaced():
-    """As one that is not decoded before."""
+def test_image_that_fails_in_the_transform_is_replaced():
+    """JPEGs are only decoded there."""
     def transform(image):
         if image.getpixel((0, 0)) == split[3][0].getpixel((0, 0)):
             raise ImageError("cut off")
@@ -123,14 +123,14 @@ def test_an_image_that_only_the_transform_finds_unreadable_is_replaced():
         list(data.train_loader(split, order, **options))
 
 
-def test_without_a_gpu_nothing_is_fetched_prefetch():
+def test_batches_are_not_prefetched_without_a_gpu():
     batches = iter(range(3))
     passed = prefetch(batches, torch.device("cpu"))
     assert next(passed) == 0 and next(batches) == 1 and list(passed) == [2]
 
 
 @pytest.mark.gpu
-def test_batches_arrive_whole_in_their_order_and_errors_in_their_turn():
+def test_prefetched_batches_are_complete_and_errors_come_in_order():
     device, given = torch.device("cuda"), []
 
     def batches():
@@ -143,7 +143,7 @@ def test_batches_arrive_whole_in_their_order_and_errors_in_their_turn():
     with pytest.raises(ImageError):
         for batch in prefetch(batches(), device):
             assert batch.images.is_cuda and len(given) == min(5, len(seen) + 2)
-            for _ in range(20):                     # the batch is read long after it is let go here
+            for _ in range(20):                     # the GPU reads the batch long after it is deleted here
                 load = load @ load
             seen.append(batch.images.float().mean() + load[0, 0])
             del batch
@@ -151,8 +151,8 @@ def test_batches_arrive_whole_in_their_order_and_errors_in_their_turn():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_of_files_leaves_out_what_cannot_be_read(tmp_path, workers):
-    """Paths are taken as they are needed; each batch has its own, and where in it an image is missing."""
+def test_stream_of_files_skips_unreadable_ones(tmp_path, workers):
+    """Paths are read on demand; each batch has its own, and the positions of missing images."""
     for name in "abc":
         (tmp_path / f"{name}.png").write_bytes(png())
     (tmp_path / "b.png").write_bytes(b"none")
@@ -169,7 +169,7 @@ def test_a_stream_of_files_leaves_out_what_cannot_be_read(tmp_path, workers):
     assert taken == batches and not loader.batches.taken
 
 
-def test_a_stream_of_a_split_is_that_of_its_evaluation():
+def test_stream_of_a_split_equals_its_evaluation():
     split = pictures()
     expected = list(data.eval_loader(split, transform=eval_transform((4, 4)), batch_size=4, rank=0, world_size=1, num_workers=0,
                                      pin_memory=False))
@@ -177,11 +177,11 @@ def test_a_stream_of_a_split_is_that_of_its_evaluation():
                                     num_workers=0, pin_memory=False, device=torch.device("cpu"), cached_workers=0))
     for one, other in zip(found, expected, strict=True):
         assert one.keys == other.keys and torch.equal(one.targets, other.targets) and one.bad == ()
-        assert (one.images.int() - other.images.int()).abs().max() <= 2          # cached ones are resized elsewhere
+        assert (one.images.int() - other.images.int()).abs().max() <= 2          # cached images are resized in another way
 
 
-def test_a_stream_that_is_begun_again_repeats_what_was_on_its_way():
-    """Where workers hang at their start and are replaced."""
+def test_restarted_stream_repeats_unfinished_batches():
+    """This happens if workers hang at their start and are replaced."""
     stream = data.Stream([[number] for number in range(5)])
     first = iter(stream)
     assert [next(first), next(first)] == [[0], [1]]

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: against torchvision's for one pair, and the same whatever the ranks and micro-batches."""
+"""MixUp and CutMix: equal to torchvision's for one pair, and independent of ranks and micro-batches."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ def one_hot(targets: torch.Tensor) -> torch.Tensor:
 
 
 def theirs(transform, images: torch.Tensor, targets: torch.Tensor, **params) -> tuple[torch.Tensor, torch.Tensor]:
-    """torchvision's transform of one pair, whose neighbour to the left is the partner, with these draws."""
+    """Return torchvision's transform of one pair, in which the left neighbor is the partner, with these draws."""
     params |= {"labels": targets, "batch_size": 2}
     return transform.transform(images, params), transform.transform(targets, params)
 
 
-def test_mixup_of_a_pair_is_torchvision_s():
+def test_mixup_of_a_pair_equals_torchvisions():
     images, targets = batch()
     ours = mixer(mixup_alpha=0.4)
     got = ours(images, targets, 5, 0)
@@ -43,14 +43,14 @@ def test_mixup_of_a_pair_is_torchvision_s():
 
 
 @pytest.mark.parametrize("size", [(12, 18), (7, 5), (1, 30), (224, 8)])
-def test_cutmix_of_a_pair_is_torchvision_s(size):
+def test_cutmix_of_a_pair_equals_torchvisions(size):
     images, targets = batch(64, size)
     ours = mixer(64, cutmix_alpha=1.0)
     got = ours(images, targets, 5, 0)
     draws, boxes = ours.draw(5), set()
     assert draws.cutmix.all()
     for pair in range(32):
-        # The rule of the paper's section 3.1, pair by pair in plain numbers.
+        # Section 3.1 of the paper, pair by pair in plain numbers.
         height, width = size
         reach = 0.5 * (1 - draws.lam[pair]) ** 0.5
         y, x = int(draws.center[0, pair] * height), int(draws.center[1, pair] * width)
@@ -67,8 +67,8 @@ def test_cutmix_of_a_pair_is_torchvision_s(size):
 
 
 @pytest.mark.parametrize("options", [{"mixup_alpha": 0.3}, {"cutmix_alpha": 1.0}, BOTH, BOTH | {"probability": 0.5}])
-def test_targets_are_mixed_as_the_images(options):
-    """Images filled with their class: the mean over an image's pixels is the mean over its target."""
+def test_targets_are_mixed_like_the_images(options):
+    """The images are filled with their class number, so the mean over an image's pixels is the mean over its target."""
     _, targets = batch()
     images = targets.float()[:, None, None, None].expand(-1, 1, *SIZE)
     mixed, soft = mixer(**options)(images, targets, 9, 0)
@@ -78,7 +78,7 @@ def test_targets_are_mixed_as_the_images(options):
 
 
 @pytest.mark.parametrize("cuts", [[8, 16, 24], [2, 12, 14], list(range(2, IMAGES, 2))])
-def test_ranks_and_micro_batches_change_nothing(cuts):
+def test_result_does_not_depend_on_ranks_and_micro_batches(cuts):
     images, targets = batch()
     whole = mixer(**BOTH)(images, targets, 4, 0)
     parts = [mixer(**BOTH)(images[first:last], targets[first:last], 4, first)
@@ -95,7 +95,7 @@ def test_draws_are_a_function_of_seed_and_step():
     assert len({lams(seed, step) for seed in range(3) for step in range(4)}) == 12
     used = mixer(**BOTH)
     used(*batch(), 0, 0)
-    assert tuple(used.draw(7).lam) == lams(3, 7)         # a resumed run draws as one that was never stopped
+    assert tuple(used.draw(7).lam) == lams(3, 7)         # a resumed run draws the same as one that was never stopped
 
 
 @pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(0.1, 4.0), (1.0, 0.8)])
@@ -112,7 +112,7 @@ def test_lambdas_are_beta_distributed(mixup_alpha, cutmix_alpha):
     (BOTH, 1, 0.5), (BOTH | {"switch_probability": 0.2}, 1, 0.2), (BOTH | {"probability": 0.3}, 0.3, 0.15),
     ({"mixup_alpha": 0.8, "switch_probability": 0.9}, 1, 0), ({"cutmix_alpha": 1.0, "switch_probability": 0.1}, 1, 1),
     (BOTH | {"probability": 0.0}, 0, 0), ({}, 0, 0)])
-def test_probability_and_switch(options, mixed, cut):
+def test_probabilities(options, mixed, cut):
     draws = mixer(20_000, **options).draw(1)
     assert (draws.lam < 1).mean() == pytest.approx(mixed, abs=0.02)
     assert draws.cutmix.mean() == pytest.approx(cut, abs=0.02)
@@ -123,7 +123,7 @@ def test_probability_and_switch(options, mixed, cut):
 
 
 @pytest.mark.parametrize("step", [9, 10, 11])
-def test_off_from_stop_at_on(step):
+def test_mixing_ends_at_stop_at(step):
     images, targets = batch()
     got, soft = mixer(stop_at=10, **BOTH)(images, targets, step, 0)
     assert torch.equal(got, images) == torch.equal(soft, one_hot(targets)) == (step >= 10)
@@ -140,7 +140,7 @@ def test_images_keep_their_type(dtype, tolerance):
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_not_waited_for():
+def test_host_does_not_wait_for_the_gpu():
     images, targets = batch()
     expected = mixer(**BOTH)(images, targets, 4, 0)
     images, targets = images.cuda(), targets.cuda()

@@ -1,4 +1,4 @@
-"""How a data set is prepared: the pixels are those that torchvision makes, however the build went; what is refused."""
+"""Preparing a data set: the pixels are those of torchvision, even after an interruption; and the errors."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_pixels_are_those_of_torchvision(files, whole):
+def test_pixels_equal_those_of_torchvision(files, whole):
     read, made = open_splits("folder", str(files)), open_splits("folder", str(whole))
     assert (made.classes, made.can_flip, made.val_name) == (read.classes, read.can_flip, read.val_name)
     assert made.val is not made.test
@@ -44,7 +44,7 @@ def test_pixels_are_those_of_torchvision(files, whole):
     assert again[0].stride()[0] == 1                                 # channels last, which torch resizes fastest
 
 
-def test_the_bytes_do_not_depend_on_the_processes(files, whole, tmp_path):
+def test_bytes_do_not_depend_on_the_number_of_processes(files, whole, tmp_path):
     logged = make(files, tmp_path / "three", workers=3)
     assert contents(tmp_path / "three") == contents(whole) and not (tmp_path / "three.building").exists()
     assert "52 images" in logged[0] and str(tmp_path / "three") in logged[-1]
@@ -53,21 +53,21 @@ def test_the_bytes_do_not_depend_on_the_processes(files, whole, tmp_path):
 
 
 def make_until(source: Path, target: Path, owner: object, function: str, call: int) -> None:
-    """Is killed when the function is called for the so-manieth time, in this process or in one that it has started."""
+    """Prepare, but kill this process at the given call of the function, here or in a process that it has started."""
     own, real, calls = os.getpid(), getattr(owner, function), iter(range(1, call))
 
     def die_or_run(*arguments):
         if next(calls, None) is None:
             os.kill(own, 9)
-            time.sleep(60)              # until it dies with its parent
+            time.sleep(60)              # dies with its parent meanwhile
         return real(*arguments)
 
     setattr(owner, function, die_or_run)
     make(source, target)
 
 
-def test_killed_at_any_point_it_continues(files, whole, tmp_path):
-    """Nothing counts as whole that is not, and the end is the same as without an interruption."""
+def test_build_killed_at_any_point_continues(files, whole, tmp_path):
+    """An unfinished build is never read, and the finished one is the same as without an interruption."""
     target = tmp_path / "set"
     for step in ((prepare, "_allocate_files", 1), (Image.Image, "resize", 1), (Image.Image, "resize", 20),
                  (Image.Image, "resize", 20), (prepare, "_write_index", 1), (prepare, "_write_index", 3)):
@@ -77,10 +77,10 @@ def test_killed_at_any_point_it_continues(files, whole, tmp_path):
         assert process.exitcode == -9
         with pytest.raises(DataError):
             open_splits("folder", str(target))
-    assert "52 are done already" in make(files, target)[0] and contents(target) == contents(whole)
+    assert "52 already done" in make(files, target)[0] and contents(target) == contents(whole)
 
 
-def test_a_full_disk_keeps_what_is_done(files, whole, tmp_path, monkeypatch):
+def test_finished_images_are_kept_if_the_disk_is_full(files, whole, tmp_path, monkeypatch):
     target, building = tmp_path / "set", tmp_path / "set.building"
 
     def full(*_):
@@ -88,21 +88,21 @@ def test_a_full_disk_keeps_what_is_done(files, whole, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "resize", full)                   # in the processes, which are forked
-        with pytest.raises(StorageError, match=r"No space left on device.*continues"):
+        with pytest.raises(StorageError, match=r"No space left on device.*to continue"):
             make(files, target)
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_write_index", full)
-        with pytest.raises(StorageError, match=r"No space left on device.*continues"):
+        with pytest.raises(StorageError, match=r"No space left on device.*to continue"):
             make(files, target)
     assert not target.exists()
-    with open(building / "train.pixels", "r+b") as stream:           # as a loss of power may leave it
+    with open(building / "train.pixels", "r+b") as stream:           # as a power failure may leave it
         stream.seek(5000)
         stream.write(bytes(3000))
-    assert "52 are done already" in make(files, target)[0]
+    assert "52 already done" in make(files, target)[0]
     assert contents(target) == contents(whole)
 
 
-def test_a_changed_source_starts_from_the_beginning(files, whole, tmp_path, monkeypatch):
+def test_changed_source_restarts_the_build(files, whole, tmp_path, monkeypatch):
     source, target = Path(shutil.copytree(files, tmp_path / "files")), tmp_path / "set"
     with monkeypatch.context() as patch, pytest.raises(StorageError):
         patch.setattr(prepare, "_write_index", lambda *_: os.rename("/nonexistent/a", "/nonexistent/b"))
@@ -114,8 +114,8 @@ def test_a_changed_source_starts_from_the_beginning(files, whole, tmp_path, monk
     assert contents(target).keys() == contents(whole).keys() and contents(target) != contents(whole)
 
 
-def test_files_are_read_by_their_rule_which_the_folder_keeps(tmp_path):
-    """Turned photographs and 16-bit images, upright and light in the prepared set; a run on it keeps the rule."""
+def test_reading_rule_is_applied_and_stored(tmp_path):
+    """Turned photographs are upright and 16-bit images are bright in the prepared set; a run on it keeps the rule."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     draw = np.random.default_rng(0)
@@ -130,13 +130,13 @@ def test_files_are_read_by_their_rule_which_the_folder_keeps(tmp_path):
     for index, size in ((0, (40, SIZE)), (1, (SIZE, 41))):
         image = read.train[index][0].resize(size, Image.BILINEAR)
         assert made.train[index][0].size == size and np.array_equal(made.train[index][0], image)
-    with pytest.raises(DataError, match=r"set was prepared with --exif=follow, not off: omit --exif, or prepare .* --exif=off"):
+    with pytest.raises(DataError, match=r"set was prepared with --exif=follow, not off\. Omit --exif, or prepare .* --exif=off"):
         open_splits("folder", str(tmp_path / "set"), reading=FIND.replace(exif="off"))
     with pytest.raises(DataError, match=r"prepared with --intensity_range=0,1023, not 0,65535"):
         open_splits("folder", str(tmp_path / "set"), reading=read.reading.replace(intensity_range=(0, 65535)))
 
 
-def test_a_disk_without_room_is_reported_before_anything_is_written(files, tmp_path, monkeypatch):
+def test_too_small_disk_is_reported_before_anything_is_written(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="GB are free there") as raised:
         make(files, tmp_path / "set")
@@ -144,18 +144,18 @@ def test_a_disk_without_room_is_reported_before_anything_is_written(files, tmp_p
     assert not list(tmp_path.glob("*/*.pixels"))
 
 
-def test_a_lost_process_ends_it_in_one_line(files, tmp_path, monkeypatch):
+def test_lost_process_is_reported(files, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "resize", lambda *_: os.kill(os.getpid(), 9))
-    with pytest.raises(WorkerError, match="a process that reads images was lost"):
+    with pytest.raises(WorkerError, match="a process that reads images was killed"):
         make(files, tmp_path / "set")
 
 
-def test_bad_images_are_listed_or_omitted(files, tmp_path):
+def test_bad_images_are_listed_or_skipped(files, tmp_path):
     source, target = Path(shutil.copytree(files, tmp_path / "files")), tmp_path / "set"
     (source / "train/bee/2.jpg").write_bytes(b"<html>")
     cut = source / "train/ant/2.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
-    for skip, words in ((0.0, "1 images"), (0.025, "2 images")):      # the one that is no image is known before any is decoded
+    for skip, words in ((0.0, "1 image"), (0.025, "2 images")):      # one is found by its header, before any is decoded
         with pytest.raises(DataError, match=f"{words} cannot be read: .*bad_images.txt lists them"):
             make(source, target, skip=skip)
         assert not target.exists()
@@ -175,17 +175,17 @@ def test_bad_images_are_listed_or_omitted(files, tmp_path):
         make(source, tmp_path / "other", skip=0.5)
 
 
-def test_refusals(files, whole, tmp_path):
+def test_unsuitable_sources_and_targets_are_reported(files, whole, tmp_path):
     for dataset, source in (("digits", ""), ("folder", str(whole))):
         with pytest.raises(DataError, match="only images in files"):
             prepare.build(own_splits(dataset, source), dataset, tmp_path / "set", SIZE, 1, pytest.fail)
-    for place, words in ((whole, "is prepared already"), (files.parent, "exists already")):
+    for place, words in ((whole, "is already prepared"), (files.parent, "already exists")):
         with pytest.raises(DataError, match=words):
             make(files, place)
     with pytest.raises(DataError, match="is inside the data set"):
         make(files, files / "train" / "set")
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"exists already|is a link"):
+    with pytest.raises(DataError, match=r"already exists|is a link"):
         make(files, tmp_path / "link")
     root = tree(tmp_path / "small", GOOD_TREE)
     (tmp_path / "file").write_bytes(b"")
@@ -193,12 +193,12 @@ def test_refusals(files, whole, tmp_path):
         make(Path(root), tmp_path / "file" / "set")
     (tmp_path / "set.building").mkdir()
 
-    def refused_to_another_process() -> None:
+    def fails_in_another_process() -> None:
         with pytest.raises(InUseError, match="in use"):
             make(Path(root), tmp_path / "set")
 
     (lock := FileLock(tmp_path / "set.building")).acquire()
-    process = multiprocessing.get_context("fork").Process(target=refused_to_another_process)
+    process = multiprocessing.get_context("fork").Process(target=fails_in_another_process)
     process.start()
     process.join()
     lock.release()

@@ -1,4 +1,4 @@
-"""A prepared data set: a run reads it in place of the files; damage is reported."""
+"""Prepared data sets: a run reads them in place of the files; damage is reported."""
 
 import json
 import os
@@ -28,8 +28,8 @@ def copy(whole, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("dataset", ["folder", "csv"])
-def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path, dataset):
-    """Drawn shares are the same images; but the run is another, which its fingerprint shows."""
+def test_prepared_set_replaces_the_files(files, whole, tmp_path, dataset):
+    """Drawn splits have the same images, but the fingerprint differs: it is another run."""
     source, target = files / "train", tmp_path / "set"
     if dataset == "csv":
         (source := tmp_path / "lists").mkdir()
@@ -52,7 +52,7 @@ def test_a_run_reads_it_in_place_of_the_files(files, whole, tmp_path, dataset):
             open_splits(dataset, str(target))
 
 
-def test_training_and_evaluation_read_it(files, whole):
+def test_training_reads_prepared_images(files, whole):
     made = open_splits("folder", str(whole))
     transform = transforms.train_transform("crop_flip", (24, 24))
     batches = []
@@ -63,14 +63,14 @@ def test_training_and_evaluation_read_it(files, whole):
         batches.append([batch.images for batch in loader])
     assert len(batches[0]) == 6 and batches[0][0].shape == (4, 3, 24, 24) and batches[0][0].dtype == torch.uint8
     assert all(map(torch.equal, *batches))
-    as_image = pickle.loads(pickle.dumps(made.train))[0][0]          # as a process that is not forked gets it
+    as_image = pickle.loads(pickle.dumps(made.train))[0][0]          # as in a process that is not forked
     torch.manual_seed(5)
     one = transform(made.train.source(0)[0])
     torch.manual_seed(5)
-    assert (one.int() - transform(as_image).int()).abs().max() <= 1          # torch's resize against Pillow's
+    assert (one.int() - transform(as_image).int()).abs().max() <= 1          # torch's resize compared with Pillow's
 
 
-def test_a_folder_of_an_earlier_version_was_read_without_a_rule(copy):
+def test_folder_of_an_older_version_has_the_default_rule(copy):
     facts = json.loads((copy / FILE).read_text())
     assert facts.pop("reading") == {"exif": "follow", "intensity_range": [0, 65535], "alpha": "white"}
     (copy / FILE).write_text(describe({name: value for name, value in facts.items() if name != "sha256"}))
@@ -78,7 +78,7 @@ def test_a_folder_of_an_earlier_version_was_read_without_a_rule(copy):
 
 
 @pytest.mark.parametrize("name", [FILE, "train.index", "test.index"])
-def test_any_flipped_bit_beside_the_pixels_is_reported_at_the_start(copy, name):
+def test_flipped_bits_outside_the_pixels_are_reported_at_the_start(copy, name):
     content = (copy / name).read_bytes()
     for place in np.random.default_rng(2).integers(0, len(content), 40):
         damaged = bytearray(content)
@@ -88,11 +88,11 @@ def test_any_flipped_bit_beside_the_pixels_is_reported_at_the_start(copy, name):
             with pytest.raises(DataError, match=r"set again|it again|prepared from") as raised:
                 open_splits("folder", str(copy))
             assert str(copy) in str(raised.value) and "\n" not in str(raised.value)
-        except pytest.fail.Exception:                                # white space between the values of the JSON
+        except pytest.fail.Exception:                                # only white space in the JSON has changed
             assert name == FILE and json.loads(damaged) == json.loads(content)
 
 
-def test_a_file_of_another_length_or_version_or_none_is_reported(copy):
+def test_missing_or_wrong_files_are_reported(copy):
     facts = json.loads((copy / FILE).read_text())
     for name, changed in (("train.index", b"x"), ("val.pixels", b"x"), ("val.pixels", None), ("train.index", None), (FILE, b"[]"),
                           (FILE, describe(facts | {"format": "vit-prepared-2"}).encode())):
@@ -112,18 +112,18 @@ def test_damaged_pixels_are_found_by_check(copy):
         byte = stream.read(1)[0]
         stream.seek(place)
         stream.write(bytes([byte ^ 4]))
-    splits = open_splits("folder", str(copy))                        # a start does not read them
+    splits = open_splits("folder", str(copy))                        # a start does not read the pixels
     splits.train.source(7)
     findings = check.check(splits, 2, pytest.fail)
     assert [bad[:3] for bad in findings.bad] == [("train", 7, splits.train.name(7))] and "SHA-256" in findings.bad[0][3]
-    os.truncate(copy / "train.pixels", place)                        # under a run
+    os.truncate(copy / "train.pixels", place)                        # during a run
     for read in (splits.train.source, splits.train.__getitem__, splits.train.content):
-        with pytest.raises(ImageError, match="cut off; delete the folder and prepare"):
+        with pytest.raises(ImageError, match="incomplete; delete the folder and prepare"):
             read(7)
     splits.train.source(6)
 
 
-def test_prepared_images_follow_the_order_and_names_that_are_asked_for(tmp_path):
+def test_prepared_images_have_the_requested_classes(tmp_path):
     root = tree(tmp_path / "files", {f"{split}/{name}": count for split in ("train", "val") for name, count in
                                      (("10", 3), ("2", 1), ("9", 2))})
     make(Path(root), tmp_path / "set")

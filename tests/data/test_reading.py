@@ -1,4 +1,4 @@
-"""One image file becomes RGB: 16 bits, transparent parts, orientation."""
+"""Conversion of image files to RGB: 16 bits, transparent parts, orientation."""
 
 import io
 import itertools
@@ -42,10 +42,10 @@ def test_16_bit_images_show_the_bits_they_use(writer, channels, bits, monkeypatc
     expected = np.broadcast_to((values >> bits - 8)[..., :3], (9, 7, 3))
     content = WRITERS[writer](values)
     assert (read(content, Reading(intensity_range=(0, (1 << bits) - 1))) == expected).all()
-    assert (read(content) == (values >> 8)[..., :3]).all(), "as runs without the flag read it"
+    assert (read(content) == (values >> 8)[..., :3]).all(), "as in runs without the flag"
 
 
-def test_a_compressed_tiff_and_a_pgm():
+def test_compressed_tiff_and_pgm_with_16_bits():
     values = RANDOM.integers(0, 1024, (9, 7), dtype=np.uint16)
     expected = np.repeat((values >> 2)[..., None], 3, axis=2)
     for form, options in (("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {}), ("PNG", {})):
@@ -54,29 +54,28 @@ def test_a_compressed_tiff_and_a_pgm():
     assert (read(pgm, Reading(intensity_range=(0, 1023))) == expected).all()
 
 
-def test_an_image_of_no_file_under_a_rule_of_16_bits():
-    """It has 8 bits, which stay as they are."""
+def test_8_bit_image_in_memory_is_not_changed_by_a_16_bit_range():
     assert to_rgb(Image.new("RGB", (2, 1), (7, 8, 9)), Reading(intensity_range=(0, 4095))).getpixel((0, 0)) == (7, 8, 9)
 
 
-def test_what_is_beyond_the_range_is_clipped():
+def test_values_beyond_the_range_are_clipped():
     values = np.array([[0, 99, 100, 227, 355, 356, 65535]], np.uint16)[..., None]
     assert read(png16(values), Reading(intensity_range=(100, 355)))[0, :, 0].tolist() == [0, 0, 0, 127, 255, 255, 255]
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_signed_tiff(order):
+def test_signed_tiff_needs_a_range_for_negative_values(order):
     values = np.array([[-1024, -1, 0, 1023, 3071]], np.int16)[..., None]
     assert read(tiff16(values, order), Reading(intensity_range=(-1024, 3071)))[0, :, 0].tolist() == [0, 63, 64, 127, 255]
     for reading in (AS_STORED, Reading(intensity_range=(0, 4095))):
-        with pytest.raises(ValueError, match=r"16-bit values below 0, down to -1,024: say which .* --intensity_range=-1024,3071"):
+        with pytest.raises(ValueError, match=r"16-bit values below 0, down to -1,024: set which .* --intensity_range=-1024,3071"):
             read(tiff16(values, order), reading)
-    assert read(tiff16(values.clip(0), order))[0, :, 0].tolist() == [0, 0, 0, 3, 11], "without negative values it is as any other"
+    assert read(tiff16(values.clip(0), order))[0, :, 0].tolist() == [0, 0, 0, 3, 11], "without negative values as any other image"
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_32_bits_are_refused(mode):
-    with pytest.raises(ValueError, match="32 bits a pixel, of no known range: save it with 8 or 16 bits"):
+def test_32_bits_are_an_error(mode):
+    with pytest.raises(ValueError, match="32 bits per pixel without a known range: save it with 8 or 16 bits"):
         read(stored(Image.new(mode, (4, 4)), "TIFF"), Reading(intensity_range=(0, 1023)))
 
 
@@ -84,8 +83,8 @@ def test_32_bits_are_refused(mode):
 
 
 @pytest.mark.parametrize("form", ["RGBA", "LA", "P"])
-def test_transparent_parts(form):
-    """Two columns of gray 200, the second of which is transparent."""
+def test_alpha_rules(form):
+    """The image has two columns of gray 200, the second of which is transparent."""
     image = Image.new("RGBA", (2, 4), (200, 200, 200, 255))
     image.paste((200, 200, 200, 0), (1, 0, 2, 4))
     if form == "P":
@@ -99,7 +98,7 @@ def test_transparent_parts(form):
     assert shown == {"white": [200, 255], "black": [200, 0], "mask": [255, 0], "ignore": [200, 200]}
 
 
-def test_transparent_parts_of_16_bits():
+def test_alpha_rules_with_16_bits():
     values = np.full((2, 2, 4), 512, np.uint16)
     values[0, :, 3], values[1, :, 3] = 65535, 0
     shown = {alpha: read(png16(values), Reading("off", (0, 1023), alpha))[:, 0, 0].tolist()
@@ -120,24 +119,24 @@ def with_orientation(value: object, form: str) -> bytes:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_an_orientation_is_followed(form, turn):
+def test_orientation_is_followed(form, turn):
     content = with_orientation(turn, form)
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(read(content, Reading("follow")), expected)
     off = read(content)
     assert np.array_equal(off, expected if form == "TIFF" else read(stored(PIXELS, form, **(
-        {"lossless": True} if form == "WEBP" else {})))), "a TIFF's own orientation Pillow always follows"
+        {"lossless": True} if form == "WEBP" else {})))), "Pillow always follows a TIFF's own orientation"
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_makes_no_sense_is_none(value):
+def test_invalid_orientation_is_ignored(value):
     exif = Image.Exif()
     exif[ORIENTATION] = value
     assert orientation(opened_image(io.BytesIO(stored(PIXELS, "JPEG", exif=exif.tobytes())))) == 1
 
 
-def test_damaged_exif_is_none():
+def test_damaged_exif_is_ignored():
     content = stored(PIXELS, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
     assert orientation(opened_image(io.BytesIO(content))) == 1
 
@@ -153,6 +152,6 @@ def test_boxes_and_tensors_turn_as_images_do(turn):
         assert np.array_equal(part.permute(1, 2, 0), whole[top:top + height, left:left + width])
 
 
-def test_the_rule_of_a_run():
+def test_reading_of_a_runs_settings():
     settings = {"exif": "follow", "intensity_range": [0, 1023], "alpha": "auto", "seed": 1}          # a list, as JSON has it
     assert Reading.of(settings) == Reading("follow", (0, 1023), "auto") and Reading.of(settings).unknown == {"alpha"}

@@ -1,4 +1,4 @@
-"""Which images make a step."""
+"""The images of each step."""
 
 import pickle
 
@@ -15,7 +15,7 @@ def keys(images=50, batch_size=16, micro=4, rank=0, world=1, seed=3, start=0, st
 
 
 def steps(batches: list[list[SampleIndex]]) -> dict[int, list[tuple[int, int]]]:
-    """step -> its samples as (epoch, index), in the order of the micro-batches"""
+    """Return {step: its samples as (epoch, index), in the order of the micro-batches}"""
     found = {}
     for batch in batches:
         assert len({(key.step, key.micro) for key in batch}) == 1
@@ -25,28 +25,28 @@ def steps(batches: list[list[SampleIndex]]) -> dict[int, list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("images", [7, 16, 50])
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1), (4, 4)])
-def test_a_step_has_the_same_samples_in_the_same_order_however_it_is_cut(images, world, accumulation):
+def test_samples_of_a_step_do_not_depend_on_ranks_and_micro_batches(images, world, accumulation):
     whole = steps(keys(images, micro=1))
     parts = [keys(images, micro=world * accumulation, rank=rank, world=world) for rank in range(world)]
     for rank, batches in enumerate(parts):
         assert len(batches) == 12 * accumulation
-        # Contiguous blocks: rank 0 holds the first micro-batches of every step.
+        # Contiguous blocks: rank 0 has the first micro-batches of every step.
         assert [(batch[0].step, batch[0].micro) for batch in batches] == [
             (step, rank * accumulation + micro) for step in range(12) for micro in range(accumulation)]
         assert {len(batch) for batch in batches} == {16 // (world * accumulation)}
-    shares = [steps(batches) for batches in parts]
-    joined = {step: [sample for share in shares for sample in share[step]] for step in whole}
+    own = [steps(batches) for batches in parts]
+    joined = {step: [sample for found in own for sample in found[step]] for step in whole}
     assert joined == whole
 
 
 @pytest.mark.parametrize("images", [7, 50])
-def test_a_restart_at_any_step_gives_the_rest(images):
+def test_restart_at_any_step_continues(images):
     for start in range(12):
         assert keys(images, start=start) == [batch for batch in keys(images) if batch[0].step >= start]
 
 
 @pytest.mark.parametrize("images", [7, 50])
-def test_micro_batches_are_found_by_number_in_any_order(images):
+def test_micro_batches_can_be_indexed_in_any_order(images):
     order, batches = StepSampler(images, 16, 4, 1, 2, 3, 2, 12), keys(images, rank=1, world=2, start=2)
     for number in (19, 0, 7, 8, 3, 18):
         assert order[number] == batches[number]
@@ -62,12 +62,12 @@ def test_every_epoch_is_a_permutation(images):
     epochs = {}
     for epoch, index in seen:
         epochs.setdefault(epoch, []).append(index)
-    assert list(epochs) == list(range(-(-400 // images)))      # one after the other, no gap
+    assert list(epochs) == list(range(-(-400 // images)))      # consecutive
     orders = list(epochs.values())
     for order in orders[:-1]:
         assert sorted(order) == list(range(images))
-    assert len(set(orders[-1])) == len(orders[-1])              # the unfinished one
-    assert len(set(map(tuple, orders[:-1]))) > len(orders[:-1]) / 2      # not one order again and again
+    assert len(set(orders[-1])) == len(orders[-1])              # the unfinished epoch
+    assert len(set(map(tuple, orders[:-1]))) > len(orders[:-1]) / 2      # the orders differ
 
 
 def test_seeds_give_other_orders():
@@ -83,7 +83,7 @@ def test_sample_indices_are_a_sequence():
     assert pickle.loads(pickle.dumps(own)) == own
 
 
-def test_all_samples_of_a_step_are_those_of_its_ranks():
+def test_samples_of_a_step_are_those_of_all_ranks():
     orders = [StepSampler(50, 12, 4, rank, 2, 0, 3, 5) for rank in range(2)]
-    dealt = [key for order in orders for batch in list(order)[:2] for key in batch]
-    assert orders[1].samples_of(3) == dealt
+    expected = [key for order in orders for batch in list(order)[:2] for key in batch]
+    assert orders[1].samples_of(3) == expected

@@ -1,4 +1,4 @@
-"""Image transforms: sizes, types, what each kind and each flag does; normalize."""
+"""Image transforms: sizes, types, the effect of each kind and each flag; normalize."""
 
 import pickle
 import resource
@@ -28,13 +28,13 @@ def draws(transform, count=24, image=None) -> list[torch.Tensor]:
 
 def is_mirrored(image: torch.Tensor) -> bool:
     """The second channel of `picture` grows from left to right."""
-    margin = image.shape[2] // 4            # what padding may have blackened
+    margin = image.shape[2] // 4            # padding may have made it black
     return bool(image[1, :, margin].float().mean() > image[1, :, -1 - margin].float().mean())
 
 
 @pytest.mark.parametrize(("kind", "flip"), KINDS)
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (70, 9)])
-def test_output_is_uint8_of_the_size_asked_for(kind, flip, size):
+def test_output_is_uint8_of_the_requested_size(kind, flip, size):
     for channels in (1, 3):
         for transform in (train_transform(kind, size, flip=flip, channels=channels),
                           train_transform(kind, size, flip=flip, channels=channels, **EVERYTHING),
@@ -48,7 +48,7 @@ def test_output_is_uint8_of_the_size_asked_for(kind, flip, size):
 @pytest.mark.parametrize("kind", ["crop_flip", "pad"])
 def test_every_draw_comes_from_the_seeded_generator(kind):
     transform = train_transform(kind, (16, 16), **EVERYTHING)
-    copied = pickle.loads(pickle.dumps(transform))          # as it reaches the loader's workers
+    copied = pickle.loads(pickle.dumps(transform))          # as in the loader's workers
     assert all(torch.equal(a, b) for a, b in zip(draws(transform), draws(copied)))
     pickle.dumps(eval_transform((16, 16), crop=0.9))
 
@@ -56,7 +56,7 @@ def test_every_draw_comes_from_the_seeded_generator(kind):
 # ------------------------------------------------------------------------------------------- crops and flips
 
 
-def test_only_flips_of_data_that_may_be_flipped_mirror():
+def test_only_images_that_may_be_flipped_are_mirrored():
     mirrored = {(kind, flip): sum(map(is_mirrored, draws(train_transform(kind, (32, 32), flip=flip, crop_padding=2))))
                 for kind, flip in KINDS}
     assert 4 <= mirrored.pop(("crop_flip", True)) <= 20       # about half of 24
@@ -64,15 +64,15 @@ def test_only_flips_of_data_that_may_be_flipped_mirror():
     assert set(mirrored.values()) == {0}
 
 
-def test_the_crop_stays_where_it_is_when_flips_are_off():
+def test_crop_is_the_same_with_and_without_flips():
     with_flip, without = (draws(train_transform("crop_flip", (16, 16), flip=flip)) for flip in (True, False))
     for a, b in zip(with_flip, without):
         assert torch.equal(a.flip(-1) if is_mirrored(a) else a, b)
 
 
 @pytest.mark.parametrize(("scale", "low", "high"), [({}, 0, 100), ({"crop_scale": 0.6}, 195, 225)])
-def test_crops_reach_areas_as_small_as_asked_for(scale, low, high):
-    """The ViT paper's scale (0.05, 1) by default: a crop's range of the first channel shows its height."""
+def test_crops_have_areas_down_to_the_crop_scale(scale, low, high):
+    """The default is the ViT paper's scale (0.05, 1). The range of the first channel shows the height of a crop."""
     outputs = draws(train_transform("crop", (16, 16), flip=False, **scale), 60)
     heights = [int(image[0].max()) - int(image[0].min()) for image in outputs]
     assert low < min(heights) < high and max(heights) > 230
@@ -94,13 +94,13 @@ def test_pad_shifts_the_resized_image_over_black(padding):
 
 
 @pytest.mark.parametrize("name", ["bilinear", "bicubic"])
-def test_interpolation_is_pillow_s(name):
+def test_interpolation_equals_pillows(name):
     expected = np.asarray(picture().resize((20, 12), getattr(Image.Resampling, name.upper()))).transpose(2, 0, 1)
     assert np.array_equal(eval_transform((12, 20), interpolation=name)(picture()), expected)
     assert np.array_equal(train_transform("none", (12, 20), interpolation=name)(picture()), expected)
 
 
-def test_rotation_turns_both_ways_and_no_further():
+def test_rotation_is_in_both_directions_up_to_its_limit():
     angles = []
     for image in draws(train_transform("none", (64, 64), rotation=20.0), 40, picture(64, 64)):
         down, right = np.gradient(image[1, 20:44, 20:44].float().numpy())         # the second channel grows to the right
@@ -109,7 +109,7 @@ def test_rotation_turns_both_ways_and_no_further():
 
 
 def test_color_jitter_changes_brightness_contrast_and_saturation():
-    """Dark grey, light grey and a colour: their mean follows the brightness alone, their distances show the others."""
+    """For dark gray, light gray and a color: their mean only depends on the brightness, their distances on the others."""
     bands = Image.fromarray(np.array([[[60] * 3, [140] * 3, [130, 90, 90]]], np.uint8)).resize((24, 24), Image.Resampling.NEAREST)
     transform = train_transform("none", (24, 24), color_jitter=0.5)
     outputs = [image[:, 0, [0, 12, 23]].float() for image in draws(transform, 60, bands)]
@@ -121,12 +121,12 @@ def test_color_jitter_changes_brightness_contrast_and_saturation():
 
 
 @pytest.mark.parametrize(("magnitude", "expected"), [
-    # brightness 100 (1 - 0.09 m) and 100 (1 + 0.09 m); 8 - m / 2.5 bits; inverted above 255 (1 - m / 10); or as it was
+    # brightness 100 (1 - 0.09 m) and 100 (1 + 0.09 m); 8 - m / 2.5 bits; inverted above 255 (1 - m / 10); or unchanged
     (9, {19, 181, 96, 155, 100}), (10, {10, 190, 96, 155, 100}), (4, {64, 136, 100}), (0, {100})])
-def test_randaugment_has_the_paper_s_magnitudes(magnitude, expected):
+def test_randaugment_has_the_magnitudes_of_the_paper(magnitude, expected):
     outputs = draws(train_transform("none", (24, 24), randaugment_ops=1, randaugment_magnitude=magnitude), 250, plain(100))
     assert {image[0, 12, 12].item() for image in outputs} == expected
-    if magnitude == 9:                       # of two operations, either may darken and either may brighten
+    if magnitude == 9:                       # each of two operations may darken or brighten
         twice = draws(train_transform("none", (24, 24), randaugment_ops=2, randaugment_magnitude=9), 250, plain(100))
         assert len({image[0, 12, 12].item() for image in twice}) > len(expected)
 
@@ -153,10 +153,10 @@ def test_random_erasing_fills_a_rectangle_with_noise():
 
 
 def test_one_channel_is_the_luma():
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for transform in (train_transform("none", (16, 16), channels=1), eval_transform((16, 16), channels=1),
                       eval_transform((16, 16), channels=1, crop=1.0)):
-        assert np.array_equal(transform(Image.fromarray(grey).convert("RGB")), grey[None])
+        assert np.array_equal(transform(Image.fromarray(gray).convert("RGB")), gray[None])
         luma = 0.299 * 200 + 0.587 * 90 + 0.114 * 30                       # ITU-R BT.601
         assert transform(plain(200, 90, 30)).unique().tolist() == [pytest.approx(luma, abs=0.6)]
 
@@ -166,8 +166,8 @@ def test_one_channel_is_the_luma():
 
 @pytest.mark.parametrize("shape", [(50, 83), (83, 50), (300, 47), (20, 20)])
 @pytest.mark.parametrize(("side", "crop", "resized"), [(28, 0.875, 32), (30, 1.0, 30), (48, 0.9, 53), (24, 0.9, 26)])
-def test_crop_is_deit_s_evaluation(shape, side, crop, resized):
-    """The shorter side resized to int(side / crop), then the middle; by the transforms of its published code."""
+def test_crop_equals_the_evaluation_of_deit(shape, side, crop, resized):
+    """Its published code resizes the shorter side to int(side / crop) and cuts out the center."""
     theirs = v1.Compose([v1.Resize(resized, interpolation=v1.InterpolationMode.BICUBIC), v1.CenterCrop(side), v1.PILToTensor()])
     ours = eval_transform((side, side), interpolation="bicubic", crop=crop)
     assert torch.equal(ours(picture(*shape)), theirs(picture(*shape)))
@@ -176,20 +176,20 @@ def test_crop_is_deit_s_evaluation(shape, side, crop, resized):
 @pytest.mark.parametrize("crop", [0.0, 0.5, 0.875, 1.0])
 @pytest.mark.parametrize("shape", [(400, 600), (500, 500), (900, 320)])
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])
-def test_the_region_that_evaluation_shows(size, shape, crop):
+def test_eval_region_is_what_evaluation_shows(size, shape, crop):
     region = eval_region(shape, size, crop)
     shown = eval_transform(size, crop=crop)(picture(*shape)).permute(1, 2, 0).numpy().astype(int)
-    top, left, bottom, right = (share * side for share, side in zip(region, (*shape, *shape)))
+    top, left, bottom, right = (ratio * side for ratio, side in zip(region, (*shape, *shape)))
     expected = picture(*shape).resize(size[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom))
     assert np.abs(shown - np.asarray(expected)).max() <= 3
     assert crop or region == (0, 0, 1, 1)
 
 
-# ----------------------------------------------------------------------------------------------- normalize
+# ----------------------------------------------------------------------------------------------- strips
 
 
 def strip(*shape: int) -> np.ndarray:
-    """Dark but for its middle."""
+    """Return an image that is black except for its middle."""
     pixels = np.zeros((*shape, 3), np.uint8)
     long = pixels if shape[0] > shape[1] else pixels.swapaxes(0, 1)
     middle, reach = len(long) // 2, min(shape)
@@ -198,8 +198,8 @@ def strip(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(1, 65_000), (65_000, 1), (1, 3_000_001), (3_000_001, 1), (3, 40_000)])
-def test_a_strip_takes_no_more_memory_than_another_image(shape):
-    """Of 1 x 65,000 px evaluation by a crop made 256 x 16,640,000, 13 GB."""
+def test_strip_needs_no_more_memory_than_other_images(shape):
+    """Evaluation with a crop would resize 1 x 65,000 px to 256 x 16,640,000, which is 13 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pixels, size = strip(*shape), (224, 224)
     transforms = [eval_transform(size, crop=0.875), eval_transform(size), train_transform("crop_flip", size),
@@ -214,13 +214,16 @@ def test_a_strip_takes_no_more_memory_than_another_image(shape):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000, "kB"
 
 
-def test_what_is_no_strip_is_cropped_after_the_resize():
+def test_long_images_below_the_limit_are_cropped_after_the_resize():
     image = picture().resize((30, 1500))                    # 1 : 50
     expected = v1.Compose([v1.Resize(32), v1.CenterCrop((28, 28)), v1.PILToTensor()])(image)
     assert torch.equal(eval_transform((28, 28), crop=0.875)(image), expected)
     longer = picture().resize((30, 3000))                   # 1 : 100
     expected = v1.Compose([v1.Resize(32), v1.CenterCrop((28, 28)), v1.PILToTensor()])(longer)
     assert (eval_transform((28, 28), crop=0.875)(longer).int() - expected.int()).abs().max() <= 2
+
+
+# ----------------------------------------------------------------------------------------------- normalize
 
 
 def test_normalize_to_plus_minus_one():
@@ -237,5 +240,5 @@ def test_normalize_by_channel_and_type():
     got = normalize(images, (0.1, 0.2, 0.4), (0.1, 0.5, 0.4), torch.float16)
     assert got.dtype == torch.float16
     torch.testing.assert_close(got[0, :, 0, 0].float(), torch.tensor([1.0, 0.0, -0.5]), rtol=0, atol=1e-3)
-    halfway = normalize(torch.full((1, 1, 2, 2), 127.5), (0.25,), (0.5,))          # what mixing makes
+    halfway = normalize(torch.full((1, 1, 2, 2), 127.5), (0.25,), (0.5,))          # as mixing may produce
     torch.testing.assert_close(halfway, torch.full((1, 1, 2, 2), 0.5), rtol=0, atol=1e-6)

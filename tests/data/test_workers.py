@@ -1,4 +1,4 @@
-"""Data workers that die, hang or find no memory end the run with one line; nothing of them is left behind."""
+"""Data workers that die, hang or find no memory end the run with one line, and leave nothing behind."""
 
 import contextlib
 import gc
@@ -28,12 +28,12 @@ from utils.data.workers import WorkerError
 from utils.process import REQUESTS
 
 COUNT, STEPS, MICRO_SIZE = 20, 12, 4
-KEPT = []            # iterations that a process of a test does not end
+KEPT = []            # iterations that the process of a test does not close
 CROPPED = v2.Compose([v2.RandomResizedCrop((16, 16)), v2.PILToTensor()])
 
 
 @pytest.fixture(autouse=True)
-def short_looks(monkeypatch):
+def short_poll_interval(monkeypatch):
     monkeypatch.setattr(data_workers, "POLL_S", 0.1)
 
 
@@ -43,7 +43,7 @@ def pictures() -> ArrayImages:
 
 
 class Fateful(ArrayImages):
-    """An image of which something happens to who reads it."""
+    """Calls `what` in the process that reads the image `index`."""
 
     def __init__(self, what, index: int = 7):
         whole = pictures()
@@ -79,7 +79,7 @@ def workers_of(running: data.Loader) -> list[multiprocessing.Process]:
 
 
 def fails(running, named=("df -h /dev/shm", "--num_workers")) -> str:
-    """The line with which it ends"""
+    """Return the error message with which the loader fails"""
     with pytest.raises(WorkerError) as caught:
         list(running)
     line = str(caught.value)
@@ -104,7 +104,7 @@ def test_worker_killed_at_any_instant_ends_the_run(expected, tries, figure):
         except WorkerError as error:
             assert f"was killed by {kind.name}" in str(error) and "\n" not in str(error)
             ended += 1
-        else:                                       # all its batches had been loaded
+        else:                                       # all batches were loaded before
             assert digest(batches) == expected
     assert ended >= wanted // 2
     figure("SIGKILL or SIGBUS of a loader process at any instant", wanted)
@@ -113,8 +113,8 @@ def test_worker_killed_at_any_instant_ends_the_run(expected, tries, figure):
 FATES = {
     "SIGBUS": (lambda: os.kill(os.getpid(), signal.SIGBUS), "was killed by SIGBUS"),
     "exit": (lambda: os._exit(3), "ended with exit code 3"),
-    "hangs": (lambda: time.sleep(1000), "gave no batch for 0.5 s"),
-    "stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), "gave no batch for 0.5 s"),
+    "hangs": (lambda: time.sleep(1000), "returned no batch for 0.5 s"),
+    "stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), "returned no batch for 0.5 s"),
     "no room": (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)), "found no room in shared memory"),
 }
 
@@ -130,21 +130,21 @@ def test_fates_within_an_image_end_the_run(fate, figure):
     figure(f"a loader process: {fate}", 2)
 
 
-def test_worker_that_is_stopped_while_its_batch_is_on_the_way():
-    """The batch's memory is handed over by the worker itself: who asks a stopped one would wait for ever."""
+def test_worker_stopped_while_its_batch_is_sent_is_reported():
+    """The worker itself hands over the memory of the batch, so the main process would wait forever for a stopped one."""
     running, seen = loader(timeout_s=0.5), []
-    with pytest.raises(WorkerError, match=r"gave no batch for 0\.5 s"):
+    with pytest.raises(WorkerError, match=r"returned no batch for 0\.5 s"):
         for batch in running:
             seen.append(batch)
             if len(seen) == 2:
-                time.sleep(0.3)                      # the next ones are loaded
+                time.sleep(0.3)                      # until the next ones are loaded
                 for worker in workers_of(running):
                     os.kill(worker.pid, signal.SIGSTOP)
 
 
 @pytest.mark.parametrize("hang", [False, True])
-def test_a_stream_may_wait_for_its_source_but_not_for_a_worker_that_hangs(tmp_path, hang):
-    """Such as for standard input, or for its turn among the processes of predict.py."""
+def test_stream_waits_for_its_source_but_not_for_a_hanging_worker(tmp_path, hang):
+    """The source may be standard input, or the turn of a process of predict.py."""
     def batches():
         for number in range(4):
             time.sleep(1.2 * (number == 3))
@@ -153,13 +153,13 @@ def test_a_stream_may_wait_for_its_source_but_not_for_a_worker_that_hangs(tmp_pa
     loaded = data.stream_loader(batches(), transform=None, num_workers=1, pin_memory=False, timeout_s=0.5)
     loaded.dataset = Slow("2" if hang else "")
     if hang:
-        assert "gave no batch for 0.5 s and were killed" in fails(loaded)
+        assert "returned no batch for 0.5 s and were killed" in fails(loaded)
     else:
         assert [batch.keys for batch in loaded] == [["0"], ["1"], ["2"], ["3"]]
 
 
 class Slow:
-    """Of a stream: what hangs with one of its files."""
+    """The files of a stream, of which one hangs."""
 
     def __init__(self, hanging: str):
         self.hanging = hanging
@@ -169,8 +169,8 @@ class Slow:
         return torch.zeros(1), -1, None
 
 
-def test_the_signals_of_a_stop_leave_workers_alone(expected, monkeypatch):
-    """Nor do those that come before a worker ignores them, or while workers are started."""
+def test_workers_ignore_signals(expected, monkeypatch):
+    """Also those that arrive before a worker ignores them, or while workers are started."""
     worker_init = data_workers._worker_init
 
     def late(*arguments) -> None:
@@ -191,7 +191,7 @@ def test_the_signals_of_a_stop_leave_workers_alone(expected, monkeypatch):
     assert digest(batches) == expected
 
 
-def test_error_of_the_code_is_no_workers_death():
+def test_bug_is_not_reported_as_a_lost_worker():
     def fail():
         raise OSError("a defect")
 
@@ -200,8 +200,8 @@ def test_error_of_the_code_is_no_workers_death():
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_whose_owner_is_killed_prints_nothing_of_its_pipes(capfd):
-    """The thread that sends its batches finds them closed a moment before it is killed too."""
+def test_worker_of_a_killed_process_prints_no_pipe_errors(capfd):
+    """Its sending thread finds the pipes closed a moment before the worker is killed too."""
     class InAThread:
         def __getitem__(self, key: int) -> tuple:
             threading.Thread(target=sys.excepthook, args=(EOFError, EOFError("closed"), None), daemon=True).start()
@@ -213,11 +213,11 @@ def test_a_worker_whose_owner_is_killed_prints_nothing_of_its_pipes(capfd):
     assert capfd.readouterr().err == ""
 
 
-# ------------------------------------------------------------------------------------------------ what is left behind
+# ------------------------------------------------------------------------------------------------ resources
 
 
 def resources() -> tuple[int, int, int]:
-    """files, threads, processes"""
+    """Return the numbers of open files, threads and processes"""
     gc.collect()
     return len(os.listdir("/proc/self/fd")), threading.active_count(), len(multiprocessing.active_children())
 
@@ -225,7 +225,7 @@ def resources() -> tuple[int, int, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_nothing_is_left_behind(tries):
     list(loader())
-    time.sleep(0.5)                                  # threads of queues end a little later
+    time.sleep(0.5)                                  # the threads of queues end a little later
     before, pids = resources(), set()
     for number in range(tries(3, 20)):
         running = loader(Fateful(FATES["SIGBUS"][0]) if number % 2 else None)
@@ -240,14 +240,14 @@ def test_nothing_is_left_behind(tries):
     assert not [name for name in os.listdir("/dev/shm") if name.split("_")[:1] == ["torch"] and int(name.split("_")[1]) in pids]
 
 
-def test_workers_that_hang_do_not_hold_up_a_request_to_stop(monkeypatch):
+def test_hanging_workers_do_not_delay_a_request_to_stop(monkeypatch):
     monkeypatch.setattr(data_workers, "STOP_TIMEOUT_S", 0.5)
-    asked_at = time.monotonic() + 0.2
-    monkeypatch.setattr(data_workers.process, "requested_at", lambda: asked_at)
-    assert re.search(r"gave no batch for [01]\.?\d* s and were killed", fails(loader(Fateful(FATES["hangs"][0]))))
+    requested_at = time.monotonic() + 0.2
+    monkeypatch.setattr(data_workers.process, "requested_at", lambda: requested_at)
+    assert re.search(r"returned no batch for [01]\.?\d* s and were killed", fails(loader(Fateful(FATES["hangs"][0]))))
 
 
-def test_close_ends_workers_that_hang(monkeypatch):
+def test_close_ends_hanging_workers(monkeypatch):
     monkeypatch.setattr(data_workers, "GRACE_S", 0.3)
     later = StepSampler(COUNT, MICRO_SIZE, 1, 0, 1, 3, 0, STEPS)[2][0].index
     running = loader(Fateful(FATES["hangs"][0], later))
@@ -259,7 +259,7 @@ def test_close_ends_workers_that_hang(monkeypatch):
     assert all(is_gone(pid) for pid in pids)
 
 
-def test_an_iteration_that_was_left_does_not_end_the_next(expected):
+def test_abandoned_iteration_does_not_end_the_next(expected):
     running = loader()
     first = iter(running)
     next(first)
@@ -269,7 +269,7 @@ def test_an_iteration_that_was_left_does_not_end_the_next(expected):
     assert digest([one, *second]) == expected
 
 
-def test_the_process_stays_as_it_was():
+def test_loading_keeps_signal_handlers_and_random_state():
     def handler(number, frame):
         pass
 
@@ -308,8 +308,8 @@ def test_exit_without_close_does_not_hang():
     assert (result.returncode, result.stderr) == (3, "")
 
 
-def test_the_longest_path_of_temporary_files_is_none_of_their_sockets(expected, monkeypatch, tmp_path):
-    """A batch goes through a socket, whose path has a limit; in the thread that sends it an error would be lost."""
+def test_long_tmpdir_is_not_used_for_sockets(expected, monkeypatch, tmp_path):
+    """A batch goes through a socket, whose path has a maximum length; an error in the sending thread would be lost."""
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -321,8 +321,8 @@ def test_the_longest_path_of_temporary_files_is_none_of_their_sockets(expected, 
 
 
 @pytest.mark.parametrize("hanging", [1, 2])
-def test_worker_that_hangs_before_it_begins_is_started_again(expected, monkeypatch, tmp_path, hanging):
-    """As a child of a fork does that waits for a lock of its parent's other threads."""
+def test_worker_that_hangs_at_its_start_is_restarted(expected, monkeypatch, tmp_path, hanging):
+    """A forked child may wait for a lock of its parent's other threads."""
     def begin():
         for number in range(hanging):
             with contextlib.suppress(FileExistsError):

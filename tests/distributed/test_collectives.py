@@ -1,4 +1,4 @@
-"""What the processes do together, on two and more of them and on one; errors of one reach the others."""
+"""Collective operations on several processes and on one; errors of one process are raised on all."""
 
 import errno
 import operator
@@ -46,7 +46,7 @@ def check_equal(found: dict, expected: dict) -> None:
 
 
 class Refusal(ValueError):
-    """Represents the errors of this program."""
+    """A user error."""
 
 
 def refuse(who, ranks):
@@ -63,7 +63,7 @@ def outcome(function) -> str:
 
 
 def one_after_the_other(ranks, folder: Path) -> bool:
-    """Whether what the first process writes is there for the second"""
+    """Return whether the second process finds what the first one writes"""
     place = folder / "slowly written"
 
     def write_or_read():
@@ -97,8 +97,8 @@ def scenarios(ranks: distributed.Ranks, folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_node_that_fails_alone_is_named(tmp_path):
-    """A file may be missing on one of them; what all nodes have in common is no node's."""
+def test_error_on_only_one_node_names_the_node(tmp_path):
+    """A file may be missing on one node. An error on all nodes names none."""
     def scenario(ranks):
         return [outcome(lambda who=who: distributed.local_main_first(ranks, lambda: refuse(who, ranks))) for who in ([1], [0, 1])]
 
@@ -111,10 +111,10 @@ def test_node_that_fails_alone_is_named(tmp_path):
             distributed.local_main_first(ranks, lambda: with_a_disk_of_its_own(ranks))
         return process.classify_error(caught.value)
 
-    alone = f"node 1 (host {platform.node()})"
+    single = f"node 1 (host {platform.node()})"
     for number, (work, expected) in enumerate([
-            (scenario, [f"Refusal: {alone}: rank 1 refuses", "Refusal: rank 0 refuses"]),
-            (scenario_of_disks, (f"{alone}: /data/x: Input/output error", 2))]):
+            (scenario, [f"Refusal: {single}: rank 1 refuses", "Refusal: rank 0 refuses"]),
+            (scenario_of_disks, (f"{single}: /data/x: Input/output error", 2))]):
         (tmp_path / str(number)).mkdir()
         with Ranks(2, work, tmp_path / str(number), nodes=True) as both:
             assert both.results() == [expected] * 2
@@ -122,7 +122,7 @@ def test_node_that_fails_alone_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    """What the two ranks report"""
+    """Return the results of the two ranks"""
     folder = tmp_path_factory.mktemp("ranks")
     with Ranks(2, lambda ranks: scenarios(ranks, folder), folder) as both:
         return both.results()
@@ -145,26 +145,26 @@ def test_values_of_two_processes(ranks):
 @pytest.mark.slow
 @pytest.mark.contract("P15", "an evaluation counts every image once, whatever the processes and the batch size")
 def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure):
-    """Images that do not divide by the processes, fewer images than processes, batches of all sizes"""
+    """With numbers of images that are no multiple of the processes, fewer images than processes, and batches of all sizes"""
     cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
-    alone, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
+    single, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
     for size in sizes:
         with Ranks(size, lambda ranks: [evaluated(ranks, *case) for case in cases], tmp_path) as several:
             for each in several.results():
-                for found, expected, case in zip(each, alone, cases):
+                for found, expected, case in zip(each, single, cases):
                     check_equal(found, expected)
                     assert found["images"] == found["confusion"].sum() == case[0]
     figure("evaluations on several processes", len(cases) * len(sizes))
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_one_process_stops_is_stopped_on_all(ranks):
+def test_evaluation_stopped_on_one_process_is_stopped_on_all(ranks):
     for each in ranks:
         assert each["stopped evaluation"][:2] == [None, None] and each["stopped evaluation"][2]["images"] == 101
 
 
 @pytest.mark.slow
-def test_a_function_runs_on_rank_0_or_on_one_process_of_a_node_first(ranks):
+def test_functions_run_on_rank_0_or_first_on_one_process_per_node(ranks):
     assert [each["main"] for each in ranks] == ["done by 0"] * 2
     assert [each["main refused"] for each in ranks] == ["Refusal: rank 0 refuses"] * 2
     refusals = [f"Refusal: rank {rank} refuses" for rank in (0, 1, 0)]

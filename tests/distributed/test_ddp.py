@@ -1,4 +1,4 @@
-"""Several processes train as one does, and are resumed bit for bit."""
+"""Several processes train like one, and are resumed bit for bit."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
 STEPS = 20
 
-# -------------------------------------------------------------------------------- what each of two ranks does
+# -------------------------------------------------------------------------------- the work of each of two ranks
 
 
 def to_input(images):
@@ -49,7 +49,7 @@ def flat(model: nn.Module) -> torch.Tensor:
 
 
 def half_frozen_with_two_heads() -> nn.Module:
-    """DeiT whose embeddings and first block are not trained"""
+    """Return a DeiT whose embeddings and first block are not trained"""
     torch.manual_seed(0)
     model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True), 10)
     model.distilling = True
@@ -75,7 +75,7 @@ def mixer() -> Mixer:
 
 
 def order_of(ranks, micro_steps, start=0) -> StepSampler:
-    """Those of this rank, of 20 steps of 32 digits each"""
+    """Return this rank's part of 20 steps of 32 digits each"""
     return StepSampler(len(digits("").train), 32, micro_steps * ranks.size, ranks.rank, ranks.size, 5, start, STEPS)
 
 
@@ -90,7 +90,8 @@ def teacher(images):
 
 
 def trained(ranks, row=FP32, micro_steps=1, dropout=0.0, everything=False, model=None) -> dict:
-    """`everything`: augmented and mixed images, smoothed and weighed labels, a teacher, and an average of the weights"""
+    """Train a model. everything: with augmented and mixed images, smoothed labels and class weights, a teacher, and an average of
+    the weights"""
     model, more = model or network(dropout), {}
     own = batches(ranks, micro_steps, EVERYTHING if everything else PLAIN)
     if everything:
@@ -105,7 +106,7 @@ def trained(ranks, row=FP32, micro_steps=1, dropout=0.0, everything=False, model
 
 
 def trained_on_edits(ranks, micro_steps=1) -> dict:
-    """Of images that are cropped and mirrored, every seventh has an edit: some steps have few, some micro-batches none."""
+    """Train on cropped and mirrored images, of which every seventh has an edit: some steps have few, some micro-batches none."""
     torch.manual_seed(0)
     model = create_model(architecture(2, 16, 32, 2, 2, img_size=8), 10, sigmoid_attention="all")
     generator = np.random.default_rng(0)
@@ -124,7 +125,7 @@ def trained_on_edits(ranks, micro_steps=1) -> dict:
 
 
 def times_sent(ranks, micro_steps: int) -> int:
-    """How often one step sends gradients"""
+    """Return how often one step sends gradients"""
     model, sent = network(), []
     wrapped = distributed.wrap(model, ranks)
 
@@ -140,7 +141,7 @@ def times_sent(ranks, micro_steps: int) -> int:
 
 
 def skipping(ranks, exact: bool) -> dict:
-    """Rank 1's gradient is NaN in steps 2 and 3, its loss infinite in step 5 of 6; all are skipped."""
+    """Train with a gradient of NaN on rank 1 in steps 2 and 3, and an infinite loss in step 5 of 6; all three are skipped."""
     model, reports = network(), []
     trainer = make_trainer(model, model if exact else distributed.wrap(model, ranks), ranks, FP32, 1, non_finite="skip",
                            reducer=ExactReducer(model, ranks) if exact else None, ema=Ema(model, 0.5),
@@ -179,7 +180,7 @@ def scenarios(ranks: distributed.Ranks) -> dict:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    """What the two ranks report"""
+    """Return the results of the two ranks"""
     folder = tmp_path_factory.mktemp("ranks")
     with Ranks(2, scenarios, folder) as both:
         return both.results()
@@ -192,9 +193,9 @@ def one_thread():
 
 # ----------------------------------------------------------------------------------------------- two processes
 
-def check_both_trained_as(alone: dict, ranks: list[dict], what: str) -> None:
+def check_both_trained_as(single: dict, ranks: list[dict], what: str) -> None:
     for each in ranks:
-        for name, expected in alone.items():
+        for name, expected in single.items():
             if name == "accuracies":
                 assert each[what][name] == expected
             elif isinstance(expected, list):
@@ -210,15 +211,15 @@ def check_both_trained_as(alone: dict, ranks: list[dict], what: str) -> None:
     ("plain", 1, 0.0), ("plain", 2, 0.0), ("dropout", 2, 0.5), ("everything", 2, 0.5)],
     ids=["as one batch", "as two micro-batches", "as two micro-batches with dropout",
          "with dropout, augmented and mixed images, a teacher, an average"])
-def test_two_processes_train_as_one(ranks, what, micro_steps, dropout):
-    alone = trained(ALONE, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
-    check_both_trained_as(alone, ranks, what)
-    distance = (alone["weights"] - flat(network())).norm()
-    assert (ranks[0][what]["weights"] - alone["weights"]).norm() < 1e-5 * distance
+def test_two_processes_train_like_one(ranks, what, micro_steps, dropout):
+    single = trained(ALONE, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
+    check_both_trained_as(single, ranks, what)
+    distance = (single["weights"] - flat(network())).norm()
+    assert (ranks[0][what]["weights"] - single["weights"]).norm() < 1e-5 * distance
 
 
 @pytest.mark.slow
-def test_two_processes_train_two_heads_and_half_a_model_as_one(ranks):
+def test_two_processes_train_two_heads_and_half_a_model_like_one(ranks):
     start = half_frozen_with_two_heads()
     frozen = torch.cat([torch.full((parameter.numel(),), not parameter.requires_grad) for parameter in start.parameters()])
     check_both_trained_as(trained(ALONE, micro_steps=2, everything=True, model=half_frozen_with_two_heads()), ranks, "two heads")
@@ -228,15 +229,15 @@ def test_two_processes_train_two_heads_and_half_a_model_as_one(ranks):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_edits_as_one(ranks):
-    alone = trained_on_edits(ALONE)
-    assert alone["attention"][-1] < alone["attention"][0]
-    check_both_trained_as(alone, ranks, "edits")
+def test_two_processes_learn_edits_like_one(ranks):
+    single = trained_on_edits(ALONE)
+    assert single["attention"][-1] < single["attention"][0]
+    check_both_trained_as(single, ranks, "edits")
 
 
 @pytest.mark.slow
-def test_half_gradients_cross_the_network_at_O2_alone(ranks):
-    """Two roundings in place of one: other weights than O1's, close to them; on one process nothing is sent."""
+def test_half_gradients_are_only_sent_at_O2(ranks):
+    """They are rounded twice, so the weights differ a little from O1's; on one process nothing is sent."""
     first, second = ranks[0]["O1"]["weights"], ranks[0]["O2"]["weights"]
     distance = (first - flat(network())).norm()
     assert 0 < (first - second).norm() < 0.02 * distance
@@ -246,7 +247,7 @@ def test_half_gradients_cross_the_network_at_O2_alone(ranks):
 
 
 @pytest.mark.slow
-def test_gradients_are_sent_once_a_step(ranks):
+def test_gradients_are_sent_once_per_step(ranks):
     assert all(each["sent"] == [1, 1] for each in ranks)
 
 
@@ -268,7 +269,7 @@ def test_one_process_that_is_not_finite_skips_the_update_of_all(ranks, figure):
 
 
 def part_of_a_run(ranks, steps: int, file: Path, killed: bool = False) -> dict:
-    """Resumes `file` if it is there, for some steps; then saves there, and dies if `killed`"""
+    """Resume from `file` if it exists, train some steps, save to it, and die if `killed`"""
     model = half_frozen_with_two_heads()
     optimizer, done = build_optimizer("adamw", model.parameters(), 1e-3), 0
     if file.exists():
@@ -295,7 +296,7 @@ def part_of_a_run(ranks, steps: int, file: Path, killed: bool = False) -> dict:
 @pytest.mark.slow
 @pytest.mark.contract("P3", "a run on several processes that is killed and resumed is, bit for bit, the run that was not")
 def test_a_run_on_many_processes_is_resumed_bit_for_bit(tmp_path, tries, figure):
-    """From three on the order in which ranks are added decides bits; it has to be the same in every life of a process."""
+    """From three ranks on, the order of the sum changes bits; it must be the same in every launch."""
     kills = 0
     for size, cuts in [(4, (3, 3)), (8, (1, 5)), (4, (1, 1, 4)), (8, (4, 2))][:tries(1, 4)]:
         with Ranks(size, lambda ranks: part_of_a_run(ranks, 6, tmp_path / "whole"), tmp_path) as several:

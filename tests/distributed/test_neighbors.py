@@ -1,5 +1,5 @@
-"""What a process on a GPU hears of the others of its machine, whose end NCCL does not report. With gloo in its place, and a
-stand-in for the device's events."""
+"""A process on a GPU notices the end of the others on its machine, which NCCL does not report. Tested with gloo in its place, and
+a replacement for the device's events."""
 
 import contextlib
 import os
@@ -17,23 +17,23 @@ from utils.distributed import PeerLost, neighbors, ranks, to_host, wait_for
 from utils.distributed.neighbors import NeighborLost, Neighbors, place_of_process, watch_neighbors
 
 ALONE = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux tells when a process ends")
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux reports when a process ends")
 
 
 class Device:
-    """An event that comes after so many looks at it, or never."""
+    """An event that is done after a number of queries, or never."""
 
-    def __init__(self, looks: float):
-        self.looks = looks
+    def __init__(self, queries: float):
+        self.queries = queries
 
     def query(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
+        self.queries -= 1
+        return self.queries < 0
 
 
 @pytest.fixture
 def child():
-    """-> (number of a process that lives, its place)"""
+    """-> (number of a running process, its place)"""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -42,7 +42,7 @@ def child():
         os._exit(0)
     place = os.read(reader, 100).decode()
     yield pid, place
-    with contextlib.suppress(ChildProcessError):        # a test has waited for it
+    with contextlib.suppress(ChildProcessError):        # if a test has waited for it
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -57,13 +57,13 @@ def lost(watched: Neighbors, within_s: float = 5) -> str:
     return str(caught.value)
 
 
-def test_an_end_is_noticed_by_name(child):
+def test_ended_process_is_named(child):
     pid, place = child
     left = []
     watched = Neighbors({3: place}, left.append, patience_s=1)
     time.sleep(0.1)
     watched.raise_if_lost()
-    os.kill(pid, signal.SIGKILL)                        # its parent has not asked for it yet: nobody has to
+    os.kill(pid, signal.SIGKILL)                        # its parent does not need to wait for it
     assert lost(watched) == f"process 3 (pid {pid}) of the run has ended"
     time.sleep(1.2)
     assert not left                                     # the main thread has raised the error
@@ -71,7 +71,7 @@ def test_an_end_is_noticed_by_name(child):
         watched.stop()
 
 
-def test_a_main_thread_that_is_stuck_is_ended(child):
+def test_process_with_a_stuck_main_thread_is_ended(child):
     pid, place = child
     left = threading.Event()
     Neighbors({1: place}, lambda error: left.set(), patience_s=0.1)
@@ -80,7 +80,7 @@ def test_a_main_thread_that_is_stuck_is_ended(child):
     assert left.wait(5)
 
 
-def test_those_that_end_after_the_run_are_no_loss(child):
+def test_processes_that_end_after_stop_are_not_lost(child):
     pid, place = child
     left = []
     watched = Neighbors({1: place}, left.append, patience_s=0)
@@ -91,7 +91,7 @@ def test_those_that_end_after_the_run_are_no_loss(child):
     assert not left
 
 
-def test_one_that_has_ended_already_is_lost_and_one_of_another_container_is_not_watched(child):
+def test_earlier_end_is_noticed_and_other_containers_are_not_watched(child):
     pid, place = child
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -99,13 +99,12 @@ def test_one_that_has_ended_already_is_lost_and_one_of_another_container_is_not_
     Neighbors({1: f"{pid} pid:[1]"}, lambda error: None).stop()
 
 
-def test_a_system_that_cannot_tell_watches_nobody(child, monkeypatch):
+def test_nothing_is_watched_on_other_systems(child, monkeypatch):
     monkeypatch.setattr(neighbors.os, "pidfd_open", lambda pid: (_ for _ in ()).throw(OSError(38, "not implemented")))
     Neighbors({1: child[1]}, lambda error: None).stop()
 
 
-def test_the_wait_for_a_device(child, monkeypatch):
-    """It ends with the device, with the end of a neighbor, or when the others have had their time."""
+def test_wait_for_ends_with_the_device_a_lost_neighbor_or_the_timeout(child, monkeypatch):
     wait_for(Device(3))
     tensor = torch.arange(3)
     assert to_host(tensor) is tensor
@@ -123,8 +122,8 @@ def test_the_wait_for_a_device(child, monkeypatch):
 
 
 @pytest.mark.parametrize("stuck", [False, True], ids=["waits for the device", "is stuck elsewhere"])
-def test_a_process_that_waits_for_its_device_hears_that_another_is_lost(tmp_path, capfd, stuck):
-    """Not by a collective: nothing is sent."""
+def test_process_that_waits_for_its_device_notices_a_lost_one(tmp_path, capfd, stuck):
+    """Without a collective: nothing is sent."""
     def work(place: distributed.Ranks) -> None:
         watched = watch_neighbors(dist.distributed_c10d._get_default_store(), place.rank, place.local_rank, place.local_size,
                                   ranks._end)
@@ -141,11 +140,11 @@ def test_a_process_that_waits_for_its_device_hears_that_another_is_lost(tmp_path
     with Ranks(2, work, tmp_path) as processes:
         assert processes.wait([0]) == [8] and time.monotonic() - began < 20
         line = capfd.readouterr().err if stuck else processes.error(0)
-        assert (tmp_path / "written-0").exists() == stuck           # what is under way is finished by whoever ends the process
+        assert (tmp_path / "written-0").exists() == stuck           # the thread that ends the process completes writes
     assert f"step 4: process 1 (pid {processes.pids[1]}) of the run has ended; " in line
 
 
-def test_a_run_that_ends_well_loses_nobody(tmp_path):
+def test_normal_end_of_a_run_loses_no_process(tmp_path):
     def work(place: distributed.Ranks) -> int:
         ranks._group.neighbors = watch_neighbors(
             dist.distributed_c10d._get_default_store(), place.rank, place.local_rank, place.local_size, ranks._end)

@@ -1,4 +1,4 @@
-"""Processes that are killed, stopped, asleep, out of memory or in error: how the others end."""
+"""How processes end when another is killed, stopped, asleep, out of memory or has an error."""
 
 import errno
 import os
@@ -34,9 +34,9 @@ FAULTS = {
 
 
 def training(fault: str, victim: int, place: str, half_gradients: bool = False):
-    """Steps of a small model; in step 4 the victim has the fault before, in or after its backward pass.
+    """Return a function that trains a small model; in step 4 the victim has the fault before, in or after its backward pass.
 
-    half_gradients: as train_fp16.sh sends them at its default level O2.
+    half_gradients: as with train_fp16.sh at its default level O2.
     """
     def work(ranks: distributed.Ranks) -> None:
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_lost_process_ends_the_others(tmp_path, tries, figure):
             assert ranks.wait(others) == [8] * len(others)
             lines = [ranks.error(rank) for rank in others]
             words = "has ended (" if fault == "kill" else f"did not answer within {TIMEOUT_S} s (--rank_timeout)"
-            assert any(words in line for line in lines)         # who ends first is lost to the rest
+            assert any(words in line for line in lines)         # the rest may report the first one that ended because of this
             assert all(line.startswith("step 4: another process of the run ") and "\n" not in line for line in lines)
     figure("processes killed, stopped or asleep among 2 to 4", len(cases))
 
@@ -93,11 +93,11 @@ def test_error_of_one_process_ends_all(tmp_path, tries, figure):
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "code", "line"),
                          [("error", 5, "bad.png: cut off"), ("disk", 2, "/data/x: Input/output error")])
-def test_error_of_one_node_gives_all_nodes_its_code(tmp_path, fault, code, line):
-    """Not that of a loss, after which torchrun would start their processes again."""
+def test_all_nodes_end_with_the_code_of_the_error(tmp_path, fault, code, line):
+    """Not with the code of a loss, after which torchrun would restart their processes."""
     with Ranks(2, training(fault, 1, "forward"), tmp_path, nodes=True) as ranks:
         assert ranks.wait() == [code, code] and ranks.error(1) == line
-        assert ranks.error(0) == f"a process of another node has ended the run with code {code}: what it has printed says why"
+        assert ranks.error(0) == f"a process on another node has ended the run with exit code {code}; its output says why"
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
 
 @pytest.mark.parametrize("words", [
     "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 3000ms for recv operation to complete",
-    "Application timeout caused pair closure",      # what a thread of gloo has seen before
+    "Application timeout caused pair closure",      # an earlier error in a thread of gloo
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1. This is typically"])
 def test_failed_collective_is_recognized(words):
     line = r"^step 7: another process of the run (did not answer|has ended \(Connection cl)"
@@ -127,12 +127,12 @@ def test_failed_collective_is_recognized(words):
         raise RuntimeError("shape '[2]' is invalid")
 
 
-def test_lack_of_memory_of_one_process_alone():
+def test_out_of_memory_is_reported_with_the_right_advice():
     with pytest.raises(OutOfMemory, match="step 7: out of memory; lower --train_batch_size, or raise --gradient_acc") as one, \
             distributed.watch(ALONE, lambda: "step 7"):
         raise MemoryError
     assert one.value.exit_code == 6
-    with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run holds"), distributed.init("cpu"):
+    with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run needs"), distributed.init("cpu"):
         raise MemoryError
     with pytest.raises(OutOfMemory, match=r"evaluation: out of memory; lower --eval_batch_size$"), \
             distributed.watch(ALONE, lambda: "step 7"), distributed.watch(ALONE, lambda: "evaluation", SMALLER_EVALUATION):
@@ -141,7 +141,7 @@ def test_lack_of_memory_of_one_process_alone():
         raise KeyError
 
 
-def test_a_process_on_a_cpu_keeps_the_memory_of_its_steps(monkeypatch):
+def test_process_on_a_cpu_keeps_the_memory_of_its_steps(monkeypatch):
     kept = []
     monkeypatch.setattr("utils.distributed.ranks.keep_memory", lambda: kept.append(True))
     with distributed.init("cpu"):

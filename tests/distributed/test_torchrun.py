@@ -1,4 +1,4 @@
-"""A process that was killed is one line; any other failure keeps torchrun's report."""
+"""A killed process is reported in one line; other failures keep torchrun's report."""
 
 import signal
 
@@ -32,14 +32,14 @@ def test_killed_process_is_one_line(monkeypatch, capsys, codes, which):
 
 
 @pytest.mark.parametrize("codes", [(1,), (-11,), (8, 1)])
-def test_other_failures_are_torchruns(monkeypatch, codes):
+def test_other_failures_keep_torchruns_report(monkeypatch, codes):
     failing(monkeypatch, *codes)
     with pytest.raises(ChildFailedError):
         torchrun.main([])
 
 
-def test_process_that_the_launcher_killed_is_no_cause(monkeypatch):
-    """It did not answer the others, nor the request to end."""
+def test_process_killed_by_the_launcher_is_not_reported(monkeypatch):
+    """It did not react to the loss of another process."""
     failing(monkeypatch, 8, -9, seconds_apart=10)
     with pytest.raises(ChildFailedError):
         torchrun.main([])
@@ -48,7 +48,7 @@ def test_process_that_the_launcher_killed_is_no_cause(monkeypatch):
 @pytest.mark.parametrize(("error", "code", "line"), [
     (launch.LaunchError("MASTER_PORT=1: cannot open"), 2, "train.sh: error: MASTER_PORT=1: cannot open\n"),
     (nodes.RunEnded("code 3"), 8, "train.sh: error: code 3\n"),
-    (DistStoreError("timed out\nafter"), 8, "train.sh: error: another node is lost or has not come: timed out\n")])
+    (DistStoreError("timed out\nafter"), 8, "train.sh: error: another node is lost or did not connect: timed out\n")])
 def test_lost_node_is_one_line(monkeypatch, capsys, error, code, line):
     def main(argv):
         raise error
@@ -57,13 +57,13 @@ def test_lost_node_is_one_line(monkeypatch, capsys, error, code, line):
     assert torchrun.main([]) == code and capsys.readouterr().err == line
 
 
-def test_processes_that_have_reported_a_loss_need_no_other_report(monkeypatch, capsys):
+def test_loss_that_processes_have_reported_is_not_repeated(monkeypatch, capsys):
     failing(monkeypatch, 8, 8)
     assert torchrun.main([]) == 8 and capsys.readouterr().err == ""
 
 
-def test_requested_end_is_no_failure(monkeypatch, tmp_path):
-    """train.sh signals torchrun where no process is there yet, or any more."""
+def test_requested_stop_is_not_a_failure(monkeypatch, tmp_path):
+    """train.sh signals torchrun if no process exists yet, or any more."""
     def main(argv):
         raise SignalException("got signal", signal.SIGTERM)
 
@@ -75,7 +75,7 @@ def test_requested_end_is_no_failure(monkeypatch, tmp_path):
     assert torchrun.main([]) == 143
 
 
-def test_success(monkeypatch):
-    monkeypatch.setattr(torchrun.nodes.Nodes, "current", None)              # no several nodes
+def test_success_returns_0(monkeypatch):
+    monkeypatch.setattr(torchrun.nodes.Nodes, "current", None)              # a single node
     monkeypatch.setattr(torchrun.run, "main", lambda argv: None)
     assert torchrun.main([]) == 0

@@ -56,7 +56,7 @@ def test_numbers_do_not_depend_on_the_batch_nor_on_who_loads(place):
     whole = answers_of(work_of(opened), open_sources([str(place / "p")]))
     assert whole.labels.shape == (13, 3) and len({*whole.labels[:, 0]}) > 2 and (np.diff(whole.probabilities) <= 0).all()
     assert "truncated" in whole.bad[0][1] and len(whole.bad) == 2
-    assert whole.bad[1][1].startswith("cannot be read as an image (of none of the formats JPEG, PNG")
+    assert whole.bad[1][1].startswith("cannot be read as an image (none of the formats JPEG, PNG")
     assert (whole.losses == 0).all()
     for size, workers in ((1, 0), (64, 0), (5, 1)):
         other = answers_of(dataclasses.replace(work_of(opened), workers=workers), open_sources([str(place / "p")]), size)
@@ -109,10 +109,23 @@ def test_asked_in_python_the_numbers_are_the_same(place):
     decoded = Image.open(paths[0])
     decoded.load()                                             # whole: other pixels than of a JPEG that is decoded smaller
     assert model.predict(decoded).label == first.label
-    with pytest.raises(ImageError, match=r"none\.jpg: cannot be read as an image"):
-        model.predict(str(place / "p/none.jpg"))
-    with pytest.raises(ValueError, match="top_k=11: the model has 10 classes"):
+    with pytest.raises(ValueError, match="top_k must be from 1 to 10, the model's number of classes, got 11"):
         model.predict(paths, top_k=11)
+
+
+def test_a_single_unreadable_image_raises_and_in_a_list_its_entry_has_the_error(place):
+    """Whether it is a path, one that does not exist, or an image in memory. The others of the list are labelled."""
+    model = load_model(place / "r")
+    good = place / "p/1.jpg"
+    for bad, reason in ((place / "p/none.jpg", "cannot be read as an image"), (str(place / "p/gone.jpg"), "no such file"),
+                        (Image.new("F", (3, 3)), "mode F cannot be read")):
+        with pytest.raises(ImageError, match=reason) as caught:
+            model.predict(bad)
+        assert isinstance(caught.value, ValueError)
+        assert isinstance(bad, Image.Image) or str(caught.value).startswith(str(bad))
+        first, second = model.predict([bad, good])
+        assert reason in first.error and (first.label, first.probability, first.top) == (None, None, ())
+        assert second == model.predict(good) and not second.error
 
 
 def test_an_image_in_memory_is_read_as_its_file(place):
@@ -125,7 +138,7 @@ def test_an_image_in_memory_is_read_as_its_file(place):
         for (label, number), (other, expected) in zip(model.predict(image, 3).top, by_file.top):
             assert label == other and number == pytest.approx(expected, abs=1e-3)
     assert model.predict(place / "p/turned.jpg", 3) != model.predict(place / "p/1.jpg", 3)
-    with pytest.raises(ImageError, match=r"an image of mode F cannot be read \(32 bits a pixel"):
+    with pytest.raises(ImageError, match=r"an image of mode F cannot be read \(32 bits per pixel"):
         model.predict(Image.new("F", (3, 3)))
     assert "mode F" in model.predict([Image.new("F", (3, 3))])[0].error
 

@@ -1,4 +1,4 @@
-"""The objects that train.py builds, on the CPU and without training: a Config becomes them."""
+"""Builds the objects of a run from flags, as train.py does, on the CPU and without training."""
 
 import types
 from pathlib import Path
@@ -18,9 +18,9 @@ ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
 
 def build_objects(*flags) -> types.SimpleNamespace:
-    """Of a tiny model on digits, from scratch; `flags` win over that.
+    """Build the objects for a tiny model on digits, from scratch; `flags` override these settings.
 
-    -> config, found, run, built, model, data, trainer; train and eval: what the loaders were made with
+    -> config, found, run, built, model, data, trainer; train and eval: the arguments of the loaders
     """
     typed = parse([str(flag) for flag in ("--dataset", "digits", *TINY, *flags)])
     check(typed)
@@ -39,7 +39,7 @@ def build_objects(*flags) -> types.SimpleNamespace:
 
 
 def write_checkpoint(file: Path, *flags) -> types.SimpleNamespace:
-    """Of a run before its first step, with a head that is not zero -> its objects"""
+    """Write the checkpoint of a run before its first step, with a head that is not zero -> the run's objects"""
     objects = build_objects(*flags)
     torch.nn.init.normal_(objects.model.head.weight)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Image files of 16 bits a channel, which Pillow does not write."""
+"""Image files with 16 bits per channel, which Pillow cannot write."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def png16(values: np.ndarray) -> bytes:
-    """(height, width, channels) uint16 -> a PNG of gray, RGB or RGBA"""
+    """Return the PNG of (height, width, channels) uint16: gray, RGB or RGBA"""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
@@ -19,7 +19,7 @@ def png16(values: np.ndarray) -> bytes:
 
 
 def tiff16(values: np.ndarray, order: str = "<") -> bytes:
-    """(height, width, channels) uint16 or int16 -> an unpacked TIFF, in little- or big-endian order"""
+    """Return the uncompressed TIFF of (height, width, channels) uint16 or int16, little- or big-endian"""
     height, width, channels = values.shape
     pixels = values.astype(order + values.dtype.str[1:]).tobytes()
     tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [1 if channels == 1 else 2], 273: [0],
@@ -27,7 +27,7 @@ def tiff16(values: np.ndarray, order: str = "<") -> bytes:
     if channels == 4:
         tags[338] = [2]
     long = {256, 257, 273, 278, 279}
-    beyond = 8 + 2 + 12 * len(tags) + 4                     # where values that do not fit into their tag begin
+    beyond = 8 + 2 + 12 * len(tags) + 4                     # offset of values that do not fit into their tag
     packed = {tag: struct.pack(f"{order}{len(own)}{'I' if tag in long else 'H'}", *own) for tag, own in tags.items()}
     far = {tag: content for tag, content in packed.items() if len(content) > 4}
     packed[273] = struct.pack(f"{order}I", beyond + sum(map(len, far.values())))

@@ -1,4 +1,4 @@
-"""The ways in which a checkpoint of a run is opened, each in a forked child: what came of it, and what the user saw.
+"""Opens a checkpoint of a run in all possible ways, each in a forked child -> the result, and what the user saw.
 
     resume, eval (--eval_only --resume_path), start (--pretrained_dir), eval_start, python (load_model, open_model), picture
     (visualize.py), annotate (annotate.py)
@@ -30,7 +30,7 @@ from utils.data.splits import Subset
 from utils.report import plots
 from utils.run import checkpoint
 
-STEPS, AT = 4, 2         # of the run, and of the checkpoint that is changed
+STEPS, AT = 4, 2         # steps of the run, and of the checkpoint that is changed
 SECONDS = 60
 BASES = {
     "adamw": ("--optimizer", "adamw", "--weight_decay", "0.05", "--ema_decay", "0.9", "--layer_decay", "0.8"),
@@ -43,19 +43,19 @@ TINY = ["--patch_size", "4", "--hidden_size", "8", "--mlp_dim", "8", "--num_head
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    code: int                # negative: the signal that ended it
-    output: str              # what was printed, on both streams
-    result: str              # hash of what came of it; "" where nothing did
-    told: tuple[str, ...]    # what was printed before the first step
+    code: int                # negative: the signal that ended the child
+    output: str              # stdout and stderr
+    result: str              # hash of the result; "" if there is none
+    printed: tuple[str, ...]          # the lines before the first step
 
     @property
     def error(self) -> str:
-        """The last line."""
+        """The last line of the output."""
         return (self.output.rstrip("\n").splitlines() or [""])[-1]
 
 
 def train_base(folder: Path, name: str) -> Path:
-    """Trains the run, in a child -> its folder, whose newest checkpoint is the one to change."""
+    """Train the run in a child -> its folder, whose newest checkpoint is the one to change"""
     folder.mkdir(parents=True, exist_ok=True)
     argv = ["--device", "cpu", "--pretrained_dir", "none", "--num_steps", str(STEPS), "--save_every", str(AT), "--eval_every",
             str(AT), "--name", "r", *TINY, *BASES[name]]
@@ -68,12 +68,12 @@ def train_base(folder: Path, name: str) -> Path:
 
 
 def ended(run: Path) -> str:
-    """The result of a run that nobody stopped."""
+    """Return the result of an uninterrupted run."""
     return (run.parents[1] / "result").read_text()
 
 
 def through(door: str, folder: Path, run: Path, make: Callable[[Path], object], flags: Sequence[str] = ()) -> Outcome:
-    """make(path) writes the checkpoint in the place of the run's own. flags: more of `resume`."""
+    """Open a checkpoint that make(path) writes in place of the run's own. flags: more flags for `resume`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copytree(run, folder / "output" / "r", ignore=shutil.ignore_patterns("*.pt", ".lock"))
@@ -90,11 +90,11 @@ def in_child(folder: Path, call: Callable[[], object], result: Callable[[], str]
     status = os.waitpid(child, 0)[1]
     output = (folder / "out.txt").read_bytes().decode(errors="replace")
     kept = folder / "result"
-    return Outcome(os.waitstatus_to_exitcode(status), output, kept.read_text() if kept.exists() else "", _told(output))
+    return Outcome(os.waitstatus_to_exitcode(status), output, kept.read_text() if kept.exists() else "", _before_steps(output))
 
 
 def _live(folder: Path, call: Callable, result: Callable) -> None:
-    """The child: never returns."""
+    """Runs in the child; never returns."""
     code = 1
     try:
         os.chdir(folder)
@@ -122,8 +122,8 @@ def _live(folder: Path, call: Callable, result: Callable) -> None:
         os._exit(code or 0)
 
 
-def _told(output: str) -> tuple[str, ...]:
-    """What a run says of itself before its first step."""
+def _before_steps(output: str) -> tuple[str, ...]:
+    """Return the lines that a run prints before its first step."""
     lines = []
     for line in output.splitlines():
         if re.match(r"step \d|Done:|\w+ accuracy", line):
@@ -153,7 +153,7 @@ def _digest(*values: object) -> str:
 
 
 def _end_of_run() -> str:
-    """All that decides how the training goes on."""
+    """Return the hash of everything that further training depends on."""
     newest, = (file for file in Path("output").glob("*/step-*.pt") if file.name == f"step-{STEPS:08d}.pt")
     state = checkpoint.open_run_checkpoint(newest).state()
     groups = [{key: value for key, value in group.items() if key != "lr"} for group in state.optimizer["param_groups"]]
@@ -161,7 +161,7 @@ def _end_of_run() -> str:
 
 
 def _evaluated() -> str:
-    """What was printed of the evaluation."""
+    """Return the hash of the printed evaluation."""
     return _digest([line for line in Path("out.txt").read_text().splitlines() if re.match(r"\w+ accuracy|  top-1|  prob", line)])
 
 
@@ -169,7 +169,7 @@ FILE = f"output/r/step-{AT:08d}.pt"
 
 
 def _python() -> int:
-    """As a program does: errors are the caller's, who prints their text."""
+    """Opens the checkpoint as a Python program does, which prints the text of errors itself."""
     from utils.run.checkpoint import CheckpointError
 
     try:

@@ -1,11 +1,11 @@
-"""What downloads get in tests."""
+"""Answers to downloads in tests."""
 
 import io
 from pathlib import Path
 
 
 class Answer(io.BytesIO):
-    """What urlopen gives for any address: the file."""
+    """What urlopen returns for any address: the content of the file."""
 
     def __init__(self, file: Path, request):
         super().__init__(file.read_bytes())

@@ -1,4 +1,4 @@
-"""A tiny model of every family, and a run of it as train.py leaves it."""
+"""A tiny model of every family, and a run of it as train.py writes it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from utils.run import checkpoint
 from utils.run import folder as run_folder
 
 SMALL = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "num_layers": 2}
-# name: (row, what it has of its own, image size)
+# name: (row, changed keys, image size)
 FAMILIES = {
     "vit": ("ViT-Ti_16", {}, (16, 24)),
     "distilled": ("DeiT-Ti_16-distilled", {}, 16),
@@ -20,7 +20,7 @@ FAMILIES = {
     "grey": ("ViT-Ti_16", {"in_channels": 1}, (16, 24)),
     "hybrid": ("R-ViT-Ti_16", {"patch_size": 2}, 16),
 }
-# Rows of today's families, tiny, one of each mechanism as its family has it.
+# Tiny rows of today's families, one for each mechanism as its family uses it.
 MECHANISMS = {
     "DINOv2": ("DINOv2-S_14-reg", {"registers": 2}, (16, 24)),
     "DINOv3": ("DINOv3-S+_16-qkvb", {"hidden_size": 16}, (16, 24)),
@@ -30,8 +30,8 @@ MECHANISMS = {
     "PE": ("PE-core-B_16", {"hidden_size": 16, "pool_heads": 4, "pool_mlp_dim": 20, "rope_grid": 3}, 16),
     "AIMv2": ("AIMv2-L_14", {}, (16, 24)),
 }
-# Rows of later families, tiny: registers, rotary positions and factors of the branches; the cls token beside the mean; pooling by
-# attention without and with a cls token; the mean without a cls token. Their width fits 2 heads and 3.
+# Tiny rows of later families: registers, rotary positions and layer scale; the cls token concatenated with the mean; attention
+# pooling without and with a cls token; the mean without a cls token. Their width is divisible by 2 and 3 heads.
 DINO = {"registers": 2, "positions": "none", "rope": "dinov3", "layer_scale": 0.1, "mlp": "swiglu", "qkv_bias": "qv"}
 LATER = {name: ("ViT-Ti_16", {"hidden_size": 24} | keys, size) for name, keys, size in (
     ("dino", DINO, (16, 24)),
@@ -46,7 +46,7 @@ CLASSES = list("0123456789")
 
 
 def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransformer":
-    """Untrained, with random weights, in training mode."""
+    """Return an untrained model with random weights, in training mode."""
     kind, keys, size = (FAMILIES | LATER | MECHANISMS)[family]
     torch.manual_seed(0)
     model = models.create_model(kind, classes, size, **SMALL | keys | own)
@@ -56,8 +56,8 @@ def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransfor
 
 
 def save_run(folder: Path, family: str = "vit", own: dict | None = None, stored: dict | None = None, **settings) -> Path:
-    """A run of such a model of ten classes. own: keys of its row; settings: flags of the run; stored: settings that other data
-    would have given it."""
+    """Write a run of such a model with ten classes. own: keys of its row; settings: flags of the run; stored: settings as other
+    data would have set them."""
     kind, _, size = (FAMILIES | LATER | MECHANISMS)[family]
     model = family_model(family, **own or {})
     folder.mkdir(parents=True)

@@ -1,11 +1,11 @@
-"""What timm and transformers compute for small models of today's families: makes tests/fixtures/families.npz, and reads it.
+"""The outputs of timm and transformers for small models of today's families: writes and reads tests/fixtures/families.npz.
 
-To write it again, from the root of the project, in the environment that `bash test.sh --reference` sets up:
+To write it again, in the root of the project, with the environment of `bash test.sh --reference`:
 
     .venv-reference/bin/python tests/support/family_numbers.py
 
 The file was written with timm 1.0.31, transformers 5.24.0 and torch 2.15.0, in float32 on a CPU. Weights are not stored: every
-array is a formula of its name and shape (`filled`), and so are the images. tests/fixtures/README.md says what is in the file.
+array is a function of its name and shape (`filled`), and so are the images. tests/fixtures/README.md describes the file.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from torch import Tensor, nn
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "families.npz"
 WIDTH, HEADS, LAYERS, CLASSES = 32, 2, 2, 5
 GRIDS = {"native": (4, 4), "larger": (6, 6), "wide": (3, 5)}
-EVERY_QUERY, PROJECTED = 4, 4                # which rows of a map are stored, and to how many numbers a token is projected
+EVERY_QUERY, PROJECTED = 4, 4                # every 4th row of a map is stored, and tokens are projected to 4 numbers
 AS_TIMM = "bicubic_antialias"
 
 
 class Case(NamedTuple):
-    """`model`: what its program calls it; `options`: of timm's create_model, or of the configuration of the images in
-    transformers; `resize`: how it resizes its table of positions, where that is not how its family's publisher does."""
+    """model: its name in the program. options: arguments of timm's create_model, or of the image configuration in transformers.
+    resize: how the program resizes position embeddings, if that differs from the publisher's way."""
 
     model: str
     options: dict = {}
@@ -48,7 +48,7 @@ CASES = {
     "timm/dinov2_swiglu": Case("vit_giant_patch14_dinov2", resize=AS_TIMM),
     "timm/dinov3": Case("vit_small_patch16_dinov3_qkvb"),
     "timm/dinov3_gated": Case("vit_small_plus_patch16_dinov3"),
-    # Said in config.json: the name alone means the tanh form, with which its weights were trained.
+    # Set in config.json; by its name the model would use the tanh form, with which its weights were trained.
     "timm/siglip": Case("vit_base_patch16_siglip_224", {"act_layer": "gelu"}, AS_TIMM),
     "timm/clip": Case("vit_base_patch16_clip_quickgelu_224", resize=AS_TIMM),
     "timm/deit3": Case("deit3_small_patch16_224", resize=AS_TIMM),
@@ -67,7 +67,7 @@ CASES = {
         "intermediate_size": 48, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"}),
     "transformers/siglip": Case("SiglipForImageClassification", {"intermediate_size": 48}),
     "transformers/siglip_pooled": Case("SiglipVisionModel", {"intermediate_size": 48}),
-    # Said in config.json: the defaults of their classes are quick_gelu and 1e-12.
+    # Set in config.json; the defaults of these classes are quick_gelu and 1e-12.
     "transformers/clip": Case("CLIPForImageClassification", {"intermediate_size": 48, "hidden_act": "gelu"}),
     "transformers/ijepa": Case("IJepaForImageClassification", {"intermediate_size": 48, "layer_norm_eps": 1e-6}),
     "transformers/deit": Case("DeiTForImageClassification", {"intermediate_size": 48}),
@@ -78,7 +78,7 @@ CASES = {
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in [-1, 1) with 23 bits, of whole numbers alone, so that they are the same to the bit everywhere.
+    """Return numbers in [-1, 1) with 23 bits, computed with integers only, so that they are the same to the bit everywhere.
 
     The mixing is that of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
     mixed = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 32)
@@ -90,7 +90,7 @@ def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def filled(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of this name. None is zero, every one counts, and tokens are so small at first that eps shows."""
+    """Return the array of this name. None is zero, each affects the output, and the first tokens are small, so eps matters."""
     numbers = drawn(name, shape)
     if len(shape) == 1 and (name.endswith("weight") or "gamma" in name or "lambda" in name):
         return 1 + np.float32(0.3) * numbers
@@ -102,13 +102,13 @@ def filled(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def images_of(height: int, width: int) -> Tensor:
-    """(2, 3, height, width)"""
+    """Return the images (2, 3, height, width)"""
     return torch.from_numpy(drawn(f"images {height} {width}", (2, 3, height, width)))
 
 
 def kept_of(output: Tensor, tokens: Tensor, maps: list[Tensor]) -> dict[str, np.ndarray]:
-    """What is stored: of the tokens (B, N, D) projections, of the last block's map (B, H, N, N) some rows of the first image, and
-    the map of a pooling (B, H, 1, N)."""
+    """Return what is stored: projections of the tokens (B, N, D), some rows of the last block's map (B, H, N, N) of the first
+    image, and the map of attention pooling (B, H, 1, N)."""
     seen = {"output": output, "tokens": tokens @ torch.from_numpy(drawn("projection", (tokens.shape[-1], PROJECTED))),
             "map": maps[LAYERS - 1][0, :, ::EVERY_QUERY]}
     if len(maps) > LAYERS:
@@ -126,12 +126,12 @@ def contents() -> dict[str, np.ndarray]:
 
 
 def described(case: str) -> dict:
-    """`config`: what its program writes to config.json; `arrays`: names and shapes of its file."""
+    """Return `config`: the content of config.json as its program writes it; `arrays`: names and shapes of its file."""
     return json.loads(str(contents()[case]))
 
 
 def expected(case: str, size: str) -> dict[str, np.ndarray]:
-    """The numbers of `kept_of`."""
+    """Return the numbers of `kept_of`."""
     start = f"{case}/{size}/"
     return {name.removeprefix(start): value for name, value in contents().items() if name.startswith(start)}
 
@@ -147,7 +147,7 @@ def program_of(case: str) -> str:
 
 
 def patch_of(case: str) -> int:
-    """timm's names say it."""
+    """Return the patch size, which is part of timm's names."""
     return int(CASES[case].model.partition("_patch")[2][:2]) if program_of(case) == "timm" else 7
 
 
@@ -161,26 +161,26 @@ def write_weights(folder: Path, arrays: dict[str, list[int]]) -> None:
 
 
 def write_folder(folder: Path, case: str) -> Path:
-    """As its program would save the model."""
-    said = described(case)
+    """Write a folder as its program would save the model."""
+    description = described(case)
     folder.mkdir()
-    write_weights(folder, said["arrays"])
-    (folder / "config.json").write_text(json.dumps(said["config"]))
+    write_weights(folder, description["arrays"])
+    (folder / "config.json").write_text(json.dumps(description["config"]))
     return folder
 
 
-# ------------------------------------------------------------------------------------------------- asking the programs
+# ------------------------------------------------------------------------------------------------- running the programs
 
 
 def recorded(case: str) -> dict[str, np.ndarray]:
-    """The entries of a case, by the program itself."""
-    found, ask = {}, {"timm": of_timm, "transformers": of_transformers}[program_of(case)]
+    """Compute the entries of a case with its program."""
+    found, compute = {}, {"timm": of_timm, "transformers": of_transformers}[program_of(case)]
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         folder = Path(name)
-        for size, kept in ask(case, folder):
+        for size, kept in compute(case, folder):
             found |= {f"{case}/{size}/{name}": value for name, value in kept.items()}
-        said = {"config": json.loads((folder / "config.json").read_text()), "arrays": shapes_in(folder)}
-    return found | {case: np.array(json.dumps(said))}
+        description = {"config": json.loads((folder / "config.json").read_text()), "arrays": shapes_in(folder)}
+    return found | {case: np.array(json.dumps(description))}
 
 
 def shapes_in(folder: Path) -> dict[str, list[int]]:
@@ -188,7 +188,7 @@ def shapes_in(folder: Path) -> dict[str, list[int]]:
 
 
 def of_timm(case: str, folder: Path) -> Iterator[tuple[str, dict]]:
-    """-> for each size what is stored of it; leaves the model in the folder"""
+    """Yield (size, what is stored of it); leaves the model in the folder"""
     import timm
     from timm.models._hub import save_for_hf
 
@@ -211,8 +211,8 @@ def of_timm(case: str, folder: Path) -> Iterator[tuple[str, dict]]:
 
 @contextlib.contextmanager
 def maps_of_timm(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Those of its blocks, as they go through their dropout, and that of its pooling, of the queries and keys there. The model's
-    attention is not fused afterwards."""
+    """Collect the maps of its blocks, from the input of their dropout, and of its attention pooling, from queries and keys. The
+    model's attention is not fused afterwards."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
@@ -229,7 +229,7 @@ def maps_of_timm(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def of_transformers(case: str, folder: Path) -> Iterator[tuple[str, dict]]:
-    """As of_timm. The file is read by its program too."""
+    """Like of_timm, for transformers, which also reads the file."""
     import transformers
 
     kind = getattr(transformers, CASES[case].model)
@@ -243,9 +243,9 @@ def of_transformers(case: str, folder: Path) -> Iterator[tuple[str, dict]]:
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     model.eval()
     encoder = next(model.children()) if hasattr(model, "classifier") else model
-    asked = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
+    has_option = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
     for size in GRIDS:
-        images, resized = images_of(*pixels(case, size)), {"interpolate_pos_encoding": True} if asked else {}
+        images, resized = images_of(*pixels(case, size)), {"interpolate_pos_encoding": True} if has_option else {}
         found = encoder(images, output_attentions=True, **resized)
         output = found.pooler_output if encoder is model else model(images, **resized).logits
         yield size, kept_of(output, found.last_hidden_state, found.attentions)

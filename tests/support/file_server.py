@@ -1,4 +1,4 @@
-"""A web server on this machine that serves one file for every path, and misbehaves as its attributes ask."""
+"""A web server on this machine that serves one file for every path, and misbehaves as its attributes say."""
 
 import base64
 import contextlib
@@ -23,7 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.status = None             # answer with this status and nothing else
         self.ranges = True             # understands the Range header
         self.whole = False             # answers it with 206 and the whole file
-        self.cut_after = None          # closes the connection after so many bytes of the body
+        self.cut_after = None          # closes the connection after this number of bytes of the body
         self.chunked = False           # sends no length
         self.greeting = None           # speaks another protocol
         self.requests = []             # (path, Range, If-Range)
@@ -101,7 +101,7 @@ def running():
 
 
 def nobody() -> str:
-    """The URL of a port without a server."""
+    """Return the URL of a port without a server."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{unused.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Filling models from files in tests: load, compare, and the one line that refuses a file."""
+"""Fills models from files in tests: load, compare, and check errors."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from models import ModelError, create_model
 
 
 def load(path: Path, row, head: str = "keep", **more):
-    """Fills a model of `row`, or of a case of reference.ROWS, from a file."""
+    """Return a model of `row`, or of a case of reference.ROWS, filled from a file."""
     return create_model(reference.ROWS[row] if isinstance(row, str) else row, pretrained=path, head=head, **more)
 
 
 def load_case(case: str, head: str = "keep", file: str | None = None, **more):
-    """The model of a case of reference.TORCH_ROWS, from its file or another one."""
+    """Return the model of a case of reference.TORCH_ROWS, filled from its file or another one."""
     return load(reference.TORCH / (file or reference.TORCH_FILES[case]), reference.TORCH_ROWS[case], head, **more)
 
 
 def random_model(row, classes: int = 3, img_size=None, std: float = 0.2, **overrides):
-    """Without zeros, so that every parameter counts."""
+    """Return a model with random parameters, none of them zero, so that each affects the output."""
     torch.manual_seed(0)
     model = create_model(row, classes, img_size, **overrides)
     for parameter in model.parameters():
@@ -30,7 +30,7 @@ def random_model(row, classes: int = 3, img_size=None, std: float = 0.2, **overr
 
 
 def published_model(case: str):
-    """The model of a case of reference.TORCH_ROWS, filled without our loader; strict: the names are theirs."""
+    """Return the model of a case of reference.TORCH_ROWS, filled without our loader; the names must be the published ones."""
     state = reference.torch_state(case)
     model = create_model(reference.TORCH_ROWS[case], len(state["head.bias"])).eval()
     model.load_state_dict(state)
@@ -38,7 +38,7 @@ def published_model(case: str):
 
 
 def refused(message: str, call, *arguments, **more) -> str:
-    """The text of the ModelError: one line that matches `message`."""
+    """Return the text of the ModelError, which must be one line that matches `message`."""
     with pytest.raises(ModelError, match=message) as error:
         call(*arguments, **more)
     text = str(error.value)

@@ -1,4 +1,4 @@
-"""For each flag a value that is not its own, and the flags that it has an effect with."""
+"""For each flag, a value other than its default, and the flags that it needs to have an effect."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from utils.config import FLAGS
 TEXTS = ("0.25", "7", "96x64", "20,40", "last", "other")
 SPECIAL = {"model_type": "ViT-S_16", "in_channels": 1, "pretrained_dir": "none", "data_dir": ".",
            "gradient_accumulation_steps": 4, "class_weights": "balanced"}
-# What a flag needs beside it.
+# The flags that a flag needs.
 WITH = {
     "fp16_opt_level": ["--fp16"], "loss_scale": ["--fp16"], "data_dir": ["--dataset", "cifar10"],
     "path_column": ["--dataset", "csv"], "label_column": ["--dataset", "csv"], "image_dir": ["--dataset", "csv"],
@@ -28,7 +28,7 @@ WITH = {
 
 
 def other(name: str, than: object = None) -> object:
-    """A value of the flag other than `than` and other than its default."""
+    """Return a value of the flag other than `than` and than its default."""
     row = FLAGS[name]
     if name in SPECIAL:
         return SPECIAL[name]
@@ -47,7 +47,7 @@ def other(name: str, than: object = None) -> object:
 
 
 def words(name: str, value: object) -> list[str]:
-    """As one types it."""
+    """Return the flag as it is typed."""
     if FLAGS[name].type is None:
         return [f"--{name}"]
     separator = "," if name in ("decay_milestones", "intensity_range", "mean", "std") else "x"

@@ -1,4 +1,4 @@
-"""Checkpoints that say nothing of themselves but names and shapes; and those of which there is no more, of any size."""
+"""Checkpoints with only names and shapes: files without a description, and opened files without data, of any size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from models.checkpoints.opened import OpenedCheckpoint
 
 
 def save_plain(model: torch.nn.Module, path: Path) -> None:
-    """The arrays alone, as another program may save them: nothing says that they are ours."""
+    """Save only the arrays, as another program may do: nothing shows that they are ours."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
 
 
 def header_of(state: Mapping[str, torch.Tensor], described: Description | None = None, path: str = "x.pth") -> OpenedCheckpoint:
-    """An opened file of these arrays, which may be on the meta device; described: what stands beside it."""
+    """Return an opened file of these arrays, which may be on the meta device. described: the description next to the file."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     file = OpenedCheckpoint.__new__(OpenedCheckpoint)
     file.path = Path(path)

@@ -21,7 +21,7 @@ def png(cut=None, side=20) -> bytes:
 
 
 def tree(root: Path, layout: dict[str, int]) -> str:
-    """{"train/ant": 3, ...}: folders with so many images, each of another colour"""
+    """Make folders with images: {"train/ant": 3, ...}, each of another color"""
     number = 0
     for place, count in layout.items():
         (root / place).mkdir(parents=True)
@@ -45,7 +45,7 @@ def imagenet(root: Path) -> str:
 
 
 def csv_files(root: Path, **texts: str | bytes) -> str:
-    """train="...", val="...": the lists; and the images a.png to f.png, each of another grey"""
+    """Write the lists train="...", val="...", and the images a.png to f.png, each of another gray"""
     root.mkdir(exist_ok=True, parents=True)
     for number, name in enumerate("abcdef"):
         Image.new("L", (4, 3), 10 * number).save(root / f"{name}.png")
@@ -55,7 +55,7 @@ def csv_files(root: Path, **texts: str | bytes) -> str:
 
 
 def pixel_table(file: Path, images: np.ndarray, labels: np.ndarray | None, header: bool = True) -> None:
-    """Kaggle's csv of MNIST: label,pixel0,...,pixel783"""
+    """Write Kaggle's csv of MNIST: label,pixel0,...,pixel783"""
     rows = images.reshape(len(images), -1) if labels is None else np.column_stack([labels, images.reshape(len(images), -1)])
     names = ["label"] * (labels is not None) + [f"pixel{number}" for number in range(784)]
     file.write_text("\n".join(",".join(map(str, row)) for row in [*[names] * header, *rows.tolist()]) + "\n")
@@ -67,7 +67,7 @@ def write_idx(file: Path, array: np.ndarray) -> None:
 
 
 def mnist(place: Path, ending: str = "") -> str:
-    """30 images to train and 20 to test, of every class 3 and 2, into `place` itself"""
+    """Write 30 training and 20 test images, 3 and 2 of every class, into `place` itself"""
     random = np.random.default_rng(0)
     place.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", 30), ("t10k", 20)):
@@ -77,7 +77,7 @@ def mnist(place: Path, ending: str = "") -> str:
 
 
 def cifar(kind: type[datasets.CIFAR10], archive: Path, monkeypatch) -> Path:
-    """An archive in CIFAR's format, of two images a class to train and one to test, that torchvision takes for the real one"""
+    """Write an archive in CIFAR's format, with two training images and one test image per class, that torchvision accepts"""
     random, sums = np.random.default_rng(0), {}
     names, key = kind.meta["filename"], kind.meta["key"]
     count = 100 if key == "fine_label_names" else 10
@@ -103,7 +103,7 @@ def cifar(kind: type[datasets.CIFAR10], archive: Path, monkeypatch) -> Path:
 
 
 def cifar_binary(name: str, place: Path) -> dict[str, int]:
-    """The files of the binary version, of one image a class each -> {file: images}, in place of cifar_files.BINARY's"""
+    """Write the files of the binary version, each with one image per class -> {file: images}, to replace cifar_files.BINARY's"""
     count, names = (10, "batches.meta.txt") if name == "CIFAR10" else (100, "fine_label_names.txt")
     files = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     files = files if count == 10 else ["train.bin", "test.bin"]
@@ -120,7 +120,7 @@ CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 
 
 def cub(root: Path) -> str:
-    """CUB_200_2011 with three images a species, numbered from 1: the middle one is for testing"""
+    """Write CUB_200_2011 with three images per species, numbered from 1, of which the middle one is for testing"""
     place, content = root / "CUB_200_2011", png(side=2)
     lists = {"images": [], "image_class_labels": [], "train_test_split": [], "classes": []}
     for species in range(1, 201):
@@ -139,7 +139,7 @@ def cub(root: Path) -> str:
 
 
 def flowers(root: Path) -> str:
-    """flowers-102 with one image of every class to train, one to validate and two to test, in random order"""
+    """Write flowers-102 with one training, one validation and two test images of every class, in random order"""
     place, content = root / "flowers-102", png(side=2)
     (place / "jpg").mkdir(parents=True)
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 103), 4))
@@ -153,7 +153,7 @@ def flowers(root: Path) -> str:
 
 
 def pets(root: Path) -> str:
-    """oxford-iiit-pet with two images of every breed to train and one to test"""
+    """Write oxford-iiit-pet with two training images and one test image of every breed"""
     place, content = root / "oxford-iiit-pet", png(side=2)
     for folder in ("images", "annotations"):
         (place / folder).mkdir(parents=True)

@@ -8,9 +8,10 @@ EDGE = 600          # headers and directories are at the ends of a file
 
 
 def mutated(content: bytes, seed: int, tokens: tuple[bytes, ...] = ()) -> bytes:
-    """Changes one to four places: bits, bytes, numbers, zeros, parts removed, inserted, repeated or moved, or the end cut off.
+    """Return the content changed in one to four places: bits, bytes, numbers, zeros, parts removed, inserted, repeated or moved,
+    or the end cut off. It is never unchanged.
 
-    tokens: words of the format, inserted at times. Never returns the content itself, but for contents of a byte or two.
+    tokens: words of the format, which are sometimes inserted.
     """
     dice = random.Random(seed)
     data = bytearray(content)
@@ -21,7 +22,7 @@ def mutated(content: bytes, seed: int, tokens: tuple[bytes, ...] = ()) -> bytes:
 
 
 def _position(data: bytearray, dice: random.Random) -> int:
-    """Half of the time near one of the ends."""
+    """Return a random position, half of the time near one of the ends."""
     edge = min(EDGE, len(data))
     start = dice.choice((0, 0, len(data) - edge, len(data) - edge, *[None] * 4))
     return dice.randrange(max(1, len(data))) if start is None else start + dice.randrange(max(1, edge))

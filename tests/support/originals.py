@@ -1,5 +1,5 @@
-"""Tiny models of today's families, and their state dicts in the names of timm's classes and of the originals, written here
-without the product's tables; and files of weights in memory.
+"""Tiny models of today's families, their state dicts with the names of timm's classes and of the original code, written
+independently of the product's tables; and weight files in memory.
 """
 
 import re
@@ -17,7 +17,7 @@ LAYERS, WIDTH, HEADS, SIDE = 1, 48, 3, 32
 
 
 def tiny(name: str, **more):
-    """The row of a published model at width 48, one block, 4 x 4 patches of 8 px."""
+    """Return the row of a published model with width 48, one block, 4 x 4 patches of 8 px."""
     row = MODELS[name].to_dict()
     sizes = {"patch_size": 8, "hidden_size": WIDTH, "mlp_dim": 96 if row["mlp"] == "plain" else 64, "num_heads": HEADS,
              "num_layers": LAYERS, "img_size": SIDE, "rope_grid": 4 if row["rope_grid"] else 0,
@@ -26,7 +26,7 @@ def tiny(name: str, **more):
 
 
 class Kind(NamedTuple):
-    """Files of one kind of model: its row, how its state dict is named, and what else a file has, which is left out."""
+    """The files of one kind of model: its row, how its state dict is named, and other content of the file, which is skipped."""
 
     row: object
     names: object = dict                     # state dict -> arrays of the file
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 
 
 def renamed(state: dict[str, Tensor], *changes: tuple[str, str]) -> dict[str, Tensor]:
-    """changes: patterns and what replaces them, in this order"""
+    """Rename arrays. changes: patterns and their replacements, applied in this order"""
     found = {}
     for name, value in state.items():
         for old, new in changes:
@@ -44,7 +44,7 @@ def renamed(state: dict[str, Tensor], *changes: tuple[str, str]) -> dict[str, Te
 
 
 def apart(state: dict[str, Tensor], layer: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
-    """With the arrays of a packed layer under several names."""
+    """Split the arrays of a packed layer into several names."""
     found = {}
     for name, value in state.items():
         match = re.fullmatch(rf"(.*\b){re.escape(layer)}\.(weight|bias)", name)
@@ -60,7 +60,7 @@ QKV = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
 
 def eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's Eva: factors and biases of queries and values by its own names."""
+    """Names of timm's Eva for layer scale and the biases of queries and values."""
     return renamed(state, (r"ls(\d)\.gamma", r"gamma_\1"), (r"attn\.qkv\.([qv])_bias", r"attn.\1_bias"))
 
 
@@ -73,7 +73,7 @@ def eva_apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gates(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's VisionTransformer with SwiGLU whose halves are apart (AIMv2)."""
+    """Names of timm's VisionTransformer with SwiGLU in two layers (AIMv2)."""
     return apart(state, "mlp.fc1", GATES)
 
 
@@ -84,13 +84,13 @@ def eva02(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In chunks, with SwiGLU's names, and a head of its linear classifiers."""
+    """Names of DINOv2's code: blocks in chunks, SwiGLU's names, and the head of its linear classifiers."""
     return renamed(state, (r"^blocks\.(\d+)", r"blocks.0.\1"), (r"^head\.", "linear_head."), (r"mlp\.fc1", "mlp.w12"),
                    (r"mlp\.fc2", "mlp.w3")) | {"mask_token": torch.ones(1, WIDTH)}
 
 
 def dinov2_registers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The table has a row for the cls token, which is taken from the token."""
+    """The position embeddings have a row for the cls token, which is subtracted from the token."""
     position = torch.full((1, 1, WIDTH), 0.25)
     folded = {"cls_token": state["cls_token"] - position, "pos_embed": torch.cat([position, state["pos_embed"]], dim=1)}
     return renamed(state | folded, ("^reg_token", "register_tokens")) | {"mask_token": torch.ones(1, WIDTH)}
@@ -101,7 +101,7 @@ def tips(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dinov3(state: dict[str, Tensor], key_bias: float = 0.5, mask: bool = True) -> dict[str, Tensor]:
-    """One packed bias, of which the keys' part is masked."""
+    """One packed bias, in which the part of the keys is masked."""
     found = renamed(state, ("^reg_token", "storage_tokens"), (r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3"))
     for name in [name for name in found if name.endswith("q_bias")]:
         layer = name.removesuffix(".q_bias")
@@ -196,13 +196,13 @@ KINDS = {
 
 
 def arrays_of(case: str, model) -> dict:
-    """The content of a file of this kind."""
+    """Return the content of a file of this kind."""
     state = {name: value for name, value in model.state_dict().items() if case not in NO_HEAD or not name.startswith("head.")}
     return KINDS[case].names(state)
 
 
 class Arrays(WeightFile):
-    """A file of weights in memory."""
+    """A weight file in memory."""
 
     def __init__(self, arrays: dict[str, Tensor]):
         super().__init__(Path("x.pth"))
@@ -216,7 +216,7 @@ class Arrays(WeightFile):
 
 
 def in_memory(arrays: dict[str, Tensor]) -> OpenedCheckpoint:
-    """As if a file with these arrays had been opened."""
+    """Return an opened checkpoint with these arrays."""
     checkpoint = OpenedCheckpoint.__new__(OpenedCheckpoint)
     checkpoint.file = Arrays(arrays)
     checkpoint.path = checkpoint.file.path

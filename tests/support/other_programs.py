@@ -1,4 +1,4 @@
-"""The state dict of one of our models under the names of other programs, written here without the product's key maps."""
+"""The state dict of one of our models with the names of other programs, written independently of the product's key maps."""
 
 import re
 
@@ -13,7 +13,7 @@ TORCHVISION = {"patch_embed.proj": "conv_proj", "cls_token": "class_token", "pos
                "norm": "encoder.ln", "head": "heads.head"}
 PRETRAINED_VIT = {"patch_embed.proj": "patch_embedding", "cls_token": "class_token",
                   "pos_embed": "positional_embedding.pos_embedding", "norm": "norm", "head": "fc"}
-# of a block: what is before its number, between number and layer, and the layers; qkv in parts or whole
+# for blocks: what is before their number, the names of their layers, and the parts of qkv (() if it is packed)
 BLOCKS = {
     "vit_pytorch": ("transformer.encoder.layer.", {
         "norm1": "attention_norm", "attn.proj": "attn.out", "norm2": "ffn_norm", "mlp.fc1": "ffn.fc1", "mlp.fc2": "ffn.fc2"},
@@ -50,7 +50,7 @@ def renamed(state: dict[str, Tensor], program: str) -> dict[str, Tensor]:
 
 
 def transformers_names(state: dict, prefix: str, later: bool = False) -> dict:
-    """timm's names -> those of the files on the hub, or of the state dict of a model since transformers 5."""
+    """Convert timm's names to those of the files on the hub or, if `later`, of a model's state dict since transformers 5."""
     block = [("attn.proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense")]
     if later:
         block = [("attn.proj", "attention.o_proj")]

@@ -1,4 +1,4 @@
-"""A small data set of pictures in files, and how it is prepared."""
+"""Makes and prepares a small data set of pictures in files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PLACES = [f"train/{name}/{number}" for name in ("ant", "bee") for number in rang
 
 
 def smooth_pictures(root: Path) -> Path:
-    """52 smooth pictures, every third a PNG."""
+    """Write 52 smooth pictures, every third as PNG."""
     draw = np.random.default_rng(0)
     for number, place in enumerate(PLACES):
         image = Image.fromarray(draw.integers(0, 256, (6, 5, 3), np.uint8)).resize(SIDES[number % len(SIDES)], Image.BICUBIC)

@@ -1,4 +1,4 @@
-"""Another process that works beside the test, and the line of an expected error."""
+"""Runs another process next to the test, and returns the message of an expected error."""
 
 import multiprocessing
 import time
@@ -10,7 +10,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 class AnotherProcess:
-    """with AnotherProcess(function): the function has been called in another process, which is still alive."""
+    """In the block of `with AnotherProcess(function)`, another process has called the function and is still running."""
 
     def __init__(self, function):
         self.ready = FORK.Event()
@@ -32,7 +32,7 @@ class AnotherProcess:
 
 
 def error_of(error_type: type[Exception], function, *args) -> str:
-    """The message of the error that function(*args) raises, one line."""
+    """Return the message of the error that function(*args) raises, which must be one line."""
     with pytest.raises(error_type) as caught:
         function(*args)
     assert "\n" not in str(caught.value)
@@ -40,7 +40,7 @@ def error_of(error_type: type[Exception], function, *args) -> str:
 
 
 def is_gone(pid: int) -> bool:
-    """Also for a zombie, which another process has to wait for."""
+    """Whether the process has ended; a zombie, which its parent has not waited for, counts as ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""Processes of one run, for tests: forked, so that none has to load PyTorch, and introduced to each other as torchrun does it."""
+"""The processes of one run, for tests: forked, so that none has to load PyTorch, and connected as by torchrun."""
 
 import os
 import signal
@@ -12,25 +12,25 @@ from torch.distributed import TCPStore
 
 from utils import distributed, process
 
-DEADLINE_S = 120     # then a test fails instead of hanging
+DEADLINE_S = 120     # after which a test fails instead of hanging
 
 
 class Ranks:
-    """`with Ranks(size, work, folder) as ranks:` runs work(ranks) in `size` processes; what it returns is in folder/RANK.pt.
+    """`with Ranks(size, work, folder) as ranks:` runs work(ranks) in `size` processes; its results are in folder/RANK.pt.
 
-    A process ends with code 0, with the exit code of an error that has one, or with 1 and a traceback; the line of the error
-    is in folder/RANK.error. Whoever is left at the end of the block is killed.
+    A process ends with code 0, with the exit code of an error that has one, or with 1 and a traceback; the error message is in
+    folder/RANK.error. Processes that are still running at the end of the block are killed.
     """
 
     def __init__(self, size: int, work: Callable[[distributed.Ranks], object], folder: Path, timeout_s: int = 60,
                  nodes: bool = False):
-        """nodes: each process is on a node of its own."""
+        """nodes: each process is on its own node."""
         self.size, self.folder, self.nodes, self.codes = size, folder, nodes, {}
         self._keep_store()
         self.pids = [self._fork(rank, work, timeout_s) for rank in range(size)]
 
     def _keep_store(self) -> None:
-        """In a process of its own, as torchrun's agent: it survives any rank, and no thread of it is forked with them."""
+        """Host the store in a separate process, like torchrun's agent: it outlives any rank, and its threads are not forked."""
         reader, writer = os.pipe()
         self._keeper = os.fork()
         if not self._keeper:
@@ -72,7 +72,7 @@ class Ranks:
             os._exit(code)
 
     def wait(self, ranks=None) -> list[int]:
-        """-> the exit codes of `ranks` (all), -9 for a process that was killed"""
+        """-> the exit codes of `ranks` (default: all), -9 for a killed process"""
         deadline = time.monotonic() + DEADLINE_S
         ranks = list(range(self.size)) if ranks is None else ranks
         while set(ranks) - set(self.codes):

@@ -1,8 +1,8 @@
-"""What the published codes computed for small random checkpoints (see fixtures/README.md).
+"""The outputs of the published code for small random checkpoints (see fixtures/README.md).
 
-A case is a checkpoint, images, and the outputs for them. ROWS are the architectures of those in Google's layout;
-FINE_TUNED are loads of such a checkpoint for another image size, with another head. TORCH_ROWS are the architectures
-of those in PyTorch's formats (DeiT, CaiT, MAE, timm).
+A case is a checkpoint, images, and the outputs for them. ROWS are the architectures of the checkpoints in Google's layout;
+FINE_TUNED are such checkpoints loaded for another image size, with another head. TORCH_ROWS are the architectures of the
+checkpoints in PyTorch's formats (DeiT, CaiT, MAE, timm).
 """
 
 import json
@@ -57,12 +57,12 @@ TORCH_FILES = {
 
 
 def weights(case: str) -> Path:
-    """The checkpoint of a case of ROWS."""
+    """Return the checkpoint of a case of ROWS."""
     return GOOGLE / f"{case}.npz"
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """All of an .npz file, read by numpy."""
+    """Read all arrays of an .npz file with numpy."""
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -72,19 +72,19 @@ def expected(case: str) -> dict[str, Tensor]:
 
 
 def images(side: int) -> Tensor:
-    """(B, 3, side, side) in [-1, 1]: the images of the cases of this size."""
+    """Return the images of the cases of this size (B, 3, side, side) in [-1, 1]."""
     with np.load(GOOGLE / "images.npz") as file:
         name, = (name for name in file.files if name.startswith(f"img_{side}_"))
-        return normalise(file[name])
+        return normalize(file[name])
 
 
-def normalise(pixels: np.ndarray) -> Tensor:
-    """(B, h, w, 3) uint8 -> (B, 3, h, w) in [-1, 1]"""
+def normalize(pixels: np.ndarray) -> Tensor:
+    """Convert (B, h, w, 3) uint8 to (B, 3, h, w) in [-1, 1]"""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def torch_state(case: str) -> dict[str, Tensor]:
-    """The weights of a case of TORCH_ROWS, read without our loader; names without the wrapper's "module."."""
+    """Return the weights of a case of TORCH_ROWS, read without our loader, with names without the wrapper's "module."."""
     path = TORCH / TORCH_FILES[case]
     if path.suffix == ".pth":
         state = torch.load(path, weights_only=True)["model"]
@@ -102,7 +102,7 @@ def torch_state(case: str) -> dict[str, Tensor]:
 
 
 def torch_images(case: str) -> Tensor:
-    """(B, 3, side, side) as the case's row normalises them."""
+    """Return the images (B, 3, side, side), normalized as the row of the case says."""
     row = TORCH_ROWS[case]
     pixels = arrays(TORCH / "expected.npz")["mae/img"] if case.startswith("mae") else (
         arrays(TORCH / "images.npz")[f"img_{row.img_size}"])
@@ -111,7 +111,7 @@ def torch_images(case: str) -> Tensor:
 
 
 def torch_expected(prefix: str) -> dict[str, Tensor]:
-    """"deit" -> the arrays deit/..., under the rest of their names."""
+    """Return the arrays of a prefix, for "deit" deit/..., by the rest of their names."""
     found = {name.removeprefix(f"{prefix}/"): torch.from_numpy(array) for name, array in arrays(TORCH / "expected.npz").items()
              if name.startswith(f"{prefix}/") and array.dtype == np.float32}
     assert found
@@ -119,12 +119,12 @@ def torch_expected(prefix: str) -> dict[str, Tensor]:
 
 
 def tolerance(case: str) -> float:
-    """Largest difference of a logit that float32 explains."""
+    """Return the largest difference of a logit that is due to float32."""
     return 3e-5 if case in HYBRIDS or FINE_TUNED.get(case, ("",))[0] in HYBRIDS else 1e-5
 
 
 def published_layouts() -> dict[str, dict[str, tuple[int, ...]]]:
-    """For every published model at 224 px with 1000 classes: the names and shapes of its file, `pre_logits` included."""
+    """Return the names and shapes of the file of every published model at 224 px with 1000 classes, with `pre_logits`."""
     layouts = {}
     for model, layout in json.loads((GOOGLE / "published_layouts.json").read_text()).items():
         shapes = dict(layout["other"])

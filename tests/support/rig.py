@@ -1,7 +1,7 @@
-"""Whole runs of train.py for the tests of docs/promises.md: forked, so that one costs its two seconds and no start-up.
+"""Whole runs of train.py for the tests of docs/promises.md: forked, so that each takes two seconds, without a start-up.
 
-`start` forks this process, which has loaded PyTorch already, and calls train.main in the child: a tiny ViT on digits with
-everything that draws random numbers or keeps a state. More than one process form a gloo group, without torchrun.
+`start` forks this process, which has already loaded PyTorch, and calls train.main in the child: a tiny ViT on digits with
+everything that draws random numbers or has a state. Several processes form a gloo group, without torchrun.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.utils.tensorboard
 
-# What a run imports, the children have already.
+# Imported here so that the children have already loaded what a run imports.
 import models.create  # noqa: F401
 import train
 from utils.data import datasets
@@ -33,7 +33,7 @@ from utils.training import trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
-UNSET = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")      # of the environment, for scripts
+UNSET = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH")      # variables that are unset for scripts
 # Augmentation, mixing, dropout, averaged weights, a schedule; a checkpoint every third step, an evaluation every seventh.
 FLAGS = ("--device cpu --pretrained_dir none --patch_size 8 --hidden_size 64 --mlp_dim 128 --num_heads 2 --num_layers 2 "
          "--img_size 32 --dropout_rate 0.1 --drop_path_rate 0.1 --optimizer adamw --learning_rate 1e-3 --weight_decay 0.05 "
@@ -44,9 +44,9 @@ FLAGS = ("--device cpu --pretrained_dir none --patch_size 8 --hidden_size 64 --m
 
 
 def start(folder: Path, *flags: str, ranks: int = 1, before=None, log: str = "out.txt") -> list[int]:
-    """-> the processes, each the leader of a process group. `before(rank)` runs in the child, to break something.
+    """Start a run -> its processes, each the leader of a process group. `before(rank)` runs in the child, to break something.
 
-    `flags` win over FLAGS. The child appends its output to `log` in the folder.
+    `flags` override FLAGS. The child appends its output to `log` in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -64,7 +64,7 @@ def start(folder: Path, *flags: str, ranks: int = 1, before=None, log: str = "ou
 
 
 def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, before, log: str) -> None:
-    """The child: never returns to pytest."""
+    """Runs in the child; never returns to pytest."""
     code = 1
     try:
         os.setsid()
@@ -83,7 +83,7 @@ def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, befor
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         plots.save = lambda figure, path: Path(path).touch()
-        # Few images to evaluate on, and too few to train on for the run to end within an epoch.
+        # Few images to evaluate on, and so few to train on that the run takes more than one epoch.
         splits, few = datasets.digits(""), lambda split, count: Subset(split, range(count))
         datasets.DATASETS["digits"] = lambda _: dataclasses.replace(
             splits, train=few(splits.train, 200), val=few(splits.val, 40), test=few(splits.test, 40))
@@ -100,7 +100,7 @@ def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, befor
 
 
 def stopping_after(step: int):
-    """before(rank): requests a stop after that step."""
+    """Return a before(rank) that requests a stop after this step."""
     def install(rank: int) -> None:
         original = trainer.Trainer.train_step
 
@@ -115,7 +115,7 @@ def stopping_after(step: int):
 
 @contextlib.contextmanager
 def files_no_larger_than(size: int):
-    """A full disk for files that grow: a write beyond `size` is cut, the next one is an error."""
+    """Simulate a full disk: a write beyond `size` is cut off, and the next one is an error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -125,7 +125,7 @@ def files_no_larger_than(size: int):
 
 
 def wait(children: list[int], timeout: float = 300) -> list[int]:
-    """-> exit codes, -9 after SIGKILL. Kills what runs after `timeout` seconds, and fails."""
+    """-> exit codes, -9 after SIGKILL. Kills processes that still run after `timeout` seconds, and fails."""
     ends, deadline = {}, time.monotonic() + timeout
     while len(ends) < len(children):
         for child in children:
@@ -141,21 +141,21 @@ def wait(children: list[int], timeout: float = 300) -> list[int]:
 
 
 def kill(children: list[int]) -> None:
-    """kill -9 of whole process groups: loader workers too."""
+    """Kill whole process groups with SIGKILL, with their loader workers."""
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
 
 
 def run(folder: Path, *flags: str, ranks: int = 1, before=None) -> dict[str, str]:
-    """A run that must succeed -> the hashes of its end."""
+    """Do a run, which must succeed -> the hashes of its end"""
     codes = wait(start(folder, *flags, ranks=ranks, before=before))
     assert codes == [0] * ranks, (codes, (folder / "out.txt").read_text()[-3000:])
     return end_of(folder)
 
 
 def end_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of each part of the newest checkpoint: weights, averages, optimizer, scaler, counters, best."""
+    """Return the SHA-256 of each part of the newest checkpoint: weights, averages, optimizer, scaler, counters, best."""
     state = checkpoint.open_run_checkpoint(checkpoint.step_files(folder / "output" / "run")[0]).state()
 
     def words(value, name=""):
@@ -177,7 +177,7 @@ def events(folder: Path) -> list[dict]:
 
 
 def newest(folder: Path) -> int:
-    """Step of the newest checkpoint file, 0 without one."""
+    """Return the step of the newest checkpoint file, 0 without one."""
     home = folder / "output" / "run"
     steps = checkpoint.step_files(home) if home.is_dir() else []
     return int(checkpoint.STEP_FILE.fullmatch(steps[0].name)[1]) if steps else 0
@@ -187,7 +187,7 @@ def newest(folder: Path) -> int:
 
 
 def script(folder: Path, *flags: str, script: str = "train.sh", **variables) -> subprocess.Popen:
-    """bash train.sh (or another script) of the rig's run, in a session of its own."""
+    """Start `bash train.sh` (or another script) with the rig's run, in a new session."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [*FLAGS, *map(str, flags)]
     words[words.index("output")], words[words.index("logs")] = str(folder / "output"), str(folder / "logs")
@@ -199,10 +199,10 @@ def script(folder: Path, *flags: str, script: str = "train.sh", **variables) -> 
 
 def node(folder: Path, number: int, port: int, *flags: str, output: str | Path = "output", before: tuple[str, ...] = (),
          auto: bool = True, **variables) -> subprocess.Popen:
-    """bash train.sh of node `number` of two, with one process, in a session of its own; its output goes to folder/out-NUMBER.txt.
+    """Start `bash train.sh` for node `number` of two, with one process, in a new session; its output is in folder/out-NUMBER.txt.
 
-    It is started in a tree of its own, node-NUMBER: a relative `output` is this node's alone, an absolute one the nodes share.
-    `before`: words before the command, such as `ip netns exec X`. auto: whether with --resume_path auto.
+    It runs in its own tree, node-NUMBER: a relative `output` is only this node's, an absolute one is shared by the nodes.
+    before: words in front of the command, such as `ip netns exec X`. auto: whether to add --resume_path auto.
     """
     tree = folder / f"node-{number}"
     if not tree.exists():
@@ -237,7 +237,7 @@ def command_of(process: int) -> str:
 
 
 def processes_of_run(launched: subprocess.Popen, processes: int) -> dict[str, list[int]]:
-    """-> "agent": torchrun; "ranks": the processes that train; "workers": those that load for them"""
+    """-> {"agent": torchrun, "ranks": the processes that train, "workers": their loader workers}"""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: their data, their checkpoints and logs compared."""
+"""Shared by the tests of whole runs: their data, and comparisons of checkpoints and logs."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ from utils.training import trainer
 
 # The class folders of make_tree.
 FOLDER = ["--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--recipe", "digits"]
-# Where another model than the smallest shows no more.
+# For tests in which a larger model would show nothing more.
 TINY = ["--hidden_size", 16, "--mlp_dim", 32, "--num_heads", 2, "--num_layers", 1]
 
 
 def load_state(path) -> checkpoint.RunState:
-    """A checkpoint, verified; tensors on the CPU."""
+    """Load and verify a checkpoint; its tensors are on the CPU."""
     return checkpoint.open_run_checkpoint(Path(path)).state()
 
 
@@ -30,14 +30,14 @@ def state_of(folder="output/digits") -> checkpoint.RunState:
 
 
 def events_of(folder="output/digits", kinds=("train", "eval")):
-    """Without what a clock decides."""
+    """Return the events of the log, without values that depend on the clock."""
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in ("images_per_second", "time", "seconds", "data_wait")}
             for line in lines if line["event"] in kinds]
 
 
 def differences(a, b, path="") -> list[str]:
-    """Where two nested values differ; tensors bit for bit."""
+    """Return the paths at which two nested values differ; tensors are compared bit for bit."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
@@ -48,8 +48,8 @@ def differences(a, b, path="") -> list[str]:
 
 
 def whole_and_killed(run_train, monkeypatch, *flags) -> checkpoint.RunState:
-    """Runs 12 steps in whole/r, and the same in parts/r, killed in step 9 and resumed at step 6: both must end the same, bit for
-    bit. -> the end of the whole"""
+    """Run 12 steps in whole/r, and the same in parts/r, killed in step 9 and resumed at step 6: both must end the same, bit for
+    bit -> the end of the whole run"""
     flags = [*flags, "--num_steps", 12, "--save_every", 6, "--eval_every", 4, "--name", "r"]
     assert run_train(*flags, "--output_dir", "whole") == 0
     real = trainer.Trainer.train_step
@@ -70,7 +70,7 @@ def whole_and_killed(run_train, monkeypatch, *flags) -> checkpoint.RunState:
 
 
 def comparable(file: Path) -> dict:
-    """What a checkpoint holds, but for its time and place."""
+    """Return the content of a checkpoint, except for its duration and folder."""
     state = vars(load_state(file)) | {"seconds": 0}
     return state | {"config": {key: value for key, value in state["config"].items() if key not in ("output_dir", "resume_path")}}
 
@@ -87,7 +87,7 @@ def make_tree(root: Path, classes=("ant", "bee"), images=6, splits=("train", "va
 
 
 def mark(folder: Path, images=range(0, 1097, 3), value=0.9) -> None:
-    """Edits of digits: the upper left quarter of the 4 x 4 grid."""
+    """Write edits of digits: the upper left quarter of the 4 x 4 grid."""
     split = datasets.digits("").train
     for index in images:
         edited = np.zeros((4, 4), bool)
@@ -116,5 +116,5 @@ def flag_of(variable: str) -> str:
 
 
 def flags_of(variables: dict[str, str]) -> dict:
-    """What train.py parses from variables of train.sh."""
+    """Return what train.py parses from variables of train.sh."""
     return parse([f"--{flag_of(name)}={value}" for name, value in variables.items()])

@@ -1,7 +1,7 @@
-"""Well-formed checkpoints with wrong values: the content of a real one, changed in one place, and sealed again.
+"""Well-formed checkpoints with wrong values: the content of a real one, changed in one place, with a new digest.
 
-A place is the path of keys to a value. What is put there is of another kind or out of its range; or, with `plausible`, another
-value of the same kind, which only a run that tells what it does lets a user notice.
+A place is the path of keys to a value. Its new value is of another kind or out of range; or, with `plausible`, another value of
+the same kind, which a user can only notice in what the run prints.
 """
 
 import copy
@@ -18,7 +18,7 @@ DEEP = 60                # lists within lists
 OFTEN = {"config": 6, "optimizer": 6, "architecture": 4, "model": 2, "ema": 2, "scaler": 2}        # fields with many places
 OTHER = {"optimizer": ("sgd", "adam", "adamw"), "decay_type": ("linear", "constant"), "augmentation": ("crop", "pad", "none"),
          "gelu": ("erf", "tanh"), "precision": ("fp32", "bf16"), "interpolation": ("bicubic", "bilinear"), "classifier": ("gap",)}
-# What no field is: of another type, out of every range, or too long to be shown.
+# Values that no field has: of another type, out of every range, or too long to be shown.
 VALUES = (None, True, -1, -2 ** 70, 2 ** 70, 1.5, float("nan"), float("inf"), -float("inf"), 1e300, "", "x" * 100_000, ESCAPE,
           "a\0b", b"bytes", [], {}, (), [[]], {"a": {}}, {1: 2}, (1, "2", None))
 TENSORS = (lambda: torch.tensor([]), lambda: torch.tensor(3.0), lambda: torch.tensor(float("nan")), lambda: torch.ones(2, 3),
@@ -28,7 +28,7 @@ KEYS = ("another", ESCAPE, "x" * 100_000, 3, -1, "", None, (1, 2), 1.5)
 
 
 def places(content: object, path: tuple = ()) -> Iterator[tuple]:
-    """The path of every value, of what holds others too."""
+    """Yield the path of every value, including containers."""
     if path:
         yield path
     inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, (list, tuple)) else ()
@@ -37,10 +37,10 @@ def places(content: object, path: tuple = ()) -> Iterator[tuple]:
 
 
 def changed(content: dict, seed: int, plausible: bool = False) -> tuple[dict, str]:
-    """-> (a copy that is wrong in one place, what was done)"""
+    """Change one place -> (the changed copy, a description of the change)"""
     dice = random.Random(seed)
     paths = list(places(content))
-    # By field: most of the values are weights, and the rest would hardly be tried.
+    # Chosen by field, because most of the values are weights, and the rest would hardly be tried.
     field = dice.choice([name for name in content for _ in range(OFTEN.get(name, 1))])
     path = dice.choice([path for path in paths if path[0] == field])
     new, old = _copied(content), _at(content, path)
@@ -88,11 +88,11 @@ def _value(dice: random.Random) -> object:
 
 
 def _other_tensor(old: torch.Tensor, dice: random.Random) -> tuple[object, str]:
-    """The same numbers in another shape or type, or with one that is none."""
+    """Return the same numbers in another shape or type, or with one that is not finite."""
     kinds = ["one number", "one more axis", "float64", "int64", "as a list"]
     kinds += ["one fewer", "transposed", "twice as long", "flat"] if old.dim() and old.numel() > 1 else []
     kinds += ["nan", "inf"] if old.is_floating_point() and old.numel() else []
-    # Of a square, or of one axis, these would be other numbers of the right kind.
+    # For a square or a single axis, these would be other numbers of the right kind.
     kinds = [kind for kind in kinds if not (kind == "transposed" and (old.dim() < 2 or old.shape[-1] == old.shape[-2]))
              and not (kind == "flat" and old.dim() < 2)]
     kind = dice.choice(kinds)
@@ -109,13 +109,13 @@ def _other_tensor(old: torch.Tensor, dice: random.Random) -> tuple[object, str]:
 
 
 def seal(path: Path, content: object) -> Path:
-    """With the digest that belongs to it."""
+    """Write the content with its digest."""
     checkpoint._write(path, content)
     return path
 
 
 def _copied(value: object) -> object:
-    """Containers are copied, tensors shared."""
+    """Copy containers, but share tensors."""
     if isinstance(value, dict):
         return {key: _copied(inner) for key, inner in value.items()}
     return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
@@ -128,7 +128,7 @@ def _at(content: object, path: tuple) -> object:
 
 
 def _put(content: dict, path: tuple, value: object) -> dict:
-    """In a tuple too, which is made anew."""
+    """Set the value at a path; tuples are replaced by new ones."""
     parent = _at(content, path[:-1])
     if isinstance(parent, tuple):
         return _put(content, path[:-1], (*parent[:path[-1]], value, *parent[path[-1] + 1:]))

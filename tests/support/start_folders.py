@@ -1,5 +1,5 @@
-"""Folders to start from, one for each mechanism of today's families: a tiny model with random weights, as timm or transformers
-saves it. Its names are written by originals.py and tower_names.py, without the product's tables.
+"""Folders of start weights, one for each mechanism of today's families: a tiny model with random weights, as timm or transformers
+saves it. originals.py and tower_names.py write its names, independently of the product's tables.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from models import create_model
 
-SIZES = {"patch_size": 4, "num_layers": 2}                     # beside those of originals.tiny
+SIZES = {"patch_size": 4, "num_layers": 2}                     # in addition to those of originals.tiny
 TIMM = {"depth": 2, "embed_dim": originals.WIDTH, "num_heads": originals.HEADS, "patch_size": 4, "img_size": originals.SIDE}
 TRANSFORMERS = {"hidden_size": originals.WIDTH, "num_hidden_layers": 2, "num_attention_heads": originals.HEADS, "patch_size": 4,
                 "image_size": originals.SIDE}
@@ -22,14 +22,14 @@ SEEN = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "resample"
 
 
 class Start(NamedTuple):
-    """A folder, and what must come of it."""
+    """A folder of start weights, and what must be read from it."""
 
     row: str                                     # of configs.MODELS
     names: Callable                              # our state dict -> the arrays of the file
     config: dict                                 # config.json
     said: str                                    # of the file, in words
-    own: dict = {}                               # keys of the row that this file has otherwise
-    flags: tuple[str, ...] = ()                  # to type beside the folder
+    own: dict = {}                               # keys of the row that differ in this file
+    flags: tuple[str, ...] = ()                  # to type in addition to the folder
     reads: str = "token"                         # the classifier of the run
 
 
@@ -85,7 +85,7 @@ MECHANISMS = {
 
 
 def start_model(name: str, classes: int = 3) -> torch.nn.Module:
-    """Untrained, with the numbers of one, but none of them a zero."""
+    """Return a model with initial weights plus noise, so that none is zero."""
     start = MECHANISMS[name]
     torch.manual_seed(0)
     model = create_model(originals.tiny(start.row, **SIZES | start.own), classes)

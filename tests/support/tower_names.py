@@ -1,4 +1,4 @@
-"""The state dict of one of our models under the names of transformers and of lucidrains' vit-pytorch, written here without the
+"""The state dict of one of our models with the names of transformers and of lucidrains' vit-pytorch, written independently of the
 product's key maps."""
 
 import re
@@ -13,7 +13,8 @@ QKV, LATER_QKV = ("attention.attention.query", "attention.attention.key", "atten
 
 
 def renamed(state: State, names: dict[str, str], block: str, inside: dict[str, str]) -> State:
-    """`names` and `inside`: our beginnings and theirs, outside of the blocks and in a block, whose number is {} of `block`."""
+    """Rename arrays. names, inside: our prefixes and theirs, outside of the blocks and inside a block; block: their prefix of a
+    block, with {} for its number."""
     found = {}
     for name, value in state.items():
         number = re.match(r"blocks\.(\d+)\.", name)
@@ -25,7 +26,7 @@ def renamed(state: State, names: dict[str, str], block: str, inside: dict[str, s
 
 
 def apart(state: State, of: str, parts: tuple[str, ...]) -> State:
-    """With an array of whose name `of` is a part as several, which lie one below the other in it."""
+    """Split arrays whose names contain `of` into several, along their first axis."""
     found = {}
     for name, value in state.items():
         if f"{of}." in name:
@@ -36,7 +37,7 @@ def apart(state: State, of: str, parts: tuple[str, ...]) -> State:
 
 
 def dinov2(state: State, later: bool = False) -> State:
-    """With registers: positions of the cls token too, which the token here has in it."""
+    """With registers, their position embeddings also have a row for the cls token, which our token includes."""
     scales = {f"ls{n}.gamma": f"layer_scale{n}.lambda1" for n in (1, 2)}
     gated = state["blocks.0.mlp.fc1.bias"].numel() == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]
     fc = ("mlp.weights_in", "mlp.weights_out") if gated else ("mlp.fc1", "mlp.fc2")
@@ -70,7 +71,7 @@ def dinov3(state: State, later: bool = False) -> State:
 
 
 def vision_tower(state: State) -> State:
-    """CLIP's and SigLIP's."""
+    """Names of CLIP's and SigLIP's vision towers."""
     found = renamed(state, {
         "patch_embed.proj": "embeddings.patch_embedding", "cls_token": "embeddings.class_embedding",
         "pos_embed": "embeddings.position_embedding.weight", "norm_pre": "pre_layrnorm", "norm": "post_layernorm",
@@ -87,18 +88,18 @@ def vision_tower(state: State) -> State:
 
 
 def both_towers(state: State) -> State:
-    """A file with a text tower."""
+    """Names of a file that also has a text tower."""
     own = {name if name.startswith("classifier") else f"vision_model.{name}": value
            for name, value in vision_tower(state).items()}
     text = {"text_model.embeddings.token_embedding.weight": torch.ones(3, 2),
             "text_model.encoder.layers.0.mlp.fc1.bias": torch.ones(2), "text_projection.weight": torch.ones(2, 2),
             "visual_projection.weight": torch.ones(2, 24), "logit_scale": torch.ones(()), "logit_bias": torch.ones(1),
-            "vision_model.embeddings.position_ids": torch.arange(17)[None]}                    # of older files
+            "vision_model.embeddings.position_ids": torch.arange(17)[None]}                    # in older files
     return own | text
 
 
 def of_any_shape(state: State) -> State:
-    """SigLIP 2 with a linear patch embedding: the pixels of a patch, rows first and channels last."""
+    """Names of SigLIP 2 with a linear patch embedding: the pixels of a patch, rows first and channels last."""
     found = vision_tower(state)
     kernel = found["embeddings.patch_embedding.weight"]
     return found | {"embeddings.patch_embedding.weight": kernel.permute(0, 2, 3, 1).flatten(1)}
@@ -116,7 +117,7 @@ def aimv2(state: State) -> State:
 
 
 def lucidrains(state: State, kind: str = "vit") -> State:
-    """kind: "vit" and "simple" of today; "2021": without norms around the patches, and one in the head."""
+    """kind: "vit" or "simple" of today; "2021": without norms around the patches, and with one in the head."""
     old, simple = kind == "2021", kind == "simple"
     fn = "fn." if old else ""
     found = renamed(state, {
@@ -138,7 +139,7 @@ def lucidrains(state: State, kind: str = "vit") -> State:
 
 
 def openai(state: State, prefix: str = "visual.") -> State:
-    """CLIP's own program, and Meta's PE, with the text tower that it has beside them at the top level."""
+    """Names of OpenAI's CLIP and Meta's PE, with the text tower at the top level."""
     found = renamed({name: value for name, value in state.items() if not name.startswith("head")}, {
         "patch_embed.proj": "conv1", "cls_token": "class_embedding", "pos_embed": "positional_embedding", "norm_pre": "ln_pre",
         "norm": "ln_post", "attn_pool.latent": "attn_pool.probe", "attn_pool.q": "attn_pool.q", "attn_pool.kv": "attn_pool.kv",

@@ -1,4 +1,4 @@
-"""Files of weights that tests write: of torch.save, and zip archives with members as they like."""
+"""Writes weight files for tests: with torch.save, and zip archives with any members."""
 
 import zipfile
 from pathlib import Path
@@ -23,14 +23,14 @@ def archive(path: Path, members: dict[str, bytes], **more) -> Path:
 
 
 def rezipped(source: Path, path: Path, edit=lambda name, data: data, **more) -> Path:
-    """A copy with other members, whose check sums agree."""
+    """Copy an archive with changed members and right check sums."""
     with zipfile.ZipFile(source) as file:
         members = {name: edit(name, file.read(name)) for name in file.namelist()}
     return archive(path, members, **more)
 
 
 def plain_state(step: int = 3, **changes) -> RunState:
-    """The smallest that a file may hold."""
+    """Return the smallest valid state."""
     values = {"step": step, "updates": step, "skips": 0, "model": {"weight": torch.arange(6.0).view(2, 3)}, "optimizer": {},
               "scaler": {}, "best": {}, "first": {}, "config": {"img_size": (8, 10)},
               "architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "train_images": 7, "seconds": 1.5}
@@ -38,7 +38,7 @@ def plain_state(step: int = 3, **changes) -> RunState:
 
 
 def run_state(optimizer: str) -> RunState:
-    """All kinds of values that a checkpoint of a run holds."""
+    """Return a state with all kinds of values that a checkpoint of a run has."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 3, bias=False))
     stepped = {"sgd": lambda of: torch.optim.SGD(of, 0.1, momentum=0.9), "adamw": torch.optim.AdamW,
                "lamb": lambda of: pytest.importorskip("timm.optim").Lamb(of)}[optimizer](model.parameters())
@@ -54,7 +54,7 @@ def run_state(optimizer: str) -> RunState:
 
 
 def same(one: object, other: object) -> bool:
-    """To the type and the bit."""
+    """Whether two values have the same type and the same bits."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):

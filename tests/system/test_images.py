@@ -51,9 +51,9 @@ def white_icons(path: Path, label: int, number: int, random) -> None:
 
 
 KINDS = {
-    "10 bits": (ten_bits, "images: of 48 sampled, 48 of 16 bits a channel, 0 to 1,023 taken for black to white",
+    "10 bits": (ten_bits, "images: of 48 sampled, 48 with 16 bits per channel, 0 to 1,023 read as black to white",
                 Reading("follow", (0, 1023))),
-    "12 bits, signed": (twelve_bits_signed, "48 of 16 bits a channel, 0 to 4,095 taken for black to white",
+    "12 bits, signed": (twelve_bits_signed, "48 with 16 bits per channel, 0 to 4,095 read as black to white",
                         Reading("follow", (0, 4095))),
     "phone": (phone, "images: of 48 sampled, 24 with an EXIF orientation, which is followed", Reading("follow")),
     "white icons": (white_icons, "images: of 48 sampled, 48 with an alpha channel, put on black",

@@ -204,4 +204,4 @@ def test_a_second_request_leaves_at_once(tmp_path):
     time.sleep(0.5)
     os.kill(children[0], signal.SIGTERM)
     assert rig.wait(children) == [143]
-    assert "left at once" in (tmp_path / "out.txt").read_text()
+    assert "stopped at once" in (tmp_path / "out.txt").read_text()

@@ -1,8 +1,8 @@
 """Reads every image of a data set once and reports what training would fail on.
 
-Processes decode the images as training would. A process that a file kills or holds up is replaced, and the file is reported.
-Reported as well: images that are decoded in a way one may not expect, and images of which an exact copy is in the training
-and in a held-out split, or in two classes.
+Processes decode the images as training would. A process that a file kills or blocks is replaced, and the file is reported.
+Also reported: images that are decoded in a way the user may not expect, and images with an exact copy in another split or
+in another class.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from utils import process
 
 from . import overlap
 from .decode import opened_image
+from .image_files import counted
 from .reading import UPRIGHT, Reading, is_color16, is_gray16, orientation, tiff_orientation
 from .splits import Concat, ImageError, Splits, abbreviate
 from .workers import ADVICE, WorkerError, ending
@@ -29,7 +30,7 @@ from .workers import ADVICE, WorkerError, ending
 POLL_S = 1.0                 # between checks whether a process is late
 LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
-ONE_COLOR = "one colour all over, which show nothing"
+ONE_COLOR = "one color everywhere, which show nothing"
 LARGE_PIXELS = 16_000_000
 SHOWN = 20                   # unreadable images in `lines`; `bad` has all
 
@@ -44,7 +45,7 @@ class Findings:
 
 @dataclass
 class _Result:
-    """What a process found out about image `place` (counted through all splits)."""
+    """What a process found out about the image at position `place`, counted over all splits."""
 
     place: int
     why: str | None = None
@@ -53,9 +54,9 @@ class _Result:
 
 
 def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findings:
-    """Decode every image once, in num_workers processes (at least one), under a tqdm bar.
+    """Decode every image once, in num_workers processes (at least one), with a tqdm progress bar.
 
-    `log` gets a line for each lost process. Raises WorkerError after MAX_DEATHS of them.
+    `log` gets a line for each image that kills or blocks its process. Raises WorkerError after MAX_DEATHS lost processes.
     """
     from tqdm import tqdm
 
@@ -74,7 +75,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
 
     odd, examples, digests, bad = Counter(), {}, {}, {}
     with (contextlib.closing(_results(images, splits.reading, num_workers, report_lost)) as results,
-          tqdm(total=len(images), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
+          tqdm(total=len(images), unit="image", desc="reading", disable=None, **process.bar_size()) as bar):
         for result in results:
             bar.update()
             if result.why is None:
@@ -86,28 +87,30 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
                 examples[what] = min(result.place, examples.get(what, result.place))
     findings = Findings(bad=[(list(named)[split_of(place)], int(place - starts[split_of(place)]), images.name(place), bad[place])
                              for place in sorted(bad)])
-    findings.lines = [*_counts(named, splits.classes, findings.bad)]
+    findings.lines = [*_class_counts(named, splits.classes, findings.bad)]
     findings.lines += [f"{name}: {why}" for name, _, _, why in findings.bad[:SHOWN]]
     if len(bad) > SHOWN:
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
-    findings.lines += [f"{odd[what]:,} with {what}, such as {name_of(examples[what])}" for what in sorted(odd)]
+    findings.lines += [f"{odd[what]:,} with {what}, for example {name_of(examples[what])}" for what in sorted(odd)]
     begin = dict(zip(named, starts.tolist()))
     keys = {name: [digests.get(place, place) for place in range(begin[name], begin[name] + len(split))]
             for name, split in named.items()}
     findings.lines += overlap.shared_images(named, splits.classes, lambda name, index: name_of(begin[name] + index), keys,
-                                            ", byte by byte")
+                                            " (byte by byte)")
     return findings
 
 
-def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> Iterator[str]:
+def _class_counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> Iterator[str]:
     for name, split in named.items():
         of_class = np.bincount(split.targets, minlength=len(classes))
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]
         few, many = (f"{of_class[label]:,} ({classes[label]})" for label in (of_class.argmin(), of_class.argmax()))
         range_of = f"from {few} to {many}" if of_class.min() < of_class.max() else f"{of_class.min():,}"
-        yield (f"{name}: {len(split):,} images of {len(classes) - len(without):,} classes, {range_of} a class; "
-               f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
-               + (f"; none of {abbreviate(without)}" if without else ""))
+        present, unreadable = counted(len(classes) - len(without), "class", "classes"), sum(1 for one in bad if one[0] == name)
+        # The notes of the data set name the classes that held-out splits lack.
+        yield (f"{name}: {counted(len(split), 'image')} of {present}, {range_of} per class"
+               + f"; {unreadable:,} cannot be read" * bool(unreadable)
+               + (f"; no images of {abbreviate(without)}" if without and name == "train" else ""))
 
 
 # ------------------------------------------------------------------------------------------------------- processes
@@ -124,22 +127,22 @@ def _inspect(images: Dataset, reading: Reading, place: int) -> _Result:
 
 
 def oddities(content: bytes, reading: Reading) -> tuple[str, ...]:
-    """The ways in which an image file is not decoded as one may expect; () for what is no image file."""
+    """Return the ways in which decoding an image file may surprise the user; () if it is not an image file."""
     follows = "" if reading.exif == "follow" else "not "
-    alpha = {"mask": "whose alpha channel is taken for the picture", "ignore": "which are shown"}
+    alpha = {"mask": "whose alpha channel is used as the image", "ignore": "which are shown"}
     try:
         image = opened_image(io.BytesIO(content))
         deep = is_gray16(image) or is_color16(image)
         found = {
             f"an EXIF orientation, which is {follows}followed": orientation(image) != UPRIGHT,
             "a TIFF's orientation, which is always followed": tiff_orientation(image) != UPRIGHT,
-            "CMYK inks, turned into RGB without a colour profile": image.mode == "CMYK",
-            "palette colours": image.mode == "P",
-            "16 bits a channel, {:,} to {:,} taken for black to white".format(*reading.intensity_range): deep,
+            "CMYK colors, converted to RGB without a color profile": image.mode == "CMYK",
+            "palette colors": image.mode == "P",
+            "16 bits per channel, {:,} to {:,} read as black to white".format(*reading.intensity_range): deep,
             f"transparent parts, {alpha.get(reading.alpha, f'put on {reading.alpha}')}": image.has_transparency_data,
-            "several frames, of which the first is taken": getattr(image, "n_frames", 1) > 1,
+            "several frames, of which the first is used": getattr(image, "n_frames", 1) > 1,
             f"more than {LARGE_PIXELS // 1_000_000} megapixels": image.width * image.height > LARGE_PIXELS}
-    except Exception:                           # Pillow lets out many kinds
+    except Exception:                           # Pillow raises many kinds
         return ()
     return tuple(what for what, is_so in found.items() if is_so)
 
@@ -163,11 +166,11 @@ class _Reader:
 
     def request(self, place: int) -> None:
         self.place, self.began = place, time.monotonic()
-        with contextlib.suppress(OSError):      # it has died: result() finds out
+        with contextlib.suppress(OSError):      # the process has died: result() notices it
             self.pipe.send(place)
 
     def result(self) -> _Result | None:
-        """None if the process has ended."""
+        """Wait for the result of the image; None if the process has ended."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -182,7 +185,7 @@ class _Reader:
 
 def _results(images: Dataset, reading: Reading, num_workers: int,
              report_lost: Callable[[int, str], str]) -> Iterator[_Result]:
-    """The result of every image, in any order. report_lost(place, what happened) -> why the image counts as unreadable."""
+    """Yield the result of every image, in any order. report_lost(place, what happened) -> why the image counts as unreadable."""
     places, deaths, suspects = list(reversed(range(len(images)))), 0, set()
     readers = [_Reader(images, reading) for _ in range(min(max(1, num_workers), len(places)))]
     try:
@@ -200,13 +203,13 @@ def _results(images: Dataset, reading: Reading, num_workers: int,
                     reader.end()
                     what, deaths = ending(reader.process.exitcode), deaths + 1
                     if deaths > MAX_DEATHS:
-                        raise WorkerError(f"{deaths} processes that read images were lost, at last one that {what}; {ADVICE}")
+                        raise WorkerError(f"{deaths} processes that read images were lost; the last one {what}; {ADVICE}")
                     reader = _Reader(images, reading)
                     readers.append(reader)
-                    # It may not be the image's fault, unless it happens twice.
+                    # A lost process may have another cause, so the image is only blamed when it happens twice.
                     if late or place in suspects:
                         result = _Result(place, report_lost(place, f"took more than {LATE_S:g} s to read" if late else
-                                                            f"killed its reader, which {what}"))
+                                                            f"killed the process that read it, which {what}"))
                     else:
                         suspects.add(place)
                         places.append(place)

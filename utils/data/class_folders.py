@@ -1,4 +1,4 @@
-"""A data set in folders: one folder a class. layouts.py decides which folders are the splits."""
+"""A data set with one folder per class. layouts.py decides which folders are the splits."""
 
 import dataclasses
 import functools
@@ -16,16 +16,16 @@ from .image_files import (
     FIRST_EXTENSIONS,
     IMAGE_EXTENSIONS,
     FileImages,
+    describe_broken_links,
     entries,
     existing_images,
-    links_gone,
     shown,
     splits_in_files,
 )
 from .layouts import BY_DEFAULT, HELD_OUT, Layout, Listing, Request, is_hidden
 from .splits import DataError, Splits, abbreviate
 
-# Endings of pictures that are not read: to leave them out is a fault of the data, to leave out lists is none.
+# Extensions of images that cannot be read: skipping those is worth a warning, skipping lists and the like is not.
 OTHER_PICTURES = (".avif", ".jxl", ".jp2", ".j2k", ".tga", ".psd", ".svg", ".ico", ".raw", ".cr2", ".cr3",
                   ".nef", ".arw", ".dng", ".exr", ".hdr", ".pfm", ".dcm", ".npy", ".mat", *IMAGE_EXTENSIONS)
 SHOWN_ENDINGS = 8
@@ -34,13 +34,13 @@ SYNSET_DIGITS = 8
 
 @dataclasses.dataclass
 class Scan:
-    """What the folders of one request hold besides images, found on the way."""
+    """Lists folders, and collects what they hold besides images."""
 
     endings: tuple[str, ...]
-    others: Counter = dataclasses.field(default_factory=Counter)       # files by ending, in small letters
-    gone: list[str] = dataclasses.field(default_factory=list)          # links that lead nowhere
-    linked: bool = False                                               # a file or folder is reached by a link
-    systems: set[str] = dataclasses.field(default_factory=set)         # folders that an operating system leaves
+    others: Counter = dataclasses.field(default_factory=Counter)       # other files, by lower-case extension
+    gone: list[str] = dataclasses.field(default_factory=list)          # broken links
+    linked: bool = False                                               # a file or folder is reached through a link
+    systems: set[str] = dataclasses.field(default_factory=set)         # folders that operating systems make
 
     def is_image(self, name: str) -> bool:
         return name.lower().endswith(self.endings) and not name.startswith(".")
@@ -57,8 +57,8 @@ class Scan:
                        tuple(name for name in files if not self.is_image(name)))
 
     def images_below(self, top: str) -> list[str]:
-        """The paths of image files at any depth, folder by folder. Hidden ones (.ipynb_checkpoints, and the ._NAME.jpg that
-        macOS writes beside a file) are skipped, which torchvision takes."""
+        """Return the paths of image files at any depth, folder by folder. Skips hidden ones (.ipynb_checkpoints, and the
+        ._NAME.jpg that macOS adds), which torchvision would use."""
         found = []
         for folder in sorted(files_below(top)):
             self.linked |= folder.linked
@@ -73,22 +73,24 @@ class Scan:
 
 
 def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = None) -> Splits:
-    """The folders of train are the classes, none of them empty. In val a class may be missing or empty; another one there is
-    refused, since one of the two is named wrongly.
+    """Load a data set whose classes are the folders of train, none of them empty. In val a class may be missing or empty; a
+    class that train does not have is an error, since one of the two is probably misspelled.
 
-    What layouts.find takes for a third split is the test set, and `val` is what is chosen on. An undivided tree is all `train`,
-    with an empty `test`; or, for an evaluation without shares to draw, all held out. synsets: there must be so many classes,
-    named as ImageNet's.
+    Where layouts.find finds a third split, it is the test set, and `val` chooses the best checkpoint. A tree without splits is
+    all `train`, with an empty `test`; or all held out, for an evaluation that draws no split. synsets: the number of classes
+    required, named like ImageNet's.
+
+    Raises DataError.
     """
-    first = request.classes.order is None                # a run from before: its images, and no new faults of them
+    first = request.classes.order is None                # a run of an older version: the same images, and no new errors
     scan = Scan(FIRST_EXTENSIONS if first else IMAGE_EXTENSIONS)
     listing = functools.cache(scan.listing)
     layout = layouts.find(data_dir, listing, request)
     if layout.whole and request.need == HELD_OUT and not request.draws:
         layout = layout._replace(folders={"val": layout.folders["train"]})
     elif layout.whole and synsets:
-        raise DataError(f"no such folder: {Path(data_dir, 'train')} (--data_dir {data_dir} must hold train/ and val/, with one "
-                        "folder a class)")
+        raise DataError(f"no such folder: {Path(data_dir, 'train')} (--data_dir {data_dir} must contain train/ and val/, with "
+                        "one folder per class)")
     if not first:
         scan.gone += [str(root / name) for root in layout.folders.values() for name in listing(root).files
                       if "." not in name and not os.path.exists(root / name)]
@@ -98,14 +100,14 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
     rows = list(_list_rows(layout.val_list)) if layout.val_list else []
     if layout.val_list:
         found["val"] = tuple(sorted({label for _, _, label in rows}))
-    empty = _leave_out_empty(found, trees, request, scan)
+    empty = _remove_empty(found, trees, request, scan)
     classes = _classes_of(found, layout, data_dir, request, synsets)
     images = {}
     for split, root in layout.folders.items():
         images[split] = (_images_of(root, found[split], classes, data_dir, scan) if split in trees else
                          _listed(layout.val_list, rows, classes, data_dir))
         _check_counts(split, root, images[split], classes, layout.whole, scan.endings)
-    notes = [*layout.notes, *classes.notes, *empty, *_stray(trees, listing), *_left_out(scan)]
+    notes = [*layout.notes, *classes.notes, *empty, *_images_outside_classes(trees, listing), *_skipped_files(scan)]
     if not first:
         _check_gone(scan)
         if scan.linked:
@@ -114,21 +116,21 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
     return splits_in_files(images, data_dir, classes.names, notes)
 
 
-def _leave_out_empty(found: dict[str, tuple[str, ...]], trees: dict[str, Path], request: Request, scan: Scan) -> list[str]:
-    """Take out of `found` the folders held out that are no class of train or of the checkpoint, and hold no image -> warnings"""
+def _remove_empty(found: dict[str, tuple[str, ...]], trees: dict[str, Path], request: Request, scan: Scan) -> list[str]:
+    """Remove from `found` empty held-out folders that are no class of train or of the checkpoint -> warnings"""
     known, notes = Classes(request.classes, found.get("train", ())), []
     for split in [split for split in trees if split != "train"] if known.names else ():
         root = trees[split]
         empty = [name for name in found[split] if known.label(name) is None and not scan.images_below(os.path.join(root, name))]
         found[split] = tuple(name for name in found[split] if name not in empty)
-        notes += [f"warning: {shown(os.path.join(root, name))}/ is left out: it holds no images, and there is no class of this "
-                  "name to train on" for name in empty]
+        notes += [f"warning: {shown(os.path.join(root, name))}/ is skipped: it contains no images, and train has no class of "
+                  "this name" for name in empty]
     return notes
 
 
 def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str, request: Request,
                 synsets: int | None) -> Classes:
-    """Of the names of class folders, by split. Raises DataError for those that do not fit."""
+    """Return the classes for the names of class folders, by split. Raises DataError for names that do not fit."""
     classes = Classes(request.classes, found.get("train") or set().union(*found.values()))
     classes.check(data_dir)
     if synsets:
@@ -142,23 +144,23 @@ def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str
 
 def _check_gone(scan: Scan) -> None:
     if scan.gone:
-        raise DataError(links_gone(scan.gone))
+        raise DataError(describe_broken_links(scan.gone))
 
 
 def _class_names(root: Path, here: Listing) -> tuple[str, ...]:
     if not here.folders and here.images:
-        raise DataError(f"{root} holds images but no class folders: sort them into one folder a class first "
+        raise DataError(f"{root} contains images but no class folders. Sort the images into one folder per class first "
                         "(ImageNet's validation images are published unsorted, with their labels in a list)")
     if not any(here):
-        raise DataError(f"{root} {layouts.NOTHING}: it must hold one folder a class, with its images inside")
+        raise DataError(f"{root} {layouts.NOTHING}. It must contain one folder per class, with its images inside")
     if not here.folders:
-        raise DataError(f"{root} holds no class folders (one folder a class, with its images inside), but "
-                        f"{layouts.contents(here)}")
+        raise DataError(f"{root} contains {layouts.contents(here)} but no class folders (one folder per class, with its images "
+                        "inside)")
     return here.folders
 
 
 def _images_of(root: Path, names: Sequence[str], classes: Classes, data_dir: str, scan: Scan) -> FileImages:
-    """The images of a split, class by class."""
+    """Return the images of a split, class by class."""
     scan.linked |= os.path.realpath(root) != os.path.join(os.path.realpath(data_dir), os.path.relpath(root, data_dir))
     named = sorted((classes.label(name), name) for name in names)
     return FileImages([(path, label) for label, name in named for path in scan.images_below(os.path.join(root, name))], data_dir)
@@ -168,21 +170,21 @@ def _check_counts(split: str, root: Path, images: FileImages, classes: Classes, 
     counts = np.bincount(images.targets, minlength=len(classes.names))
     if not (counts.all() if split == "train" else counts.any()):
         empty = abbreviate(classes.names[label] for label in np.flatnonzero(counts == 0))
-        other = " (DATA_DIR has neither train/ nor val/, so that its folders are taken for classes)" if whole else ""
+        other = " (DATA_DIR has neither train/ nor val/, so its folders are read as classes)" if whole else ""
         raise DataError(f"{root}: no images ({', '.join(endings)}) of class {empty}{other}")
 
 
 def _check_synsets(names: Sequence[str], count: int, data_dir: str) -> None:
     if len(names) != count:
-        raise DataError(f"{data_dir} has {len(names)} classes, not {count}: for other images take --dataset folder")
+        raise DataError(f"{data_dir} has {len(names)} classes, not {count}. For other images use --dataset folder")
     others = [name for name in names if not (name[0] == "n" and name[1:].isdecimal() and len(name) == 1 + SYNSET_DIGITS)]
     if others:
-        raise DataError(f"{data_dir}: ImageNet's class folders are called as n01440764, so that their order is that of published "
-                        f"heads, and not {abbreviate(others)}: for other images take --dataset folder")
+        raise DataError(f"{data_dir}: ImageNet's class folders have names like n01440764, which put the classes in the order of "
+                        f"published heads, but here are {abbreviate(others)}. For other images use --dataset folder")
 
 
 def _list_rows(file: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, image, class) of Tiny-ImageNet's list"""
+    """Read Tiny-ImageNet's list -> (line number, image, class) of each row"""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -191,7 +193,7 @@ def _list_rows(file: Path) -> Iterator[tuple[int, str, str]]:
         words = line.split("\t")
         if line.strip():
             if len(words) < 2 or not (words[0].strip() and words[1].strip()):
-                raise DataError(f"{file}:{number}: not an image and its class, separated by a tab")
+                raise DataError(f"{file}:{number}: expected an image and its class, separated by a tab")
             yield number, words[0].strip(), words[1].strip()
 
 
@@ -202,26 +204,26 @@ def _listed(file: Path, rows: list[tuple[int, str, str]], classes: Classes, data
     return existing_images(samples, data_dir, lambda row: f"{file}:{rows[row][0]}")
 
 
-def _stray(trees: dict[str, Path], listing: layouts.List) -> Iterator[str]:
+def _images_outside_classes(trees: dict[str, Path], listing: layouts.List) -> Iterator[str]:
     for root in trees.values():
         if names := listing(root).images:
-            yield (f"warning: {root}/ holds {len(names)} image{'s' * (len(names) > 1)} beside its class folders, which belong to "
-                   f"no class and are left out: {shown(abbreviate(names))}")
+            yield (f"warning: {root}/ contains {len(names)} image{'s' * (len(names) > 1)} outside its class folders, skipped "
+                   f"because they have no class: {shown(abbreviate(names))}")
 
 
-def _left_out(scan: Scan) -> Iterator[str]:
-    """What the folders hold besides images; files by ending, the most frequent first."""
+def _skipped_files(scan: Scan) -> Iterator[str]:
+    """Yield notes on what the folders contain besides images; files by extension, the most frequent first."""
     if scan.systems:
-        yield f"left out: {', '.join(f'{name}/' for name in sorted(scan.systems))}, which operating systems leave"
+        yield f"skipped: {', '.join(f'{name}/' for name in sorted(scan.systems))} (made by operating systems)"
     pictures = {ending: count for ending, count in scan.others.items() if ending in OTHER_PICTURES or not ending}
-    for found, begin in ((pictures, "warning: left out for their ending: "),
-                         (scan.others - Counter(pictures), "left out, no pictures by their ending: ")):
+    for found, begin in ((pictures, "warning: skipped because of their extension: "),
+                         (scan.others - Counter(pictures), "skipped, not images by their extension: ")):
         endings = sorted(found, key=lambda ending: (-found[ending], ending))
         counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
         if len(endings) > SHOWN_ENDINGS:
-            counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} of other endings")
+            counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} with other extensions")
         if counts:
-            yield begin + ", ".join(counts) + (f" (images must end in {', '.join(scan.endings)})" if found is pictures else "")
+            yield begin + ", ".join(counts) + (f" (supported: {', '.join(scan.endings)})" if found is pictures else "")
 
 
 # ------------------------------------------------------------------------------------------------------ the file system
@@ -230,13 +232,13 @@ def _left_out(scan: Scan) -> Iterator[str]:
 class Folder(NamedTuple):
     path: str
     names: list[str]            # its files
-    gone: list[str]             # the paths of those that are links and lead nowhere
-    linked: bool                # it, or a file in it, is reached by a link
+    gone: list[str]             # the paths of its broken links
+    linked: bool                # it, or a file in it, is reached through a link
 
 
 def files_below(top: str | Path) -> Iterator[Folder]:
-    """Every folder once: by its own path, else by the first link to it in alphabetical order, or links among folders would
-    multiply the files. Hidden folders, and links to an enclosing folder, are skipped."""
+    """Yield every folder below `top` once, so that links between folders do not multiply the files: by its own path, else by the
+    first link to it in alphabetical order. Skips hidden folders, and links to an enclosing folder."""
     seen, starts, begin, linked = set(), [str(top)], os.path.realpath(top), os.path.islink(top)
     while starts:
         links, inside = [], starts[::-1]
@@ -264,5 +266,5 @@ def files_below(top: str | Path) -> Iterator[Folder]:
 
 
 def picture_files(top: str | Path) -> list[str]:
-    """The image files below a folder of pictures, without hidden ones, sorted by path."""
+    """Return the image files below a folder, without hidden ones, sorted by path."""
     return sorted(Scan(IMAGE_EXTENSIONS).images_below(str(top)), key=lambda path: Path(path).parts)

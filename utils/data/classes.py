@@ -1,6 +1,6 @@
-"""Names of classes: the one rule for their order, and which spellings mean the same class.
+"""Class names: their order, and which spellings mean the same class.
 
-Folders and lists share it. A run that is resumed or evaluated keeps the names of its checkpoint, in their order.
+The same rule applies to folders and lists. A run that is resumed or evaluated keeps the names of its checkpoint, in their order.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ LONGEST_SHOWN = 40       # letters of a name in a message
 
 @dataclasses.dataclass(frozen=True)
 class ClassRule:
-    """What is asked of the classes.
+    """How classes are ordered, and which ones the data must have.
 
-    order: NUMBER, TEXT, or None for a run from before --class_order, whose names are taken as they are spelled. wanted: the
-    names of a checkpoint, by label, which are kept. partly: the data may lack some of them.
+    order: NUMBER, TEXT, or None for a run of a version without --class_order, which uses the names exactly as spelled. wanted:
+    the names of a checkpoint, by label, which are kept. partly: whether the data may lack some of them.
     """
 
     order: str | None = NUMBER
@@ -37,12 +37,12 @@ BY_DEFAULT = ClassRule()
 
 
 def text_order(names: Iterable[str]) -> list[str]:
-    """As torchvision's ImageFolder sorts folders."""
+    """Sort names as text, as torchvision's ImageFolder sorts folders."""
     return sorted(names)
 
 
 def number_order(names: Collection[str]) -> list[str]:
-    """By value where all are integers (7, 007, -1, 1.0), else as text."""
+    """Sort names by value if all are integers (7, 007, -1, 1.0), else as text."""
     matches = [INTEGER.fullmatch(name) for name in names]
     if not all(matches):
         return text_order(names)
@@ -51,30 +51,30 @@ def number_order(names: Collection[str]) -> list[str]:
 
 
 def where_orders_differ(names: Collection[str]) -> int | None:
-    """The first label whose name by number is another than as text."""
+    """Return the first label that has another name in the order by number than in the order as text; None without one."""
     pairs = zip(number_order(names), text_order(names))
     return next((label for label, (by_number, as_text) in enumerate(pairs) if by_number != as_text), None)
 
 
 def two_orders(names: Collection[str]) -> tuple[str, ...]:
-    """Names by number and as text, from where the orders differ; () if they do not."""
+    """Return a few names in the order by number and as text, from where the two differ; () if they do not."""
     start = where_orders_differ(names)
     return () if start is None else tuple(first_names(order, start) for order in (number_order(names), text_order(names)))
 
 
 def canonical(name: str) -> str:
-    """Spellings that look the same become one: no space around them, Unicode's form NFC (macOS writes NFD)."""
+    """Return one spelling for all that look the same: without surrounding space, in Unicode's form NFC (macOS writes NFD)."""
     return unicodedata.normalize("NFC", name.strip())
 
 
 def as_integer(name: str) -> str:
-    """The name in that form, and 1.0 as 1: pandas writes integers so in a column where one is missing."""
+    """Return the canonical name, and 1 for 1.0: pandas writes integers like that in a column with a missing value."""
     match = INTEGER.fullmatch(canonical(name))
     return match[1] if match else canonical(name)
 
 
 class Classes:
-    """The classes of the spellings that were found (of train, where there is one), by label; `notes` to print."""
+    """The classes, by label, for the spellings that were found (in train, if there is one). `notes` are lines to print."""
 
     def __init__(self, rule: ClassRule, found: Collection[str]):
         self.rule, self.found, self._canonical = rule, found, {}
@@ -87,12 +87,12 @@ class Classes:
         self.notes = tuple(self._notes())
 
     def label(self, spelling: str) -> int | None:
-        """None: it is none of the classes."""
+        """Return the label of a class in any of its spellings; None if there is no such class."""
         same = self._canonical.get(as_integer(spelling))
         return self._labels.get(spelling, self._canonical.get(canonical(spelling), same))
 
     def describe(self, names: Iterable[str]) -> str:
-        """The first of the names that are no class, and which class each may be meant for."""
+        """Return the first of the unknown names for a message, each with the class that may be meant."""
         return abbreviate(short_name(name) + self.hint(name) for name in names)
 
     def hint(self, name: str) -> str:
@@ -100,7 +100,7 @@ class Classes:
         return f" (similar: {shown_name(meant)})" if meant is not None else ""
 
     def check(self, location: str) -> None:
-        """Raise DataError unless the classes that were found are the wanted ones, or some of them where that is allowed."""
+        """Raise DataError unless the classes found are the wanted ones, or some of them if `partly` allows that."""
         if not self.rule.wanted:
             return
         labels = {name: self.label(name) for name in self.found}
@@ -108,9 +108,9 @@ class Classes:
         missing = set(range(len(self.names))) - set(labels.values())
         has = f"the checkpoint has {len(self.names)} classes ({first_names(self.names)})"
         if unknown:
-            raise DataError(f"{location}: {has}, and not {self.describe(unknown)}: not the same task")
+            raise DataError(f"{location}: {has}, but not {self.describe(unknown)}: not the same task")
         if missing and not self.rule.partly:
-            raise DataError(f"{location}: {has}, and {abbreviate(self.names[label] for label in missing)} is missing: "
+            raise DataError(f"{location}: {has}, but {abbreviate(self.names[label] for label in missing)} is missing here: "
                             "not the same task")
 
     def _notes(self) -> Iterator[str]:
@@ -119,12 +119,12 @@ class Classes:
             spelled.setdefault(self.label(name), []).append(name)
         for label, names in spelled.items():
             if label is not None and len(names) > 1:
-                yield f"classes: {' and '.join(map(ascii, names))} are taken for one class: they look the same"
-        yield from _twins([self.names[label] for label in spelled if label is not None])
+                yield f"classes: {' and '.join(map(ascii, names))} look the same and are treated as one class"
+        yield from _similar_names([self.names[label] for label in spelled if label is not None])
         if not self.rule.wanted and (orders := two_orders(self.names)):
             by_number, as_text = (f"--class_order {name} would be {first}" for name, first in zip((NUMBER, TEXT), orders))
             yield (f"classes: in the order {first_names(self.names, where_orders_differ(self.names))}; "
-                   + (f"{as_text}, as torchvision's ImageFolder" if self.rule.order == NUMBER else by_number))
+                   + (f"{as_text}, as in torchvision's ImageFolder" if self.rule.order == NUMBER else by_number))
 
 
 def _sorted(order: str | None, found: Collection[str]) -> tuple[str, ...]:
@@ -137,45 +137,45 @@ def _sorted(order: str | None, found: Collection[str]) -> tuple[str, ...]:
 
 
 def first_names(names: Sequence[str], start: int | None = None) -> str:
-    """A few names: the first, or those from label `start`."""
+    """Return a few names for a message: the first ones, or those from label `start`."""
     start = start or 0
     end = start + SHOWN_FIRST
     return "..., " * (start > 0) + ", ".join(map(short_name, names[start:end])) + ", ..." * (len(names) > end)
 
 
 def short_name(name: str) -> str:
-    """As `shown_name`, and cut if it is long."""
+    """Return `shown_name`, shortened if it is long."""
     return shown_name(name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN - 3]}...")
 
 
 def shown_name(name: str) -> str:
-    """The name; in quotes and escaped where a terminal would not show what it is."""
+    """Return the name for a message; quoted and escaped if a terminal would not show exactly what it is."""
     plain = name.isprintable() and name == name.strip() and name == unicodedata.normalize("NFC", name) and name
     return name if plain else ascii(name)
 
 
 def _key(name: str) -> str | Decimal:
-    """Equal for names that differ only in case, space, width or form, or are the same number."""
+    """Return a key that is equal for names that are the same number, or differ only in case, space, width or Unicode form."""
     text = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
     match = INTEGER.fullmatch(text)
     return Decimal(match[1]) if match else text
 
 
-def _twins(names: Iterable[str]) -> Iterable[str]:
+def _similar_names(names: Iterable[str]) -> Iterable[str]:
     groups: dict[str | Decimal, list[str]] = {}
     for name in names:
         groups.setdefault(_key(name), []).append(name)
     for same in groups.values():
         if len(same) > 1:
             yield (f"warning: {' and '.join(map(shown_name, same))} are {len(same)} classes whose names differ only in case, "
-                   "space or spelling: rename one if they are the same")
+                   "space or spelling. If they mean the same class, rename one")
 
 
-# ------------------------------------------------------------------------------------------ data that are opened already
+# ------------------------------------------------------------------------------------------ data sets that are loaded
 
 
 class Relabeled(View):
-    """The images of `split` under other labels: table[label]."""
+    """The images of `split` with the label table[label] in place of each label."""
 
     def __init__(self, split: Dataset, table: np.ndarray):
         self.split, self.targets = split, table[split.targets] if len(split) else split.targets
@@ -191,9 +191,9 @@ class Relabeled(View):
 
 
 def apply(rule: ClassRule, splits: Splits, location: str, sort: bool = False) -> Splits:
-    """The splits under the wanted names, matched by name; or, where `sort`, in the order that is asked for.
+    """Return the splits with the labels of the wanted names, matched by name; or, with `sort`, of the rule's order.
 
-    Raises DataError for a class that is not wanted, or one that is and is missing.
+    Raises DataError for a class that is not wanted, and for a wanted one that is missing.
     """
     if not rule.wanted and not sort:
         return splits

@@ -1,10 +1,10 @@
-"""Small data sets cached on the device as uint8, and whole batches of random crops, flips and resizes made there.
+"""Caches small data sets on the device as uint8, and crops, flips and resizes whole batches there.
 
-The loader (loader.py) then transports no pixels but draws: which box of which image, and whether it is mirrored. They are
-the draws of the transform of a single image (transforms.py), number for number; the pixels are within 2 grey levels of
-Pillow's. (Of an image that is made smaller, Pillow 13 may resize the height before the width; of black and white noise a
-bicubic filter then cuts off other overshoots.) Cached are images in memory (CIFAR, the MNIST family, digits) under
-transforms that only crop, resize and mirror.
+The loader (loader.py) then sends draws instead of pixels: which box of which image, and whether it is mirrored. These are
+exactly the random numbers that the transform of a single image (transforms.py) draws; the pixels are within 2 gray levels of
+Pillow's. (When an image is made smaller, Pillow 13 may resize the height before the width; a bicubic filter then clips other
+overshoots of black and white noise.) Only images in memory (CIFAR, the MNIST family, digits) are cached, with transforms that
+only crop, resize and mirror.
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ from utils.randomness import raw_draws
 from .splits import ArrayImages, Concat, Subset
 from .transforms import ResizeToCover, covering
 
-MAX_BYTES = 1 << 30               # of the images of a data set that is cached
-RATIO = (3 / 4, 4 / 3)            # of torchvision's RandomResizedCrop, as what follows
-ATTEMPTS = 10                     # to find a box inside the image
-NUMBERS = 2 * ATTEMPTS + 3        # that one image draws at most: the attempts, a position, the flip
-CHUNK = 1 << 25                   # float32 values made at a time on a GPU
-WEIGHT_UNIT = 2.0 ** -14          # of the weights of pixels
+MAX_BYTES = 1 << 30               # of all images of a data set that is cached
+RATIO = (3 / 4, 4 / 3)            # range of aspect ratios in torchvision's RandomResizedCrop
+ATTEMPTS = 10                     # to find a box inside the image, also as there
+NUMBERS = 2 * ATTEMPTS + 3        # random numbers that one image draws at most: the attempts, a position, the flip
+CHUNK = 1 << 25                   # float32 values computed at a time on a GPU
+WEIGHT_UNIT = 2.0 ** -14          # resize weights are multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """What a transform does to images of one size. Boxes are (top, left, height, width).
 
-    scale None: the image is resized to `resized` and a box of `size` is cut out, which may reach beyond it into black: at
-    `position`, or at a random one up to `padding` pixels outside. Else a random box, of the share `scale` of the image's
-    area and of an aspect ratio within RATIO, is resized to `size`.
+    scale None: the image is resized to `resized`, and a box of `size` is cut out: at `position`, or at a random one up to
+    `padding` pixels outside the image, where it is black. Otherwise a random box, with a ratio within `scale` of the image's
+    area and an aspect ratio within RATIO, is resized to `size`.
     """
 
-    image_size: tuple[int, int]                  # height, width, as all sizes
+    image_size: tuple[int, int]                  # (height, width), like all sizes
     size: tuple[int, int]                        # of the result
     interpolation: str
     channels: int
@@ -53,9 +53,9 @@ class Geometry:
     flip: bool = False
 
     def draw(self, rows: np.ndarray, seeds: list[int] | None) -> Tensor:
-        """Draw what the transform, seeded so, draws for the images in these rows (B,); seeds None: nothing is random.
+        """Draw what the transform, with these seeds, draws for the images in these rows (B,); seeds None: nothing is random.
 
-        -> (B, 6) int32: row, box, whether mirrored. It needs no pixels, so that any process can do it.
+        -> (B, 6) int32: row, box, whether mirrored. It needs no pixels, so any process can do it.
         """
         draws = np.zeros((len(rows), 6), dtype=np.int32)
         draws[:, 0], draws[:, 1:5] = rows, (*self.position, *self.size)
@@ -71,19 +71,19 @@ class Geometry:
 
 
 def _unit_interval(numbers: np.ndarray) -> np.ndarray:
-    """32 bits -> what torch.rand makes of them, in [0, 1)"""
+    """Convert 32 random bits as torch.rand does -> [0, 1)"""
     return (numbers & 0xFFFFFF) * 2.0 ** -24
 
 
 def _uniform(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
-    """As Tensor.uniform_ on float32, whose multiplication and addition are rounded once."""
+    """Convert 32 random bits as Tensor.uniform_ does on float32, which rounds its multiplication and addition once."""
     low, high = np.float32(low), np.float32(high)
     return (_unit_interval(numbers) * float(high - low) + float(low)).astype(np.float32).astype(np.float64)
 
 
 def _random_boxes(numbers: np.ndarray, image_size: tuple[int, int],
                   scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """v2.RandomResizedCrop's draws: (B, NUMBERS) -> boxes (B, 4), and how many of its numbers each has used (B,)"""
+    """Draw as v2.RandomResizedCrop: numbers (B, NUMBERS) -> boxes (B, 4), and how many numbers each image has used (B,)"""
     (image_height, image_width), every = image_size, np.arange(len(numbers))
     low, high = np.log(np.float32(RATIO))
     areas = image_height * image_width * _uniform(numbers[:, 0:2 * ATTEMPTS:2], *scale)
@@ -94,7 +94,7 @@ def _random_boxes(numbers: np.ndarray, image_size: tuple[int, int],
     height, width = (sides[every, first].astype(np.int64) for sides in (heights, widths))
     found = fits[every, first]
     used = np.where(found, 2 * first + 2, 2 * ATTEMPTS)
-    # None fits: the middle, as much of it as the ratio allows.
+    # If none fits: the middle of the image, as large as RATIO allows.
     height[~found] = min(image_height, round(image_width / RATIO[0]))
     width[~found] = min(image_width, round(image_height * RATIO[1]))
     spare = image_height - height, image_width - width
@@ -102,8 +102,8 @@ def _random_boxes(numbers: np.ndarray, image_size: tuple[int, int],
     return np.stack([top, left, height, width], axis=1), used + 2 * found
 
 
-def geometry(transform: v2.Compose, image_size: tuple[int, int], grey: bool) -> Geometry | str:
-    """The Geometry of train_transform's or eval_transform's transform; or why it has none."""
+def geometry(transform: v2.Compose, image_size: tuple[int, int], gray: bool) -> Geometry | str:
+    """Return the Geometry of a transform of train_transform or eval_transform; or the reason why it has none."""
     first, *others = transform.transforms
     if isinstance(first, v2.RandomResizedCrop):
         given = {"scale": tuple(first.scale), "size": tuple(first.size)}
@@ -112,7 +112,7 @@ def geometry(transform: v2.Compose, image_size: tuple[int, int], grey: bool) -> 
     elif isinstance(first, v2.Resize):
         given = {"size": tuple(first.size), "resized": tuple(first.size)}
     else:
-        return f"{type(first).__name__} is not for whole batches"
+        return f"{type(first).__name__} cannot be applied to whole batches"
     channels = 3
     for step in others:
         if isinstance(step, v2.RandomHorizontalFlip):
@@ -125,8 +125,8 @@ def geometry(transform: v2.Compose, image_size: tuple[int, int], grey: bool) -> 
         elif isinstance(step, v2.Grayscale):
             channels = 1
         elif not isinstance(step, (v2.PILToTensor, v2.ToPILImage)):
-            return f"{type(step).__name__} is not for whole batches"
-    if channels == 1 and not grey:
+            return f"{type(step).__name__} cannot be applied to whole batches"
+    if channels == 1 and not gray:
         return "color images for a model of one channel"
     return Geometry(image_size, interpolation=first.interpolation.value, channels=channels, **given)
 
@@ -135,7 +135,7 @@ def geometry(transform: v2.Compose, image_size: tuple[int, int], grey: bool) -> 
 
 
 class CachedImages:
-    """Images on a device, of which make(geometry.draw(rows[indices], seeds)) makes a batch."""
+    """Images on a device. make(geometry.draw(rows[indices], seeds)) returns a batch of them."""
 
     def __init__(self, pixels: Tensor, rows: np.ndarray, geometry: Geometry):
         """pixels (n, C, height, width) uint8; image i of the split is pixels[rows[i]]"""
@@ -147,21 +147,21 @@ class CachedImages:
         return images.expand(-1, self.geometry.channels, -1, -1)
 
     def resize_each(self, draws: Tensor) -> Tensor:
-        """One image after the other by PyTorch's uint8 kernel: on a CPU three times as fast as resize_together."""
+        """Resize one image after the other with PyTorch's uint8 kernel: on a CPU three times as fast as resize_together."""
         geometry, images = self.geometry, []
         resize = functools.partial(F.interpolate, mode=geometry.interpolation, antialias=True)
         for row, *box, mirrored in draws.tolist():
             image, flipped = self.pixels[row:row + 1], [3] * mirrored
-            if geometry.scale:          # flipped while there are few pixels: resizing commutes with it
+            if geometry.scale:          # flipping commutes with resizing, and before it there are fewer pixels
                 images.append(resize(v2.functional.crop(image, *box).flip(flipped), geometry.size))
             else:
                 images.append(v2.functional.crop(resize(image, geometry.resized), *box).flip(flipped))
         return torch.cat(images)
 
     def resize_together(self, draws: Tensor) -> Tensor:
-        """All images at once: a matrix product for the columns, another for the rows, each rounded to 8 bits.
+        """Resize all images at once: one matrix product for the columns, another for the rows, each rounded to 8 bits.
 
-        The weights are multiples of 2^-14, so that float32 sums are exact in any order, whatever batch an image is in.
+        The weights are multiples of 2^-14, so float32 sums are exact in any order, whatever batch an image is in.
         """
         draws = on_device(draws, self.pixels.device).long()
         count = max(1, CHUNK // (self.pixels.shape[1] * math.prod(self.geometry.size)))
@@ -176,8 +176,8 @@ class CachedImages:
         return torch.where(mirrored[:, None, None, None] > 0, images.flip(3), images)
 
     def _weights(self, dim: int, start: Tensor, length: Tensor) -> Tensor:
-        """Of boxes (B,) in one dimension -> (B, new pixels, old pixels): Pillow's antialiased filters, rows sum to 1, or to 0
-        where a new pixel is padding."""
+        """Return the weights of Pillow's antialiased filters for boxes (B,) in one dimension -> (B, new pixels, old pixels); rows
+        sum to 1, or to 0 where a new pixel is padding."""
         geometry, device = self.geometry, start.device
         old, size, start, length = geometry.image_size[dim], geometry.size[dim], start[:, None, None], length[:, None, None]
         place = torch.arange(size, device=device)[:, None]
@@ -215,9 +215,10 @@ _PIXELS: "weakref.WeakKeyDictionary[ArrayImages, dict[tuple, Tensor]]" = weakref
 
 
 def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device, any_size: bool = True) -> CachedImages | str:
-    """The split's images on the device; or why they cannot be cached: without `any_size` because they are too large, too.
+    """Return the split's images on the device; or the reason why they cannot be cached, which may be their size unless
+    `any_size`.
 
-    They are stored there once, whatever subsets of the data set and however many loaders use them, as long as it exists.
+    The images of a data set are stored once, however many subsets and loaders use them, as long as the data set exists.
     """
     arrays, rows = _arrays(split)
     if not any_size and not cached_bytes(split):
@@ -226,6 +227,7 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device,
         return "the images are not in memory"
     if not _are_alike(arrays):
         return "the images are of several kinds"
+    device = torch.device("cpu") if device.type == "mps" else device         # an Apple GPU uses the machine's memory anyway
     found = geometry(transform, arrays[0].images.shape[1:3], arrays[0].images.ndim == 3)
     if isinstance(found, str):
         return found
@@ -236,14 +238,14 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device,
 
 
 def cached_bytes(split: Dataset) -> int:
-    """What the images take on a device: 0 unless they are in memory, of one kind, and small enough to be cached."""
+    """Return the bytes that the images need on a device; 0 unless they are in memory, alike and small enough to be cached."""
     arrays, _ = _arrays(split)
     size = sum(array.images.nbytes for array in arrays)
     return size if _are_alike(arrays) and size <= MAX_BYTES else 0
 
 
 def _arrays(split: Dataset) -> tuple[list[ArrayImages], np.ndarray]:
-    """-> (the arrays that hold the images; the split's images as numbers into them, one after the other). No arrays if an
+    """-> (the arrays that contain the images, the index of each image of the split in their concatenation). No arrays if any
     image is not in memory."""
     if type(split) is Subset:
         arrays, rows = _arrays(split.split)
@@ -260,13 +262,13 @@ def _arrays(split: Dataset) -> tuple[list[ArrayImages], np.ndarray]:
 
 
 def _are_alike(arrays: list[ArrayImages]) -> bool:
-    """Whether there are images, all of them uint8, of one size, and grey or of three colors."""
+    """Whether there are images, all uint8, of one size, and either gray or RGB."""
     kinds = {(array.images.dtype.name, *array.images.shape[1:]) for array in arrays}
     return len(kinds) == 1 and min(kinds)[0] == "uint8" and min(kinds)[3:] in ((), (3,))
 
 
 def _pixels(arrays: list[ArrayImages], device: torch.device) -> Tensor:
-    """(n, C, height, width): on a CPU channels last, and the data set's own memory where it is one array."""
+    """Return the pixels (n, C, height, width): on a CPU channels last, and without a copy if the data set is one array."""
     images = [array.images if array.images.ndim == 4 else array.images[..., None] for array in arrays]
     stored = np.require(images[0] if len(images) == 1 else np.concatenate(images), requirements=["C", "W"])
     pixels = torch.from_numpy(stored).permute(0, 3, 1, 2)

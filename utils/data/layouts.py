@@ -1,7 +1,7 @@
-"""Where the splits of a data set in class folders lie. `find` is a pure function over listings of folders.
+"""Finds the splits of a data set in class folders. `find` is a pure function of the listings of folders.
 
-A train folder next to one that is held out is taken whatever its spelling, and inside one or two other folders too, as
-archives unpack. What could mean two things is refused, with the choice.
+A train folder next to a held-out one is recognized in many spellings, also inside one or two other folders, as archives are
+often unpacked. If the folders could mean two things, an error names the choices.
 """
 
 import dataclasses
@@ -19,31 +19,31 @@ from .splits import DataError, abbreviate
 
 SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 ROLE = {spelling: role for role, spellings in SPELLINGS.items() for spelling in spellings}
-# seg_train beside seg_test, train_images beside test_images: names that differ in this word alone.
+# seg_train next to seg_test, train_images next to test_images: names that differ only in this word.
 SPLIT_NAME = re.compile(rf"((?:.*[-_. ])?)({'|'.join(ROLE)})((?:[-_. ].*|set)?)", re.IGNORECASE)
 LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 MAX_OUTER = 2                       # folders around train/ and val/
-MAX_DEPTH = 8                       # of those that a message names
-NOTHING = "is empty, hidden files aside"
+MAX_DEPTH = 8                       # the same, where only a message names them
+NOTHING = "is empty (except for hidden files)"
 TINY_IMAGENET_LIST = "val_annotations.txt"
 TRAIN, HELD_OUT, ANYTHING = "train", "held out", "anything"
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How class folders and lists are read. need: TRAIN (and something held out), HELD_OUT (an evaluation), or ANYTHING."""
+    """How class folders and lists are read. need: TRAIN (which needs a held-out split), HELD_OUT (an evaluation), ANYTHING."""
 
     classes: ClassRule = DEFAULT_RULE
     val_fraction: float = 0.0
     test_fraction: float = 0.0
     need: str = ANYTHING
-    path_column: str | None = None          # of lists, by name or number from 1; None: guessed
+    path_column: str | None = None          # of lists, by name or number from 1; None: found automatically
     label_column: str | None = None
     image_dir: str | None = None
 
     @property
     def draws(self) -> bool:
-        """What is held out is drawn from train."""
+        """Whether a held-out split is drawn from train."""
         return bool(self.val_fraction or self.test_fraction)
 
 
@@ -51,22 +51,22 @@ BY_DEFAULT = Request()
 
 
 class Listing(NamedTuple):
-    """A folder's content, sorted by name, without hidden entries. A link counts as what it leads to."""
+    """A folder's content, sorted by name, without hidden entries. A link counts as its target."""
 
     folders: tuple[str, ...]
-    images: tuple[str, ...]         # files with the ending of one
-    files: tuple[str, ...]          # all others, and links that lead nowhere
+    images: tuple[str, ...]         # files with the extension of an image
+    files: tuple[str, ...]          # all other files, and broken links
 
 
 List = Callable[[Path], Listing]
 
 
 class Layout(NamedTuple):
-    """Folders of class folders by split. whole: one undivided tree, which is `train`."""
+    """The folder of class folders of each split. whole: the tree has no splits and is all `train`."""
 
     folders: dict[str, Path]
     whole: bool = False
-    val_list: Path | None = None    # names the images of val/images and their classes (Tiny-ImageNet)
+    val_list: Path | None = None    # lists the images of val/images and their classes (Tiny-ImageNet)
     notes: tuple[str, ...] = ()
 
 
@@ -75,34 +75,34 @@ def is_hidden(name: str) -> bool:
 
 
 def find(data_dir: str, listing: List, request: Request) -> Layout:
-    """Raises DataError if nothing, too little or more than one thing is there."""
+    """Find the splits. Raises DataError if there is no data set, an incomplete one, or more than one."""
     root = Path(data_dir)
     here = listing(root)
     if request.classes.wanted and here.folders and set(here.folders) <= set(request.classes.wanted):
-        return _undivided(root, root, listing, request)            # the classes of a run that took them so
+        return _without_splits(root, root, listing, request)            # a run was trained with these folders as its classes
     found = _divisions(root, listing, 0)
     if len(found) > 1:
         _check_swapped(root, found, listing)
-        raise DataError(f"{located(root)} holds more than one data set: {', '.join(str(place) for place, _ in found[:5])}. Give "
-                        "one of them as --data_dir")
+        raise DataError(f"{located(root)} contains more than one data set: {', '.join(str(place) for place, _ in found[:5])}. "
+                        "Set --data_dir to one of them")
     if found:
-        return _divided(root, *found[0], listing, request)
-    return _undivided(root, _outer(root, listing), listing, request)
+        return _with_splits(root, *found[0], listing, request)
+    return _without_splits(root, _skip_outer_folders(root, listing), listing, request)
 
 
 def _check_swapped(root: Path, found: list[tuple[Path, dict[str, list[str]]]], listing: List) -> None:
-    """Raise DataError for classes that are each divided inside: cat/train, cat/test, dog/train, dog/test."""
+    """Raise DataError if each class has its own splits: cat/train, cat/test, dog/train, dog/test."""
     parts = [place / name for place, roles in found for same in roles.values() for name in same]
     if {place.parent for place, _ in found} != {root} or not all(listing(part).images for part in parts):
         return
     first, splits = found[0][0].name, [part.name for part in parts if part.parent == found[0][0]]
-    raise DataError(f"{located(root)}: each class has {' and '.join(f'{split}/' for split in splits)} inside it "
-                    f"({abbreviate(str(part.relative_to(root)) for part in parts)}), and it must be the other way round: move "
-                    f"{first}/{splits[0]} to {splits[0]}/{first}, and so on")
+    raise DataError(f"{located(root)}: each class contains {' and '.join(f'{split}/' for split in splits)} "
+                    f"({abbreviate(str(part.relative_to(root)) for part in parts)}), but each split must contain the classes. "
+                    f"Move {first}/{splits[0]} to {splits[0]}/{first}, and so on")
 
 
-def _outer(root: Path, listing: List) -> Path:
-    """The folder itself, or the one inside one or two others that holds more than one."""
+def _skip_outer_folders(root: Path, listing: List) -> Path:
+    """Return the folder itself, or the folder up to MAX_OUTER levels inside that contains more than one folder."""
     place = root
     for _ in range(MAX_OUTER):
         if len(listing(place).folders) == 1:
@@ -114,7 +114,7 @@ def _outer(root: Path, listing: List) -> Path:
 
 
 def _divisions(place: Path, listing: List, depth: int) -> list[tuple[Path, dict[str, list[str]]]]:
-    """The folders that hold splits, outermost first -> (folder, names of its splits by role)"""
+    """Find the folders that contain splits, outermost first -> (folder, names of its splits by role)"""
     here = listing(place)
     roles = split_names(here.folders)
     if roles and not (len(roles) == 1 and _is_class(place, here, roles, listing)):
@@ -125,9 +125,9 @@ def _divisions(place: Path, listing: List, depth: int) -> list[tuple[Path, dict[
 
 
 def split_names(folders: Sequence[str]) -> dict[str, list[str]]:
-    """{"train": ["Train"], "test": ["Test"]}: the folders that are named as splits; {} if there are none.
+    """Return the folders with names of splits, by role: {"train": ["Train"], "test": ["Test"]}; {} if there are none.
 
-    Raises DataError if two sets of folders are.
+    Raises DataError if there are two sets of them.
     """
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for name in folders:
@@ -140,28 +140,28 @@ def split_names(folders: Sequence[str]) -> dict[str, list[str]]:
         return plain
     if len(pairs) > 1:
         raise DataError(" and ".join(", ".join(f"{name}/" for same in roles.values() for name in same) for roles in pairs)
-                        + ": which of them are the data set? Give a folder that holds train/ and val/ alone as --data_dir")
+                        + ": more than one data set. Set --data_dir to a folder that contains only one train/ and val/")
     return pairs[0]
 
 
 def _is_class(place: Path, here: Listing, roles: dict[str, list[str]], listing: List) -> bool:
-    """Whether the one folder that is named as a split is a class among others: images of trains, beside cars."""
+    """Whether the only folder with the name of a split is a class among others: images of trains, next to cars."""
     (names,) = roles.values()
     own = [listing(place / name) for name in names]
     others = [listing(place / name) for name in here.folders if name not in names]
     return all(one.images and not one.folders for one in own) and any(other.images for other in others)
 
 
-def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List, request: Request) -> Layout:
+def _with_splits(root: Path, place: Path, roles: dict[str, list[str]], listing: List, request: Request) -> Layout:
     names, notes = {}, []
     for role, same in roles.items():
         names[role] = role if role in same else same[0]
         if len(same) > 1 and role not in same:
-            raise DataError(f"{located(place)} holds {' and '.join(same)}: remove or rename all but one of them")
-        notes += [f"warning: {place / name} is left out, since {role}/ is there" for name in same if name != names[role]]
+            raise DataError(f"{located(place)} contains {' and '.join(same)}. Remove or rename all but one of them")
+        notes += [f"warning: {place / name} is skipped, because there is also {role}/" for name in same if name != names[role]]
     if request.classes.order is None and names.get("train") == "train" and names.get("val") == "val" and (
             names.get("test") not in (None, "test")):
-        del names["test"]                       # a run from before other spellings were taken
+        del names["test"]                       # a run of a version that did not know other spellings
     folders, classes = {}, set(request.classes.wanted)
     for role in (role for role in SPELLINGS if role in names):
         folders[role] = _class_root(place / names[role], listing, classes)
@@ -170,23 +170,24 @@ def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List
     test = folders.get("test")
     if test and classes and not set(listing(test).folders) - ({"images"} - classes):
         del folders["test"]
-        notes.append(f"left out: {test}/ has no class folders, so that its images have no labels")
+        notes.append(f"skipped: {test}/ (no class folders, so its images have no labels)")
     val_list = None
     if "val" in folders and TINY_IMAGENET_LIST in listing(folders["val"]).files:
         val_list = folders["val"] / TINY_IMAGENET_LIST
-        notes.append(f"taken: the classes of the images in {folders['val']} from {TINY_IMAGENET_LIST}")
+        notes.append(f"using: the classes of the images in {folders['val']} from {TINY_IMAGENET_LIST}")
     _check_parts(place, folders, listing, request)
     others = set(listing(place).folders).difference(*roles.values())
     if others:
-        notes.append(f"left out: {abbreviate(f'{place / name}/' for name in others)}")
-    return Layout(folders, False, val_list, (*_taken(root, folders, request), *notes))
+        notes.append(f"skipped: {abbreviate(f'{place / name}/' for name in others)}")
+    return Layout(folders, False, val_list, (*_describe_folders(root, folders, request), *notes))
 
 
 def _class_root(folder: Path, listing: List, classes: Collection[str]) -> Path:
-    """The folder itself, or the one inside that archives and programs add: training_set/training_set/cats, train/images/cats.
+    """Return the folder itself, or the extra folder inside that archives and programs add: training_set/training_set/cats,
+    train/images/cats.
 
-    classes: names that are known to be those of classes. One class alone cannot be trained, so that a folder alone with several
-    inside is none.
+    classes: names that are known to be classes. A single class cannot be trained, so a single folder that contains several
+    others is not a class.
     """
     here = listing(folder)
     if here.images or len(here.folders) != 1 or here.folders[0] in classes:
@@ -207,81 +208,83 @@ def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: 
     used = {folder.relative_to(place).parts[0] for folder in folders.values()}
     rest = here._replace(folders=tuple(name for name in here.folders if name not in used))
     verb = "is" if sum(map(len, rest)) == 1 else "are"
-    beside = f" (there {verb} {contents(rest)} too)" if any(rest) else ""
+    others = f" (there {verb} also {contents(rest)})" if any(rest) else ""
     if "train" not in folders:
-        raise DataError(f"{located(place)} holds {shown} but no train/ to train on{beside}. Evaluate a model on it with "
-                        "--eval_only, or give the folder that holds train/ and val/")
+        raise DataError(f"{located(place)} contains {shown} but no train/ to train on{others}. To evaluate a model on it, add "
+                        "--eval_only; to train, set --data_dir to the folder that contains train/ and val/")
     if len(folders) == 1 and not request.draws:
-        raise DataError(f"{located(place)} holds {shown} but no val/ or test/ with class folders{beside}: --val_fraction 0.1 "
-                        "(VAL_FRACTION=0.1) holds out a share of train to choose on, --test_fraction 0.2 draws a test set")
+        raise DataError(f"{located(place)} contains {shown} but no val/ or test/ with class folders{others}. Add --val_fraction "
+                        "0.1 (VAL_FRACTION=0.1) to hold out a tenth of train for choosing the best checkpoint, or "
+                        "--test_fraction 0.2 to draw a test set")
 
 
-def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
-    """What is taken as what, unless it is train/ and val/ (and test/)."""
+def _describe_folders(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
+    """Return notes on which folder is used for what, unless they are just train/ and val/ (and test/)."""
     lone_test = "train" in folders and "test" in folders and "val" not in folders
     plain = all(folder == root / role for role, folder in folders.items()) and {"train", "val"} <= folders.keys()
     if plain:
         return []
-    means = {"train": "to train on", "val": "to choose on" if "test" in folders else "held out", "test": "to test on"}
+    means = {"train": "to train on", "val": "to validate on", "test": "to test on"}
     if request.need == HELD_OUT:
         means = dict.fromkeys(("val", "test"), "to evaluate")
     parts = [f"{folder.relative_to(root)}/ {means[role]}" for role, folder in folders.items() if role in means]
     if request.test_fraction:
         parts = [" and ".join(f"{folder.relative_to(root)}/" for folder in folders.values()) + ", to draw a test set from"]
-    notes = [f"taken: {', '.join(parts)} (in {root})"]
+    notes = [f"using: {', '.join(parts)} (in {root})"]
     if lone_test and not request.draws and request.need == TRAIN:
         notes.append(chosen_on_test("the test set"))
     return notes
 
 
 def chosen_on_test(what: str) -> str:
-    return (f"best.pt is chosen on {what}, since nothing else is held out: --val_fraction 0.1 (VAL_FRACTION=0.1) would choose "
-            "on a share of train instead")
+    return (f"best.pt is chosen on {what}, because nothing else is held out. --val_fraction 0.1 (VAL_FRACTION=0.1) would hold "
+            "out a tenth of train for that")
 
 
-# --------------------------------------------------------------------------------------------------- one undivided tree
+# --------------------------------------------------------------------------------------------------- a tree without splits
 
 
-def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layout:
+def _without_splits(root: Path, place: Path, listing: List, request: Request) -> Layout:
     here = listing(place)
     if not here.folders:
-        holds = f"holds no train/ and val/, and no class folders, but {contents(here)}" if any(here) else NOTHING
-        raise DataError(f"{located(place)} {holds}: give the folder "
-                        "that holds them, with one folder a class" + _advice(here))
+        holds = f"contains {contents(here)} but no train/ and val/, and no class folders" if any(here) else NOTHING
+        raise DataError(f"{located(place)} {holds}. Set --data_dir to the folder that contains them, with one folder per class"
+                        + _advice(here))
     notes = []
     if not (request.classes.wanted and set(here.folders) <= set(request.classes.wanted)):
         _check_levels(place, here, listing, request)
         _check_depth(place, listing)
-        notes += _called_as_splits(place, here)
+        notes += _classes_named_as_splits(place, here)
     if request.need == TRAIN and not request.draws:
         if len(here.folders) == 1:
-            raise DataError(f"{located(place)} holds one folder ({here.folders[0]}) but no train/ and val/: give the folder that "
-                            "holds them, with one folder a class")
-        raise DataError(f"{located(place)} holds {_count(here.folders, 'folder')} but no train/ and val/ "
-                        f"({abbreviate(here.folders)}): if the folders are classes, --test_fraction 0.2 draws a test set from "
-                        "them, and --val_fraction 0.1 images to choose on; else give the folder that holds train/ and val/")
-    notes += [f"taken: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
+            raise DataError(f"{located(place)} contains one folder ({here.folders[0]}) but no train/ and val/. Set --data_dir to "
+                            "the folder that contains them, with one folder per class")
+        raise DataError(f"{located(place)} contains {_count(here.folders, 'folder')} but no train/ and val/ "
+                        f"({abbreviate(here.folders)}). If the folders are classes, add --test_fraction 0.2 to draw a test set "
+                        "from them, or --val_fraction 0.1 to draw images for choosing the best checkpoint. Otherwise set "
+                        "--data_dir to the folder that contains train/ and val/")
+    notes += [f"using: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
     if request.need == HELD_OUT and not request.draws:
-        notes.append(f"taken: all images of {place}/, which has no train/ and val/")
+        notes.append(f"using: all images of {place}/, which has no train/ and val/")
     return Layout({"train": place}, True, notes=tuple(notes))
 
 
-def _called_as_splits(place: Path, here: Listing) -> list[str]:
-    """Warnings of classes that are called as a split. Pictures of trains are as likely as photographs to train on; nobody calls
-    a class val or test. Raises DataError for those."""
+def _classes_named_as_splits(place: Path, here: Listing) -> list[str]:
+    """Return warnings about classes with the name of a split. A folder train may be a class, pictures of trains, as well as a
+    split. Raises DataError for val and test, which nobody calls a class."""
     called = {name: SPLIT_NAME.fullmatch(name) for name in here.folders}
     plain = [name for name, match in called.items() if match and name.casefold() in ROLE and ROLE[name.casefold()] != "train"]
     if plain:
         others = abbreviate(name for name in here.folders if name not in plain)
-        raise DataError(f"{located(place)}: is {plain[0]}/ a class beside {others}? It holds images and no class folders, so "
-                        f"that nothing can be tested on it: move it out of {place}, or rename it if it is a class")
-    return [f"warning: {place / name}/ is taken for a class, as the {len(here.folders) - 1} folders beside it are: move it "
-            "elsewhere if it is none" for name, match in called.items() if match and not match[1]]
+        raise DataError(f"{located(place)}: {plain[0]}/ has the name of a split, but contains images and no class folders, like "
+                        f"{others} next to it. Rename it if it is a class; otherwise move it out of {place}")
+    return [f"warning: {place / name}/ is used as a class, like the {len(here.folders) - 1} folders next to it. If it is not a "
+            "class, move it elsewhere" for name, match in called.items() if match and not match[1]]
 
 
 def _check_levels(place: Path, here: Listing, listing: List, request: Request) -> None:
-    """Raise DataError if the classes may as well be one level deeper: Dataset/0 ... Dataset/9 beside Examples/, or
-    color/... beside gray/..., fold1/... beside fold2/..., with mostly the same folders in all."""
+    """Raise DataError if the classes may also be one level deeper: Dataset/0 ... Dataset/9 next to Examples/; or color/... next
+    to gray/..., fold1/... next to fold2/..., with mostly the same folders in each."""
     inner = {name: listing(place / name) for name in here.folders}
     outer = [name for name, one in inner.items() if one.folders and not one.images]
     below = {name: inner[name].folders for name in outer}
@@ -293,15 +296,15 @@ def _check_levels(place: Path, here: Listing, listing: List, request: Request) -
     if not alike and not (len(several) == 1 and len(inner) > 1 and len(below[several[0]]) > len(inner) - 1):
         return
     largest = max(several, key=lambda name: len(below[name]))
-    together = f", or put those of {abbreviate(outer)} together in one folder" if alike else ""
+    together = f", or merge those of {abbreviate(outer)} in one folder" if alike else ""
     move = f"{place / 'val'}" if request.need == HELD_OUT else f"{place / 'train'} and add --val_fraction 0.1"
-    raise DataError(f"{located(place)}: which folders are the classes? For the {len(below[largest])} of {largest} "
-                    f"({abbreviate(below[largest])}) give --data_dir {place / largest}{together}; for "
-                    f"{_count(here.folders, 'folder')} ({abbreviate(here.folders)}) move them into {move}")
+    raise DataError(f"{located(place)}: it is unclear which folders are the classes. If they are the {len(below[largest])} in "
+                    f"{largest} ({abbreviate(below[largest])}), set --data_dir {place / largest}{together}. If they are the "
+                    f"{_count(here.folders, 'folder')} {abbreviate(here.folders)}, move them into {move}")
 
 
 def _check_depth(place: Path, listing: List) -> None:
-    """Raise DataError if train/ and val/ lie in more folders, each alone in the one around it, than are looked into."""
+    """Raise DataError if train/ and val/ are deeper than MAX_OUTER single folders inside `place`."""
     inner = place
     for _ in range(MAX_DEPTH):
         if len(listing(inner).folders) != 1 or listing(inner).images:
@@ -310,7 +313,7 @@ def _check_depth(place: Path, listing: List) -> None:
         roles = split_names(listing(inner).folders)
         if len(roles) > 1:
             names = " and ".join(f"{same[0]}/" for same in roles.values())
-            raise DataError(f"{located(place)} holds no train/ and val/; {names} lie at {inner}: give --data_dir {inner}")
+            raise DataError(f"{located(place)} does not contain {names} directly; they are in {inner}. Set --data_dir {inner}")
 
 
 def _count(names: Sequence[str], what: str) -> str:
@@ -318,7 +321,7 @@ def _count(names: Sequence[str], what: str) -> str:
 
 
 def contents(here: Listing) -> str:
-    """What a folder holds, in words."""
+    """Describe what a folder contains."""
     parts = [f"{_count(here.folders, 'folder')} ({abbreviate(here.folders)})"] if here.folders else []
     parts += [_count(here.images, "image")] if here.images else []
     parts += [f"{_count(here.files, 'other file')} ({abbreviate(here.files)})"] if here.files else []
@@ -330,5 +333,5 @@ def _advice(here: Listing) -> str:
     if any(name.endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")) for name in names):
         return ". Unpack the archive first"
     if any(name.endswith((".csv", ".tsv")) for name in names):
-        return ". For images named in a list take --dataset csv"
-    return ". Sort the images into one folder a class first" if here.images else ""
+        return ". For images named in a list use --dataset csv"
+    return ". Sort the images into one folder per class first" if here.images else ""

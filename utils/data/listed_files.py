@@ -1,4 +1,4 @@
-"""Finds the files that a list names: by path or name, with or without an ending, in a folder that is given or guessed."""
+"""Finds the files that a list names: by path or name, with or without an extension, in a given or a likely folder."""
 
 import os
 import re
@@ -10,45 +10,45 @@ from utils.files import image_folder, no_image_folder
 from .image_files import IMAGE_EXTENSIONS, shown
 from .splits import DataError
 
-FEW = 32                # files of a folder that are asked for one by one; for more its listing is read
-SAMPLE = 50             # names that a folder is guessed by
-MAX_FOLDERS = 500       # that are looked into
-IS_URL = "is a URL: download the images; paths of files are needed"
+FEW = 32                # files of a folder that are checked one by one; for more, its listing is read
+SAMPLE = 50             # names that are tried to find a folder
+MAX_FOLDERS = 500       # folders that are searched
+IS_URL = "is a URL. Download the images and write their paths into the list"
 
 
 class FileFinder:
-    """Finds files by name in one or several folders. It reads the listing of a folder that many names are in: asking the file
-    system for each of 100,000 names takes minutes on a network drive.
+    """Finds files by name in one or several folders. For many names in a folder it reads the folder's listing: checking each of
+    100,000 names takes minutes on a network drive.
 
-    data_dir: the folder of the data set; image_dir: the folder that names count from, where the user has named it (seen from
-    data_dir or, if there is none, from the current folder). Raises DataError if there is no such folder.
+    data_dir: the folder of the data set. image_dir: --image_dir, the folder that names are relative to; it is itself relative
+    to data_dir or, if it does not exist there, to the current folder. Raises DataError if there is no such folder.
     """
 
     def __init__(self, data_dir: str, image_dir: str | None = None):
         self.data_dir, self.given = data_dir, image_dir and image_folder(image_dir, data_dir)
         if image_dir and self.given is None:
             raise DataError(no_image_folder(image_dir, data_dir))
-        self._asked: dict[str, int] = {}
+        self._checked: dict[str, int] = {}
         self._names: dict[str, set[str]] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folders: Sequence[str]) -> str | None:
-        """The file's path, or None. Raises DataError where the name means two files."""
+        """Return the file's path, or None. Raises DataError if the name means two files."""
         found = [path for folder in folders for path in self._candidates(name, folder)]
         if len(found) > 1:
             (place, one), (other, two) = map(split_path, found[:2])
             if place == other:
-                raise DataError(f"{shown(os.path.splitext(one)[0])} is {shown(one)} and {shown(two)} in {place}: write the names "
-                                "with their endings, or remove one")
-            raise DataError(f"{shown(name)} is {shown(found[0])} and {shown(found[1])}: name one of the folders with --image_dir")
+                raise DataError(f"{shown(os.path.splitext(one)[0])} may be {shown(one)} or {shown(two)} in {place}. Write the "
+                                "names with their extensions, or remove one of the files")
+            raise DataError(f"{shown(name)} may be {shown(found[0])} or {shown(found[1])}. Set --image_dir to one of the folders")
         return found[0] if found else None
 
     def folders_of(self, names: Sequence[str], part: str, everywhere: bool = True) -> list[str]:
-        """The folders that the names of a list count from, [] if none has any of them.
+        """Return the folders that the names of a list are relative to, [] if no folder has any of the files.
 
-        It is DATA_DIR where that has any; else (`everywhere`) the folder inside or around it that has them all, or those that
-        have them all together. part: "train", "val" or "test". Raises DataError where several folders have them all, and
-        none is called as the part.
+        That is DATA_DIR if it has any of them. Otherwise, if `everywhere`, it is the folder inside or around it that has all of
+        them, or else those that have some. part: "train", "val" or "test". Raises DataError if several folders have all of them
+        and the name of the part does not decide.
         """
         names = list(dict.fromkeys(filter(None, names)))
         sample = [names[number * len(names) // SAMPLE] for number in range(SAMPLE)] if len(names) > SAMPLE else names
@@ -61,8 +61,8 @@ class FileFinder:
             whole = [folder for folder, found in hits.items() if len(found) == len(sample)]
             named = [folder for folder in whole if os.path.basename(folder).lower().startswith(part)]
             if len(whole) > 1 and len(named) != 1:
-                raise DataError(f"{self.data_dir}: the images may be those of {' or of '.join(map(shown, whole[:4]))}: add "
-                                "--image_dir with the right one")
+                raise DataError(f"{self.data_dir}: the images of the list may be in {' or in '.join(map(shown, whole[:4]))}. Add "
+                                "--image_dir with the right folder")
             if whole:
                 return named if len(whole) > 1 else whole
             if hits:
@@ -70,7 +70,7 @@ class FileFinder:
         return []
 
     def _candidates(self, name: str, folder: str) -> list[str]:
-        """The files that the name means there; without an ending it may be several."""
+        """Return the files in the folder that the name may mean; several only for a name without an extension."""
         for spelling in _spellings(name):
             path = join_path(folder, spelling)
             if self._is_file(path):
@@ -82,7 +82,7 @@ class FileFinder:
         return []
 
     def other_case(self, name: str, folder: str) -> str | None:
-        """A file there whose name differs in upper and lower case alone."""
+        """Return a file in the folder whose name differs only in upper and lower case."""
         folder, name = split_path(join_path(folder, name.replace("\\", "/")))
         return next((join_path(folder, other) for other in self._listing(folder) if other.lower() == name.lower()), None)
 
@@ -90,8 +90,8 @@ class FileFinder:
         folder, name = split_path(path)
         if folder in self._names:
             return name in self._names[folder]
-        asked = self._asked[folder] = self._asked.get(folder, 0) + 1
-        return os.path.isfile(path) if asked <= FEW else name in self._listing(folder)
+        checked = self._checked[folder] = self._checked.get(folder, 0) + 1
+        return os.path.isfile(path) if checked <= FEW else name in self._listing(folder)
 
     def _listing(self, folder: str) -> set[str]:
         if folder not in self._names:
@@ -112,8 +112,8 @@ class FileFinder:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """The name, then as other systems write it: with backslashes, absolute on another machine (its ends, the longest first), in
-    the other Unicode form."""
+    """Yield the name, then how other systems may write it: with slashes for backslashes, without the first parts of a path that
+    is absolute on another machine (the longest rest first), in the other Unicode form."""
     yield name
     slashes = name.replace("\\", "/")
     parts = slashes.split("/")[1:] if is_absolute(name) else []
@@ -125,7 +125,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def is_absolute(name: str) -> bool:
-    """On Linux or on Windows."""
+    """Whether the path is absolute on Linux or Windows."""
     return name[:1] in ("/", "\\") or name[1:3] in (":/", ":\\")
 
 
@@ -133,7 +133,7 @@ def is_url(name: str) -> bool:
     return bool(re.match("[A-Za-z][A-Za-z0-9+.-]+://", name))
 
 
-# As os.path.join and os.path.split, in a third of their time.
+# These do the same as os.path.join and os.path.split, in a third of the time.
 
 
 def join_path(folder: str, name: str) -> str:

@@ -1,9 +1,9 @@
 """The loaders of training and evaluation, from a split to batches on the device.
 
-A transform is a function of one image: what split.source returns (splits.py) -> uint8 (C, height, width). What it draws
-from torch's global CPU generator is seeded here by (seed, epoch, image), so that the images of a step do not depend on
-ranks, workers or restarts. Small data sets are cached on the device (device_cache.py): the loader then transports the
-draws alone, and the batch is made on the device.
+A transform is a function of one image: what split.source returns (splits.py) -> uint8 (C, height, width). It draws from
+torch's global CPU generator, which is seeded here by (seed, epoch, image), so the images of a step do not depend on ranks,
+workers or restarts. Small data sets are cached on the device (device_cache.py): the loader then sends only the random draws,
+and the batch is made on the device.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from .sampler import SampleIndex, SampleIndices, StepSampler
 from .splits import ImageError
 from .workers import TIMEOUT_S, Stream, WorkerError, WorkerPool
 
-UNKNOWN = -1                # the target of an image that is of no data set
+UNKNOWN = -1                # the target of an image without a label
 REPLACEMENTS = 100          # images after an unreadable one that are tried in its place
 
 Transform = Callable[[Image.Image | Tensor], Tensor]
@@ -36,18 +36,18 @@ EditTransform = Callable[[Transform, Image.Image | Tensor, int], tuple[Tensor, T
 
 
 class Batch(NamedTuple):
-    images: Tensor                  # (B, C, height, width) uint8; of a cached data set on the device already
+    images: Tensor                  # (B, C, height, width) uint8; already on the device if the data set is cached
     targets: Tensor                 # (B,) int64
     keys: Sequence[SampleIndex]
-    edits: Tensor | None = None     # (B, 2, h, w) float32: values and edited shares; of a loader with edits
-    bad: tuple[tuple[int, str], ...] = ()     # (index, why) of images that were replaced; `keys` keep the index
+    edits: Tensor | None = None     # (B, 2, h, w) float32: values and edited ratios; only from a loader with edits
+    bad: tuple[tuple[int, str], ...] = ()     # (index, reason) of images that were replaced; `keys` keep their index
 
 
 # ------------------------------------------------------------------------------------------------ one image at a time
 
 
 class _Samples(Dataset):
-    """A split by SampleIndex -> (uint8 image, target, (index, why) of the image that it replaces or None[, edit]).
+    """SampleIndex -> (uint8 image, target, (index, reason) of the unreadable image that it replaces or None[, edit]).
 
     An error is returned, not raised, so that the main process can raise it without the traceback of a worker.
     """
@@ -68,13 +68,13 @@ class _Samples(Dataset):
                     image, *edit = ((self.transform(image),) if self.edit_transform is None else
                                     self.edit_transform(self.transform, image, index))
                 return image, target, bad, *edit
-            except ImageError as error:              # of the transform too, which may be what decodes
+            except ImageError as error:              # of the transform too, which decodes JPEGs
                 first = first or error
         return first
 
 
 class _Files(Dataset):
-    """Image files by path, as _Samples: they are no data set, and may be any number."""
+    """Image files by path, with the same results as _Samples: any number of files, without targets."""
 
     edit_transform = None
 
@@ -89,9 +89,8 @@ class _Files(Dataset):
 
 
 def _collate(samples: list | Batch) -> Batch | ImageError:
-    """-> Batch without keys: the main process knows them, and a killed worker's small message is either whole or missing.
-
-    The Batch of a cached data set is one already.
+    """-> Batch without keys. The main process knows them; without them a message is so small that a killed worker has sent either
+    all of it or nothing. The samples of a cached data set are a Batch already.
     """
     if isinstance(samples, Batch):
         return samples
@@ -104,7 +103,7 @@ def _collate(samples: list | Batch) -> Batch | ImageError:
 
 
 def _collate_readable(samples: list | Batch) -> Batch:
-    """-> Batch without keys and without the images that cannot be read: `bad` has (position, why) of those."""
+    """-> Batch without keys and without the images that cannot be read: `bad` has (position, reason) of those."""
     if isinstance(samples, Batch):
         return samples
     bad = tuple((position, sample.plain) for position, sample in enumerate(samples) if isinstance(sample, ImageError))
@@ -118,7 +117,7 @@ def _collate_readable(samples: list | Batch) -> Batch:
 
 
 class _Draws(Dataset):
-    """A cached split by SampleIndices -> Batch whose `images` are what Geometry.draw returns."""
+    """SampleIndices of a cached split -> Batch whose `images` are what Geometry.draw returns."""
 
     def __init__(self, targets: np.ndarray, rows: np.ndarray, geometry: Geometry, seed: int | None):
         self.targets, self.rows, self.geometry, self.seed = targets, rows, geometry, seed
@@ -134,11 +133,11 @@ class _Draws(Dataset):
 
 
 class Loader(WorkerPool):
-    """Iterates over Batches. Raises ImageError for an image that cannot be read; WorkerError where a worker dies, or gives no
-    batch for `timeout_s`.
+    """Iterates over Batches. Raises ImageError for an image that cannot be read, WorkerError if a worker dies or returns no batch
+    for `timeout_s` seconds.
 
-    device: where the images may be cached, with `cached_workers` in place of `num_workers` unless it is None. cached: whether
-    they are, if the transform allows it; None: if they are small enough.
+    device: where the images may be cached; `cached_workers`, unless it is None, then replaces `num_workers`. cached: whether to
+    cache them if the transform allows it; None: only if they are small enough.
     """
 
     def __init__(self, dataset: _Samples | _Files, batches: Sequence[SampleIndices] | Stream, *, num_workers: int,
@@ -166,32 +165,34 @@ class Loader(WorkerPool):
 
 
 def _cache(dataset: _Samples, device: torch.device | None, cached: bool | None) -> CachedImages | str:
+    """Return the cached images, or the reason why they are not cached."""
     if dataset.edit_transform is not None:
-        return "edits of attention accompany the images"
+        return "attention edits are used"
     if cached is False:
-        return "as the run began"
+        return "as when the run started"
     if device is None:
-        return "no device is given"
+        return "no device was set"
     return cache_on_device(dataset.split, dataset.transform, device, any_size=cached is True)
 
 
 def train_loader(split: Dataset, sampler: StepSampler, *, transform: Transform, seed: int,
                  edit_transform: EditTransform | None = None, bad_images: str = "stop", **loading: object) -> Loader:
-    """One loader for the whole run: the micro-batches of `sampler`. `transform` draws by (seed, epoch, image).
+    """Return one loader for the whole run, over the micro-batches of `sampler`. `transform` draws by (seed, epoch, image).
+
+    edit_transform: adds edits to every Batch, cropped and mirrored like its images; the images do not depend on it.
+
+    bad_images "skip": an image that cannot be read is replaced by the next readable one of the split (after the last image comes
+    the first; ImageError after REPLACEMENTS tries), with its own target, edit and draws; Batch.bad names the unreadable image.
+    "stop": it raises ImageError.
 
     loading: arguments of Loader.
-
-    edit_transform: gives every Batch edits, cropped and mirrored as its images, which are the same with and without.
-
-    bad_images "skip": an image that cannot be read is replaced by the next of the split that can (the first after the last;
-    ImageError after REPLACEMENTS tries), with its own target, edit and draws; Batch.bad names it. "stop": ImageError.
     """
     return Loader(_Samples(split, transform, seed, edit_transform, bad_images == "skip"), sampler, **loading)
 
 
 def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: int, world_size: int,
                 **loading: object) -> Loader:
-    """This rank's part of the split in batches of `batch_size`: over all ranks every image once.
+    """Return a loader of this rank's part of the split in batches of `batch_size`. All ranks together load every image once.
 
     loading: arguments of Loader.
     """
@@ -203,20 +204,22 @@ def eval_loader(split: Dataset, *, transform: Transform, batch_size: int, rank: 
 
 def stream_loader(batches: Iterable[Sequence], *, transform: Transform, split: Dataset | None = None,
                   reading: Reading = AS_STORED, **loading: object) -> Loader:
-    """Batches as they come: lists of the paths of image files or, with a split, SampleIndices; Batch.keys are these.
+    """Return a loader of `batches`, which are read on demand: lists of the paths of image files or, with a split, SampleIndices.
+    These are the Batch.keys.
 
-    An image that cannot be read is missing in its Batch, and `bad` has (its position among the keys, why). loading: arguments of
-    Loader.
+    An image that cannot be read is missing in its Batch, and `bad` has (its position among the keys, reason). loading: arguments
+    of Loader.
     """
     samples = _Files(reading, transform) if split is None else _Samples(split, transform, None)
     return Loader(samples, Stream(batches), collate=_collate_readable, **loading)
 
 
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
-    """The number of workers of this process. Beside a GPU all its cores but one, up to 16: the GPU takes thousands of images
-    a second, a core decodes hundreds. On a CPU a quarter of them, at least 1 and up to 4, which load while the others train.
-    None where there is one core, and for digits, which need no decoding."""
-    if dataset == "digits":
+    """Return the number of workers of this process. With a GPU that is all its cores but one, up to 16: a GPU processes thousands
+    of images per second, a core decodes hundreds. On a CPU it is a quarter of the cores, 1 to 4, which load while the others
+    train. It is 0 on a single core, for digits, which need no decoding, and with an Apple GPU: a process that uses one should not
+    fork."""
+    if dataset == "digits" or device_type == "mps":
         return 0
     own = core_count() // local_world_size
     return max(0, min(16, own - 1) if device_type == "cuda" else min(4, max(1, own // 4), own - 1))
@@ -226,16 +229,16 @@ def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Move the batches to a GPU, each while the batch before it is worked on. On other devices they pass unchanged.
+    """Yield the batches on a GPU, each copied while the previous one is used. On other devices, yield them unchanged.
 
-    The work for a batch is queued on a stream of its own before the batch before it is handed out. An error is raised when
-    its turn comes, so that no step is lost to the error of a later one.
+    The copy of a batch is queued on a separate stream before the previous batch is yielded. An error is raised in the place of
+    its batch, so no earlier step is lost.
     """
     if device.type != "cuda":
         yield from batches
         return
     batches, side, waiting = iter(batches), _side_stream(device), None
-    side.wait_stream(torch.cuda.current_stream(device))          # which copied cached images there
+    side.wait_stream(torch.cuda.current_stream(device))          # which has copied cached images to the device
     while True:
         try:
             with torch.cuda.stream(side):
@@ -254,12 +257,12 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream for all loaders: the allocator keeps separate memory for each stream."""
+    """Return the same stream for all loaders, since the allocator keeps separate memory for each stream."""
     return torch.cuda.Stream(device)
 
 
 def _arrived(batch: Batch | ValueError, copied: torch.cuda.Event | None) -> Batch:
-    """The batch once the current stream waits for its copy. Raises the error that came in its place."""
+    """Make the current stream wait for the copy, and return the batch. Raises the error that came in its place."""
     if isinstance(batch, ValueError):
         raise batch
     stream = torch.cuda.current_stream()

@@ -1,6 +1,6 @@
 """MixUp (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899), on the device.
 
-torchvision's v2.MixUp and v2.CutMix draw once a batch and mix each image with its neighbor, the first with the last: the
+torchvision's v2.MixUp and v2.CutMix draw once per batch and mix each image with its neighbor, the first with the last: the
 result depends on how a step is split into ranks and micro-batches. Here images 2k and 2k + 1 of a step are mixed with each
 other, and every pair has its own draws, which are a function of (seed, step): the result is the same for any number of
 ranks and micro-batches.
@@ -20,8 +20,8 @@ class Draws(NamedTuple):
     """One entry for each pair of images."""
 
     cutmix: np.ndarray      # bool: CutMix, else MixUp
-    lam: np.ndarray         # lambda, the ratio of an image that stays; 1 where nothing is mixed
-    center: np.ndarray      # (2, pairs) of CutMix's box, relative to height and width
+    lam: np.ndarray         # lambda, the weight of the image itself; 1 where nothing is mixed
+    center: np.ndarray      # (2, pairs): the center of CutMix's box, relative to height and width
 
 
 class Mixer:
@@ -52,7 +52,7 @@ class Mixer:
     def __call__(self, images: Tensor, targets: Tensor, step: int, position: int) -> tuple[Tensor, Tensor]:
         """Mixes images (B, channels, h, w), floating point, and targets (B,) int64 -> images, targets (B, C) float32.
 
-        `position`: that of the first image in the step, counted over all ranks; it and B are even.
+        `position`: the position of the first image in the step, counted over all ranks; it and B are even.
         """
         one_hot = torch.zeros(len(targets), self.num_classes, device=targets.device).scatter_(1, targets[:, None], 1.0)
         if step >= self.stop_at:
@@ -68,7 +68,7 @@ class Mixer:
 def boxes(cutmix: np.ndarray, lam: np.ndarray, center: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (4, pairs) top, bottom, left, right of the boxes in pixels, empty for MixUp, and the corrected lambdas (pairs,).
 
-    A box's sides are sqrt(1 - lambda) of the image's. It is clipped at the image's edges, and lambda corrected to its area.
+    A box's sides are sqrt(1 - lambda) of the image's. It is clipped at the image's edges, and lambda is corrected for its area.
     """
     size = np.array([[height], [width]])
     middle = (center * size).astype(int)
@@ -79,8 +79,8 @@ def boxes(cutmix: np.ndarray, lam: np.ndarray, center: np.ndarray, height: int, 
 
 
 def pixel_weights(box: Tensor, lam: Tensor, height: int, width: int) -> Tensor:
-    """box (4, B), lam (B,) -> (B, 1, height, width): the image's own part of each pixel: 0 in a box, 1 around it, `lam`
-    everywhere without a box."""
+    """Returns the weight of the image itself at each pixel, from box (4, B) and lam (B,) -> (B, 1, height, width): 0 inside a
+    box, 1 around it, and `lam` everywhere if there is no box."""
     top, bottom, left, right = box[:, :, None]
     rows, columns = torch.arange(height, device=box.device), torch.arange(width, device=box.device)
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]

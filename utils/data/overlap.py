@@ -1,4 +1,4 @@
-"""Images that are in two splits, or in two classes: by the files that they are, and by their bytes."""
+"""Finds images that are in two splits or two classes: by the path of their file, or by its bytes."""
 
 import os
 from collections import Counter, defaultdict
@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from .classes import shown_name
-from .image_files import FileImages, shown
+from .image_files import FileImages, counted, shown
 from .listed_files import FEW, join_path, split_path
 from .splits import Splits, Subset
 
@@ -16,7 +16,7 @@ SAMPLE = 64                 # sizes that are compared
 
 
 def real_paths(paths: Sequence[str]) -> list[str]:
-    """The paths beyond all links. Asks the file system once a folder, and for each file that is a link."""
+    """Resolve all links in the paths, with one request to the file system per folder and one per link."""
     divided = [split_path(path) for path in paths]
     folders: dict[str, set[str]] = defaultdict(set)
     for folder, name in divided:
@@ -25,7 +25,7 @@ def real_paths(paths: Sequence[str]) -> list[str]:
     real_folder = {folder: os.path.realpath(folder) for folder in folders}
     found = [join_path(real_folder[folder], name) for folder, name in divided]
     linked = [number for number, (folder, name) in enumerate(divided) if name in links[folder]]
-    if linked:                                  # realpath of each would ask about every folder above it
+    if linked:                                  # realpath of each file would check every folder above it
         targets = [join_path(real_folder[divided[number][0]], os.readlink(found[number])) for number in linked]
         for number, path in zip(linked, real_paths(targets)):
             found[number] = path
@@ -43,10 +43,10 @@ def _links(folder: str, names: set[str]) -> set[str]:
 
 
 def each_file_once(splits: Splits, pooled: bool, what: str) -> tuple[Splits, dict[str, str]]:
-    """Without the images of a file and label that are taken already: a share would hold out what is trained on.
+    """Remove images with the same file and label as one before them: a drawn split could hold out what is trained on.
 
-    pooled: the share is drawn from all images, and not from train alone. what: what names them, such as "rows".
-    -> (the splits, the file by image name, of files that stay under several labels)
+    pooled: the split is drawn from all images, not only from train. what: what lists the images, such as "rows".
+    -> (the splits, {image name: file} for files that remain under several labels)
     """
     parts = {id(split): split for split in (splits.train, *splits.held_out.values())[:None if pooled else 1] if len(split)}
     seen, taken, files = set(), {}, {}
@@ -62,13 +62,13 @@ def each_file_once(splits: Splits, pooled: bool, what: str) -> tuple[Splits, dic
         parts[key].name(index): file for key, own in files.items() for index, file in enumerate(own) if labels[file] > 1}
     if len(seen) == total:
         return splits, unclear
-    note = (f"{'all parts together' if len(parts) > 1 else 'train'}: {total:,} {what} name {len(labels):,} files: each is taken "
-            f"once{' for each of its labels' * bool(unclear)}, since a share is held out")
+    note = (f"{'all parts together' if len(parts) > 1 else 'train'}: {total:,} {what} name {len(labels):,} files. Each file is "
+            f"used once{' for each of its labels' * bool(unclear)}, so that none is both trained on and held out")
     return splits.changed(lambda split: taken.get(id(split), split)).replace(note), unclear
 
 
 def _files(split: Dataset) -> list[str]:
-    """What identifies the file of each image; of a prepared one, its name."""
+    """Return what identifies the file of each image: its real path, or its name if it is a prepared one."""
     if isinstance(split, FileImages):
         split.files = split.files or real_paths([path for path, _ in split.samples])
         return split.files
@@ -76,7 +76,7 @@ def _files(split: Dataset) -> list[str]:
 
 
 def drawn_from_trained(splits: Splits, files: Mapping[str, str]) -> list[str]:
-    """Warnings of files that are held out and in train too. files: by image name, as each_file_once has them."""
+    """Return warnings about files that are both held out and in train. files: by image name, as each_file_once returns them."""
     images = {"train": splits.train, **splits.held_out} if files else {}
     names = {part: list(map(split.name, range(len(split)))) for part, split in images.items()}
     return in_two_splits({part: [files.get(name, name) for name in own] for part, own in names.items()},
@@ -85,13 +85,13 @@ def drawn_from_trained(splits: Splits, files: Mapping[str, str]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------- one image twice
 
-# By split, train first: `images`, and `keys`, what identifies each of them (its file, or a digest of it). name_of(split, index):
-# what a message calls an image. `how`: by what images are the same, if not by their files.
+# Arguments by split, train first: `images`, and `keys`, what identifies each image (its file, or a digest). name_of(split,
+# index): what a message calls an image. `how`: how images were compared, if not by their files.
 
 
 def shared_images(images: Mapping[str, Dataset], classes: Sequence[str], name_of: Callable[[str, int], str],
                   keys: Mapping[str, Sequence] | None = None, how: str = "") -> list[str]:
-    """Warnings of one image under two labels, or in two splits."""
+    """Return warnings about images under two labels or in two splits."""
     keys = keys or {split: _files(own) for split, own in images.items()}
     if len(set().union(*keys.values())) == sum(map(len, keys.values())):
         return []
@@ -104,12 +104,12 @@ def shared_images(images: Mapping[str, Dataset], classes: Sequence[str], name_of
     lines = []
     if two:
         one, other = (f"{name_of(split, index)} ({shown_name(classes[label])})" for split, index, label in two[0])
-        lines.append(f"warning: {len(two):,} image{'s' * (len(two) > 1)} under two labels{how}: such as {one}, which is {other}")
+        lines.append(f"warning: {counted(len(two), 'image')} under two labels{how}: for example {one} is {other}")
     return lines + in_two_splits(keys, name_of, how)
 
 
 def in_two_splits(keys: Mapping[str, Sequence], name_of: Callable[[str, int], str], how: str = "") -> list[str]:
-    """Warnings of held-out images that are in a split before theirs too."""
+    """Return warnings about images that are also in an earlier split."""
     lines, first = [], {}
     for split, own in keys.items():
         shared: dict[str, list[int]] = defaultdict(list)
@@ -118,15 +118,16 @@ def in_two_splits(keys: Mapping[str, Sequence], name_of: Callable[[str, int], st
             if before != split:
                 shared[before].append(index)
         for other, same in shared.items():
-            part = "all of" if len(same) == len(own) else f"{len(same):,} of"
-            what = "training images" if other == "train" else f"images of {other} too"
-            lines.append(f"warning: {part} {split}'s {len(own):,} images are {what}{how}: such as {name_of(split, same[0])}, "
-                         f"which is {name_of(*first[own[same[0]]])}. Results on them mean little")
+            which = (f"the only {split} image" if len(own) == 1 else f"all {len(own):,} {split} images" if len(same) == len(own)
+                     else f"{len(same):,} of the {len(own):,} {split} images")
+            lines.append(f"warning: {which} {'is' if len(same) == 1 else 'are'} also in {other}{how}: for example "
+                         f"{name_of(split, same[0])} is {name_of(*first[own[same[0]]])}. Results on them mean little")
     return lines
 
 
 def seems_copied(images: Mapping[str, FileImages], roots: Mapping[str, Path]) -> list[str]:
-    """A warning where each image of a held-out split has the class and name of one of train, and in a sample its size too."""
+    """Return a warning if every image of a held-out split has the class and name of one in train, and in a sample also its
+    size."""
     if "train" not in images:
         return []
     inside = {split: {path[len(str(roots[split])) + 1:]: path for path, _ in own.samples} for split, own in images.items()}
@@ -138,6 +139,6 @@ def seems_copied(images: Mapping[str, FileImages], roots: Mapping[str, Path]) ->
         chosen = [names[number * len(names) // min(len(names), SAMPLE)] for number in range(min(len(names), SAMPLE))]
         sizes = [[os.path.getsize(inside[part][name]) for name in chosen] for part in ("train", split)]
         if sizes[0] == sizes[1] and len(set(sizes[0])) > 1:
-            notes.append(f"warning: every image of {split} has the name, class and size of one of train: is it a copy? Results "
-                         "on training images mean little; python dataset.py check compares the bytes")
+            notes.append(f"warning: every image of {split} has the name, class and size of one in train, so {split} may be a "
+                         "copy. Results on training images mean little. To compare the bytes: python dataset.py check")
     return notes

@@ -1,7 +1,7 @@
 """How an image file becomes RGB where its format leaves a choice: one rule for all images of a data set.
 
-survey.py finds the rule from a sample when a data set is opened. Checkpoints keep it, so that whoever reads an image for a model
-shows it what it was trained on.
+survey.py finds the rule from a sample when a data set is opened. Checkpoints store it, so that a model always gets images that
+were read as in training.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from torch import Tensor
 AUTO = "auto"
 FULL_RANGE = (0, 65535)
 STRIP_PIXELS = 1 << 22            # converted at a time
-ORIENTATION = 0x0112              # the tag of EXIF
+ORIENTATION = 0x0112              # the EXIF tag
 UPRIGHT = 1
-# EXIF's orientations that make a difference: are rows and columns exchanged, then rows reversed, then columns reversed?
+# EXIF orientations other than UPRIGHT: whether rows and columns are exchanged, then rows reversed, then columns reversed.
 TURNS = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False),
          6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
 METHODS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -28,13 +28,14 @@ _EXIF_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The flags of the same names; each may be "auto": to be found. The defaults are how runs without these flags read.
+    """The flags of the same names. Each may be "auto", to be found from the images. The defaults are those of runs that have
+    none of these flags.
 
-    exif: "follow": images are turned upright as their EXIF orientation says; "off": they stay as they are stored. (A TIFF has
-    an orientation of its own, which Pillow always follows.)
-    intensity_range: the values of 16-bit images that become black and white; what is beyond them is clipped.
-    alpha: transparent parts are put on "white" or "black"; "mask": the alpha channel itself is the picture, as a gray image;
-    "ignore": the colors alone.
+    exif: "follow": images are turned upright by their EXIF orientation; "off": they stay as stored. (A TIFF has its own
+    orientation, which Pillow always follows.)
+    intensity_range: the values of 16-bit images that become black and white; values beyond them are clipped.
+    alpha: transparent parts are put on "white" or "black"; "mask": the alpha channel itself is used as a gray image; "ignore":
+    only the colors are used.
     """
 
     exif: str = "off"
@@ -43,13 +44,13 @@ class Reading:
 
     @classmethod
     def of(cls, settings: Mapping) -> "Reading":
-        """From the settings of a run by name, which may come from JSON."""
+        """Return the Reading of a run's settings, by name; they may come from JSON."""
         found = {field.name: settings[field.name] for field in dataclasses.fields(cls)}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
     @property
     def unknown(self) -> set[str]:
-        """The fields that are still to be found."""
+        """The names of the fields that are "auto"."""
         return {name for name, value in vars(self).items() if value == AUTO}
 
     def replace(self, **values: object) -> "Reading":
@@ -57,7 +58,7 @@ class Reading:
 
 
 def to_text(value: str | tuple[int, int]) -> str:
-    """A field as its flag is typed."""
+    """Return a field in the form in which its flag is typed."""
     return value if isinstance(value, str) else ",".join(map(str, value))
 
 
@@ -66,25 +67,25 @@ FIND = Reading(AUTO, AUTO, AUTO)
 
 
 def to_rgb(image: Image.Image, reading: Reading = AS_STORED) -> Image.Image:
-    """RGB, 8 bits. Raises ValueError for pixels of no known range (32-bit integers, floats, values below 0), which Pillow would
-    clip to white or black."""
+    """Convert to RGB, 8 bits. Raises ValueError for pixels without a known range (32-bit integers, floats, values below 0), which
+    Pillow would clip to white or black."""
     turn = orientation(image) if reading.exif == "follow" else UPRIGHT
     return upright(stored_rgb(image, reading), turn)
 
 
 def stored_rgb(image: Image.Image, reading: Reading = AS_STORED) -> Image.Image:
-    """As to_rgb, but turned as it is stored."""
+    """Convert as to_rgb does, but keep the stored orientation."""
     gray = is_gray16(image)
     if image.mode in ("I", "F") and not gray:
-        raise ValueError("32 bits a pixel, of no known range: save it with 8 or 16 bits")
+        raise ValueError("32 bits per pixel without a known range: save it with 8 or 16 bits")
     transparent = image.has_transparency_data and not gray
     low = _low_bytes(image) if reading.intensity_range != FULL_RANGE and is_color16(image) else None
     if not (gray or transparent or low):
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")       # which would copy
+        return image if image.mode == "RGB" else image.convert("RGB")       # convert would copy an RGB image
     rgb = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):        # in strips: the steps between take several times the memory
+    for top in range(0, image.height, rows):        # in strips, because the conversion needs several times the memory
         box = (0, top, image.width, min(top + rows, image.height))
         strip = image.crop(box)
         alpha = strip.convert("RGBA").getchannel("A") if transparent and low else None
@@ -101,7 +102,7 @@ def stored_rgb(image: Image.Image, reading: Reading = AS_STORED) -> Image.Image:
 
 
 def flatten(image: Image.Image, alpha: str) -> Image.Image:
-    """Of an image with transparent parts: without them, as Reading.alpha says; RGB, RGBA that is opaque, or gray."""
+    """Remove the transparent parts of an image as Reading.alpha says -> RGB, opaque RGBA, or gray"""
     image = image.convert("RGBA")
     if alpha == "mask":
         return image.getchannel("A")
@@ -112,19 +113,20 @@ def flatten(image: Image.Image, alpha: str) -> Image.Image:
 
 
 def is_gray16(image: Image.Image) -> bool:
-    """One channel of 16 bits. (Of 32 are mode I's other images; a PPM's or a PNG's are 16, and so is signed TIFF.)"""
+    """Whether the image has one channel of 16 bits. (Mode I has 32 bits, except from PPM, PNG and signed TIFF, with 16.)"""
     signed = image.format == "TIFF" and image.mode == "I" and image.tag_v2.get(258) == (16,)
     return image.mode.startswith("I;16") or (image.mode == "I" and (image.format in ("PPM", "PNG") or signed))
 
 
 def is_color16(image: Image.Image) -> bool:
-    """Three or four channels of 16 bits, of which Pillow keeps the upper 8. Asks before the image is loaded."""
-    tiles = getattr(image, "tile", ())             # what is no file has none
+    """Whether the image has three or four channels of 16 bits, of which Pillow keeps the upper 8. Call it before the image is
+    loaded."""
+    tiles = getattr(image, "tile", ())             # an image that is not from a file has none
     return image.mode in ("RGB", "RGBA") and any(_raw_mode(tile).startswith(("RGB;16", "RGBA;16")) for tile in tiles)
 
 
 def values16(image: Image.Image) -> np.ndarray:
-    """The values of an image for which is_gray16 or is_color16 holds -> integers (height, width[, channels])"""
+    """Return the values of an image of is_gray16 or is_color16 -> integers (height, width[, channels])"""
     if is_gray16(image):
         return np.asarray(image)
     low = _low_bytes(image)
@@ -132,9 +134,9 @@ def values16(image: Image.Image) -> np.ndarray:
 
 
 def to_bytes(values: np.ndarray, intensity_range: tuple[int, int]) -> np.ndarray:
-    """16-bit values -> uint8 of the same shape. Raises ValueError for values below 0 where the range begins at 0 or above."""
+    """Convert 16-bit values to uint8 of the same shape. Raises ValueError for values below 0 if the range has none."""
     if values.dtype.kind == "i" and intensity_range[0] >= 0 and values.min() < 0:
-        raise ValueError(f"16-bit values below 0, down to {values.min():,}: say which values become black and white, such as "
+        raise ValueError(f"16-bit values below 0, down to {values.min():,}: set which values become black and white, for example "
                          "--intensity_range=-1024,3071")
     if intensity_range == FULL_RANGE:
         return (values >> 8).astype(np.uint8)
@@ -147,8 +149,8 @@ def _raw_mode(tile: tuple) -> str:
 
 
 def _low_bytes(image: Image.Image) -> Image.Image:
-    """The lower 8 bits of a color image of 16, as an image; `image` is loaded first. Pillow's readers of one byte order take the
-    upper bytes of theirs, which are the lower bytes of the other."""
+    """Return the lower 8 bits of a 16-bit color image, as an image; `image` is loaded first. Pillow only reads the upper bytes;
+    with the other byte order, these are the lower ones."""
     stream = image.fp
     image.load()
     stream.seek(0)
@@ -166,25 +168,25 @@ def _low_bytes(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8, of an image whose header is read; 1 where there is none that makes sense, and where Pillow has followed
-    it. Decodes nothing: what a PNG has behind its pixels is not found."""
+    """Return the EXIF orientation, 1 to 8, of an image whose header is read; 1 if there is no valid one, or Pillow has applied it
+    already. Decodes nothing, so it does not find EXIF data after the pixels of a PNG."""
     if image.format == "TIFF" or not _EXIF_KEYS & image.info.keys():
         return UPRIGHT
     try:
         found = Image.Image.getexif(image).get(ORIENTATION)         # a PNG's own method would load the image
         return int(found) if found in TURNS else UPRIGHT
-    except Exception:                   # of damaged EXIF Pillow lets out many kinds
+    except Exception:                   # for damaged EXIF Pillow raises many kinds
         return UPRIGHT
 
 
 def tiff_orientation(image: Image.Image) -> int:
-    """That of a TIFF whose header is read, as `orientation`; 1 for other formats."""
+    """Return the orientation, 1 to 8, of a TIFF whose header is read; 1 for other formats."""
     found = image.tag_v2.get(ORIENTATION) if image.format == "TIFF" else UPRIGHT
     return found if found in TURNS else UPRIGHT
 
 
 def upright(image: Image.Image | Tensor, turn: int) -> Image.Image | Tensor:
-    """PIL or a tensor (..., height, width) as it is stored -> as its orientation `turn` demands"""
+    """Turn a stored image, PIL or a tensor (..., height, width), upright by its orientation `turn`."""
     if turn == UPRIGHT:
         return image
     if isinstance(image, Image.Image):
@@ -195,12 +197,12 @@ def upright(image: Image.Image | Tensor, turn: int) -> Image.Image | Tensor:
 
 
 def turned_size(size: tuple[int, int], turn: int) -> tuple[int, int]:
-    """Two sides as stored -> upright, and back."""
+    """Convert the two sides of a stored image to those of the upright one, or back."""
     return size[::-1] if turn != UPRIGHT and TURNS[turn][0] else size
 
 
 def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], turn: int) -> tuple[int, int, int, int]:
-    """A box (top, left, height, width) of an upright image of `size` (height, width) -> the same box as it is stored"""
+    """Convert a box (top, left, height, width) of an upright image of `size` (height, width) to a box of the stored image."""
     if turn == UPRIGHT:
         return box
     (top, left, height, width), (exchanged, rows, columns) = box, TURNS[turn]

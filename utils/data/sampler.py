@@ -1,7 +1,7 @@
-"""Which images make step t: a pure function of (seed, t), whatever the number of processes, workers or restarts.
+"""Chooses the images of each step: a pure function of (seed, step), whatever the number of processes, workers or restarts.
 
-Step t holds the positions t * G to (t + 1) * G - 1 of an endless stream of shuffled epochs (G images a step), cut into
-micro-batches that are dealt to the ranks in contiguous blocks. Steps straddle epochs, so there is no ragged last batch.
+Step t has the positions t * G to (t + 1) * G - 1 of an endless stream of shuffled epochs (G images per step). They are cut into
+micro-batches, of which each rank gets a contiguous block. Steps may span two epochs, so there is no smaller last batch.
 """
 
 import functools
@@ -44,11 +44,11 @@ class SampleIndices(Sequence):
 
 
 class StepSampler(Sequence):
-    """This rank's micro-batches of the steps start to stop - 1, in order: the SampleIndices of each."""
+    """This rank's micro-batches (SampleIndices) of the steps start to stop - 1, in order."""
 
     def __init__(self, images: int, batch_size: int, micro_batches: int, rank: int, world_size: int, seed: int,
                  start: int, stop: int):
-        """micro_batches: of a step, over all ranks; batch_size is a multiple of it, and it is a multiple of world_size."""
+        """micro_batches: per step, over all ranks. batch_size is a multiple of it, and it is a multiple of world_size."""
         assert batch_size % micro_batches == 0 and micro_batches % world_size == 0
         self.images, self.batch_size, self.seed, self.start, self.stop = images, batch_size, seed, start, stop
         self.micro_batches, self.micro_size = micro_batches, batch_size // micro_batches
@@ -65,7 +65,7 @@ class StepSampler(Sequence):
         return self._micro_batch(self.start + steps, self.own[own])
 
     def samples_of(self, step: int) -> list[SampleIndex]:
-        """All samples of a step, of every rank."""
+        """Return all samples of a step, for every rank."""
         return [sample for micro in range(self.micro_batches) for sample in self._micro_batch(step, micro)]
 
     def _micro_batch(self, step: int, micro: int) -> SampleIndices:
@@ -76,7 +76,7 @@ class StepSampler(Sequence):
         return SampleIndices(step, micro, epochs, np.concatenate(indices))
 
 
-@functools.lru_cache(2)                   # a micro-batch may straddle two epochs
+@functools.lru_cache(2)                   # a micro-batch may span two epochs
 def _permutation(images: int, seed: int, epoch: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(images, generator=generator).numpy()

@@ -1,8 +1,8 @@
-"""Looks at a sample of a data set's image files when it is opened: finds the rule by which all of them are read (reading.py), and
-names what the rule does not suit.
+"""Inspects a sample of a data set's image files when it is opened, to find the rule by which all of them are read (reading.py)
+and to warn about images that the rule does not fit.
 
-Of the sample the headers are read, so that a start stays fast however many images there are. Decoded are those alone that can
-hide something, 16 bits or transparent parts, and of those no more than about MAX_DECODED pixels.
+Only the headers of the sample are read, so a start is fast however many images there are. Only images with 16 bits or with
+transparent parts are decoded, about MAX_DECODED pixels at most.
 """
 
 import contextlib
@@ -31,33 +31,33 @@ from .reading import (
 from .splits import DataError, ImageError, Splits, abbreviate
 
 SAMPLE = 256                      # images whose headers are read
-MAX_DECODED = 4_000_000           # pixels of them that are decoded
-MAX_LOOKED_AT = 250_000           # pixels of one image that are looked at, evenly spaced
-FAINT = 16                        # of 256 levels: an image with fewer between its darkest and its lightest shows nothing
+MAX_DECODED = 4_000_000           # pixels of the sample that are decoded
+MAX_INSPECTED = 250_000           # pixels of one image that are inspected, evenly spaced
+FAINT = 16                        # of 256 levels: an image with fewer between its darkest and lightest pixel shows nothing
 HIGHEST = (255, 1023, 4095, 16383, 32767, 65535)       # of 8, 10, 12, 14, 15 (signed) and 16 bits
-OUTSIDE = 0.1                     # per cent of an image's pixels, such as dead ones, that do not decide about its range
-ALPHAS = ("white", "black", "mask", "ignore")           # the first that shows the images is taken
-FEW = 0.1                         # ratio of images that white may lose, such as a white cup cut out, before others are tried
+OUTSIDE = 0.1                     # percent of an image's pixels, such as dead ones, that are ignored in finding its range
+ALPHAS = ("white", "black", "mask", "ignore")           # the first that shows the images is used
+FEW = 0.1                         # ratio of images that white may hide, such as a white cup, before others are tried
 
 
 @dataclasses.dataclass
 class Survey:
-    """What was found in `images` sampled files. The lists hold an entry for each decoded image of the kind."""
+    """What was found in `images` sampled files. The lists have one entry for each decoded image of their kind."""
 
     images: int = 0
-    turned: int = 0                                     # with an orientation that is followed or not
-    turned_tiffs: int = 0                               # with TIFF's own, which Pillow always follows
-    deep: int = 0                                       # with 16 bits a channel
+    turned: int = 0                                     # with an EXIF orientation, followed or not
+    turned_tiffs: int = 0                               # with a TIFF orientation, which Pillow always follows
+    deep: int = 0                                       # with 16 bits per channel
     transparent: int = 0
     ranges: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)             # path, darkest, lightest value
     contrasts: list[tuple[str, dict[str, int]]] = dataclasses.field(default_factory=list)    # path, levels 0..255 by ALPHAS
 
 
 def read_as(splits: Splits, wish: Reading, follow_exif: bool) -> Splits:
-    """The data set with its files read by the rule `wish`; what is "auto" there is found from the images.
+    """Return the data set with its files read by the rule `wish`; what is "auto" there is found from the images.
 
-    Notes tell what was found. HEIC images that cannot be read here are left out, with a warning. `follow_exif` is what "auto"
-    means for EXIF. Raises DataError where no rule can be found, or where a class is left without images.
+    Notes report what was found. HEIC images that cannot be read here are skipped, with a warning. `follow_exif` is what "auto"
+    means for EXIF. Raises DataError if no rule can be found, or a class is left without images.
     """
     wish = wish.replace(exif="follow" if follow_exif else "off") if wish.exif == AUTO else wish
     splits = _without_heif(splits)
@@ -68,30 +68,30 @@ def read_as(splits: Splits, wish: Reading, follow_exif: bool) -> Splits:
 
 
 def loose_files(samples: list[tuple[str, int]], root: str | Path, wish: Reading) -> FileImages:
-    """Images that are no data set, read as `wish` says; what is "auto" there is found from them (EXIF: followed)."""
+    """Return images that are not in a data set, read as `wish` says; "auto" is found from the images (EXIF: followed)."""
     wish = wish.replace(exif="follow") if wish.exif == AUTO else wish
     reading = _find([FileImages(samples)], wish)[0] if wish.unknown else wish
     return FileImages(samples, root, reading)
 
 
 def faint_images(files: FileImages) -> str:
-    """A warning where 16-bit images of a sample become nearly one color by the rule of `files`, which may be another data set's;
-    else ''."""
+    """Return a warning if 16-bit images of a sample become nearly one color when they are read as `files` are, perhaps by the
+    rule of another data set; else ''."""
     survey, (low, high) = take([files]), files.reading.intensity_range
     faint = _faint(survey, low, high)
-    return _warning(survey, faint, f"the model takes {low:,} to {high:,} for black to white") if faint else ""
+    return _warning(survey, faint, f"the model reads {low:,} to {high:,} as black to white") if faint else ""
 
 
 def _without_heif(splits: Splits) -> Splits:
-    """Without the HEIC images, where pillow-heif is missing."""
+    """Remove HEIC images if pillow-heif is not installed."""
     endings = Counter()
 
     def without(split: Dataset) -> Dataset:
         samples = getattr(split, "samples", [])
-        left_out = [path for path, _ in samples if path.lower().endswith(HEIF_EXTENSIONS)]
-        if not left_out or can_read_heif():
+        skipped = [path for path, _ in samples if path.lower().endswith(HEIF_EXTENSIONS)]
+        if not skipped or can_read_heif():
             return split
-        endings.update(Path(path).suffix.lower() for path in left_out)
+        endings.update(Path(path).suffix.lower() for path in skipped)
         return FileImages([each for each in samples if not each[0].lower().endswith(HEIF_EXTENSIONS)], split.root, split.reading)
 
     kept = splits.changed(without)
@@ -101,15 +101,17 @@ def _without_heif(splits: Splits) -> Splits:
     gone = set(splits.train.targets.tolist()) - set(kept.train.targets.tolist())
     if gone:
         raise DataError(f"{splits.train.root}: the images of class {abbreviate(splits.classes[label] for label in gone)} are "
-                        f"{' and '.join(sorted(endings))} files alone, and this Python cannot read those: {INSTALL_HEIF}")
-    return kept.replace(f"warning: {counts} images are left out: {INSTALL_HEIF}")
+                        f"all {' and '.join(sorted(endings))} files, which this Python cannot read. Install the package for "
+                        f"them: {INSTALL_HEIF}")
+    subject = "image is" if endings.total() == 1 else "images are"
+    return kept.replace(f"warning: {counts} {subject} skipped. To read HEIC: {INSTALL_HEIF}")
 
 
 # ------------------------------------------------------------------------------------------------------ the sample
 
 
 def _find(files: list[FileImages], wish: Reading) -> tuple[Reading, tuple[str, ...]]:
-    """-> (the rule, lines about it)"""
+    """-> (the rule, notes about it)"""
     survey = take(files)
     low_high, notes = _intensity_range(survey, wish.intensity_range)
     alpha, more = _alpha(survey, wish.alpha)
@@ -121,9 +123,9 @@ def _find(files: list[FileImages], wish: Reading) -> tuple[Reading, tuple[str, .
     if survey.turned_tiffs:
         found.append(f"{survey.turned_tiffs} TIFF with an orientation, which is always followed")
     if survey.deep:
-        found.append("{} of 16 bits a channel, {:,} to {:,} taken for black to white".format(survey.deep, *low_high))
+        found.append("{} with 16 bits per channel, {:,} to {:,} read as black to white".format(survey.deep, *low_high))
     if survey.transparent:
-        does = {"mask": "whose alpha channel is taken for the picture", "ignore": "which is ignored"}
+        does = {"mask": "which is used as the image", "ignore": "which is ignored"}
         found.append(f"{survey.transparent} with an alpha channel, " + does.get(alpha, f"put on {alpha}"))
     if found:
         notes.insert(0, f"images: of {survey.images} sampled, {'; '.join(found)}")
@@ -131,7 +133,7 @@ def _find(files: list[FileImages], wish: Reading) -> tuple[Reading, tuple[str, .
 
 
 def take(files: list[FileImages]) -> Survey:
-    """Reads the sample, spread over all the files in an order that is random, but always the same."""
+    """Inspect a sample, spread over all the files in an order that is random, but always the same."""
     survey, decoded = Survey(), 0
     starts = np.cumsum([0, *map(len, files)])
     count = min(SAMPLE, int(starts[-1]))
@@ -140,12 +142,12 @@ def take(files: list[FileImages]) -> Survey:
         number = int(np.searchsorted(starts, place, side="right")) - 1
         split, index = files[number], int(place - starts[number])
         with contextlib.suppress(ImageError), split.opened(index) as image:
-            decoded += _look(survey, shown(split.samples[index][0]), image, MAX_DECODED - decoded)
+            decoded += _inspect_image(survey, shown(split.samples[index][0]), image, MAX_DECODED - decoded)
     return survey
 
 
-def _look(survey: Survey, path: str, image: Image.Image, room: int) -> int:
-    """Adds an image, its header read, to the survey -> how many of its pixels were decoded: no more than `room`, unless it is the
+def _inspect_image(survey: Survey, path: str, image: Image.Image, room: int) -> int:
+    """Add an image, whose header is read, to the survey -> how many of its pixels were decoded: `room` at most, unless it is the
     first of its kind."""
     survey.images += 1
     survey.turned += orientation(image) != UPRIGHT
@@ -158,7 +160,7 @@ def _look(survey: Survey, path: str, image: Image.Image, room: int) -> int:
     first = (deep and not survey.ranges) or (transparent and not survey.contrasts)
     if not (deep or transparent) or (pixels > room and not first):
         return 0
-    step = 1 + int((pixels / MAX_LOOKED_AT) ** 0.5)
+    step = 1 + int((pixels / MAX_INSPECTED) ** 0.5)
     if deep:
         values = values16(image)[::step, ::step]
         low, high = np.percentile(values, (OUTSIDE, 100 - OUTSIDE), method="nearest")
@@ -171,7 +173,7 @@ def _look(survey: Survey, path: str, image: Image.Image, room: int) -> int:
 
 
 def _contrast(image: Image.Image) -> int:
-    """The levels between the darkest and the lightest value of a channel; of the channel with the most."""
+    """Return the levels between the darkest and the lightest value of a channel, for the channel with the most."""
     extrema = image.getextrema() if len(image.getbands()) > 1 else (image.getextrema(),)
     return max(high - low for low, high in extrema)
 
@@ -180,18 +182,18 @@ def _contrast(image: Image.Image) -> int:
 
 
 def _intensity_range(survey: Survey, wish: tuple[int, int] | str) -> tuple[tuple[int, int], list[str]]:
-    """-> ((low, high), warnings). Raises DataError for values below 0, of which nobody can know what is black."""
+    """-> ((low, high), warnings). Raises DataError for values below 0, since the images do not show which value is black."""
     if not survey.ranges:
         return (FULL_RANGE if wish == AUTO else wish), []
     lowest, highest = min(low for _, low, _ in survey.ranges), max(high for *_, high in survey.ranges)
     if lowest < 0 and (wish == AUTO or wish[0] >= 0):
         path = next(path for path, low, _ in survey.ranges if low == lowest)
-        raise DataError(f"{path}: 16-bit values below 0 ({lowest:,} to {highest:,} in the sampled images): say which values "
-                        f"become black and white, such as --intensity_range={lowest},{highest}")
+        raise DataError(f"{path}: 16-bit values below 0 ({lowest:,} to {highest:,} in the sampled images). Set which values "
+                        f"become black and white, for example --intensity_range={lowest},{highest}")
     low, high = (0, next(top for top in HIGHEST if highest <= top)) if wish == AUTO else wish
     faint = _faint(survey, low, high)
-    advice = (f"--intensity_range={lowest},{highest} spreads them" if len(faint) == len(survey.ranges) and lowest < highest
-              else "they do not fit the range of the others (--intensity_range)")
+    advice = (f"--intensity_range={lowest},{highest} spreads their values" if len(faint) == len(survey.ranges)
+              and lowest < highest else "their values do not fit the range of the others (--intensity_range)")
     return (low, high), [_warning(survey, faint, advice)] if faint else []
 
 
@@ -202,7 +204,7 @@ def _faint(survey: Survey, low: int, high: int) -> list[tuple[str, int, int]]:
 
 def _warning(survey: Survey, faint: list[tuple[str, int, int]], advice: str) -> str:
     example = "{}: {:,} to {:,}".format(*faint[0])
-    return (f"warning: {len(faint)} of {len(survey.ranges)} decoded images of 16 bits become nearly one color ({example}); "
+    return (f"warning: {len(faint)} of {len(survey.ranges)} decoded 16-bit images become nearly one color ({example}); "
             f"{advice}")
 
 
@@ -220,4 +222,4 @@ def _alpha(survey: Survey, wish: str) -> tuple[str, list[str]]:
     if not lost[alpha]:
         return alpha, []
     return alpha, [f"warning: {len(lost[alpha])} of {len(survey.contrasts)} decoded images with an alpha channel become nearly "
-                   f"one color by --alpha {alpha}, such as {lost[alpha][0]} (choices: {', '.join(ALPHAS)})"]
+                   f"one color with --alpha {alpha}, for example {lost[alpha][0]} (choices: {', '.join(ALPHAS)})"]

@@ -1,13 +1,13 @@
-"""Processes that load batches. A worker that dies or hangs ends the run with one line: resuming it loses nothing. (One that hangs
-before it has begun is started again: see _start.)
+"""Processes that load batches. If a worker dies or hangs, the run ends with a one-line error, and resuming it loses nothing. (A
+worker that hangs before it has started is started again: see _start.)
 
-PyTorch's DataLoader moves the batches; what it lacks is added here:
+PyTorch's DataLoader transports the batches. It is extended here:
 
-* its SIGCHLD handler, which raises wherever the main process happens to be (in an optimizer's step, in a save), is
-  taken away; a death is noticed when the next batch is asked for;
-* a batch is put into shared memory where an error can be reported (in the queue's own thread it would be lost, and waited
-  for without end);
-* a worker that ignores signals must be killed: DataLoader's SIGTERM would not end it, and the exit would wait for it.
+* Its SIGCHLD handler, which raises wherever the main process happens to be (in an optimizer step, in a save), is removed; a
+  death is noticed when the next batch is needed.
+* A batch is moved to shared memory where an error can be reported (in the thread of the queue the error would be lost, and the
+  main process would wait forever).
+* Workers ignore signals, so they must be killed: DataLoader's SIGTERM would not end them, and the exit would wait for them.
 """
 
 import atexit
@@ -34,13 +34,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from utils import process, temporary
 
 TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
-START_LIMITS_S = 10.0, 30.0  # for workers to begin, of the first starts; the last has TIMEOUT_S
-STOP_TIMEOUT_S = 30.0        # the same after a request to stop, which waits for the step
+START_LIMITS_S = 10.0, 30.0  # for workers to start, in the first attempts; the last attempt has TIMEOUT_S
+STOP_TIMEOUT_S = 30.0        # replaces TIMEOUT_S after a request to stop, which waits for the step
 POLL_S = 1.0                 # between checks that the workers are alive
 END = object()               # comes after the last batch
-GRACE_S = 2.0                # for workers to end by themselves: one that is killed may leave a file in /dev/shm
-ADVICE = ("is memory or shared memory short (free -h, df -h /dev/shm)? --num_workers with fewer takes less, 0 loads in the "
-          "main process; python dataset.py check finds a file that kills its reader")
+GRACE_S = 2.0                # for workers to exit by themselves: a killed one may leave a file in /dev/shm
+ADVICE = ("check free memory and shared memory (free -h, df -h /dev/shm). A smaller --num_workers needs less, 0 loads in the "
+          "main process; python dataset.py check finds files that kill the process that reads them")
 
 
 class WorkerError(ValueError):
@@ -50,10 +50,10 @@ class WorkerError(ValueError):
 
 
 class Stream:
-    """Batches of keys that are made when they are asked for: in memory are those alone that are on their way through the workers.
+    """Batches of keys that are read on demand: only those that the workers are loading are in memory.
 
-    `taken` has them, in order; whoever iterates again, because workers hang at their start, begins with them. While they `wait`
-    for their source, such as standard input, no worker hangs.
+    `taken` has those, in order; a new iteration, after workers hung at their start, begins with them. `wait` is set while the
+    source, such as standard input, has no batch: the workers then do not count as hanging.
     """
 
     def __init__(self, batches: Iterable[Sequence]):
@@ -72,11 +72,11 @@ class Stream:
 
 
 class WorkerPool:
-    """Iterates over collate([dataset[key] for key in batches[i]]), i = 0, 1, ..., loaded by `num_workers` processes; over
-    collate(dataset.__getitems__(batches[i])) where the dataset has that.
+    """Iterates over collate([dataset[key] for key in batches[i]]), i = 0, 1, ..., loaded by `num_workers` processes; or over
+    collate(dataset.__getitems__(batches[i])) if the dataset has that method.
 
-    The tuples that collate returns hold tensors and small things. Raises WorkerError where a worker dies, finds no shared
-    memory, or gives no batch for `timeout_s` seconds.
+    The tuples that collate returns contain tensors and small objects. Raises WorkerError if a worker dies, finds no shared
+    memory, or returns no batch for `timeout_s` seconds.
     """
 
     def __init__(self, dataset: Dataset, batches: Sequence | Stream, num_workers: int, collate: Callable, pin_memory: bool,
@@ -86,8 +86,8 @@ class WorkerPool:
         self._running: set[_Workers] = set()
 
     def __iter__(self) -> Iterator:
-        # A generator of its own, since DataLoader draws from it: a start must not move the global one.
-        begun = mmap.mmap(-1, max(1, self.num_workers))             # a byte a worker, shared with it
+        begun = mmap.mmap(-1, max(1, self.num_workers))             # one byte per worker, shared with it
+        # DataLoader draws from its generator; by default that is the global one, whose state a start must not change.
         loader = DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.num_workers,
                             collate_fn=functools.partial(_shared_memory_collate, self.collate), pin_memory=self.pin_memory,
                             multiprocessing_context="fork" if self.num_workers else None,
@@ -96,7 +96,7 @@ class WorkerPool:
         try:
             workers = _start(loader, self.timeout_s, begun)
         except OSError as error:
-            raise WorkerError(f"{self.num_workers} data workers cannot be started ({error}): {ADVICE}") from error
+            raise WorkerError(f"{self.num_workers} data workers cannot be started ({error}); {ADVICE}") from error
         self._running.add(workers)
         try:
             for _ in itertools.count() if isinstance(self.batches, Stream) else range(len(self.batches)):
@@ -109,17 +109,17 @@ class WorkerPool:
             workers.close()
 
     def close(self) -> None:
-        """Ends the workers of every iteration under way. An exit without it waits for them."""
+        """Ends the workers of every running iteration. Without it, an exit waits for them."""
         for workers in list(self._running):
             workers.close()
 
 
 class _NotSent(str):
-    """Comes in place of a batch that cannot be sent: why."""
+    """The reason why a batch cannot be sent, sent in its place."""
 
 
 def _shared_memory_collate(collate: Callable, samples: list) -> object:
-    """collate(samples), with the tensors in shared memory where a worker does it."""
+    """Returns collate(samples); in a worker, with the tensors in shared memory."""
     batch = collate(samples)
     if get_worker_info() is not None and isinstance(batch, tuple):
         try:
@@ -128,15 +128,15 @@ def _shared_memory_collate(collate: Callable, samples: list) -> object:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            return _NotSent(f"found no room in shared memory ({str(error).splitlines()[0]}): {ADVICE}")
+            return _NotSent(f"found no room in shared memory ({str(error).splitlines()[0]}); {ADVICE}")
         except OSError as error:
-            return _NotSent(f"cannot make a socket in a folder for temporary files ({error}): name another one, with TMPDIR")
+            return _NotSent(f"cannot make a socket in a folder for temporary files ({error}). Set TMPDIR to another folder")
     return batch
 
 
 @functools.cache
 def _open_socket() -> None:
-    """Tries, once a worker, what the queue's own thread needs to send a batch: multiprocessing's folder and a socket in it."""
+    """Tries, once per worker, what the thread of the queue needs to send a batch: multiprocessing's folder and a socket in it."""
     tempfile.tempdir = temporary.socket_folder()
     Listener().close()
 
@@ -149,17 +149,17 @@ def _worker_init(begun: mmap.mmap, worker: int) -> None:
 
 
 def _report_if_alive(*error: object) -> None:
-    """In place of sys.excepthook, which the thread that sends batches calls: where the process that they are for has just been
-    killed, its pipes are closed a moment before this one is killed too, and there is nothing to report."""
+    """Replaces sys.excepthook, which the thread that sends batches calls. If the main process has just been killed, its pipes are
+    closed a moment before this process is killed too, and there is nothing to report."""
     time.sleep(POLL_S)
     sys.__excepthook__(*error)
 
 
 def _start(loader: DataLoader, timeout_s: float, begun: mmap.mmap) -> "_Workers":
-    """Starts the workers of one iteration, again where one hangs before its first line.
+    """Starts the workers of one iteration, and starts them again if one hangs before its first line.
 
-    The child of a fork may wait without end for a lock of CPython that another thread of the parent held at that moment
-    (seen in 3.10 and 3.11, in _PyThreadState_DeleteExcept).
+    A forked child may wait forever for a lock of CPython that another thread of the parent held at the fork (seen in 3.10 and
+    3.11, in _PyThreadState_DeleteExcept).
     """
     for limit_s in START_LIMITS_S:
         workers = _Workers(loader, timeout_s)
@@ -177,7 +177,7 @@ def _start(loader: DataLoader, timeout_s: float, begun: mmap.mmap) -> "_Workers"
 
 
 class _Workers:
-    """The workers of one iteration over a DataLoader, and a thread that kills them when a batch does not come in time."""
+    """The workers of one iteration over a DataLoader, and a thread that kills them if a batch does not arrive in time."""
 
     def __init__(self, loader: DataLoader, timeout_s: float):
         self.timeout_s, self.owner, self.late = timeout_s, os.getpid(), False
@@ -197,7 +197,7 @@ class _Workers:
             threading.Thread(target=self._watch, name="watch data workers", daemon=True).start()
 
     def next(self):
-        """The next batch; END after the last one of a Stream. Raises WorkerError where the workers are at fault."""
+        """Returns the next batch; END after the last one of a Stream. Raises WorkerError if the workers failed."""
         self.begun = time.monotonic()
         self.deadline = self.begun + self.timeout_s
         batch = None
@@ -207,7 +207,7 @@ class _Workers:
             except Exception as error:
                 if not str(error).startswith("DataLoader timed out"):
                     if reason := self._lost(error):
-                        raise WorkerError(f"{reason}: {ADVICE}") from error
+                        raise WorkerError(f"{reason}; {ADVICE}") from error
                     raise
                 self.deadline = min(self.deadline, max(self.begun, process.requested_at()) + STOP_TIMEOUT_S)
         self.deadline = float("inf")
@@ -216,22 +216,22 @@ class _Workers:
         return batch
 
     def _lost(self, error: Exception) -> str:
-        """What happened to the workers, if that led to the error; else an empty string"""
-        until = time.monotonic() + POLL_S          # a connection may break a little before the process is gone
+        """Describes what happened to the workers, if that caused the error; else an empty string."""
+        until = time.monotonic() + POLL_S          # a connection may break shortly before the process has ended
         broken = isinstance(error, (OSError, EOFError))
         while broken and time.monotonic() < until and all(worker.is_alive() for worker in self.processes):
             time.sleep(0.01)
         if self.late:
-            return (f"the data workers (pid {', '.join(str(worker.pid) for worker in self.processes)}) gave no batch for "
+            return (f"the data workers (pid {', '.join(str(worker.pid) for worker in self.processes)}) returned no batch for "
                     f"{round(self.deadline - self.begun, 1):g} s and were killed")
         if dead := [f"data worker {worker.pid} {ending(worker.exitcode)}" for worker in self.processes if not worker.is_alive()]:
             return "; ".join(dead)
         if isinstance(error, RuntimeError) and str(error).startswith("Too many open files"):
-            return "too many open files, which `ulimit -n` raises"
+            return "too many open files (`ulimit -n` raises the limit)"
         return ""
 
     def close(self) -> None:
-        if os.getpid() != self.owner:               # in a process forked from theirs
+        if os.getpid() != self.owner:               # in a forked child
             return
         if self.processes and not self.closed.is_set():
             self.deadline = time.monotonic() + GRACE_S
@@ -258,12 +258,12 @@ class _Workers:
 
     def kill(self) -> None:
         for worker in self.processes:
-            with contextlib.suppress(ValueError, OSError):        # closed, or gone
+            with contextlib.suppress(ValueError, OSError):        # closed, or already ended
                 worker.kill()
 
 
 def ending(code: int | None) -> str:
-    """A process's exit code in words; None: not known yet."""
+    """Describes the exit code of a process; None: not known yet."""
     return f"was killed by {signal.Signals(-code).name}" if (code or 0) < 0 else f"ended with exit code {code}"
 
 

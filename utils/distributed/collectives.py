@@ -1,4 +1,4 @@
-"""What the processes of a run do together. On one process each function does the same without a group."""
+"""Collective operations on the processes of a run. With one process they return the same without a group."""
 
 import platform
 from collections.abc import Callable
@@ -11,24 +11,24 @@ from utils import launch, process
 
 from .ranks import Ranks, current_group, training_group
 
-REPORTED = (ValueError, OSError)         # what becomes one line for the user; anything else is a bug
+REPORTED = (ValueError, OSError)         # errors that are reported to the user in one line; anything else is a bug
 
 
 class NodeError(ValueError):
-    """A file or disk of one node, in words that name it."""
+    """An error of a file or disk on one node; the message names the node."""
 
     exit_code = process.EXIT_BAD_INPUT
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sums the tensors of all ranks, in place; every rank gets the sum."""
+    """Sums the tensors of all ranks, in place on every rank, and returns the sum."""
     if dist.is_initialized():
         dist.all_reduce(tensor, group=current_group())
     return tensor
 
 
 def all_gather(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
-    """The tensors of all ranks, of one shape and type, on every rank; the list's storage is new where there are several."""
+    """Returns the tensors of all ranks, of the same shape and type, on every rank; as copies if there are several ranks."""
     if ranks.size == 1:
         return [tensor]
     parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
@@ -37,7 +37,7 @@ def all_gather(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
 
 
 def all_gather_objects(ranks: Ranks, value: object) -> list:
-    """The values of all ranks, on every rank."""
+    """Returns the values of all ranks, on every rank."""
     values = [value] * ranks.size
     if dist.is_initialized():
         dist.all_gather_object(values, value, group=current_group())
@@ -45,7 +45,7 @@ def all_gather_objects(ranks: Ranks, value: object) -> list:
 
 
 def broadcast_from_main(ranks: Ranks, function: Callable):
-    """Runs `function` on rank 0 and returns its result on every rank; an error of REPORTED is raised on every rank."""
+    """Runs `function` on rank 0 and returns its result on every rank. Raises an error of REPORTED on every rank."""
     outcome = [None, None]
     if ranks.is_main:
         try:
@@ -60,10 +60,10 @@ def broadcast_from_main(ranks: Ranks, function: Callable):
 
 
 def local_main_first(ranks: Ranks, function: Callable):
-    """Runs `function` on one process of each node, then on the others: what it downloads or writes is there for them.
+    """Runs `function` on one process of each node, then on the others, which find what it has downloaded or written.
 
-    An error of REPORTED on any process is raised on all of them, so that none waits for one that has given up. It names the node,
-    unless all nodes have it: a file may be missing on one of them.
+    Raises an error of REPORTED on any process on all of them, so that none waits for one that has stopped. The error names the
+    node unless it occurs on all nodes: a file may be missing on one of them.
     """
     result, error = None, None
     for turn in (True, False):
@@ -77,7 +77,7 @@ def local_main_first(ranks: Ranks, function: Callable):
         if failed:
             node, host, known = failed[0]
             if {outcome[0] for outcome in failed} != {outcome[0] for outcome in outcomes}:
-                if isinstance(known, OSError):                  # its words are made of other things than its arguments
+                if isinstance(known, OSError):                  # its message is not made of its `args`
                     known = NodeError(process.classify_error(known)[0] or str(known))
                 known.args = (f"node {node} (host {host}): {known}",)
             raise known
@@ -85,7 +85,7 @@ def local_main_first(ranks: Ranks, function: Callable):
 
 
 def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
-    """Copies rank 0's weights to every rank, as `wrap` does it: for a model that is not wrapped."""
+    """Copies rank 0's weights to every rank, for a model that is not wrapped (`wrap` does it for others)."""
     if ranks.size > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.detach(), src=0, group=training_group())

@@ -1,4 +1,4 @@
-"""The model that sums gradients over the processes."""
+"""Wraps the model so that gradients are averaged over the processes."""
 
 import contextlib
 
@@ -9,10 +9,10 @@ from .ranks import Ranks, training_group
 
 
 def wrap(model: nn.Module, ranks: Ranks, half_gradients: bool = False) -> nn.Module:
-    """DistributedDataParallel over more than one process, else the model itself.
+    """Returns the model in DistributedDataParallel if there are several processes, else the model itself.
 
-    half_gradients sends the gradients over the network as float16, at half the traffic. Warm the model up
-    (training.precision.warm_up) before its first step.
+    half_gradients sends the gradients over the network as float16, with half the traffic. Call training.precision.warm_up
+    before the first step.
     """
     if ranks.size == 1:
         return model
@@ -20,16 +20,16 @@ def wrap(model: nn.Module, ranks: Ranks, half_gradients: bool = False) -> nn.Mod
     wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
                                                   process_group=training_group())
     if half_gradients:
-        # In place of the group None would mean the default one, which waits for hours.
+        # None would mean the default group, whose collectives wait for hours.
         wrapped.register_comm_hook(training_group(), fp16_compress_hook)
     return wrapped
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model that `wrap` was given."""
+    """Returns the model that was passed to `wrap`."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Around forward and backward of every micro-step but the last: gradients stay on this rank."""
+    """Returns the context for forward and backward of every micro-step but the last: gradients stay on this rank."""
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()

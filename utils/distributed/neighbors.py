@@ -1,9 +1,9 @@
-"""Notices that a process of the same machine has ended, for runs on GPUs.
+"""Notices when another process of the same machine ends, for runs on GPUs.
 
-gloo's collectives fail when a process is lost. NCCL's wait on the device: the host that waits for the device hears nothing of it,
-until NCCL's watchdog aborts the process, which then leaves neither a line nor an exit code. So a thread waits for the end of the
-others. The main thread, which may still finish what it writes, raises the error where it waits for the device itself
-(`raise_if_lost`); where it is stuck elsewhere, the thread ends the process.
+gloo's collectives fail when a process is lost. NCCL's wait on the device, and a host that waits for the device does not notice
+the loss until NCCL's watchdog aborts the process, without a message or an exit code of ours. So a thread waits for the end of
+the other processes. The main thread, which may still finish what it writes, raises the error where it waits for the device
+itself (`raise_if_lost`); if it is stuck elsewhere, the thread ends the process.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ PATIENCE_S = 3.0         # for the main thread, to raise the error itself
 
 
 class NeighborLost(RuntimeError):
-    """Another process of this machine has ended; its words name it."""
+    """Raised when another process of this machine has ended; the message names it."""
 
 
 def place_of_process() -> str:
-    """This process, as `Neighbors` finds it: its number, and the namespace of the system in which that number is its own."""
+    """Identifies this process for `Neighbors`: its process number, and the system's namespace in which the number is valid."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -30,15 +30,15 @@ def place_of_process() -> str:
 
 
 class Neighbors:
-    """Watches processes until `stop`. Where the system cannot tell (only Linux can), none are watched."""
+    """Watches processes until `stop`. Only Linux supports this; on other systems nothing is watched."""
 
     def __init__(self, places: dict[int, str], leave: Callable[[NeighborLost], None], patience_s: float = PATIENCE_S):
-        """places: of the other ranks of this machine. leave(error) ends this process; it is called in the thread."""
+        """places: place_of_process() of the other ranks of this machine. leave(error) ends this process, called in the thread."""
         self._leave, self._patience_s = leave, patience_s
         self._lost: NeighborLost | None = None
         self._raised = threading.Event()
         self._end, self._stop = os.pipe()
-        self._watched: dict[int, str] = {}               # descriptor -> who it is
+        self._watched: dict[int, str] = {}               # descriptor -> name of the process
         own_namespace = place_of_process().partition(" ")[2]
         for rank, place in places.items():
             pid, _, namespace = place.partition(" ")
@@ -74,9 +74,9 @@ class Neighbors:
             raise self._lost
 
     def stop(self) -> None:
-        """Before these processes end as they should."""
+        """Stops watching, before the processes end normally."""
         self.raise_if_lost()
-        os.write(self._stop, b".")                       # to close it would not do: children have it too
+        os.write(self._stop, b".")                       # closing it would not suffice: forked children have it too
         self._thread.join()
         for descriptor in (self._end, self._stop, *self._watched):
             os.close(descriptor)
@@ -84,7 +84,7 @@ class Neighbors:
 
 def watch_neighbors(store: dist.Store, rank: int, local_rank: int, local_size: int,
                     leave: Callable[[NeighborLost], None]) -> Neighbors:
-    """Of all processes of this machine, which introduce themselves to each other in the store."""
+    """Watches all other processes of this machine, which exchange their place_of_process() in the store."""
     store.set(f"process-{rank}", place_of_process())
     others = [other for other in range(rank - local_rank, rank - local_rank + local_size) if other != rank]
     return Neighbors({other: store.get(f"process-{other}").decode() for other in others}, leave)

@@ -1,9 +1,10 @@
-"""Brings the nodes of a run together at its start and after every loss: a rendezvous for torchrun, which train.sh asks for.
+"""Connects the nodes of a run at its start and after every loss: a rendezvous for torchrun, which train.sh selects.
 
-torchrun's own ones do not fit: `static` forgets that a node was started again, and c10d numbers the nodes as it likes, whereas
-results are written on node 0. Here node 0 keeps the store and begins an attempt whenever its torchrun starts the processes; the
-others answer it, and all begin together. A node that is started again waits for the next attempt: the processes of the current
-one lose those that it had, and end. The name of the attempt reaches the processes as TORCHELASTIC_RUN_ID.
+torchrun's own rendezvous do not fit: `static` does not notice that a node was started again, and c10d numbers the nodes
+arbitrarily, although results are written on node 0. Here node 0 hosts the store and begins an attempt whenever its torchrun
+starts the processes; the other nodes answer, and all start together. A node that is started again waits for the next attempt:
+the processes of the current attempt end, because they have lost those of that node. The processes get the name of the attempt
+as TORCHELASTIC_RUN_ID.
 """
 
 import contextlib
@@ -27,8 +28,8 @@ from .rendezvous import EXIT_CODE, REPLACED, Wait, named, reach
 
 BACKEND = "nodes"           # torchrun --rdzv_backend nodes --rdzv_endpoint ADDRESS:PORT --rdzv_conf rank=NODE_RANK
 PATIENCE_S = 7200           # for the other nodes
-EXCHANGE_S = 300            # for what torchrun's agents tell each other once they have met
-LEAVE_S = 5                 # for the others to leave, before node 0 takes the store away
+EXCHANGE_S = 300            # for the messages of torchrun's agents once they are connected
+LEAVE_S = 5                 # for the others to leave, before node 0 closes the store
 COUNT = "attempts"
 
 
@@ -37,8 +38,8 @@ def register() -> None:
 
 
 def leave() -> None:
-    """At the end of a run whose processes all ended by themselves: node 0, which keeps the store, ends last. The farewell of
-    torchrun on another node would fail otherwise, with a traceback."""
+    """Leaves the rendezvous after a run whose processes all ended by themselves: node 0, which hosts the store, ends last.
+    Otherwise torchrun on another node would fail with a traceback when it leaves."""
     if Nodes.current is not None:
         Nodes.current.leave()
 
@@ -52,7 +53,7 @@ class RunEnded(launch.LaunchError):
 class Nodes(RendezvousHandler):
     """The rendezvous of one node."""
 
-    current: "Nodes | None" = None          # that torchrun has made
+    current: "Nodes | None" = None          # the one that torchrun has made
 
     def __init__(self, parameters: RendezvousParameters):
         host, port = parameters.endpoint.rsplit(":", 1)
@@ -63,13 +64,14 @@ class Nodes(RendezvousHandler):
         Nodes.current = self
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Raises LaunchError if node 0 cannot open its port, RunEnded, dist.DistError if nodes do not come."""
+        """Waits for the next attempt. Raises LaunchError if node 0 cannot open its port, RunEnded, dist.DistError if nodes are
+        missing."""
         wait = Wait(PATIENCE_S, self._report)
         while True:
             try:
                 attempt = self._begin(wait) if self.node == 0 else self._join(wait)
                 break
-            except dist.DistError:                      # node 0 has ended meanwhile: it may be started again
+            except dist.DistError:                      # node 0 has ended, but may be started again
                 if self.node == 0 or wait.is_over():
                     raise
         self._attempt = launch.attempt_name(attempt)
@@ -78,19 +80,19 @@ class Nodes(RendezvousHandler):
                               RendezvousStoreInfo(self.host, self.port))
 
     def _begin(self, wait: Wait) -> int:
-        """Node 0: begins an attempt when all the others have answered."""
+        """On node 0: begins an attempt when all other nodes have answered."""
         self._store = self._store or reach(self.host, self.port, True, wait, "")
         self._check_not_ended(self._store.add(COUNT, 0))
         attempt = self._store.add(COUNT, 1)
         while missing := self._missing(attempt):
-            wait.step(f"{missing} to come to {self.host}:{self.port}")
+            wait.step(f"{missing} to connect to {self.host}:{self.port}")
         self._store.set(f"begun-{attempt}", "")
         return attempt
 
     def _join(self, wait: Wait) -> int:
-        """Another node: answers the attempts of node 0 until one begins. What had begun before, it has no part in."""
+        """On another node: answers the attempts of node 0 until one begins, except for one that has already begun."""
         node_0, answered = named("node", [0], self.count), 0
-        # A store that node 0 kept before it was started again is gone.
+        # Connects every time, because a store ends with node 0.
         self._store = reach(self.host, self.port, False, wait, node_0)
         while True:
             attempt = self._store.add(COUNT, 0)
@@ -100,23 +102,23 @@ class Nodes(RendezvousHandler):
             if has_begun:
                 self._check_not_ended(attempt)
                 self._store.set(f"{launch.attempt_name(attempt)}/{REPLACED}", "")
-                wait.step(f"{node_0} to begin again, which has not lost this one yet")
+                wait.step(f"{node_0} to notice that this node was started again")
                 continue
             if attempt > answered:
                 self._store.set(f"here-{attempt}-{self.node}", "")
                 answered = attempt
-            wait.step(f"{self._missing(attempt) or node_0} to come to {self.host}:{self.port}")
+            wait.step(f"{self._missing(attempt) or node_0} to connect to {self.host}:{self.port}")
 
     def _missing(self, attempt: int) -> str:
-        """The nodes that have not answered this attempt of node 0, named; "" without any."""
+        """Names the nodes that have not answered this attempt of node 0; "" if all have."""
         missing = [node for node in range(1, self.count) if not self._store.check([f"here-{attempt}-{node}"])]
         return named("node", missing, self.count) if missing else ""
 
     def _check_not_ended(self, attempt: int) -> None:
         key = f"{launch.attempt_name(attempt)}/{EXIT_CODE}"
         if self._store.check([key]):
-            raise RunEnded(f"a process of another node has ended the run with code {self._store.get(key).decode()}: what it has "
-                           "printed says why")
+            raise RunEnded(f"a process on another node has ended the run with exit code {self._store.get(key).decode()}; its "
+                           "output says why")
 
     def leave(self) -> None:
         end, others = time.monotonic() + LEAVE_S, range(1, self.count)
@@ -142,7 +144,7 @@ class Nodes(RendezvousHandler):
         return True
 
     def num_nodes_waiting(self) -> int:
-        return 0                # torchrun would kill processes that may have a checkpoint to write
+        return 0                # otherwise torchrun would kill processes that may still write a checkpoint
 
     def is_closed(self) -> bool:
         return False

@@ -1,10 +1,10 @@
-"""Joins and leaves the processes of a run; turns a broken collective into one line.
+"""Joins and leaves the processes of a run; turns a broken collective into a one-line error.
 
-While a run is set up, one process may download for an hour and the others wait. Inside `watch` a collective waits
-`timeout_s` alone. A process that loses another one raises PeerLost and ends at once (utils.process). It does not ask the others,
-and the store in which they met for `ANSWER_S` at most, because that may be gone with its machine. On several nodes a process
-whose error ends the run leaves its exit code there, so that all end with the same one and none is started again. The report of a
-process that is lost names one that died.
+While a run is set up, one process may download for an hour while the others wait. Inside `watch` a collective waits only
+`timeout_s`. A process that loses another one raises PeerLost and ends at once (utils.process). It does not contact the others,
+and waits for the store that connects them at most `ANSWER_S`, because that may be lost with its machine. On several nodes, a
+process whose error ends the run leaves its exit code in the store, so that all end with the same code and none is started
+again. The report of a lost process names one that died.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from .neighbors import NeighborLost, Neighbors, watch_neighbors
 from .rendezvous import EXIT_CODE, meet
 
 OF_GLOO = ("gloo", "Application timeout caused pair closure", "Operation timed out!")
-ANSWER_S = 2.0      # of the store, after a failure
-SETUP_S = 7200      # a collective outside `watch` waits as long: for a download, or the slowest disk
-WATCHDOG_S = 60     # NCCL's watchdog, which leaves no exit code, aborts a process so much later than `wait_for` raises an error
-POLL_S = 0.0005     # between two looks at a device
+ANSWER_S = 2.0      # to wait for the store after a failure
+SETUP_S = 7200      # that a collective outside `watch` waits: for a download, or the slowest disk
+WATCHDOG_S = 60     # between the error of `wait_for` and the abort by NCCL's watchdog, which leaves no exit code of ours
+POLL_S = 0.0005     # between two checks of a device
 
 
 class PeerLost(ValueError):
@@ -43,7 +43,7 @@ class PeerLost(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """Which process of a run this one is, among `size`, and among the `local_size` of its machine."""
+    """The rank of this process among the `size` processes of the run, and among the `local_size` of its machine."""
 
     rank: int
     size: int
@@ -58,7 +58,7 @@ class Ranks:
 
 @dataclasses.dataclass
 class _Group:
-    training: dist.ProcessGroup     # its collectives wait `timeout_s`; those of the default group SETUP_S
+    training: dist.ProcessGroup     # its collectives wait `timeout_s`; those of the default group wait SETUP_S
     timeout_s: int
     store: dist.Store
     watched: bool = False
@@ -67,20 +67,21 @@ class _Group:
 
 
 _group: _Group | None = None
-before_end: list[Callable[[], None]] = []       # called before `_end`: what is being written must get to its end
+before_end: list[Callable[[], None]] = []       # called in `_end`, to complete what is being written
 
 
 @contextlib.contextmanager
 def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, and leaves with them; alone without torchrun. gloo on CPU, nccl on GPU.
+    """Joins the processes that torchrun started, and leaves with them; without torchrun this is the only process. The backend is
+    gloo on CPUs, nccl on GPUs.
 
-    timeout_s: how long a collective inside `watch` waits for the other processes. Lack of memory becomes OutOfMemory, a
-    collective that fails PeerLost. Raises DeviceError if a GPU is asked for and there is none for this process, LaunchError where
-    the launcher's variables do not fit together.
+    timeout_s: how long a collective inside `watch` waits for the other processes. Raises OutOfMemory if memory is used up,
+    PeerLost if a collective fails, DeviceError if a GPU is requested and there is none for this process, LaunchError if the
+    variables of the launcher are inconsistent.
     """
     place = launch.place()
     ranks, size = Ranks(*place, choose_device(device, place.local_rank, place.local_size)), place.size
-    with _one_code(), _one_line(ranks, lambda: "setting up", SMALLER_MODEL):
+    with _shared_exit_code(), _user_errors(ranks, lambda: "setting up", SMALLER_MODEL):
         if ranks.device.type == "cuda":
             torch.cuda.set_device(ranks.device)
         else:
@@ -88,21 +89,21 @@ def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
         if size > 1:
             _join(ranks, timeout_s)
         yield ranks
-    # Not in a `finally`: after an error that one process alone has, the others do not come here.
+    # Not in a `finally`: after an error that only one process has, the others do not leave.
     if size > 1:
-        with _one_line(ranks, lambda: "at the end of the run"):
+        with _user_errors(ranks, lambda: "at the end of the run"):
             _leave()
 
 
 @contextlib.contextmanager
 def watch(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) -> Iterator[None]:
-    """Around all that the processes do together once they are set up; `where()` is what they do just now ("step 13"), `remedy`
-    what helps where memory is used up."""
+    """Context for all that the processes do together after the setup. `where()` describes the current activity ("step 13"),
+    `remedy` what helps if memory is used up."""
     before = _group and (_group.watched, _group.where)
     if _group is not None:
         _group.watched, _group.where = True, where
     try:
-        with _one_line(ranks, where, remedy):
+        with _user_errors(ranks, where, remedy):
             yield
     finally:
         if _group is not None:
@@ -110,7 +111,8 @@ def watch(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) ->
 
 
 @contextlib.contextmanager
-def _one_line(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) -> Iterator[None]:
+def _user_errors(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) -> Iterator[None]:
+    """Converts errors of memory and of collectives to OutOfMemory and PeerLost, which are reported in one line."""
     try:
         yield
     except Exception as error:
@@ -122,8 +124,8 @@ def _one_line(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP
 
 
 @contextlib.contextmanager
-def _one_code() -> Iterator[None]:
-    """On several nodes: leaves the exit code of an error to the others, or ends with the code that another process has left."""
+def _shared_exit_code() -> Iterator[None]:
+    """On several nodes: posts the exit code of an error for the others, or ends with the code that another process has posted."""
     try:
         yield
     except Exception as error:
@@ -131,33 +133,33 @@ def _one_code() -> Iterator[None]:
         if _group is None or message is None or launch.one_node() or not launch.below_launcher():
             raise
         if not isinstance(error, PeerLost):
-            known = _ask_store(lambda: _group.store.set(EXIT_CODE, str(code)))
-        elif known := _ask_store(lambda: _group.store.check([EXIT_CODE]) and int(_group.store.get(EXIT_CODE))):
-            error = PeerLost(f"a process of another node has ended the run with code {known[0]}: what it has printed says why")
+            known = _query_store(lambda: _group.store.set(EXIT_CODE, str(code)))
+        elif known := _query_store(lambda: _group.store.check([EXIT_CODE]) and int(_group.store.get(EXIT_CODE))):
+            error = PeerLost(f"a process on another node has ended the run with exit code {known[0]}; its output says why")
             error.exit_code = known[0]
         if known:
             process.nodes_know()
         raise error
 
 
-def _ask_store(function: Callable[[], object]) -> list:
+def _query_store(function: Callable[[], object]) -> list:
     """-> [what function() returns]; [] if that is False, or the store does not answer in time"""
     answers = []
 
-    def ask() -> None:
+    def query() -> None:
         with contextlib.suppress(dist.DistError):
             answers.append(function())
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=query, daemon=True)
     thread.start()
     thread.join(ANSWER_S)
     return [answer for answer in answers if answer is not False]
 
 
 def wait_for(event: torch.cuda.Event) -> None:
-    """Returns when the device has come to the event. Unlike the event's own wait it hears signals, and that a process is lost.
+    """Returns when the device has reached the event. Unlike the event's own method, it also notices signals and lost processes.
 
-    Raises NeighborLost, or DistError after the seconds that a collective waits.
+    Raises NeighborLost, or DistError after the time that a collective waits.
     """
     began = time.monotonic()
     while not event.query():
@@ -170,21 +172,21 @@ def wait_for(event: torch.cuda.Event) -> None:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy on the CPU of what all ranks have computed together, by `wait_for`; a tensor of the CPU itself."""
+    """Returns a copy on the CPU of what all ranks have computed, after `wait_for`; a CPU tensor is returned unchanged."""
     if not tensor.is_cuda:
-        return tensor
+        return tensor.cpu()
     done = torch.cuda.Event()
     done.record()
-    wait_for(done)                      # before the copy, which waits in CUDA for what is still to be computed
+    wait_for(done)                      # before the copy, which would wait inside CUDA
     return tensor.cpu()
 
 
 def _peer_lost(where: str, error: Exception) -> PeerLost:
-    return PeerLost(f"{where}: {_loss(error)}; --resume_path continues from the last checkpoint")
+    return PeerLost(f"{where}: {_describe_loss(error)}. --resume_path continues from the last checkpoint")
 
 
 def _end(error: NeighborLost) -> None:
-    """Ends this process, which waits for a lost one without hearing of it."""
+    """Ends this process, whose main thread waits for a lost one and does not notice the loss."""
     for finish in before_end:
         finish()
     code = process.report_error("train.py", str(_peer_lost(_group.where(), error)), PeerLost.exit_code)
@@ -193,27 +195,28 @@ def _end(error: NeighborLost) -> None:
 
 
 def _is_of_collective(error: Exception) -> bool:
-    """gloo raises plain RuntimeErrors: most name their source file, the others are in OF_GLOO; nccl raises DistBackendError."""
+    """Whether the error comes from a collective. nccl raises DistBackendError; gloo raises plain RuntimeErrors, most of which
+    name its source files; the rest are in OF_GLOO."""
     return isinstance(error, (dist.DistError, NeighborLost)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OF_GLOO))
 
 
-def _loss(error: Exception) -> str:
+def _describe_loss(error: Exception) -> str:
     if isinstance(error, NeighborLost):
-        return f"{error}; the out-of-memory killer may have ended it (see dmesg)"
+        return f"{error}; possibly killed by the out-of-memory killer (see dmesg)"
     if re.search("timed out|timeout", str(error).lower()):
         patience = f"{_group.timeout_s} s (--rank_timeout)" if current_group() else f"{SETUP_S} s"
         return f"another process of the run did not answer within {patience}"
     reason = re.sub(r"^\[\S*\] ", "", f"{error}".partition("\n")[0]).partition(". ")[0][:200]
     where = "below" if launch.one_node() else "below or on its node"
-    return (f"another process of the run has ended ({reason}): what is printed {where} names it; the out-of-memory killer may "
-            "have ended it (see dmesg)")
+    return (f"another process of the run has ended ({reason}); the output {where} names it. It was possibly killed by the "
+            "out-of-memory killer (see dmesg)")
 
 
 def _join(ranks: Ranks, timeout_s: int) -> None:
     global _group
     patience, on_gpu = datetime.timedelta(seconds=SETUP_S), ranks.device.type == "cuda"
-    # By default NCCL's watchdog writes into the store before it ends the process, and the store's machine may be gone.
+    # By default NCCL's watchdog writes to the store before it ends the process, but the store's machine may be lost.
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     process.end_at_once_on_error()
     store = meet(ranks.rank, ranks.size, SETUP_S)
@@ -225,11 +228,10 @@ def _join(ranks: Ranks, timeout_s: int) -> None:
 
 
 def _leave() -> None:
-    """Leaves the group when all the others do. Nothing refers to a wrapped model any more."""
+    """Leaves the group together with all others. No reference to a wrapped model may exist any more."""
     global _group
-    # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or
-    # while a DistributedDataParallel that waits for the garbage collector still holds the group. What is frozen the collector
-    # leaves out.
+    # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or while a
+    # DistributedDataParallel that is not yet garbage-collected refers to the group. The collector skips frozen objects.
     gc.unfreeze()
     gc.collect()
     if _group.neighbors is not None:
@@ -240,10 +242,10 @@ def _leave() -> None:
 
 
 def training_group() -> dist.ProcessGroup:
-    """The group whose collectives wait `timeout_s`."""
+    """Returns the group whose collectives wait `timeout_s`."""
     return _group.training
 
 
 def current_group() -> dist.ProcessGroup | None:
-    """The training group inside `watch`; None, the default group, elsewhere."""
+    """Returns the training group inside `watch`; elsewhere None, which means the default group."""
     return _group.training if _group is not None and _group.watched else None

@@ -1,5 +1,5 @@
-"""torchrun as train.sh starts it: with the rendezvous of nodes.py, and with one line for a process that was killed or a node that
-is lost, in place of a report of forty.
+"""Runs torchrun for train.sh, with the rendezvous of nodes.py. A killed process or a lost node is reported in one line, not in
+torchrun's forty.
 
     python -m utils.distributed.torchrun --standalone --nproc_per_node 2 train.py ...
 """
@@ -16,7 +16,7 @@ from utils.process import EXIT_PEER_LOST, EXIT_PREEMPTED
 
 from . import nodes
 
-# train.sh kills what has not ended 10 s after another process failed, torchrun itself after 30 s. Timestamps are whole seconds.
+# train.sh kills processes that have not ended 10 s after another one failed, torchrun after 30 s. Timestamps are whole seconds.
 OWN_KILLS_AFTER_S = 5
 
 
@@ -28,13 +28,13 @@ def main(argv: list[str]) -> int:
     except launch.LaunchError as error:
         return fail(str(error), error.exit_code)
     except DistError as error:
-        return fail(f"another node is lost or has not come: {error}".partition("\n")[0], EXIT_PEER_LOST)
+        return fail(f"another node is lost or did not connect: {error}".partition("\n")[0], EXIT_PEER_LOST)
     except SignalException:
         if not launch.is_asked_to_stop():
             raise
         return EXIT_PREEMPTED
     except ChildFailedError as error:
-        # Another process that lost it may have ended before torchrun looked; a later kill is train.sh's or torchrun's own.
+        # Processes that lost the killed one may have ended before torchrun checked. Later kills are by train.sh or torchrun.
         _, first = error.get_first_failure()
         killed = [(rank, failure) for rank, failure in error.failures.items()
                   if failure.exitcode == -signal.SIGKILL and failure.timestamp <= first.timestamp + OWN_KILLS_AFTER_S]
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
             return fail(describe(*killed[0]), 1)
         if any(failure.exitcode != EXIT_PEER_LOST for failure in error.failures.values()):
             raise
-        return EXIT_PEER_LOST           # which they have reported; what they lost was on another node
+        return EXIT_PEER_LOST           # the processes have reported it; what they lost was on another node
     return 0
 
 
@@ -52,8 +52,8 @@ def fail(message: str, code: int) -> int:
 
 
 def describe(rank: int, failure: ProcessFailure) -> str:
-    return (f"process {rank} (pid {failure.pid}) was killed by signal 9, probably because the machine is out of memory (dmesg "
-            "tells): raise GRAD_STEPS, which keeps the steps as they are, or lower EVAL_BATCH_SIZE or --num_workers; RESUME_PATH "
+    return (f"process {rank} (pid {failure.pid}) was killed by signal 9, probably because the machine is out of memory (see "
+            "dmesg). Raise GRAD_STEPS, which keeps the steps the same, or lower EVAL_BATCH_SIZE or --num_workers. RESUME_PATH "
             "continues from the last checkpoint, if there is one")
 
 
