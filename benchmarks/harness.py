@@ -266,7 +266,7 @@ def report(record: dict, file: Path | None) -> None:
 OPTIONS = {
     "models": ("names of models, separated by commas", str), "batch": ("images a step; `fill`: as many as fit (GPU)", str),
     "size": ("side of the images", int), "precision": ("fp32, bf16, fp32_bf16_matmul; on a GPU also tf32, fp16", str),
-    "device": ("cpu or cuda", str), "threads": ("threads of a contender; 0: one per core", int),
+    "device": ("cpu or cuda", str), "threads": ("threads of a contender (0: one per core)", int),
     "contenders": ("names, separated by commas; default all", str), "data_dir": ("real JPEGs instead of generated ones", Path),
     "counts": ("numbers of photographs, separated by commas", str),
     "timm_inference": ("timm's inference.py (it is not in its package); without it timm is left out", Path),
@@ -279,9 +279,10 @@ def options(description: str, argv: Sequence[str] | None, *, flags: Sequence[str
     parser.add_argument("--rounds", type=int, default=defaults.pop("rounds"), help="default %(default)s")
     for name, default in defaults.items():
         text, kind = OPTIONS[name]
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text}; default {default}")
+        parser.add_argument(f"--{name}", type=kind, default=default,
+                            help=text if default in ("", None) else f"{text}; default {default}")
     for flag in flags:
-        parser.add_argument(f"--{flag}", action="store_true")
+        parser.add_argument(f"--{flag}", action="store_true", help=f"{flag} the models with torch.{flag}")
     parser.add_argument("--json", type=Path, help="file to write the record into")
     parser.add_argument("--quick", action="store_true", help="a tiny model in one process; only shows that it runs")
     given = parser.parse_args(argv)

@@ -176,6 +176,14 @@ def test_results_are_those_of_the_json_files():
     assert report.PAGE.read_text() == report.page(machines, report.small_sets()), "python -m benchmarks.report"
 
 
+def test_help_shows_the_defaults_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        harness.options("Something.", ["--help"], flags=["compile"], models="ViT-B_16", threads=0, contenders="", data_dir=None,
+                        rounds=3)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "default ViT-B_16" in text and "default None" not in text and "default all --" in text and "torch.compile" in text
+
+
 FORMULATION = "--contenders=ViT-pytorch formulation,ours"
 
 

@@ -308,7 +308,7 @@ def test_other_data_are_refused(run_train, capsys, figure):
     assert "not the same task" in refusal(run_train, capsys, "--num_steps", 6, "--override")
     assert run_train(*RESUMED, "--num_steps", 6, "--data_dir", "kept") == 0
     assert "changed: --data_dir kept (was tree)" in capsys.readouterr().out
-    figure("other data under a run that goes on", len(DATA) + 1)
+    figure("runs resumed on other data", len(DATA) + 1)
 
 
 # ------------------------------------------------------------------------------------------------- P19: ways to resume
@@ -351,7 +351,7 @@ def test_a_way_that_leads_nowhere_makes_nothing(run_train, begun, capsys, figure
             printed = capsys.readouterr().err
             assert words in printed and printed.count("\n") == 1, (way, printed)
             assert content(".") == before, way
-    figure("ways that lead to no run", 2 * len(ways))
+    figure("paths that are no run", 2 * len(ways))
 
 
 @pytest.mark.contract(*WAYS)
