@@ -173,7 +173,7 @@ def test_an_evaluation_keeps_the_order_of_its_checkpoint_on_any_data(numbers):
         config = resolve(typed, found.facts, saved.facts)
         assert config.dataset == flags.get("dataset", "folder") and config.test_fraction == 0
     make_tree(Path("wasps"), ("2", "wasp"), splits=("val",))
-    with pytest.raises(DataError, match=r"the checkpoint has 3 classes \(10, 2, 9\), and not wasp"):
+    with pytest.raises(DataError, match=r"the checkpoint has 3 classes \(10, 2, 9\), but not wasp"):
         saved_for({"data_dir": "wasps"})
 
 
