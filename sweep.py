@@ -175,7 +175,7 @@ def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
     elif count := seen.get(splits.val_name):
         drawn = {name: getattr(run, name) for name in leakage.DRAWN} | {"val_fraction": held_out}
         message = (f"--pretrained_dir {run.pretrained_dir}: that run was trained on {count} of the {len(splits.val)} images that "
-                   f"the sweep chooses on: their accuracy says little. {leakage.advise(start, drawn)}")
+                   f"the sweep chooses on: their accuracy means little. {leakage.advise(start, drawn)}")
         if not begun:
             raise ConfigError(message)
         print(f"warning: {message}")

@@ -49,8 +49,8 @@ def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> 
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values.get("optimizer") == "lamb" and importlib.util.find_spec("timm") is None:
-        raise ConfigError(f"--optimizer lamb needs timm, which is not installed. Run {launch.python_command()} -m pip install "
-                          "timm, or use adamw.")
+        raise ConfigError("--optimizer lamb needs timm, which is not installed. Install it "
+                          f"({launch.command_to_install('timm')}), or use adamw")
     check_folders(flags, values, written)
 
 
