@@ -236,6 +236,6 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     settings = NO_RUN | own | published_view(file.path) | file.view | view
     for key, words in file.untaken.items():
         if key not in view and flag != "--teacher":                  # a teacher sees the student's images
-            print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
+            print(f"warning: {what}: its config.json describes images as no flag can ({words}): here --{key} is {settings[key]}",
                   file=sys.stderr)
     return Opened(model, tuple(model.classes), settings, title, False, file.path, names is not None, has_head)

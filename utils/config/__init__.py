@@ -1,4 +1,4 @@
-"""What was typed -> one validated `Config`. Imports neither PyTorch nor models, so that a bad flag fails within a second.
+"""Turns what was typed into a validated `Config`. Imports neither PyTorch nor models, so that a bad flag fails within a second.
 
     flags = parse(argv); check(flags); sources = choose(flags); ...; config = resolve(flags, facts, saved)
 """

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils import launch
+
 from . import classes, overlap, prepared
 from .cifar_files import cifar
 from .class_folders import folder
@@ -113,7 +115,8 @@ def flowers102(data_dir: str) -> Splits:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise DataError("flowers102: its lists are MATLAB files, which need scipy: pip install scipy") from error
+        raise DataError("flowers102: its lists are MATLAB files, which need scipy. Install it: "
+                        f"{launch.command_to_install('scipy')}") from error
     contents = ("jpg", "setid.mat", "imagelabels.mat")
     kind = torchvision_dataset("Flowers102")
     root = _find_or_download(kind, data_dir, "flowers-102", contents,

@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from utils import launch
+
 NOT_DECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent")
 KINDS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
@@ -100,8 +102,8 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
         try:
             from timm.optim import Lamb  # PyTorch has none
         except ImportError as error:
-            raise OptimizerError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use "
-                                 "adamw.") from error
+            raise OptimizerError("--optimizer lamb needs timm, which is not installed. Install it "
+                                 f"({launch.command_to_install('timm')}), or use adamw") from error
         optimizer = Lamb(groups, max_grad_norm=None, **options)
     else:
         # The fused kernels of CPUs get float16 weights wrong in torch 2.11; those of Apple GPUs ignore grad_scale and found_inf.
