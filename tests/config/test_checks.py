@@ -60,7 +60,7 @@ def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
     packed = str(tmp_path / "pets.zip")
     for dataset in ("folder", "csv", "imagenet", "cifar10", "mnist", "cub200"):
         assert message(check, {"dataset": dataset, "data_dir": packed}) == (
-            f"--data_dir {packed}: an archive, not a folder: unpack it, and give the folder")
+            f"--data_dir {packed}: an archive, not a folder. Unpack it and use the unpacked folder")
     resumed = {"resume_path": str(tmp_path)}
     assert "--data_dir" in message(check, resumed | {"data_dir": packed})
     for typed in ({}, resumed):

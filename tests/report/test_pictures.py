@@ -181,6 +181,12 @@ def test_distance_has_a_dot_for_every_head():
     assert "pixels" in axes.get_ylabel() and axes.get_xlabel() == "layer"
 
 
+def test_distance_leaves_out_a_head_that_attends_to_nothing():
+    axes, = pictures.distance(np.array([[4.0, np.nan], [np.nan, np.nan]]), 10).axes
+    mean = axes.get_lines()[-1].get_ydata()
+    assert mean[0] == 4 and np.isnan(mean[1]) and axes.get_ylim() == (0, 5)
+
+
 def test_positions_are_in_their_places():
     similarity = (RANDOM.random((2, 3, 2, 3)) * 2 - 1).astype(np.float32)
     axes, bar = pictures.positions(similarity, "a title").axes

@@ -1,4 +1,4 @@
-"""Figures of runs: each function draws what it is given, and saves."""
+"""Figures of runs: each function draws the numbers that it is given."""
 
 import io
 
@@ -114,7 +114,7 @@ def test_a_long_run_has_a_smooth_line_over_the_noise():
 
 
 def test_a_sweep_shows_trials_and_the_final_run():
-    """With Wilson's intervals; the choice is in a ring, and hollow is what the images do not tell from it."""
+    """With Wilson's intervals; the choice is in a ring, and hollow is what the images cannot distinguish from it."""
     figure = plots.sweep(SWEEP, "a sweep")
     axes, = figure.axes
     drawn = with_errors(axes)
@@ -125,7 +125,7 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert low < 0 and high > 85.8, "the bars of the final run are inside"
     assert not any("too few" in label for label in drawn)
     close = plots.sweep([*SWEEP[:2], trial(0.003, 29 / 40), trial(0.03, 28 / 40), *SWEEP[2:]]).axes[0]
-    hollow = with_errors(close)["the same images, too few to tell it from the choice"]
+    hollow = with_errors(close)["the same images, too few to distinguish it from the choice"]
     assert hollow[:2] == ([0.003, 0.03], [72.5, 70.0])
     assert with_errors(close)["on the 40 images held out, 95% interval"][:2] == ([0.001, 0.01], [50.0, 75.0])
     assert "chosen: 0.01, the lowest loss\nwithin one image of the highest accuracy" in lines(close)
@@ -183,7 +183,7 @@ def test_output_paths(tmp_path):
         plots.output_paths(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
 
 
-def test_a_sweep_of_weights_has_a_place_for_none():
+def test_a_sweep_of_weights_shows_a_weight_of_zero():
     axes, = plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight").axes
     assert with_errors(axes)["on the 40 images held out, 95% interval"][:2] == ([0, 0.1, 10], [50.0, 75.0, 25.0])
     assert axes.get_xscale() == "symlog" and [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]

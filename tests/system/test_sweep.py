@@ -235,7 +235,7 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
         "--pretrained_dir output/whole: that run was trained on 2 of the 2 images that the sweep chooses on: their accuracy says "
         "little. Train that run again, with the same images held out: --val_fraction 0.1 --split_seed 0\n")
     assert error_line(capsys, *argv, "output/part", "--val-fraction", "0.3").endswith(
-        "on 4 of the 6 images that the sweep chooses on: their accuracy says little. Hold out the same images as that run: "
+        "on 4 of the 6 images that the sweep chooses on: their accuracy means little. Hold out the same images as that run: "
         "--val_fraction 0.1 --split_seed 0\n")
     assert not Path("output/w").exists()
     assert sweep.main([*argv, "output/part"]) == 0 and len(stub()) == 3

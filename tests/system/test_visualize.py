@@ -184,7 +184,7 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     torch.nn.init.normal_(model.head.weight)
     models.save_timm(model, tmp_path / "some.safetensors")
     subject = ["rollout", "--checkpoint", "some.safetensors", "--image", photo]
-    assert len(draw(figures, *subject).axes) > 0                       # the file tells what it is
+    assert len(draw(figures, *subject).axes) > 0                       # the file says what it is
     figures.clear()
     subject += ["--model_type", "ViT-Nano_2"]
     figure = draw(figures, *subject, "--img_size", "8x12")
@@ -214,7 +214,7 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
     assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
 
 
-def test_images_that_the_model_sees_nearly_black_are_told(figures, capsys):
+def test_images_that_the_model_sees_nearly_black_are_reported(figures, capsys):
     """Of 12 bits, for a run on images of 16; a run on images of 12 sees them."""
     Image.fromarray(np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)).save("deep.png")
     for high in (65535, 4095):
@@ -336,7 +336,7 @@ BAD = {
     "not an image": ("attention --image text.png", "cannot be read as an image"),
     "a layer too many": ("attention --layer 5 --images 1", "the model has 4 layers"),
     "a head too many": ("attention --head 5 --images 1", "the model has 4 heads"),
-    "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ..., or their numbers 0 to 25"),
+    "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ... (26 classes), or its number, 0 to 25"),
     "no CaiT": ("class-attention --images 1", "CaiT"),
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),

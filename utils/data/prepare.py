@@ -63,7 +63,7 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
         with contextlib.ExitStack() as stack:
             lock.acquire()
             stack.callback(lock.release)
-            processes = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
+            processes = ProcessPoolExecutor(max(1, workers), initializer=_init_process, initargs=(parts, size, building))
             stack.callback(processes.shutdown, cancel_futures=True)
             rows, bad, plan = _read_all_sizes(parts, processes)
             _check_bad(bad, len(splits.train), building, skip)
@@ -195,7 +195,7 @@ def _results(pool: ProcessPoolExecutor, what: str, function: Callable, tasks: li
                     disable=None, **process.bar_size())
 
 
-def _begin(*work) -> None:
+def _init_process(*work) -> None:
     global _work
     process.die_with_parent()
     process.ignore_signals()

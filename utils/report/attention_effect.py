@@ -1,6 +1,6 @@
 """What edits of attention did: the attention before training, the edit, and the attention after it, side by side.
 
-Shows images whose edits were learned, and held-out images, those with edits first.
+The images shown are some whose edits were learned, and held-out ones, those with edits first.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from utils.training.precision import Precision
 from . import pictures, plots
 
 ATTENTION_FILE = "attention.png"
-IMAGES_PER_KIND = 4           # learned from, and held out
+IMAGES_PER_KIND = 4           # of those that were learned, and of the held-out ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def attention_loss_line(losses: Sequence[float], recent: int) -> list[str]:
 
 def predict_with_attention(shown: Sequence[ShownImage], model: nn.Module, transform: Callable,
                            normalize: Callable[[Tensor], Tensor], precision: Precision, device: torch.device) -> dict:
-    """-> names, pixels (n, C, height, width) uint8, probabilities (n, classes), the last sigmoid attention (n, h, w)"""
+    """Return names, pixels (n, C, height, width) uint8, probabilities (n, classes), the last sigmoid attention (n, h, w)."""
     was_training = model.training
     model.eval()
     pixels = torch.stack([transform(image.split[image.index][0]) for image in shown])
@@ -99,7 +99,7 @@ def predict_with_attention(shown: Sequence[ShownImage], model: nn.Module, transf
 
 def draw(folder: Path, title: str, model: nn.Module, eval_crop: float, classes: Sequence[str], shown: Sequence[ShownImage],
          before: dict | None, after: dict) -> None:
-    """Writes attention.png: of each image the attention before, the edit, the attention after, and what was predicted."""
+    """Write attention.png: for each image the attention before, the edit, the attention after, and the predictions."""
     if before is None or before["names"] != after["names"]:
         (folder / ATTENTION_FILE).unlink(missing_ok=True)
         print("attention: images that the run began with are missing or have no edits now: no picture of before and after")

@@ -196,14 +196,18 @@ def _overlay(axes: Axes, photo: np.ndarray, heat: np.ndarray, end: float | None 
 
 
 def distance(distances: np.ndarray, longest: float, title: str = "", note: str = "") -> Figure:
-    """distances (layers, H) in pixels: a dot for each head. longest: from corner to corner, the upper end of the scale."""
+    """Draw a dot for each head. distances: (layers, H) in pixels, NaN for a head that attends to nothing; longest: the distance
+    between opposite corners, of which the scale shows at least half."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(1, len(distances) + 1)
     for head, column in enumerate(distances.T):
         axes.plot(layers, column, "o", color="tab:blue", alpha=0.7, markersize=5, label="a head" if head == 0 else None)
-    axes.plot(layers, distances.mean(axis=1), "-", color="tab:gray", linewidth=1, label="mean of the heads")
-    axes.set(xlabel="layer", ylabel="mean attention distance in pixels", ylim=(0, max(1.05 * distances.max(), longest / 2)))
+    known = ~np.isnan(distances)
+    means = np.nansum(distances, axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+    axes.plot(layers, means, "-", color="tab:gray", linewidth=1, label="mean of the heads")
+    axes.set(xlabel="layer", ylabel="mean attention distance in pixels",
+             ylim=(0, max(1.05 * np.max(distances, initial=0, where=known), longest / 2)))
     axes.set_xticks(layers if len(layers) <= 16 else layers[::2])
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -213,7 +217,7 @@ def distance(distances: np.ndarray, longest: float, title: str = "", note: str =
 
 
 def positions(similarity: np.ndarray, title: str = "") -> Figure:
-    """similarity (h, w, h, w) in -1..1: a tile for each patch, in its place, of its similarity to all others."""
+    """Draw a tile for each patch, at its position, with its similarity to all others. similarity: (h, w, h, w) in -1..1"""
     height, width = similarity.shape[:2]
     cell = -(-32 // max(height, width))                    # dots of a cell, so that the gaps can be narrow
     tall, wide, gap = height * cell, width * cell, max(2, cell * max(height, width) // 10)
@@ -238,7 +242,7 @@ def positions(similarity: np.ndarray, title: str = "") -> Figure:
 
 
 def filters(colors: np.ndarray, shares: np.ndarray, title: str = "", note: str = "") -> Figure:
-    """colors (k, P, P, 3) in 0..1, shares (k,) of the variance."""
+    """Draw filters with their share of the variance. colors: (k, P, P, 3) in 0..1; shares: (k,)"""
     columns, side = min(7, len(colors)), 1.1
     sheet = Sheet(max(columns * (side + GAP) + 2 * MARGIN, 4), title)
     left = (sheet.width - columns * (side + GAP) + GAP) / 2
@@ -254,7 +258,7 @@ def filters(colors: np.ndarray, shares: np.ndarray, title: str = "", note: str =
 
 
 class BeforeAfter(NamedTuple):
-    """An image before and after training on edits: its sigmoid attention (h, w), and the class predicted."""
+    """An image before and after training on edits: its sigmoid attention (h, w), and the predicted class."""
 
     kind: str                       # such as "taught" (trained on its edit) or "test"
     image: np.ndarray
@@ -265,13 +269,13 @@ class BeforeAfter(NamedTuple):
 
 
 def before_and_after(rows: Sequence[BeforeAfter], title: str = "") -> Figure:
-    """A row an image: the image, its attention before, the edit, its attention after, all on one scale from 0 to 1."""
+    """Draw a row for each image: the image, its attention before, the edit, its attention after, on one scale from 0 to 1."""
     sheet, width = Sheet(9.4, title), 2.1
     for number, row in enumerate(rows):
         size, above = (width, width * shape(row.image)), (LINES["medium"] + 0.05) * (number == 0)
         axes = sheet.row(4, size, left=MARGIN + 0.3, above=above, below=2 * LINES["small"] + 0.08)
         if number == 0:
-            for panel, name in zip(axes, ("", "attention before", "edit (grey: left alone)", "attention after")):
+            for panel, name in zip(axes, ("", "attention before", "edit (grey: not edited)", "attention after")):
                 panel.set_title(name, fontsize="medium")
         axes[0].imshow(row.image, cmap="gray", vmin=0, vmax=255)
         extent = axes[0].images[0].get_extent()

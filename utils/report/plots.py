@@ -1,6 +1,6 @@
 """Figures of runs (curves and sweeps), and files of figures. utils/report/pictures.py draws images.
 
-These two are the only importers of matplotlib. Functions return a Figure; no window is opened.
+Only files of this room import matplotlib. Functions return a Figure; no window is opened.
 """
 
 import itertools
@@ -21,8 +21,7 @@ from utils.training.certainty import best_of, result_of
 
 from .sweeps import BY_LOSS, FINAL, chosen_of, ended_trials, is_by_loss, like, spoken
 
-# For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
-# format can hold.
+# Fonts for the letters that the user's font lacks, where they are installed. All are outlines, which every format can hold.
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR",
                   "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAexGothic", "PingFang SC",
                   "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Hebrew",
@@ -45,8 +44,8 @@ class OutputError(ValueError):
 
 
 def plain(text: str, length: int = 0) -> str:
-    """Escapes a text for Matplotlib (a dollar sign would begin a formula), in one line of at most `length` letters: the
-    middle is replaced by an ellipsis.
+    """Escape a text for Matplotlib (a dollar sign would begin a formula), in one line of at most `length` letters: an ellipsis
+    replaces the middle.
 
     Bytes of a file's name that are not UTF-8 become question marks, since no font has them.
     """
@@ -57,14 +56,14 @@ def plain(text: str, length: int = 0) -> str:
 
 
 def set_suptitle(figure: Figure | SubFigure, title: str, **how) -> None:
-    """Sets the title above everything, in lines that fit the width."""
+    """Set the title above everything, in lines that fit the width."""
     width = int(10.5 * figure.get_figure(root=True).get_figwidth())
     lines = [part for line in title.splitlines() for part in balanced(plain(line), width)]
     figure.suptitle("\n".join(lines), **how)
 
 
 def balanced(line: str, width: int) -> list[str]:
-    """Wraps into as few lines of at most `width` letters as possible, of about one length: no lone last word."""
+    """Wrap into as few lines of at most `width` letters as possible, of about one length: no single last word."""
     fewest = len(textwrap.wrap(line, width))
     narrow = next(narrow for narrow in range(-(-len(line) // max(fewest, 1)) or 1, width + 1)
                   if len(textwrap.wrap(line, narrow)) <= fewest)
@@ -205,7 +204,7 @@ def _noisy(axes: Axes, steps: Sequence[float], values: Sequence[float], label: s
 
 
 def find_invalid_event(events: Sequence[dict]) -> str | None:
-    """Describes the first event of run.log.scan_log that cannot be drawn, with its number; None if there is none."""
+    """Describe the first event of run.log.scan_log that cannot be drawn, with its number; None if there is none."""
     for number, event in enumerate(events, start=1):
         kind = event["event"]
         for field in (*DRAWN.get(kind, ()), *({"attention_loss"} & event.keys() if kind == "train" else ())):
@@ -217,7 +216,7 @@ def find_invalid_event(events: Sequence[dict]) -> str | None:
 
 
 def _number(event: dict, field: str) -> float | None:
-    """None: there is none. What JSON has no number for, the log holds as the text nan, inf or -inf."""
+    """Return the number; None if it is none. The log has the texts nan, inf and -inf, since JSON has no such numbers."""
     value = event.get(field)
     known = (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
     try:
@@ -231,7 +230,7 @@ def _numbers(events: Sequence[dict], field: str) -> list[float]:
 
 
 def _use_log_scale_if_needed(axes: Axes) -> None:
-    """Uses a logarithmic scale where a large attention loss in the training loss would flatten the other curves."""
+    """Use a logarithmic scale if a large attention loss in the training loss would flatten the other curves."""
     values = [value for line in axes.get_lines() for value in line.get_ydata() if 0 < value < float("inf")]
     if values and max(values) > 10 * min(values):
         axes.set_yscale("log")
@@ -241,20 +240,20 @@ def _use_log_scale_if_needed(axes: Axes) -> None:
 
 
 def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:
-    """Accuracy over what was tried, from the rows of sweep.py, with 95 % intervals: trials as points, hollow where the images do
-    not tell them from the choice, which is in a ring; the final run as a star beside it."""
+    """Draw accuracy over the values tried, from the rows of sweep.py, with 95 % intervals: trials as points, the chosen one in a
+    ring, hollow if the images are too few to distinguish them from it; the final run as a star next to it."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     trials = [row for row in rows if row["run"] != FINAL]
     ended, final = ended_trials(rows), [row for row in rows if row["run"] == FINAL and row["status"] == "done"]
     chosen = chosen_of(rows, tried) if ended and any(row["run"] == FINAL for row in rows) else None
     alike = like(rows, chosen) if chosen else []
-    if told := [row for row in ended if row not in alike]:
-        _with_intervals(axes, told, tried, fmt="o", color=COLORS[0],
+    if distinct := [row for row in ended if row not in alike]:
+        _with_intervals(axes, distinct, tried, fmt="o", color=COLORS[0],
                         label=f"on the {ended[0]['images']} images held out, 95% interval")
     if alike:
         _with_intervals(axes, alike, tried, fmt="o", color=COLORS[0], markerfacecolor="white",
-                        label="the same images, too few to tell it from the choice")
+                        label="the same images, too few to distinguish it from the choice")
     if chosen:
         reason = f", {BY_LOSS}".replace(" within", "\nwithin") * is_by_loss(rows, chosen)
         axes.plot(chosen[tried], 100 * chosen["accuracy"], "o", markersize=12, markerfacecolor="none", markeredgewidth=1.5,
@@ -263,18 +262,18 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
         if row not in ended:
             axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
     if final:
-        beside = axes.transData + transforms.ScaledTranslation(0.1, 0, figure.dpi_scale_trans)
+        next_to = axes.transData + transforms.ScaledTranslation(0.1, 0, figure.dpi_scale_trans)
         test = f"on {final[0]['images']} {final[0].get('split', 'test')} images: {final[0]['accuracy']:.2%}"
-        _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=beside,
+        _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=next_to,
                         label=f"final run with {final[0][tried]:g}, {test}")
     axes.set(xlabel=spoken(tried), ylabel="accuracy in %", title=plain(title))
     if ends := [100 * end for row in [*ended, *final] for end in result_of(row).interval]:
-        axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # what is drawn beside its place does not count by itself
+        axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # Matplotlib ignores what is drawn next to its value
     values = [row[tried] for row in trials]
     if min(values, default=1) > 0:
         axes.set_xscale("log")
     elif above := [value for value in values if value > 0]:
-        axes.set_xscale("symlog", linthresh=min(above))               # a weight of 0 has a place there
+        axes.set_xscale("symlog", linthresh=min(above))               # it can show a weight of 0
     many = len(values) > 6
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False, rotation=45 * many, ha="right" if many else "center")
     axes.set_xticks([], minor=True)
@@ -285,7 +284,7 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
 
 
 def _with_intervals(axes: Axes, rows: Sequence[dict], tried: str, **how) -> None:
-    """Accuracies of rows with error bars of 95 %."""
+    """Draw the accuracies of rows with error bars of 95 %."""
     values, percent = [row[tried] for row in rows], [100 * row["accuracy"] for row in rows]
     low, high = zip(*(result_of(row).interval for row in rows))
     lengths = [[abs(at - 100 * end) for at, end in zip(percent, ends)] for ends in (low, high)]
@@ -296,30 +295,30 @@ def _with_intervals(axes: Axes, rows: Sequence[dict], tried: str, **how) -> None
 
 
 def output_paths(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of the pictures called `names`: in the file or folder `output`, or in `folder` if that is None. Of equal
-    names (a.png and a.jpg) the second gets a -2.
+    """Return the files of the pictures called `names`: the file `output`, or in the folder `output`, or in `folder` if that is
+    None. The second of two equal names (of a.png and a.jpg) gets a -2.
 
-    Raises OutputError, also if they cannot be written: before time is spent, without leaving a file.
+    Raises OutputError, also if they cannot be written: before any work, without leaving a file.
     """
     if output is None or Path(output).is_dir() or not Path(output).suffix:
         names = _distinct(names)
         paths = [(folder if output is None else Path(output)) / f"{name}.png" for name in names]
     elif Path(output).suffix.lower() not in SUFFIXES:
-        raise OutputError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
+        raise OutputError(f"--output {output}: unknown format. Use {', '.join(SUFFIXES)}, or a folder")
     elif len(names) > 1:
         raise OutputError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
     else:
         paths = [Path(output)]
     nearest = next(parent for parent in paths[0].absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
-        raise OutputError(f"cannot write {paths[0]}: {nearest} is no folder; choose another --output")
+        raise OutputError(f"cannot write {paths[0]}: {nearest} is not a folder. Choose another --output")
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise OutputError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; choose another --output") from error
+        raise OutputError(f"cannot write {paths[0]}: {error.strerror} in {nearest}. Choose another --output") from error
     for path in paths:
         if os.path.isdir(path):
-            raise OutputError(f"cannot write {path}: it is a folder; choose another --output")
+            raise OutputError(f"cannot write {path}: it is a folder. Choose another --output")
     return paths
 
 
@@ -332,8 +331,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes .png, .pdf or .svg, atomically. Raises StorageError."""
+    """Write .png, .pdf or .svg, atomically. Raises StorageError."""
     suffix = Path(path).suffix.lstrip(".").lower()
-    with warnings.catch_warnings():                    # of letters that no font has: they are drawn as boxes
+    with warnings.catch_warnings():                    # letters that no font has are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
         atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))

@@ -1,6 +1,6 @@
-"""A figure whose rows of panels are placed in inches: every panel has the size it was given, and no space stays empty.
+"""A figure whose panels are placed in inches, row by row: every panel has the size that it is given.
 
-Matplotlib's own layouts shrink panels to fit their words, and make colour bars taller than an image that keeps its shape.
+Matplotlib's own layouts shrink panels to make room for words, and make color bars taller than an image that keeps its shape.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from .plots import balanced, plain
 MARGIN, GAP = 0.15, 0.12                # of the sheet; between panels
 LINES = {"large": 0.21, "medium": 0.18, "small": 0.155, "x-small": 0.13}         # height of a line of text
 LETTERS = {"large": 10.5, "medium": 12.0, "small": 14.5, "x-small": 17.5}       # that fit into an inch
-BAR, BAR_WORDS = 0.11, 0.42             # height of a colour bar, and of its numbers and label below it
+BAR, BAR_WORDS = 0.11, 0.42             # height of a color bar, and of its numbers and label below it
 
 
 class Sheet:
-    """Rows are added from top to bottom; `finish` gives the figure its height. Sizes are (width, height) in inches."""
+    """Rows are added from top to bottom; `finish` sets the height of the figure. Sizes are (width, height) in inches."""
 
     def __init__(self, width: float, title: str = ""):
         self.width, self.y = width, MARGIN
@@ -49,8 +49,8 @@ class Sheet:
 
     def row(self, count: int, size: tuple[float, float], *, above: float = 0.0, below: float = 0.0, left: float | None = None,
             gap: float = GAP) -> list[Axes]:
-        """`count` panels, without frames' ticks, side by side in the middle of the sheet, or from `left`; `above` and `below`
-        are the inches that their titles and labels take."""
+        """Add `count` panels without ticks, side by side in the middle of the sheet, or from `left`. `above` and `below`: inches
+        for their titles and labels."""
         width, height = size
         if left is None:
             left = (self.width - count * width - (count - 1) * gap) / 2
@@ -60,7 +60,7 @@ class Sheet:
         return row
 
     def panel(self, box: tuple[float, float, float, float]) -> Axes:
-        """A panel at (left, top, width, height), the top from the top of the sheet."""
+        """Add a panel at (left, top, width, height), measured from the top of the sheet."""
         axes = self.figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)))
         axes.set(xticks=[], yticks=[])
         self._panels.append((axes, box))
@@ -82,18 +82,18 @@ class Sheet:
         return self.bar((left + (width - shown) / 2, top + height + distance, shown, BAR), drawn, label, **how)
 
     def bar(self, box: tuple[float, float, float, float], drawn: ScalarMappable, label: str, **how) -> Axes:
-        """A colour scale at (left, top, width, height): it lies if it is wider than high."""
+        """Add a color scale at (left, top, width, height), horizontal if it is wider than high."""
         place = self.panel(box)
-        lying = box[2] > box[3]
-        bar = self.figure.colorbar(drawn, cax=place, orientation="horizontal" if lying else "vertical", **how)
+        horizontal = box[2] > box[3]
+        bar = self.figure.colorbar(drawn, cax=place, orientation="horizontal" if horizontal else "vertical", **how)
         bar.set_label(plain(label), fontsize="small", labelpad=2)
         bar.ax.tick_params(labelsize="x-small", pad=2, length=2)
-        if lying:
-            bar.ax.locator_params(axis="x", nbins=5) if "ticks" not in how else None
+        if horizontal and "ticks" not in how:
+            bar.ax.locator_params(axis="x", nbins=5)
         return place
 
     def finish(self, note: str = "") -> Figure:
-        """Adds the note, and returns the figure in its final size."""
+        """Add the note, and return the figure in its final size."""
         self.note(note)
         height = self.y + MARGIN - GAP / 2
         self.figure.set_size_inches(self.width, height)
@@ -107,7 +107,7 @@ class Sheet:
 
 
 def lines_high(texts: Sequence[str], size: str) -> float:
-    """Inches that the texts take, one line each."""
+    """Return the height of the texts in inches, one line each."""
     return LINES[size] * len(texts) + 0.06 * bool(texts)
 
 
