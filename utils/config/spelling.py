@@ -114,9 +114,9 @@ def model_named(name: str | None, hub: ModuleType) -> str | None:
     """
     row = name if name is None or name in MODELS else hub.model_of(name)
     if not row and name is not None and (what := unbuilt(name)):
-        raise ConfigError(f"--model_type {name}: it has {what}, as no model here")
+        raise ConfigError(f"--model_type {name}: it has {what}, which no model here supports")
     if row == "":
-        raise ConfigError(f"--model_type {name}: its architecture is none of those here (MODEL_ZOO.md says which are)")
+        raise ConfigError(f"--model_type {name}: its architecture is not supported (MODEL_ZOO.md lists those that are)")
     if row is None and name is not None:
         meant = hub.did_you_mean(name)
         if hub.repository_of(name):
@@ -214,7 +214,7 @@ def check_published(flags: dict, published_name: Callable[[str], str | None], na
     if start in ("auto", "none", "augreg") or os.path.exists(start) or published_name(start) or flags.get("resume_path"):
         return
     if what := unbuilt(start):
-        raise ConfigError(f"{shown} {start}: it has {what}, as no model here")
+        raise ConfigError(f"{shown} {start}: it has {what}, which no model here supports")
     folder = start.partition("/")[0]
     own = [name for name in names if name.startswith(f"{folder}/")]
     similar = _misspelt(start, names) or suggest(start, own) or [published_name(model) for model in suggest(start, MODELS)]
