@@ -1,8 +1,7 @@
 """Edits what a model attends to, on a local web page. The next training learns the edits (train.py --attention_edits).
 
-The page needs requirements-annotate.txt. Ctrl-C stops it; each edit is saved as it is made.
-
-Exit codes: 0 stopped by Ctrl-C; 2 bad input, reported in one line. A traceback is a bug of this program.
+The page needs requirements-annotate.txt. Exit codes: 0 stopped by Ctrl-C; 2 bad input, reported in one line. A traceback is a
+bug of this program.
 
 Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
 """
@@ -10,20 +9,19 @@ Imports are deferred to the functions that need them, so that a bad flag fails b
 import argparse
 import contextlib
 import functools
-import importlib.util
 import os
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import launch, process
+from utils import process
 
 with process.imports("annotate.py"):
     from models.checkpoints import hub
     from models.checkpoints.first_look import require_weights
     from models.checkpoints.published import published_name, published_names
-    from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_opened, check_writable
+    from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_opened, check_packages, check_writable
     from utils.config.types import METAVARS, port, user_path
     from utils.files import no_folder
 
@@ -36,10 +34,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("output")
 NO_RUN = f"--checkpoint is missing, and there is no run in {RUNS}. Add it, or train first (bash train.sh)"
-PACKAGES = ("starlette", "uvicorn")
-EXAMPLES = (
-    ("annotate.py --checkpoint output/flowers", "edits on the training images of a run"),
-    ("annotate.py --checkpoint facebook/dinov2-small --data photos", "edits on other images, with a published model"))
+EXAMPLES = (("annotate.py --checkpoint output/flowers", "edits on the training images of a run"),
+            ("annotate.py --checkpoint facebook/dinov2-small --data photos", "edits on other images, with a published model"))
 LARGEST = 1024              # pixels of the longer side of a picture on the page
 # The folder of a published data set below --data.
 PUBLISHED = {"cub200": "CUB_200_2011", "flowers102": "flowers-102", "oxford_pets": "oxford-iiit-pet", "mnist": "MNIST",
@@ -68,8 +64,7 @@ def make_parser() -> Parser:
                        help="folder of the edits; it is made if necessary (default: that of the run's --attention_edits, or "
                        "else the folder edits next to the checkpoint)")
     group.add_argument("--who", metavar="TEXT", default="", help="who edits, which is saved with every edit (default: nothing)")
-    group.add_argument("--host", metavar="ADDRESS", default="127.0.0.1",
-                       help="address to serve at (default: 127.0.0.1, only this machine)")
+    group.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="where to serve (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=port, metavar=METAVARS[port], default=8000, help="0: any free one (default: 8000)")
     add_flags_of_others(parser)
     return parser
@@ -81,9 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.model_type = check_opened(vars(args), hub, published_name, published_names(), "checkpoint", require_weights)
     if not args.host:
         raise ConfigError("--host is empty. 127.0.0.1 is only this machine, 0.0.0.0 all of its addresses")
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"the editor needs the package {missing[0]}. Install it: "
-                          f"{launch.command_to_install('requirements-annotate.txt')}")
+    check_packages("the editor", ("starlette", "uvicorn"), "requirements-annotate.txt")
     if args.data is not None and not os.path.isdir(args.data):
         raise ConfigError(f"--data {args.data}: {no_folder(args.data)}")
     if args.edits is not None:
@@ -102,8 +95,8 @@ def annotate(args: argparse.Namespace) -> None:
     checkpoint = args.checkpoint or newest_run()
     opened = open_model(checkpoint, **{name: getattr(args, name) for name in OF_OTHERS})
     if not opened.has_data and args.data is None:
-        raise ConfigError(f"--checkpoint {checkpoint} is not one of your runs, which name their data set. Add --data, a folder of "
-                          "images")
+        raise ConfigError(f"--checkpoint {checkpoint} is not one of your runs, which name their data set. Add --data, a "
+                          "folder of images")
     folder = Path(args.edits or default_edits(opened))
     with server.listen(args.host, args.port) as listening:
         gallery = open_gallery(args, opened)

@@ -67,9 +67,9 @@ META_TRAINING = {
     "augmentation": "crop_flip", "crop_scale": 0.08, "randaugment_ops": 2, "randaugment_magnitude": 9, "eval_crop": 0.875,
     "random_erasing": 0.25, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1}
 
-# One row for each recipe: flags and their values; docs/recipe_tables.md compares them with the source's, with command and expected result.
-# A typed flag wins over the row. A row without a data set or a model takes them from DEFAULTS_OF_DATASET. "function" names a
-# function of utils/config/recipes.py, for flags that depend on the data.
+# One row for each recipe: flags and their values; docs/recipe_tables.md compares them with the source's, with command and
+# expected result. A typed flag wins over the row. A row without a data set or a model takes them from DEFAULTS_OF_DATASET.
+# "function" names a function of utils/config/recipes.py, for flags that depend on the data.
 RECIPES = {
     # Dosovitskiy et al., section 4.1 and appendix B.1.1, with the values of the ViT-pytorch scripts: fine-tuning on the paper's
     # data sets, in batches of 512 and thousands of steps.

@@ -6,25 +6,23 @@ Exit codes: 0 done; 2 bad input, and nothing is written; 143 stopped, and nothin
 """
 
 import argparse
-import importlib.util
 import os
 import signal
 from pathlib import Path
 
-from utils import launch, process
+from utils import process
 
 with process.imports("export.py"):
     from models.checkpoints import hub
     from models.checkpoints.first_look import require_weights
     from models.checkpoints.published import published_name, published_names
-    from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_new_file, check_opened
+    from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_new_file, check_opened, check_packages
     from utils.config.types import positive_int, user_path
     from utils.files import make_parents, where_looked
 
 FORMATS = {"folder": "model.safetensors, config.json and a model card, for timm, transformers and train.py",
            "onnx": "one ONNX file, which needs requirements-export.txt",
            "torch": "one file of torch.export, which runs without this project", "npz": "the layout of Google's checkpoints"}
-PACKAGES = {"onnx": ("onnx", "onnxscript")}
 EXAMPLES = (
     ("export.py output/flowers --to folder --output flowers-model", "a folder that timm and transformers open, and train.py"),
     ("export.py output/flowers --to onnx --output flowers.onnx", "a file for ONNX Runtime and others"))
@@ -54,9 +52,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.opset and options.to != "onnx":
         raise ConfigError("--opset only has an effect with --to onnx. Omit it")
     check_new_file("--output", options.output, "folder" if options.to == "folder" else "file")
-    if missing := [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"--to {options.to} needs the package {missing[0]}. Install it: "
-                          f"{launch.command_to_install('requirements-export.txt')}")
+    if options.to == "onnx":
+        check_packages("--to onnx", ("onnx", "onnxscript"), "requirements-export.txt")
     if options.class_names and not os.path.isfile(options.class_names):
         raise ConfigError(f"--class_names {options.class_names}: no such file{where_looked(options.class_names)}")
     options.model_type = check_opened(vars(options), hub, published_name, published_names(), "MODEL", require_weights)

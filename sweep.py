@@ -1,9 +1,8 @@
 """The paper's protocol in one command: try learning rates on a held-out split, train on all of train with the best, test once.
 
 bash sweep.sh starts it. Dosovitskiy et al. (arXiv 2010.11929, appendix B.1.1) choose the learning rate on a part of the
-training images that they hold out, then train on all of them and evaluate once on the test set. Every trial is a run of
-train.sh with its own folder, so the same command resumes an interrupted sweep.
-The weight of the attention loss (--attention_edits) is chosen in the same way.
+training images that they hold out, then train on all of them and evaluate once on the test set. So is the weight of the attention
+loss (--attention_edits) chosen. Each trial is a run of train.sh with its own folder: the same command resumes a sweep.
 
     OUTPUT_DIR/NAME/  lr-0.001/ lr-0.003/ ...  final/    run folders (weight-0.1/ ... for --attention_loss_weights)
                       sweep.json    the settings, which a resumed sweep must share
@@ -48,8 +47,7 @@ TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_
 # A recipe may choose these differently for the final run, which has more images; the learning rate was not chosen for that.
 PINNED = ("train_batch_size", "randaugment_ops")
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
-# Flags that the sweep sets for each run, whatever was typed or is in the variables of train.sh.
-OF_RUN = ("output_dir", "log_dir", "name", "val_fraction", "test")
+OF_RUN = ("output_dir", "log_dir", "name", "val_fraction", "test")            # set for each run, whatever was typed
 
 
 def main(argv: list[str]) -> int:
@@ -100,23 +98,19 @@ class RunError(ValueError):
     """Raised when a run of the sweep fails, with the run's exit code."""
 
     def __init__(self, code: int):
-        super().__init__(f"a run ended with exit code {code} and printed the reason above. Fix it and start the sweep again: it "
-                         "continues here")
+        super().__init__(f"a run ended with exit code {code}; its error is above. Fix the cause and repeat the command to resume")
         self.exit_code = code
 
 
 def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
     """Return (what is tried, its values, rising, [] for the default ones; flags for train.py)."""
     parser = Parser(
-        prog="sweep.py", description="Trains with several learning rates, or weights of the attention loss, and evaluates each "
-        "on held-out images; then trains on all training images with the best, and tests once.\n\nAll other flags go to each run "
-        f"({launch.command('train.py')} --help lists them). The same command resumes a sweep that was interrupted.",
-        examples=[("DATASET=folder DATA_DIR=flowers sweep.sh --learning_rates 0.003,0.01", "tries two rates on photographs")])
-    parser.add_argument("--learning_rates", metavar="FLOAT,FLOAT,...",
-                        help=f"learning rates to try (default: {','.join(map(str, PAPER_RATES))}, the paper's for CIFAR, Pets "
-                        "and Flowers; or four around the recipe's rate, where that is far from these)")
-    parser.add_argument("--attention_loss_weights", metavar="FLOAT,FLOAT,...", help="with --attention_edits: weights of the "
-                        "attention loss to try, such as 0,0.1,1,10 (default: none, learning rates are tried)")
+        prog="sweep.py", examples=[("DATASET=folder DATA_DIR=flowers sweep.sh --learning_rates 0.003,0.01", "tries two rates")],
+        description="Tries learning rates, or weights of the attention loss, on held-out images, trains on all with the best, "
+        f"and tests once.\n\nAll other flags go to each run: {launch.command('train.py')} --help lists them.")
+    parser.add_argument("--learning_rates", metavar="FLOAT,...", help="rates to try (default: " + ",".join(map(str, PAPER_RATES))
+                        + ", the paper's for CIFAR, Pets and Flowers; or four around the recipe's, where that is far from them)")
+    parser.add_argument("--attention_loss_weights", metavar="FLOAT,...", help="with --attention_edits: 0,0.1,1 (default: none)")
     own, flags = parser.parse_known_args(argv)
     asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None}
     if not asked:
@@ -181,7 +175,7 @@ def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
     elif count := seen.get(splits.val_name):
         drawn = {name: getattr(run, name) for name in leakage.DRAWN} | {"val_fraction": held_out}
         message = (f"--pretrained_dir {run.pretrained_dir}: that run was trained on {count} of the {len(splits.val)} images that "
-                   f"the sweep chooses on: their accuracy says little. {leakage.advise(start, drawn)}")
+                   f"the sweep chooses on: their accuracy means little. {leakage.advise(start, drawn)}")
         if not begun:
             raise ConfigError(message)
         print(f"warning: {message}")

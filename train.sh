@@ -207,9 +207,9 @@ set +m
 watch </dev/null >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"
-while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal ends a wait alone
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal only ends one wait
 code=0
-wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
+wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the exit code of its child
 posted=$(posted_code)
 if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
     echo "train.sh: error: a process of the run was lost, and no other could report it (the output above names it)" >&2

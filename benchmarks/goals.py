@@ -38,7 +38,7 @@ def against(peer: str | None, own: str = OURS) -> Callable[[dict], float | None]
 
 def of_limit(record: dict) -> float | None:
     """Return the fraction of the machine's limit that ours reaches."""
-    return harness.share(record, OURS) if OURS in record["costs"] else None
+    return harness.fraction_of_limit(record, OURS) if OURS in record["costs"] else None
 
 
 def cost(name: str) -> Callable[[dict], float | None]:

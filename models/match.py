@@ -280,11 +280,11 @@ def _differences(found: dict, row: object) -> dict:
 
 
 def model_name(name: str, row: Mapping) -> str:
-    """Return what to call a model that was made from the row `name` with the keys of `row`.
+    """Return the name of a model that was built from the row `name` with the keys of `row`.
 
-    'ViT-B_16'; 'ViT-B_16 with 6 heads'; of another width, depth or patch than the row's 'ViT (width 40, 1 block, patch 4)'.
+    'ViT-B_16', or 'ViT-B_16 with 6 heads'; with another width, depth or patch, 'ViT (width 40, 1 block, patch 4)'.
     """
-    if name not in MODELS:                                     # of a checkpoint whose row has gone
+    if name not in MODELS:                                     # the checkpoint's row no longer exists
         return name
     known = MODELS[name]
     if all(row[key] == known[key] for key in ("hidden_size", "num_layers", "patch_size")):

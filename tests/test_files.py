@@ -253,7 +253,7 @@ def test_the_owner_is_named_even_while_it_writes_its_name(tmp_path, tries, figur
                 late.start()
                 assert f"in use by {owner}." in error_of(InUseError, FileLock(tmp_path).acquire)
                 late.join()
-    figure("second starts told who is at work", 2 * count)
+    figure("second starts, refused with the name of the running process", 2 * count)
 
 
 def test_owner_that_never_writes_its_name_is_another_process(tmp_path, monkeypatch):

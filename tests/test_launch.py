@@ -164,6 +164,7 @@ def test_the_python_of_a_hint_has_the_packages(tmp_path, monkeypatch):
     assert launch.command_to_install("a.txt") == f"python -m pip install -r {launch.ROOT}/a.txt"
     monkeypatch.chdir(launch.ROOT)
     assert launch.command_to_install("a.txt") == "python -m pip install -r a.txt"
+    assert launch.command_to_install("timm") == "python -m pip install timm"
 
 
 def test_machine_is_measured_in_another_process(monkeypatch):

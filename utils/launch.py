@@ -63,8 +63,8 @@ def place() -> Place:
 def _inconsistent(what: str) -> LaunchError:
     found = {name: os.environ[name] for name in (*RANKS, *MASTER) if name in os.environ}
     return LaunchError(f"the environment has {' '.join(f'{name}={value}' for name, value in found.items())}, which {what}. To "
-                       f"train with one process: {without_variables()} python train.py ... For several processes start train.sh "
-                       "(NPROC, NNODES), which sets these variables.")
+                       f"train with one process: {without_variables()} {python_command()} train.py ... For several processes "
+                       "start train.sh (NPROC, NNODES), which sets these variables.")
 
 
 def without_variables() -> str:
@@ -195,8 +195,8 @@ def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
 
 
 def python_command() -> str:
-    """Return this Python as the user would type it: `python` where the shell finds it by that name, else its path, so that a command to
-    copy has the packages of a .venv that is not active."""
+    """Return this Python as the user would type it: `python` where the shell finds it by that name, else its path, so that a
+    command to copy has the packages of a .venv that is not active."""
     here = sys.executable
     for name in ("python", "python3"):
         found = shutil.which(name)
@@ -206,10 +206,11 @@ def python_command() -> str:
     return shlex.quote(os.path.relpath(here) if Path.cwd() in Path(here).parents[1:] else here)
 
 
-def command_to_install(requirements: str) -> str:
-    """Return the command that installs what a file of requirements lists, for this Python."""
-    here = os.path.realpath(os.getcwd()) == str(ROOT)
-    return f"{python_command()} -m pip install -r {shlex.quote(requirements if here else str(ROOT / requirements))}"
+def command_to_install(what: str) -> str:
+    """Return the command that installs a package, or what a requirements*.txt lists, for this Python."""
+    if what.endswith(".txt"):
+        what = f"-r {shlex.quote(what if os.path.realpath(os.getcwd()) == str(ROOT) else str(ROOT / what))}"
+    return f"{python_command()} -m pip install {what}"
 
 
 def _environment(python: str) -> str:

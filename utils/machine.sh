@@ -11,11 +11,11 @@ KEEP=' '
 
 choose_devices() {
     local none_here="there is no GPU here (nvidia-smi lists none, and no driver is loaded). To train on the CPU, set GPUS=cpu"
-    local asked listed=0 named=0 device names=,
-    asked=$(tr -s ' ,\t' ',' <<<"$GPUS")
-    asked=${asked#,} asked=${asked%,}
+    local wanted listed=0 named=0 device names=,
+    wanted=$(tr -s ' ,\t' ',' <<<"$GPUS")
+    wanted=${wanted#,} wanted=${wanted%,}
     VISIBLE=$KEEP
-    case $asked in
+    case $wanted in
     mps | MPS) fail "GPUS=$GPUS: GPUS chooses GPUs of CUDA or ROCm. An Apple GPU: bash train.sh --device mps" ;;
     cpu | CPU | none | -1)
         VISIBLE='' NPROC=${NPROC:-1}
@@ -24,12 +24,12 @@ choose_devices() {
         if [ "${CUDA_VISIBLE_DEVICES-unset}" != unset ]; then
             # The choice of a batch system; -1, NoDevFiles and an empty value mean no GPU.
             case $CUDA_VISIBLE_DEVICES in [0-9]* | GPU-* | MIG-*) named=$(count_names "$CUDA_VISIBLE_DEVICES") ;; esac
-            [ "$named" -gt 0 ] || [ -z "$asked" ] ||
+            [ "$named" -gt 0 ] || [ -z "$wanted" ] ||
                 fail "GPUS=$GPUS: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES hides every GPU. Unset it, or name devices: GPUS=0,1"
             [ "$named" = 0 ] || [ "${DRY_RUN:-}" = 1 ] || ! lacks_gpu || fail "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: $none_here"
         else
             named=$(listed_gpus)
-            if [ "$named" = 0 ] && [ -n "$asked" ]; then        # without nvidia-smi, PyTorch may still find GPUs
+            if [ "$named" = 0 ] && [ -n "$wanted" ]; then        # without nvidia-smi, PyTorch may still find GPUs
                 ! lacks_gpu || fail "GPUS=$GPUS: $none_here"
                 named=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) || named=0
                 [ "$named" -gt 0 ] || fail "GPUS=$GPUS: neither nvidia-smi nor PyTorch finds a GPU here. To train on the CPU, set GPUS=cpu"
@@ -39,9 +39,9 @@ choose_devices() {
         fi
         [ "$named" -gt 0 ] || named=1 ;;
     *)
-        asked=${asked//cuda:/}
+        wanted=${wanted//cuda:/}
         listed=$(listed_gpus)
-        for device in ${asked//,/ }; do
+        for device in ${wanted//,/ }; do
             case $device in
             *[!0-9]*)
                 case $device in
@@ -58,8 +58,8 @@ choose_devices() {
             names=$names$device,
         done
         [ "$listed" != 0 ] || [ "${DRY_RUN:-}" = 1 ] || ! lacks_gpu || fail "GPUS=$GPUS: $none_here"
-        VISIBLE=$asked
-        named=$(count_names "$asked") ;;
+        VISIBLE=$wanted
+        named=$(count_names "$wanted") ;;
     esac
     NPROC=${NPROC:-$named}
 }

@@ -29,8 +29,8 @@ PREFIXES = ("hf-hub:", "hf_hub:", f"{HUB}/")
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 INDEX = f"{WEIGHTS[0]}.index.json"                          # of weights that are split into several files
 NOT_FOUND, NO_ACCESS = 404, (401, 403)
-FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)      # licences that ask for nothing but their notice
-SIMILAR, ALIKE = 3, 0.75            # how many names are suggested, and the ratio of equal letters from which on they are
+FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)      # licenses that only require their notice
+SIMILAR, ALIKE = 3, 0.75            # the most names that are suggested, and the least ratio of equal letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ def published_file(text: str) -> PublishedFile | None:
 
 
 def did_you_mean(typed: str) -> str:
-    """Return ' Did you mean X or Y?' with the names of models and published files that are most like `typed`, or ''."""
-    known: dict[str, str] = {}                          # with and without the publisher: letters and digits -> name
+    """Return ' Did you mean X or Y?' with the names of models and published files most similar to `typed`, or ''."""
+    known: dict[str, str] = {}                          # letters and digits, with and without the publisher -> name
     for file in filter(lambda file: file.model, table()):
         for name in filter(None, (file.model, file.name, file.name.rpartition("/")[2], file.name.partition(".")[0])):
             known.setdefault(_letters(name), file.model if name == file.model else file.name)

@@ -105,13 +105,13 @@ def _plan(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> t
 def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> LoadReport:
     file, layout = checkpoint.file, checkpoint.layout
     report, rows, reads = _plan(model, checkpoint, head)
-    # Several threads: one reads or computes a check sum while another waits for the disk.
+    # Several threads: one reads or computes a checksum while another waits for the disk.
     with ThreadPoolExecutor(min(MAX_THREADS, torch.get_num_threads())) as pool:
         state = dict(zip(reads, pool.map(lambda read: read(), reads.values())))
     left = layout.all - {source for row in rows for source in row.sources}
-    old_head, before = left & layout.heads(), list(map(layout.called, layout.pre_training))
-    report.replaces_head, report.unused = bool(old_head), sorted(map(layout.called, left - old_head)) + before
-    report.left_out = sorted(map(layout.called, left)) + before + layout.others + file.left_out
+    old_head, pre_training = left & layout.heads(), list(map(layout.called, layout.pre_training))
+    report.replaces_head, report.unused = bool(old_head), sorted(map(layout.called, left - old_head)) + pre_training
+    report.left_out = sorted(map(layout.called, left)) + pre_training + layout.others + file.left_out
     if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
         _fold_channels(state, model, file.path)
         report.notes.append("patch kernel summed over the channels")

@@ -131,7 +131,7 @@ def test_process_0_decides_what_is_resumed_and_a_node_that_cannot_read_it_is_nam
     assert first == {"resume_path": "output/r"} and second == first | {"data_dir": "here"}
     assert line == other_line
     assert line.startswith(f"--resume_path: node 1 (host {platform.node()}): cannot read output/r/best.pt: No such file")
-    assert "from a disk that they share" in line
+    assert "from a shared disk" in line
 
 
 # ------------------------------------------------------------------------------------ the classes of a checkpoint or a head
@@ -173,7 +173,7 @@ def test_an_evaluation_keeps_the_order_of_its_checkpoint_on_any_data(numbers):
         config = resolve(typed, found.facts, saved.facts)
         assert config.dataset == flags.get("dataset", "folder") and config.test_fraction == 0
     make_tree(Path("wasps"), ("2", "wasp"), splits=("val",))
-    with pytest.raises(DataError, match=r"the checkpoint has 3 classes \(10, 2, 9\), and not wasp"):
+    with pytest.raises(DataError, match=r"the checkpoint has 3 classes \(10, 2, 9\), but not wasp"):
         saved_for({"data_dir": "wasps"})
 
 

@@ -105,7 +105,7 @@ def test_a_view_that_no_flag_can_say_is_named(tmp_path, capsys):
     said["pretrained_cfg"]["crop_mode"] = "border"
     (tmp_path / "config.json").write_text(json.dumps(said))
     open_model(tmp_path)
-    assert capsys.readouterr().err == (f"warning: {tmp_path}: its config.json says of images what no flag can (crop: border, "
+    assert capsys.readouterr().err == (f"warning: {tmp_path}: its config.json describes images as no flag can (crop: border, "
                                        "0.5): here --eval_crop is 0.0\n")
     open_model(tmp_path, eval_crop=0.5), open_model(tmp_path, flag="--teacher")
     assert capsys.readouterr().err == ""

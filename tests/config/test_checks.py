@@ -25,7 +25,7 @@ REFUSED = {
     "--decay_type step needs --decay_milestones": {"decay_type": "step"},
     "--distillation hard needs a --teacher": {"distillation": "hard"},
     "AugReg has no such size": {"recipe": "augreg"}, "no such model. MODEL_ZOO": {"model_type": "swin"},
-    "no setting is called 'learning_rat'": {"learning_rat": 0.1},
+    "no flag is called --learning_rat": {"learning_rat": 0.1},
     "--min_learning_rate 1.0 is more than": {"min_learning_rate": 1.0},
     "float16 is too coarse": {"ema_decay": 0.9, "precision": "fp16", "fp16_opt_level": "O3"},
     "--train_layers head": {"learning_rate": 0.0, "head_learning_rate": 1.0},
@@ -37,12 +37,12 @@ REFUSED = {
     "--head keep needs a --pretrained_dir": {"head": "keep", "pretrained_dir": "none"},
     "--attention_edits needs a --pretrained_dir": {"attention_edits": ".", "num_layers": 2},
     "--eval_only trains nothing": {"attention_edits": ".", "eval_only": True},
-    "--log_dir l\udcf6gs: TensorBoard takes names in UTF-8": {"log_dir": "l\udcf6gs"},
+    "--log_dir l\udcf6gs: TensorBoard only accepts names in UTF-8": {"log_dir": "l\udcf6gs"},
     "a compiled model hides": {"attention_edits": ".", "compile": True},
     "cannot follow RandAugment": {"attention_edits": ".", "mixup_alpha": 1.0},
-    "by 1 processes x 4 micro-steps: take 48 or 52": {"train_batch_size": 50, "gradient_accumulation_steps": 4},
-    "take 4": {"train_batch_size": 3, "gradient_accumulation_steps": 4},
-    "an odd number: MixUp": {"train_batch_size": 15, "mixup_alpha": 1.0},
+    "by 1 processes x 4 micro-steps: use 48 or 52": {"train_batch_size": 50, "gradient_accumulation_steps": 4},
+    "micro-steps: use 4": {"train_batch_size": 3, "gradient_accumulation_steps": 4},
+    "an odd number, and MixUp": {"train_batch_size": 15, "mixup_alpha": 1.0},
     "--num_epochs contradict": {"resume_path": ".", "num_steps": 1, "num_epochs": 1.0}, "needs NAME": {"resume_path": "auto"},
     "nothing to resume at no/run": {"resume_path": "no/run"},
     "--data_dir no/data: no such folder": {"dataset": "folder", "data_dir": "no/data"},
@@ -60,7 +60,7 @@ def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
     packed = str(tmp_path / "pets.zip")
     for dataset in ("folder", "csv", "imagenet", "cifar10", "mnist", "cub200"):
         assert message(check, {"dataset": dataset, "data_dir": packed}) == (
-            f"--data_dir {packed}: an archive, not a folder: unpack it, and give the folder")
+            f"--data_dir {packed}: an archive, not a folder. Unpack it and use the unpacked folder")
     resumed = {"resume_path": str(tmp_path)}
     assert "--data_dir" in message(check, resumed | {"data_dir": packed})
     for typed in ({}, resumed):
@@ -80,7 +80,7 @@ def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
 def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("VIT_CHECK", "3")
     assert "not divisible by 3 processes" in message(check, {})
-    assert "3 micro-steps a process are no power of two. Take" in message(
+    assert "3 micro-steps a process are not a power of two. Use" in message(
         check, {"exact": True, "train_batch_size": 90, "gradient_accumulation_steps": 3})
     check({"train_batch_size": 90})
     check({"eval_only": True})
@@ -88,7 +88,7 @@ def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(("typed", "facts", "words"), [
-    ({"test": "never"}, Facts(1797, 10, test_is_val=True), "hold some of train out"),
+    ({"test": "never"}, Facts(1797, 10, test_is_val=True), "Hold out training images"),
     ({"class_weights": "1,2"}, FACTS, "--class_weights has 2 numbers, the data have 10 classes"),
     ({"head": "keep"}, Facts(1797, 3, start_head_classes=10, start_path="w.npz"),
      "--head keep: the head of w.npz has 10 classes, the data 3: give a --pretrained_dir"),

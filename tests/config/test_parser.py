@@ -56,7 +56,7 @@ LOOK_UP = f"({launch.command('train.py')} --help lists the flags)"
     (["--seed"], f"--seed needs a value: N {LOOK_UP}"), (["--seed=-1"], "--seed must be 0 or more, got -1"),
     (["--fp16=1"], "--fp16 takes no value, got '1'"),
     (["--see", "1"], f"unrecognized arguments: --see 1. Did you mean --seed? {LOOK_UP}"),
-    (["--device", "tpu"], "--device must be auto, cpu or cuda, got 'tpu'"),
+    (["--device", "tpu"], "--device must be auto, cpu, cuda or mps, got 'tpu'"),
     (["--lr", "high"], "--learning_rate must be a number, got 'high'"),
     (["--recipe", "MAE"], "--recipe cannot be 'MAE'. Did you mean mae?"),
     (["--gpu_s", "1"], f"unrecognized arguments: --gpu_s 1 {LOOK_UP}")], ids=str)

@@ -88,7 +88,7 @@ def test_bit_goes_by_the_number_of_images(images, flags, lengths):
 def test_what_a_function_sets_is_checked_when_it_is_known():
     flags = {"recipe": "bit-hyperrule", "dataset": "cifar10", "train_batch_size": 15, "mix_probability": 0.5}
     check(flags)
-    with pytest.raises(ConfigError, match=r"an odd number.*Take 16"):
+    with pytest.raises(ConfigError, match=r"an odd number.*Use 16"):
         resolve(flags, FACTS)
     with pytest.raises(ConfigError, match="--mix_probability only has an effect"):
         resolve(flags, Facts(5_000, 10))
@@ -136,7 +136,7 @@ def test_the_batch_of_photos_can_be_divided_and_is_not_warned_of(images, ranks):
         batch = config.train_batch_size
         assert batch % unit == 0 and (batch <= images or batch == unit)
         assert length_warnings(config, Facts(images, 5, ranks=ranks)) == []
-    assert length_warnings(photos(5, train_batch_size=8), Facts(5, 5))[0].startswith("warning: a step takes 8 images")
+    assert length_warnings(photos(5, train_batch_size=8), Facts(5, 5))[0].startswith("warning: a step uses 8 images")
 
 
 def test_photos_are_seen_whole_where_the_middle_would_show_too_little():
@@ -230,7 +230,7 @@ def test_the_machine_decides_the_model_of_photos_alone(machine, model):
     assert by_machine(PHOTOS) and not by_machine({}) and not by_machine(PHOTOS | {"model_type": model})
     assert machine_of({"dataset": "digits"}) is machine_of(PHOTOS | {"model_type": model}) is None
     why = why_this_model(found, facts)
-    assert (f" {facts.memory >> 30} GiB a process, of those that are free to use: " in why) == bool(machine)
+    assert (f" {facts.memory >> 30} GiB a process, of the models that are free to use: " in why) == bool(machine)
     # What a file does not say of itself a plain ViT decides, and a size of one's own is of one.
     for other in ({"pretrained_dir": "none"}, {"pretrained_dir": "w.npz"}, {"patch_size": 8}):
         assert not by_machine(PHOTOS | other) and choose(PHOTOS | other, machine=machine).model_type.startswith("ViT-")

@@ -88,20 +88,20 @@ def test_what_auto_chose_is_told():
         return describe_memory(resolve(PHOTOGRAPHS | flags, facts), facts)
 
     line, = told()
-    assert re.fullmatch(r"a step: 8 x 64 images, since 512 in one piece would take about \d\d\.\d GiB, and 12\.0 GiB "
-                        r"are to be used \(--gradient_accumulation_steps, GRAD_STEPS\)", line), line
+    assert re.fullmatch(r"a step: 8 x 64 images, since 512 in one piece would need about \d\d\.\d GiB, and 12\.0 GiB "
+                        r"are available \(--gradient_accumulation_steps, GRAD_STEPS\)", line), line
     assert told(1 << 40) == told(gradient_accumulation_steps=8) == told(memory=0) == []
     line, warning = told(train_batch_size=509)
     assert line.startswith("a step: 509 x 1 images") and warning.endswith("(TRAIN_BATCH_SIZE) 512"), warning
     line, warning = told(model_type="ViT-H_14", optimizer="adamw")
-    assert line.startswith("a step: 256 x 2 images") and "warning: a step takes about 17" in warning, (line, warning)
+    assert line.startswith("a step: 256 x 2 images") and "warning: a step needs about 17" in warning, (line, warning)
     assert told(eval_batch_size=4096)[1:] == []                        # there are 300 to evaluate
     warning, = told(4 << 30, model_type="ViT-Ti_16", train_batch_size=4, eval_batch_size=300)
-    assert "an evaluation takes about" in warning and "EVAL_BATCH_SIZE" in warning
+    assert "an evaluation needs about" in warning and "EVAL_BATCH_SIZE" in warning
 
 
 @pytest.mark.parametrize(("flags", "images", "words"), [
-    ({"num_steps": 10}, 1000, []), ({"num_steps": 199}, 511, ["a step takes 512 images and there are 511"]),
+    ({"num_steps": 10}, 1000, []), ({"num_steps": 199}, 511, ["a step uses 512 images and there are 511"]),
     ({"num_epochs": 200.0}, 1024, []), ({"num_steps": 402}, 1024, ["201 passes over the training images"]),
     ({}, 20, ["it sees each 25.6 times", "256,000 passes"]), ({"recipe": "deit"}, 2048, []),
     ({"recipe": "deit", "num_epochs": 300.0}, 2048, ["try --num_epochs 50 (NUM_EPOCHS=50), here 100 steps"])], ids=str)
@@ -206,5 +206,5 @@ def test_edits_make_the_last_layer_editable():
 def test_auto_that_finds_nothing_is_a_new_run():
     config = resolve({"resume_path": "auto", "name": "r", "override": True}, FACTS)
     assert config.resume_path is None and config.override is False
-    with pytest.raises(ConfigError, match="no setting"):
+    with pytest.raises(ConfigError, match="no flag is called --fp16"):
         resolve({"fp16": True}, FACTS)                     # the parser has replaced it

@@ -103,7 +103,7 @@ def test_lengths():
     assert resume({"num_epochs": 32.0}).num_steps == 500                          # batches of 64
     assert "contradict" in message({"num_epochs": 2.0, "num_steps": 50})
     assert "10 warm-up steps" in message({"num_steps": 9})
-    assert "--num_steps 15: output/r/step-20.pt is at step 20 already" in message({"num_steps": 15})
+    assert "--num_steps 15: output/r/step-20.pt is already at step 20" in message({"num_steps": 15})
     assert resume({"warmup_epochs": 0.64}).warmup_steps == 10 and "--warmup_steps 8" in message({"warmup_epochs": 0.5})
     assert resume({"warmup_epochs": 0.0}, RUN | {"warmup_steps": 0, "warmup_epochs": 0.0}).warmup_steps == 0
     assert resume({"num_steps": 15, "eval_only": True}).eval_only
@@ -167,9 +167,9 @@ def test_changes_are_listed():
         "changed: --num_steps 500 (was 100); the learning-rate schedule is recomputed for the new length"]
     assert listed({"num_steps": 110}, config=RUN | {"decay_type": "step", "decay_milestones": (5,)}) == [
         "changed: --num_steps 110 (was 100); the milestones of the learning rate stay"]
-    assert listed({"pretrained_dir": "x"}) == ["--resume_path wins: --pretrained_dir is not used"]
+    assert listed({"pretrained_dir": "x"}) == ["--pretrained_dir is not used, since --resume_path is given"]
     assert listed({"override": True, "seed": 1}) == ["changed: --seed 1 (was 42)"]
     assert listed({"resume_path": "auto", "name": "other"}) == []
     assert listed({}, ranks=2, config=RUN | {"gradient_accumulation_steps": 2}) == [
         "changed: 2 processes (were 1), 1 micro-steps each (were 2)"]
-    assert listed({}, step=100) == ["nothing is left to train: resume with a larger --num_steps (NUM_STEPS) to train on"]
+    assert listed({}, step=100) == ["nothing is left to train. To train longer, resume with a larger --num_steps (NUM_STEPS)"]

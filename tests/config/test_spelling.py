@@ -89,7 +89,7 @@ def test_a_start_that_no_model_here_is_of_says_why():
     for typed, words in (("naflexvit_base_patch16_gap.e300_s576_in1k", "images of any shape"),
                          ("timm/beit_base_patch16_224", "BEiT"),
                          ("hf-hub:timm/vit_pwee_patch16_reg1_gap_256.sbb_in1k", "attention and MLP side by side")):
-        with pytest.raises(ConfigError, match=f"--pretrained_dir {typed}: it has .*{words}.*, as no model here"):
+        with pytest.raises(ConfigError, match=f"--pretrained_dir {typed}: it has .*{words}.*, which no model here supports"):
             check_published({"pretrained_dir": typed}, lambda name: None, published_names())
         with pytest.raises(ModelError, match=f"{typed}: it has .*{words}.*, which no model here supports"):
             require_published(typed)

@@ -54,7 +54,7 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
     (DEIT, {"eval_crop": 1.0}, ["(shape kept, the middle 87.5 % of the shorter side, bicubic). "
                                 "To do so here, add --interpolation bicubic"]),
     (GOOGLE, {"img_size": 64}, ["warning: images of 64 px have far fewer patches than those of 384 px that the weights were made "
-                                "with, and much of what they know is lost. Add --img_size 384 (IMG_SIZE)"]),
+                                "with, so much of what they learned is lost. Add --img_size 384 (IMG_SIZE)"]),
     (GOOGLE | {"img_size": (384, 192)}, {"img_size": (128, 64)}, ["Add --img_size 384x192"]),
     ({"unknown_mean": True, "by": "x"}, {}, ["note: w.pth does not say by which mean and standard deviation its images were "
                                              "normalized: this run uses those of ViT-B_16. If they were "

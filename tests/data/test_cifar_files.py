@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("how", ["downloaded", "put there by hand"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar(tmp_path, monkeypatch, name, how):
-    kind, asked = getattr(published, name.upper()), []
+    kind, requested = getattr(published, name.upper()), []
     archive = miniatures.cifar(kind, tmp_path / "site" / kind.filename, monkeypatch)
     monkeypatch.setattr("urllib.request.urlopen",
-                        lambda request, **_: asked.append(request.full_url) or Answer(archive, request))
+                        lambda request, **_: requested.append(request.full_url) or Answer(archive, request))
     place = tmp_path / "data" if how == "downloaded" else archive.parent
     splits = open_splits(name, str(place))
-    assert set(asked) == ({kind.url} if how == "downloaded" else set())
+    assert set(requested) == ({kind.url} if how == "downloaded" else set())
     for split, train in ((splits.train, True), (splits.test, False)):
         reference = kind(place, train=train)
         assert split.targets.tolist() == reference.targets and list(splits.classes) == reference.classes

@@ -72,7 +72,7 @@ BAD_TREES = {
     "no val": ({"train/ant": 1}, ["{root} contains train/ (1 folder) but no val/", "--val_fraction 0.1"]),
     "no classes": ({"train": 0, "val": 0}, [
         "{root}/train is empty (except for hidden files). It must contain one folder per class"]),
-    "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
+    "one class": ({"train/ant": 2, "val/ant": 1}, ["only one class, ant", "nothing to learn"]),
     "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val contains images but no class folders", "one folder per class",
                                                  "ImageNet"]),
     "empty class": (GOOD_TREE | {"train/cat": 0, "val/cat": 1}, ["{root}/train", "of class cat"]),
@@ -229,10 +229,10 @@ def test_start_lists_folders_and_opens_only_a_sample(tmp_path, monkeypatch, layo
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(image_files, "_opened", count("opened", opened))
     for name in ("stat", "lstat", "readlink"):
-        monkeypatch.setattr(os, name, count("asked", getattr(os, name)))
+        monkeypatch.setattr(os, name, count("checked", getattr(os, name)))
     splits = open_splits("folder", root, **fractions)
     assert len(splits.train) + len(splits.val) == 300 * len(layout)
-    assert counts.pop("opened") <= 256 and counts.pop("asked") < 100
+    assert counts.pop("opened") <= 256 and counts.pop("checked") < 100
     assert max(counts[str(tmp_path / place)] for place in layout) <= listed and counts.total() < 20
 
 

@@ -29,7 +29,7 @@ def test_csv_with_three_lists(tmp_path):
     splits = open_splits("csv", root)
     assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [1], [0, 0]]
     assert splits.val_name == "val"
-    with pytest.raises(DataError, match=r"validation split of its own \(1 images\)"):
+    with pytest.raises(DataError, match=r"already has a validation split \(1 image\)"):
         open_splits("csv", root, val_fraction=0.5)
     drawn = open_splits("csv", root, test_fraction=0.4)
     assert drawn.val is drawn.test and len(drawn.train) + len(drawn.test) == 5
@@ -330,7 +330,7 @@ def test_files_are_found_by_listing_folders_not_one_by_one(tmp_path, monkeypatch
     (tmp_path / "img").mkdir()
     for number in range(500):
         (tmp_path / "img" / f"{number}.png").touch()
-    asked = []
-    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(path) or real(path))
+    checked = []
+    monkeypatch.setattr("os.path.isfile", lambda path: checked.append(path) or real(path))
     assert np.bincount(csv_lists(root).train.targets).tolist() == [250, 250]
-    assert len(asked) < 100
+    assert len(checked) < 100

@@ -58,15 +58,15 @@ def test_names_of_kaggle_are_found(tmp_path, how):
 
 
 def test_mnist_is_downloaded(tmp_path, monkeypatch):
-    site, asked = Path(miniatures.mnist(tmp_path / "site", ".gz")), []
+    site, requested = Path(miniatures.mnist(tmp_path / "site", ".gz")), []
     monkeypatch.setattr(published.MNIST, "resources", [
         (name, hashlib.md5((site / name).read_bytes()).hexdigest()) for name, _ in published.MNIST.resources])
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: asked.append(request.full_url) or Answer(
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: requested.append(request.full_url) or Answer(
         site / request.full_url.rpartition("/")[2], request))
     splits = open_splits("mnist", str(tmp_path / "data"))
-    assert len(set(asked)) == 4 and len(splits.train) == 30
-    asked.clear()
-    assert len(open_splits("mnist", str(tmp_path / "data")).test) == 20 and not asked
+    assert len(set(requested)) == 4 and len(splits.train) == 30
+    requested.clear()
+    assert len(open_splits("mnist", str(tmp_path / "data")).test) == 20 and not requested
 
 
 def test_incomplete_or_mixed_mnist_is_reported(tmp_path):

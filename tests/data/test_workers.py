@@ -107,7 +107,7 @@ def test_worker_killed_at_any_instant_ends_the_run(expected, tries, figure):
         else:                                       # all batches were loaded before
             assert digest(batches) == expected
     assert ended >= wanted // 2
-    figure("SIGKILL or SIGBUS of a worker at any instant", wanted)
+    figure("SIGKILL or SIGBUS of a loader process at any instant", wanted)
 
 
 FATES = {
@@ -127,7 +127,7 @@ def test_fates_within_an_image_end_the_run(fate, figure):
     assert words in fails(loader(Fateful(what), timeout_s=timeout_s))
     common = {"transform": v2.PILToTensor(), "batch_size": 3, "rank": 0, "world_size": 1, "pin_memory": False}
     assert words in fails(data.eval_loader(Fateful(what), num_workers=2, timeout_s=timeout_s, **common))
-    figure(f"a worker's fate: {fate}", 2)
+    figure(f"a loader process: {fate}", 2)
 
 
 def test_worker_stopped_while_its_batch_is_sent_is_reported():

@@ -111,10 +111,10 @@ def test_error_on_only_one_node_names_the_node(tmp_path):
             distributed.local_main_first(ranks, lambda: with_a_disk_of_its_own(ranks))
         return process.classify_error(caught.value)
 
-    alone = f"node 1 (host {platform.node()})"
+    single = f"node 1 (host {platform.node()})"
     for number, (work, expected) in enumerate([
-            (scenario, [f"Refusal: {alone}: rank 1 refuses", "Refusal: rank 0 refuses"]),
-            (scenario_of_disks, (f"{alone}: /data/x: Input/output error", 2))]):
+            (scenario, [f"Refusal: {single}: rank 1 refuses", "Refusal: rank 0 refuses"]),
+            (scenario_of_disks, (f"{single}: /data/x: Input/output error", 2))]):
         (tmp_path / str(number)).mkdir()
         with Ranks(2, work, tmp_path / str(number), nodes=True) as both:
             assert both.results() == [expected] * 2
@@ -147,11 +147,11 @@ def test_values_of_two_processes(ranks):
 def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure):
     """With numbers of images that are no multiple of the processes, fewer images than processes, and batches of all sizes"""
     cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
-    alone, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
+    single, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
     for size in sizes:
         with Ranks(size, lambda ranks: [evaluated(ranks, *case) for case in cases], tmp_path) as several:
             for each in several.results():
-                for found, expected, case in zip(each, alone, cases):
+                for found, expected, case in zip(each, single, cases):
                     check_equal(found, expected)
                     assert found["images"] == found["confusion"].sum() == case[0]
     figure("evaluations on several processes", len(cases) * len(sizes))

@@ -193,9 +193,9 @@ def one_thread():
 
 # ----------------------------------------------------------------------------------------------- two processes
 
-def check_both_trained_as(alone: dict, ranks: list[dict], what: str) -> None:
+def check_both_trained_as(single: dict, ranks: list[dict], what: str) -> None:
     for each in ranks:
-        for name, expected in alone.items():
+        for name, expected in single.items():
             if name == "accuracies":
                 assert each[what][name] == expected
             elif isinstance(expected, list):
@@ -212,10 +212,10 @@ def check_both_trained_as(alone: dict, ranks: list[dict], what: str) -> None:
     ids=["as one batch", "as two micro-batches", "as two micro-batches with dropout",
          "with dropout, augmented and mixed images, a teacher, an average"])
 def test_two_processes_train_like_one(ranks, what, micro_steps, dropout):
-    alone = trained(ALONE, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
-    check_both_trained_as(alone, ranks, what)
-    distance = (alone["weights"] - flat(network())).norm()
-    assert (ranks[0][what]["weights"] - alone["weights"]).norm() < 1e-5 * distance
+    single = trained(ALONE, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
+    check_both_trained_as(single, ranks, what)
+    distance = (single["weights"] - flat(network())).norm()
+    assert (ranks[0][what]["weights"] - single["weights"]).norm() < 1e-5 * distance
 
 
 @pytest.mark.slow
@@ -230,9 +230,9 @@ def test_two_processes_train_two_heads_and_half_a_model_like_one(ranks):
 
 @pytest.mark.slow
 def test_two_processes_learn_edits_like_one(ranks):
-    alone = trained_on_edits(ALONE)
-    assert alone["attention"][-1] < alone["attention"][0]
-    check_both_trained_as(alone, ranks, "edits")
+    single = trained_on_edits(ALONE)
+    assert single["attention"][-1] < single["attention"][0]
+    check_both_trained_as(single, ranks, "edits")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_numbers_do_not_depend_on_the_batch_nor_on_who_loads(place):
     whole = answers_of(work_of(opened), open_sources([str(place / "p")]))
     assert whole.labels.shape == (13, 3) and len({*whole.labels[:, 0]}) > 2 and (np.diff(whole.probabilities) <= 0).all()
     assert "truncated" in whole.bad[0][1] and len(whole.bad) == 2
-    assert whole.bad[1][1].startswith("cannot be read as an image (of none of the formats JPEG, PNG")
+    assert whole.bad[1][1].startswith("cannot be read as an image (none of the formats JPEG, PNG")
     assert (whole.losses == 0).all()
     for size, workers in ((1, 0), (64, 0), (5, 1)):
         other = answers_of(dataclasses.replace(work_of(opened), workers=workers), open_sources([str(place / "p")]), size)

@@ -295,7 +295,7 @@ def test_auto_resumes_where_there_is_something_to_resume(output, figure):
     assert "no intact checkpoint" in error_of(CheckpointError, find)         # there was one: not from scratch
     for name in (None, ""):
         assert "RESUME_PATH=auto needs NAME" in error_of(FolderError, find, name)
-    figure("states of a folder that RESUME_PATH=auto is given", 9)
+    figure("states of a folder for RESUME_PATH=auto", 9)
 
 
 # ------------------------------------------------------------------------------------------------------- resume

@@ -59,7 +59,7 @@ def test_a_folder_is_asked_for_where_something_is_written(capsys):
 
 def test_prepared_images_take_the_place_of_the_files(capsys):
     assert dataset.main(["prepare", "whole", *FOLDER]) == 0
-    assert capsys.readouterr().out.endswith("whole: 8 images; train on them with --data_dir " + os.path.abspath("whole") + "\n")
+    assert capsys.readouterr().out.endswith("whole: 8 images. Train on them with --data_dir " + os.path.abspath("whole") + "\n")
     assert dataset.main(["prepare", "small", "--size", "5", *FOLDER, "--num_workers", "2"]) == 0
     sides = [min(datasets.open_splits("folder", name).train[0][0].size) for name in ("tree", "whole", "small")]
     assert sides[0] == sides[1] > sides[2] == 5
@@ -78,7 +78,7 @@ def test_lists_are_read_as_in_training(capsys):
     assert dataset.main(["prepare", "small", *lists, "--path_column", "image"]) == 0 and told in capsys.readouterr().out
     assert datasets.open_splits("csv", "small", val_fraction=0.34).classes == ("False", "True")
     assert dataset.main(["check", *lists[:4], "--val_fraction", "0.34"]) == 2
-    assert "add --label_column" in capsys.readouterr().err
+    assert "Add --label_column" in capsys.readouterr().err
 
 
 def test_prepare_skips_bad_images_if_asked_to(capsys):

@@ -23,7 +23,7 @@ from runs import make_tree
 
 import configs
 from models import list_models
-from models.checkpoints.hub import model_of
+from models.checkpoints import hub
 from models.checkpoints.published import META_FILES, PUBLISHED, published_name, published_url
 from utils import process
 from utils.build.opened import EMBEDDED_MODEL
@@ -68,14 +68,14 @@ def test_documented_script_command_makes_a_valid_run(run_script, command):
     """Dry: the variables become flags that train.py accepts together."""
     given = parse(flags_of_script(run_script, command))
     if "resume_path" not in given:
-        resolve(name_model(given, model_of), FACTS)
+        resolve(name_model(given, hub), FACTS)
 
 
 @pytest.mark.parametrize("command", PYTHON)
 def test_documented_train_command_is_valid(command):
     words = documents.words_of(command)[1][2:]
     if words != ["--help"] and "resume_path" not in (given := parse(words)):
-        resolve(name_model(given, model_of), FACTS)
+        resolve(name_model(given, hub), FACTS)
 
 
 @pytest.mark.parametrize("command", VERBS)

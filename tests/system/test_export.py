@@ -355,7 +355,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
             ("output/r --to folder --output file/a", "--output file: file is a file, not a folder"),
             ("output/crop --to folder --output no/where/a", "--to folder: eval_crop 0.5"),
             ("output/r --to folder --output a --num_heads 2", "only have an effect with a MODEL that is not one of your"),
-            ("output/r --to folder --output a --class_names two.txt", "names its classes itself"),
+            ("output/r --to folder --output a --class_names two.txt", "has names of its classes"),
             ("output/sigmoid --to folder --output a", "--to folder: sigmoid_attention 'last': timm has no attention"),
             ("output/sigmoid --to npz --output a", "--to npz: sigmoid_attention 'last': Google's layout"),
             ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),

@@ -114,7 +114,7 @@ def test_every_flag_goes_through_the_script(project, figure):
     for script in ("train.sh", "train_fp16.sh"):
         noted, = launch(project, *given, script=script)
         assert noted["argv"][-len(given):] == given and noted["folder"] == str(project)
-    figure("words handed on by train.sh and train_fp16.sh", 2 * len(given))
+    figure("arguments passed on by train.sh and train_fp16.sh", 2 * len(given))
 
 
 @pytest.mark.contract(*PROMISE)
@@ -126,7 +126,7 @@ def test_every_variable_goes_through_the_script(project, tries, figure):
         odd = {name: values[(number + turn) % len(values)] for turn, name in enumerate(texts)}
         noted, = launch(project, **VARIABLES | odd)
         assert parse(noted["argv"][noted["argv"].index("train.py") + 1:]) == flags_of(VARIABLES | odd)
-    figure("variables handed on by train.sh", len(values[::tries(8, 1)]) * len(VARIABLES))
+    figure("variables passed on by train.sh", len(values[::tries(8, 1)]) * len(VARIABLES))
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_every_flag_and_variable_goes_through_torchrun(project, figure):
         assert {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3", "WANDB_API_KEY": "a key",
                 "TORCHELASTIC_MAX_RESTARTS": "2"}.items() <= noted["env"].items()
         assert noted["env"]["VIT_LAUNCH"] and not Path(noted["env"]["VIT_LAUNCH"]).exists()
-    figure("words and variables through train.sh and torchrun, to each of two processes", len(given) + len(VARIABLES))
+    figure("arguments and variables through train.sh and torchrun, to each of two processes", len(given) + len(VARIABLES))
 
 
 def test_folders_with_odd_names_are_used(run_train, tmp_path, monkeypatch):

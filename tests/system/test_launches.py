@@ -61,8 +61,8 @@ def test_kills_under_torchrun(tmp_path, whole, tries, figure):
             launched = rig.script(folder, *FLAGS, NPROC=2)
         assert launched.wait(120) == 0, (folder / "out.txt").read_text()[-3000:]
         assert rig.end_of(folder) == whole
-    figure("kill -9 of torchrun: nobody is left, the next start goes on to the same end", kills["agent"])
-    figure("kill -9 of one of two processes: torchrun restarts both, the same end", kills["ranks"])
+    figure("kill -9 of torchrun: no process is left, the next start reaches the same end", kills["agent"])
+    figure("kill -9 of one of two processes: torchrun restarts both, which reach the same end", kills["ranks"])
 
 
 CASES = [("everyone", signal.SIGTERM), ("script", signal.SIGUSR1), ("ranks", signal.SIGTERM),

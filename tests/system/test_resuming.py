@@ -241,7 +241,7 @@ def test_more_steps_recompute_the_schedule(run_train, begun, capsys, figure):
         cosine = 1e-3 * 0.5 * (1 + math.cos(math.pi * progress))
         assert rates[step] == pytest.approx(cosine, abs=1e-12), step
     assert state_of("output/r").step == 12
-    assert "is at step 12 already" in refusal(run_train, capsys, "--num_steps", 6)
+    assert "is already at step 12" in refusal(run_train, capsys, "--num_steps", 6)
     figure("settings that a resumed run may change", 1)
 
 
@@ -308,7 +308,7 @@ def test_other_data_are_refused(run_train, capsys, figure):
     assert "not the same task" in refusal(run_train, capsys, "--num_steps", 6, "--override")
     assert run_train(*RESUMED, "--num_steps", 6, "--data_dir", "kept") == 0
     assert "changed: --data_dir kept (was tree)" in capsys.readouterr().out
-    figure("other data under a run that goes on", len(DATA) + 1)
+    figure("runs resumed on other data", len(DATA) + 1)
 
 
 # ------------------------------------------------------------------------------------------------- P19: ways to resume
@@ -328,7 +328,7 @@ def test_a_finished_run_trains_nothing_and_reports_its_result_again(run_train, b
         assert run_train("--resume_path", *way) == 0
         printed = capsys.readouterr().out.splitlines()
         assert [line for line in printed if "accuracy" in line and "after (" in line] == result and len(result) == 1
-        assert "nothing is left to train: resume with a larger --num_steps (NUM_STEPS) to train on" in printed
+        assert "nothing is left to train. To train longer, resume with a larger --num_steps (NUM_STEPS)" in printed
         assert not [line for line in printed if line.startswith(("step ", "changed:"))]
         assert {name: bytes_ for name, bytes_ in content("output").items() if name.endswith((".pt", ".txt"))} == files
         assert events_of("output/r") == events and list(Path("output").iterdir()) == [Path("output/r")]
@@ -351,7 +351,7 @@ def test_a_way_that_leads_nowhere_makes_nothing(run_train, begun, capsys, figure
             printed = capsys.readouterr().err
             assert words in printed and printed.count("\n") == 1, (way, printed)
             assert content(".") == before, way
-    figure("ways that lead to no run", 2 * len(ways))
+    figure("paths that are no run", 2 * len(ways))
 
 
 @pytest.mark.contract(*WAYS)

@@ -1,4 +1,4 @@
-"""benchmarks/small_sets: the splits, how results are read, and the statistics, on numbers that are worked out by hand."""
+"""benchmarks/small_sets: the splits, how results are read, and the statistics, with numbers computed by hand."""
 
 import json
 import sys
@@ -187,7 +187,7 @@ def test_the_page_has_means_and_differences():
     assert "## Each minus auto, last step (points)" in turned and "| timm | **-1.5 ± 0.0** |" in turned and "| 8 | no |" in turned
 
 
-def test_the_page_leaves_out_who_was_not_asked_for(tmp_path):
+def test_the_page_omits_contenders_that_were_not_chosen(tmp_path):
     results = Results(tmp_path / "r.jsonl")
     results.begin(SESSION)
     for run in (a_run("auto", 60.0), a_run("vit-paper", 59.0, "other"), a_run("auto", 1.0, draw=9)):

@@ -64,7 +64,8 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
     (["--pretrained_dir", "vit_base_patch_16"], "Did you mean imagenet21k/ViT-B_16?"),
     (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
     (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight: a sweep sets it itself"),
-    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"), (["--test", "once"], "--test: a sweep sets"),
+    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"),
+    (["--test", "once"], "--test: a sweep sets"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such"),
     (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set. Add --test_fraction 0.2")])
 def test_bad_input_is_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
@@ -234,7 +235,7 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
         "--pretrained_dir output/whole: that run was trained on 2 of the 2 images that the sweep chooses on: their accuracy says "
         "little. Train that run again, with the same images held out: --val_fraction 0.1 --split_seed 0\n")
     assert error_line(capsys, *argv, "output/part", "--val-fraction", "0.3").endswith(
-        "on 4 of the 6 images that the sweep chooses on: their accuracy says little. Hold out the same images as that run: "
+        "on 4 of the 6 images that the sweep chooses on: their accuracy means little. Hold out the same images as that run: "
         "--val_fraction 0.1 --split_seed 0\n")
     assert not Path("output/w").exists()
     assert sweep.main([*argv, "output/part"]) == 0 and len(stub()) == 3

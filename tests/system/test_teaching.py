@@ -49,7 +49,7 @@ def test_what_a_step_2_logs_and_writes(run_train, step_1, drawn, capsys):
     capsys.readouterr()
     assert run_train(*STEP_2, "--name", "two", "--num_steps", 12, "--eval_every", 12, "--learning_rate", 3e-3) == 0
     printed = capsys.readouterr().out
-    assert "edits of 367 of 1097 training images teach layer 4 of 4, weight 20" in printed
+    assert "edits of 367 of 1097 training images supervise layer 4 of 4, weight 20" in printed
     assert "before" in printed and "annotate.py --checkpoint output/two" in printed
     assert "with --attention_loss_weight 0" in printed and "in the first " in printed
     before, after = ([event for event in events_of(f"output/{run}", ("eval",)) if event["split"] == "test"]
@@ -123,7 +123,7 @@ def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
     assert run_train("--name", "one", "--sigmoid_attention", "all", "--num_layers", 3, "--mlp_dim", 100, *view) == 0
     mark(Path("edits"))
     assert run_train(*STEP_2, "--name", "two", "--model_type", "ViT-Nano_2", "--num_layers", 3) == 0
-    assert "teach layer 1, 2, 3 of 3" in capsys.readouterr().out
+    assert "supervise layer 1, 2, 3 of 3" in capsys.readouterr().out
     assert run_train(*STEP_2, "--name", "other", "--num_layers", 4) == 2 and "--num_layers" not in STEP_2
     config = state_of("output/two").config
     assert config["eval_crop"] == 0.75 and config["interpolation"] == "bicubic" and config["img_size"] == 12

@@ -1,4 +1,4 @@
-"""models.load_model: a trained model for a program of the user's, which may ask it about images."""
+"""models.load_model: a trained model for the user's own program, with predictions for images."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +43,7 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
 
 @dataclasses.dataclass(frozen=True)
 class _NoAnswer:
-    """In place of a Predictor: why there is none."""
+    """In place of a Predictor: raises the reason why there is none."""
 
     why: str
 
@@ -52,7 +52,7 @@ class _NoAnswer:
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
-    """With empty settings where the file's are not those of a run: they do not say how images are read for the model."""
+    """Opens a run's model, with empty settings if those of the file are not a run's: they do not say how images are read."""
     try:
         check_settings(file.settings, file.path)
     except SettingsError:

@@ -17,7 +17,7 @@ from models.checkpoints.run_fields import check_shapes
 from models.create import resolve_row
 from models.kinds import brief
 from models.match import describe_row, model_name
-from utils import distributed
+from utils import distributed, launch
 from utils.config import (
     SIZES,
     Config,
@@ -156,7 +156,7 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
         print(found.seen, flush=True)
     if 0 < splits.prepared < max(model.img_size):
         print(f"warning: the images were prepared for less than the model's {size} px: they are enlarged; prepare them with "
-              f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
+              f"{launch.command('dataset.py')} prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
 
 
 def describe_sizes(splits: Splits) -> str:

@@ -1,4 +1,4 @@
-"""The one way to open a trained model: from a run, a checkpoint, any other file with its architecture, or a published name."""
+"""Opens a trained model: of a run, a checkpoint, any other file with its architecture, or a published name."""
 
 import contextlib
 import copy
@@ -44,7 +44,7 @@ NO_RUN = before() | vars(FIND)         # settings of a model that no run has tra
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model in eval mode, with what it takes to use it: how it sees images, and what its outputs mean."""
+    """A model in eval mode, with how it sees images and what its outputs mean."""
 
     model: ImageTransformer
     classes: tuple[str, ...]
@@ -52,8 +52,8 @@ class Opened:
     title: str
     has_data: bool                    # the settings name the data set of a run
     path: Path | None = None          # None: the embedded model
-    named: bool = True                # the classes have the names of the file, not numbers or ImageNet's
-    has_head: bool = True             # else the model has one class, which means nothing
+    named: bool = True                # the names of the classes come from the file, and are not numbers or ImageNet's
+    has_head: bool = True             # else the model has one class without a meaning
     note: str = ""                    # behind the title: which file of a run folder was taken, where that is not best.pt
 
     @property
@@ -67,7 +67,7 @@ class Opened:
 
     @property
     def reading(self) -> Reading:
-        """How an image file is read for the model; fields are "auto" where it is no run's"""
+        """Returns how an image file is read for the model; fields are "auto" if no run set them."""
         return Reading.of(self.settings)
 
     def split(self, name: str | None = None) -> tuple[str, Dataset, tuple[str, ...]]:
@@ -91,9 +91,9 @@ class Opened:
         return name, images, tuple(splits.classes)
 
     def evaluate(self, images: Dataset) -> EvalMetrics:
-        """As its run evaluates them, in its precision and with its mirror images; with `confusion` and `answers`.
+        """Evaluates the images as the run does, in its precision and with its mirror images; with `confusion` and `answers`.
 
-        On the device of the model, in this process alone. Raises ImageError.
+        Runs on the device of the model, in this process only. Raises ImageError.
         """
         run, device = self.settings, next(self.model.parameters()).device
         precision, _ = choose(run["precision"], run["fp16_opt_level"], device)
@@ -105,7 +105,7 @@ class Opened:
                                       dtype=precision.weights)
         model = self.model
         if next(model.parameters()).dtype != precision.weights:
-            model = copy.deepcopy(model).to(precision.weights)            # rounded weights are not for whoever comes next
+            model = copy.deepcopy(model).to(precision.weights)            # self.model keeps its unrounded weights
         return evaluate(model, loader, normalize, precision, Ranks(0, 1, 0, 1, device), len(self.classes), confusion=True,
                         flipped=run["tta"] == "flip", filled=True, answers=True)
 
@@ -122,8 +122,8 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
 
 @contextlib.contextmanager
 def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
-    """Raises ConfigError, "FLAG: ...", for weights given by that flag that cannot be used. If numbers of the open file are not
-    finite, it says that, whatever else is wrong."""
+    """Raises ConfigError, "FLAG: ...", if the weights of that flag cannot be used. If numbers of the open file are not finite,
+    the message says that, whatever else is wrong."""
     try:
         yield
     except (ModelError, CheckpointError, SettingsError) as error:
@@ -137,8 +137,8 @@ def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
 
 
 def find_weights(what: str | Path) -> Path:
-    """The file that a path means: of a run folder its best checkpoint, of a folder of timm or transformers its weights, or of a
-    published name. Raises WeightsError or CheckpointError."""
+    """Returns the file of a path or published name: of a run folder its best checkpoint, of a folder of timm or transformers its
+    weights. Raises WeightsError or CheckpointError."""
     if not Path(what).exists():
         try:
             require_published(what)
@@ -148,7 +148,7 @@ def find_weights(what: str | Path) -> Path:
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:
-    """Where it is of a run of ours, with its settings and the shapes of its weights compared.
+    """Opens the file; of a run of this program its settings and the shapes of its weights are checked.
 
     Raises WeightsError or ConfigError.
     """
@@ -163,7 +163,7 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
 
 
 def preferred_row(what: str) -> str:
-    """How the name of the row begins that a published name means, where the shapes in its file are those of others too."""
+    """Returns the beginning of the row's name that a published name means, for files whose shapes fit several rows."""
     if Path(what).exists():
         return ""
     folder = (published_name(what) or "").partition("/")[0]
@@ -174,9 +174,9 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                num_heads: int | None = None, classifier: str | None = None, interpolation: str | None = None,
                eval_crop: float | None = None, mean: tuple | None = None, std: tuple | None = None,
                heads_if_unknown: int | None = None, flag: str = "--checkpoint") -> Opened:
-    """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
+    """Open a run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    model_type, and those from img_size to std: of a file that is no run, in place of what it says.
+    model_type, and img_size to std: for a file that is not of a run, in place of what it says.
     heads_if_unknown: num_heads where the file does not say. flag: the flag or argument that named the model, for messages.
     Raises ConfigError.
     """
@@ -202,7 +202,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
 
 
 def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
-    """by_folder: the folder of the run was given, not the file."""
+    """Open the model of a run. by_folder: the run folder was given, not the file."""
     model, run = load_run_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
     called = model_name(run["model_type"], model.config)
@@ -212,7 +212,7 @@ def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
 
 
 def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None, flag: str) -> Opened:
-    """The model of the file, or the one that is typed; of one class where the file has no head."""
+    """Opens the model of the file, or the one that is typed; with one class if the file has no head."""
     name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
     size = typed.get("img_size", file.row.get("img_size") if name is None else None)
     if name is None:
@@ -235,7 +235,7 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
     own = {"model_type": name} | {key: MODELS[name][key] for key in VIEW}
     settings = NO_RUN | own | published_view(file.path) | file.view | view
     for key, words in file.untaken.items():
-        if key not in view and flag != "--teacher":                  # which sees the student's images
-            print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
+        if key not in view and flag != "--teacher":                  # a teacher sees the student's images
+            print(f"warning: {what}: its config.json describes images as no flag can ({words}): here --{key} is {settings[key]}",
                   file=sys.stderr)
     return Opened(model, tuple(model.classes), settings, title, False, file.path, names is not None, has_head)

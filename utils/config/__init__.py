@@ -1,9 +1,9 @@
-"""What was typed -> one validated `Config`. Imports neither PyTorch nor models, so that a bad flag fails within a second.
+"""Turns what was typed into a validated `Config`. Imports neither PyTorch nor models, so that a bad flag fails within a second.
 
     flags = parse(argv); check(flags); sources = choose(flags); ...; config = resolve(flags, facts, saved)
 """
 
-from .checks import scratch_warnings
+from .checks import check_packages, scratch_warnings
 from .flags import FLAGS, SIZES, Flag, before
 from .help import overview, parse_command
 from .parser import OF_OTHERS, Parser, add_flags_of_others, as_command, parse

@@ -1,4 +1,4 @@
-"""Start weights of another program: the settings that the file tells, where no flag sets them."""
+"""Start weights of another program: settings that are read from the file, where no flag sets them."""
 
 from configs import FAMILIES, MODELS
 
@@ -10,17 +10,17 @@ VIEW = ("interpolation", "eval_crop")
 
 
 def put_view(values: Values) -> None:
-    """How the model's publisher shows it images, where neither a flag nor the recipe says how."""
+    """Put the publisher's preprocessing of the model, where neither a flag nor the recipe sets it."""
     row = MODELS[values["model_type"]]
     values.put(MODEL, {key: row[key] for key in VIEW if values.sources[key] in (DEFAULT, MODEL)})
 
 
 def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
-    """The architecture of the file, unless --model_type names one; its image size where that belongs to the weights.
+    """Put the architecture of the file, unless --model_type names one, and its image size where that belongs to the weights.
 
-    facts.start_row: `model_type`, the row of configs.py that it is of; the sizes that it has otherwise; `classifier`, if it can
-    have no other; `img_size`, that of its positions, and `names_img_size`, whether its config.json says so;
-    `interpolation`, `eval_crop` and `tta` of that. Raises ConfigError where the number of heads is unknown.
+    facts.start_row: `model_type`, its row of configs.py; the sizes that differ from that row; `classifier`, if only one is
+    possible; `img_size`, that of its positions, and `names_img_size`, whether its config.json has it; `interpolation`,
+    `eval_crop` and `tta` of the config.json. Raises ConfigError where the number of heads is unknown.
     """
     row, before = facts.start_row, values["model_type"]
     sizes = {key: row.get(key) for key in SIZES}
@@ -46,6 +46,6 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
     if "img_size" in row and "img_size" not in flags and own_size:
         values.put(START, {"img_size": row["img_size"]})
     same_task = values["head"] == "keep"
-    brought = same_task or values["model_type"] in FAMILIES         # for a new task too: of the others the recipe's is told
+    brought = same_task or values["model_type"] in FAMILIES         # for a new task too; other models follow the recipe
     values.put(START, {key: row[key] for key in (*VIEW, *["tta"] * same_task) if key in row and key not in flags and brought
                        and (same_task or values.sources[key] == MODEL)})

@@ -21,7 +21,7 @@ LONGEST_CHOICES = 24            # characters: longer lists of choices are in the
 AUTOMATIC = ("digits", "photos", "vit-paper")          # the recipes that --recipe auto chooses from
 Examples = Iterable[tuple[str, str]]                   # (command, what it does)
 
-TRAIN = ("Fine-tunes a Vision Transformer. bash train.sh starts it on every GPU; python train.py runs it in one process. A flag "
+TRAIN = ("Fine-tunes a Vision Transformer. bash train.sh starts it on every GPU; train.py runs it in one process. A flag "
          "that is not given has the value of the recipe, or its default. MODEL_ZOO.md lists models, docs/ explains the rest.")
 TRAIN_EXAMPLES = (
     ("DATASET=folder DATA_DIR=flowers train.sh", "trains on the photographs in flowers, which has a folder for each class"),

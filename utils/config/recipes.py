@@ -1,8 +1,8 @@
 """Recipes: a row of configs.RECIPES, and for recipes that depend on the data a function that the row names.
 
-A function gets the facts and the settings so far (`num_steps` is None where no flag asks for a length), and returns flags with
-their values. What a flag sets wins over both. Its attribute `sets` lists what it may return: none of it may decide what is opened
-(records.Sources).
+A function gets the facts and the settings so far (`num_steps` is None if no flag sets a length), and returns flags with their
+values. A typed flag wins over both. The attribute `sets` of a function lists the flags that it may return; none of them may
+decide what is opened (records.Sources).
 """
 
 import statistics
@@ -25,22 +25,22 @@ from .records import DEFAULT, FLAG, Config, Facts, Machine, Values
 from .spelling import unknown_model
 from .types import ConfigError
 
-# photos: the batch is a part of the training images within bounds, so that more images never mean fewer steps; the length is
-# in passes over them, within bounds.
+# photos: the batch is a part of the training images within bounds, so that more images never give fewer steps; the length is a
+# number of passes within bounds.
 LEAST_BATCH, MOST_BATCH, BATCH_PART, BATCH_UNIT = 32, 512, 1 / 62.5, 8
 PASSES, SCRATCH_PASSES, MOST_PASSES, LEAST_STEPS, MOST_STEPS = 15, 100, 200, 240, 20_000
-FEW_OF_CLASS = 20               # images: so few are varied by RandAugment too; with more it was not compared
+FEW_OF_CLASS = 20               # images: with so few, RandAugment is added; it was not compared with more
 OPTIMIZERS = ("sgd", "adamw")
 PAPER_RATES = 0.001, 0.003, 0.01, 0.03      # of SGD, for CIFAR, Pets and Flowers (arXiv 2010.11929, appendix B.1.1)
-LONG = 2.0                      # longer side over shorter: of images beyond it the middle square shows less than half
+LONG = 2.0                      # longer side over shorter: beyond it, the middle square is less than half of the image
 
 FUNCTION = "function"           # the key of a row of configs.RECIPES that names one of the functions below
 
 
 def bit_hyperrule(facts: Facts, values: Values) -> dict:
-    """BiT-HyperRule (arXiv 1912.11370, section 3.3): length, milestones and MixUp by the number of training images.
+    """Return length, milestones and MixUp by the number of training images: BiT-HyperRule (arXiv 1912.11370, section 3.3).
 
-    Another length keeps the shape of the schedule: warm-up and milestones scale with it.
+    With another length, warm-up and milestones are scaled, which keeps the shape of the schedule.
     """
     if facts.train_images < 20_000:
         own, warmup, milestones, mixup = 500, 100, (200, 300, 400), 0.0
@@ -59,7 +59,8 @@ bit_hyperrule.sets = frozenset({"num_steps", "warmup_steps", "decay_milestones",
 
 
 def photos(facts: Facts, values: Values) -> dict:
-    """For images of one's own: batch and length by their number, rates (configs.FINE_TUNING) by model, view by their shapes."""
+    """Return batch and length by the number of images, rates (configs.FINE_TUNING) by model, and the crop by the images'
+    shapes."""
     images = facts.train_images
     own = min(max(LEAST_BATCH, images * BATCH_PART), MOST_BATCH)
     batch = values["train_batch_size"] or _divisible(min(images, own), facts, values)
@@ -71,17 +72,17 @@ def photos(facts: Facts, values: Values) -> dict:
     few = images <= FEW_OF_CLASS * facts.num_classes
     crops, _, flips = values["augmentation"].partition("_")
     model = MODELS[values["model_type"]]
-    own = values["model_type"] in FAMILIES                  # whose publishers crop and resize in their own ways
+    own = values["model_type"] in FAMILIES                  # whose publishers crop and resize differently
     view = {"eval_crop": 0.0 if whole or crops != "crop" else model.eval_crop if own else 0.875}
     view |= {"interpolation": model.interpolation} if own else {}
     return {"train_batch_size": batch, "num_steps": steps, "warmup_steps": steps // 10, "eval_every": max(1, steps // 8),
             **view, "tta": "flip" if flips and facts.can_flip else "none",
-            # Not with edits, which cannot follow it, nor where images are wanted as they are.
+            # Not with edits, which cannot follow it, nor with --augmentation none.
             "randaugment_ops": int(few and crops != "none" and not values["attention_edits"])} | _fine_tuning(values, batch)
 
 
 def _divisible(batch: float, facts: Facts, values: Values) -> int:
-    """The next smaller batch of equal micro-batches, in pairs where images are mixed; the smallest one if there is none."""
+    """Return the next smaller batch of equal micro-batches, in pairs where images are mixed, or the smallest one."""
     unit = facts.ranks * (2 if values["mixup_alpha"] or values["cutmix_alpha"] else 1)
     if isinstance(values["gradient_accumulation_steps"], int):
         unit *= values["gradient_accumulation_steps"]
@@ -90,8 +91,8 @@ def _divisible(batch: float, facts: Facts, values: Values) -> int:
 
 
 def rates_to_try(values: Mapping) -> list[float]:
-    """The learning rates that a sweep tries by itself: those of the paper, or some around the recipe's own where that is none of
-    them. values: what is known without the data, so that of `photos` it is the rate for a batch of 32."""
+    """Return the learning rates that a sweep tries by default: those of the paper, or four around the recipe's where that is far
+    from them. values: settings known without the data; the rate of `photos` is then that for a batch of 32."""
     rate = values["learning_rate"]
     if function_of(values["recipe"]) is photos:
         rate = _fine_tuning(values, LEAST_BATCH)["learning_rate"]
@@ -100,7 +101,7 @@ def rates_to_try(values: Mapping) -> list[float]:
 
 
 def _fine_tuning(values: Values, batch: int) -> dict:
-    """The optimizer and its rates: of the first row of configs.FINE_TUNING that is of the model, or of FROM_SCRATCH."""
+    """Return the optimizer and its rates: of the model's first row in configs.FINE_TUNING, or of FROM_SCRATCH."""
     row = FROM_SCRATCH if values["pretrained_dir"] == "none" else next(
         row for row in FINE_TUNING if values["model_type"].startswith(row["models"]))
     own = next(name for name in row if name in OPTIMIZERS)
@@ -108,7 +109,7 @@ def _fine_tuning(values: Values, batch: int) -> dict:
     rates = {"weight_decay": 0.0} | row.get(optimizer, row["adamw"])
     scale = 1 if optimizer == "sgd" or row is FROM_SCRATCH or row.get("any_batch") else batch / LEAST_BATCH
     if getattr(values, "sources", {}).get("learning_rate") == FLAG and not (
-            0 < values["learning_rate"] < rates.get("head_learning_rate", 0)):             # which is meant for the head too
+            0 < values["learning_rate"] < rates.get("head_learning_rate", 0)):             # a smaller typed rate keeps the head's
         rates.pop("head_learning_rate", None)
     return {"optimizer": optimizer} | rates | {"learning_rate": rates["learning_rate"] * scale}
 
@@ -124,18 +125,18 @@ def function_of(recipe: str) -> Callable[[Facts, Values], dict] | None:
 
 
 def decides(recipe: str) -> set[str]:
-    """The flags that the recipe sets itself."""
+    """Return the flags that the recipe sets."""
     return (set(RECIPES.get(recipe, {})) - {FUNCTION}) | sets_by_data(recipe)
 
 
 def sets_by_data(recipe: str) -> set[str]:
-    """The flags that the recipe's function may set."""
+    """Return the flags that the recipe's function may set."""
     function = function_of(recipe)
     return set(function.sets) if function else set()
 
 
 def _of_machine(machine: Machine | Facts | None) -> dict:
-    """The row of MODEL_OF_MACHINE."""
+    """Return the machine's row of MODEL_OF_MACHINE."""
     # An Apple GPU, on which nothing was measured, takes the rows of CPUs.
     rows = [row for row in MODEL_OF_MACHINE if machine and (machine.device_type == "cuda") == (row["device"] == "cuda")
             and machine.memory >= row["memory"] << 30 and machine.cores >= row["cores"]]
@@ -143,39 +144,39 @@ def _of_machine(machine: Machine | Facts | None) -> dict:
 
 
 def by_machine(flags: Mapping) -> bool:
-    """Whether the machine decides the model that a new run of these flags starts from."""
+    """Return whether the machine decides the model of a new run with these flags."""
     return "img_size" in choose_row(dict(flags))[1]
 
 
 def machine_of(flags: Mapping) -> Machine | None:
-    """That of the runs of a sweep, where it decides their model."""
+    """Return the machine, where it decides the model of a sweep's runs, else None."""
     return Machine(*launch.machine_here(flags.get("device", "auto"))) if by_machine(flags) else None
 
 
 def why_this_model(config: Config, facts: Facts) -> str:
-    """A line where the machine has decided which model a run starts from; else ""."""
+    """Return a line on why a run starts from this model, where the machine decided that; else ""."""
     row = _of_machine(facts)
     chosen = config.source("model_type") == DEFAULT and function_of(config.recipe) is photos and config.pretrained_dir == "auto"
     if not chosen or config.model_type != row["model"] or not facts.memory:
         return ""
     place = {"cuda": "GPU", "mps": "Mac"}.get(facts.device_type, "processor")
-    return (f"why this model: for a {place} with {facts.memory / 2**30:.0f} GiB a process, of those that are free to use: "
-            f"{row['why']}. --model_type (MODEL_TYPE) takes another; MODEL_ZOO.md helps to choose")
+    return (f"why this model: for a {place} with {facts.memory / 2**30:.0f} GiB a process, of the models that are free to use: "
+            f"{row['why']}. --model_type (MODEL_TYPE) chooses another; MODEL_ZOO.md lists them")
 
 
 def choose_row(flags: dict, machine: Machine | Facts | None = None) -> tuple[dict, dict]:
-    """The recipe that the flags ask for -> (its values for their model, the recipe's, data set's and model's name, and the image
-    size, where the machine decides both).
+    """Return (the values of the recipe for the model, the names of recipe, data set and model, with the image size if the machine
+    decides both).
 
-    Values that a flag replaces under another name (steps for epochs) are left out. machine: None while it is not known; the
-    model that it decides is then the smallest. Raises ConfigError for an unknown model.
+    Values that a flag replaces under another name (steps for epochs) are omitted. machine: None while it is unknown; its model is
+    then the smallest. Raises ConfigError for an unknown model.
     """
     recipe = flags.get("recipe", "auto")
     dataset = flags.get("dataset") or RECIPES.get(recipe, {}).get("dataset", "digits")
     of_dataset = DEFAULTS_OF_DATASET.get(dataset, DEFAULTS_OF_DATASET[None])
     if recipe == "auto":
         recipe = of_dataset["recipe"]
-        if function_of(recipe) is photos and flags.get("eval_only"):       # nothing is trained, and the head's own view counts
+        if function_of(recipe) is photos and flags.get("eval_only"):       # nothing is trained; the head keeps its own crop
             recipe, of_dataset = DEFAULTS_OF_DATASET[None]["recipe"], DEFAULTS_OF_DATASET[None]
     row, size = RECIPES[recipe], {}
     model_type = flags.get("model_type") or row.get("model_type")

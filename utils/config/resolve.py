@@ -1,8 +1,8 @@
-"""Flags and facts -> the configuration: where a default, an epoch or an `auto` becomes a value (of a resumed run: resume.py).
+"""Flags and facts -> the configuration: replaces defaults, epochs and `auto` by values (of a resumed run: resume.py).
 
-    choose(flags)           what has to be opened
-    resolve(flags, facts)   the configuration
-    check(flags)            as much of `resolve` as needs neither data nor PyTorch, so that a bad flag fails within a second
+    choose(flags)           returns what has to be opened
+    resolve(flags, facts)   returns the configuration
+    check(flags)            the part of `resolve` that needs neither data nor PyTorch, so that a bad flag fails within a second
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from .resume import AUTOMATIC, NOT_DOWNLOADED, keep_or_refuse, read_saved, resol
 from .types import ConfigError, as_tuple
 
 AUTO, NONE = "auto", "none"
-MAX_PASSES, GOOD_PASSES = 200, 50                  # over the training images: more are hardly ever meant; what to try instead
-RESUMED_ONLY = ("resume_path", "override")         # without a checkpoint: `auto` found nothing to resume
+MAX_PASSES, GOOD_PASSES = 200, 50                  # over the training images: more are hardly ever intended; what to try instead
+RESUMED_ONLY = ("resume_path", "override")         # dropped where `auto` finds nothing to resume
 
 
 def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
-    """Raises ConfigError for everything that can be known from the flags alone, missing files and folders included.
+    """Raises ConfigError for everything that can be known from the flags only, missing files and folders included.
 
     written: the flags whose folders this process writes into.
     """
@@ -49,13 +49,14 @@ def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> 
         return                                      # the rest depends on the checkpoint
     values = _resolve(flags, None)
     if values.get("optimizer") == "lamb" and importlib.util.find_spec("timm") is None:
-        raise ConfigError("--optimizer lamb needs timm, which is not installed. Run pip install timm or use adamw.")
+        raise ConfigError("--optimizer lamb needs timm, which is not installed. Install it "
+                          f"({launch.command_to_install('timm')}), or use adamw")
     check_folders(flags, values, written)
 
 
 def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> None:
-    """Raises ConfigError where the data are not, or a folder cannot be written. values: {} for a resumed run, of which only the
-    flags are known."""
+    """Raises ConfigError where the data are missing, or a folder cannot be written. values: {} for a resumed run, of which only
+    the flags are known."""
     dataset, place = values.get("dataset"), Path(values["data_dir"] if values else flags.get("data_dir", "."))
     if dataset != "digits" and (place.exists() or dataset in NOT_DOWNLOADED) and not place.is_dir():
         raise ConfigError(f"--data_dir {place}: {no_folder(place)}")
@@ -90,7 +91,7 @@ def check_new_file(flag: str, path: str | Path, new: str = "file") -> None:
 
 
 def choose(flags: dict, saved_config: dict | None = None, machine: Machine | None = None) -> Sources:
-    """What has to be opened. saved_config: of the checkpoint that is resumed. Raises ConfigError."""
+    """Return what has to be opened. saved_config: of the checkpoint that is resumed. Raises ConfigError."""
     if saved_config is None:
         values = _fill(flags, machine)
     else:
@@ -104,7 +105,7 @@ def choose(flags: dict, saved_config: dict | None = None, machine: Machine | Non
 
 
 def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
-    """The configuration of a run, complete and checked. saved: the checkpoint that it is resumed from. Raises ConfigError."""
+    """Return the configuration of a run, complete and checked. saved: the checkpoint to resume from. Raises ConfigError."""
     checks.check_flags(flags)
     if saved is not None:
         return resolve_resumed(flags, facts, saved)
@@ -115,7 +116,7 @@ def resolve(flags: dict, facts: Facts, saved: Saved | None = None) -> Config:
 
 
 def preview(flags: dict, machine: Machine | None = None) -> dict:
-    """The settings of a new run as far as they are known without its data; lengths that depend on them are None.
+    """Return the settings of a new run that are known without its data; lengths that depend on the data are None.
 
     Raises ConfigError as `check` does.
     """
@@ -125,7 +126,7 @@ def preview(flags: dict, machine: Machine | None = None) -> dict:
 
 
 def model_overrides(config: Config) -> dict:
-    """The keys of the model's row that the run sets otherwise."""
+    """Return the keys of the model's row that the run sets, with their values."""
     return {key: getattr(config, key) for key in MODEL_KEYS if getattr(config, key) is not None}
 
 
@@ -137,14 +138,14 @@ def describe_length(config: Config, facts: Facts) -> str:
 
 
 def length_warnings(config: Config, facts: Facts) -> list[str]:
-    """Lengths that hardly anybody means."""
+    """Return warnings about lengths that are hardly ever intended."""
     size, images, found = config.train_batch_size, facts.train_images, []
     passes = config.num_steps * size / images
     by_images = config.source("train_batch_size") == RECIPE and "train_batch_size" in recipes.sets_by_data(config.recipe)
     if size > images and not by_images:
-        found.append(f"warning: a step takes {size} images and there are {images}: it sees each {size / images:.3g} times. A "
+        found.append(f"warning: a step uses {size} images and there are {images}: it sees each {size / images:.3g} times. A "
                      "lower --train_batch_size (TRAIN_BATCH_SIZE) gives more steps an epoch")
-    # From scratch a recipe may mean so many: that of DeiT asks for 300.
+    # A recipe that starts from scratch may need more: DeiT's has 300.
     of_recipe = config.source("num_steps") == RECIPE and RECIPES[config.recipe].get("num_epochs")
     if passes > MAX_PASSES and not of_recipe:
         found.append(f"warning: {passes:,.0f} passes over the training images take long, and more than {MAX_PASSES} hardly ever "
@@ -154,14 +155,14 @@ def length_warnings(config: Config, facts: Facts) -> list[str]:
 
 
 def describe_memory(config: Config, facts: Facts) -> list[str]:
-    """How `auto` divides a step, and why; with warnings where memory may be short, or the batch divides badly."""
+    """Return lines on how `auto` divides a step, and why, and warnings where memory may be short or the batch divides badly."""
     if config.source("gradient_accumulation_steps") != DEFAULT or not facts.memory or config.eval_only:
         return []
     steps, share, lines = config.gradient_accumulation_steps, config.train_batch_size // facts.ranks, []
     need, budget = _need(config.to_dict(), facts), int(facts.memory * memory.SHARE[facts.device_type])
-    micro, fitting, usable = share // steps, need.fitting(budget), f"{budget / 2**30:.1f} GiB are to be used"
+    micro, fitting, usable = share // steps, need.fitting(budget), f"{budget / 2**30:.1f} GiB are available"
     if steps > 1:
-        lines.append(f"a step: {steps} x {micro} images, since {share} in one piece would take about "
+        lines.append(f"a step: {steps} x {micro} images, since {share} in one piece would need about "
                      f"{need.step(share) / 2**30:.1f} GiB, and {usable} (--gradient_accumulation_steps, GRAD_STEPS)")
     if 4 * micro < min(fitting, share):
         size = 1 << fitting.bit_length() - 1
@@ -169,16 +170,16 @@ def describe_memory(config: Config, facts: Facts) -> list[str]:
         lines.append(f"warning: {share} images cannot be divided into fewer equal parts of at most {fitting}, and such small "
                      f"parts are slow: set --train_batch_size (TRAIN_BATCH_SIZE) {better}")
     if need.step(micro) > budget:
-        lines.append(f"warning: a step takes about {need.step(micro) / 2**30:.1f} GiB, and {usable}. A smaller model or "
-                     "--optimizer sgd takes less")
+        lines.append(f"warning: a step needs about {need.step(micro) / 2**30:.1f} GiB, and {usable}. A smaller model or "
+                     "--optimizer sgd needs less")
     elif need.fixed + need.evaluation > budget:
-        lines.append(f"warning: an evaluation takes about {(need.fixed + need.evaluation) / 2**30:.1f} GiB, and {usable}: lower "
+        lines.append(f"warning: an evaluation needs about {(need.fixed + need.evaluation) / 2**30:.1f} GiB, and {usable}: lower "
                      "--eval_batch_size (EVAL_BATCH_SIZE)")
     return lines
 
 
 def _resolve(flags: dict, facts: Facts | None, machine: Machine | None = None) -> Values:
-    """The settings of a new run, checked as far as they are known. Raises ConfigError."""
+    """Return the settings of a new run, checked as far as they are known. Raises ConfigError."""
     values = _fill(flags, facts or machine)
     if facts is not None:
         _adopt_architecture(values, flags, facts)
@@ -219,7 +220,8 @@ def _need(values: dict, facts: Facts) -> memory.Need:
 
 
 def _fill(flags: dict, machine: Machine | Facts | None) -> Values:
-    """Defaults, the recipe's row, flags, the model's row. Lengths and `auto` stay as they are. Raises ConfigError."""
+    """Return defaults, the recipe's row, flags and the model's row, with lengths and `auto` not yet resolved. Raises
+    ConfigError."""
     row, chosen = recipes.choose_row(flags, machine)
     values = Values(defaults())
     values.put(RECIPE, row)
@@ -227,12 +229,12 @@ def _fill(flags: dict, machine: Machine | Facts | None) -> Values:
     values.put(MODEL, {name: value for name, value in chosen.items() if name == "img_size"})
     values.sources.update({name: RECIPE for name in ("dataset", "model_type") if name in row and chosen[name] == row[name]})
     values.put(FLAG, {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == AUTO)})
-    for floor in ("min_learning_rate", "warmup_learning_rate"):      # the recipe's is meant for its own learning rate
+    for floor in ("min_learning_rate", "warmup_learning_rate"):      # the recipe's belongs to its own learning rate
         if floor not in flags and "learning_rate" in flags:
             values[floor] = min(values[floor], values["learning_rate"])
     model = MODELS[values["model_type"]]
     if "pretrained_dir" not in flags and any(values[key] not in (None, model[key]) for key in SIZES):
-        values["pretrained_dir"] = NONE                               # nobody has published weights of this size
+        values["pretrained_dir"] = NONE                               # there are no published weights of this size
     if values["pretrained_dir"] == "augreg":
         size = values["model_type"].removeprefix("ViT-").replace("-ViT-", "_")
         if size not in AUGREG_SIZES:
@@ -249,7 +251,7 @@ def _fill(flags: dict, machine: Machine | Facts | None) -> Values:
 def _set_head(values: Values, flags: dict) -> None:
     from_nothing = values["pretrained_dir"] == NONE
     if values["eval_only"] and from_nothing:
-        raise ConfigError("--eval_only needs something to evaluate: give --resume_path, or a --pretrained_dir with a head")
+        raise ConfigError("--eval_only needs something to evaluate. Add --resume_path, or a --pretrained_dir with a head")
     if values["head"] is None:
         values["head"] = "keep" if values["eval_only"] or values["attention_edits"] else "zero"
     if values["head"] == "zero" and values["eval_only"]:
@@ -262,7 +264,7 @@ def _set_head(values: Values, flags: dict) -> None:
 def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
     """When fine-tuning from one of our checkpoints, use its architecture unless a flag sets another.
 
-    Where its head is kept the task is the same: then use its image size, its view of images and its sigmoid attention too.
+    Where its head is kept the task is the same: then also use its image size, its preprocessing and its sigmoid attention.
     """
     settings = facts.start_settings
     architecture = ("model_type", *SIZES, "in_channels", "classifier")
@@ -271,7 +273,7 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
     if others and "model_type" not in flags:
         key = others[0]
         raise ConfigError(f"--{key} {flags[key]}: {facts.start_path} is of a run of {settings['model_type']} with {key} "
-                          f"{own[key]}, and a run brings its own sizes. Omit --{key}, or add the --model_type that you mean")
+                          f"{own[key]}, and a run has its own sizes. Omit --{key}, or add the --model_type that you mean")
     same = settings and all(flags[key] in (settings.get(key), own.get(key)) for key in architecture if key in flags)
     keys = (*architecture, "img_size", "dropout_rate", "sigmoid_attention") if same else ()
     if settings and values["head"] == "keep":
@@ -281,11 +283,11 @@ def _adopt_architecture(values: Values, flags: dict, facts: Facts) -> None:
             values.put(START, {key: as_tuple(settings.get(key, FLAGS[key].before))})
     put_view(values)
     if values["attention_edits"] and not values["sigmoid_attention"]:
-        values["sigmoid_attention"] = "last"             # the same model: without edits it computes what it did
+        values["sigmoid_attention"] = "last"             # without edits the model computes the same
 
 
 def _compute(function: Callable[[Facts, Values], dict], facts: Facts, values: Values, flags: dict) -> dict:
-    """Puts what the recipe's function returns where no flag, and no start whose task it is, sets it. Returns that."""
+    """Put what the recipe's function returns where no flag, and no start for the same task, sets it. Return that."""
     computed = {name: value for name, value in function(facts, values).items()
                 if name not in flags and values.sources[name] != START}
     values.put(RECIPE, {name: value for name, value in computed.items() if name != "num_steps" or value != values[name]})
@@ -293,7 +295,7 @@ def _compute(function: Callable[[Facts, Values], dict], facts: Facts, values: Va
 
 
 def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
-    """Epochs and recipes that depend on the data -> steps. Without facts, what depends on them is left unknown.
+    """Replace epochs, and lengths that depend on the data, by steps. Without facts, what depends on them stays unknown.
 
     Raises ConfigError for a warm-up that is longer than the run.
     """
@@ -319,16 +321,16 @@ def _set_lengths(values: Values, flags: dict, facts: Facts | None) -> None:
         values["warmup_steps"] = steps(values["warmup_epochs"])
     if {"warmup_steps", "warmup_epochs"} & set(flags):
         if values["warmup_steps"] > values["num_steps"]:
-            whose = "" if {"num_steps", "num_epochs"} & set(flags) else f", which the recipe {values['recipe']} sets: give both"
+            whose = "" if {"num_steps", "num_epochs"} & set(flags) else f", which the recipe {values['recipe']} sets. Give both"
             raise ConfigError(f"--warmup_steps {values['warmup_steps']} is more than --num_steps {values['num_steps']}{whose}")
     elif "warmup_steps" not in computed and {"num_steps", "num_epochs"} & set(flags):
-        # The recipe's warm-up is meant for its own length.
+        # The recipe's warm-up belongs to its own length.
         values["warmup_steps"] = min(values["warmup_steps"], values["num_steps"] // 10)
     if values["eval_every"] is None:
         values["eval_every"] = steps(1) if by_data else max(1, values["num_steps"] // 10)
     elif "eval_every" not in flags | computed and {"num_steps", "num_epochs"} & set(flags):
-        # The recipe's is meant for its own length too: a shorter run has five evaluations at least.
+        # So does its interval of evaluations: a shorter run has at least five.
         values["eval_every"] = min(values["eval_every"], max(1, values["num_steps"] // 5))
     if values["save_every"] is None:
         values["save_every"] = values["eval_every"]
-    values.update(num_epochs=None, warmup_epochs=None)                    # from here on the steps are what counts
+    values.update(num_epochs=None, warmup_epochs=None)                    # only the steps count from here on

@@ -1,4 +1,4 @@
-"""A resumed run: the checkpoint's settings, with the flags that may change on top."""
+"""A resumed run: the checkpoint's settings, changed by the flags that may change them."""
 
 from configs import MODELS
 
@@ -9,15 +9,15 @@ from .retired import check_retired
 from .types import ConfigError, as_tuple
 
 NOT_DOWNLOADED = ("folder", "csv", "imagenet")
-EVALUATED_ON = ("dataset", "val_fraction", "test_fraction", "split_seed")      # an evaluation may be on other data
-# Flags whose `auto` is as good as nothing typed.
+EVALUATED_ON = ("dataset", "val_fraction", "test_fraction", "split_seed")      # an evaluation may use other data
+# Flags whose `auto` is the same as no flag.
 AUTOMATIC = ("recipe", "precision", "gradient_accumulation_steps", "exif", "intensity_range", "alpha")
-THIS_SESSION = ("override", "compile", "profile")      # what one session does is not kept for the next
-EVALUATION = ("eval_train", "confusion_matrix")        # what --eval_only does where it is typed alone, not as the run did
+THIS_SESSION = ("override", "compile", "profile")      # not kept for the next session
+EVALUATION = ("eval_train", "confusion_matrix")        # --eval_only uses what is typed, not what the run had
 
 
 def read_saved(config: dict) -> dict:
-    """A checkpoint's settings as this version knows them: what it lacks is filled, what is retired is translated.
+    """Return a checkpoint's settings in this version: missing ones filled in, retired ones translated.
 
     Raises ConfigError for a retired setting that cannot be translated.
     """
@@ -29,24 +29,24 @@ def read_saved(config: dict) -> dict:
 
 
 def lacking_settings(config: dict) -> list[str]:
-    """The settings that a checkpoint was written without, because the flag did not exist."""
+    """Return the settings that the checkpoint lacks, because the flag did not exist when it was written."""
     return sorted(set(SETTINGS) - config.keys())
 
 
 def keep_or_refuse(flags: dict, saved: dict) -> dict:
-    """The flags that change something, without those that only repeat it. `saved`: as read_saved returns it.
+    """Return the flags that change something, without those that only repeat it. `saved`: as read_saved returns it.
 
-    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or FIXED where nothing is written there. An
-    evaluation may be on another data set; what the run held out of its own is then no part of it.
+    What may change is `on_resume` of the flag's row in flags.py: FREE, OVERRIDE, or by default FIXED. An evaluation may use
+    another data set; the run's held-out fractions then do not apply.
 
     Raises ConfigError where a flag would make it another run.
     """
     asked = {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == "auto")}
     if asked.get("teacher") and saved["distillation"] == "none":
-        raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run keeps it so. Omit --teacher.")
+        raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run cannot add one. Omit --teacher.")
     if asked.get("attention_edits") and not saved["attention_edits"]:
-        raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run keeps it so. Start a new run with "
-                          "--pretrained_dir in place of --resume_path.")
+        raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run cannot add them. Start a new run "
+                          "with --pretrained_dir in place of --resume_path.")
     if flags.get("eval_only") and asked.get("dataset", saved["dataset"]) != saved["dataset"]:
         others = ("val_fraction", "test_fraction", "test", *["data_dir"] * (asked["dataset"] not in NOT_DOWNLOADED))
         asked = {name: FLAGS[name].default for name in others} | asked
@@ -55,7 +55,7 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
         if flags.get("eval_only") and name in EVALUATED_ON:
             continue
         if old is None and name in MODEL_KEYS:
-            old = MODELS[saved["model_type"]][name]               # what nobody had set came from the model's row
+            old = MODELS[saved["model_type"]][name]               # the value came from the model's row
         allowed = FLAGS[name].on_resume
         if allowed == FREE or as_tuple(value) == as_tuple(old) or (allowed != FIXED and flags.get("override")):
             continue
@@ -66,7 +66,7 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
 
 
 def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
-    """The checkpoint's settings with the flags on top. Raises ConfigError where a flag would make it another run."""
+    """Return the checkpoint's settings changed by the flags. Raises ConfigError where a flag would make it another run."""
     old = read_saved(saved.config)
     asked = keep_or_refuse(_epochs_to_steps(flags, old, saved.train_images), old)
     values = Values(old, CHECKPOINT)
@@ -80,9 +80,9 @@ def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
     if values["precision"] == "auto":
         values["precision"] = "bf16" if facts.native_bf16 else "fp32"
     if values["override"]:
-        if values["precision"] != "fp16":                         # the mode takes its own settings along
+        if values["precision"] != "fp16":                         # these belong to fp16
             values.update({name: asked.get(name, FLAGS[name].default) for name in ("loss_scale", "fp16_opt_level")})
-        moved = {"data_dir"}                                      # the script may name a folder for data that are embedded
+        moved = {"data_dir"}                                      # train.sh may pass a folder for the embedded data
         checks.check_effects({name: value for name, value in asked.items() if name not in moved}, values)
         checks.check_conflicts(values)
     micro_batches = old["gradient_accumulation_steps"] * saved.world_size
@@ -91,13 +91,13 @@ def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
     checks.check_batch(values, facts.ranks, resumed=True)
     checks.check_exact(values, facts.ranks, micro_batches if old["exact"] else None)
     if values["num_steps"] < saved.step and not values["eval_only"]:
-        raise ConfigError(f"--num_steps {values['num_steps']}: {saved.path} is at step {saved.step} already")
+        raise ConfigError(f"--num_steps {values['num_steps']}: {saved.path} is already at step {saved.step}")
     checks.check_facts(values, facts)
     return Config(values, values.sources)
 
 
 def changes(config: Config, saved: Saved, ranks: int) -> list[str]:
-    """What is not as it was in the session before, a message each."""
+    """Return a message for each setting that differs from the session before."""
     old, found = read_saved(saved.config), []
     if saved.world_size != ranks and not config.eval_only:
         found.append(f"changed: {ranks} processes (were {saved.world_size}), {config.gradient_accumulation_steps} micro-steps "
@@ -110,11 +110,11 @@ def changes(config: Config, saved: Saved, ranks: int) -> list[str]:
         if config.source(name) != FLAG:
             continue
         if name == "pretrained_dir":
-            found.append("--resume_path wins: --pretrained_dir is not used")
+            found.append("--pretrained_dir is not used, since --resume_path is given")
         elif (value := getattr(config, name)) != old[name] and (value or name not in THIS_SESSION):
             found.append(f"changed: --{name} {value} (was {old[name]})" + (f"; {schedule}" if name == "num_steps" else ""))
     if saved.step == config.num_steps and not config.eval_only:
-        found.append("nothing is left to train: resume with a larger --num_steps (NUM_STEPS) to train on")
+        found.append("nothing is left to train. To train longer, resume with a larger --num_steps (NUM_STEPS)")
     return found
 
 

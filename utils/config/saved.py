@@ -1,4 +1,4 @@
-"""The settings that a checkpoint holds, compared with the rows of FLAGS before anything is done with them."""
+"""Checks the settings in a checkpoint against the rows of FLAGS, before they are used."""
 
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -14,13 +14,13 @@ STORED = {name for name in SETTINGS if FLAGS[name].stored}
 
 
 class SettingsError(ConfigError):
-    """The settings of a checkpoint are not those of a run."""
+    """Raised when the settings of a checkpoint are not those of a run."""
 
 
 def check_settings(config: dict, path: str | Path) -> None:
-    """Raises SettingsError for a setting that no flag and no recipe can have given.
+    """Raises SettingsError for a setting that no flag and no recipe can set.
 
-    A setting that is missing has the value that it had before the flag existed (`before` of its row).
+    A missing setting has the value from before the flag existed (`before` of its row).
     """
     if missing := STORED - config.keys():
         raise SettingsError(f"{path}: its settings lack {min(missing)}. Use an earlier checkpoint")
@@ -52,7 +52,7 @@ def _is_possible(name: str, value: object) -> bool:
 
 
 def _reads_as(name: str, value: object) -> bool:
-    """Whether the flag, typed, gives this value."""
+    """Return whether the typed flag would give this value."""
     kind = FLAGS[name].type
     if kind in (str, *PATHS):                     # a folder may be renamed to anything
         return isinstance(value, str)

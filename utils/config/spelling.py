@@ -1,4 +1,4 @@
-"""What people type for a name of ours: flags of other programs, hyphens for underscores, and "Did you mean ...?"."""
+"""Names as people type them: flags of other programs, hyphens for underscores, and "Did you mean ...?"."""
 
 import collections
 import contextlib
@@ -16,14 +16,14 @@ from utils.files import where_looked
 from .flags import FLAGS
 from .types import ConfigError
 
-# Flags of other programs that mean something else: (our flag, what theirs is and what to type in its place).
+# Flags of other programs that mean something else here: (our flag, what theirs means and what to type instead).
 _BATCH = ("train_batch_size", "is the batch of each GPU elsewhere (timm, DeiT, MAE, torchvision, transformers). Here "
           "--train_batch_size is the batch of an optimizer step: their batch x GPUs x accumulation steps")
 _ACCUMULATION = ("gradient_accumulation_steps", "multiplies the batch elsewhere (timm, MAE, transformers). Here "
                  "--gradient_accumulation_steps divides --train_batch_size, which stays the batch of an optimizer step")
 _AVERAGE = ("ema_decay", "is --ema_decay 0.9998 here: it turns the average on, and the decay rises to that value")
 _RANDAUGMENT = ("randaugment_ops", "is --randaugment_ops 2 --randaugment_magnitude 9 here (timm's rand-m9)")
-_CLASSES = ("dataset", "is not needed: the data have as many classes as they have. Omit it")
+_CLASSES = ("dataset", "is not needed: the number of classes is that of the data. Omit it")
 _PUBLISHED = ("pretrained_dir", "is the default here: a model starts from its published weights unless --pretrained_dir names "
               "others, or none. Omit it")
 ELSEWHERE: dict[str, tuple[str, str]] = {
@@ -32,7 +32,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "blr": ("learning_rate", "is MAE's rate for 256 images. --learning_rate is absolute: blr x --train_batch_size / 256"),
     "lr_base": ("learning_rate", "is timm's rate for its base size. --learning_rate is absolute, whatever the batch"),
     "mixup_off_epoch": ("mix_off_steps", "counts epochs from the start in timm. --mix_off_steps counts the run's last steps"),
-    "drop": ("dropout_rate", "is dropout before timm's classifier alone. --dropout_rate acts on positions, attention and MLPs"),
+    "drop": ("dropout_rate", "is only dropout before timm's classifier. --dropout_rate acts on positions, attention and MLPs"),
     "model_ema": _AVERAGE, "model_ema_decay": _AVERAGE, "aa": _RANDAUGMENT, "auto_augment": _RANDAUGMENT,
     "amp": ("precision", "is float16 by autocast in timm and torchvision: here --precision fp16 --fp16_opt_level O1, or bf16"),
     "bf16": ("precision", "is --precision bf16 here"),
@@ -41,20 +41,20 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "num_classes": _CLASSES, "nb_classes": _CLASSES, "pretrained": _PUBLISHED}
 ALIASES: dict[str, str] = {alias: row.name for row in FLAGS.values() for alias in row.aliases}
 
-# Parts of the names of models and data sets that others spell in another way, and those that tell nothing apart.
+# Parts of names of models and data sets that others spell differently, and parts that distinguish nothing.
 PARTS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "resnet": "r", "float": "fp", "bfloat": "bf",
          "half": "fp 16", "gpu": "cuda", "fmnist": "fashion mnist", "imnet": "imagenet", "ilsvrc": "imagenet"}
 NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", "21", "192", "224", "384", "448", "2012"}
 LISTS = (".csv", ".tsv")
-ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on a name is suggested
+ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on, a name is suggested
 MISSPELT = 0.95                       # of the letters of a name, in their order
 SHOWN = 3
 
 
 def respell(words: Iterable[str], options: Collection[str]) -> list[str]:
-    """The words of a command line, with flags as `options` has them (such as "--learning_rate").
+    """Return the words of a command line, with flags spelled as in `options` (such as "--learning_rate").
 
-    Raises ConfigError for a flag of another program that would mean something else here.
+    Raises ConfigError for a flag of another program that means something else here.
     """
     words = list(words)
     end = words.index("--") if "--" in words else len(words)
@@ -74,7 +74,7 @@ def _respell(word: str, options: Collection[str]) -> str:
 
 
 def suggest_flag(word: str, options: Collection[str]) -> str:
-    """' Did you mean --x?' for a word that is no option, or ''."""
+    """Return ' Did you mean --x?' for a word that is no flag, or ''."""
     known = {option.removeprefix("--") for option in options}
     known |= {alias for alias, name in ALIASES.items() if name in known}
     similar = suggest(word.partition("=")[0], known) if word.startswith("-") else []
@@ -82,12 +82,12 @@ def suggest_flag(word: str, options: Collection[str]) -> str:
 
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
-    """' Did you mean X or Y?' with the known names that are most like what was typed, or ''."""
+    """Return ' Did you mean X or Y?' with the known names that are most like what was typed, or ''."""
     return _ask(suggest(typed, known))
 
 
 def own_images(typed: str) -> str:
-    """What to type for a --dataset that is no data set, where a folder or a list of one's own has a name like it; else ''."""
+    """Return what to type for a --dataset that is none, if a folder or a list of the user's has a name like it; else ''."""
     if os.path.isfile(typed) and typed.lower().endswith(LISTS):
         return (f" For the images of the list {typed}: DATASET=csv DATA_DIR={shlex.quote(os.path.dirname(typed) or '.')} "
                 "(--dataset csv --data_dir).")
@@ -114,9 +114,9 @@ def model_named(name: str | None, hub: ModuleType) -> str | None:
     """
     row = name if name is None or name in MODELS else hub.model_of(name)
     if not row and name is not None and (what := unbuilt(name)):
-        raise ConfigError(f"--model_type {name}: it has {what}, as no model here")
+        raise ConfigError(f"--model_type {name}: it has {what}, which no model here supports")
     if row == "":
-        raise ConfigError(f"--model_type {name}: its architecture is none of those here (MODEL_ZOO.md says which are)")
+        raise ConfigError(f"--model_type {name}: its architecture is not supported (MODEL_ZOO.md lists those that are)")
     if row is None and name is not None:
         meant = hub.did_you_mean(name)
         if hub.repository_of(name):
@@ -153,8 +153,8 @@ def _ask(names: Iterable[str]) -> str:
 
 
 def suggest(typed: str, known: Iterable[str]) -> list[str]:
-    """The known names that `typed` may stand for, the most likely first: the same letters and digits, else the same parts
-    ('vit_base_patch16_224' and 'ViT-B_16'), else almost the same letters.
+    """Return the known names that `typed` may mean, the most likely first: those with the same letters and digits, else the same
+    parts ('vit_base_patch16_224' and 'ViT-B_16'), else almost the same letters.
     """
     known = sorted(known)
     if same := [name for name in known if _letters(name) == _letters(typed)]:
@@ -179,12 +179,12 @@ def _parts(text: str) -> collections.Counter:
 
 
 def _relation(a: collections.Counter, b: collections.Counter) -> float:
-    """How many of the parts of both are common, 0 to 1."""
+    """Return the fraction of the parts of both names that they share, 0 to 1."""
     return (a & b).total() / max(1, (a | b).total())
 
 
 def _likeness(a: str, b: str) -> float:
-    """Of letters, 0 to 1; a name that begins or ends another is alike."""
+    """Return the similarity of the letters, 0 to 1; at least 0.8 for a name that begins or ends the other."""
     short, long = sorted((a, b), key=len)
     ratio = difflib.SequenceMatcher(None, a, b).ratio()
     return max(ratio, 0.8) if len(short) > 2 and (long.startswith(short) or long.endswith(short)) else ratio
@@ -208,13 +208,13 @@ def check_opened(flags: dict, hub: ModuleType, published_name: Callable[[str], s
 
 def check_published(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"
                   ) -> None:
-    """Raises ConfigError for a --pretrained_dir that is neither at hand nor published. `names`: most of those that are.
-    flag: another one, or in capitals the name of an argument."""
+    """Raises ConfigError for a --pretrained_dir that is no path and no published name. names: most of the published names.
+    flag: another flag, or in capitals the name of an argument."""
     start, shown = flags.get(flag.lower()) or "auto", flag if flag.isupper() else f"--{flag}"
     if start in ("auto", "none", "augreg") or os.path.exists(start) or published_name(start) or flags.get("resume_path"):
         return
     if what := unbuilt(start):
-        raise ConfigError(f"{shown} {start}: it has {what}, as no model here")
+        raise ConfigError(f"{shown} {start}: it has {what}, which no model here supports")
     folder = start.partition("/")[0]
     own = [name for name in names if name.startswith(f"{folder}/")]
     similar = _misspelt(start, names) or suggest(start, own) or [published_name(model) for model in suggest(start, MODELS)]
@@ -225,7 +225,7 @@ def check_published(flags: dict, published_name: Callable[[str], str | None], na
 
 
 def _misspelt(typed: str, names: Collection[str]) -> list[str]:
-    """The names of timm's, of weights or of an architecture, of which almost all letters were typed; the most likely first."""
+    """Return timm's names, of weights or of an architecture, that are like what was typed but for a few letters."""
     whole = [name.removeprefix("timm/") for name in names if name.startswith("timm/")]
     known = dict.fromkeys([*(name.partition(".")[0] for name in whole), *whole])
     ratios = {name: difflib.SequenceMatcher(None, typed.removeprefix("timm/"), name).ratio() for name in known}

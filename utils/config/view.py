@@ -1,18 +1,18 @@
-"""How a run sees its images, in words; and where that is not how its start weights saw theirs."""
+"""The preprocessing of a run in words, and where it differs from that of its start weights."""
 
 import os
 from collections.abc import Mapping
 
 from .records import FLAG, RECIPE, Config, Facts
 
-SQUARE = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist")       # data sets whose images all are
-SMALL = 0.5              # of the side that the weights were made with: below it images are of too few patches
+SQUARE = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist")       # data sets in which every image is square
+SMALL = 0.5              # of the side that the weights were made with: smaller images have too few patches
 
 
 def describe_view(config: Config, can_flip: bool) -> str:
-    """One line: 'training: random crops ..., mirrored, bicubic; evaluation: ..., bicubic'; of --eval_only the last alone.
+    """Return a line: 'training: random crops ..., mirrored, bicubic; evaluation: ..., bicubic'; with --eval_only only the latter.
 
-    can_flip: whether mirroring keeps the classes of the data set.
+    can_flip: whether mirrored images keep their class.
     """
     evaluation = f"evaluation: {_evaluated(config.interpolation, config.eval_crop, _whole(config))}"
     evaluation += ", and its mirror image" * (config.tta == "flip")
@@ -46,23 +46,23 @@ def _evaluated(interpolation: str, eval_crop: float, whole: str = "the whole ima
 
 
 def view_notes(config: Config, facts: Facts) -> list[str]:
-    """Lines on how the start weights saw their images, where that is not so here and matters.
+    """Return lines on the preprocessing of the start weights, where it differs here and matters.
 
-    An evaluation of the weights' own head should see images as the one did whose figure it repeats: a "warning: " where nobody
-    asked for the difference. A new task may see them larger or cut, but not far smaller, and not squeezed or more coarsely; what
-    the recipe chooses is told whatever it is.
+    An evaluation of the weights' own head should use the preprocessing of the evaluation that it repeats: a difference that
+    no flag asks for is a "warning: ". A new task may use larger or cropped images, but not far smaller, squeezed or more
+    coarsely resized ones; what the recipe chooses is always reported.
     """
     view, same_task = facts.start_view or {}, config.head == "keep"
     lines = _resize_notes(config, view, same_task)
-    lines += [f"warning: {view['by']} says of images what no flag can ({words}): here --{name} is {getattr(config, name)}"
+    lines += [f"warning: {view['by']} describes images as no flag can ({words}): here --{name} is {getattr(config, name)}"
               for name, words in view.get("untaken", {}).items() if same_task and config.source(name) != FLAG]
     ours, theirs = (size if isinstance(size, tuple) else (size, size) for size in (config.img_size, view.get("img_size") or 0))
     if same_task and any(theirs) and ours != theirs:
         lines.append(f"{_mark(config, 'img_size')}: these weights were made with images of {_size(theirs)} px, and here they "
-                     f"have {_size(ours)} px. To do so here, add --img_size {_size(theirs)} (IMG_SIZE)")
+                     f"have {_size(ours)} px. To use that size, add --img_size {_size(theirs)} (IMG_SIZE)")
     elif max(ours) < SMALL * max(theirs):
         lines.append(f"warning: images of {_size(ours)} px have far fewer patches than those of {_size(theirs)} px that the "
-                     f"weights were made with, and much of what they know is lost. Add --img_size {_size(theirs)} (IMG_SIZE)")
+                     f"weights were made with, so much of what they learned is lost. Add --img_size {_size(theirs)} (IMG_SIZE)")
     if view.get("unknown_mean"):
         described = os.path.isfile(os.path.join(os.path.dirname(str(facts.start_path)), "config.json"))
         lines.append(f"note: {facts.start_path} does not say by which mean and standard deviation its images were normalized: "

@@ -1,1 +1,1 @@
-"""From files to batches on the device."""
+"""Loads data: from files to batches on the device."""

@@ -87,7 +87,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
                 examples[what] = min(result.place, examples.get(what, result.place))
     findings = Findings(bad=[(list(named)[split_of(place)], int(place - starts[split_of(place)]), images.name(place), bad[place])
                              for place in sorted(bad)])
-    findings.lines = [*_counts(named, splits.classes, findings.bad)]
+    findings.lines = [*_class_counts(named, splits.classes, findings.bad)]
     findings.lines += [f"{name}: {why}" for name, _, _, why in findings.bad[:SHOWN]]
     if len(bad) > SHOWN:
         findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
@@ -100,7 +100,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     return findings
 
 
-def _counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> Iterator[str]:
+def _class_counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list) -> Iterator[str]:
     for name, split in named.items():
         of_class = np.bincount(split.targets, minlength=len(classes))
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]

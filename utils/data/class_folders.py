@@ -16,9 +16,9 @@ from .image_files import (
     FIRST_EXTENSIONS,
     IMAGE_EXTENSIONS,
     FileImages,
+    describe_broken_links,
     entries,
     existing_images,
-    links_gone,
     shown,
     splits_in_files,
 )
@@ -107,7 +107,7 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
         images[split] = (_images_of(root, found[split], classes, data_dir, scan) if split in trees else
                          _listed(layout.val_list, rows, classes, data_dir))
         _check_counts(split, root, images[split], classes, layout.whole, scan.endings)
-    notes = [*layout.notes, *classes.notes, *empty, *_stray(trees, listing), *_left_out(scan)]
+    notes = [*layout.notes, *classes.notes, *empty, *_images_outside_classes(trees, listing), *_skipped_files(scan)]
     if not first:
         _check_gone(scan)
         if scan.linked:
@@ -144,7 +144,7 @@ def _classes_of(found: dict[str, tuple[str, ...]], layout: Layout, data_dir: str
 
 def _check_gone(scan: Scan) -> None:
     if scan.gone:
-        raise DataError(links_gone(scan.gone))
+        raise DataError(describe_broken_links(scan.gone))
 
 
 def _class_names(root: Path, here: Listing) -> tuple[str, ...]:
@@ -204,14 +204,14 @@ def _listed(file: Path, rows: list[tuple[int, str, str]], classes: Classes, data
     return existing_images(samples, data_dir, lambda row: f"{file}:{rows[row][0]}")
 
 
-def _stray(trees: dict[str, Path], listing: layouts.List) -> Iterator[str]:
+def _images_outside_classes(trees: dict[str, Path], listing: layouts.List) -> Iterator[str]:
     for root in trees.values():
         if names := listing(root).images:
             yield (f"warning: {root}/ contains {len(names)} image{'s' * (len(names) > 1)} outside its class folders, skipped "
                    f"because they have no class: {shown(abbreviate(names))}")
 
 
-def _left_out(scan: Scan) -> Iterator[str]:
+def _skipped_files(scan: Scan) -> Iterator[str]:
     """Yield notes on what the folders contain besides images; files by extension, the most frequent first."""
     if scan.systems:
         yield f"skipped: {', '.join(f'{name}/' for name in sorted(scan.systems))} (made by operating systems)"

@@ -120,7 +120,7 @@ class Classes:
         for label, names in spelled.items():
             if label is not None and len(names) > 1:
                 yield f"classes: {' and '.join(map(ascii, names))} look the same and are treated as one class"
-        yield from _twins([self.names[label] for label in spelled if label is not None])
+        yield from _similar_names([self.names[label] for label in spelled if label is not None])
         if not self.rule.wanted and (orders := two_orders(self.names)):
             by_number, as_text = (f"--class_order {name} would be {first}" for name, first in zip((NUMBER, TEXT), orders))
             yield (f"classes: in the order {first_names(self.names, where_orders_differ(self.names))}; "
@@ -161,7 +161,7 @@ def _key(name: str) -> str | Decimal:
     return Decimal(match[1]) if match else text
 
 
-def _twins(names: Iterable[str]) -> Iterable[str]:
+def _similar_names(names: Iterable[str]) -> Iterable[str]:
     groups: dict[str | Decimal, list[str]] = {}
     for name in names:
         groups.setdefault(_key(name), []).append(name)

@@ -203,7 +203,7 @@ def _find_label(table: Table, others: list[int]) -> tuple[int, int | None]:
                             f"with the right one (columns: {table.titles()})")
     left = [position for position in others if words.get(position, "-") not in INDEX_WORDS]
     if len(left) > 1:
-        left = [position for position in left if not _counts(table.column(position))]
+        left = [position for position in left if not _is_index(table.column(position))]
     if len(left) == 1:
         return left[0], None
     if table.header and len(left) > 1 and _one_hot(table, left):
@@ -229,7 +229,7 @@ def _one_hot(table: Table, positions: list[int]) -> bool:
     return all(set(row) <= {"0", "1", "0.0", "1.0"} and sum(map(float, row)) == 1 for row in values)
 
 
-def _counts(values: list[str]) -> bool:
+def _is_index(values: list[str]) -> bool:
     """Whether the values count from 0 or 1, as the index that pandas writes: not labels."""
     start = int(values[0]) if values[0] in ("0", "1") else None
     return start is not None and len(values) > 2 and values == list(map(str, range(start, len(values) + start)))

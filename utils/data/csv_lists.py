@@ -11,7 +11,7 @@ from utils.files import dead_link
 from .classes import INTEGER, Classes
 from .csv_columns import PARTS, Columns, find_columns, is_plain_header, parts_of, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
-from .image_files import FileImages, entries, links_gone, shown, splits_in_files
+from .image_files import FileImages, describe_broken_links, entries, shown, splits_in_files
 from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request, chosen_on_test
 from .listed_files import IS_URL, FileFinder, is_absolute, is_url
 from .overlap import shared_images
@@ -55,19 +55,19 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
     """
     files, finder = lists_in(data_dir, request.need), FileFinder(data_dir, request.image_dir)
     lists, notes = _read_lists(files, request.path_column, request.label_column, finder)
-    alone = lists.keys() == {"train"} and not request.draws
-    if alone and request.need == HELD_OUT:
+    single = lists.keys() == {"train"} and not request.draws
+    if single and request.need == HELD_OUT:
         lists, notes = {"val": lists["train"]}, [*notes, f"using: all images of {lists['train'].table.file} to evaluate"]
     elif any(path.stem != part for part, path in files.items()):
         notes.insert(0, "lists: " + ", ".join(f"{part} from {path}" for part, path in files.items()))
-    if alone and request.need == TRAIN:
+    if single and request.need == TRAIN:
         raise DataError(_nothing_held_out(lists["train"], data_dir, notes))
     trained = [lists["train"]] if "train" in lists else list(lists.values())
     found = {label for own in trained for label in own.labels}
     _check_filled(lists)
     classes = Classes(request.classes, found)
     classes.check(data_dir)
-    notes += _hardly_classes(trained[0]) if not request.classes.wanted else []
+    notes += _check_for_classes(trained[0]) if not request.classes.wanted else []
     images = {part: _images(own, classes, trained[0].table.file.name, finder) for part, own in lists.items()}
     notes += [*classes.notes, *_missing_labels(trained), *shared_images(
         images, classes.names, lambda part, number: f"{shown(lists[part].names[number])} at {lists[part].place(number)}")]
@@ -87,7 +87,7 @@ def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
             f"--test_fraction 0.2 to draw a test set; or add a val.csv{seen}")
 
 
-def _hardly_classes(own: _List) -> list[str]:
+def _check_for_classes(own: _List) -> list[str]:
     """Return a warning if nearly every row has a different label. Raises DataError if the labels are fractional numbers."""
     different = set(own.labels)
     if len(different) < MANY_LABELS or 2 * len(different) < len(own.rows):
@@ -166,7 +166,7 @@ def _read_lists(files: dict[str, Path], path_column: str | None, label_column: s
             lists[part] = own
     alike: dict[str, list[str]] = {}
     for own in lists.values():
-        alike.setdefault(_how_it_was_read(own, finder), []).append(own.table.file.name)
+        alike.setdefault(_describe_reading(own, finder), []).append(own.table.file.name)
     notes[:0] = [f"{', '.join(names)}: {text}" for text, names in alike.items() if text]
     if columns.split is not None and first == "train":
         lists = _divide(lists)
@@ -215,7 +215,7 @@ def _divide(lists: dict[str, _List]) -> dict[str, _List]:
     return lists if len(lists) > 1 else divided
 
 
-def _how_it_was_read(own: _List, finder: FileFinder) -> str:
+def _describe_reading(own: _List, finder: FileFinder) -> str:
     """Describe how the list differs from rows of path,label in UTF-8 with paths relative to DATA_DIR; "" if it does not."""
     table, columns, found = own.table, own.columns, []
     if not (table.width == 2 and columns.path == 0 and (not table.header or is_plain_header(table.header))):
@@ -266,7 +266,7 @@ def _images(own: _List, classes: Classes, train_name: str, finder: FileFinder) -
         path = os.path.join(folders[0], names[absent[0]])
         if dead_link(path):
             gone = [path for path in (os.path.join(folders[0], names[number]) for number in absent) if dead_link(path)]
-            raise DataError(f"{own.place(absent[0])}: {links_gone(gone)}")
+            raise DataError(f"{own.place(absent[0])}: {describe_broken_links(gone)}")
         others = f" ({len(absent)} missing in all)" if len(absent) > 1 else ""
         other = finder.other_case(names[absent[0]], folders[0])
         advice = (f"; {shown(other)} does: upper and lower case differ" if other else "" if own.columns.folders else

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils import launch
+
 from .reading import AS_STORED, UPRIGHT, Reading, orientation, stored_rgb, to_rgb, turned_size
 
 # The formats that data sets use; Pillow reads many more. Some of the Oxford pets are GIFs called .jpg.
@@ -24,7 +26,7 @@ MAX_HELD_BYTES = 1 << 26          # of a JPEG that is kept in memory; a larger f
 JPEG_BEGIN, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 REDUCTIONS = (8, 4, 2)            # of libjpeg
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-INSTALL_HEIF = "pip install pillow-heif"
+INSTALL_HEIF = launch.command_to_install("pillow-heif")
 
 
 def opened_image(stream: BinaryIO) -> Image.Image:

@@ -149,7 +149,7 @@ def entries(folder: str | Path) -> list[os.DirEntry]:
         raise DataError(f"{reason}: {located(folder)}") from error
 
 
-def links_gone(paths: Sequence[str]) -> str:
+def describe_broken_links(paths: Sequence[str]) -> str:
     """Return the message for broken links."""
     if len(paths) == 1:
         return f"{shown(dead_link(paths[0]))}. Restore that file or folder, or remove the link"

@@ -79,15 +79,15 @@ def find(data_dir: str, listing: List, request: Request) -> Layout:
     root = Path(data_dir)
     here = listing(root)
     if request.classes.wanted and here.folders and set(here.folders) <= set(request.classes.wanted):
-        return _undivided(root, root, listing, request)            # a run was trained with these folders as its classes
+        return _without_splits(root, root, listing, request)            # a run was trained with these folders as its classes
     found = _divisions(root, listing, 0)
     if len(found) > 1:
         _check_swapped(root, found, listing)
         raise DataError(f"{located(root)} contains more than one data set: {', '.join(str(place) for place, _ in found[:5])}. "
                         "Set --data_dir to one of them")
     if found:
-        return _divided(root, *found[0], listing, request)
-    return _undivided(root, _outer(root, listing), listing, request)
+        return _with_splits(root, *found[0], listing, request)
+    return _without_splits(root, _skip_outer_folders(root, listing), listing, request)
 
 
 def _check_swapped(root: Path, found: list[tuple[Path, dict[str, list[str]]]], listing: List) -> None:
@@ -101,7 +101,7 @@ def _check_swapped(root: Path, found: list[tuple[Path, dict[str, list[str]]]], l
                     f"Move {first}/{splits[0]} to {splits[0]}/{first}, and so on")
 
 
-def _outer(root: Path, listing: List) -> Path:
+def _skip_outer_folders(root: Path, listing: List) -> Path:
     """Return the folder itself, or the folder up to MAX_OUTER levels inside that contains more than one folder."""
     place = root
     for _ in range(MAX_OUTER):
@@ -152,7 +152,7 @@ def _is_class(place: Path, here: Listing, roles: dict[str, list[str]], listing: 
     return all(one.images and not one.folders for one in own) and any(other.images for other in others)
 
 
-def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List, request: Request) -> Layout:
+def _with_splits(root: Path, place: Path, roles: dict[str, list[str]], listing: List, request: Request) -> Layout:
     names, notes = {}, []
     for role, same in roles.items():
         names[role] = role if role in same else same[0]
@@ -179,7 +179,7 @@ def _divided(root: Path, place: Path, roles: dict[str, list[str]], listing: List
     others = set(listing(place).folders).difference(*roles.values())
     if others:
         notes.append(f"skipped: {abbreviate(f'{place / name}/' for name in others)}")
-    return Layout(folders, False, val_list, (*_taken(root, folders, request), *notes))
+    return Layout(folders, False, val_list, (*_describe_folders(root, folders, request), *notes))
 
 
 def _class_root(folder: Path, listing: List, classes: Collection[str]) -> Path:
@@ -218,7 +218,7 @@ def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: 
                         "--test_fraction 0.2 to draw a test set")
 
 
-def _taken(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
+def _describe_folders(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
     """Return notes on which folder is used for what, unless they are just train/ and val/ (and test/)."""
     lone_test = "train" in folders and "test" in folders and "val" not in folders
     plain = all(folder == root / role for role, folder in folders.items()) and {"train", "val"} <= folders.keys()
@@ -244,7 +244,7 @@ def chosen_on_test(what: str) -> str:
 # --------------------------------------------------------------------------------------------------- a tree without splits
 
 
-def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layout:
+def _without_splits(root: Path, place: Path, listing: List, request: Request) -> Layout:
     here = listing(place)
     if not here.folders:
         holds = f"contains {contents(here)} but no train/ and val/, and no class folders" if any(here) else NOTHING
@@ -254,7 +254,7 @@ def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layo
     if not (request.classes.wanted and set(here.folders) <= set(request.classes.wanted)):
         _check_levels(place, here, listing, request)
         _check_depth(place, listing)
-        notes += _called_as_splits(place, here)
+        notes += _classes_named_as_splits(place, here)
     if request.need == TRAIN and not request.draws:
         if len(here.folders) == 1:
             raise DataError(f"{located(place)} contains one folder ({here.folders[0]}) but no train/ and val/. Set --data_dir to "
@@ -269,7 +269,7 @@ def _undivided(root: Path, place: Path, listing: List, request: Request) -> Layo
     return Layout({"train": place}, True, notes=tuple(notes))
 
 
-def _called_as_splits(place: Path, here: Listing) -> list[str]:
+def _classes_named_as_splits(place: Path, here: Listing) -> list[str]:
     """Return warnings about classes with the name of a split. A folder train may be a class, pictures of trains, as well as a
     split. Raises DataError for val and test, which nobody calls a class."""
     called = {name: SPLIT_NAME.fullmatch(name) for name in here.folders}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from utils import launch
+
 from .classes import shown_name
 from .image_files import FileImages, counted, shown
 from .listed_files import FEW, join_path, split_path
@@ -140,5 +142,6 @@ def seems_copied(images: Mapping[str, FileImages], roots: Mapping[str, Path]) ->
         sizes = [[os.path.getsize(inside[part][name]) for name in chosen] for part in ("train", split)]
         if sizes[0] == sizes[1] and len(set(sizes[0])) > 1:
             notes.append(f"warning: every image of {split} has the name, class and size of one in train, so {split} may be a "
-                         "copy. Results on training images mean little. To compare the bytes: python dataset.py check")
+                         "copy. Results on training images mean little. To compare the bytes: "
+                         f"{launch.command('dataset.py')} check")
     return notes

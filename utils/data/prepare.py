@@ -24,7 +24,7 @@ import PIL
 from PIL import Image
 from torch.utils.data import Dataset
 
-from utils import process
+from utils import launch, process
 from utils.files import LOCK_FILE, FileLock, StorageError, atomic_write, fsync_path, naming, write_file
 
 from .image_files import FileImages, counted
@@ -63,7 +63,7 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
         with contextlib.ExitStack() as stack:
             lock.acquire()
             stack.callback(lock.release)
-            processes = ProcessPoolExecutor(max(1, workers), initializer=_begin, initargs=(parts, size, building))
+            processes = ProcessPoolExecutor(max(1, workers), initializer=_init_process, initargs=(parts, size, building))
             stack.callback(processes.shutdown, cancel_futures=True)
             rows, bad, plan = _read_all_sizes(parts, processes)
             _check_bad(bad, len(splits.train), building, skip)
@@ -85,8 +85,8 @@ def build(splits: Splits, dataset: str, target: str | Path, size: int, workers: 
                            f"{building}; run the same command again to continue") from error
     except BrokenProcessPool as error:
         raise WorkerError("a process that reads images was killed or ran out of memory. Run the same command again to continue, "
-                          "with fewer --num_workers to use less memory; python dataset.py check finds files that kill the "
-                          "process that reads them") from error
+                          f"with fewer --num_workers to use less memory; {launch.command('dataset.py')} check finds files that "
+                          "kill the process that reads them") from error
     skipped = f", {len(bad):,} skipped ({target / BAD_IMAGES_FILE})" if bad else ""
     images = counted(sum(map(len, parts.values())) - len(bad), "image")
     log(f"{target}: {images}{skipped}. Train on them with --data_dir {target}")
@@ -195,7 +195,7 @@ def _results(pool: ProcessPoolExecutor, what: str, function: Callable, tasks: li
                     disable=None, **process.bar_size())
 
 
-def _begin(*work) -> None:
+def _init_process(*work) -> None:
     global _work
     process.die_with_parent()
     process.ignore_signals()

@@ -88,10 +88,10 @@ def _without_heif(splits: Splits) -> Splits:
 
     def without(split: Dataset) -> Dataset:
         samples = getattr(split, "samples", [])
-        left_out = [path for path, _ in samples if path.lower().endswith(HEIF_EXTENSIONS)]
-        if not left_out or can_read_heif():
+        skipped = [path for path, _ in samples if path.lower().endswith(HEIF_EXTENSIONS)]
+        if not skipped or can_read_heif():
             return split
-        endings.update(Path(path).suffix.lower() for path in left_out)
+        endings.update(Path(path).suffix.lower() for path in skipped)
         return FileImages([each for each in samples if not each[0].lower().endswith(HEIF_EXTENSIONS)], split.root, split.reading)
 
     kept = splits.changed(without)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils import process, temporary
+from utils import launch, process, temporary
 
 TIMEOUT_S = 300.0            # without a batch: the workers count as hanging
 START_LIMITS_S = 10.0, 30.0  # for workers to start, in the first attempts; the last attempt has TIMEOUT_S
@@ -40,7 +40,7 @@ POLL_S = 1.0                 # between checks that the workers are alive
 END = object()               # comes after the last batch
 GRACE_S = 2.0                # for workers to exit by themselves: a killed one may leave a file in /dev/shm
 ADVICE = ("check free memory and shared memory (free -h, df -h /dev/shm). A smaller --num_workers needs less, 0 loads in the "
-          "main process; python dataset.py check finds files that kill the process that reads them")
+          f"main process; {launch.command('dataset.py')} check finds files that kill the process that reads them")
 
 
 class WorkerError(ValueError):

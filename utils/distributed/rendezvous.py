@@ -54,7 +54,7 @@ def meet(rank: int, size: int, patience_s: float) -> dist.Store:
     def report(what: str) -> None:
         advice = "" if launch.below_launcher() else (
             f" (because WORLD_SIZE={size} is set in the environment; to train with one process: {launch.without_variables()} "
-            "python train.py ...)")
+            f"{launch.command('train.py')} ...)")
         print(f"train.py: waiting for {what}{advice}", file=sys.stderr, flush=True)
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from utils import process
+from utils import launch, process
 from utils.files import StorageError, atomic_write, naming, write_file
 from utils.training.evaluation import TOP, EvalMetrics
 from utils.training.trainer import StepMetrics
@@ -42,7 +42,7 @@ class LoggerError(ValueError):
 def check_wandb() -> None:
     """Raises LoggerError unless W&B can be used: before time is spent, and on every process alike."""
     if find_spec("wandb") is None:
-        raise LoggerError("--wandb: the package is not installed. Run pip install wandb, or omit --wandb.")
+        raise LoggerError(f"--wandb: the package is not installed. Run {launch.command_to_install('wandb')}, or omit --wandb.")
     if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and not os.environ.get("WANDB_API_KEY"):
         raise LoggerError("--wandb needs the key in the environment: export WANDB_API_KEY=... (or WANDB_MODE=offline)")
 

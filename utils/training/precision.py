@@ -1,6 +1,6 @@
-"""Which number types a run computes in: fp32, tf32, bf16 and the fp16 levels as rows of one table.
+"""The number types of a run: fp32, tf32, bf16 and the fp16 levels as rows of one table.
 
-The fp16 levels (FP16_OPT_LEVEL) have the names of NVIDIA's Apex. Here they mean torch's automatic mixed precision:
+The fp16 levels (FP16_OPT_LEVEL) are named as in NVIDIA's Apex. Here they mean torch's own automatic mixed precision:
   O0  float32
   O1  autocast to float16, dynamic loss scaling, float32 weights
   O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch needs no master copy, because

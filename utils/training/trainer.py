@@ -40,18 +40,18 @@ class Reducer:
         self._sums: Tensor | float = 0.0
 
     def add(self, sums: Tensor) -> None:
-        """Takes the losses' sums of a micro-batch, (3,) float64, after its backward pass."""
+        """Adds the sums of a micro-batch's losses, (3,) float64, after its backward pass."""
         self._sums = self._sums + sums
 
     def reduce(self, requests: Tensor) -> Tensor:
-        """Returns the step's sums and requests over all ranks; every rank has the gradients of the whole step then."""
+        """Returns the step's sums and requests over all ranks; afterwards every rank has the gradients of the whole step."""
         sums, self._sums = self._sums, 0.0
         return all_reduce_sum(torch.cat([sums, requests]))
 
 
 @dataclasses.dataclass
 class _Step:
-    """A step that is under way on the device, until its figures have been read."""
+    """A step that runs on the device, until its figures have been read."""
 
     number: int                                 # from 0
     started: float
@@ -65,7 +65,7 @@ class _Step:
 
 @dataclasses.dataclass
 class _Readout:
-    """Which step's figures are still to be read, and the clocks."""
+    """The step whose figures are still to be read, and the clocks."""
 
     requests: Callable[[], tuple]
     stop: Callable[[], bool]
@@ -90,8 +90,8 @@ class Trainer:
                  ema: Ema | None = None, reducer: Reducer | None = None, progress: Progress | None = None,
                  requests: Callable[[], tuple] = Requests, stop: Callable[[], bool] = lambda: False, late: bool | None = None):
         """`model` may be wrapped. `normalize` maps images of values 0..255 on the device to the model's input. `requests`
-        returns this rank's Requests at the end of a step; `stop` whether to give up the step that is under way, the same on
-        every rank. `late`: by default on a GPU only."""
+        returns this rank's Requests at the end of a step; `stop` whether to abandon the current step, the same on every
+        rank. `late`: by default only on a GPU."""
         self.model, self.optimizer, self.criterion, self.scaler = model, optimizer, criterion, scaler
         self.precision, self.ranks, self.normalize, self.settings = precision, ranks, normalize, settings
         self.ema, self.reducer, self.progress = ema, reducer or Reducer(model, ranks), progress or Progress()
@@ -103,18 +103,18 @@ class Trainer:
 
     @property
     def module(self) -> nn.Module:
-        """The model as it was before it was wrapped."""
+        """Returns the model without its wrapper."""
         return unwrap(self.model)
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is evaluated: with averaged weights where they are kept."""
+        """Returns the model that is evaluated: with the averaged weights if the run has them."""
         return self.module if self.ema is None else self.ema.model
 
     def train_step(self, batches: Iterator[Batch], flush: bool = True) -> list[StepMetrics]:
         """Takes micro_steps batches, updates the weights once and returns the metrics that are available: those of this step;
-        where figures are read late and `flush` is false, those of the step before. A step that is given up changes nothing and
-        has none. Raises DivergedError for the step that it names; no non-finite update is ever made.
+        if figures are read late and `flush` is false, those of the step before. A step that is abandoned changes nothing and has
+        none. Raises DivergedError for the step that it names; no non-finite update is ever made.
 
         The loss is the sum over the step's images divided by their number, so that ranks and micro-steps change nothing but
         the rounding. Order: backward, unscale, clip, step, scale update.
@@ -136,14 +136,14 @@ class Trainer:
         return self.finish(read=flush or not self._readout.late)
 
     def finish(self, read: bool = True) -> list[StepMetrics]:
-        """Returns the metrics that train_step has not returned: of the step under way if `read`, and of one before an error."""
+        """Returns the metrics that train_step has not returned: of the current step if `read`, and of one before an error."""
         if read:
             self._read()
         unread, self._readout.unread = self._readout.unread, []
         return unread
 
     def _accumulate(self, batches: Iterator[Batch]) -> _Step | None:
-        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks. None: given up."""
+        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks. None: abandoned."""
         attention = self.criterion.attention
         step = _Step(self.step, time.perf_counter(), attention.edited_images(self.step) if attention else 0)
         for micro_step in range(self.settings.micro_steps):
@@ -197,7 +197,7 @@ class Trainer:
         return norm, non_finite
 
     def _read(self) -> None:
-        """Reads the figures of the step under way, if there is one. Raises DivergedError."""
+        """Reads the figures of the current step, if there is one. Raises DivergedError."""
         readout, step = self._readout, self._readout.pending
         if step is None:
             return
@@ -234,7 +234,7 @@ class Trainer:
             fault += ", however low the loss scale"
         elif overflow or self.settings.non_finite == "skip":
             return True
-        self.progress = self.progress._replace(step=step.number)      # neither it nor a step begun after it counts
+        self.progress = self.progress._replace(step=step.number)      # this step and those begun after it do not count
         remedies = ["a lower learning rate"]
         remedies += ["--precision bf16"] * overflow
         remedies += ["--precision fp32"] * (not overflow and self.precision.compute != torch.float32)
