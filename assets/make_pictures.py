@@ -36,7 +36,7 @@ FAMILIES = {                                                # the flags of train
     "SigLIP": f"--model_type SigLIP-B_16 {SMALL} --num_heads 4 --num_layers 6 --img_size 64",
     "not-square": f"--model_type ViT-Ti_16 {SMALL} --num_heads 3 --num_layers 6 --img_size 48x96"}
 TRAINING = "--train_batch_size 64 --learning_rate 2e-3 --warmup_steps 20 --num_workers 0"
-EDITS = "--sigmoid_attention last --attention_loss_weight 20 --train_batch_size 64 --num_steps 100 --num_workers 0"
+EDITS = "--sigmoid_attention last --attention_loss_weight 20 --train_batch_size 64 --num_workers 0"
 # verb: its options
 PICTURES = {"attention": "--images 1", "rollout": "--images 1", "grad-rollout": "--images 1", "class-attention": "--images 1",
             "distance": "--images 8", "position": "", "filters": "", "curves": "", "confusion": ""}
@@ -130,18 +130,19 @@ def make_sheet(pictures: list[tuple[str, Path]], columns: int, file: Path) -> No
 
 
 def main(folder: Path) -> None:
-    for classes, counts, steps in ((10, {"train": 60, "val": 12}, 200), (100, {"train": 20, "val": 4}, 50)):
+    for classes, counts, steps, evaluations in ((10, {"train": 60, "val": 12}, 200, 8), (100, {"train": 20, "val": 4}, 30, 2)):
         data, runs = folder / f"shapes{classes}", folder / f"runs{classes}"
         draw_images(data, classes, counts)
         source = f"--dataset folder --data_dir {data}"
         for name, flags in FAMILIES.items():
-            place = run(runs, name, f"{source} {flags} {TRAINING} --num_steps {steps} --eval_every {steps // 8}")
+            place = run(runs, name, f"{source} {flags} {TRAINING} --num_steps {steps} --eval_every {steps // evaluations}")
             for verb, options in PICTURES.items():
                 if not (place / f"{verb}.png").exists() and (verb != "class-attention" or name == "CaiT"):
                     visualize.main([verb, "--checkpoint", str(place), *options.split(), "--output", str(place / f"{verb}.png")])
         for name in SHEETS["batches-and-edits"][1]:
             flags = FAMILIES[name].replace("--pretrained_dir none", f"--pretrained_dir {runs / name}")
-            taught = run(runs, f"{name}-edits", f"{source} {flags} {EDITS} --attention_edits {data / 'edits'}")
+            flags += f" {EDITS} --num_steps {steps // 2} --attention_edits {data / 'edits'}"
+            taught = run(runs, f"{name}-edits", f"{source} {flags}")
             (runs / name / "edits.png").write_bytes((taught / "attention.png").read_bytes())
         for sheet, (verbs, names) in SHEETS.items():
             files = [(f"{name}: {verb}", runs / name / f"{verb}.png") for name in names for verb in verbs]
